@@ -1,0 +1,22 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Callable[[str], Path]:
+    """A folder of real data or published vectors that lies beside the project, or a skip that names it."""
+
+    def find(name: str) -> Path:
+        for folder in (SHARED / "data" / name, SHARED / name):
+            if folder.is_dir():
+                return folder
+        pytest.skip(f"needs the data set {name!r} beside the project, in {SHARED}")
+
+    return find
