@@ -1,0 +1,76 @@
+"""Image files as a detector sees them: RGB, 8 bits, upright. Training and prediction read through here alike."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from latentgnn.errors import UserError
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+"""Suffixes, in lower case, by which images are found in a folder."""
+
+# What Pillow raises, at opening or at decoding, for a file that is damaged or not an image.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+def read_image(path: Path | str, *, size: tuple[int, int] | None = None) -> Image.Image:
+    """Read an image file of any mode as an upright RGB image.
+
+    Gray, palette and CMYK images are converted, 16-bit gray is scaled to 8 bits, transparency is dropped. The EXIF
+    orientation is applied, except where only the image as stored has the annotated ``size``: some annotation tools
+    ignore the orientation, and their boxes belong to the stored pixels.
+
+    Args:
+        path: the file.
+        size: (width, height) that the annotations say, if there are any.
+
+    Raises:
+        UserError: the file is missing, damaged, not an image, of a mode without a meaning in RGB, or not of ``size``.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            oriented = upright(image, size)
+            if size is not None and oriented.size != size:
+                raise UserError(
+                    f"{path}: the image is {oriented.width} x {oriented.height} pixels (width x height), but its "
+                    f"annotations are for {size[0]} x {size[1]}; mend the record or the file"
+                )
+            return _to_rgb(oriented, path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such image file") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{path}: not an image, or one in a format that Pillow cannot read") from None
+    except _UNREADABLE as error:
+        raise UserError(f"{path}: the image cannot be read ({error})") from None
+
+
+def upright(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
+    """The image turned as its EXIF orientation says, or as stored where only that has the (width, height) ``size``."""
+    turned = ImageOps.exif_transpose(image)
+    if size is not None and turned.size != size and image.size == size:
+        return image
+    return turned
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """An RGB image as float32 (3, height, width) in 0..1."""
+    pixels_HWC = torch.from_numpy(np.array(image))
+    return pixels_HWC.permute(2, 0, 1).to(torch.float32).div(255).contiguous()
+
+
+def _to_rgb(image: Image.Image, path: Path | str) -> Image.Image:
+    if image.mode == "F":
+        raise UserError(f"{path}: a 32-bit floating-point image has no defined white; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise UserError(f"{path}: gray values {values.min()}..{values.max()} exceed 16 bits; save it with 8 or 16")
+        # Pillow's own conversion clips at 255 instead of scaling.
+        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
