@@ -1,0 +1,382 @@
+"""COCO's figures for boxes and masks, by faster-coco-eval. Training, ``evaluate`` and the tests score through here."""
+
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from faster_coco_eval import COCO, COCOeval_faster
+from faster_coco_eval.core import mask as rle_codec
+from numpy.typing import NDArray
+from torch import Tensor
+
+from latentgnn.errors import UserError
+
+Kind = Literal["bbox", "segm"]
+Record = dict[str, Any]
+
+UNDEFINED = -1.0
+"""COCO's value of a figure that no ground truth defines, such as AP_large where no object is large."""
+
+_AREAS = ("small", "medium", "large")
+_ROW_NAMES = {"bbox": "box", "segm": "mask"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The figures of an evaluation.
+
+    Args:
+        metrics: ``bbox/AP``, ``bbox/AP50``, ``bbox/AP75``, ``bbox/AP_small``, ``bbox/AP_medium``, ``bbox/AP_large``,
+            ``bbox/AR_1``, ``bbox/AR_10``, ``bbox/AR_100`` (by the limits in use), ``bbox/AR_small``,
+            ``bbox/AR_medium``, ``bbox/AR_large``; likewise ``segm/...``. -1 where no ground truth defines the figure.
+        per_category: for each category's name its ``bbox/AP``, ``bbox/AP50`` and so on; empty unless asked for.
+        kinds: what was scored.
+        max_detections: limits of detections an image.
+    """
+
+    metrics: dict[str, float]
+    per_category: dict[str, dict[str, float]] = field(default_factory=dict)
+    kinds: tuple[Kind, ...] = ("bbox", "segm")
+    max_detections: tuple[int, ...] = (1, 10, 100)
+
+    def table(self) -> str:
+        """The figures as a plain text table, ``APs`` for ``AP_small`` and so on; ``n/a`` for undefined ones."""
+        names = [name.partition("/")[2] for name in self.metrics if name.startswith(f"{self.kinds[0]}/")]
+        rows = [["", *map(_short, names)]]
+        rows += [[_ROW_NAMES[kind], *(_shown(self.metrics[f"{kind}/{name}"]) for name in names)] for kind in self.kinds]
+        text = _aligned(rows)
+        if self.per_category:
+            columns = [f"{kind}/{name}" for kind in self.kinds for name in ("AP", "AP50")]
+            rows = [["category", *(f"{_ROW_NAMES[kind]} {name}" for kind in self.kinds for name in ("AP", "AP50"))]]
+            rows += [[name, *(_shown(values[c]) for c in columns)] for name, values in self.per_category.items()]
+            text += "\n\n" + _aligned(rows)
+        return text
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as plain data for a JSON file; undefined ones stay -1."""
+        data: dict[str, Any] = {"max_detections": list(self.max_detections), "metrics": dict(self.metrics)}
+        if self.per_category:
+            data["per_category"] = {name: dict(values) for name, values in self.per_category.items()}
+        return data
+
+
+class CocoEvaluator:
+    """Scores detections against a COCO-format ground truth.
+
+    AP and the figures by area are taken at the last of the limits, whatever it is.
+
+    Args:
+        dataset: the ground truth as read from a COCO JSON file; it is not changed.
+        kinds: ``bbox`` for boxes, ``segm`` for masks.
+        max_detections: ascending limits of detections an image.
+        per_category: also give every category's AP and AP50.
+
+    Raises:
+        UserError: the ground truth has no objects, or its records lack what ``kinds`` needs.
+        ValueError: ``kinds`` is empty or holds another word, or the limits do not ascend.
+
+    Example:
+        >>> evaluator = CocoEvaluator(json.loads(Path("instances_val2017.json").read_text()))  # doctest: +SKIP
+        >>> print(evaluator.score(load_results("results.json", evaluator.dataset)).table())  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        dataset: Mapping[str, Any],
+        *,
+        kinds: Sequence[Kind] = ("bbox", "segm"),
+        max_detections: Sequence[int] = (1, 10, 100),
+        per_category: bool = False,
+    ) -> None:
+        if not kinds or not set(kinds) <= set(_ROW_NAMES):
+            raise ValueError(f"kinds must be some of 'bbox' and 'segm', not {tuple(kinds)!r}")
+        limits = tuple(max_detections)
+        if not limits or limits[0] < 1 or any(a >= b for a, b in itertools.pairwise(limits)):
+            raise ValueError(f"max_detections must be positive and ascending, such as (1, 10, 100), not {limits!r}")
+        if missing := [key for key in ("images", "annotations", "categories") if key not in dataset]:
+            raise UserError(f"the ground truth has no {' and no '.join(map(repr, missing))}: not COCO instances")
+        self.dataset = dataset
+        self.kinds = tuple(kinds)
+        self.max_detections = limits
+        self.per_category = per_category
+        self._images = {int(image["id"]): {**image, "id": int(image["id"])} for image in dataset["images"]}
+        self._categories = sorted(dataset["categories"], key=lambda category: int(category["id"]))
+        self._truth = self._ground_truth()
+
+    def results_of(
+        self, outputs: Sequence[Mapping[str, Tensor]], image_ids: Sequence[int], category_of_label: Mapping[int, int]
+    ) -> list[Record]:
+        """A torchvision detector's outputs as COCO-results records (see `records_of`)."""
+        if len(outputs) != len(image_ids):
+            raise ValueError(f"{len(outputs)} outputs came with {len(image_ids)} image ids; one id an output is needed")
+        pairs = zip(outputs, image_ids, strict=True)
+        return [record for output, i in pairs for record in records_of(output, i, category_of_label)]
+
+    def score(self, results: Sequence[Record]) -> Scores:
+        """The 12 COCO figures of each kind; none of the results is changed.
+
+        Args:
+            results: COCO-results records of any number of images, in any order; images without any count as empty.
+
+        Raises:
+            UserError: a record is malformed, or lacks what is to be scored.
+        """
+        _check_results(results, self.dataset, "results")
+        metrics: dict[str, float] = {}
+        per_category: dict[str, dict[str, float]] = {name: {} for name in self._names()} if self.per_category else {}
+        for kind in self.kinds:
+            precision_TRKAM, recall_TKAM = self._evaluate(kind, results)
+            metrics |= {f"{kind}/{name}": value for name, value in self._figures(precision_TRKAM, recall_TKAM).items()}
+            for k, figures in enumerate(per_category.values()):
+                figures[f"{kind}/AP"] = _mean(precision_TRKAM[:, :, k, 0, -1])
+                figures[f"{kind}/AP50"] = _mean(precision_TRKAM[0, :, k, 0, -1])
+        return Scores(metrics=metrics, per_category=per_category, kinds=self.kinds, max_detections=self.max_detections)
+
+    def _figures(self, precision_TRKAM: NDArray[np.float64], recall_TKAM: NDArray[np.float64]) -> dict[str, float]:
+        """Means over T IoU thresholds, R recalls and K categories, at A = all, small, medium, large and M limits."""
+        figures = {
+            "AP": _mean(precision_TRKAM[..., 0, -1]),
+            "AP50": _mean(precision_TRKAM[0, ..., 0, -1]),
+            "AP75": _mean(precision_TRKAM[5, ..., 0, -1]),
+        }
+        figures |= {f"AP_{area}": _mean(precision_TRKAM[..., a, -1]) for a, area in enumerate(_AREAS, 1)}
+        figures |= {f"AR_{limit}": _mean(recall_TKAM[..., 0, m]) for m, limit in enumerate(self.max_detections)}
+        figures |= {f"AR_{area}": _mean(recall_TKAM[..., a, -1]) for a, area in enumerate(_AREAS, 1)}
+        return figures
+
+    def _evaluate(self, kind: Kind, results: Sequence[Record]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        found = self._index([self._detection(kind, i, record) for i, record in enumerate(results)])
+        evaluation = COCOeval_faster(self._truth, found, kind, print_function=_silent)
+        evaluation.params.maxDets = list(self.max_detections)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        return evaluation.eval["precision"], evaluation.eval["recall"]
+
+    def _detection(self, kind: Kind, index: int, record: Record) -> Record:
+        detection = {key: record[key] for key in ("image_id", "category_id", "score")}
+        where = f"results: record {index}"
+        rle = None
+        if kind == "segm" or "bbox" not in record:
+            if "segmentation" not in record:
+                raise UserError(f"{where} has no 'segmentation'; score boxes only (kinds=('bbox',)), or write masks")
+            rle = _compressed(record["segmentation"], self._images[record["image_id"]], where)
+        if kind == "segm":
+            # The mask's own area decides between small, medium and large, also where the record has a box.
+            return detection | {"id": index + 1, "segmentation": rle, "area": float(rle_codec.area(rle))}
+        if rle is not None:
+            return detection | {"id": index + 1, "bbox": _box_of(rle), "area": float(rle_codec.area(rle))}
+        box = record["bbox"]
+        return detection | {"id": index + 1, "bbox": box, "area": box[2] * box[3]}
+
+    def _ground_truth(self) -> Any:
+        categories = {int(category["id"]) for category in self._categories}
+        annotations: list[Record] = []
+        for annotation in self.dataset["annotations"]:
+            image_id, category_id = int(annotation["image_id"]), int(annotation["category_id"])
+            if image_id not in self._images or category_id not in categories:
+                continue
+            where = f"ground truth: annotation {annotation.get('id')}"
+            box, area, rle = annotation.get("bbox"), annotation.get("area"), None
+            if "segm" in self.kinds or not box:
+                if not annotation.get("segmentation"):
+                    raise UserError(f"{where} has no 'segmentation'; mend it, or give it a 'bbox' and score boxes only")
+                rle = _compressed(annotation["segmentation"], self._images[image_id], where)
+                box = box or _box_of(rle)
+            if area is None:
+                area = box[2] * box[3] if rle is None else float(rle_codec.area(rle))
+            annotations.append(
+                {
+                    # Numbered anew: the evaluator takes id 0 for "not matched", and mixes up ids that come twice.
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": category_id,
+                    "bbox": list(box),
+                    "segmentation": rle,
+                    "area": area,
+                    "iscrowd": int(annotation.get("iscrowd", 0)),
+                }
+            )
+        if all(annotation["iscrowd"] for annotation in annotations):
+            raise UserError(
+                f"the ground truth has {len(self._images)} images and no objects to find (crowds aside), "
+                "so no score is defined; check that this is the right annotation file"
+            )
+        return self._index(annotations)
+
+    def _index(self, annotations: list[Record]) -> Any:
+        return COCO(
+            {"images": list(self._images.values()), "categories": self._categories, "annotations": annotations},
+            print_function=_silent,
+        )
+
+    def _names(self) -> list[str]:
+        count = Counter(category["name"] for category in self._categories)
+        return [c["name"] if count[c["name"]] == 1 else f"{c['name']} ({c['id']})" for c in self._categories]
+
+
+def records_of(output: Mapping[str, Tensor], image_id: int, category_of_label: Mapping[int, int]) -> list[Record]:
+    """A torchvision detector's output on one image as COCO-results records.
+
+    Args:
+        output: ``boxes`` (n, 4) as x1, y1, x2, y2, ``labels`` (n,), ``scores`` (n,) and, from a detector with masks,
+            ``masks`` (n, 1, height, width) in 0..1, cut at 0.5.
+        image_id: of the records.
+        category_of_label: the dataset's category id of each label.
+
+    Returns:
+        Records with ``image_id``, ``category_id``, ``bbox`` (x, y, width, height), ``score`` and, with masks,
+        ``segmentation`` as compressed RLE.
+    """
+    boxes_N4 = output["boxes"].detach().cpu().double()
+    boxes_N4 = torch.cat([boxes_N4[:, :2], boxes_N4[:, 2:] - boxes_N4[:, :2]], dim=1)
+    columns = zip(boxes_N4.tolist(), output["labels"].tolist(), output["scores"].tolist(), strict=True)
+    records: list[Record] = [
+        {"image_id": int(image_id), "category_id": int(category_of_label[label]), "bbox": box, "score": score}
+        for box, label, score in columns
+    ]
+    if "masks" in output and records:
+        for record, rle in zip(records, encode_masks(output["masks"][:, 0] > 0.5), strict=True):
+            record["segmentation"] = rle
+    return records
+
+
+def encode_masks(masks_NHW: Tensor) -> list[dict[str, Any]]:
+    """Bool masks (n, height, width) as compressed RLE, as JSON can hold it."""
+    # The codec wants height fastest in memory: one transposed copy here instead of one a mask there.
+    columns_NWH = masks_NHW.detach().to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
+    return [_plain(rle) for rle in rle_codec.encode(columns_NWH.transpose(2, 1, 0))]
+
+
+def decode_mask(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
+    """A COCO segmentation (polygons, RLE, compressed RLE) as a mask (height, width).
+
+    Raises:
+        UserError: it cannot be decoded, or is for another size.
+    """
+    rle = _compressed(segmentation, {"height": height, "width": width}, "segmentation")
+    decoded: NDArray[np.bool_] = rle_codec.decode(rle).astype(bool)
+    return decoded
+
+
+def load_results(path: Path | str, dataset: Mapping[str, Any]) -> list[Record]:
+    """Read a COCO-results JSON file and check every record against the ground truth.
+
+    Args:
+        path: a list of records with ``image_id``, ``category_id``, ``score``, and ``bbox`` or ``segmentation``.
+        dataset: the ground truth as read from a COCO JSON file.
+
+    Raises:
+        UserError: the file is missing or malformed, a record lacks a key, or its image or category is unknown.
+    """
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text, so no JSON ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if isinstance(results, dict):
+        hint = "; this looks like an annotation file" if "annotations" in results else ""
+        raise UserError(f"{path}: a list of result records was expected, not an object{hint}")
+    if not isinstance(results, list):
+        raise UserError(f"{path}: a list of result records was expected, not {type(results).__name__}")
+    _check_results(results, dataset, str(path))
+    return results
+
+
+def kinds_of(results: Sequence[Record]) -> tuple[Kind, ...]:
+    """What a results file can be scored for: masks only where every record has one."""
+    return ("bbox", "segm") if all("segmentation" in record for record in results) else ("bbox",)
+
+
+def _check_results(results: Sequence[Any], dataset: Mapping[str, Any], source: str) -> None:
+    images = {int(image["id"]) for image in dataset["images"]}
+    categories = {int(category["id"]) for category in dataset["categories"]}
+    for index, record in enumerate(results):
+        where = f"{source}: record {index}"
+        if not isinstance(record, dict):
+            raise UserError(f"{where} is {type(record).__name__}, not an object")
+        if missing := [key for key in ("image_id", "category_id", "score") if key not in record]:
+            raise UserError(f"{where} has no {' and no '.join(map(repr, missing))}; it has {', '.join(record)}")
+        if record["image_id"] not in images:
+            raise UserError(f"{where} is for image {record['image_id']!r}, which the {len(images)} annotated lack")
+        if record["category_id"] not in categories:
+            known = ", ".join(map(str, sorted(categories)[:10])) + (", ..." if len(categories) > 10 else "")
+            raise UserError(f"{where} has category {record['category_id']!r}; the annotations have {known}")
+        if not _finite(record["score"]):
+            raise UserError(f"{where} has score {record['score']!r}; a finite number is needed")
+        if "bbox" in record:
+            box = record["bbox"]
+            if not (isinstance(box, list | tuple) and len(box) == 4 and all(map(_finite, box)) and min(box[2:]) >= 0):
+                raise UserError(f"{where} has bbox {box!r}; four numbers [x, y, width, height] are needed")
+        elif "segmentation" not in record:
+            raise UserError(f"{where} has neither 'bbox' nor 'segmentation'; one is needed")
+
+
+def _compressed(segmentation: Any, image: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Polygons and RLE of both sorts as compressed RLE, known to decode to the image's size."""
+    height, width = int(image["height"]), int(image["width"])
+    try:
+        if isinstance(segmentation, list):
+            rle = rle_codec.merge(rle_codec.frPyObjects(segmentation, height, width))
+        elif list(segmentation["size"]) != [height, width]:
+            raise ValueError(f"it is for {segmentation['size']}, the image is [{height}, {width}] (height, width)")
+        elif isinstance(segmentation["counts"], list):
+            if sum(segmentation["counts"]) != height * width:
+                raise ValueError(f"its counts sum up to {sum(segmentation['counts'])}, not {height} x {width}")
+            rle = rle_codec.frPyObjects(segmentation, height, width)
+        else:
+            rle = segmentation
+        rle_codec.area(rle)
+    except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+        raise UserError(f"{where} has a segmentation that cannot be decoded: {error}") from None
+    return _plain(rle)
+
+
+def _plain(rle: Mapping[str, Any]) -> dict[str, Any]:
+    counts = rle["counts"]
+    return {"size": list(rle["size"]), "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+
+
+def _box_of(rle: Mapping[str, Any]) -> list[float]:
+    return [float(value) for value in rle_codec.toBbox(rle)]
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    defined = values[values > UNDEFINED]
+    return float(defined.mean()) if defined.size else UNDEFINED
+
+
+def _shown(value: float) -> str:
+    return "n/a" if value == UNDEFINED else f"{value:.3f}"
+
+
+def _short(name: str) -> str:
+    """``AP_small`` as ``APs``, ``AR_100`` as ``AR100``."""
+    head, _, tail = name.partition("_")
+    return head + (tail[0] if tail in _AREAS else tail)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _silent(*_: object) -> None:
+    """The evaluator's printing, unwanted: figures are shown by `Scores.table`."""
