@@ -1,0 +1,178 @@
+"""Recipes: YAML files that say what is their own and extend one another for the rest."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latentgnn.errors import UserError, require
+from latentgnn.training.parsing import nearest
+
+if TYPE_CHECKING:
+    from yaml import Node
+
+# Mappings that are one value: a recipe that names its blocks means these blocks and no others.
+WHOLE = frozenset({"model.blocks"})
+
+# YAML 1.1, which PyYAML reads, takes 1e-4 for a text.
+_SCIENTIFIC = ("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One recipe, resolved.
+
+    Args:
+        name: the name it is listed under, or the path it was read from.
+        description: its line in the list of recipes.
+        values: the configuration, nested; only what the recipe and those it extends say.
+    """
+
+    name: str
+    description: str
+    values: dict[str, Any]
+
+
+def list_recipes() -> dict[str, str]:
+    """Name and description of every packaged recipe; files that begin with ``_`` are parts of others, and left out."""
+    names = sorted(name for name in _packaged() if not name.startswith("_"))
+    return {name: read_recipe(name).description for name in names}
+
+
+def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
+    """The configuration of a recipe with all that it extends merged into it.
+
+    Mappings are merged, lists and scalars replaced, and so is ``model.blocks``. Of several recipes extended, a later
+    one wins over an earlier one, and the file itself over all of them.
+
+    Args:
+        name_or_path: a packaged recipe's name, or a YAML file.
+
+    Raises:
+        UserError: an unknown name, a file that is not YAML, or recipes that extend one another in a circle.
+    """
+    return read_recipe(name_or_path).values
+
+
+def read_recipe(name_or_path: str | Path) -> Recipe:
+    """`load_recipe` with name and description."""
+    values = _resolve(_find(str(name_or_path), Path()), ())
+    description = values.pop("description", "")
+    return Recipe(str(name_or_path), str(description), values)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``over`` laid on ``base``: mappings merged, everything else replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        path, old = f"{prefix}{key}", merged.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping) and path not in WHOLE:
+            value = merge(old, value, f"{path}.")
+        merged[key] = value
+    return merged
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds one mapping.
+
+    Raises:
+        UserError: it cannot be read, is not YAML (with line and column), gives a key twice, or is not a mapping.
+    """
+    yaml = require("yaml", extra="train")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    try:
+        value = yaml.load(text, Loader=_loader())
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
+        raise UserError(f"{where}: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: {error}") from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a mapping of settings, got {type(value).__name__}")
+    return value
+
+
+def to_yaml(values: Mapping[str, Any], *, description: str = "") -> str:
+    """YAML that `read_yaml` reads back."""
+    yaml = require("yaml", extra="train")
+    head = {"description": description} if description else {}
+    text: str = yaml.dump({**head, **values}, Dumper=_dumper(), sort_keys=False, default_flow_style=None, width=110)
+    return text
+
+
+def _packaged() -> dict[str, Path]:
+    """The recipes of all tasks, found by where they lie: training knows no task."""
+    folder = Path(__file__).parents[1] / "tasks"
+    return {path.stem: path.resolve() for path in folder.glob("*/recipes/*.yaml")}
+
+
+def _find(name: str, folder: Path) -> Path:
+    """A packaged recipe by name, or a file by its path relative to ``folder``."""
+    packaged = _packaged()
+    if name in packaged:
+        return packaged[name]
+    path = folder / Path(name).expanduser()
+    if path.is_file():
+        return path.resolve()
+    if path.suffix in (".yaml", ".yml") or "/" in name:
+        raise UserError(f"there is no configuration file {path} (`latentgnn recipes` lists the packaged ones)")
+    known = [recipe for recipe in packaged if not recipe.startswith("_")]
+    raise UserError(f"no recipe is named {name!r} (`latentgnn recipes` lists all){nearest(name, known)}")
+
+
+def _resolve(path: Path, below: Sequence[Path]) -> dict[str, Any]:
+    if path in below:
+        circle = " -> ".join(step.name for step in (*below[below.index(path) :], path))
+        raise UserError(f"recipes extend one another in a circle: {circle}")
+    own = read_yaml(path)
+    parents = own.pop("extends", [])
+    if isinstance(parents, str):
+        parents = [parents]
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise UserError(f"{path}: 'extends' takes a recipe's name or file, or a list of them; got {parents!r}")
+    values: dict[str, Any] = {}
+    for parent in parents:
+        try:
+            parent_path = _find(parent, path.parent)
+        except UserError as error:
+            raise UserError(f"{path}: 'extends': {error}") from None
+        # A description belongs to one file alone.
+        inherited = _resolve(parent_path, (*below, path))
+        inherited.pop("description", None)
+        values = merge(values, inherited)
+    return merge(values, own)
+
+
+def _loader() -> Any:
+    """PyYAML's safe loader that refuses a key given twice and takes ``1e-4`` for the number it is."""
+    yaml = require("yaml", extra="train")
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc, name-defined]
+        def construct_mapping(self, node: "Node", deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value]
+            for position, (key, _) in enumerate(node.value):
+                if key.value in keys[:position]:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+            mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+            return mapping
+
+    Loader.add_implicit_resolver(*_SCIENTIFIC)
+    return Loader
+
+
+def _dumper() -> Any:
+    """PyYAML's safe dumper that quotes texts which `_loader` would take for numbers."""
+    yaml = require("yaml", extra="train")
+
+    class Dumper(yaml.SafeDumper):  # type: ignore[misc, name-defined]
+        pass
+
+    Dumper.add_implicit_resolver(*_SCIENTIFIC)
+    return Dumper

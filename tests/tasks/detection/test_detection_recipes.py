@@ -1,0 +1,92 @@
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from latentgnn.tasks.detection.config import DetectionConfig
+from latentgnn.training.parsing import parse_config, to_dict
+from latentgnn.training.recipes import list_recipes, load_recipe
+
+BACKBONES = {"r50": "resnet50", "r101": "resnet101", "x101_32x8d": "resnext101_32x8d"}
+BLOCKS = {
+    "": ({}, 1),
+    "_c3": ({"C3": 150}, 1),
+    "_c4": ({"C4": 100}, 1),
+    "_c5": ({"C5": 50}, 1),
+    "_c345": ({"C3": 150, "C4": 100, "C5": 50}, 1),
+    "_c345_group": ({"C3": 150, "C4": 100, "C5": 50}, 8),
+}
+PUBLISHED = [
+    (f"mask_rcnn_{short}{suffix}", backbone, blocks, groups)
+    for short, backbone in BACKBONES.items()
+    for suffix, (blocks, groups) in BLOCKS.items()
+]
+
+
+def resolved(name: str) -> DetectionConfig:
+    return parse_config(DetectionConfig, load_recipe(name))
+
+
+def test_the_recipes_are_these():
+    assert set(list_recipes()) == {name for name, *_ in PUBLISHED} | {"nuclei_small", "context"}
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_recipe_resolves_and_survives_being_printed(name):
+    config = resolved(name)
+    assert parse_config(DetectionConfig, to_dict(config)) == config
+
+
+@pytest.mark.parametrize(("name", "backbone", "blocks", "groups"), PUBLISHED)
+def test_published_settings(name, backbone, blocks, groups):
+    config = resolved(name)
+    model, training = config.model, config.training
+    assert model.detector == "mask_rcnn"
+    assert model.backbone == backbone
+    assert model.weights_backbone == "IMAGENET1K_V1"
+    assert model.norm == "frozen_batch_norm"
+    assert model.trainable_stages == 3
+    assert model.blocks == blocks
+    assert model.block.num_groups == groups
+    assert model.block.reduction == 8
+    assert model.block.symmetric is False
+    assert model.block.graph_conv is True
+    assert model.block.norm == "frozen_batch_norm"
+    assert model.block.node_scale == "published"
+    assert model.block.gamma_init == 0.0
+    assert (model.min_size, model.max_size) == ((800,), 1333)
+    assert model.anchor_sizes == (32, 64, 128, 256, 512)
+    assert model.fpn_channels == 256
+    assert (training.steps, training.batch_size) == (90_000, 16)
+    assert training.optimizer.name == "sgd"
+    assert training.optimizer.learning_rate == 0.02
+    assert training.optimizer.momentum == 0.9
+    assert training.optimizer.weight_decay == 1e-4
+    assert training.optimizer.block_factor == 1.0
+    assert training.schedule.name == "steps"
+    assert training.schedule.milestones == (60_000, 80_000)
+    assert training.schedule.decay == 0.1
+    assert training.schedule.warmup_steps == 500
+    assert training.schedule.warmup_factor == pytest.approx(1 / 3)
+    assert config.data.augment.horizontal_flip == 0.5
+    assert config.evaluation.max_detections == (1, 10, 100)
+
+
+def test_the_nuclei_recipe_needs_no_download_and_scores_many_objects():
+    config = resolved("nuclei_small")
+    assert config.model.weights_backbone is None
+    assert config.model.blocks
+    assert config.evaluation.max_detections[-1] == config.model.detections_per_image >= 200
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_recipes(tmp_path):
+    root = Path(__file__).resolve().parents[3]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", tmp_path, root], check=True
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    packaged = {Path(name).stem for name in zipfile.ZipFile(wheel).namelist() if "/recipes/" in name}
+    assert set(list_recipes()) <= packaged
