@@ -1,1 +1,47 @@
 """Global context at linear cost: the LatentGNN layer (ICML 2019, arXiv 1905.11634) and what surrounds it."""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from latentgnn.checkpoints import load_published, published_state_dict
+    from latentgnn.config import LatentGNNConfig
+    from latentgnn.insertion import insert, node_mask, remove
+    from latentgnn.layers import LatentGNN
+    from latentgnn.norms import FrozenBatchNorm
+
+__all__ = [
+    "FrozenBatchNorm",
+    "LatentGNN",
+    "LatentGNNConfig",
+    "insert",
+    "load_published",
+    "node_mask",
+    "published_state_dict",
+    "remove",
+]
+
+__version__ = version("latentgnn")
+
+_HOMES = {
+    "FrozenBatchNorm": "norms",
+    "LatentGNN": "layers",
+    "LatentGNNConfig": "config",
+    "insert": "insertion",
+    "load_published": "checkpoints",
+    "node_mask": "insertion",
+    "published_state_dict": "checkpoints",
+    "remove": "insertion",
+}
+
+
+def __getattr__(name: str) -> object:
+    # Loaded at first use, so that the command line answers --help without importing torch.
+    if name in _HOMES:
+        return getattr(import_module(f"latentgnn.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'latentgnn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,140 @@
+"""What a LatentGNN layer is made of, validated once and saved as plain data."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from latentgnn.files import write_json
+from latentgnn.functional import NodeScale
+from latentgnn.norms import NORMS, NormFactory
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__} ({value!r})")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentGNNConfig:
+    """The fields of `latentgnn.LatentGNN`, checked at construction.
+
+    Args:
+        channels: channels C of the input and the output.
+        num_latents: latents of the one kernel, or of each of several; kept as a tuple.
+        reduction: C is reduced to R = C // reduction channels inside.
+        symmetric: one assignment for gather and scatter instead of two.
+        graph_conv: a graph convolution with a norm and a ReLU after the scatter step.
+        residual: add the result, times gamma, to the input.
+        norm: callable from a channel count to a norm; a name of `latentgnn.norms.NORMS` stands for its entry.
+        num_groups: groups of the reduced channels, each with latent graphs of its own.
+        gamma_init: where gamma starts; 0 makes the layer an identity at the start.
+        node_scale: ``published``, or ``mean`` to make each latent a weighted mean of its nodes.
+
+    Raises:
+        TypeError: a field of the wrong kind.
+        ValueError: a count below one, or channels that do not divide.
+
+    Example:
+        >>> LatentGNNConfig(channels=64, num_latents=16).num_latents
+        (16,)
+    """
+
+    channels: int
+    num_latents: int | Sequence[int]
+    reduction: int = 8
+    symmetric: bool = False
+    graph_conv: bool = False
+    residual: bool = True
+    norm: NormFactory | str = "batch_norm"
+    num_groups: int = 1
+    gamma_init: float = 0.0
+    node_scale: NodeScale = "published"
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "reduction", "num_groups"):
+            _check_count(name, getattr(self, name))
+        object.__setattr__(self, "num_latents", self.latents)
+        for name in ("symmetric", "graph_conv", "residual"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if isinstance(self.gamma_init, bool) or not isinstance(self.gamma_init, int | float):
+            raise TypeError(f"gamma_init must be a number, got {self.gamma_init!r}")
+        if self.channels % self.reduction:
+            raise ValueError(f"channels must be divisible by reduction, got {self.channels} and {self.reduction}")
+        if self.reduced_channels % self.num_groups:
+            raise ValueError(
+                f"the reduced channels, channels // reduction = {self.reduced_channels}, must be divisible by "
+                f"num_groups, got {self.num_groups}"
+            )
+        if self.node_scale not in get_args(NodeScale):
+            raise ValueError(f"node_scale must be one of {', '.join(get_args(NodeScale))}; got {self.node_scale!r}")
+        if isinstance(self.norm, str):
+            if self.norm not in NORMS:
+                raise ValueError(f"norm must be a callable or one of {', '.join(NORMS)}; got {self.norm!r}")
+        elif not callable(self.norm):
+            raise TypeError(f"norm must be a callable from a channel count to a module, got {self.norm!r}")
+
+    @property
+    def reduced_channels(self) -> int:
+        """R, the channels inside the layer."""
+        return self.channels // self.reduction
+
+    @property
+    def latents(self) -> tuple[int, ...]:
+        """`num_latents` with one entry a kernel."""
+        return _latents(self.num_latents)
+
+    @property
+    def norm_factory(self) -> NormFactory:
+        """`norm` as a callable."""
+        return NORMS[self.norm] if isinstance(self.norm, str) else self.norm
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values.
+
+        Raises:
+            ValueError: a norm that is not in `latentgnn.norms.NORMS` has no name to be saved under.
+        """
+        names = [name for name, factory in NORMS.items() if self.norm in (name, factory)]
+        if not names:
+            raise ValueError(f"norm can be saved if it is one of {', '.join(NORMS)}; got {self.norm!r}")
+        return {**asdict(self), "norm": names[0], "num_latents": list(self.latents)}
+
+    def save(self, path: Path | str) -> None:
+        """Write the fields as JSON, in one step."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: Path | str) -> "LatentGNNConfig":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: no JSON, or fields that are missing or unknown.
+        """
+        try:
+            values = json.loads(Path(path).read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is no JSON: {error}") from None
+        known = {field.name for field in fields(cls)}
+        if not isinstance(values, dict) or not {"channels", "num_latents"} <= set(values) <= known:
+            raise ValueError(
+                f"{path} must hold an object with channels, num_latents and any of {', '.join(sorted(known))}; "
+                f"got {sorted(values) if isinstance(values, dict) else type(values).__name__}"
+            )
+        return cls(**values)
+
+
+def _latents(num_latents: int | Sequence[int]) -> tuple[int, ...]:
+    if isinstance(num_latents, int) and not isinstance(num_latents, bool):
+        num_latents = (num_latents,)
+    if isinstance(num_latents, str | bool) or not isinstance(num_latents, Sequence):
+        raise TypeError(f"num_latents must be an int or a sequence with one int a kernel, got {num_latents!r}")
+    if not num_latents:
+        raise ValueError("num_latents must name at least one kernel, got an empty sequence")
+    for count in num_latents:
+        _check_count("num_latents", count)
+    return tuple(num_latents)

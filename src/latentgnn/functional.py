@@ -1,0 +1,98 @@
+"""The three steps of LatentGNN as pure functions of tensors, one equation each.
+
+Axes: B batch, N visible nodes, D latent nodes, R reduced channels.
+
+Source: Zhang, Yan, He: "LatentGNN: Learning Efficient Non-local Relations for Visual Recognition", ICML 2019,
+arXiv 1905.11634, section 3.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+NodeScale = Literal["published", "mean"]
+
+EPS = 1e-12
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The type for sums over nodes and for norms: float32, or float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def reciprocal(size: Tensor) -> Tensor:
+    """1 / size, and 0 where size is at most `EPS`: what has no length or no weight stays zero, with zero gradients.
+
+    A division by max(size, EPS) gives the same values, but gradients of 1e12 at an all-zero pixel.
+    """
+    nonzero = size > EPS
+    return torch.where(nonzero, 1 / torch.where(nonzero, size, 1), 0)
+
+
+def length(x: Tensor, dim: int) -> Tensor:
+    """Euclidean length along `dim`, which is kept, in the wide type."""
+    return torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=wide(x.dtype))
+
+
+def l2(x: Tensor, dim: int) -> Tensor:
+    """Scale to unit length along `dim`: x / ||x||; a zero vector stays zero.
+
+    Example:
+        >>> l2(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), dim=-1)
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    return (x * reciprocal(length(x, dim))).to(x.dtype)
+
+
+def gather(value_BNR: Tensor, assign_BND: Tensor) -> Tensor:
+    """Visible to latent, Z = P V: each latent sums the values of its nodes, weighted by their assignment.
+
+    The sums add up over any partition of the nodes.
+
+    Args:
+        value_BNR: values of the visible nodes.
+        assign_BND: assignment of each node to each latent, not negative.
+
+    Returns:
+        (B, D, R) in the wide type.
+
+    Example:
+        >>> gather(torch.ones(1, 5, 2), torch.ones(1, 5, 1))
+        tensor([[[5., 5.]]])
+    """
+    # A float16 product over many nodes overflows before it is divided by the nodes' weight; 1 / N keeps it in range.
+    if assign_BND.dtype == torch.float16:
+        nodes = max(assign_BND.shape[1], 1)
+        return (assign_BND.mT @ (value_BNR * nodes**-0.5)).float() * nodes**0.5
+    return (assign_BND.mT @ value_BNR).to(wide(value_BNR.dtype))
+
+
+def node_weight(assign_BND: Tensor, *, node_scale: NodeScale) -> Tensor:
+    """What `gather`'s sums are divided by, (B, D, 1): the assignment's length over nodes, or its sum for ``mean``."""
+    if node_scale == "mean":
+        return assign_BND.sum(1, dtype=wide(assign_BND.dtype)).unsqueeze(-1)
+    return length(assign_BND, 1).mT
+
+
+def affinity(latent_BDR: Tensor) -> Tensor:
+    """Latent to latent, A = softmax(z z^T) with z = l2(Z): (B, D, D), each row a distribution.
+
+    Example:
+        >>> affinity(torch.ones(1, 2, 3))
+        tensor([[[0.5000, 0.5000],
+                 [0.5000, 0.5000]]])
+    """
+    unit_BDR = l2(latent_BDR, dim=-1)
+    return torch.softmax(unit_BDR @ unit_BDR.mT, dim=-1)
+
+
+def mix(latent_BDR: Tensor) -> Tensor:
+    """Each latent takes in the others, Y = A Z: (B, D, R)."""
+    return affinity(latent_BDR) @ latent_BDR
+
+
+def scatter(latent_BDR: Tensor, assign_BND: Tensor) -> Tensor:
+    """Latent to visible, O = Q Y: each node sums the latents, weighted by its assignment, (B, N, R)."""
+    return assign_BND @ latent_BDR.to(assign_BND.dtype)

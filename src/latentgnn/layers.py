@@ -1,0 +1,270 @@
+"""The LatentGNN layer as a module: parameters, shapes and errors; the mathematics is in `latentgnn.fast`."""
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from latentgnn import fast
+from latentgnn.config import LatentGNNConfig
+from latentgnn.functional import NodeScale
+from latentgnn.norms import NormFactory
+
+
+class Projection(nn.Module):
+    """The parameters of a 1x1 convolution without bias and of the norm after it.
+
+    Args:
+        in_features: columns of the matrix.
+        out_features: rows of the matrix.
+        norm: callable from a channel count to the norm.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        norm: NormFactory,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
+        self.norm = norm(out_features).to(device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Start as PyTorch's convolutions do; the norm as its own kind does."""
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        reset = getattr(self.norm, "reset_parameters", None)
+        if callable(reset):
+            reset()
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[1]} -> {self.weight.shape[0]}"
+
+
+class LatentKernel(nn.Module):
+    """The parameters of one kernel: its assignments and its graph convolution.
+
+    Args:
+        config: of the layer.
+        num_latents: latents D_k of this kernel, in each group.
+    """
+
+    def __init__(
+        self,
+        config: LatentGNNConfig,
+        num_latents: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        reduced, groups = config.reduced_channels, config.num_groups
+
+        def projection(out_features: int) -> Projection:
+            width = reduced // groups
+            return Projection(width, out_features, norm=config.norm_factory, device=device, dtype=dtype)
+
+        self.gather_assign = projection(groups * num_latents)
+        self.scatter_assign = None if config.symmetric else projection(groups * num_latents)
+        self.graph_conv = projection(reduced) if config.graph_conv else None
+
+
+class LatentGNN(nn.Module):
+    """Give every node of a feature map the context of all others, through a few latent nodes.
+
+    ``out = x + gamma * norm(U O)``, where ``O = Q Y``, ``Y = softmax(z z^T) Z``, ``Z = P^T V``: nodes gather into
+    latents, latents mix, and scatter back; the affinity of all pairs of nodes is never formed and the cost is linear
+    in the number of nodes. Source: Zhang, Yan, He, ICML 2019, arXiv 1905.11634.
+
+    At the start gamma is 0 and the layer an identity, so that a trained network may be extended by it. In the first
+    step only gamma receives a gradient; the others follow as it leaves 0.
+
+    With the published scaling, the result before the norm grows with the number of nodes N, like sqrt(N), or like N if
+    symmetric. A layer that meets inputs of sizes that it was not trained on may want ``node_scale="mean"``.
+
+    Args:
+        channels: channels C of the input and the output.
+        num_latents: latents of the one kernel, or of each of several; in each group.
+        reduction: C is reduced to C // reduction channels inside.
+        symmetric: one assignment for gather and scatter instead of two.
+        graph_conv: a graph convolution with a norm and a ReLU after the scatter step.
+        residual: add the result, times gamma, to the input; without it, gamma is an unused buffer.
+        norm: callable from a channel count to a norm: ``nn.BatchNorm1d`` or 2d, `latentgnn.norms.FrozenBatchNorm`,
+            torchvision's ``FrozenBatchNorm2d``, ``nn.GroupNorm`` through a partial, ``nn.LayerNorm``, ``nn.Identity``;
+            any other module is given (B, C, N) and takes no mask.
+        num_groups: groups of the reduced channels, each with latent graphs of its own.
+        gamma_init: where gamma starts.
+        node_scale: ``published``, or ``mean`` to make each latent a weighted mean of its nodes, so that the output's
+            size does not depend on the number of nodes.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Shape:
+        (B, C, *spatial) with one, two or three spatial dimensions, to the same shape, type and strides.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: counts below one, or channels that do not divide.
+
+    Example:
+        >>> layer = LatentGNN(64, num_latents=16)
+        >>> x = torch.randn(2, 64, 10, 12)
+        >>> torch.equal(layer(x), x)  # gamma is 0
+        True
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        num_latents: int | Sequence[int],
+        reduction: int = 8,
+        symmetric: bool = False,
+        graph_conv: bool = False,
+        residual: bool = True,
+        norm: NormFactory = nn.BatchNorm1d,
+        num_groups: int = 1,
+        gamma_init: float = 0.0,
+        node_scale: NodeScale = "published",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config = LatentGNNConfig(
+            channels=channels,
+            num_latents=num_latents,
+            reduction=reduction,
+            symmetric=symmetric,
+            graph_conv=graph_conv,
+            residual=residual,
+            norm=norm,
+            num_groups=num_groups,
+            gamma_init=gamma_init,
+            node_scale=node_scale,
+        )
+        reduced = config.reduced_channels
+
+        def projection(in_features: int, out_features: int) -> Projection:
+            return Projection(in_features, out_features, norm=config.norm_factory, device=device, dtype=dtype)
+
+        self.gather_reduce = projection(channels, reduced)
+        self.scatter_reduce = None if symmetric else projection(channels, reduced)
+        self.kernels = nn.ModuleList(
+            LatentKernel(config, count, device=device, dtype=dtype) for count in config.latents
+        )
+        self.expand = projection(len(config.latents) * reduced, channels)
+        gamma = torch.empty((), device=device, dtype=dtype)
+        if residual:
+            self.gamma: Tensor = nn.Parameter(gamma)
+        else:
+            # Nothing reads it; the published layer has one all the same, and its weights shall come back whole.
+            self.register_buffer("gamma", gamma)
+        self.reset_parameters()
+
+    @classmethod
+    def from_config(
+        cls,
+        config: LatentGNNConfig,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "LatentGNN":
+        """The layer that a configuration describes."""
+        return cls(
+            config.channels,
+            num_latents=config.latents,
+            reduction=config.reduction,
+            symmetric=config.symmetric,
+            graph_conv=config.graph_conv,
+            residual=config.residual,
+            norm=config.norm_factory,
+            num_groups=config.num_groups,
+            gamma_init=config.gamma_init,
+            node_scale=config.node_scale,
+            device=device,
+            dtype=dtype,
+        )
+
+    def reset_parameters(self) -> None:
+        """Draw the matrices anew, and set gamma to ``gamma_init``."""
+        for module in self.modules():
+            if isinstance(module, Projection):
+                module.reset_parameters()
+        nn.init.constant_(self.gamma, self.config.gamma_init)
+
+    @property
+    def kernel_list(self) -> list[LatentKernel]:
+        """The kernels, in order."""
+        return [cast(LatentKernel, kernel) for kernel in self.kernels]
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Add to every node the context of all.
+
+        Args:
+            x: (B, C, *spatial), contiguous or channels-last.
+            mask: (B, *spatial), bool. Nodes outside it take no part in the gather step nor in batch statistics, and
+                come back unchanged; what is in them never changes what comes out inside.
+
+        Returns:
+            The shape, type and strides of ``x``.
+
+        Raises:
+            TypeError: an input or a mask of the wrong type.
+            ValueError: an input or a mask of the wrong shape or on another device, an empty batch, or no nodes.
+        """
+        self._check(x, mask)
+        x_BNC = x.flatten(2).mT
+        mask_BN = None if mask is None else mask.flatten(1)
+        device = x.device.type
+        autocast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+        compute = torch.get_autocast_dtype(device) if autocast else x.dtype
+        # The types of the products are chosen inside, so that sums over nodes stay in float32.
+        with torch.autocast(device, enabled=False) if autocast else nullcontext():
+            out_BNC = fast.latent_gnn(self, x_BNC, mask_BN, compute)
+        return out_BNC.mT.unflatten(2, x.shape[2:])
+
+    def _check(self, x: Tensor, mask: Tensor | None) -> None:
+        config, weight = self.config, self.gather_reduce.weight
+        if not isinstance(x, Tensor):
+            raise TypeError(f"LatentGNN takes a tensor (B, C, *spatial), got {type(x).__name__}")
+        if not 3 <= x.dim() <= 5:
+            raise ValueError(
+                f"LatentGNN takes (B, C, *spatial) with one, two or three spatial dimensions, got {tuple(x.shape)}"
+            )
+        if x.shape[1] != config.channels:
+            raise ValueError(
+                f"this LatentGNN has {config.channels} channels, in dimension 1; got an input of shape {tuple(x.shape)}"
+            )
+        if x.numel() == 0:
+            raise ValueError(f"LatentGNN needs at least one sample and one node, got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise TypeError(f"LatentGNN takes floating-point inputs, got {x.dtype}")
+        if x.device != weight.device:
+            raise ValueError(f"the input is on {x.device}, the layer on {weight.device}; move one to the other")
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"the input is {x.dtype}, the layer {weight.dtype}; convert one, or use torch.autocast")
+        if mask is None:
+            return
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"mask must be a bool tensor, True where a node takes part; got {kind}")
+        if mask.shape != (x.shape[0], *x.shape[2:]):
+            raise ValueError(
+                f"mask must have the shape (B, *spatial) = {(x.shape[0], *x.shape[2:])}, got {tuple(mask.shape)}"
+            )
+        if mask.device != x.device:
+            raise ValueError(f"the mask is on {mask.device}, the input on {x.device}; move one to the other")
+
+    def extra_repr(self) -> str:
+        config = self.config
+        return (
+            f"channels={config.channels}, num_latents={config.latents}, reduction={config.reduction}, "
+            f"symmetric={config.symmetric}, graph_conv={config.graph_conv}, num_groups={config.num_groups}, "
+            f"node_scale={config.node_scale!r}"
+        )
