@@ -1,0 +1,445 @@
+"""The check of a COCO-format set before anything is trained on it: every record, every image file."""
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from latentgnn.errors import UserError
+from latentgnn.tasks.detection.coco import CocoAnnotations
+from latentgnn.tasks.detection.images import read_image
+
+Kind = Literal["images", "annotations", "categories"]
+
+_SHOWN = 20  # faults that an error lists before it only counts them
+
+# Boxes drawn along the edge often end a fraction of a pixel outside; they are clamped when they are read.
+_TOLERANCE = 1.0
+
+_ORIENTATION_TAG = 0x0112
+_QUARTER_TURNED = (5, 6, 7, 8)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fault:
+    """Something wrong in a set.
+
+    Args:
+        file: where it is: the annotation file or an image.
+        record: which record, for example ``annotations[12], id 345``.
+        message: what is wrong.
+        fatal: whether leaving out records cannot mend it.
+    """
+
+    file: Path
+    record: str
+    message: str
+    fatal: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.record}: {self.message}" if self.record else f"{self.file}: {self.message}"
+
+
+@dataclass(kw_only=True, slots=True)
+class Report:
+    """What a check found.
+
+    Args:
+        file: the annotation file.
+        faults: all of them, in the order of the file, the image files' last.
+        bad_images: ids of images to leave out, with their annotations.
+        bad_annotations: ids of annotations to leave out.
+        counts: records of each kind; empty where the file could not be parsed.
+    """
+
+    file: Path
+    faults: list[Fault] = field(default_factory=list)
+    bad_images: set[int] = field(default_factory=set)
+    bad_annotations: set[int] = field(default_factory=set)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def text(self, limit: int | None = None) -> str:
+        """A line a fault and one of counts.
+
+        Args:
+            limit: how many faults to list, the fatal ones first; ``None`` lists all.
+        """
+        lines = [str(fault) for fault in sorted(self.faults, key=lambda fault: not fault.fatal)][:limit]
+        if len(lines) < len(self.faults):
+            lines.append(f"... and {len(self.faults) - len(lines)} more")
+        counts = {**self.counts, "faults": len(self.faults)}
+        return "\n".join([*lines, f"{self.file}: " + ", ".join(f"{what} {count}" for what, count in counts.items())])
+
+
+def check_split(annotation_path: Path | str, image_folder: Path | str) -> Report:
+    """Check every annotation and every image file of a split.
+
+    Faults are: a file or folder that is missing; malformed JSON; lists, records or fields that are missing or of the
+    wrong type; an id used twice; an annotation of an unknown image or category; a box of no area, or more than a pixel
+    outside its image; a mask that does not decode, or is missing while other annotations have one; an image file that
+    is missing, damaged, cut short, or of another size than its record says (as stored and as its EXIF orientation
+    turns it).
+
+    JPEG files are decoded only where their end is missing: their decoder makes a picture of whatever else is damaged,
+    so that decoding would find no more. All other files are decoded.
+    """
+    return _check(Path(annotation_path), Path(image_folder))[1]
+
+
+def load_split(
+    annotation_path: Path | str, image_folder: Path | str, on_fault: Literal["stop", "skip"] = "stop"
+) -> CocoAnnotations:
+    """Check a split and load it.
+
+    Args:
+        annotation_path: COCO JSON file.
+        image_folder: where its file names point.
+        on_fault: ``stop`` refuses a set with faults; ``skip`` leaves the faulty records out, and the result's
+            ``skipped`` says which and how many.
+
+    Raises:
+        UserError: with the first faults; also where records cannot be left out: no JSON, no image folder, faulty
+            categories (every label depends on them), or no image that is left.
+    """
+    dataset, report = _check(Path(annotation_path), Path(image_folder))
+    if not report.faults:
+        return CocoAnnotations(dataset, image_folder)
+    if any(fault.fatal for fault in report.faults):
+        raise UserError(report.text(_SHOWN))
+    if on_fault == "stop":
+        raise UserError(f"{report.text(_SHOWN)}\nmend these records, or leave them out with --data.on_fault skip")
+    sound = _without_faults(dataset, report)
+    if not sound["images"]:
+        raise UserError(f"{report.text(_SHOWN)}\nno image is left without these records")
+    skipped_images = len(dataset["images"]) - len(sound["images"])
+    skipped_annotations = len(dataset["annotations"]) - len(sound["annotations"])
+    return CocoAnnotations(
+        sound,
+        image_folder,
+        skipped_images=skipped_images,
+        skipped_annotations=skipped_annotations,
+        skipped=f"{report.text(_SHOWN)}\nleft out: images {skipped_images}, annotations {skipped_annotations}",
+    )
+
+
+def decode_counts(counts: str) -> NDArray[np.int64]:
+    """The run lengths of a compressed COCO run-length encoding.
+
+    Each number is a little-endian string of 5-bit digits, the last one signed, shifted to printable characters with a
+    bit for "more follows"; from the fourth number on it is the difference to the number two before (``rleToString`` of
+    the COCO API). The native decoder takes anything, whence this one.
+
+    Raises:
+        ValueError: the string is no such encoding.
+    """
+    try:
+        codes = np.frombuffer(counts.encode("latin-1"), np.uint8).astype(np.int64) - 48
+    except UnicodeEncodeError:
+        raise ValueError("its compressed counts have characters outside the encoding's alphabet") from None
+    if codes.size == 0:
+        raise ValueError("its compressed counts are empty")
+    if codes.min() < 0 or codes.max() > 63:
+        raise ValueError("its compressed counts have characters outside the encoding's alphabet")
+    is_last = (codes & 32) == 0
+    if not is_last[-1]:
+        raise ValueError("its compressed counts are cut short")
+    ends = np.flatnonzero(is_last)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > 7:
+        raise ValueError("its compressed counts hold a number of more than 32 bits")
+    places = 5 * (np.arange(codes.size) - np.repeat(starts, lengths))
+    runs: NDArray[np.int64] = np.add.reduceat((codes & 31) << places, starts)
+    runs -= np.where(codes[ends] & 16, np.int64(1) << (5 * lengths), 0)
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs
+
+
+def _check(annotation_path: Path, image_folder: Path) -> tuple[dict[str, Any], Report]:
+    report = Report(file=annotation_path)
+    dataset = _parse(annotation_path, report)
+    if not image_folder.is_dir():
+        report.faults.append(Fault(file=image_folder, record="", message="no such image folder", fatal=True))
+    if not any(fault.fatal for fault in report.faults):
+        _Checker(report, dataset, image_folder).run()
+    return dataset, report
+
+
+def _parse(path: Path, report: Report) -> dict[str, Any]:
+    """The JSON object of a file with the three lists in it; all else is a fatal fault."""
+
+    def fatal(record: str, message: str) -> dict[str, Any]:
+        report.faults.append(Fault(file=path, record=record, message=message, fatal=True))
+        return {}
+
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return fatal("", "no such annotation file")
+    except OSError as error:
+        return fatal("", f"the annotation file cannot be read ({error.strerror})")
+    try:
+        dataset = json.loads(text)
+    except json.JSONDecodeError as error:
+        return fatal(f"line {error.lineno}, column {error.colno}", f"malformed JSON: {error.msg}")
+    except UnicodeDecodeError as error:
+        line = text.count(b"\n", 0, error.start) + 1
+        column = error.start - text.rfind(b"\n", 0, error.start)
+        return fatal(f"line {line}, column {column}", f"malformed JSON: {error.reason}")
+    except RecursionError:
+        return fatal("", "malformed JSON: nested too deeply")
+    if not isinstance(dataset, dict):
+        return fatal("", f"expected a JSON object at the top, but it is {_shown(dataset)}")
+    for name in ("images", "annotations", "categories"):
+        if name not in dataset:
+            fatal("", f"the list {name!r} is missing at the top level")
+        elif not isinstance(dataset[name], list):
+            fatal(name, f"expected a list, but it is {_shown(dataset[name])}")
+        elif not dataset[name] and name != "annotations":
+            fatal(name, "the list is empty")
+    return dataset
+
+
+class _Checker:
+    """One pass over a parsed file; what it finds goes to the report."""
+
+    def __init__(self, report: Report, dataset: dict[str, Any], image_folder: Path) -> None:
+        self.report = report
+        self.dataset = dataset
+        self.image_folder = image_folder
+        self.sizes: dict[int, tuple[int, int] | None] = {}
+        self.categories: set[int] = set()
+        self.has_masks = any(
+            isinstance(annotation, dict) and annotation.get("segmentation") for annotation in dataset["annotations"]
+        )
+
+    def run(self) -> None:
+        self._categories()
+        files = self._images()
+        self._annotations()
+        self._files(files)
+        annotations = [record for record in self.dataset["annotations"] if isinstance(record, dict)]
+        crowds = sum(record.get("iscrowd") == 1 for record in annotations)
+        self.report.counts = {
+            "images": len(self.dataset["images"]),
+            "objects": len(self.dataset["annotations"]) - crowds,
+            "crowds": crowds,
+            "categories": len(self.dataset["categories"]),
+        }
+
+    def _categories(self) -> None:
+        for record, category, id in self._records("categories"):
+            if not isinstance(category.get("name"), str) or not category["name"]:
+                self._fault("categories", record, f"expected a name, but it is {_field(category, 'name')}")
+            self.categories.add(id)
+
+    def _images(self) -> list[tuple[str, int, Path, tuple[int, int]]]:
+        """The files to look into, of records without faults: (record, id, path, size)."""
+        files = []
+        for record, image, id in self._records("images"):
+            messages = list(_image_record_faults(image))
+            for message in messages:
+                self._fault("images", record, message, id)
+            size = None if messages else (image["width"], image["height"])
+            self.sizes[id] = size
+            if size is not None:
+                files.append((record, id, self.image_folder / image["file_name"], size))
+        return files
+
+    def _annotations(self) -> None:
+        for record, annotation, id in self._records("annotations"):
+            for message in self._annotation_faults(annotation):
+                self._fault("annotations", record, message, id)
+
+    def _annotation_faults(self, annotation: dict[str, Any]) -> Iterator[str]:
+        image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
+        size = None
+        if type(image_id) is not int:
+            yield f"expected an integer image_id, but it is {_field(annotation, 'image_id')}"
+        elif image_id not in self.sizes:
+            yield f"unknown image: image_id {image_id} is not among the images"
+        else:
+            size = self.sizes[image_id]
+        if type(category_id) is not int:
+            yield f"expected an integer category_id, but it is {_field(annotation, 'category_id')}"
+        elif category_id not in self.categories:
+            yield f"unknown category: category_id {category_id} is not among the categories"
+        if annotation.get("iscrowd", 0) not in (0, 1):
+            yield f"expected iscrowd of 0 or 1, but it is {_field(annotation, 'iscrowd')}"
+        if "area" in annotation and not _is_number(annotation["area"]):
+            yield f"expected a number as area, but it is {_field(annotation, 'area')}"
+        yield from _box_faults(annotation, size)
+        if annotation.get("segmentation"):
+            if size is not None:
+                yield from _mask_faults(annotation["segmentation"], *size)
+        elif self.has_masks:
+            yield "it has no segmentation, which other annotations have"
+
+    def _files(self, files: list[tuple[str, int, Path, tuple[int, int]]]) -> None:
+        Image.init()  # registers the formats once, before threads would at the same time
+        with ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 4)) as pool:
+            messages = pool.map(lambda file: _image_fault(file[2], file[3]), files)
+            for (record, id, path, _), message in zip(files, messages, strict=True):
+                if message:
+                    self._fault("images", record, message, id, path)
+
+    def _records(self, kind: Kind) -> list[tuple[str, dict[str, Any], int]]:
+        """The records of a list that are objects with an integer id: (what to call it, record, id)."""
+        records = []
+        for index, record in enumerate(self.dataset[kind]):
+            called = f"{kind}[{index}]"
+            if not isinstance(record, dict):
+                self._fault(kind, called, f"expected an object, but it is {_shown(record)}")
+            elif type(record.get("id")) is not int:
+                self._fault(kind, called, f"expected an integer id, but it is {_field(record, 'id')}")
+            else:
+                records.append((f"{called}, id {record['id']}", record, record["id"]))
+        first: dict[int, str] = {}
+        for called, _, id in records:
+            if first.setdefault(id, called) != called:
+                self._fault(kind, called, f"duplicated id: {first[id]} has it too", id)
+        return records
+
+    def _fault(self, kind: Kind, record: str, message: str, id: int | None = None, file: Path | None = None) -> None:
+        # Every label depends on the categories, so that none can be left out.
+        fatal = kind == "categories"
+        self.report.faults.append(Fault(file=file or self.report.file, record=record, message=message, fatal=fatal))
+        if id is not None and not fatal:
+            (self.report.bad_images if kind == "images" else self.report.bad_annotations).add(id)
+
+
+def _without_faults(dataset: dict[str, Any], report: Report) -> dict[str, Any]:
+    def sound(records: list[Any], bad: set[int]) -> list[dict[str, Any]]:
+        return [
+            record
+            for record in records
+            if isinstance(record, dict) and type(record.get("id")) is int and record["id"] not in bad
+        ]
+
+    images = sound(dataset["images"], report.bad_images)
+    kept = {image["id"] for image in images}
+    annotations = [
+        annotation
+        for annotation in sound(dataset["annotations"], report.bad_annotations)
+        if annotation["image_id"] in kept
+    ]
+    return {**dataset, "images": images, "annotations": annotations}
+
+
+def _image_record_faults(image: dict[str, Any]) -> Iterator[str]:
+    for side in ("width", "height"):
+        if type(image.get(side)) is not int or image[side] < 1:
+            yield f"expected a {side} of 1 or more, but it is {_field(image, side)}"
+    if not isinstance(image.get("file_name"), str) or not image["file_name"]:
+        yield f"expected a file_name, but it is {_field(image, 'file_name')}"
+
+
+def _box_faults(annotation: dict[str, Any], size: tuple[int, int] | None) -> Iterator[str]:
+    box = annotation.get("bbox")
+    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
+        yield f"expected a bbox of four numbers, but it is {_field(annotation, 'bbox')}"
+        return
+    left, top, width, height = box
+    if width <= 0 or height <= 0:
+        yield f"the box {box} (x, y, width, height) has no area"
+    elif size is not None:
+        right, bottom = left + width, top + height
+        overhang = max(-left, -top, right - size[0], bottom - size[1])
+        if overhang > _TOLERANCE or right <= 0 or bottom <= 0 or left >= size[0] or top >= size[1]:
+            yield f"the box {box} (x, y, width, height) lies outside the image of {size[0]} x {size[1]}"
+
+
+def _mask_faults(segmentation: Any, width: int, height: int) -> Iterator[str]:
+    if isinstance(segmentation, dict):
+        yield from (f"the mask does not decode: {message}" for message in _rle_faults(segmentation, width, height))
+    elif isinstance(segmentation, list):
+        for number, polygon in enumerate(segmentation):
+            message = _polygon_fault(polygon, width, height)
+            if message:
+                yield f"the mask does not decode: polygon {number} {message}"
+    else:
+        yield f"expected polygons or a run-length encoding as segmentation, but it is {_shown(segmentation)}"
+
+
+def _polygon_fault(polygon: Any, width: int, height: int) -> str | None:
+    if not isinstance(polygon, list) or not set(map(type, polygon)) <= {int, float}:
+        return f"is {_shown(polygon)}, not a list of numbers"
+    if len(polygon) < 6 or len(polygon) % 2:
+        return f"has {len(polygon)} numbers; an even number of 6 or more is needed"
+    # A little outside is common and gets cut off; the native decoder walks all of an outline, however far it leads.
+    near_x = all(-width <= x <= 2 * width for x in polygon[::2])
+    near_y = all(-height <= y <= 2 * height for y in polygon[1::2])
+    return None if near_x and near_y else f"reaches far outside the image of {width} x {height}"
+
+
+def _rle_faults(encoding: dict[str, Any], width: int, height: int) -> Iterator[str]:
+    if encoding.get("size") != [height, width]:
+        yield f"its size (height, width) is {_field(encoding, 'size')}, but the image's is {[height, width]}"
+        return
+    counts = encoding.get("counts")
+    if isinstance(counts, str):
+        try:
+            runs = decode_counts(counts)
+        except ValueError as error:
+            yield str(error)
+            return
+        lowest, total = int(runs.min()), int(runs.sum())
+    elif isinstance(counts, list) and set(map(type, counts)) == {int}:
+        lowest, total = min(counts), sum(counts)
+    else:
+        yield f"expected counts as a string or a list of integers, but it is {_field(encoding, 'counts')}"
+        return
+    if lowest < 0:
+        yield f"it has a run of {lowest} pixels"
+    elif total != width * height:
+        yield f"its runs add up to {total} pixels, but the image has {width * height}"
+
+
+def _image_fault(path: Path, size: tuple[int, int]) -> str | None:
+    try:
+        if not _is_whole_jpeg(path, size):
+            read_image(path, size=size)
+    except UserError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return None
+
+
+def _is_whole_jpeg(path: Path, size: tuple[int, int]) -> bool:
+    """Whether a file is a JPEG of a size, as stored or upright, that ends as one must.
+
+    Coded pixels never hold the two bytes of the end mark, so a file that was cut short within them has none.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(2) != b"\xff\xd8":
+                return False
+            file.seek(-64, os.SEEK_END)
+            if b"\xff\xd9" not in file.read():
+                return False
+            file.seek(0)
+            with Image.open(file) as image:
+                turned = image.getexif().get(_ORIENTATION_TAG) in _QUARTER_TURNED
+                return size == image.size or (turned and size == image.size[::-1])
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False  # whoever reads it in full says what is wrong
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -1e12 < value < 1e12
+
+
+def _field(record: dict[str, Any], name: str) -> str:
+    return _shown(record[name]) if name in record else "missing"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,285 @@
+"""COCO-format data: where it lies, what it says, and samples made of it."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from faster_coco_eval.core import mask as coco_mask
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision import tv_tensors
+
+from latentgnn.errors import UserError
+from latentgnn.tasks.detection.config import AugmentConfig, DataConfig
+from latentgnn.tasks.detection.images import read_image, to_tensor
+from latentgnn.tasks.detection.transforms import build_transform
+
+Split = Literal["train", "val"]
+
+_YEARS = ("2017", "2014", "")
+
+
+def find_split(config: DataConfig, split: Split) -> tuple[Path, Path]:
+    """The annotation file and the image folder of a split: those given, or those found by COCO's names.
+
+    Looked for are ``annotations/instances_<split>.json`` with ``<split>/`` or ``images/<split>/``, where ``<split>`` is
+    for example ``train2017``, ``train2014`` or ``train``; a file and a folder of the same name go first.
+
+    Raises:
+        UserError: something is missing; the message lists what was looked for.
+    """
+    if config.root is None:
+        raise UserError("data.root is null, which means the embedded set; give the folder of a COCO-format set")
+    root = Path(config.root)
+    if not root.is_dir():
+        raise UserError(f"data.root: there is no folder {root}")
+    given_annotations: str | None = getattr(config, f"{split}_annotations")
+    given_images: str | None = getattr(config, f"{split}_images")
+    names = [f"{split}{year}" for year in _YEARS]
+    files = {name: [root / "annotations" / f"instances_{name}.json"] for name in names}
+    folders = {name: [root / name, root / "images" / name] for name in names}
+    if given_annotations is not None:
+        files = {name: [root / given_annotations] for name in names}
+    if given_images is not None:
+        folders = {name: [root / given_images] for name in names}
+
+    found_files = {name: path for name in names for path in files[name] if path.is_file()}
+    found_folders = {name: path for name in names for path in reversed(folders[name]) if path.is_dir()}
+    missing = []
+    if not found_files:
+        missing.append(_not_found("annotation file", f"{split}_annotations", files))
+    if not found_folders:
+        missing.append(_not_found("image folder", f"{split}_images", folders))
+    if missing:
+        raise UserError(f"no {split} split in {root}:\n" + "\n".join(missing))
+    for name in names:
+        if name in found_files and name in found_folders:
+            return found_files[name], found_folders[name]
+    return next(iter(found_files.values())), next(iter(found_folders.values()))
+
+
+def _not_found(what: str, option: str, candidates: dict[str, list[Path]]) -> str:
+    paths = dict.fromkeys(str(path) for group in candidates.values() for path in group)
+    return f"  no {what}; looked for {', '.join(paths)}; name it with data.{option}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageRecord:
+    """An image of a set.
+
+    Args:
+        id: in the annotation file.
+        file_name: in the annotation file.
+        width: in pixels, as annotated.
+        height: in pixels, as annotated.
+        path: the image file.
+    """
+
+    id: int
+    file_name: str
+    width: int
+    height: int
+    path: Path
+
+
+class CocoAnnotations:
+    """A parsed annotation file that is free of faults; `latentgnn.tasks.detection.check.load_split` makes sure of that.
+
+    Args:
+        dataset: the COCO dict. It is kept as ``dataset``; annotations that lack ``iscrowd`` or ``area`` get them there.
+        image_folder: where the file names point.
+        skipped_images: how many images were left out for their faults.
+        skipped_annotations: how many annotations were, those of images that were left out among them.
+        skipped: what was left out and why, for people; empty if nothing was.
+
+    Attributes:
+        images: the images, in the file's order.
+        categories: (id, name), by ascending id.
+        category_of_label: from a label, 1 to the number of categories, to the category's id; they ascend together.
+        has_masks: every annotation has a segmentation.
+    """
+
+    def __init__(
+        self,
+        dataset: dict[str, Any],
+        image_folder: Path | str,
+        *,
+        skipped_images: int = 0,
+        skipped_annotations: int = 0,
+        skipped: str = "",
+    ) -> None:
+        folder = Path(image_folder)
+        self.dataset = dataset
+        self.skipped_images = skipped_images
+        self.skipped_annotations = skipped_annotations
+        self.skipped = skipped
+        self.images = [
+            ImageRecord(
+                id=image["id"],
+                file_name=image["file_name"],
+                width=image["width"],
+                height=image["height"],
+                path=folder / image["file_name"],
+            )
+            for image in dataset["images"]
+        ]
+        self.categories = sorted((category["id"], category["name"]) for category in dataset["categories"])
+        self.category_of_label = {1 + index: id for index, (id, _) in enumerate(self.categories)}
+        self.label_of_category = {id: label for label, id in self.category_of_label.items()}
+        self._annotations: dict[int, list[dict[str, Any]]] = {image.id: [] for image in self.images}
+        sizes = {image.id: (image.height, image.width) for image in self.images}
+        for annotation in dataset["annotations"]:
+            annotation.setdefault("iscrowd", 0)
+            if "area" not in annotation:
+                annotation["area"] = _area(annotation, *sizes[annotation["image_id"]])
+            self._annotations[annotation["image_id"]].append(annotation)
+        self.has_masks = all(annotation.get("segmentation") for annotation in dataset["annotations"])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def annotations_of(self, image_id: int) -> list[dict[str, Any]]:
+        """The annotation records of an image, crowds among them."""
+        return self._annotations[image_id]
+
+
+def _area(annotation: dict[str, Any], height: int, width: int) -> float:
+    if annotation.get("segmentation"):
+        return float(coco_mask.area(to_rle(annotation["segmentation"], height, width)))
+    return float(annotation["bbox"][2] * annotation["bbox"][3])
+
+
+def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """A segmentation as COCO's compressed run-length encoding.
+
+    Args:
+        segmentation: polygons, or a run-length encoding with ``counts`` as a list or compressed.
+        height: of the image.
+        width: of the image.
+    """
+    if isinstance(segmentation, dict):
+        if not isinstance(segmentation["counts"], list):
+            return segmentation
+        return dict(coco_mask.frPyObjects(segmentation, height, width))
+    return dict(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
+
+
+def decode_masks(segmentations: Sequence[Any], height: int, width: int) -> NDArray[np.uint8]:
+    """Segmentations, as `to_rle` takes them, as masks of 0 and 1, shape (n, height, width)."""
+    if not segmentations:
+        return np.zeros((0, height, width), np.uint8)
+    masks_HWN = coco_mask.decode([to_rle(segmentation, height, width) for segmentation in segmentations])
+    return np.ascontiguousarray(np.moveaxis(masks_HWN, -1, 0))
+
+
+class CocoTrainingSet:
+    """Augmented samples whose randomness depends on the seed, the epoch and the image's id alone.
+
+    A sample is ``(image, target)``: float32 (3, H, W) in 0..1, and a dict of ``boxes`` float32 (n, 4) xyxy, ``labels``
+    int64 (n,), ``masks`` uint8 (n, H, W) where the set has masks, and ``image_id``. Crowds are left out of it.
+
+    Args:
+        annotations: the set.
+        augment: what may happen to an image.
+        seed: of the augmentation.
+        group_by_aspect: whether `group_of` tells wide and tall images apart.
+
+    Raises:
+        UserError: a value of ``augment`` is out of its range.
+
+    Example:
+        >>> image, target = CocoTrainingSet(annotations, augment=AugmentConfig(), seed=0)[epoch, index]
+    """
+
+    def __init__(
+        self, annotations: CocoAnnotations, *, augment: AugmentConfig, seed: int, group_by_aspect: bool = True
+    ) -> None:
+        self._transform = build_transform(augment)
+        self._seed = seed
+        self._has_masks = annotations.has_masks
+        self._is_tall = np.array([group_by_aspect and image.height > image.width for image in annotations.images], bool)
+        # One buffer instead of millions of Python objects: loading processes share its pages for good, while merely
+        # reading objects writes their reference counts and so copies them into every process.
+        records = [_pack(image, annotations) for image in annotations.images]
+        self._records = np.frombuffer(b"".join(records), np.uint8)
+        self._ends = np.cumsum([0, *(len(record) for record in records)])
+
+    def __len__(self) -> int:
+        return len(self._is_tall)
+
+    def group_of(self, index: int) -> int:
+        """0 for a wide or square image, 1 for a tall one."""
+        return int(self._is_tall[index])
+
+    def __getitem__(self, key: tuple[int, int], /) -> tuple[Tensor, dict[str, Any]]:
+        epoch, index = key
+        record = json.loads(self._records[self._ends[index] : self._ends[index + 1]].tobytes())
+        height, width = record["height"], record["width"]
+        image = tv_tensors.Image(to_tensor(read_image(record["path"], size=(width, height))))
+        xywh = torch.tensor(record["boxes"], dtype=torch.float32).reshape(-1, 4)
+        xyxy = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1)
+        limits = xyxy.new_tensor([width, height] * 2)
+        target: dict[str, Any] = {
+            # Clamped before the transforms: an annotation a fraction of a pixel outside is not an object cut off.
+            "boxes": tv_tensors.BoundingBoxes(
+                torch.minimum(xyxy.clamp(min=0), limits), format="XYXY", canvas_size=(height, width)
+            ),
+            "labels": torch.tensor(record["labels"], dtype=torch.int64),
+        }
+        if self._has_masks:
+            target["masks"] = tv_tensors.Mask(
+                torch.from_numpy(decode_masks(record["segmentations"], height, width)), dtype=torch.uint8
+            )
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which would reseed the accelerators too.
+            torch.default_generator.manual_seed(_mix(self._seed, epoch, record["id"]))
+            image, target = self._transform(image, target)
+        plain = {name: value.as_subclass(Tensor) for name, value in target.items()}
+        return image.as_subclass(Tensor), {**plain, "image_id": record["id"]}
+
+
+def _pack(image: ImageRecord, annotations: CocoAnnotations) -> bytes:
+    objects = [annotation for annotation in annotations.annotations_of(image.id) if not annotation["iscrowd"]]
+    record = {
+        "id": image.id,
+        "path": str(image.path),
+        "width": image.width,
+        "height": image.height,
+        "boxes": [annotation["bbox"] for annotation in objects],
+        "labels": [annotations.label_of_category[annotation["category_id"]] for annotation in objects],
+    }
+    if annotations.has_masks:
+        record["segmentations"] = [annotation["segmentation"] for annotation in objects]
+    return json.dumps(record).encode()
+
+
+def _mix(*numbers: int) -> int:
+    """A 64-bit seed from several numbers: near numbers give unrelated seeds."""
+    digest = hashlib.blake2b(",".join(map(str, numbers)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+class CocoValidationSet:
+    """The images of a set in order, unchanged.
+
+    A sample is ``(image, {"image_id": id, "size": (H, W)})`` with a float32 image (3, H, W) in 0..1.
+
+    Args:
+        annotations: the set.
+    """
+
+    def __init__(self, annotations: CocoAnnotations) -> None:
+        self._images = annotations.images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, dict[str, Any]]:
+        image = self._images[index]
+        pixels = to_tensor(read_image(image.path, size=(image.width, image.height)))
+        return pixels, {"image_id": image.id, "size": (image.height, image.width)}
