@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from latentgnn.errors import UserError
+from latentgnn.tasks.detection.coco import decode_masks
 from latentgnn.tasks.detection.evaluation import (
     CocoEvaluator,
-    decode_mask,
     encode_masks,
     kinds_of,
     load_results,
@@ -254,7 +254,7 @@ def test_outputs_become_records():
     assert records[0]["bbox"] == [2.25, 1, 3.75, 2]
     assert json.loads(json.dumps(records)) == records
     for record, mask in zip(records, masks[:, 0] > 0.5, strict=True):
-        assert np.array_equal(decode_mask(record["segmentation"], 5, 7), mask.numpy())
+        assert np.array_equal(decode_masks([record["segmentation"]], 5, 7)[0], mask.numpy())
     del output["masks"]
     assert "segmentation" not in records_of(output, 42, {1: 18, 2: 90})[0]
     with pytest.raises(ValueError, match="2 outputs came with 1 image ids"):
@@ -267,25 +267,24 @@ def test_mask_codec_is_the_published_format():
     mask[0, 1:3, 2:4] = True
     # Runs 11, 2, 3, 2, 17; from the fourth on as differences to the run two before: 11, 2, 3, 0, 14; plus 48 in ASCII.
     assert encode_masks(mask) == [{"size": [5, 7], "counts": ";230>"}]
-    for segmentation in ({"size": [5, 7], "counts": [11, 2, 3, 2, 17]}, [[2, 1, 4, 1, 4, 3, 2, 3]]):
-        assert np.array_equal(decode_mask(segmentation, 5, 7), mask[0].numpy())
 
 
 @pytest.mark.parametrize(
     "segmentation",
     [
-        {"size": [5, 8], "counts": [40]},
-        {"size": [5, 7], "counts": [11, 2]},
-        {"size": [5, 7], "counts": "zzzz"},
-        {"size": [5, 7]},
+        {"size": [401, 400], "counts": [401 * 400]},
+        {"size": [400, 400], "counts": [11, 2]},
+        {"size": [400, 400], "counts": "PPPPP1"},
+        {"size": [400, 400]},
         "text",
         [["a", "b"]],
         None,
     ],
 )
 def test_segmentations_that_do_not_decode(segmentation):
-    with pytest.raises(UserError, match="cannot be decoded"):
-        decode_mask(segmentation, 5, 7)
+    record = found((0, 0, 10, 10), 0.9) | {"segmentation": segmentation}
+    with pytest.raises(UserError, match="record 0 has a segmentation that cannot be decoded"):
+        CocoEvaluator(truth([(0, 0, 10, 10)])).score([record])
 
 
 @pytest.mark.parametrize(

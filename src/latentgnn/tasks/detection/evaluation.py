@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentgnn.errors import UserError
+from latentgnn.tasks.detection.coco import to_rle
 
 Kind = Literal["bbox", "segm"]
 Record = dict[str, Any]
@@ -254,17 +255,6 @@ def encode_masks(masks_NHW: Tensor) -> list[dict[str, Any]]:
     return [_plain(rle) for rle in rle_codec.encode(columns_NWH.transpose(2, 1, 0))]
 
 
-def decode_mask(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
-    """A COCO segmentation (polygons, RLE, compressed RLE) as a mask (height, width).
-
-    Raises:
-        UserError: it cannot be decoded, or is for another size.
-    """
-    rle = _compressed(segmentation, {"height": height, "width": width}, "segmentation")
-    decoded: NDArray[np.bool_] = rle_codec.decode(rle).astype(bool)
-    return decoded
-
-
 def load_results(path: Path | str, dataset: Mapping[str, Any]) -> list[Record]:
     """Read a COCO-results JSON file and check every record against the ground truth.
 
@@ -325,16 +315,13 @@ def _compressed(segmentation: Any, image: Mapping[str, Any], where: str) -> dict
     """Polygons and RLE of both sorts as compressed RLE, known to decode to the image's size."""
     height, width = int(image["height"]), int(image["width"])
     try:
-        if isinstance(segmentation, list):
-            rle = rle_codec.merge(rle_codec.frPyObjects(segmentation, height, width))
-        elif list(segmentation["size"]) != [height, width]:
-            raise ValueError(f"it is for {segmentation['size']}, the image is [{height}, {width}] (height, width)")
-        elif isinstance(segmentation["counts"], list):
-            if sum(segmentation["counts"]) != height * width:
-                raise ValueError(f"its counts sum up to {sum(segmentation['counts'])}, not {height} x {width}")
-            rle = rle_codec.frPyObjects(segmentation, height, width)
-        else:
-            rle = segmentation
+        if isinstance(segmentation, dict):
+            if list(segmentation["size"]) != [height, width]:
+                raise ValueError(f"it is for {segmentation['size']}, the image is [{height}, {width}] (height, width)")
+            counts = segmentation["counts"]
+            if isinstance(counts, list) and sum(counts) != height * width:
+                raise ValueError(f"its counts sum up to {sum(counts)}, not {height} x {width}")
+        rle = to_rle(segmentation, height, width)
         rle_codec.area(rle)
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
         raise UserError(f"{where} has a segmentation that cannot be decoded: {error}") from None

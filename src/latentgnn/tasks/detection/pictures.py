@@ -1,0 +1,214 @@
+"""Pictures of objects: masks, boxes, names and scores drawn over an image."""
+
+import colorsys
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+
+from latentgnn.tasks.detection.coco import decode_masks
+
+Colour = tuple[int, int, int]
+Names = Sequence[tuple[int, str]]
+
+_GOLDEN = (math.sqrt(5) - 1) / 2
+_INK: Colour = (24, 26, 30)
+_PAPER: Colour = (250, 250, 248)
+_MASK_OPACITY = 0.38
+# Above this many objects a label must not be much wider than its object: they would hide what they name.
+_FEW = 20
+
+
+def colour_of(index: int) -> Colour:
+    """A bright colour for each number from 0 on, the same for ever and far from those of the numbers near it."""
+    # Steps of the golden ratio never come close to a recent hue; saturation and value part the hues that do recur.
+    hue = (0.56 + index * _GOLDEN) % 1
+    saturation, value = ((0.80, 0.98), (0.60, 1.0), (0.90, 0.82))[index % 3]
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def draw_detections(
+    image: Image.Image,
+    detections: Sequence[Mapping[str, Any]],
+    names: Names,
+    *,
+    score_threshold: float = 0.0,
+    min_side: int = 800,
+) -> Image.Image:
+    """Draw objects over an image: annotations and detections alike, in COCO form.
+
+    Colours tell categories apart, or objects where there is one category only. Where objects crowd, labels that would
+    hide each other are shortened to the score or left out, those of low score first.
+
+    Args:
+        image: RGB; it is not changed.
+        detections: records with ``bbox`` (x, y, width, height), ``category_id`` and, where there are any, ``score``
+            and ``segmentation``.
+        names: id and name of every category, by which colours are given.
+        score_threshold: detections below it are left out.
+        min_side: an image whose longer side is below it is enlarged by a whole number, so that labels are legible.
+
+    Returns:
+        The picture: of the image's size, or a whole multiple of it.
+
+    Raises:
+        ValueError: a record's category is not among ``names``.
+    """
+    index_of = {category_id: index for index, (category_id, _) in enumerate(names)}
+    drawn = [d for d in detections if d.get("score", 1.0) >= score_threshold]
+    if unknown := {d["category_id"] for d in drawn} - set(index_of):
+        raise ValueError(f"categories {sorted(unknown)} are not among the names, which are of {sorted(index_of)}")
+    # By score, so that an object's colour does not hang on the records' order; stable where there are no scores.
+    drawn.sort(key=lambda d: -d.get("score", 1.0))
+    one_category = len(names) == 1
+    objects = [
+        _Object(
+            box=tuple(d["bbox"]),
+            colour=colour_of(rank if one_category else index_of[d["category_id"]]),
+            labels=_labels(names[index_of[d["category_id"]]][1], d),
+            segmentation=d.get("segmentation") or None,
+        )
+        for rank, d in enumerate(drawn)
+    ]
+
+    factor = max(1, math.ceil(min_side / max(image.size)))
+    picture = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
+    width = max(1, round(max(picture.size) / 600))
+    # Large ones first: what lies upon them stays visible.
+    for item in sorted(objects, key=lambda item: -item.box[2] * item.box[3]):
+        if item.segmentation is not None:
+            _draw_mask(picture, item, image.size, factor, width)
+    draw = ImageDraw.Draw(picture)
+    for item in sorted(objects, key=lambda item: -item.box[2] * item.box[3]):
+        _draw_box(draw, item, factor, width)
+    _draw_labels(draw, objects, factor, picture.size)
+    return picture
+
+
+def side_by_side(
+    image: Image.Image,
+    truth: Sequence[Mapping[str, Any]],
+    predictions: Sequence[Mapping[str, Any]],
+    names: Names,
+    *,
+    score_threshold: float = 0.5,
+) -> Image.Image:
+    """Ground truth and predictions next to each other, under captions with the number of objects.
+
+    Args:
+        image: RGB.
+        truth: COCO annotations of the image.
+        predictions: COCO-results records of the image.
+        names: id and name of every category.
+        score_threshold: predictions below it are left out.
+    """
+    shown = [d for d in predictions if d["score"] >= score_threshold]
+    panels = [draw_detections(image, truth, names), draw_detections(image, shown, names)]
+    captions = [f"ground truth ({len(truth)})", f"predictions ({len(shown)})"]
+    width, height = panels[0].size
+    size = _text_size(panels[0].size)
+    margin, strip = size, round(2.4 * size)
+    sheet = Image.new("RGB", (2 * width + 3 * margin, height + strip + margin), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for column, (panel, caption) in enumerate(zip(panels, captions, strict=True)):
+        left = margin + column * (width + margin)
+        sheet.paste(panel, (left, strip))
+        draw.text((left, strip / 2), caption, fill=_INK, font=ImageFont.load_default(1.15 * size), anchor="lm")
+    return sheet
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """A picture as a PNG file's content."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "png")
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class _Object:
+    box: tuple[float, ...]
+    colour: Colour
+    labels: tuple[str, ...]
+    segmentation: Any
+
+
+def _labels(name: str, detection: Mapping[str, Any]) -> tuple[str, ...]:
+    """What may stand at an object, the fuller the earlier."""
+    if "score" in detection:
+        return f"{name} {detection['score']:.2f}", f"{detection['score']:.2f}"
+    return (f"{name} (crowd)" if detection.get("iscrowd") else name,)
+
+
+def _draw_mask(picture: Image.Image, item: _Object, size: tuple[int, int], factor: int, width: int) -> None:
+    mask = Image.fromarray(decode_masks([item.segmentation], size[1], size[0])[0] * 255)
+    region = mask.getbbox()
+    if region is None:
+        return
+    # Work on the mask's surroundings alone; two pixels of margin leave room for its smoothed edge.
+    left, top, right, bottom = (
+        max(region[0] - 2, 0),
+        max(region[1] - 2, 0),
+        min(region[2] + 2, size[0]),
+        min(region[3] + 2, size[1]),
+    )
+    place = (left * factor, top * factor, right * factor, bottom * factor)
+    mask = mask.crop((left, top, right, bottom)).resize(
+        (place[2] - place[0], place[3] - place[1]), Image.Resampling.NEAREST
+    )
+    if factor > 1:
+        # Rounds off the enlarged pixels' corners; a wider blur would lose objects of one pixel.
+        mask = mask.filter(ImageFilter.GaussianBlur(0.4 * factor)).point([0] * 128 + [255] * 128)
+    inner = mask.filter(ImageFilter.MinFilter(2 * width + 1))
+    opacity = inner.point([0] * 255 + [round(255 * _MASK_OPACITY)])
+    opacity = ImageChops.lighter(opacity, ImageChops.subtract(mask, inner))
+    picture.paste(item.colour, place, opacity)
+
+
+def _draw_box(draw: ImageDraw.ImageDraw, item: _Object, factor: int, width: int) -> None:
+    x, y, w, h = (value * factor for value in item.box)
+    left, top = max(round(x), 0), max(round(y), 0)
+    right = max(min(round(x + w), draw.im.size[0]) - 1, left)
+    bottom = max(min(round(y + h), draw.im.size[1]) - 1, top)
+    draw.rectangle((left, top, right, bottom), outline=item.colour, width=width)
+
+
+def _draw_labels(draw: ImageDraw.ImageDraw, objects: Sequence[_Object], factor: int, size: tuple[int, int]) -> None:
+    text_size = _text_size(size)
+    font = ImageFont.load_default(text_size)
+    pad = max(2, round(text_size / 5))
+    height = round(1.2 * text_size) + pad
+    taken: list[tuple[float, float, float, float]] = []
+    for item in objects:
+        x, y, w, h = (value * factor for value in item.box)
+        for label in item.labels:
+            width = math.ceil(font.getlength(label)) + 2 * pad
+            if len(objects) > _FEW and width > 1.2 * w:
+                continue
+            # Above the box, else within its upper edge, else below it.
+            left = max(min(round(x), size[0] - width), 0)
+            tops = [top for top in (round(y) - height, round(y), round(y + h)) if 0 <= top <= size[1] - height]
+            places = [(left, top, left + width, top + height) for top in tops]
+            place = next((p for p in places if not any(_overlap(p, other) for other in taken)), None)
+            if place is not None:
+                taken.append(place)
+                draw.rounded_rectangle((place[0], place[1], place[2] - 1, place[3] - 1), pad, fill=item.colour)
+                draw.text((left + pad, place[1] + height / 2), label, fill=_ink_on(item.colour), font=font, anchor="lm")
+                break
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _ink_on(colour: Colour) -> Colour:
+    """Dark or light text, whichever stands out more."""
+    luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    return _INK if luminance > 120 else (255, 255, 255)
+
+
+def _text_size(size: tuple[int, int]) -> int:
+    return max(14, round(max(size) / 65))

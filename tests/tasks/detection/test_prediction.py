@@ -1,0 +1,187 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from latentgnn.errors import UserError
+from latentgnn.tasks.detection.coco import decode_masks
+from latentgnn.tasks.detection.evaluation import CocoEvaluator, load_results
+from latentgnn.tasks.detection.pictures import colour_of
+from latentgnn.tasks.detection.prediction import expand_inputs, predict_paths
+
+NAMES = [(3, "cat"), (8, "dog")]
+
+
+def write_image(path, size=(40, 30), colour=(50, 60, 70), **extra):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path, **extra)
+    return path
+
+
+class Fixed(nn.Module):
+    """A detector that finds a dog and, less surely, a cat; and keeps what it was given."""
+
+    def __init__(self, masks=True):
+        super().__init__()
+        self.masks = masks
+        self.seen = []
+
+    def forward(self, images):
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        (image,) = images
+        self.seen.append(image)
+        output = {
+            "boxes": torch.tensor([[10.0, 5, 30, 20], [0, 0, 5, 5]]),
+            "labels": torch.tensor([2, 1]),
+            "scores": torch.tensor([0.75, 0.25]),
+        }
+        if self.masks:
+            output["masks"] = torch.zeros(2, 1, *image.shape[1:])
+            output["masks"][0, 0, 5:20, 10:30] = 0.9
+        return [output]
+
+
+def test_files_folders_and_patterns(tmp_path):
+    for name in ("b.png", "a.JPG", "deep/c.webp", "deep/deeper/d.tif"):
+        write_image(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+
+    def names(*inputs):
+        return [str(path.relative_to(tmp_path)) for path in expand_inputs(inputs)]
+
+    assert names(tmp_path) == ["a.JPG", "b.png"]
+    assert names(tmp_path / "deep") == ["deep/c.webp"]
+    assert names(str(tmp_path / "*")) == ["a.JPG", "b.png"]
+    assert names(str(tmp_path / "**" / "*")) == ["a.JPG", "b.png", "deep/c.webp", "deep/deeper/d.tif"]
+    assert names(str(tmp_path / "[b-c].*")) == ["b.png"]
+    # In the order given, each once, whatever way it is named.
+    twice = (tmp_path / "deep" / ".." / "b.png", tmp_path / "b.png", str(tmp_path))
+    assert [p.name for p in expand_inputs(twice)] == ["b.png", "a.JPG"]
+
+
+def test_a_file_may_have_a_pattern_for_a_name_or_no_suffix(tmp_path):
+    bracket = write_image(tmp_path / "cell[1].png")
+    write_image(tmp_path / "cell1.png")
+    assert expand_inputs([bracket]) == [bracket]
+    bare = tmp_path / "scan"
+    shutil.copy(bracket, bare)
+    assert expand_inputs([str(bare)]) == [bare]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("absent.png", "no such file or folder"),
+        ("*.gif", "the pattern matches no image"),
+        ("*.txt", "it matches 1 other"),
+        ("notes.txt", "not an image"),
+        ("empty", "the folder has no images"),
+    ],
+)
+def test_inputs_without_images_are_named(tmp_path, entry, message):
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=message) as error:
+        expand_inputs([str(tmp_path / entry)])
+    assert entry in str(error.value)
+    with pytest.raises(UserError, match="no input"):
+        expand_inputs([])
+
+
+def test_pictures_and_results_are_written(tmp_path):
+    paths = [write_image(tmp_path / "in" / "a.png"), write_image(tmp_path / "in" / "b.png")]
+    out, seen = tmp_path / "out", []
+    model = Fixed().train()
+    records = predict_paths(
+        model, paths, out=out, category_names=NAMES, on_image=lambda path, count: seen.append((path, count))
+    )
+    assert json.loads((out / "predictions.json").read_text()) == records
+    assert [(r["image_id"], r["file_name"], r["category_id"], r["score"], r["bbox"]) for r in records] == [
+        (index, str(path), 8, 0.75, [10, 5, 20, 15]) for index, path in enumerate(paths)
+    ]
+    mask = decode_masks([records[1]["segmentation"]], 30, 40)[0]
+    assert mask[5:20, 10:30].all()
+    assert mask.sum() == 300
+    assert torch.allclose(model.seen[0][:, 0, 0], torch.tensor([50.0, 60, 70]) / 255)
+    assert sorted(p.name for p in out.rglob("*") if p.is_file()) == ["a.png", "b.png", "predictions.json"]
+    assert seen == [(paths[0], 1), (paths[1], 1)]
+    with Image.open(out / "pictures" / "a.png") as picture:
+        assert picture.size == (800, 600)
+        assert picture.getpixel((200, 300)) == colour_of(1)
+        assert picture.getpixel((700, 550)) == (50, 60, 70)
+
+
+def test_the_threshold_and_the_options(tmp_path):
+    path = write_image(tmp_path / "a.png")
+    options = {"category_names": NAMES, "pictures": False, "image_ids": {path: 42}}
+    records = predict_paths(Fixed(masks=False), [path], out=tmp_path / "out", score_threshold=0.25, **options)
+    assert [(r["image_id"], r["category_id"]) for r in records] == [(42, 8), (42, 3)]
+    assert "segmentation" not in records[0]
+    assert predict_paths(Fixed(), [path], out=tmp_path / "out", score_threshold=0.8, **options) == []
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == []
+    assert not (tmp_path / "out" / "pictures").exists()
+
+
+def test_the_file_can_be_scored(tmp_path):
+    path = write_image(tmp_path / "a.png")
+    predict_paths(Fixed(), [path], out=tmp_path, category_names=NAMES, score_threshold=0, image_ids={path: 9})
+    dataset = {
+        "images": [{"id": 9, "width": 40, "height": 30, "file_name": "a.png"}],
+        "categories": [{"id": i, "name": name} for i, name in NAMES],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 9,
+                "category_id": 8,
+                "bbox": [10, 5, 20, 15],
+                "area": 300,
+                "iscrowd": 0,
+                "segmentation": [[10, 5, 30, 5, 30, 20, 10, 20]],
+            }
+        ],
+    }
+    metrics = CocoEvaluator(dataset).score(load_results(tmp_path / "predictions.json", dataset)).metrics
+    assert metrics["bbox/AP"] == metrics["segm/AP"] == pytest.approx(1)
+
+
+def test_same_names_get_pictures_of_their_own(tmp_path):
+    names = ("x/a.png", "y/A.png", "y/a.jpg", "z/a-2.png")
+    paths = [write_image(tmp_path / name) for name in names]
+    predict_paths(Fixed(), paths, out=tmp_path / "out", category_names=NAMES)
+    pictures = sorted(p.name for p in (tmp_path / "out" / "pictures").iterdir())
+    assert pictures == ["A-2.png", "a-2-2.png", "a-3.png", "a.png"]
+
+
+def test_images_turn_as_in_training(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = write_image(tmp_path / "turned.jpg", exif=exif)
+    model = Fixed()
+    predict_paths(model, [path], out=tmp_path / "out", category_names=NAMES)
+    assert model.seen[0].shape == (3, 40, 30)
+    with Image.open(tmp_path / "out" / "pictures" / "turned.png") as picture:
+        assert picture.size == (600, 800)
+
+
+def test_a_broken_image_does_not_stop_the_others(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    cut = tmp_path / "b.png"
+    Image.fromarray(noise).save(cut)
+    cut.write_bytes(cut.read_bytes()[:2000])
+    paths = [write_image(tmp_path / "a.png"), cut, write_image(tmp_path / "c.png")]
+    with pytest.raises(UserError, match=r"1 of 3 images could not be read.*\n.*b\.png"):
+        predict_paths(Fixed(), paths, out=tmp_path / "out", category_names=NAMES)
+    records = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [r["image_id"] for r in records] == [0, 2]
+    assert sorted(p.name for p in (tmp_path / "out" / "pictures").iterdir()) == ["a.png", "c.png"]
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path):
+    path = write_image(tmp_path / "a.png")
+    with pytest.raises(UserError, match="this is a file"):
+        predict_paths(Fixed(), [path], out=path, category_names=NAMES)
