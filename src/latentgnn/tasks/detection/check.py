@@ -365,6 +365,7 @@ def _mask_faults(segmentation: Any, width: int, height: int) -> Iterator[str]:
             message = _polygon_fault(polygon, width, height)
             if message:
                 yield f"the mask does not decode: polygon {number} {message}"
+                return
     else:
         yield f"expected polygons or a run-length encoding as segmentation, but it is {_shown(segmentation)}"
 
