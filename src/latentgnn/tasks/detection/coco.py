@@ -191,9 +191,6 @@ class CocoTrainingSet:
 
     Raises:
         UserError: a value of ``augment`` is out of its range.
-
-    Example:
-        >>> image, target = CocoTrainingSet(annotations, augment=AugmentConfig(), seed=0)[epoch, index]
     """
 
     def __init__(
