@@ -103,6 +103,16 @@ def test_labels_do_not_cover_each_other():
     assert picture.crop(label) == strongest.crop(label)
 
 
+def test_labels_do_not_cover_small_objects():
+    """The label of the lower object goes below it, because the upper one lies where it would stand."""
+    upper, lower = record((400, 90, 12, 12), 3), record((400, 110.4, 40, 30), 8, score=0.9)
+    alone, both = draw_detections(blank(), [lower], NAMES), draw_detections(blank(), [upper, lower], NAMES)
+    assert alone.getpixel((440, 95)) == colour_of(1)
+    assert both.getpixel((440, 95)) == GRAY
+    assert both.getpixel((440, 145)) == colour_of(1)
+    assert both.getpixel((400, 95)) == colour_of(0)
+
+
 def test_every_object_is_drawn_within_the_picture():
     """Boxes that stick out, have no area or lie outside, and names longer than the image, do no harm."""
     boxes = [(-20, -20, 60, 60), (880, 280, 100, 100), (300, 100, 0, 0), (2000, 2000, 5, 5), (-50, -50, 10, 10)]

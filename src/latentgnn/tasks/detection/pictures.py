@@ -42,7 +42,7 @@ def draw_detections(
     """Draw objects over an image: annotations and detections alike, in COCO form.
 
     Colours tell categories apart, or objects where there is one category only. Where objects crowd, labels that would
-    hide each other are shortened to the score or left out, those of low score first.
+    hide each other or small objects are shortened to the score or left out, those of low score first.
 
     Args:
         image: RGB; it is not changed.
@@ -161,7 +161,7 @@ def _draw_mask(picture: Image.Image, item: _Object, size: tuple[int, int], facto
     )
     if factor > 1:
         # Rounds off the enlarged pixels' corners; a wider blur would lose objects of one pixel.
-        mask = mask.filter(ImageFilter.GaussianBlur(0.4 * factor)).point([0] * 128 + [255] * 128)
+        mask = mask.filter(ImageFilter.GaussianBlur(0.45 * factor)).point([0] * 128 + [255] * 128)
     inner = mask.filter(ImageFilter.MinFilter(2 * width + 1))
     opacity = inner.point([0] * 255 + [round(255 * _MASK_OPACITY)])
     opacity = ImageChops.lighter(opacity, ImageChops.subtract(mask, inner))
@@ -181,9 +181,10 @@ def _draw_labels(draw: ImageDraw.ImageDraw, objects: Sequence[_Object], factor: 
     font = ImageFont.load_default(text_size)
     pad = max(2, round(text_size / 5))
     height = round(1.2 * text_size) + pad
-    taken: list[tuple[float, float, float, float]] = []
-    for item in objects:
-        x, y, w, h = (value * factor for value in item.box)
+    boxes = [tuple(value * factor for value in item.box) for item in objects]
+    # A label hides neither another label nor an object as small as itself.
+    taken = [(round(x), round(y), round(x + w), round(y + h)) for x, y, w, h in boxes if max(w, h) < 3 * height]
+    for item, (x, y, w, h) in zip(objects, boxes, strict=True):
         for label in item.labels:
             width = math.ceil(font.getlength(label)) + 2 * pad
             if len(objects) > _FEW and width > 1.2 * w:
@@ -200,7 +201,7 @@ def _draw_labels(draw: ImageDraw.ImageDraw, objects: Sequence[_Object], factor: 
                 break
 
 
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
