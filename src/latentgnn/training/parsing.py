@@ -91,8 +91,10 @@ def describe(hint: Any) -> str:
         return " or ".join(describe(argument) for argument in arguments)
     if origin is tuple:
         if arguments[1:] == (Ellipsis,):
-            return f"a list of {_PLURALS[arguments[0]]}"
-        return f"a list of {len(arguments)} {_PLURALS[arguments[0]]}"
+            return f"a list of {_PLURALS.get(arguments[0]) or f'({describe(arguments[0])})'}"
+        if len(set(arguments)) == 1:
+            return f"a list of {len(arguments)} {_PLURALS[arguments[0]]}"
+        return f"a list of {' and '.join(describe(argument) for argument in arguments)}"
     if origin is dict:
         return f"a mapping from {describe(arguments[0])} to {describe(arguments[1])}"
     return _SINGULARS[hint]

@@ -133,6 +133,8 @@ class DataConfig:
         on_fault: ``stop`` at faulty records, or ``skip`` them and say how many.
         group_by_aspect: batches hold only wide or only tall images, which saves padding.
         augment: see `AugmentConfig`.
+        categories: id and name of every category; ``null`` takes those of the training annotations, and a run's
+            resolved configuration names them.
         embedded_train: images in the embedded training set.
         embedded_val: images in the embedded validation set.
         embedded_size: side of an embedded image in pixels.
@@ -146,6 +148,7 @@ class DataConfig:
     on_fault: Literal["stop", "skip"] = "stop"
     group_by_aspect: bool = True
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    categories: tuple[tuple[int, str], ...] | None = None
     embedded_train: int = 1000
     embedded_val: int = 200
     embedded_size: int = 128

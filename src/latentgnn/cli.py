@@ -1,0 +1,358 @@
+"""The command line: ``latentgnn train | evaluate | predict | check-data | recipes``.
+
+Exit codes: 0 done; 1 the command failed, or was interrupted; 2 the command line, or the configuration that it names,
+says something that cannot be understood. Nothing heavy is imported before a command needs it.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+from latentgnn.errors import UserError, require
+from latentgnn.training.parsing import Option, describe, nearest, options, parse_config, to_dict
+from latentgnn.training.recipes import list_recipes, load_recipe, read_recipe, to_yaml
+
+DEFAULT_RECIPE = "context"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Where a task lives: ``config.py`` (light) with its configuration, ``commands.py`` with what the commands do."""
+
+    package: str
+    config_name: str
+
+    @property
+    def config_class(self) -> type:
+        found: type = getattr(importlib.import_module(f"{self.package}.config"), self.config_name)
+        return found
+
+    @property
+    def commands(self) -> ModuleType:
+        return importlib.import_module(f"{self.package}.commands")
+
+
+TASKS = {"detection": Task("latentgnn.tasks.detection", "DetectionConfig")}
+
+
+class UsageError(UserError):
+    """The command line cannot be understood."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises `UsageError` and takes no abbreviations."""
+
+    def __init__(self, prog: str, **arguments: Any) -> None:
+        super().__init__(
+            prog=prog, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **arguments
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}\n{self.format_usage().strip()}")
+
+
+Overrides = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Args:
+        help: its line in the list of commands.
+        arguments: adds its own arguments to a parser.
+        run: does it, and returns the exit code.
+        settings: takes ``--group.name VALUE`` for every setting of the configuration.
+    """
+
+    help: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace, Overrides], int]
+    settings: bool = True
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the arguments after the program's name; ``None`` takes the process's.
+
+    Returns:
+        The exit code.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
+    except UsageError as error:
+        return _complain(str(error), 2)
+    except UserError as error:
+        return _complain(str(error), 1)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 1)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BrokenPipeError:
+        # Whoever read our output has gone, as `| head` does; the interpreter must not try to flush it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return _complain("this is a fault in latentgnn, not in your input; please report it with the lines above", 1)
+
+
+def _run(argv: list[str]) -> int:
+    top = Parser("latentgnn", description=_overview(), usage="latentgnn COMMAND [ARGUMENTS]")
+    top.add_argument("--version", action="version", version=f"latentgnn {version('latentgnn')}")
+    if not argv or argv[0].startswith("-"):
+        top.parse_args(argv)
+        raise UsageError(f"no command given\n\n{top.format_help().strip()}")
+    name = argv[0]
+    if name not in COMMANDS:
+        raise UsageError(f"there is no command {name!r}; commands: {', '.join(COMMANDS)}{nearest(name, COMMANDS)}")
+    command = COMMANDS[name]
+    parser = Parser(f"latentgnn {name}", description=command.help, epilog=_settings_help() if command.settings else "")
+    command.arguments(parser)
+    known = sorted(set().union(*(options(task.config_class) for task in TASKS.values()))) if command.settings else []
+    own, overrides = _split(argv[1:], [text for action in parser._actions for text in action.option_strings], known)
+    return command.run(parser.parse_args(own), overrides)
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"latentgnn: {message}", file=sys.stderr)
+    return code
+
+
+def _split(argv: Sequence[str], own: Iterable[str], settings: Iterable[str]) -> tuple[list[str], Overrides]:
+    """A command's own arguments, and the settings among them; whatever is neither is refused by name."""
+    rest: list[str] = []
+    overrides: list[tuple[str, str]] = []
+    tokens = iter(argv)
+    for token in tokens:
+        if token == "--":
+            rest += [token, *tokens]
+            break
+        option, equals, value = token.partition("=")
+        if not option.startswith("--") or option in own:
+            rest.append(token)
+            continue
+        if option[2:] not in settings:
+            known = [*(text[2:] for text in own if text.startswith("--")), *settings]
+            hint = nearest(option[2:], known).replace(" or ", " or --").replace("did you mean ", "did you mean --")
+            raise UsageError(f"there is no option {option}{hint}")
+        if not equals:
+            value = next(tokens, "--")
+            if value.startswith("--"):
+                raise UsageError(f"{option} needs a value: {describe(_setting(option[2:]).type)}")
+        overrides.append((option[2:], value))
+    return rest, overrides
+
+
+def _setting(name: str) -> Option:
+    return next(known[name] for task in TASKS.values() if name in (known := options(task.config_class)))
+
+
+def _task_of(values: Mapping[str, Any], source: str) -> Task:
+    name = values.get("task", "detection")
+    if name not in TASKS:
+        raise UserError(f"{source}: there is no task {name!r}; tasks: {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def _configuration(source: str, overrides: Overrides) -> tuple[Task, Any]:
+    """The task and the typed configuration of a recipe or file with settings laid over it."""
+    # Missing packages are not the command line's fault.
+    require("yaml", extra="train")
+    require("jsonargparse", extra="train")
+    try:
+        values = load_recipe(source)
+        task = _task_of(values, source)
+        # First without the settings, so that an error says which of the two it is in.
+        parse_config(task.config_class, values)
+    except UserError as error:
+        raise UsageError(f"{source}: {error}") from None
+    return task, _with_settings(task, values, overrides)
+
+
+def _with_settings(task: Task, values: Mapping[str, Any], overrides: Overrides) -> Any:
+    try:
+        return parse_config(task.config_class, values, overrides)
+    except UserError as error:
+        raise UsageError(f"--{error}") from None
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="RECIPE", help=f"a recipe's name or a YAML file ({DEFAULT_RECIPE})")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="the run's new folder (runs/RECIPE-DATE-TIME)")
+    parser.add_argument(
+        "--resume", type=Path, metavar="RUN", help="continue the run in this folder, as configured there"
+    )
+    parser.add_argument(
+        "--compare", action="store_true", help="train the same model with blocks and without, and print both"
+    )
+
+
+def _train(arguments: argparse.Namespace, overrides: Overrides) -> int:
+    run: Path | None = arguments.resume
+    if run is not None:
+        if arguments.config or arguments.out:
+            raise UsageError("--resume takes configuration and folder from the run; leave out --config and --out")
+        task, config = _configuration_of_run(run, overrides)
+        name = run.name
+    else:
+        source = arguments.config or DEFAULT_RECIPE
+        task, config = _configuration(source, overrides)
+        run, name = arguments.out, Path(source).stem
+    if arguments.compare and not config.model.blocks:
+        raise UsageError(
+            "--compare trains with and without blocks, but model.blocks is empty: "
+            "choose a recipe that has blocks, or add some, for example --model.blocks '{C4: 100}'"
+        )
+    action = task.commands.compare if arguments.compare else task.commands.train
+    action(config, run, name=name, resume=arguments.resume is not None)
+    return 0
+
+
+def _configuration_of_run(run: Path, overrides: Overrides) -> tuple[Task, Any]:
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{run} is not a run's folder: it has no config.yaml")
+    values = load_recipe(path.resolve())
+    task = _task_of(values, str(path))
+    return task, _with_settings(task, values, overrides)
+
+
+def _configuration_of_model(source: Path, overrides: Overrides) -> tuple[Task, Any]:
+    """The configuration of a run's folder, or the one inside a checkpoint."""
+    if source.is_dir():
+        return _configuration_of_run(source, overrides)
+    if not source.is_file():
+        raise UserError(f"there is no run folder or checkpoint at {source}")
+    from latentgnn.training.checkpoints import read_checkpoint
+
+    values = read_checkpoint(source).config
+    task = _task_of(values, str(source))
+    return task, _with_settings(task, values, overrides)
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, nargs="?", metavar="RUN_OR_CHECKPOINT", help="what train has written")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="score this COCO-results file; runs no model")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (evaluation/ inside the run)")
+
+
+def _evaluate(arguments: argparse.Namespace, overrides: Overrides) -> int:
+    model: Path | None = arguments.model
+    if model is None and arguments.results is None:
+        raise UsageError("evaluate needs a run's folder or a checkpoint, or --results FILE")
+    if model is None:
+        require("jsonargparse", extra="train")
+        task = _task_of(dict(overrides), "--task")
+        config = _with_settings(task, {}, overrides)
+    else:
+        task, config = _configuration_of_model(model, overrides)
+    default = model / "evaluation" if model is not None and model.is_dir() else Path("evaluation")
+    task.commands.evaluate(config, model, results=arguments.results, out=arguments.out or default)
+    return 0
+
+
+def _predict_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="RUN_OR_CHECKPOINT", help="what train has written")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image files, folders and globs")
+    parser.add_argument("--out", type=Path, default=Path("predictions"), metavar="FOLDER", help="(predictions)")
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.5, metavar="SCORE", help="leave out detections that score less (0.5)"
+    )
+    parser.add_argument("--no-pictures", action="store_true", help="write the results file alone")
+
+
+def _predict(arguments: argparse.Namespace, overrides: Overrides) -> int:
+    if not 0 <= arguments.score_threshold <= 1:
+        raise UsageError(f"--score-threshold: expected a number from 0 to 1; got {arguments.score_threshold}")
+    task, config = _configuration_of_model(arguments.model, overrides)
+    task.commands.predict(
+        config,
+        arguments.model,
+        arguments.inputs,
+        out=arguments.out,
+        score_threshold=arguments.score_threshold,
+        pictures=not arguments.no_pictures,
+    )
+    return 0
+
+
+def _check_data_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="RECIPE", help="take the data's settings from a recipe or YAML file")
+
+
+def _check_data(arguments: argparse.Namespace, overrides: Overrides) -> int:
+    task, config = _configuration(arguments.config or DEFAULT_RECIPE, overrides)
+    return 0 if task.commands.check_data(config) else 1
+
+
+def _recipes_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="print this recipe with every setting it leads to")
+
+
+def _recipes(arguments: argparse.Namespace, overrides: Overrides) -> int:
+    if arguments.name is None:
+        described = list_recipes()
+        width = max(map(len, described))
+        for name, description in described.items():
+            print(f"{name:{width}}  {description}{' (the default)' if name == DEFAULT_RECIPE else ''}")
+        return 0
+    _, config = _configuration(arguments.name, overrides)
+    print(to_yaml(to_dict(config), description=read_recipe(arguments.name).description), end="")
+    return 0
+
+
+COMMANDS = {
+    "train": Command(
+        "Train a model; without arguments, a small one on data made on the fly.", _train_arguments, _train
+    ),
+    "evaluate": Command("Score a trained model, or a file of results.", _evaluate_arguments, _evaluate),
+    "predict": Command("Apply a trained model to images.", _predict_arguments, _predict),
+    "check-data": Command(
+        "Check every record of a data set; exit code 1 where there are faults.", _check_data_arguments, _check_data
+    ),
+    "recipes": Command("List the recipes, or print one.", _recipes_arguments, _recipes, settings=False),
+}
+
+
+def _overview() -> str:
+    lines = [f"  {name:11} {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(["Global context at linear cost, and the tools to train with it.", "", "commands:", *lines])
+
+
+def _settings_help() -> str:
+    lines = [
+        "settings (values as in YAML, for example --model.blocks '{C4: 100}'; the recipe's value where not given):"
+    ]
+    for task in TASKS.values():
+        for name, option in options(task.config_class).items():
+            lines.append(f"  --{name}  {describe(option.type)}")
+            lines += textwrap.wrap(
+                f"{option.help} ({_shown(option.default)})".replace("``", ""),
+                110,
+                initial_indent=" " * 6,
+                subsequent_indent=" " * 6,
+            )
+    return "\n".join(lines)
+
+
+def _shown(default: Any) -> str:
+    if default is None:
+        return "null"
+    if isinstance(default, bool):
+        return str(default).lower()
+    return str(list(default)) if isinstance(default, tuple) else str(default)

@@ -1,0 +1,351 @@
+"""What the commands do for detection, after the command line is parsed."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import nn
+from torch.utils.data import DataLoader
+
+from latentgnn.errors import UserError
+from latentgnn.files import write_bytes, write_json
+from latentgnn.tasks.detection.check import check_split, load_split
+from latentgnn.tasks.detection.coco import CocoAnnotations, CocoValidationSet, Split, find_split
+from latentgnn.tasks.detection.config import DataConfig, DetectionConfig
+from latentgnn.tasks.detection.evaluation import CocoEvaluator, Record, Scores, kinds_of, load_results
+from latentgnn.tasks.detection.images import read_image
+from latentgnn.tasks.detection.model import build_detector
+from latentgnn.tasks.detection.pictures import png_bytes, side_by_side
+from latentgnn.tasks.detection.prediction import expand_inputs, predict_paths
+from latentgnn.tasks.detection.task import DetectionTask, kinds_of_detector
+from latentgnn.training.checkpoints import read_checkpoint
+from latentgnn.training.loop import fit
+from latentgnn.training.runs import RunFolder, is_first_process, plain
+from latentgnn.training.stopping import TrainingStopped
+
+# What a resumed run may change: where the same data lie now, and how results are shown.
+_MAY_CHANGE = (
+    *("data.root", "data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images"),
+    "evaluation",
+)
+
+_COMPARED = ("with_blocks", "without_blocks")
+
+
+def train(config: DetectionConfig, out: Path | None, *, name: str, resume: bool = False) -> dict[str, float]:
+    """Check the data, train, score, and write all of it into one run folder.
+
+    Args:
+        config: the run.
+        out: its folder: a new one, or with ``resume`` the one to continue; ``None`` makes one below ``runs/``.
+        name: what a folder that is made here is called after.
+        resume: continue the run in ``out``.
+
+    Returns:
+        The figures on the validation set.
+
+    Raises:
+        UserError: a mistake in data or configuration, or the run was interrupted.
+    """
+    run = RunFolder.open(out) if resume and out is not None else RunFolder.create(out, task=name)
+    if (run.path / _COMPARED[0]).exists():
+        raise UserError(
+            f"{run.path} holds a comparison; continue it with: latentgnn train --compare --resume {run.path}"
+        )
+    with _resumable(run.path, "train"):
+        train_set, val_set = _load(config.data, run.path)
+        return _train(config, run, train_set, val_set, resume=resume)
+
+
+def compare(config: DetectionConfig, out: Path | None, *, name: str, resume: bool = False) -> dict[str, Any]:
+    """`train` twice, with the blocks and without them, with all else the same, and show both.
+
+    The runs lie in ``with_blocks`` and ``without_blocks`` inside the folder, and the figures in ``comparison.json``.
+    With ``resume``, a run that is finished stays as it is, and the other is continued or begun.
+    """
+    if config.training.devices not in (1, "auto") or config.training.machines != 1:
+        raise UserError(
+            "--compare runs twice in one process, which several devices or machines do not allow: train with the "
+            "blocks and then with --model.blocks {} instead, or take --training.devices 1"
+        )
+    both = RunFolder.open(out) if resume and out is not None else RunFolder.create(out, task=name)
+    if both.checkpoint("last").exists():
+        raise UserError(f"{both.path} holds a single run; continue it with: latentgnn train --resume {both.path}")
+    config = replace(config, training=replace(config.training, devices=1))
+    both.write_config(plain(config))
+    runs = dict(zip(_COMPARED, (config, replace(config, model=replace(config.model, blocks={}))), strict=True))
+    with _resumable(both.path, "train --compare"):
+        train_set, val_set = _load(config.data, both.path)
+        metrics: dict[str, dict[str, float]] = {}
+        for title, one in runs.items():
+            print(f"\n{title.replace('_', ' ')}:")
+            begun = (both.path / title / "config.yaml").exists()
+            run = RunFolder.open(both.path / title) if begun else RunFolder.create(both.path / title, task=title)
+            metrics[title] = _train(one, run, train_set, val_set, resume=begun)
+    comparison = {**metrics, "difference": _difference(*metrics.values())}
+    write_json(both.path / "comparison.json", comparison)
+    print(f"\n{_comparison_table(comparison)}\nwritten to {both.path / 'comparison.json'}")
+    return comparison
+
+
+def evaluate(config: DetectionConfig, source: Path | None, *, results: Path | None, out: Path) -> Scores:
+    """Score a trained model on the validation set, or a file of results.
+
+    Args:
+        config: the model's, with what is to be different.
+        source: a run's folder or a checkpoint; with ``results`` it is not needed.
+        results: a COCO-results file to score instead of a model's detections.
+        out: folder for ``metrics.json`` and, from a model, ``predictions.json`` and ``pictures/``.
+    """
+    val_set = _load_split(config.data, "val", _folder_of_embedded(source, out))
+    if results is not None:
+        records = load_results(results, val_set.dataset)
+        kinds = kinds_of(records)
+    else:
+        if source is None:
+            raise UserError("there is neither a model nor a file of results to score")
+        kinds = kinds_of_detector(config.model.detector)
+    evaluator = CocoEvaluator(
+        val_set.dataset,
+        kinds=kinds,
+        max_detections=_limits(config),
+        per_category=config.evaluation.per_category,
+    )
+    if results is None and source is not None:
+        records = _detect(config, source, val_set, evaluator)
+        write_json(out / "predictions.json", records)
+        _write_samples(val_set, records, out / "pictures", config.evaluation.sample_pictures)
+    scores = evaluator.score(records)
+    write_json(out / "metrics.json", scores.to_json())
+    print(f"{scores.table()}\nwritten to {out}")
+    return scores
+
+
+def predict(
+    config: DetectionConfig,
+    source: Path,
+    inputs: Sequence[str],
+    *,
+    out: Path,
+    score_threshold: float,
+    pictures: bool,
+) -> list[Record]:
+    """Apply a trained model to image files, folders and globs.
+
+    Args:
+        config: the model's.
+        source: a run's folder or a checkpoint.
+        inputs: files, folders and globs.
+        out: folder for ``predictions.json`` and ``pictures/``.
+        score_threshold: detections below it are left out.
+        pictures: write annotated pictures.
+    """
+    paths = expand_inputs(inputs)
+    config = replace(config, model=replace(config.model, score_threshold=score_threshold))
+    model, device = _trained(config, source)
+    with _precision(config, device):
+        records = predict_paths(
+            model,
+            paths,
+            out=out,
+            category_names=_categories(config, source),
+            score_threshold=score_threshold,
+            device=device,
+            pictures=pictures,
+        )
+    print(f"{len(records)} objects in {len(paths)} images; written to {out}")
+    return records
+
+
+def check_data(config: DetectionConfig) -> bool:
+    """Check every record and image of both splits, and print what is wrong; whether nothing is."""
+    sound = True
+    splits: tuple[Split, Split] = ("train", "val")
+    for split in splits:
+        report = check_split(*find_split(config.data, split))
+        print(report.text())
+        sound = sound and not report.faults
+    return sound
+
+
+def _train(
+    config: DetectionConfig, run: RunFolder, train_set: CocoAnnotations, val_set: CocoAnnotations, *, resume: bool
+) -> dict[str, float]:
+    config = _with_categories(config, train_set, val_set)
+    if config.model.detector == "mask_rcnn" and not (train_set.has_masks and val_set.has_masks):
+        raise UserError(
+            "these annotations have no masks, which a Mask R-CNN learns from; "
+            "train another detector: --model.detector faster_rcnn"
+        )
+    task = _task(config, train_set, val_set)
+    if resume:
+        # The file stays as it is until the loop has compared what is asked for with what was done.
+        run.config = plain(config)
+    else:
+        run.write_config(plain(config))
+    run.write_environment()
+    metrics = fit(task, config.training, run, resume=resume, may_change=_MAY_CHANGE)
+    run.write_config(plain(config))
+    if run.writes:
+        if task.scores is None:
+            kinds = kinds_of_detector(config.model.detector)
+            scores = Scores(metrics=metrics, kinds=kinds, max_detections=_limits(config))
+        else:
+            scores = task.scores
+            _write_samples(val_set, task.results, run.pictures, config.evaluation.sample_pictures)
+        print(f"{scores.table()}\nwritten to {run.path}")
+    return metrics
+
+
+def _task(config: DetectionConfig, train_set: CocoAnnotations, val_set: CocoAnnotations) -> DetectionTask:
+    # The seed of the weights; the loop seeds each step by itself.
+    torch.manual_seed(config.training.seed)
+    _limits(config)
+    model = build_detector(config.model, len(train_set.categories))
+    return DetectionTask(model, config, train=train_set, val=val_set)
+
+
+def _limits(config: DetectionConfig) -> tuple[int, int, int]:
+    limits = config.evaluation.max_detections
+    if not 0 < limits[0] < limits[1] < limits[2]:
+        raise UserError(f"evaluation.max_detections: expected three ascending limits; got {list(limits)}")
+    return limits
+
+
+def _load(config: DataConfig, folder: Path) -> tuple[CocoAnnotations, CocoAnnotations]:
+    return _load_split(config, "train", folder), _load_split(config, "val", folder)
+
+
+def _load_split(config: DataConfig, split: Split, folder: Path) -> CocoAnnotations:
+    """A split without faults, and a line of what is in it."""
+    annotations = load_split(*find_split(config, split), on_fault=config.on_fault)
+    if is_first_process():
+        if annotations.skipped:
+            print(annotations.skipped)
+        objects = len(annotations.dataset["annotations"])
+        print(f"{split}: {len(annotations)} images, {objects} objects, {len(annotations.categories)} categories")
+    return annotations
+
+
+def _folder_of_embedded(source: Path | None, out: Path) -> Path:
+    return source if source is not None and source.is_dir() else out
+
+
+def _with_categories(config: DetectionConfig, train_set: CocoAnnotations, val_set: CocoAnnotations) -> DetectionConfig:
+    """The configuration with its categories named, once they are known to be the same everywhere."""
+    found = tuple(train_set.categories)
+    expected = config.data.categories
+    if expected is not None and expected != found:
+        raise UserError(f"data.categories are {list(expected)}, but the training annotations have {list(found)}")
+    names = dict(found)
+    for category_id, name in val_set.categories:
+        if names.get(category_id, name) != name:
+            raise UserError(
+                f"category {category_id} is {names[category_id]!r} in the training annotations, "
+                f"but {name!r} in the validation annotations"
+            )
+    return replace(config, data=replace(config.data, categories=found))
+
+
+def _categories(config: DetectionConfig, source: Path) -> tuple[tuple[int, str], ...]:
+    if config.data.categories is None:
+        raise UserError(f"the configuration of {source} names no categories, as that of a trained model does")
+    return config.data.categories
+
+
+@contextmanager
+def _resumable(run: Path, command: str) -> Iterator[None]:
+    try:
+        yield
+    except TrainingStopped as error:
+        raise UserError(f"{error}\ncontinue with: latentgnn {command} --resume {run}") from error
+    except KeyboardInterrupt as error:
+        raise UserError(f"interrupted; continue with: latentgnn {command} --resume {run}") from error
+
+
+def _trained(config: DetectionConfig, source: Path) -> tuple[nn.Module, torch.device]:
+    """The model of a run's best checkpoint, or of the last where none is best, on its device."""
+    path = source
+    if source.is_dir():
+        run = RunFolder.open(source)
+        found = [file for file in (run.checkpoint("best"), run.checkpoint("last")) if file.exists()]
+        if not found:
+            raise UserError(f"the run in {source} has no checkpoint yet")
+        path = found[0]
+    checkpoint = read_checkpoint(path)
+    # The checkpoint has all weights: those that training began with are not fetched again.
+    model = build_detector(replace(config.model, weights_backbone=None), len(_categories(config, source)))
+    checkpoint.load_into(model)
+    device = _device(config.training.accelerator)
+    model.to(device).eval()
+    if config.training.channels_last:
+        model.to(memory_format=torch.channels_last)
+    return model, device
+
+
+def _device(accelerator: str) -> torch.device:
+    if accelerator == "cpu":
+        return torch.device("cpu")
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator == "auto":
+        return found or torch.device("cpu")
+    if found is None or (accelerator != "gpu" and accelerator != found.type):
+        raise UserError(f"training.accelerator is {accelerator!r}; this machine has {found.type if found else 'none'}")
+    return found
+
+
+def _precision(config: DetectionConfig, device: torch.device) -> torch.autocast:
+    """Mixed precision as in training, so that the figures are those of the training's validations."""
+    dtypes = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    dtype = dtypes.get(config.training.precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def _detect(config: DetectionConfig, source: Path, val_set: CocoAnnotations, evaluator: CocoEvaluator) -> list[Record]:
+    model, device = _trained(config, source)
+    category_of_label = {label: id for label, (id, _) in enumerate(_categories(config, source), 1)}
+    images: DataLoader[Any] = DataLoader(
+        CocoValidationSet(val_set),  # type: ignore[arg-type]
+        batch_size=None,
+        num_workers=config.training.workers,
+    )
+    shown = track(images, "evaluate", total=len(val_set), transient=True, disable=not sys.stdout.isatty())
+    records: list[Record] = []
+    with torch.inference_mode(), _precision(config, device):
+        for image, target in shown:
+            records += evaluator.results_of([model([image.to(device)])[0]], [target["image_id"]], category_of_label)
+    return records
+
+
+def _write_samples(val_set: CocoAnnotations, results: Sequence[Record], folder: Path, number: int) -> None:
+    """Pictures of some images spread over the set, ground truth beside predictions."""
+    number = min(number, len(val_set))
+    for index in (position * len(val_set) // number for position in range(number)):
+        image = val_set.images[index]
+        picture = side_by_side(
+            read_image(image.path, size=(image.width, image.height)),
+            val_set.annotations_of(image.id),
+            [record for record in results if record["image_id"] == image.id],
+            val_set.categories,
+        )
+        write_bytes(folder / f"{Path(image.file_name).stem}.png", png_bytes(picture))
+
+
+def _difference(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {name: one[name] - other[name] for name in one if min(one[name], other[name]) >= 0}
+
+
+def _comparison_table(comparison: Mapping[str, Mapping[str, float]]) -> str:
+    names = [name for name in comparison["with_blocks"] if name.partition("/")[2] in ("AP", "AP50", "AP75")]
+    titles = [name.replace("bbox/", "box ").replace("segm/", "mask ") for name in names]
+    lines = [" " * 15 + "".join(f"{title:>11}" for title in titles)]
+    for title, figures in comparison.items():
+        sign = "+" if title == "difference" else ""
+        shown = "".join(f"{format(figures[name], f'{sign}.3f') if name in figures else 'n/a':>11}" for name in names)
+        lines.append(f"{title.replace('_', ' '):15}{shown}")
+    return "\n".join(lines)

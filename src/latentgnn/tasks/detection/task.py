@@ -1,0 +1,81 @@
+"""Detection as the training loop sees it: a detector, its sets and their scores."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from latentgnn.tasks.detection.coco import CocoAnnotations, CocoTrainingSet, CocoValidationSet
+from latentgnn.tasks.detection.config import DetectionConfig
+from latentgnn.tasks.detection.evaluation import CocoEvaluator, Kind, Record, Scores
+from latentgnn.training.task import TrainingSet, ValidationSet
+
+Batch = tuple[list[Tensor], list[dict[str, Any]]]
+
+
+def kinds_of_detector(detector: str) -> tuple[Kind, ...]:
+    """What a detector's results are scored for: boxes, and masks where it makes some."""
+    return ("bbox", "segm") if detector == "mask_rcnn" else ("bbox",)
+
+
+class DetectionTask:
+    """A `latentgnn.training.task.TrainingTask` on COCO-format data.
+
+    Args:
+        model: with torchvision's interface.
+        config: the run.
+        train: what it learns from.
+        val: what it is scored on; categories that ``train`` lacks are never found there.
+
+    Attributes:
+        scores: of the last validation in this process; ``None`` before it.
+        results: its COCO-results records.
+    """
+
+    def __init__(
+        self, model: nn.Module, config: DetectionConfig, *, train: CocoAnnotations, val: CocoAnnotations
+    ) -> None:
+        kinds = kinds_of_detector(config.model.detector)
+        self.model = model
+        self.monitor = f"{kinds[-1]}/AP"
+        self.training_set: TrainingSet = CocoTrainingSet(
+            train,
+            augment=config.data.augment,
+            seed=config.training.seed,
+            group_by_aspect=config.data.group_by_aspect,
+        )
+        self.validation_set: ValidationSet = CocoValidationSet(val)
+        self.scores: Scores | None = None
+        self.results: Sequence[Record] = ()
+        self._category_of_label = train.category_of_label
+        self._evaluator = CocoEvaluator(
+            val.dataset,
+            kinds=kinds,
+            max_detections=config.evaluation.max_detections,
+            per_category=config.evaluation.per_category,
+        )
+
+    def collate(self, samples: list[Any]) -> Batch:
+        """Images of any sizes stay apart; the detector pads them."""
+        return [image for image, _ in samples], [target for _, target in samples]
+
+    def sample_ids(self, batch: Batch) -> list[Any]:
+        """The ids of the images."""
+        return [target["image_id"] for target in batch[1]]
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The detector's losses, under its names without ``loss_``."""
+        losses: dict[str, Tensor] = self.model(*batch)
+        return {name.removeprefix("loss_"): loss for name, loss in losses.items()}
+
+    def predict(self, batch: Batch) -> list[Record]:
+        """COCO-results records of the detections in all images."""
+        images, targets = batch
+        outputs = self.model(images)
+        return self._evaluator.results_of(outputs, [target["image_id"] for target in targets], self._category_of_label)
+
+    def score(self, results: Sequence[Record]) -> dict[str, float]:
+        """COCO's figures."""
+        self.results = results
+        self.scores = self._evaluator.score(results)
+        return self.scores.metrics

@@ -1,0 +1,308 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from latentgnn.cli import main
+from latentgnn.errors import UserError
+from latentgnn.tasks.detection import commands
+from latentgnn.tasks.detection.config import DetectionConfig
+from latentgnn.training.parsing import parse_config
+from latentgnn.training.recipes import load_recipe
+
+TINY = """
+model:
+  backbone: resnet18
+  norm: batch_norm
+  trainable_stages: 5
+  blocks: {C4: 4}
+  block: {norm: batch_norm, gamma_init: 0.5}
+  fpn_channels: 16
+  min_size: [48]
+  max_size: 64
+  anchor_sizes: [8, 16, 32, 64, 128]
+  rpn_pre_nms: [50, 50]
+  rpn_post_nms: [20, 20]
+  box_batch_size: 8
+  box_head_channels: 16
+  mask_head_layers: 1
+  mask_head_channels: 8
+  score_threshold: 0.0
+  detections_per_image: 10
+training:
+  steps: 2
+  batch_size: 2
+  workers: 0
+  accelerator: cpu
+  log_every: 1
+  optimizer: {name: adamw, learning_rate: 0.001}
+  schedule: {name: constant, warmup_steps: 0}
+evaluation: {sample_pictures: 2}
+"""
+
+
+def write_split(root, split, count, *, masks=True):
+    """Bright squares on noise, of two categories with a gap between their ids."""
+    random = np.random.default_rng(len(split))
+    images, annotations = [], []
+    (root / split).mkdir(parents=True)
+    (root / "annotations").mkdir(exist_ok=True)
+    for index in range(count):
+        pixels = random.integers(0, 80, (48, 64, 3), dtype=np.uint8)
+        for category in (3, 7):
+            x, y = int(random.integers(0, 40)), int(random.integers(0, 28))
+            pixels[y : y + 16, x : x + 16, category // 4] = 255
+            annotation = {"id": len(annotations) + 1, "image_id": index + 10, "category_id": category, "iscrowd": 0}
+            annotation |= {"bbox": [x, y, 16, 16], "area": 256}
+            if masks:
+                annotation["segmentation"] = [[x, y, x + 16, y, x + 16, y + 16, x, y + 16]]
+            annotations.append(annotation)
+        Image.fromarray(pixels).save(root / split / f"{split}{index}.png")
+        images.append({"id": index + 10, "file_name": f"{split}{index}.png", "width": 64, "height": 48})
+    content = {"images": images, "annotations": annotations}
+    content["categories"] = [{"id": 7, "name": "blue"}, {"id": 3, "name": "red"}]
+    (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tiny") / "data"
+    write_split(root, "train", 5)
+    write_split(root, "val", 3)
+    return root
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(data, recipe):
+    """A finished run of two steps."""
+    folder = data.parent / "run"
+    assert main(["train", "--config", str(recipe), "--data.root", str(data), "--out", str(folder)]) == 0
+    return folder
+
+
+def weights_of(run):
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_a_run_folder_holds_everything(run):
+    for name in ("config.yaml", "environment.json", "metrics.json", "metrics.csv", "log.txt"):
+        assert (run / name).is_file()
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+    assert (run / "checkpoints" / "best.ckpt").is_file()
+    assert sorted(path.name for path in (run / "pictures").iterdir()) == ["val0.png", "val1.png"]
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["training"]["steps"] == 2
+    assert config["data"]["categories"] == [[3, "red"], [7, "blue"]]
+    metrics = json.loads((run / "metrics.json").read_text())["metrics"]
+    assert len(metrics) == 24
+    assert all(-1 <= value <= 1 for value in metrics.values())
+
+
+def test_evaluating_the_run_gives_the_figures_of_its_end(run, tmp_path, capsys):
+    assert main(["evaluate", str(run), "--out", str(tmp_path / "out"), "--evaluation.per_category", "true"]) == 0
+    shown = capsys.readouterr().out
+    assert "APs" in shown
+    assert "red" in shown
+    assert "blue" in shown
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert set(written["per_category"]) == {"red", "blue"}
+    end = json.loads((run / "metrics.json").read_text())["metrics"]
+    assert written["metrics"] == pytest.approx(end, abs=1e-6)
+    assert len(list((tmp_path / "out" / "pictures").iterdir())) == 2
+
+    # Its results, scored as a file and without a model, give the same.
+    again = tmp_path / "again"
+    argv = ["evaluate", "--results", str(tmp_path / "out" / "predictions.json"), "--out", str(again)]
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert main([*argv, "--data.root", config["data"]["root"]]) == 0
+    assert json.loads((again / "metrics.json").read_text())["metrics"] == pytest.approx(written["metrics"])
+
+
+def test_other_limits_of_detections(run, tmp_path):
+    argv = ["evaluate", str(run), "--out", str(tmp_path), "--evaluation.max_detections", "[1, 2, 5]"]
+    assert main(argv) == 0
+    assert "bbox/AR_5" in json.loads((tmp_path / "metrics.json").read_text())["metrics"]
+
+
+def test_predicting_needs_the_checkpoint_alone(run, data, tmp_path, monkeypatch):
+    alone = tmp_path / "alone.ckpt"
+    alone.write_bytes((run / "checkpoints" / "best.ckpt").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    inputs = [str(data / "val"), str(data / "train" / "train[01].png")]
+    assert main(["predict", str(alone), *inputs, "--score-threshold", "0", "--out", "out"]) == 0
+    records = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert {Path(record["file_name"]).name for record in records} <= {f"val{i}.png" for i in range(3)} | {
+        "train0.png",
+        "train1.png",
+    }
+    assert {record["category_id"] for record in records} <= {3, 7}
+    assert len(list((tmp_path / "out" / "pictures").iterdir())) == 5
+
+    assert main(["predict", str(run), str(data / "val"), "--no-pictures", "--out", "bare"]) == 0
+    assert [path.name for path in (tmp_path / "bare").iterdir()] == ["predictions.json"]
+
+
+def test_a_stopped_run_resumes_to_the_same_weights(run, data, recipe, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "stopped"
+    losses = commands.DetectionTask.losses
+
+    def interrupted(self, batch):
+        if (folder / "checkpoints" / "last.ckpt").exists():
+            raise KeyboardInterrupt
+        return losses(self, batch)
+
+    argv = ["train", "--config", str(recipe), "--data.root", str(data), "--training.checkpoint_every", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(commands.DetectionTask, "losses", interrupted)
+        assert main([*argv, "--out", str(folder)]) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert f"continue with: latentgnn train --resume {folder}" in error
+
+    assert main(["train", "--resume", str(folder)]) == 0
+    whole, resumed = weights_of(run), weights_of(folder)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_resuming_with_another_course_is_refused_and_leaves_the_folder_as_it_was(run, capsys):
+    before = (run / "config.yaml").read_text()
+    assert main(["train", "--resume", str(run), "--training.optimizer.learning_rate", "0.5"]) == 1
+    assert "learning_rate" in capsys.readouterr().err
+    assert (run / "config.yaml").read_text() == before
+
+
+def test_a_finished_run_is_shown_again(run, capsys):
+    assert main(["train", "--resume", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert "finished" in shown
+    assert "APs" in shown
+
+
+def test_a_folder_that_holds_a_run_is_not_written_into(run, data, recipe, capsys):
+    assert main(["train", "--config", str(recipe), "--data.root", str(data), "--out", str(run)]) == 1
+    assert "holds a run already" in capsys.readouterr().err
+
+
+def test_compare_trains_both_and_shows_the_difference(data, recipe, tmp_path, capsys):
+    folder = tmp_path / "both"
+    argv = ["train", "--compare", "--config", str(recipe), "--data.root", str(data), "--out", str(folder)]
+    assert main(argv) == 0
+    table = capsys.readouterr().out.split("box AP")[-1]
+    assert [line.split("  ")[0] for line in table.splitlines()[1:4]] == ["with blocks", "without blocks", "difference"]
+    comparison = json.loads((folder / "comparison.json").read_text())
+    for name, value in comparison["difference"].items():
+        assert value == pytest.approx(comparison["with_blocks"][name] - comparison["without_blocks"][name])
+    configs = [
+        yaml.safe_load((folder / name / "config.yaml").read_text()) for name in ("with_blocks", "without_blocks")
+    ]
+    assert [config["model"].pop("blocks") for config in configs] == [{"C4": 4}, {}]
+    assert configs[0] == configs[1]
+
+    assert main(["train", "--resume", str(folder)]) == 1
+    assert "latentgnn train --compare --resume" in capsys.readouterr().err
+    (folder / "comparison.json").unlink()
+    assert main(["train", "--compare", "--resume", str(folder)]) == 0
+    assert json.loads((folder / "comparison.json").read_text()) == comparison
+
+
+def test_both_models_of_a_comparison_start_from_the_same_weights(data, recipe):
+    config = parse_config(DetectionConfig, load_recipe(recipe))
+    train_set, val_set = commands._load(replace(config.data, root=str(data)), Path())
+    with_blocks = commands._task(config, train_set, val_set).model.state_dict()
+    bare = replace(config, model=replace(config.model, blocks={}))
+    without = commands._task(bare, train_set, val_set).model.state_dict()
+    assert len(with_blocks) > len(without)
+    assert all(torch.equal(value, with_blocks[name]) for name, value in without.items())
+
+
+def test_check_data_reports_faults_and_training_stops_or_skips(data, recipe, tmp_path, capsys):
+    root = tmp_path / "faulty"
+    write_split(root, "train", 4)
+    write_split(root, "val", 2)
+    path = root / "annotations" / "instances_train.json"
+    content = json.loads(path.read_text())
+    content["annotations"][2]["bbox"] = [5, 5, 0, 9]
+    path.write_text(json.dumps(content))
+    (root / "train" / "train3.png").unlink()
+
+    assert main(["check-data", "--data.root", str(data)]) == 0
+    assert main(["check-data", "--data.root", str(root)]) == 1
+    assert "faults 2" in capsys.readouterr().out
+
+    argv = ["train", "--config", str(recipe), "--data.root", str(root), "--out"]
+    assert main([*argv, str(tmp_path / "stops")]) == 1
+    error = capsys.readouterr().err
+    assert "train3.png" in error
+    assert "--data.on_fault skip" in error
+    assert "Traceback" not in error
+    assert main([*argv, str(tmp_path / "skips"), "--data.on_fault", "skip"]) == 0
+    shown = capsys.readouterr().out
+    assert "left out: images 1, annotations 3" in shown
+    assert "train: 3 images, 5 objects, 2 categories" in shown
+
+
+def test_data_without_masks_train_another_detector(recipe, tmp_path, capsys):
+    root = tmp_path / "boxes"
+    write_split(root, "train", 3, masks=False)
+    write_split(root, "val", 2, masks=False)
+    argv = ["train", "--config", str(recipe), "--data.root", str(root), "--out"]
+    assert main([*argv, str(tmp_path / "masks")]) == 1
+    assert "--model.detector faster_rcnn" in capsys.readouterr().err
+    assert main([*argv, str(tmp_path / "run"), "--model.detector", "faster_rcnn"]) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]
+    assert {name.partition("/")[0] for name in metrics} == {"bbox"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (["--data.root", "nowhere"], r"there is no folder nowhere"),
+        (["--model.backbone", "resnet19"], r"resnet18"),
+        (["--model.weights_backbone", "missing.pth"], r"missing\.pth"),
+        (["--model.block.reduction", "7"], r"model\.blocks"),
+        (["--evaluation.max_detections", "[1, 10, 5]"], r"evaluation\.max_detections: expected three ascending"),
+        (["--training.batch_size", "0"], r"training\.batch_size"),
+        (["--data.categories", "[[1, cat]]"], r"data\.categories"),
+    ],
+)
+def test_mistakes_fail_with_a_message(data, recipe, tmp_path, capsys, override, message):
+    argv = ["train", "--config", str(recipe), "--data.root", str(data), "--out", str(tmp_path / "run"), *override]
+    assert main(argv) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    with pytest.raises(UserError, match=message):
+        raise UserError(error)
+
+
+def test_categories_must_mean_the_same_in_both_splits(recipe, tmp_path, capsys):
+    root = tmp_path / "renamed"
+    write_split(root, "train", 2)
+    write_split(root, "val", 2)
+    path = root / "annotations" / "instances_val.json"
+    path.write_text(path.read_text().replace('"blue"', '"green"'))
+    assert main(["train", "--config", str(recipe), "--data.root", str(root), "--out", str(tmp_path / "run")]) == 1
+    assert "category 7 is 'blue' in the training annotations, but 'green'" in capsys.readouterr().err
+
+
+def test_the_program_as_a_process(data, recipe, tmp_path):
+    program = [sys.executable, "-c", "import sys; from latentgnn.cli import main; sys.exit(main())"]
+    argv = ["train", "--config", str(recipe), "--data.root", str(data), "--training.steps", "1"]
+    done = subprocess.run([*program, *argv, "--out", str(tmp_path / "run")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    assert f"written to {tmp_path / 'run'}" in done.stdout
