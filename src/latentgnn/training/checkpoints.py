@@ -1,0 +1,111 @@
+"""Checkpoints: one whole file each, that loads without running any code in it."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+from torch import Tensor, nn
+
+from latentgnn.errors import UserError
+from latentgnn.files import write_bytes
+
+_PREFIX = "model."
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Writes a checkpoint under a temporary name and renames it, so that a crash leaves the file before it whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_bytes(path, buffer.getvalue())
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        return _load(Path(path), map_location=map_location)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What others than the training loop need of a checkpoint.
+
+    Args:
+        step: optimizer steps done.
+        config: the run's resolved configuration.
+        course: what a run that continues it must agree on.
+        weights: the model's state dict, under the model's own names.
+    """
+
+    step: int
+    config: dict[str, Any]
+    course: dict[str, Any]
+    weights: dict[str, Tensor]
+
+    def load_into(self, model: nn.Module) -> None:
+        """Copy the weights into a model.
+
+        Raises:
+            UserError: the model's names or shapes are others.
+        """
+        check_weights(self.weights, model, "the checkpoint")
+        model.load_state_dict(self.weights)
+
+
+def read_checkpoint(path: Path | str) -> Checkpoint:
+    """Read a checkpoint that training wrote.
+
+    Args:
+        path: the file, such as ``checkpoints/best.ckpt`` in a run folder.
+
+    Raises:
+        UserError: there is no such file, or it is damaged or something else.
+    """
+    path = Path(path)
+    content = _load(path, map_location="cpu")
+    try:
+        record = content["latentgnn"]
+        weights = {name.removeprefix(_PREFIX): value for name, value in content["state_dict"].items()}
+        return Checkpoint(step=record["step"], config=record["config"], course=record["course"], weights=weights)
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is no checkpoint of a latentgnn training run") from None
+
+
+def check_weights(weights: dict[str, Tensor], model: nn.Module, source: str) -> None:
+    """Compare names and shapes of weights with a model's.
+
+    Raises:
+        UserError: naming what is missing, unexpected or of another shape.
+    """
+    wanted = model.state_dict()
+    faults = {
+        "missing": [name for name in wanted if name not in weights],
+        "unexpected": [name for name in weights if name not in wanted],
+        "of another shape": [
+            f"{name} {tuple(weights[name].shape)} instead of {tuple(value.shape)}"
+            for name, value in wanted.items()
+            if name in weights and weights[name].shape != value.shape
+        ],
+    }
+    if any(faults.values()):
+        listed = "; ".join(
+            f"{len(names)} {kind}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+            for kind, names in faults.items()
+            if names
+        )
+        raise UserError(f"{source} does not fit the model ({listed}): build the model with the checkpoint's config")
+
+
+def _load(path: Path, *, map_location: Any) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    try:
+        content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+    except (UnpicklingError, LookupError, RuntimeError, EOFError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    return content

@@ -1,0 +1,49 @@
+"""The optimizer and its parameter groups."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from latentgnn.layers import LatentGNN
+from latentgnn.training.config import OptimizerConfig
+
+
+def blocks_of(model: nn.Module) -> dict[str, LatentGNN]:
+    """The LatentGNN blocks in a model by their names."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LatentGNN)}
+
+
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """The learning parameters of a model, each in one group: the host's and the blocks', with and without dimensions.
+
+    ``weights`` have two and more dimensions; ``norms`` are all others (biases, norms, gammas) and have a weight decay
+    of their own. The blocks have a rate of their own. Frozen parameters are in no group, and no group is empty.
+
+    Args:
+        model: the model.
+        config: rates and weight decays.
+    """
+    in_blocks = {id(parameter) for block in blocks_of(model).values() for parameter in block.parameters()}
+    norm_decay = config.weight_decay if config.norm_weight_decay is None else config.norm_weight_decay
+    groups: dict[str, dict[str, Any]] = {}
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        owner, factor = ("blocks", config.block_factor) if id(parameter) in in_blocks else ("host", 1.0)
+        kind, decay = ("weights", config.weight_decay) if parameter.ndim >= 2 else ("norms", norm_decay)
+        rate = config.learning_rate * factor
+        name = f"{owner}/{kind}"
+        group = groups.setdefault(name, {"name": name, "params": [], "lr": rate, "weight_decay": decay})
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer over `parameter_groups`; each group keeps its rate before the schedule as ``base_rate``."""
+    groups = parameter_groups(model, config)
+    for group in groups:
+        group["base_rate"] = group["lr"]
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=config.learning_rate)
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)

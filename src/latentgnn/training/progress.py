@@ -1,0 +1,164 @@
+"""What a person sees of a run, and what the files of its course hold."""
+
+import csv
+import io
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from latentgnn.files import write_text
+from latentgnn.training.runs import RunFolder
+
+
+class CsvLog(Logger):
+    """``metrics.csv``: a row a logged step, a column a metric, for as long as a run goes on, resumed or not.
+
+    Args:
+        run: the folder.
+        first_step: rows after it are of a course that a resumed run takes anew, and are dropped.
+    """
+
+    def __init__(self, run: RunFolder, *, first_step: int) -> None:
+        super().__init__()
+        self._path = run.path / "metrics.csv"
+        self._writes = run.writes
+        self._columns: list[str] = []
+        if self._writes and self._path.exists():
+            rows = [row for row in self._rows() if int(row["step"]) <= first_step]
+            self._columns = list(rows[0]) if rows else []
+            self._write_all(rows)
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the configuration has a file of its own."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if not self._writes:
+            return
+        row = {"step": step, **metrics}
+        new = [name for name in row if name not in self._columns]
+        if new:
+            rows = self._rows() if self._columns else []
+            self._columns += new
+            self._write_all([*rows, row])
+            return
+        with self._path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns, restval="").writerow(row)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        with self._path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _write_all(self, rows: list[dict[str, Any]]) -> None:
+        buffer = io.StringIO(newline="")
+        writer = csv.DictWriter(buffer, self._columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self._path, buffer.getvalue())
+
+
+class Progress:
+    """A bar with loss and remaining time on a terminal, a line every so often elsewhere; ``log.txt`` has the lines.
+
+    Args:
+        run: the folder; in a process that does not write, nothing is shown either.
+        steps: steps in all.
+        terminal: whether standard output is one; ``None`` finds out.
+    """
+
+    def __init__(self, run: RunFolder, *, steps: int, terminal: bool | None = None) -> None:
+        self._run = run
+        self._steps = steps
+        self._shown = run.writes
+        self._bar: RichProgress | None = None
+        self._training: TaskID | None = None
+        self._validation: TaskID | None = None
+        if self._shown and (sys.stdout.isatty() if terminal is None else terminal):
+            self._bar = RichProgress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}"),
+                console=Console(file=sys.stdout),
+            )
+
+    def start(self, step: int) -> None:
+        """Show the bar, at the steps done before."""
+        if self._bar is not None:
+            self._training = self._bar.add_task("train", total=self._steps, completed=step, figures="")
+            self._bar.start()
+
+    def advance(self, step: int) -> None:
+        """Move the bar."""
+        if self._bar is not None and self._training is not None:
+            self._bar.update(self._training, completed=step)
+
+    def figures(self, step: int, metrics: Mapping[str, float], *, seconds_left: float) -> None:
+        """Show the figures of the steps since the last time.
+
+        Args:
+            step: steps done.
+            metrics: ``loss``, ``loss/<part>``, ``rate``, ``samples_per_second`` and more.
+            seconds_left: an estimate.
+        """
+        parts = [f"{name[5:]} {value:.4f}" for name, value in metrics.items() if name.startswith("loss/")]
+        line = (
+            f"step {step}/{self._steps}  loss {metrics['loss']:.4f} ({', '.join(parts)})  rate {metrics['rate']:.3g}  "
+            f"{metrics['samples_per_second']:.1f} samples/s  left {_duration(seconds_left)}"
+        )
+        if self._bar is not None and self._training is not None:
+            self._bar.update(self._training, figures=f"loss {metrics['loss']:.4f}  rate {metrics['rate']:.3g}")
+            self._keep(line)
+        else:
+            self.say(line)
+
+    def validating(self, batch: int, batches: int) -> None:
+        """Show how far a validation is; gone at its end."""
+        if self._bar is None:
+            return
+        if self._validation is None:
+            self._validation = self._bar.add_task("validate", total=batches, figures="")
+        self._bar.update(self._validation, completed=batch)
+        if batch == batches:
+            self._bar.remove_task(self._validation)
+            self._validation = None
+
+    def say(self, line: str) -> None:
+        """A line for the person, and for ``log.txt``."""
+        if not self._shown:
+            return
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, flush=True)
+        self._keep(line)
+
+    def _keep(self, line: str) -> None:
+        with self._run.log.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

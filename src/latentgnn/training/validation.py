@@ -1,0 +1,63 @@
+"""Validation between training steps, on all processes."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.utils.data import DataLoader
+
+from latentgnn.training.module import TrainingModule
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every module is back in the mode that it had."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def validate(
+    trainer: Trainer,
+    module: TrainingModule,
+    loader: DataLoader[Any],
+    *,
+    after_batch: Callable[[int], None],
+    stopped: Callable[[], bool],
+) -> dict[str, float] | None:
+    """The task's metrics of the model as it is; every process returns the same.
+
+    Args:
+        trainer: moves batches, sets precision and knows the processes.
+        module: model and task.
+        loader: this process's share of the validation set.
+        after_batch: called with the number of batches done.
+        stopped: asked after each batch whether to give up.
+
+    Returns:
+        The metrics, or ``None`` where ``stopped`` said so.
+    """
+    results: list[Any] = []
+    with evaluating(module.model), torch.no_grad(), trainer.precision_plugin.val_step_context():
+        for number, batch in enumerate(loader, start=1):
+            results.extend(module.task.predict(trainer.strategy.batch_to_device(batch)))
+            after_batch(number)
+            if stopped():
+                return None
+    if trainer.world_size > 1:
+        shares: list[list[Any]] = [[] for _ in range(trainer.world_size)]
+        torch.distributed.all_gather_object(shares, results)
+        results = [result for share in shares for result in share]
+    # Scoring is work and memory for one process alone, and the others wait for its metrics.
+    metrics: dict[str, float] = {}
+    if trainer.is_global_zero:
+        metrics = {name: float(value) for name, value in module.task.score(results).items()}
+    return trainer.strategy.broadcast(metrics)

@@ -1,0 +1,56 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from training_toy import ToyTask, config, linear_model, new_run, state_of
+
+from latentgnn.training.loop import fit
+from latentgnn.training.runs import RunFolder
+
+PROGRAM = Path(__file__).with_name("ddp_program.py")
+
+
+def train(folder: Path, mode: str = "plain") -> subprocess.CompletedProcess[str]:
+    # A fresh program: Lightning starts the other process by running the same command again.
+    keep = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")}
+    return subprocess.run(
+        [sys.executable, "-W", "error", str(PROGRAM), str(folder), mode],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**keep, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    fit(
+        ToyTask(noise=False, model=linear_model),
+        config(steps=6, accumulate=1, clip_norm=None),
+        new_run(tmp_path / "one"),
+    )
+    two = train(tmp_path / "two")
+    assert two.returncode == 0, two.stderr
+    weights = [state_of(RunFolder.open(tmp_path / name))["weights"] for name in ("one", "two")]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-5, atol=1e-7)
+    # Every process returns the metrics of all seven samples; the first alone scores.
+    assert "'count': 7.0} from 2 scores" in two.stdout
+    assert two.stdout.count("got {") == 2
+    assert "'count': 7.0} from 0 scores" in two.stdout
+    assert two.stdout.count("step 6/6  loss") == 1
+
+
+def test_parameters_without_part_in_a_batch_and_a_stop_of_one_process(tmp_path: Path) -> None:
+    done = train(tmp_path / "run", mode="unused")
+    assert done.returncode == 1, done.stderr
+    assert "stopped by SIGTERM after step 5 of 6" in done.stdout
+    assert torch.load(RunFolder.open(tmp_path / "run").checkpoint("last"), weights_only=True)["latentgnn"]["step"] == 5
+
+
+def test_one_process_with_a_non_finite_loss_stops_all(tmp_path: Path) -> None:
+    done = train(tmp_path / "run", mode="nan")
+    assert done.returncode != 0
+    assert "the loss is not finite in step 5: square = nan for samples" in done.stderr
+    assert torch.load(RunFolder.open(tmp_path / "run").checkpoint("last"), weights_only=True)["latentgnn"]["step"] == 4

@@ -1,0 +1,150 @@
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_toy import ToyTask, config, new_run, same, state_of
+
+from latentgnn.errors import UserError
+from latentgnn.training.config import OptimizerConfig
+from latentgnn.training.loop import fit
+from latentgnn.training.runs import RunFolder
+from latentgnn.training.stopping import TrainingStopped
+
+
+def stop_in_call(number: int, name: int = signal.SIGTERM) -> Any:
+    """A hook that sends a stop signal in the number-th micro-batch."""
+
+    def hook(call: int) -> None:
+        if call == number:
+            os.kill(os.getpid(), name)
+
+    return hook
+
+
+@pytest.fixture(scope="module", params=["sgd", "adamw"])
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+    run = new_run(tmp_path_factory.mktemp("whole"))
+    settings = config(optimizer=OptimizerConfig(name=request.param, learning_rate=0.05))
+    metrics = fit(ToyTask(), settings, run)
+    return settings, state_of(run), metrics
+
+
+# Stopped in the first part of step 1, between the parts of step 2, at a validation's and a checkpoint's step, in the
+# second epoch, and in the last step.
+@pytest.mark.parametrize("call", [1, 3, 8, 11, 12, 18])
+def test_resumed_run_is_the_uninterrupted_one(tmp_path: Path, whole: Any, call: int) -> None:
+    settings, expected, expected_metrics = whole
+    run = new_run(tmp_path)
+    with pytest.raises(TrainingStopped, match=rf"SIGTERM after step {(call + 1) // 2} of 9"):
+        fit(ToyTask(on_losses=stop_in_call(call)), settings, run)
+    kept = torch.load(run.checkpoint("last"), weights_only=True)
+    assert kept["latentgnn"]["step"] == (call + 1) // 2
+    assert kept["latentgnn"]["config"] == {"model": {"width": 8}, "data": {"root": "here"}}
+
+    metrics = fit(ToyTask(), settings, RunFolder.open(tmp_path), resume=True)
+    assert same(state_of(run), expected)
+    assert metrics == expected_metrics
+    assert [record["step"] for record in run.validations()] == [4, 8, 9]
+
+
+def test_the_comparison_can_fail(tmp_path: Path, whole: Any) -> None:
+    settings, expected, _ = whole
+    run = new_run(tmp_path)
+    fit(ToyTask(), config(optimizer=settings.optimizer, seed=1), run)
+    assert not same(state_of(run), expected)
+
+
+@pytest.mark.parametrize("changes", [{"validate_every": None}, {"workers": 2, "log_every": 1, "checkpoint_every": 50}])
+def test_what_may_change_changes_no_weight(tmp_path: Path, whole: Any, changes: dict[str, Any]) -> None:
+    settings, expected, _ = whole
+    run = new_run(tmp_path)
+    with pytest.raises(TrainingStopped):
+        fit(ToyTask(on_losses=stop_in_call(7, signal.SIGINT)), settings, run)
+    fit(ToyTask(), config(optimizer=settings.optimizer, **changes), run, resume=True)
+    assert same(state_of(run), expected)
+
+
+def test_stopped_with_workers_several_times(tmp_path: Path, whole: Any) -> None:
+    settings, expected, _ = whole
+    run = new_run(tmp_path)
+    settings = config(optimizer=settings.optimizer, workers=2)
+    for number, resume in ((3, False), (1, True), (5, True)):
+        with pytest.raises(TrainingStopped):
+            fit(ToyTask(on_losses=stop_in_call(number)), settings, run, resume=resume)
+    fit(ToyTask(), settings, run, resume=True)
+    assert same(state_of(run), expected)
+
+
+def test_stopped_in_the_last_validation(tmp_path: Path, whole: Any) -> None:
+    settings, expected, expected_metrics = whole
+    run = new_run(tmp_path)
+    batches = []
+
+    def stop() -> None:
+        batches.append(1)
+        if len(batches) == 10:  # 4 batches a validation; the tenth is in the third, after step 9
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(TrainingStopped, match="after step 9 of 9"):
+        fit(ToyTask(on_predict=stop), settings, run)
+    assert run.metrics() is None
+    task = ToyTask()
+    assert fit(task, settings, run, resume=True) == expected_metrics
+    assert task.calls == 0
+    assert same(state_of(run), expected)
+
+
+def test_signal_handlers_are_put_back(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(TrainingStopped):
+        fit(ToyTask(on_losses=stop_in_call(1)), config(), new_run(tmp_path))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_second_interrupt_stops_at_once(tmp_path: Path) -> None:
+    def twice(call: int) -> None:
+        if call == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    run = new_run(tmp_path)
+    with pytest.raises(TrainingStopped, match="interrupted in step 4"):
+        fit(ToyTask(on_losses=twice), config(), run)
+    assert torch.load(run.checkpoint("last"), weights_only=True)["latentgnn"]["step"] == 3
+
+
+def test_finished_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = new_run(tmp_path)
+    metrics = fit(ToyTask(), config(), run)
+    task = ToyTask()
+    capsys.readouterr()
+    assert fit(task, config(), run, resume=True) == metrics
+    assert "finished: all 9 steps" in capsys.readouterr().out
+    assert task.calls == 0
+
+
+def test_resume_before_the_first_checkpoint_begins_anew(tmp_path: Path, whole: Any) -> None:
+    settings, expected, _ = whole
+    run = new_run(tmp_path)
+    fit(ToyTask(), settings, run, resume=True)
+    assert same(state_of(run), expected)
+
+
+def test_another_course_is_refused(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    with pytest.raises(TrainingStopped):
+        fit(ToyTask(on_losses=stop_in_call(5)), config(), run)
+    with pytest.raises(UserError, match=r"training.seed was 0, is 3; training samples was 22, is 20"):
+        fit(ToyTask(count=20), config(seed=3), run, resume=True)
+    with pytest.raises(UserError, match=r"training.steps was 9, is 12"):
+        fit(ToyTask(), config(steps=12), run, resume=True)
+    with pytest.raises(UserError, match="does not fit the model"):
+        fit(ToyTask(model=lambda: torch.nn.Linear(2, 2)), config(), run, resume=True)
+    with pytest.raises(UserError, match="already"):
+        fit(ToyTask(), config(), run)
+    run.write_config({"model": {"width": 9}, "data": {"root": "there"}})
+    with pytest.raises(UserError, match=r"another course: model.width was 8, is 9\. "):
+        fit(ToyTask(), config(), run, resume=True, may_change=["data"])
