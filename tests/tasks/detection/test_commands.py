@@ -306,3 +306,16 @@ def test_the_program_as_a_process(data, recipe, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     assert f"written to {tmp_path / 'run'}" in done.stdout
+
+
+def test_the_embedded_set_is_made_inside_the_run(recipe, tmp_path, capsys):
+    folder = tmp_path / "run"
+    argv = ["train", "--config", str(recipe), "--out", str(folder), "--data.embedded_train", "4"]
+    assert main([*argv, "--data.embedded_val", "2", "--data.embedded_size", "64", "--training.steps", "1"]) == 0
+    assert "val: 2 images" in capsys.readouterr().out
+    assert (folder / "data" / "annotations" / "instances_train.json").is_file()
+    assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["root"] is None
+    assert main(["evaluate", str(folder)]) == 0
+    end = json.loads((folder / "metrics.json").read_text())["metrics"]
+    again = json.loads((folder / "evaluation" / "metrics.json").read_text())["metrics"]
+    assert again == pytest.approx(end, abs=1e-6)

@@ -1,11 +1,15 @@
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from latentgnn import LatentGNN
 from latentgnn.tasks.detection.config import DetectionConfig
+from latentgnn.tasks.detection.model import build_detector
 from latentgnn.training.parsing import parse_config, to_dict
 from latentgnn.training.recipes import list_recipes, load_recipe
 
@@ -72,6 +76,22 @@ def test_published_settings(name, backbone, blocks, groups):
     assert training.schedule.warmup_factor == pytest.approx(1 / 3)
     assert config.data.augment.horizontal_flip == 0.5
     assert config.evaluation.max_detections == (1, 10, 100)
+
+
+@pytest.mark.parametrize(("name", "backbone", "blocks", "groups"), PUBLISHED)
+def test_published_models_are_built_with_their_blocks(name, backbone, blocks, groups):
+    config = replace(resolved(name).model, weights_backbone=None)
+    with torch.device("meta"):
+        model = build_detector(config, 80)
+    found = {key: layer for key, layer in model.named_modules() if isinstance(layer, LatentGNN)}
+    stages = {"C3": ("layer2", 512), "C4": ("layer3", 1024), "C5": ("layer4", 2048)}
+    assert len(found) == len(blocks)
+    for stage in blocks:
+        place, channels = stages[stage]
+        (layer,) = (layer for key, layer in found.items() if place in key)
+        assert layer.config.channels == channels
+        assert layer.config.num_groups == groups
+        assert layer.config.num_latents == (blocks[stage],)
 
 
 def test_the_nuclei_recipe_needs_no_download_and_scores_many_objects():

@@ -17,6 +17,7 @@ from latentgnn.files import write_bytes, write_json
 from latentgnn.tasks.detection.check import check_split, load_split
 from latentgnn.tasks.detection.coco import CocoAnnotations, CocoValidationSet, Split, find_split
 from latentgnn.tasks.detection.config import DataConfig, DetectionConfig
+from latentgnn.tasks.detection.context_set import write_context_set
 from latentgnn.tasks.detection.evaluation import CocoEvaluator, Record, Scores, kinds_of, load_results
 from latentgnn.tasks.detection.images import read_image
 from latentgnn.tasks.detection.model import build_detector
@@ -102,7 +103,7 @@ def evaluate(config: DetectionConfig, source: Path | None, *, results: Path | No
         results: a COCO-results file to score instead of a model's detections.
         out: folder for ``metrics.json`` and, from a model, ``predictions.json`` and ``pictures/``.
     """
-    val_set = _load_split(config.data, "val", _folder_of_embedded(source, out))
+    val_set = _load_split(config.data, "val", source if source is not None and source.is_dir() else out)
     if results is not None:
         records = load_results(results, val_set.dataset)
         kinds = kinds_of(records)
@@ -222,18 +223,18 @@ def _load(config: DataConfig, folder: Path) -> tuple[CocoAnnotations, CocoAnnota
 
 
 def _load_split(config: DataConfig, split: Split, folder: Path) -> CocoAnnotations:
-    """A split without faults, and a line of what is in it."""
+    """A split without faults; the embedded set, if that is meant, is made in ``folder`` before."""
+    if config.root is None:
+        root = folder / "data"
+        write_context_set(root, train=config.embedded_train, val=config.embedded_val, size=config.embedded_size)
+        config = replace(config, root=str(root))
     annotations = load_split(*find_split(config, split), on_fault=config.on_fault)
     if is_first_process():
         if annotations.skipped:
             print(annotations.skipped)
-        objects = len(annotations.dataset["annotations"])
+        objects = sum(not annotation["iscrowd"] for annotation in annotations.dataset["annotations"])
         print(f"{split}: {len(annotations)} images, {objects} objects, {len(annotations.categories)} categories")
     return annotations
-
-
-def _folder_of_embedded(source: Path | None, out: Path) -> Path:
-    return source if source is not None and source.is_dir() else out
 
 
 def _with_categories(config: DetectionConfig, train_set: CocoAnnotations, val_set: CocoAnnotations) -> DetectionConfig:
