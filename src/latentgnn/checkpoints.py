@@ -118,5 +118,5 @@ def published_state_dict(layer: LatentGNN, *, spatial_dims: Literal[1, 2, 3] = 2
     state = {}
     for key, tensor in _targets(layer).items():
         ones = [1] * spatial_dims if key.endswith(".0.weight") else []
-        state[key] = tensor.detach().clone().reshape(*_published_shape(key, tensor), *ones)
+        state[key] = tensor.detach().clone().reshape([*_published_shape(key, tensor), *ones])
     return state

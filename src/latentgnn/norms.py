@@ -153,7 +153,7 @@ def normalize(norm: nn.Module, y_BNC: Tensor, mask_BN: Tensor | None) -> Tensor:
             f"a mask needs a norm whose statistics can leave nodes out: batch norm, frozen batch norm, group norm, "
             f"layer norm or none; got {type(norm).__name__}"
         )
-    return norm(y_BNC.mT).mT  # type: ignore[no-any-return]
+    return norm(y_BNC.mT).mT
 
 
 def _widened(parameter: Tensor | None, like: Tensor) -> Tensor | None:
@@ -250,7 +250,9 @@ def _update_running(norm: _BatchNorm, mean_C: Tensor, var_C: Tensor, count: Tens
     assert norm.running_var is not None
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)
-    share: float | Tensor = 1.0 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
+    share: float | Tensor = (
+        norm.num_batches_tracked.to(var_C.dtype).reciprocal() if norm.momentum is None else norm.momentum
+    )
     if isinstance(count, Tensor):
         # A batch whose mask leaves nothing has no statistics to learn from.
         share = torch.where(count > 0, share, 0.0)
