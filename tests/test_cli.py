@@ -117,6 +117,7 @@ def test_version(capsys):
         (["train", "--resume", "x", "--out", "y"], r"leave out --config and --out"),
         (["train", "--compare", "--config", "mask_rcnn_r50"], r"--compare.*model\.blocks is empty"),
         (["evaluate"], r"a run's folder or a checkpoint, or --results"),
+        (["evaluate", "--results", "r.json"], r"--results needs --data\.root FOLDER"),
         (["predict"], r"required: RUN_OR_CHECKPOINT, INPUT"),
         (["predict", "run", "a.png", "--score-threshold", "2"], r"--score-threshold: .*from 0 to 1; got 2"),
         (["predict", "run", "a.png", "--score-threshold", "x"], r"--score-threshold: invalid float value: 'x'"),
@@ -282,6 +283,25 @@ def test_the_installed_program(tmp_path):
     done = subprocess.run([sys.executable, "-c", program, "train", "--confg", "x"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "latentgnn: there is no option --confg; did you mean --config?\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "argv"),
+    [
+        ("jsonargparse", ["train"]),
+        ("yaml", ["recipes"]),
+        ("faster_coco_eval", ["check-data", "--data.root", "."]),
+        ("lightning", ["check-data", "--data.root", "."]),
+    ],
+)
+def test_a_missing_package_is_named_with_the_command_that_installs_it(module, argv):
+    program = f"import sys; sys.modules[{module!r}] = None; from latentgnn.cli import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(
+        rf"latentgnn: this needs '{module}[\w.]*', which is not installed: pip install 'latentgnn\[\w+\]'\n",
+        done.stderr,
+    )
 
 
 def test_output_into_a_closed_pipe_is_no_fault():

@@ -106,7 +106,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone, as `| head` does; the interpreter must not try to flush it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception:
+    except Exception as error:
+        absent = error.name if isinstance(error, ModuleNotFoundError) else None
+        if absent is not None and absent.split(".")[0] != "latentgnn":
+            return _complain(f"this needs {absent!r}, which is not installed: pip install 'latentgnn[all]'", 1)
         traceback.print_exc()
         return _complain("this is a fault in latentgnn, not in your input; please report it with the lines above", 1)
 
@@ -164,7 +167,7 @@ def _setting(name: str) -> Option:
 
 def _task_of(values: Mapping[str, Any], source: str) -> Task:
     name = values.get("task", "detection")
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise UserError(f"{source}: there is no task {name!r}; tasks: {', '.join(TASKS)}")
     return TASKS[name]
 
@@ -259,6 +262,8 @@ def _evaluate(arguments: argparse.Namespace, overrides: Overrides) -> int:
         require("jsonargparse", extra="train")
         task = _task_of(dict(overrides), "--task")
         config = _with_settings(task, {}, overrides)
+        if config.data.root is None:
+            raise UsageError("without a run's folder or a checkpoint, --results needs --data.root FOLDER")
     else:
         task, config = _configuration_of_model(model, overrides)
     default = model / "evaluation" if model is not None and model.is_dir() else Path("evaluation")
@@ -331,7 +336,9 @@ COMMANDS = {
 
 def _overview() -> str:
     lines = [f"  {name:11} {command.help}" for name, command in COMMANDS.items()]
-    return "\n".join(["Global context at linear cost, and the tools to train with it.", "", "commands:", *lines])
+    title = "Global context at linear cost, and the tools to train with it."
+    codes = "exit codes: 0 done, 1 failed or interrupted, 2 wrong usage; `latentgnn COMMAND --help` says more"
+    return "\n".join([title, "", "commands:", *lines, "", codes])
 
 
 def _settings_help() -> str:

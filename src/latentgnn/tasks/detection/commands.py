@@ -266,6 +266,8 @@ def _resumable(run: Path, command: str) -> Iterator[None]:
     except TrainingStopped as error:
         raise UserError(f"{error}\ncontinue with: latentgnn {command} --resume {run}") from error
     except KeyboardInterrupt as error:
+        if not (run / "config.yaml").is_file():
+            raise
         raise UserError(f"interrupted; continue with: latentgnn {command} --resume {run}") from error
 
 
