@@ -14,11 +14,16 @@ def gradients(layer: LatentGNN, output: Tensor, x: Tensor) -> dict[str, Tensor]:
     return {name: value for name, value in zip(names, values, strict=True) if value is not None}
 
 
+def make_twin(config: str, norm: str, *, training: bool) -> LatentGNN:
+    """The same layer for the reference, in 1-D: PyTorch's 4-D batch norm has wrong gradients on a CPU."""
+    return make_layer(config, norm.removesuffix("2d"), training=training)
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("config", CONFIGS)
 def test_agrees_with_the_reference(config: str, norm: str, training: bool) -> None:
-    layer, twin = (make_layer(config, norm, training=training) for _ in range(2))
+    layer, twin = make_layer(config, norm, training=training), make_twin(config, norm, training=training)
     x = make_input(3, 32, 4, 5).requires_grad_()
     output, expected = layer(x), reference.forward(twin, x)
     assert relative_error(output, expected) < 1e-11
@@ -146,7 +151,7 @@ def test_mean_scale_does_not_depend_on_the_number_of_nodes() -> None:
     repeated = x.repeat(1, 1, 9)
     assert relative_error((layer(repeated) - repeated)[..., :10], layer(x) - x) < 1e-11
     growth = (published(repeated) - repeated)[..., :10].norm() / (published(x) - x).norm()
-    assert growth == pytest.approx(3.0)  # sqrt(9), as published
+    assert growth.item() == pytest.approx(3.0)  # sqrt(9), as published
 
 
 MASKABLE = [name for name in NORMS if name != "instance"]
@@ -161,7 +166,7 @@ def test_mask_is_as_if_only_the_valid_nodes_were_there(config: str, norm: str) -
     order = torch.rand(3, 30, generator=generator).argsort(1)[:, :17].sort(1).values
     mask = torch.zeros(3, 30, dtype=torch.bool).scatter_(1, order, True)
     index = order[:, None].expand(-1, 32, -1)
-    layer, twin = (make_layer(config, norm, training=True) for _ in range(2))
+    layer, twin = make_layer(config, norm, training=True), make_twin(config, norm, training=True)
     dirty = x.flatten(2).masked_fill(~mask[:, None], float("nan")).view_as(x).requires_grad_()
     dense = x.flatten(2).gather(2, index).requires_grad_()
 

@@ -25,10 +25,6 @@ from latentgnn.norms import affine, batch_affine, fold, normalize, product_stati
 if TYPE_CHECKING:
     from latentgnn.layers import LatentGNN, Projection
 
-# The first product's sums over C channels overflow float16 from inputs of about 1e4; its results are scaled to unit
-# length next, so that a power of two in between costs nothing.
-_HEADROOM = {torch.float16: 2.0**-4}
-
 
 def latent_gnn(layer: "LatentGNN", x_BNC: Tensor, mask_BN: Tensor | None, compute: torch.dtype) -> Tensor:
     """The layer's output for nodes in the last dimension but one.
@@ -108,20 +104,20 @@ def _product(x_BNF: Tensor, weight_OF: Tensor, shift_O: Tensor | None) -> Tensor
 
 def _unit_values(x_BNC: Tensor, reduces: Sequence["Projection"], groups: int, mask_BN: Tensor | None) -> list[Tensor]:
     """V and L: l2(norm(W x), channels of a group), each (E, N, r)."""
-    headroom = _HEADROOM.get(x_BNC.dtype, 1.0)
-    weight_FC = torch.cat([reduce.weight for reduce in reduces]) if len(reduces) > 1 else reduces[0].weight
     norms = [reduce.norm for reduce in reduces]
+    weight_FC = torch.cat([reduce.weight for reduce in reduces]) if len(reduces) > 1 else reduces[0].weight
     folded = fold(norms, weight_FC.to(wide(x_BNC.dtype)))
-    if folded is not None:
-        weight_FC, shift_F = folded
-        y_BNF = _product(x_BNC, weight_FC * headroom, None if shift_F is None else shift_F * headroom)
-        parts = list(y_BNF.chunk(len(reduces), dim=-1))
-    else:
-        y_BNF = _product(x_BNC, weight_FC * headroom, None)
-        parts = [
-            normalize(norm, part.to(wide(part.dtype)) / headroom if headroom != 1 else part, mask_BN)
-            for norm, part in zip(norms, y_BNF.chunk(len(reduces), dim=-1), strict=True)
-        ]
+    weight_FC, shift_F = (weight_FC, None) if folded is None else folded
+    scale = None
+    if x_BNC.dtype == torch.float16:
+        # Rows longer than 1 may take a sum over channels out of float16's range; unit length comes next anyway.
+        scale = torch.linalg.vector_norm(weight_FC.detach().float(), dim=1).amax().clamp_min(1)
+        weight_FC, shift_F = weight_FC / scale, None if shift_F is None else shift_F / scale
+    parts = list(_product(x_BNC, weight_FC, shift_F).chunk(len(reduces), dim=-1))
+    if folded is None:
+        if scale is not None:
+            parts = [part.float() * scale for part in parts]
+        parts = [normalize(norm, part, mask_BN) for norm, part in zip(norms, parts, strict=True)]
     return [_to_graphs(l2(part.unflatten(-1, (groups, -1)), -1).to(x_BNC.dtype), groups) for part in parts]
 
 

@@ -255,7 +255,7 @@ def _update_running(norm: _BatchNorm, mean_C: Tensor, var_C: Tensor, count: Tens
     )
     if isinstance(count, Tensor):
         # A batch whose mask leaves nothing has no statistics to learn from.
-        share = torch.where(count > 0, share, 0.0)
+        share = (count > 0).to(var_C.dtype) * share
         unbiased_C = var_C * (count / (count - 1).clamp(min=1))
     else:
         unbiased_C = var_C * (count / max(count - 1, 1))

@@ -18,7 +18,7 @@ EPS = 1e-12
 def _norm(norm: nn.Module, y_BCN: Tensor) -> Tensor:
     if isinstance(norm, nn.LayerNorm | nn.RMSNorm):
         return cast(Tensor, norm(y_BCN.mT)).mT
-    if isinstance(norm, nn.BatchNorm2d) or (is_frozen(norm) and norm.__class__.__name__.endswith("2d")):
+    if is_frozen(norm) and norm.__class__.__name__.endswith("2d"):
         return cast(Tensor, norm(y_BCN.unsqueeze(-1))).squeeze(-1)
     return cast(Tensor, norm(y_BCN))
 

@@ -1,0 +1,119 @@
+import copy
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from sweep import make_input, make_layer, relative_error
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from latentgnn import FrozenBatchNorm, LatentGNN
+from latentgnn.norms import NORMS, batch_statistics, fold, group_norm, product_statistics
+
+
+def test_frozen_batch_norm_is_torchvisions() -> None:
+    ours, theirs = FrozenBatchNorm(5), FrozenBatchNorm2d(5)
+    state = {name: torch.rand(5) + 0.5 for name in ours.state_dict()}
+    ours.load_state_dict(state)
+    theirs.load_state_dict(state)
+    x = torch.randn(2, 5, 3, 4)
+    torch.testing.assert_close(ours(x.flatten(2)).view_as(x), theirs(x))
+    assert not list(ours.parameters())
+
+
+@pytest.mark.parametrize("shared_matrix", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_product_statistics_are_those_of_the_product(shared_matrix: bool, masked: bool) -> None:
+    torch.manual_seed(0)
+    feature = torch.rand(3, 2, 20, 4, dtype=torch.float64) + 10
+    matrix = torch.randn(1 if shared_matrix else 3, 2, 4, 5, dtype=torch.float64)
+    mask = torch.rand(3, 20) > 0.3 if masked else None
+    found = product_statistics(feature, matrix, mask)
+    product = (feature @ matrix).transpose(1, 2).flatten(2)
+    expected = batch_statistics(product, mask)
+    for value, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.as_tensor(value), torch.as_tensor(wanted), rtol=1e-9, atol=0)
+    chosen = product.flatten(0, 1) if mask is None else product[mask]
+    torch.testing.assert_close(found[0], chosen.mean(0))
+    torch.testing.assert_close(found[1], chosen.var(0, correction=0))
+
+
+def test_product_statistics_keep_digits_where_the_mean_is_far_larger_than_the_spread() -> None:
+    torch.manual_seed(0)
+    feature, matrix = 1000 + torch.rand(2, 1, 500, 3), torch.rand(1, 1, 3, 4)
+    exact = product_statistics(feature.double(), matrix.double(), None)[1]
+    assert relative_error(product_statistics(feature, matrix, None)[1], exact) < 1e-2
+    product = feature @ matrix
+    naive = (product.square().mean((0, 1, 2)) - product.mean((0, 1, 2)).square()).double()
+    assert relative_error(naive, exact) > 1
+
+
+def test_fold_only_what_is_an_affine_map() -> None:
+    weight = torch.randn(4, 3)
+    assert fold([nn.BatchNorm1d(4)], weight) is None
+    assert fold([nn.LayerNorm(4)], weight) is None
+    assert fold([nn.Identity(), FrozenBatchNorm(2)], weight) is None
+    folded = fold([FrozenBatchNorm(2), nn.BatchNorm1d(2).eval()], weight)
+    torch.testing.assert_close(folded[0], weight / (1 + 1e-5) ** 0.5)
+
+
+@pytest.mark.parametrize("channels", [1, 5, 32, 48, 150, 256])
+def test_group_norm_fits_any_channel_count(channels: int) -> None:
+    norm = group_norm(channels)
+    assert norm.num_groups <= 32
+    assert channels % norm.num_groups == 0
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_every_named_norm_makes_a_layer(name: str) -> None:
+    layer = LatentGNN(32, num_latents=6, norm=NORMS[name], gamma_init=1.0)
+    assert layer(torch.randn(2, 32, 5, 5)).isfinite().all()
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def _synchronised_process(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    layer = nn.SyncBatchNorm.convert_sync_batchnorm(make_layer("graph_conv", training=True))
+    # An uneven share of the batch: two samples here, one there.
+    x = make_input(3, 32, 4, 5)[[slice(0, 2), slice(2, 3)][rank]].clone().requires_grad_()
+    output = layer(x)
+    output.sin().sum().backward()
+    for parameter in layer.parameters():
+        torch.distributed.all_reduce(parameter.grad)
+    result = {
+        "output": output.detach(),
+        "input": x.grad,
+        **{f"grad.{name}": parameter.grad for name, parameter in layer.named_parameters()},
+        **{f"state.{name}": value for name, value in layer.state_dict().items()},
+    }
+    torch.save(result, Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_synchronised_batch_norm_is_one_batch_over_processes(tmp_path: Path) -> None:
+    mp.spawn(_synchronised_process, args=(_free_port(), str(tmp_path)), nprocs=2)
+    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    layer = make_layer("graph_conv", training=True)
+    x = make_input(3, 32, 4, 5).requires_grad_()
+    output = layer(x)
+    output.sin().sum().backward()
+    assert relative_error(torch.cat([result["output"] for result in results]), output) < 1e-11
+    assert relative_error(torch.cat([result["input"] for result in results]), x.grad) < 1e-10
+    for name, parameter in layer.named_parameters():
+        assert relative_error(results[0][f"grad.{name}"], parameter.grad) < 1e-10, name
+    for name, value in layer.state_dict().items():
+        assert relative_error(results[1][f"state.{name}"], value) < 1e-11, name
+
+
+def test_untouched_by_deepcopy() -> None:
+    layer = make_layer("two_kernels")
+    x = make_input(1, 32, 6)
+    assert torch.equal(copy.deepcopy(layer)(x), layer(x))

@@ -1,0 +1,74 @@
+"""The public names, and what importing them costs."""
+
+import doctest
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import latentgnn
+from latentgnn.errors import UserError, require
+from latentgnn.files import write_bytes, write_json
+
+
+def test_the_public_names() -> None:
+    assert latentgnn.__all__ == [
+        "FrozenBatchNorm",
+        "LatentGNN",
+        "LatentGNNConfig",
+        "insert",
+        "load_published",
+        "node_mask",
+        "published_state_dict",
+        "remove",
+    ]
+    assert all(callable(getattr(latentgnn, name)) for name in latentgnn.__all__)
+    assert set(latentgnn.__all__) < set(dir(latentgnn))
+    with pytest.raises(AttributeError, match="no attribute 'LatentGnn'"):
+        latentgnn.LatentGnn  # noqa: B018
+
+
+def test_the_core_imports_nothing_heavier_than_torch() -> None:
+    program = (
+        "import sys, latentgnn; [getattr(latentgnn, name) for name in latentgnn.__all__];"
+        "import latentgnn.reference;"
+        "extras = {'torchvision', 'timm', 'lightning', 'jsonargparse', 'matplotlib', 'PIL', 'yaml'};"
+        "print(sorted(extras & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_a_missing_extra_names_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"'no_such_package'.*pip install 'latentgnn\[train\]'"):
+        require("no_such_package", extra="train")
+    assert require("json", extra="train").__name__ == "json"
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "deep" / "result.json"
+    write_json(target, {"a": 1})
+
+    def fail(descriptor: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_bytes(target, b"half")
+    assert target.read_text() == '{\n  "a": 1\n}\n'
+    assert [path.name for path in target.parent.iterdir()] == ["result.json"]
+
+
+def modules() -> list[str]:
+    return [module.name for module in pkgutil.walk_packages(latentgnn.__path__, "latentgnn.")]
+
+
+@pytest.mark.parametrize("name", modules())
+def test_docstring_examples(name: str) -> None:
+    module = importlib.import_module(name)
+    context = {"torch": importlib.import_module("torch"), "latentgnn": latentgnn, **vars(module)}
+    failures, _ = doctest.testmod(module, extraglobs=context, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert failures == 0
