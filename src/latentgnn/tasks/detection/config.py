@@ -135,9 +135,9 @@ class DataConfig:
         augment: see `AugmentConfig`.
         categories: id and name of every category; ``null`` takes those of the training annotations, and a run's
             resolved configuration names them.
-        embedded_train: images in the embedded training set.
-        embedded_val: images in the embedded validation set.
-        embedded_size: side of an embedded image in pixels.
+        embedded_train: images in the embedded training set; an even number, two for each scene.
+        embedded_val: images in the embedded validation set; likewise.
+        embedded_size: height of an embedded image in pixels; it is twice as wide.
     """
 
     root: str | None = None
