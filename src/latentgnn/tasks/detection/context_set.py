@@ -1,8 +1,8 @@
 """The embedded set: objects whose category no local appearance tells, but only a key at the image's other end.
 
-An image is twice as wide as high. At one end is the key, a large white ring around a disc that is orange or blue. At
-the other end, more than the image's height away, are discs, squares, triangles and diamonds of other colours. They all
-are ``warm`` where the key is orange, and ``cool`` where it is blue.
+An image is twice as wide as high. At one end is the key, a tall banner in a white frame that is orange or blue. At the
+other end, more than the image's height away, are discs, squares, triangles and diamonds of other colours. They all are
+``warm`` where the key is orange, and ``cool`` where it is blue.
 
 Every scene appears twice, once with a key of each colour. The two images are equal in every pixel outside the key, and
 every object that is ``warm`` in one of them is ``cool`` in the other: whatever a detector sees of an object and of what
@@ -130,7 +130,7 @@ def _write_split(root: Path, split: str, scenes: "list[_Scene]") -> None:
                     "width": width,
                     "height": height,
                     "scene": number,
-                    "key": {"colour": key_colour, "bbox": scene.key.box},
+                    "key": {"colour": key_colour, "bbox": scene.key},
                 }
             )
             for item, mask in zip(scene.items, scene.masks, strict=True):
@@ -165,11 +165,6 @@ class _Item:
     y: int
     radius: int
 
-    @property
-    def box(self) -> list[int]:
-        """xywh."""
-        return [self.x - self.radius, self.y - self.radius, 2 * self.radius, 2 * self.radius]
-
     def is_clear_of(self, other: "_Item", margin: int) -> bool:
         reach = self.radius + other.radius + margin
         return abs(self.x - other.x) >= reach or abs(self.y - other.y) >= reach
@@ -187,16 +182,15 @@ class _Scene:
             return _Item(shape, colour, width - x if mirrored else x, y, radius)
 
         # Placed as if the key were at the left.
-        radius = 5 * size // 32
-        key_x = radius + self._between(size // 64, size // 32)
-        key_y = self._between(radius + 2, height - radius - 2)
-        self.key = item("disc", "", key_x, key_y, radius)
-        nearest = key_x + radius + size + size // 32
+        key_width, key_left = size // 4, self._between(size // 64, size // 32)
+        top, bottom = (self._between(size // 32, size // 10) for _ in range(2))
+        self.key = [width - key_left - key_width if mirrored else key_left, top, key_width, height - top - bottom]
+        nearest = key_left + key_width + size + size // 32
         self.items: list[_Item] = []
         for _ in range(self._between(3, 5)):
             # Bounded: an object for which there is hardly room is left out.
             for _ in range(50):
-                radius = self._between(size // 16, size // 10)
+                radius = self._between(size // 16, size // 9)
                 candidate = item(
                     SHAPES[self._below(len(SHAPES))],
                     tuple(COLOURS)[self._below(len(COLOURS))],
@@ -208,12 +202,13 @@ class _Scene:
                     self.items.append(candidate)
                     break
 
+        self._frame = max(2, size // 64)
         self.pixels = self._background(height, width)
         self.masks: list[_Mask] = []
         for placed in self.items:
             fill = self._shade(COLOURS[placed.colour], 16)
             coverage = _draw(self.pixels, placed, placed.radius, (fill * 5 + 255) // 6)
-            _draw(self.pixels, placed, placed.radius - max(2, size // 64), fill)
+            _draw(self.pixels, placed, placed.radius - self._frame, fill)
             mask = np.zeros((height, width), np.bool_)
             mask[_window(placed)] = 2 * coverage >= _SAMPLES**2
             self.masks.append(mask)
@@ -223,8 +218,10 @@ class _Scene:
     def picture(self, key_colour: str) -> _Pixels:
         """RGB of the scene with its key, (H, W, 3), in 0..255."""
         pixels = self.pixels.copy()
-        _draw(pixels, self.key, self.key.radius, _WHITE)
-        _draw(pixels, self.key, self.key.radius * 4 // 5, self._key_fills[key_colour])
+        left, top, width, height = self.key
+        frame = self._frame
+        pixels[top : top + height, left : left + width] = _WHITE
+        pixels[top + frame : top + height - frame, left + frame : left + width - frame] = self._key_fills[key_colour]
         return np.clip(pixels + self._noise, 0, 255)
 
     def _background(self, height: int, width: int) -> _Pixels:
@@ -251,8 +248,7 @@ class _Scene:
 
 
 def _window(item: _Item) -> tuple[slice, slice]:
-    left, top, width, height = item.box
-    return slice(top, top + height), slice(left, left + width)
+    return slice(item.y - item.radius, item.y + item.radius), slice(item.x - item.radius, item.x + item.radius)
 
 
 def _draw(pixels: _Pixels, item: _Item, radius: int, colour: _Pixels) -> _Pixels:
