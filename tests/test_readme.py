@@ -1,0 +1,61 @@
+"""The README's and the docs' programs run, and what they say of commands and files is so."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from latentgnn.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", [page.relative_to(ROOT) for page in PAGES if "```python" in page.read_text()], ids=str)
+def test_python_blocks_run_in_order(page: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    scope: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), scope)
+    assert scope["layer"]
+
+
+@pytest.mark.parametrize("page", [page.relative_to(ROOT) for page in PAGES], ids=str)
+def test_links_and_pictures_are_there(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
+    missing = [t for t in targets if not t.startswith("http") and not ((ROOT / page).parent / t).exists()]
+    assert missing == []
+
+
+def test_the_two_commands_stand_where_the_ci_script_finds_them() -> None:
+    text = (ROOT / "README.md").read_text()
+    for pattern in re.findall(r"-E '(\^[^']+)'", (ROOT / ".ci" / "run").read_text()):
+        assert len(re.findall(pattern, text, re.MULTILINE)) == 1
+
+
+def test_every_option_the_pages_name_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = ""
+    for command in ("train", "evaluate", "predict", "check-data", "recipes"):
+        assert main([command, "--help"]) == 0
+        shown += capsys.readouterr().out
+    known = set(re.findall(r"--[a-z][\w.-]+", shown))
+    for page in PAGES:
+        named = set(re.findall(r"latentgnn \w[^\n`]*?(--[a-z][\w.]+)|`(--[a-z][\w.]+)", page.read_text()))
+        options = {option.rstrip(".") for pair in named for option in pair if option}
+        unknown = {option for option in options if not any(name.startswith(option) for name in known)}
+        assert not unknown, page
+
+
+def test_every_recipe_the_pages_name_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    listed = capsys.readouterr().out.split()
+    for page in PAGES:
+        named = set(re.findall(r"\b(mask_rcnn_\w+|nuclei_\w+)\b", page.read_text()))
+        assert named <= set(listed), page
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_examples_run(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(example), run_name="__main__")
+    assert capsys.readouterr().out
