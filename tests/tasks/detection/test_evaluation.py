@@ -248,7 +248,7 @@ def test_outputs_become_records():
         "masks": masks,
     }
     empty = {name: value[:0] for name, value in output.items()}
-    evaluator = CocoEvaluator(truth([(0, 0, 5, 5)]))
+    evaluator = CocoEvaluator(truth([(0, 0, 5, 5)], categories=((18, "cell"), (90, "fibre"))))
     records = evaluator.results_of([empty, output], [7, 42], {1: 18, 2: 90})
     assert [(r["image_id"], r["category_id"], r["score"]) for r in records] == [(42, 90, 0.75), (42, 18, 0.5)]
     assert records[0]["bbox"] == [2.25, 1, 3.75, 2]
@@ -259,6 +259,18 @@ def test_outputs_become_records():
     assert "segmentation" not in records_of(output, 42, {1: 18, 2: 90})[0]
     with pytest.raises(ValueError, match="2 outputs came with 1 image ids"):
         evaluator.results_of([empty, output], [7], {1: 18, 2: 90})
+
+
+def test_detections_of_categories_without_ground_truth_do_not_count():
+    output = {
+        "boxes": torch.tensor([[0.0, 0, 5, 5], [0, 0, 5, 5]]),
+        "labels": torch.tensor([2, 1]),
+        "scores": torch.tensor([0.9, 0.5]),
+    }
+    evaluator = CocoEvaluator(truth([(0, 0, 5, 5)]), kinds=("bbox",))
+    records = evaluator.results_of([output], [7], {1: 1, 2: 2})
+    assert [record["category_id"] for record in records] == [1]
+    assert evaluator.score(records).metrics["bbox/AP"] == pytest.approx(1)
 
 
 def test_mask_codec_is_the_published_format():

@@ -114,11 +114,16 @@ class CocoEvaluator:
     def results_of(
         self, outputs: Sequence[Mapping[str, Tensor]], image_ids: Sequence[int], category_of_label: Mapping[int, int]
     ) -> list[Record]:
-        """A torchvision detector's outputs as COCO-results records (see `records_of`)."""
+        """A torchvision detector's outputs as COCO-results records (see `records_of`).
+
+        Detections of categories that the ground truth does not have are left out: COCO's figures do not count them.
+        """
         if len(outputs) != len(image_ids):
             raise ValueError(f"{len(outputs)} outputs came with {len(image_ids)} image ids; one id an output is needed")
+        known = {int(category["id"]) for category in self._categories}
         pairs = zip(outputs, image_ids, strict=True)
-        return [record for output, i in pairs for record in records_of(output, i, category_of_label)]
+        records = [record for output, i in pairs for record in records_of(output, i, category_of_label)]
+        return [record for record in records if record["category_id"] in known]
 
     def score(self, results: Sequence[Record]) -> Scores:
         """The 12 COCO figures of each kind; none of the results is changed.
