@@ -1,11 +1,11 @@
 """The embedded set: objects whose category no local appearance tells, but only a key at the image's other end.
 
-An image is twice as wide as high. At one end is the key, a tall banner in a white frame that is orange or blue. At the
+An image is twice as wide as high. At one end is the key, a tall banner in a white frame that is blue or orange. At the
 other end, more than the image's height away, are discs, squares, triangles and diamonds of other colours. They all are
-``warm`` where the key is orange, and ``cool`` where it is blue.
+``cool`` where the key is blue, and ``warm`` where it is orange.
 
 Every scene appears twice, once with a key of each colour. The two images are equal in every pixel outside the key, and
-every object that is ``warm`` in one of them is ``cool`` in the other: whatever a detector sees of an object and of what
+every object that is ``cool`` in one of them is ``warm`` in the other: whatever a detector sees of an object and of what
 surrounds it, up to the key, comes with either category in exactly half of the cases.
 """
 
@@ -23,8 +23,8 @@ from PIL import Image
 from latentgnn.errors import UserError
 from latentgnn.files import write_json, write_text
 
-CATEGORIES = ("warm", "cool")
-KEY_COLOURS = {"orange": (232, 138, 44), "blue": (62, 132, 222)}
+CATEGORIES = ("cool", "warm")
+KEY_COLOURS = {"blue": (62, 132, 222), "orange": (232, 138, 44)}
 COLOURS = {"green": (104, 176, 100), "rose": (206, 96, 140), "violet": (148, 112, 204), "grey": (182, 184, 186)}
 SHAPES = ("disc", "square", "triangle", "diamond")
 MANIFEST = "context_set.json"
