@@ -19,6 +19,7 @@ NORMS = {
     "layer": nn.LayerNorm,
     "rms": nn.RMSNorm,
     "instance": partial(nn.InstanceNorm1d, affine=True),
+    "tracked_instance": partial(nn.InstanceNorm1d, affine=True, track_running_stats=True),
     "none": nn.Identity,
 }
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from latentgnn import FrozenBatchNorm, LatentGNNConfig
+from latentgnn import FrozenBatchNorm, LatentGNN, LatentGNNConfig
 
 
 def test_saves_and_loads_every_field(tmp_path: Path) -> None:
@@ -36,8 +36,14 @@ def test_saves_and_loads_every_field(tmp_path: Path) -> None:
         "node_scale": "mean",
     }
     loaded = LatentGNNConfig.load(tmp_path / "layer.json")
-    assert loaded.to_dict() == config.to_dict()
+    assert loaded == config
     assert loaded.norm_factory is FrozenBatchNorm
+
+
+def test_a_norm_by_its_name_and_as_a_callable_are_the_same() -> None:
+    config = LatentGNNConfig(channels=32, num_latents=4)
+    assert config == LatentGNNConfig(channels=32, num_latents=4, norm=nn.BatchNorm1d)
+    assert config == LatentGNN(32, num_latents=4).config
 
 
 def test_is_frozen_and_keyword_only() -> None:

@@ -23,6 +23,13 @@ def test_frozen_batch_norm_is_torchvisions() -> None:
     assert not list(ours.parameters())
 
 
+def test_frozen_batch_norm_made_without_data_can_be_reset() -> None:
+    layer = LatentGNN(16, num_latents=3, norm=FrozenBatchNorm, device="meta").to_empty(device="cpu")
+    layer.reset_parameters()
+    fresh = FrozenBatchNorm(layer.expand.norm.num_features).state_dict()
+    assert all(torch.equal(value, fresh[name]) for name, value in layer.expand.norm.state_dict().items())
+
+
 @pytest.mark.parametrize("shared_matrix", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
 def test_product_statistics_are_those_of_the_product(shared_matrix: bool, masked: bool) -> None:

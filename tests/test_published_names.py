@@ -48,6 +48,14 @@ def test_one_of_several_layers_is_chosen_by_the_end_of_its_prefix(prefix: str) -
         load_published(target, state, prefix="featureaug5")
 
 
+def test_an_empty_prefix_is_the_layer_itself() -> None:
+    source, target = make_layer("graph_conv"), make_layer("graph_conv", seed=9)
+    load_published(target, published_state_dict(source), prefix="")
+    assert torch.equal(target.expand.weight, source.expand.weight)
+    with pytest.raises(ValueError, match="no published layer has the prefix ''"):
+        load_published(target, {f"a.{key}": value for key, value in published_state_dict(source).items()}, prefix="")
+
+
 def test_frozen_statistics_take_batch_norms_and_leave_its_counter() -> None:
     source = make_layer("graph_conv")
     target = LatentGNN(32, num_latents=5, reduction=4, graph_conv=True, norm=FrozenBatchNorm, dtype=torch.float64)

@@ -42,9 +42,7 @@ def _targets(layer: LatentGNN) -> dict[str, Tensor]:
 def _prefix(state_dict: Mapping[str, Tensor], prefix: str | None) -> str:
     """The prefix of one published layer in a state dict of perhaps many."""
     found = sorted(key.removesuffix(_MARK) for key in state_dict if key.endswith(_MARK))
-    matching = [
-        candidate for candidate in found if prefix is None or f".{candidate}".endswith(f".{prefix.rstrip('.')}.")
-    ]
+    matching = [candidate for candidate in found if prefix is None or _ends_in(candidate, prefix.rstrip("."))]
     if len(matching) == 1:
         return matching[0]
     listed = ", ".join(repr(candidate) for candidate in found)
@@ -53,6 +51,11 @@ def _prefix(state_dict: Mapping[str, Tensor], prefix: str | None) -> str:
     if not matching:
         raise ValueError(f"no published layer has the prefix {prefix!r}; the state dict has {listed}")
     raise ValueError(f"the state dict has several published layers; name one of them with prefix=: {listed}")
+
+
+def _ends_in(candidate: str, end: str) -> bool:
+    """Whether a prefix is, or ends in, one given without its last dot; none at all is only itself."""
+    return f".{candidate}".endswith(f".{end}.") if end else not candidate
 
 
 def load_published(layer: LatentGNN, state_dict: Mapping[str, Tensor], *, prefix: str | None = None) -> None:

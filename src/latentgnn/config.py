@@ -1,6 +1,7 @@
 """What a LatentGNN layer is made of, validated once and saved as plain data."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -63,6 +64,8 @@ class LatentGNNConfig:
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if isinstance(self.gamma_init, bool) or not isinstance(self.gamma_init, int | float):
             raise TypeError(f"gamma_init must be a number, got {self.gamma_init!r}")
+        if not math.isfinite(self.gamma_init):
+            raise ValueError(f"gamma_init must be finite, got {self.gamma_init}")
         if self.channels % self.reduction:
             raise ValueError(f"channels must be divisible by reduction, got {self.channels} and {self.reduction}")
         if self.reduced_channels % self.num_groups:
@@ -77,6 +80,9 @@ class LatentGNNConfig:
                 raise ValueError(f"norm must be a callable or one of {', '.join(NORMS)}; got {self.norm!r}")
         elif not callable(self.norm):
             raise TypeError(f"norm must be a callable from a channel count to a module, got {self.norm!r}")
+        # A norm that has a name goes by it, so that a configuration equals itself after being saved and loaded.
+        named = next((name for name, factory in NORMS.items() if self.norm == factory), self.norm)
+        object.__setattr__(self, "norm", named)
 
     @property
     def reduced_channels(self) -> int:
@@ -99,10 +105,9 @@ class LatentGNNConfig:
         Raises:
             ValueError: a norm that is not in `latentgnn.norms.NORMS` has no name to be saved under.
         """
-        names = [name for name, factory in NORMS.items() if self.norm in (name, factory)]
-        if not names:
+        if not isinstance(self.norm, str):
             raise ValueError(f"norm can be saved if it is one of {', '.join(NORMS)}; got {self.norm!r}")
-        return {**asdict(self), "norm": names[0], "num_latents": list(self.latents)}
+        return {**asdict(self), "num_latents": list(self.latents)}
 
     def save(self, path: Path | str) -> None:
         """Write the fields as JSON, in one step."""

@@ -34,7 +34,7 @@ class Projection(nn.Module):
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
-        self.norm = norm(out_features).to(device=device, dtype=dtype)
+        self.norm = _made(norm, out_features).to(device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         """Start as PyTorch's convolutions do; the norm as its own kind does."""
@@ -45,6 +45,16 @@ class Projection(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]} -> {self.weight.shape[0]}"
+
+
+def _made(norm: NormFactory, channels: int) -> nn.Module:
+    module = norm(channels)
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"norm must give a module for a channel count, got {type(module).__name__}")
+    # The layer has its own activations, and computes a norm's arithmetic without calling the module.
+    if not isinstance(getattr(module, "act", None), nn.Identity | None):
+        raise TypeError(f"norm must be a norm alone, but {type(module).__name__} has the activation {module.act}")
+    return module
 
 
 class LatentKernel(nn.Module):

@@ -9,11 +9,13 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 from torch.distributed import get_world_size, is_initialized
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from latentgnn.functional import wide
 
 NormFactory = Callable[[int], nn.Module]
+
+_FROZEN_STARTS = (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0))
 
 
 class FrozenBatchNorm(nn.Module):
@@ -42,13 +44,18 @@ class FrozenBatchNorm(nn.Module):
         super().__init__()
         self.num_features = num_features
         self.eps = eps
-        for name, start in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+        for name, start in _FROZEN_STARTS:
             self.register_buffer(name, torch.full((num_features,), start, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         scale_C, shift_C = _affine_of_statistics(self.running_mean, self.running_var, self.weight, self.bias, self.eps)
         shape = (1, -1, *[1] * (x.dim() - 2))
         return (x * scale_C.view(shape) + shift_C.view(shape)).to(x.dtype)
+
+    def reset_parameters(self) -> None:
+        """Make it an identity, but for ``eps``; for buffers that hold nothing yet, as after ``to_empty``."""
+        for name, start in _FROZEN_STARTS:
+            getattr(self, name).fill_(start)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}"
@@ -90,7 +97,7 @@ def _affine_of_statistics(
 
 def is_frozen(norm: nn.Module) -> bool:
     """Whether a module has the buffers of a frozen batch norm: ours, torchvision's, timm's."""
-    return not isinstance(norm, _BatchNorm) and all(
+    return not isinstance(norm, _NormBase) and all(
         isinstance(getattr(norm, name, None), Tensor) for name in ("weight", "bias", "running_mean", "running_var")
     )
 
