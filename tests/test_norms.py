@@ -34,11 +34,11 @@ def test_frozen_batch_norm_made_without_data_can_be_reset() -> None:
 @pytest.mark.parametrize("masked", [True, False])
 def test_product_statistics_are_those_of_the_product(shared_matrix: bool, masked: bool) -> None:
     torch.manual_seed(0)
-    feature = torch.rand(3, 2, 20, 4, dtype=torch.float64) + 10
-    matrix = torch.randn(1 if shared_matrix else 3, 2, 4, 5, dtype=torch.float64)
+    feature = torch.rand(3, 20, 4, dtype=torch.float64) + 10
+    matrix = torch.randn(1 if shared_matrix else 3, 4, 5, dtype=torch.float64)
     mask = torch.rand(3, 20) > 0.3 if masked else None
-    found = product_statistics(feature, matrix, mask)
-    product = (feature @ matrix).transpose(1, 2).flatten(2)
+    found = product_statistics([(feature, matrix)], mask)
+    product = feature @ matrix
     expected = batch_statistics(product, mask)
     for value, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(torch.as_tensor(value), torch.as_tensor(wanted), rtol=1e-9, atol=0)
@@ -47,13 +47,23 @@ def test_product_statistics_are_those_of_the_product(shared_matrix: bool, masked
     torch.testing.assert_close(found[1], chosen.var(0, correction=0))
 
 
+def test_product_statistics_of_samples_of_several_sizes() -> None:
+    torch.manual_seed(0)
+    factors = [(torch.randn(1, n, 4, dtype=torch.float64), torch.randn(1, 4, 5, dtype=torch.float64)) for n in (7, 1, 30)]
+    mean, var, count = product_statistics(factors, None)
+    product = torch.cat([(feature @ matrix)[0] for feature, matrix in factors])
+    torch.testing.assert_close(mean, product.mean(0))
+    torch.testing.assert_close(var, product.var(0, correction=0))
+    assert count == 38
+
+
 def test_product_statistics_keep_digits_where_the_mean_is_far_larger_than_the_spread() -> None:
     torch.manual_seed(0)
-    feature, matrix = 1000 + torch.rand(2, 1, 500, 3), torch.rand(1, 1, 3, 4)
-    exact = product_statistics(feature.double(), matrix.double(), None)[1]
-    assert relative_error(product_statistics(feature, matrix, None)[1], exact) < 1e-2
+    feature, matrix = 1000 + torch.rand(2, 500, 3), torch.rand(1, 3, 4)
+    exact = product_statistics([(feature.double(), matrix.double())], None)[1]
+    assert relative_error(product_statistics([(feature, matrix)], None)[1], exact) < 1e-2
     product = feature @ matrix
-    naive = (product.square().mean((0, 1, 2)) - product.mean((0, 1, 2)).square()).double()
+    naive = (product.square().mean((0, 1)) - product.mean((0, 1)).square()).double()
     assert relative_error(naive, exact) > 1
 
 

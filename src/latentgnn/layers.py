@@ -213,6 +213,16 @@ class LatentGNN(nn.Module):
         """The kernels, in order."""
         return [cast(LatentKernel, kernel) for kernel in self.kernels]
 
+    @property
+    def projections(self) -> list[Projection]:
+        """Every matrix with its norm."""
+        return [module for module in self.modules() if isinstance(module, Projection)]
+
+    @property
+    def norms(self) -> list[nn.Module]:
+        """Every norm."""
+        return [projection.norm for projection in self.projections]
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Add to every node the context of all.
 
@@ -236,7 +246,7 @@ class LatentGNN(nn.Module):
         compute = torch.get_autocast_dtype(device) if autocast else x.dtype
         # The types of the products are chosen inside, so that sums over nodes stay in float32.
         with torch.autocast(device, enabled=False) if autocast else nullcontext():
-            out_BNC = fast.latent_gnn(self, x_BNC, mask_BN, compute)
+            out_BNC = fast.latent_gnn(self, x_BNC, mask_BN, None, compute)
         return out_BNC.mT.unflatten(2, x.shape[2:])
 
     def _check(self, x: Tensor, mask: Tensor | None) -> None:

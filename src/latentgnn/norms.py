@@ -3,8 +3,9 @@
 Axes: B batch, N nodes, C channels.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +108,12 @@ def uses_batch_statistics(norm: nn.Module) -> bool:
     return isinstance(norm, _BatchNorm) and (norm.training or norm.running_mean is None)
 
 
+def is_repeatable(norm: nn.Module) -> bool:
+    """Whether applying a norm again gives the same and changes nothing; of modules of unknown kind, nothing is known."""
+    known = isinstance(norm, nn.Identity | nn.LayerNorm | nn.RMSNorm | nn.GroupNorm)
+    return known or affine(norm) is not None
+
+
 def affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
     """The scale and shift per channel that a norm amounts to, ``None`` where it depends on its input."""
     if is_frozen(norm) or (isinstance(norm, _BatchNorm) and not uses_batch_statistics(norm)):
@@ -182,11 +189,30 @@ def _group_norm(norm: nn.GroupNorm, y_BNC: Tensor, mask_BN: Tensor | None) -> Te
     return y_BNC
 
 
+class _BatchMoments(torch.autograd.Function):
+    """Mean and biased variance over batch and nodes, which keep nothing but their argument for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, y_BNC: Tensor) -> tuple[Tensor, Tensor]:
+        rows_MC = y_BNC.flatten(0, 1).to(wide(y_BNC.dtype))
+        mean_C = rows_MC.mean(0)
+        var_C = (rows_MC - mean_C).square_().mean(0)
+        ctx.save_for_backward(y_BNC, mean_C)
+        return mean_C, var_C
+
+    @staticmethod
+    def backward(ctx: Any, grad_mean_C: Tensor, grad_var_C: Tensor) -> Tensor:
+        y_BNC, mean_C = ctx.saved_tensors
+        count = y_BNC.shape[0] * y_BNC.shape[1]
+        return torch.addcmul(grad_mean_C / count, y_BNC - mean_C, grad_var_C * (2 / count)).to(y_BNC.dtype)
+
+
 def batch_statistics(y_BNC: Tensor, mask_BN: Tensor | None) -> tuple[Tensor, Tensor, Tensor | int]:
     """Mean and biased variance of every channel over the batch's valid nodes, and the number of these nodes."""
     if mask_BN is None:
-        var_C, mean_C = torch.var_mean(y_BNC, dim=(0, 1), correction=0)
+        mean_C, var_C = _BatchMoments.apply(y_BNC)
         return mean_C, var_C, y_BNC.shape[0] * y_BNC.shape[1]
+    y_BNC = y_BNC.to(wide(y_BNC.dtype))
     weight_BN1 = mask_BN.unsqueeze(-1).to(y_BNC.dtype)
     count = weight_BN1.sum()
     total = count.clamp(min=1)
@@ -196,41 +222,41 @@ def batch_statistics(y_BNC: Tensor, mask_BN: Tensor | None) -> tuple[Tensor, Ten
 
 
 def product_statistics(
-    feature_BGNF: Tensor, matrix_BGFC: Tensor, mask_BN: Tensor | None
+    factors: Sequence[tuple[Tensor, Tensor]], mask_BN: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | int]:
-    """`batch_statistics` of the product feature @ matrix, (G * C,), without the product.
+    """`batch_statistics` of the product feature @ matrix without the product.
 
     Each sample's product has the mean q H and the variance diag(H^T Cov(q) H); the samples' means spread in addition.
     The features are centred first: E[x^2] - E[x]^2 would lose every digit, as a mean is often ten times its spread.
 
     Args:
-        feature_BGNF: the factor with nodes, for each of G groups.
-        matrix_BGFC: the factor without.
-        mask_BN: nodes that count.
+        factors: features (B, N, F) and matrices (B, F, C) of samples of one size; several pairs for several sizes.
+        mask_BN: nodes that count, of a single pair.
     """
-    feature_BGNF = feature_BGNF.to(wide(feature_BGNF.dtype))
-    matrix_BGFC = matrix_BGFC.to(feature_BGNF.dtype)
-    batch, _, nodes, _ = feature_BGNF.shape
-    if mask_BN is None:
-        count: Tensor | int = batch * nodes
-        share_B111: Tensor | float = 1.0 / batch
-        mean_BG1F = feature_BGNF.mean(2, keepdim=True)
-        centred_BGNF = feature_BGNF - mean_BG1F
-        covariance_BGFF = centred_BGNF.mT @ centred_BGNF / nodes
-    else:
-        weight_B1N1 = mask_BN[:, None, :, None].to(feature_BGNF.dtype)
-        valid_B111 = weight_B1N1.sum(2, keepdim=True)
-        count = valid_B111.sum()
-        share_B111 = valid_B111 / count.clamp(min=1)
-        valid_B111 = valid_B111.clamp(min=1)
-        mean_BG1F = (feature_BGNF * weight_B1N1).sum(2, keepdim=True) / valid_B111
-        centred_BGNF = (feature_BGNF - mean_BG1F) * weight_B1N1
-        covariance_BGFF = centred_BGNF.mT @ centred_BGNF / valid_B111
-    mean_BG1C = mean_BG1F @ matrix_BGFC
-    var_BG1C = ((covariance_BGFF @ matrix_BGFC) * matrix_BGFC).sum(2, keepdim=True)
-    mean_G1C = (share_B111 * mean_BG1C).sum(0)
-    var_G1C = (share_B111 * (var_BG1C + (mean_BG1C - mean_G1C).square())).sum(0)
-    return mean_G1C.flatten(), var_G1C.flatten(), count
+    means, variances, counts = [], [], []
+    for feature_BNF, matrix_BFC in factors:
+        feature_BNF = feature_BNF.to(wide(feature_BNF.dtype))
+        matrix_BFC = matrix_BFC.to(feature_BNF.dtype)
+        if mask_BN is None:
+            count_B11 = feature_BNF.new_full((feature_BNF.shape[0], 1, 1), feature_BNF.shape[1])
+            mean_B1F = feature_BNF.mean(1, keepdim=True)
+            centred_BNF = feature_BNF - mean_B1F
+        else:
+            weight_BN1 = mask_BN.unsqueeze(-1).to(feature_BNF.dtype)
+            count_B11 = weight_BN1.sum(1, keepdim=True)
+            mean_B1F = (feature_BNF * weight_BN1).sum(1, keepdim=True) / count_B11.clamp(min=1)
+            centred_BNF = (feature_BNF - mean_B1F) * weight_BN1
+        scatter_BFF = centred_BNF.mT @ centred_BNF
+        means.append(mean_B1F @ matrix_BFC)
+        variances.append(((scatter_BFF @ matrix_BFC) * matrix_BFC).sum(1, keepdim=True))
+        counts.append(count_B11)
+    mean_S1C, scatter_S1C, count_S11 = torch.cat(means), torch.cat(variances), torch.cat(counts)
+    count = count_S11.sum()
+    total = count.clamp(min=1)
+    mean_C = (count_S11 * mean_S1C).sum(0) / total
+    var_C = (scatter_S1C + count_S11 * (mean_S1C - mean_C).square()).sum(0) / total
+    known = None if mask_BN is not None else sum(f.shape[0] * f.shape[1] for f, _ in factors)
+    return mean_C[0], var_C[0], count if known is None else known
 
 
 def batch_affine(norm: nn.Module, mean_C: Tensor, var_C: Tensor, count: Tensor | int) -> tuple[Tensor, Tensor]:
