@@ -49,7 +49,9 @@ def test_product_statistics_are_those_of_the_product(shared_matrix: bool, masked
 
 def test_product_statistics_of_samples_of_several_sizes() -> None:
     torch.manual_seed(0)
-    factors = [(torch.randn(1, n, 4, dtype=torch.float64), torch.randn(1, 4, 5, dtype=torch.float64)) for n in (7, 1, 30)]
+    factors = [
+        (torch.randn(1, n, 4, dtype=torch.float64), torch.randn(1, 4, 5, dtype=torch.float64)) for n in (7, 1, 30)
+    ]
     mean, var, count = product_statistics(factors, None)
     product = torch.cat([(feature @ matrix)[0] for feature, matrix in factors])
     torch.testing.assert_close(mean, product.mean(0))

@@ -19,6 +19,7 @@ def test_the_public_names() -> None:
         "FrozenBatchNorm",
         "LatentGNN",
         "LatentGNNConfig",
+        "PackedLatentGNN",
         "insert",
         "load_published",
         "node_mask",

@@ -8,13 +8,14 @@ if TYPE_CHECKING:
     from latentgnn.checkpoints import load_published, published_state_dict
     from latentgnn.config import LatentGNNConfig
     from latentgnn.insertion import insert, node_mask, remove
-    from latentgnn.layers import LatentGNN
+    from latentgnn.layers import LatentGNN, PackedLatentGNN
     from latentgnn.norms import FrozenBatchNorm
 
 __all__ = [
     "FrozenBatchNorm",
     "LatentGNN",
     "LatentGNNConfig",
+    "PackedLatentGNN",
     "insert",
     "load_published",
     "node_mask",
@@ -28,6 +29,7 @@ _HOMES = {
     "FrozenBatchNorm": "norms",
     "LatentGNN": "layers",
     "LatentGNNConfig": "config",
+    "PackedLatentGNN": "layers",
     "insert": "insertion",
     "load_published": "checkpoints",
     "node_mask": "insertion",

@@ -117,9 +117,7 @@ class _Composition:
         run: calls a stage with its arguments; it may recompute it in the backward pass.
     """
 
-    def __init__(
-        self, layer: "LatentGNN", nodes: Nodes, compute: torch.dtype, run: Callable[..., Any]
-    ) -> None:
+    def __init__(self, layer: "LatentGNN", nodes: Nodes, compute: torch.dtype, run: Callable[..., Any]) -> None:
         self.layer, self.nodes, self.compute, self.run = layer, nodes, compute, run
         self.config, self.groups = layer.config, layer.config.num_groups
 
@@ -153,7 +151,8 @@ class _Composition:
             return Held(before_BNF, lambda x: torch.addcmul(shift_F, x.to(shift_F.dtype), scale_F))
 
         def normalized(x_BNF: Tensor) -> Tensor:
-            return _joined([normalize(norm, part, self.nodes.mask_BN) for part in self.nodes.split(x_BNF)], 1)
+            parts = [part for part in self.nodes.split(x_BNF) if part.shape[1] > 0]
+            return _joined([normalize(norm, part, self.nodes.mask_BN) for part in parts], 1)
 
         return Held(before_BNF, normalized) if is_repeatable(norm) else Held(normalized(before_BNF), _same)
 
@@ -189,7 +188,9 @@ class _Composition:
             for assign, pair in zip(assigns, folds, strict=True)
         ]
         shifts_GD = [
-            weight_GDr.new_zeros(weight_GDr.shape[:2]) if pair is None or pair[1] is None else pair[1].view(self.groups, -1)
+            weight_GDr.new_zeros(weight_GDr.shape[:2])
+            if pair is None or pair[1] is None
+            else pair[1].view(self.groups, -1)
             for weight_GDr, pair in zip(weights_GDr, folds, strict=True)
         ]
         weight_GDr, shift_GD = _joined(weights_GDr, 1), _joined(shifts_GD, 1)

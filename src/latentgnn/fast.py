@@ -40,9 +40,7 @@ def latent_gnn(
     """
     weights = None if torch.compiler.is_exporting() else _folded(layer, wide(compute))
     if weights is None:
-        return composed_latent_gnn(
-            layer, x_BNC, Nodes(mask_BN, None if offsets is None else offsets.tolist()), compute
-        )
+        return composed_latent_gnn(layer, x_BNC, Nodes(mask_BN, None if offsets is None else offsets.tolist()), compute)
     config = layer.config
     plan = Plan(
         groups=config.num_groups,

@@ -238,48 +238,41 @@ class LatentGNN(nn.Module):
             TypeError: an input or a mask of the wrong type.
             ValueError: an input or a mask of the wrong shape or on another device, an empty batch, or no nodes.
         """
-        self._check(x, mask)
-        x_BNC = x.flatten(2).mT
-        mask_BN = None if mask is None else mask.flatten(1)
-        device = x.device.type
-        autocast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
-        compute = torch.get_autocast_dtype(device) if autocast else x.dtype
-        # The types of the products are chosen inside, so that sums over nodes stay in float32.
-        with torch.autocast(device, enabled=False) if autocast else nullcontext():
-            out_BNC = fast.latent_gnn(self, x_BNC, mask_BN, None, compute)
-        return out_BNC.mT.unflatten(2, x.shape[2:])
-
-    def _check(self, x: Tensor, mask: Tensor | None) -> None:
-        config, weight = self.config, self.gather_reduce.weight
-        if not isinstance(x, Tensor):
-            raise TypeError(f"LatentGNN takes a tensor (B, C, *spatial), got {type(x).__name__}")
+        self._check(x)
         if not 3 <= x.dim() <= 5:
             raise ValueError(
                 f"LatentGNN takes (B, C, *spatial) with one, two or three spatial dimensions, got {tuple(x.shape)}"
             )
-        if x.shape[1] != config.channels:
+        if x.shape[1] != self.config.channels:
             raise ValueError(
-                f"this LatentGNN has {config.channels} channels, in dimension 1; got an input of shape {tuple(x.shape)}"
+                f"this LatentGNN has {self.config.channels} channels, in dimension 1; got an input of shape "
+                f"{tuple(x.shape)}"
             )
+        if mask is not None:
+            _check_mask(mask, x, (x.shape[0], *x.shape[2:]), "(B, *spatial)")
+        out_BNC = self._output(x.flatten(2).mT, None if mask is None else mask.flatten(1))
+        return out_BNC.mT.unflatten(2, x.shape[2:])
+
+    def _output(self, x_BNC: Tensor, mask_BN: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
+        device = x_BNC.device.type
+        autocast = torch.is_autocast_enabled(device) and x_BNC.dtype != torch.float64
+        compute = torch.get_autocast_dtype(device) if autocast else x_BNC.dtype
+        # The types of the products are chosen inside, so that sums over nodes stay in float32.
+        with torch.autocast(device, enabled=False) if autocast else nullcontext():
+            return fast.latent_gnn(self, x_BNC, mask_BN, offsets, compute)
+
+    def _check(self, x: Tensor) -> None:
+        name, weight = type(self).__name__, self.gather_reduce.weight
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} takes a tensor, got {type(x).__name__}")
         if x.numel() == 0:
-            raise ValueError(f"LatentGNN needs at least one sample and one node, got {tuple(x.shape)}")
+            raise ValueError(f"{name} needs at least one sample and one node, got {tuple(x.shape)}")
         if not x.is_floating_point():
-            raise TypeError(f"LatentGNN takes floating-point inputs, got {x.dtype}")
+            raise TypeError(f"{name} takes floating-point inputs, got {x.dtype}")
         if x.device != weight.device:
             raise ValueError(f"the input is on {x.device}, the layer on {weight.device}; move one to the other")
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"the input is {x.dtype}, the layer {weight.dtype}; convert one, or use torch.autocast")
-        if mask is None:
-            return
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-            raise TypeError(f"mask must be a bool tensor, True where a node takes part; got {kind}")
-        if mask.shape != (x.shape[0], *x.shape[2:]):
-            raise ValueError(
-                f"mask must have the shape (B, *spatial) = {(x.shape[0], *x.shape[2:])}, got {tuple(mask.shape)}"
-            )
-        if mask.device != x.device:
-            raise ValueError(f"the mask is on {mask.device}, the input on {x.device}; move one to the other")
 
     def extra_repr(self) -> str:
         config = self.config
@@ -288,3 +281,114 @@ class LatentGNN(nn.Module):
             f"symmetric={config.symmetric}, graph_conv={config.graph_conv}, num_groups={config.num_groups}, "
             f"node_scale={config.node_scale!r}"
         )
+
+
+class PackedLatentGNN(LatentGNN):
+    """`LatentGNN` for sets of points: scenes of any sizes one after another, or tokens with channels last.
+
+    Each scene exchanges context within itself, as if it were alone in the batch, without padding and at a cost linear
+    in the points of all. Only batch norm in training takes its statistics over the points of all scenes, as it does
+    over the pixels of all images. Parameters, state dict and arguments are those of `LatentGNN`.
+
+    Example:
+        >>> layer = PackedLatentGNN(32, num_latents=8)
+        >>> points = torch.randn(100, 32)
+        >>> layer(points, offsets=torch.tensor([0, 70, 100])).shape  # scenes of 70 and of 30 points
+        torch.Size([100, 32])
+        >>> layer(points, batch=torch.arange(100) % 3).shape  # PyG's index, sorted or not
+        torch.Size([100, 32])
+        >>> layer(torch.randn(2, 50, 32)).shape  # tokens (B, N, C)
+        torch.Size([2, 50, 32])
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        offsets: Tensor | None = None,
+        *,
+        batch: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Add to every point the context of all points of its scene.
+
+        Args:
+            x: (T, C), the points of all scenes, or (B, N, C), tokens of which each sample has the same number.
+            offsets: (S + 1,), where each scene begins, and T at the end, as in ``torch.nested``; Pointcept's, which
+                leaves out the leading 0, is taken as well. A scene may be empty.
+            batch: (T,), the scene of each point, sorted or not, as in PyG. With neither, all points are one scene.
+            mask: (B, N), bool, for tokens: those outside it take no part and come back unchanged.
+
+        Returns:
+            The shape and type of ``x``, with the points in the same order.
+
+        Raises:
+            TypeError: an argument of the wrong type.
+            ValueError: an argument of the wrong shape or on another device, no points, or offsets that do not rise
+                from 0 to T.
+        """
+        self._check(x)
+        if x.dim() not in (2, 3) or x.shape[-1] != self.config.channels:
+            raise ValueError(
+                f"this PackedLatentGNN takes packed points (T, {self.config.channels}) or tokens "
+                f"(B, N, {self.config.channels}), with channels last; got {tuple(x.shape)}"
+            )
+        if x.dim() == 3:
+            if offsets is not None or batch is not None:
+                raise ValueError(f"offsets and batch are for packed points (T, C); tokens {tuple(x.shape)} take a mask")
+            if mask is not None:
+                _check_mask(mask, x, tuple(x.shape[:2]), "(B, N)")
+            return self._output(x, mask)
+        if mask is not None:
+            raise ValueError("a mask is for tokens (B, N, C); leave points out of packed ones instead")
+        if offsets is not None and batch is not None:
+            raise ValueError("give offsets or batch, not both")
+        if batch is None:
+            return self._output(x[None], None, None if offsets is None else _checked_offsets(offsets, len(x)))[0]
+        order, offsets = _scenes(batch, len(x))
+        if order is None:
+            return self._output(x[None], None, offsets)[0]
+        return torch.empty_like(x).index_copy(0, order, self._output(x[order][None], None, offsets)[0])
+
+
+def _check_mask(mask: Tensor, x: Tensor, shape: tuple[int, ...], axes: str) -> None:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"mask must be a bool tensor, True where a node takes part; got {kind}")
+    if mask.shape != shape:
+        raise ValueError(f"mask must have the shape {axes} = {shape}, got {tuple(mask.shape)}")
+    if mask.device != x.device:
+        raise ValueError(f"the mask is on {mask.device}, the input on {x.device}; move one to the other")
+
+
+def _check_index(index: Tensor, name: str) -> None:
+    if not isinstance(index, Tensor) or index.dtype not in (torch.int32, torch.int64):
+        kind = index.dtype if isinstance(index, Tensor) else type(index).__name__
+        raise TypeError(f"{name} must be a tensor of integers, got {kind}")
+    if index.dim() != 1 or index.numel() == 0:
+        raise ValueError(f"{name} must have one dimension and at least one entry, got {tuple(index.shape)}")
+
+
+def _checked_offsets(offsets: Tensor, points: int) -> Tensor:
+    """Offsets with the leading 0, on the CPU, where they are read one by one."""
+    _check_index(offsets, "offsets")
+    offsets = offsets.detach().to("cpu", torch.int64)
+    if torch.compiler.is_compiling():
+        return offsets
+    if offsets[0] != 0:
+        offsets = torch.nn.functional.pad(offsets, (1, 0))
+    if offsets[-1] != points or (offsets.diff() < 0).any():
+        shown = offsets.tolist() if len(offsets) <= 8 else [*offsets[:4].tolist(), "...", *offsets[-3:].tolist()]
+        raise ValueError(f"offsets must rise from 0 to the number of points, {points}; got {shown}")
+    return offsets
+
+
+def _scenes(batch: Tensor, points: int) -> tuple[Tensor | None, Tensor]:
+    """The order that puts the points of each scene together (``None`` if they are), and the offsets."""
+    _check_index(batch, "batch")
+    if len(batch) != points:
+        raise ValueError(f"batch must name the scene of each of the {points} points, got {len(batch)} entries")
+    if batch.min() < 0:
+        raise ValueError(f"batch must not be negative, got {int(batch.min())}")
+    order = None if (batch.diff() >= 0).all() else batch.argsort(stable=True)
+    counts = batch.unique(return_counts=True)[1]
+    return order, torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to("cpu", torch.int64)

@@ -109,7 +109,7 @@ def uses_batch_statistics(norm: nn.Module) -> bool:
 
 
 def is_repeatable(norm: nn.Module) -> bool:
-    """Whether applying a norm again gives the same and changes nothing; of modules of unknown kind, nothing is known."""
+    """Whether it is known that applying a norm again gives the same and changes nothing."""
     known = isinstance(norm, nn.Identity | nn.LayerNorm | nn.RMSNorm | nn.GroupNorm)
     return known or affine(norm) is not None
 
@@ -239,7 +239,7 @@ def product_statistics(
         matrix_BFC = matrix_BFC.to(feature_BNF.dtype)
         if mask_BN is None:
             count_B11 = feature_BNF.new_full((feature_BNF.shape[0], 1, 1), feature_BNF.shape[1])
-            mean_B1F = feature_BNF.mean(1, keepdim=True)
+            mean_B1F = feature_BNF.sum(1, keepdim=True) / max(feature_BNF.shape[1], 1)
             centred_BNF = feature_BNF - mean_B1F
         else:
             weight_BN1 = mask_BN.unsqueeze(-1).to(feature_BNF.dtype)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from latentgnn.functional import EPS, NodeScale, affinity, l2, length, mix, reciprocal, wide
-from latentgnn.machine import tile_bytes
+from latentgnn.machine import nodes_per_tile
 
 
 @dataclass(frozen=True)
@@ -231,9 +231,7 @@ def like_input(x_BNC: Tensor) -> Tensor:
     return x_BNC.new_empty(x_BNC.mT.shape).mT
 
 
-def empty_sums(
-    x_BNC: Tensor, offsets: Sequence[int] | None, weights: Weights, plan: Plan
-) -> tuple[Tensor, Tensor]:
+def empty_sums(x_BNC: Tensor, offsets: Sequence[int] | None, weights: Weights, plan: Plan) -> tuple[Tensor, Tensor]:
     """Zeros for the sums of a pass over the nodes: (S, G, D, r + 1) and (S, G, D)."""
     samples = x_BNC.shape[0] if offsets is None else len(offsets) - 1
     shape = (samples, *weights.gather_assign.shape)
@@ -243,8 +241,7 @@ def empty_sums(
 
 def _tiles(x_BNC: Tensor, offsets: Sequence[int] | None, weights: Weights, plan: Plan) -> Iterator[_Tile]:
     batch, nodes, channels = x_BNC.shape
-    reduced, latents = weights.reduce.shape[0], plan.groups * sum(plan.latents)
-    most = max(tile_bytes(x_BNC.device) // (x_BNC.element_size() * (channels + 2 * reduced + 2 * latents)), 64)
+    most = nodes_per_tile(x_BNC.device, channels + 2 * weights.reduce.shape[0] + 2 * plan.groups * sum(plan.latents))
     if offsets is not None:
         for sample, (first, last) in enumerate(pairwise(offsets)):
             for part in _cut(first, last, most):
@@ -259,9 +256,9 @@ def _tiles(x_BNC: Tensor, offsets: Sequence[int] | None, weights: Weights, plan:
 
 def _cut(first: int, last: int, most: int) -> Iterator[slice]:
     """Pieces of equal length, of at most `most` nodes."""
-    pieces = max(-(-(last - first) // most), 1)
-    length = -(-(last - first) // pieces)
-    return (slice(start, min(start + length, last)) for start in range(first, last, length))
+    pieces = -(-(last - first) // most)
+    length = -(-(last - first) // max(pieces, 1))
+    return (slice(start, min(start + length, last)) for start in range(first, last, max(length, 1)))
 
 
 def _reductions(weights: Weights, plan: Plan) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -534,9 +531,7 @@ def _mixed(
             for conv, one in zip(graph_conv, mixed, strict=True)
         ]
         return latents, expand_CR.unsqueeze(0)
-    expanded = [
-        one @ expand.mT for one, expand in zip(mixed, _expand_of_kernels(expand_CR, plan), strict=True)
-    ]
+    expanded = [one @ expand.mT for one, expand in zip(mixed, _expand_of_kernels(expand_CR, plan), strict=True)]
     expand_SCF = torch.cat(expanded, 2).flatten(1, 2).mT
     shift_SC1 = expand_CR[:, -1:].expand(expand_SCF.shape[0], -1, -1)
     return [], torch.cat([expand_SCF, shift_SC1], 2)

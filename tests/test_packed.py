@@ -1,0 +1,132 @@
+"""Packed points and tokens: each scene as if it were alone."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from sweep import CONFIGS, NORMS, make_layer, relative_error
+from torch import Tensor, nn
+
+from latentgnn import FrozenBatchNorm, LatentGNN, PackedLatentGNN, tiles
+
+SIZES = [7, 1, 40, 3]
+
+
+def packed(layer: LatentGNN) -> PackedLatentGNN:
+    twin = PackedLatentGNN.from_config(layer.config, dtype=torch.float64).train(layer.training)
+    twin.load_state_dict(layer.state_dict())
+    return twin
+
+
+def offsets_of(sizes: Sequence[int]) -> Tensor:
+    return torch.tensor([0, *sizes]).cumsum(0)
+
+
+def alone(layer: LatentGNN, x: Tensor, sizes: Sequence[int]) -> Tensor:
+    return torch.cat([layer(part.mT[None])[0].mT for part in x.split(list(sizes)) if len(part)])
+
+
+def gradients(output: Tensor, x: Tensor, layer: nn.Module) -> list[Tensor]:
+    wanted = [x, *(parameter for parameter in layer.parameters())]
+    weight = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+    return list(torch.autograd.grad((output * weight).sum(), wanted, materialize_grads=True))
+
+
+@pytest.mark.parametrize("nodes_per_tile", [None, 2])
+@pytest.mark.parametrize("norm", ["frozen", "none", "layer", "group"])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_each_scene_is_as_if_alone(
+    config: str, norm: str, nodes_per_tile: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if nodes_per_tile is not None:
+        monkeypatch.setattr(tiles, "nodes_per_tile", lambda *_: nodes_per_tile)
+    layer = make_layer(config, norm, training=True)
+    twin = packed(layer)
+    x = torch.randn(sum(SIZES), layer.config.channels, dtype=torch.float64, requires_grad=True)
+    expected, found = alone(layer, x, SIZES), twin(x, offsets_of(SIZES))
+    assert relative_error(found, expected) < 1e-11
+    for ours, theirs in zip(gradients(found, x, twin), gradients(expected, x, layer), strict=True):
+        assert relative_error(ours, theirs) < 1e-9
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_training_batch_norm_sees_the_points_of_all_scenes(config: str) -> None:
+    """As a masked dense batch of the same scenes does."""
+    layer = make_layer(config, "batch", training=True)
+    twin = packed(layer)
+    x = torch.randn(sum(SIZES), layer.config.channels, dtype=torch.float64, requires_grad=True)
+    dense = nn.utils.rnn.pad_sequence(list(x.split(SIZES)), batch_first=True)
+    mask = torch.arange(max(SIZES)) < torch.tensor(SIZES)[:, None]
+    expected, found = layer(dense.mT, mask=mask).mT[mask], twin(x, offsets_of(SIZES))
+    assert relative_error(found, expected) < 1e-10
+    for ours, theirs in zip(gradients(found, x, twin), gradients(expected, x, layer), strict=True):
+        assert relative_error(ours, theirs) < 1e-8
+    for ours, theirs in zip(twin.buffers(), layer.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("norm", ["frozen", "batch", "layer"])
+def test_forms_of_naming_the_scenes_agree(norm: str) -> None:
+    layer = packed(make_layer("graph_conv", norm, training=False))
+    x = torch.randn(sum(SIZES), layer.config.channels, dtype=torch.float64)
+    expected = layer(x, offsets_of(SIZES))
+    index = torch.arange(len(SIZES)).repeat_interleave(torch.tensor(SIZES))
+    torch.testing.assert_close(layer(x, offsets_of(SIZES)[1:]), expected)
+    torch.testing.assert_close(layer(x, offsets_of(SIZES).int()), expected)
+    torch.testing.assert_close(layer(x, batch=index), expected)
+    torch.testing.assert_close(layer(x, batch=10 * index), expected)
+    order = torch.randperm(len(x))
+    torch.testing.assert_close(layer(x[order], batch=index[order]), expected[order])
+    torch.testing.assert_close(layer(x[:7]), expected[:7])
+    with_empty = torch.tensor([0, 0, 7, 8, 8, 48, 51, 51])
+    torch.testing.assert_close(layer(x, with_empty), expected)
+
+
+def test_an_empty_scene_gives_finite_gradients() -> None:
+    for norm in (FrozenBatchNorm, nn.BatchNorm1d, nn.LayerNorm):
+        layer = PackedLatentGNN(16, num_latents=4, norm=norm, graph_conv=True, gamma_init=1.0)
+        x = torch.randn(9, 16, requires_grad=True)
+        layer(x, torch.tensor([0, 4, 4, 9])).square().sum().backward()
+        assert x.grad.isfinite().all()
+        assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
+
+
+@pytest.mark.parametrize("norm", [name for name in NORMS if "instance" not in name])
+@pytest.mark.parametrize("masked", [False, True])
+def test_tokens_are_maps_with_channels_last(norm: str, masked: bool) -> None:
+    layer = make_layer("two_kernels", norm, training=False)
+    tokens = torch.randn(3, 20, layer.config.channels, dtype=torch.float64)
+    mask = torch.rand(3, 20) > 0.3 if masked else None
+    found = packed(layer)(tokens, mask=mask)
+    torch.testing.assert_close(found, layer(tokens.mT, mask=mask).mT)
+    assert found.stride() == tokens.stride()
+
+
+def test_the_state_dict_is_that_of_the_layer_for_maps() -> None:
+    layer = LatentGNN(16, num_latents=(2, 3), graph_conv=True)
+    assert PackedLatentGNN.from_config(layer.config).load_state_dict(layer.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"x": torch.randn(2, 16, 5)}, ValueError, r"\(B, N, 16\), with channels last; got \(2, 16, 5\)"),
+        ({"x": torch.randn(10, 8)}, ValueError, r"\(T, 16\) or tokens"),
+        ({"x": torch.randn(0, 16)}, ValueError, "at least one"),
+        ({"x": torch.ones(4, 16, dtype=torch.int64)}, TypeError, "floating-point"),
+        ({"offsets": torch.tensor([0, 4, 3, 10])}, ValueError, r"rise from 0 .* 10; got \[0, 4, 3, 10\]"),
+        ({"offsets": torch.tensor([0, 4, 9])}, ValueError, r"rise from 0 .* 10"),
+        ({"offsets": torch.tensor([0.0, 10.0])}, TypeError, "integers, got torch.float32"),
+        ({"offsets": torch.zeros(0, dtype=torch.int64)}, ValueError, "at least one entry"),
+        ({"offsets": torch.tensor([0, 10]), "batch": torch.zeros(10).long()}, ValueError, "not both"),
+        ({"batch": torch.zeros(9).long()}, ValueError, "each of the 10 points, got 9"),
+        ({"batch": torch.full((10,), -1)}, ValueError, "negative, got -1"),
+        ({"mask": torch.ones(10, dtype=torch.bool)}, ValueError, "a mask is for tokens"),
+        ({"x": torch.randn(1, 10, 16), "offsets": torch.tensor([0, 10])}, ValueError, "take a mask"),
+        ({"x": torch.randn(1, 10, 16), "mask": torch.ones(10).bool()}, ValueError, r"\(B, N\) = \(1, 10\)"),
+    ],
+)
+def test_bad_input_is_told(arguments: dict[str, Tensor], error: type[Exception], message: str) -> None:
+    layer = PackedLatentGNN(16, num_latents=4)
+    with pytest.raises(error, match=message):
+        layer(**{"x": torch.randn(10, 16), **arguments})
