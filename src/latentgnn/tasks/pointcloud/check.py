@@ -1,0 +1,185 @@
+"""The check of a set of scans before anything is trained on it: every file, every point."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentgnn.errors import UserError
+from latentgnn.tasks.pointcloud.config import DataConfig
+from latentgnn.tasks.pointcloud.datasets import (
+    ScanSet,
+    Source,
+    Split,
+    find_scans,
+    resolve,
+    to_labels,
+    to_scan,
+    unknown_ids,
+)
+from latentgnn.tasks.pointcloud.scans import IGNORE
+
+_SHOWN = 20  # faults that an error lists before it only counts them
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fault:
+    """Something wrong with a scan.
+
+    Args:
+        scan: its name.
+        file: where it is.
+        message: what is wrong.
+    """
+
+    scan: str
+    file: Path
+    message: str
+
+    def __str__(self) -> str:
+        # Readers' messages begin with the file, which may be another one than the scan's.
+        return self.message if self.message.startswith(str(self.file)) else f"{self.file}: {self.message}"
+
+
+@dataclass(kw_only=True, slots=True)
+class Report:
+    """What a check found.
+
+    Args:
+        split: ``train`` or ``val``.
+        class_names: in the order of the labels.
+        faults: all of them, in the order of the scans.
+        sound: the scans without faults.
+        scans: number of scans.
+        points: in sound scans.
+        counts: points of each class in sound scans, int64, shape (K,).
+    """
+
+    split: str
+    class_names: tuple[str, ...]
+    faults: list[Fault] = field(default_factory=list)
+    sound: list[Source] = field(default_factory=list)
+    scans: int = 0
+    points: int = 0
+    counts: NDArray[np.int64]
+
+    def text(self, limit: int | None = None) -> str:
+        """A line a fault, and one of counts.
+
+        Args:
+            limit: how many faults to list; ``None`` lists all.
+        """
+        lines = [str(fault) for fault in self.faults[:limit]]
+        if len(lines) < len(self.faults):
+            lines.append(f"... and {len(self.faults) - len(lines)} more")
+        classes = ", ".join(f"{name} {count}" for name, count in zip(self.class_names, self.counts, strict=True))
+        counts = f"scans {self.scans}, points {self.points} ({classes}), faults {len(self.faults)}"
+        return "\n".join([*lines, f"{self.split}: {counts}"])
+
+
+def check_split(config: DataConfig, split: Split) -> Report:
+    """Read every scan of a split and look for faults.
+
+    Faults are: a file that is missing, damaged or cut short; numbers of points and labels that disagree; no points;
+    coordinates or features that are not finite; a feature that a scan lacks; class ids that are not named; no labelled
+    point; a scan's name that occurs twice; a file that is in both splits.
+
+    Args:
+        config: where the scans are.
+        split: ``train`` or ``val``.
+
+    Raises:
+        UserError: the scans cannot even be listed.
+    """
+    config = resolve(config)
+    sources = find_scans(config, split)
+    report = Report(
+        split=split,
+        class_names=tuple(name for _, name in config.classes or ()),
+        scans=len(sources),
+        counts=np.zeros(len(config.classes or ()), np.int64),
+    )
+    trained_on: set[Path] = set()
+    if split == "val":
+        trained_on = {source.path.resolve() for source in find_scans(config, "train")}
+    first: dict[str, Path] = {}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for source, found in zip(sources, pool.map(lambda source: _look(source, config), sources), strict=True):
+            messages = list(found.messages)
+            if first.setdefault(source.name, source.path) is not source.path:
+                messages.append(f"duplicated scan name {source.name!r}: {first[source.name]} has it too")
+            if source.path.resolve() in trained_on:
+                messages.append("it is in the training set too")
+            report.faults += [Fault(scan=source.name, file=source.path, message=message) for message in messages]
+            if not messages:
+                report.sound.append(source)
+                report.points += found.points
+                report.counts += found.counts
+    return report
+
+
+def load_set(config: DataConfig, split: Split) -> ScanSet:
+    """Check a split and give its scans.
+
+    Args:
+        config: where they are; ``on_fault`` says what becomes of faulty scans.
+        split: ``train`` or ``val``.
+
+    Raises:
+        UserError: with the first faults; also where no scan is left without them.
+    """
+    config = resolve(config)
+    report = check_split(config, split)
+    if report.faults and config.on_fault == "stop":
+        raise UserError(f"{report.text(_SHOWN)}\nmend these scans, or leave them out with --data.on_fault skip")
+    if not report.sound:
+        raise UserError(f"{report.text(_SHOWN)}\nno scan is left without these")
+    skipped = ""
+    if report.faults:
+        skipped = f"{report.text(_SHOWN)}\nleft out: scans {report.scans - len(report.sound)}"
+    return ScanSet(report.sound, config, counts=report.counts, skipped=skipped)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Found:
+    messages: tuple[str, ...]
+    points: int
+    counts: NDArray[np.int64]
+
+
+def _look(source: Source, config: DataConfig) -> _Found:
+    """Read one scan; what it holds and what is wrong with it."""
+    nothing = np.zeros(len(config.classes or ()), np.int64)
+    try:
+        raw = source.read()
+    except UserError as error:
+        return _Found(messages=(str(error),), points=0, counts=nothing)
+    if not len(raw.points):
+        return _Found(messages=("it has no points",), points=0, counts=nothing)
+    messages = []
+    number = int((~np.isfinite(raw.points)).any(axis=1).sum())
+    if number:
+        messages.append(f"{number} of its {len(raw.points)} points have coordinates that are not finite numbers")
+    else:
+        try:
+            features = to_scan(source, raw, config, unknown="ignore").features
+        except UserError as error:
+            messages.append(str(error))
+        else:
+            number = int((~np.isfinite(features)).any(axis=1).sum())
+            if number:
+                messages.append(f"{number} of its {len(raw.points)} points have features that are not finite numbers")
+    counts = nothing
+    if raw.classes is None:
+        messages.append("no labelled point: it has no labels")
+    else:
+        labels, strange = to_labels(raw.classes, config)
+        if strange:
+            messages.append(unknown_ids(strange))
+        counts = np.bincount(labels[labels != IGNORE], minlength=len(nothing)).astype(np.int64)
+        if not counts.any():
+            messages.append("no labelled point: none has a class that is named and not ignored")
+    return _Found(messages=tuple(messages), points=len(raw.points), counts=counts)

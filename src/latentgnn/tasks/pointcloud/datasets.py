@@ -1,0 +1,420 @@
+"""Sets of labelled scans: folders of scan files, ScanNet v2, and S3DIS's text files."""
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentgnn.errors import UserError, require
+from latentgnn.tasks.pointcloud.config import DataConfig, Feature, Layout
+from latentgnn.tasks.pointcloud.scans import IGNORE, SUFFIXES, RawScan, Scan, read_scan
+from latentgnn.tasks.pointcloud.voxels import height_above_ground
+from latentgnn.training.parsing import parse_config
+
+Split = Literal["train", "val"]
+
+DATASET_FILE = "dataset.yaml"
+_DATASET_SETTINGS = ("layout", "train", "val", "classes", "ignored", "features")
+
+SCANNET_CLASSES = (
+    *((1, "wall"), (2, "floor"), (3, "cabinet"), (4, "bed"), (5, "chair"), (6, "sofa"), (7, "table"), (8, "door")),
+    *((9, "window"), (10, "bookshelf"), (11, "picture"), (12, "counter"), (14, "desk"), (16, "curtain")),
+    *((24, "refrigerator"), (28, "shower curtain"), (33, "toilet"), (34, "sink"), (36, "bathtub")),
+    (39, "other furniture"),
+)
+"""The 20 classes that ScanNet v2 evaluates: NYU40 id and name."""
+
+S3DIS_CLASSES = (
+    *((0, "ceiling"), (1, "floor"), (2, "wall"), (3, "beam"), (4, "column"), (5, "window"), (6, "door"), (7, "table")),
+    *((8, "chair"), (9, "sofa"), (10, "bookcase"), (11, "board"), (12, "clutter")),
+)
+"""S3DIS's 13 classes; all other objects, such as stairs, are clutter."""
+
+_COLUMNS_OF = {"color": ("red", "green", "blue"), "normal": ("normal_x", "normal_y", "normal_z")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A scan that is not read yet.
+
+    Args:
+        name: what it is called.
+        path: its file or folder.
+        read: reads it.
+    """
+
+    name: str
+    path: Path
+    read: Callable[[], RawScan]
+
+
+def feature_columns(features: Sequence[Feature]) -> tuple[str, ...]:
+    """What the columns of `Scan.features` are: ``color`` and ``normal`` take three, all others one."""
+    return tuple(column for feature in features for column in _COLUMNS_OF.get(feature, (feature,)))
+
+
+def resolve(config: DataConfig) -> DataConfig:
+    """The configuration with what the data folder says about itself: layout, classes, and its ``dataset.yaml``.
+
+    Raises:
+        UserError: no such folder, values out of range, or a ``dataset.yaml`` that cannot be understood.
+    """
+    _check_values(config)
+    root = _root(config)
+    if (root / DATASET_FILE).is_file():
+        config = replace(config, **_dataset_settings(root / DATASET_FILE))
+    layout = config.layout or _layout_of(root)
+    classes = config.classes
+    if layout != "scans" and classes is None:
+        classes = SCANNET_CLASSES if layout == "scannet" else S3DIS_CLASSES
+    config = replace(config, layout=layout, classes=classes)
+    _check_classes(config)
+    return config
+
+
+def find_scans(config: DataConfig, split: Split) -> list[Source]:
+    """The scans of a split in the order of their names; a name may occur twice, which `check_split` tells.
+
+    Args:
+        config: as `resolve` returns it.
+        split: ``train`` or ``val``.
+
+    Raises:
+        UserError: there are none.
+    """
+    finders = {"scans": _find_files, "scannet": _find_scannet, "s3dis": _find_s3dis}
+    assert config.layout is not None
+    root = _root(config)
+    named = config.train if split == "train" else config.val
+    sources = finders[config.layout](root, named, split, config)
+    if not sources:
+        raise UserError(f"{root}: there are no scans for {split} in {_list(named) if named else 'the usual places'}")
+    return sorted(sources, key=lambda source: source.name)
+
+
+class ScanSet:
+    """Scans that are read when they are asked for.
+
+    Args:
+        sources: the scans.
+        config: as `resolve` returns it.
+        counts: points of each class, where they are known.
+        unknown: whether class ids that the configuration does not name are ignored instead of refused.
+
+    Attributes:
+        names: of the scans.
+        class_names: in the order of the labels.
+        class_ids: the ids of the classes in files, in the order of the labels.
+        feature_names: one a column of `Scan.features`.
+        counts: points of each class, int64, shape (K,); ``None`` where they are not known.
+        skipped: what was left out, in words.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        config: DataConfig,
+        *,
+        counts: NDArray[np.int64] | None = None,
+        skipped: str = "",
+        unknown: Literal["ignore", "refuse"] = "refuse",
+    ) -> None:
+        self.config = config
+        self.sources = list(sources)
+        self.names = [source.name for source in sources]
+        self.class_ids = tuple(id for id, _ in config.classes or ())
+        self.class_names = tuple(name for _, name in config.classes or ())
+        self.feature_names = feature_columns(config.features)
+        self.counts = counts
+        self.skipped = skipped
+        self._unknown = unknown
+        self._cache: OrderedDict[int, Scan] = OrderedDict()
+
+    @classmethod
+    def of_files(cls, paths: Sequence[Path | str], config: DataConfig) -> "ScanSet":
+        """Scan files to predict on: labels are taken where they are known, and no fault otherwise.
+
+        Args:
+            paths: LAS, LAZ, PLY or NPZ files.
+            config: with ``classes`` and ``features``; ``root`` is not looked at.
+        """
+        sources = [Source(name=Path(path).stem, path=Path(path), read=partial(read_scan, path)) for path in paths]
+        return cls(sources, config, unknown="ignore")
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_ids)
+
+    @property
+    def num_features(self) -> int:
+        return len(self.feature_names)
+
+    def raw(self, index: int) -> RawScan:
+        """What the file of a scan holds, read anew."""
+        return self.sources[index].read()
+
+    def scan(self, index: int) -> Scan:
+        """A scan, read or from memory; nobody may write to its arrays.
+
+        Raises:
+            UserError: it cannot be read, lacks a feature, or holds class ids that are not named.
+        """
+        if index in self._cache:
+            self._cache.move_to_end(index)
+            return self._cache[index]
+        source = self.sources[index]
+        scan = to_scan(source, source.read(), self.config, unknown=self._unknown)
+        self._cache[index] = scan
+        kept = sum(len(scan.points) for scan in self._cache.values())
+        while kept > self.config.cached_points:
+            kept -= len(self._cache.popitem(last=False)[1].points)
+        return scan
+
+
+def to_scan(
+    source: Source, raw: RawScan, config: DataConfig, *, unknown: Literal["ignore", "refuse"] = "refuse"
+) -> Scan:
+    """A scan with the configured features and classes.
+
+    Raises:
+        UserError: it lacks a feature, or holds class ids that are not named.
+    """
+    labels = None
+    if raw.classes is not None:
+        labels, strange = to_labels(raw.classes, config)
+        if strange and unknown == "refuse":
+            raise UserError(f"{source.path}: {unknown_ids(strange)}")
+    return Scan(
+        name=source.name,
+        points=raw.points,
+        features=_features(source.path, raw, config),
+        labels=labels,
+    )
+
+
+def to_labels(classes: NDArray[np.int64], config: DataConfig) -> tuple[NDArray[np.int64], dict[int, int]]:
+    """Labels of class ids, and the ids that are neither classes nor ignored, with how often they occur.
+
+    ScanNet's files hold NYU40's classes and some slips beyond them; what is not evaluated is ignored there.
+    """
+    label_of = {id: label for label, (id, _) in enumerate(config.classes or ())}
+    ids, inverse, counts = np.unique(classes, return_inverse=True, return_counts=True)
+    labels = np.array([label_of.get(id, IGNORE) for id in ids.tolist()], np.int64)[inverse.reshape(-1)]
+    strange = {
+        id: count
+        for id, count in zip(ids.tolist(), counts.tolist(), strict=True)
+        if id not in label_of and id not in config.ignored and config.layout != "scannet"
+    }
+    return labels, strange
+
+
+def unknown_ids(strange: Mapping[int, int]) -> str:
+    """A message about ids that `to_labels` did not know."""
+    told = ", ".join(f"{id} ({count} points)" for id, count in strange.items())
+    return f"unknown class ids: {told}; name them in data.classes or leave them out with data.ignored"
+
+
+def _features(path: Path, raw: RawScan, config: DataConfig) -> NDArray[np.float32]:
+    columns = [_feature(path, raw, feature, config).astype(np.float32) for feature in config.features]
+    number = len(raw.points)
+    return np.concatenate([column.reshape(number, -1) for column in columns] or [np.zeros((number, 0), np.float32)], 1)
+
+
+def _feature(path: Path, raw: RawScan, feature: Feature, config: DataConfig) -> NDArray[Any]:
+    if feature == "height":
+        return height_above_ground(raw.points, config.height_radius)
+    if feature == "log_intensity":
+        return np.log1p(np.maximum(_column(path, raw, "intensity").astype(np.float32), 0))
+    if feature == "last_return":
+        return _column(path, raw, "return_number") == _column(path, raw, "number_of_returns")
+    return _column(path, raw, feature)
+
+
+def _column(path: Path, raw: RawScan, name: str) -> NDArray[Any]:
+    if name not in raw.columns:
+        raise UserError(
+            f"{path}: it has no {name}, which data.features asks for; it has {_list(raw.columns) or 'none'}"
+        )
+    return raw.columns[name]
+
+
+def _find_files(root: Path, named: Sequence[str] | None, split: Split, config: DataConfig) -> list[Source]:
+    found: list[Path] = []
+    for pattern in named or (split,):
+        if (root / pattern).is_dir():
+            inside = sorted((root / pattern).rglob("*"))
+            found += [path for path in inside if path.suffix.lower() in SUFFIXES and path.is_file()]
+            continue
+        matches = [root / pattern] if (root / pattern).is_file() else sorted(root.glob(pattern))
+        if not matches:
+            raise UserError(f"{root / pattern}: there is no such folder or scan; set data.{split}")
+        found += matches
+    return [Source(name=path.stem, path=path, read=partial(read_scan, path)) for path in found]
+
+
+_SCANNET_FOLDERS = ("", "Tasks/Benchmark", "ScanNet/Tasks/Benchmark")
+
+
+def _find_scannet(root: Path, named: Sequence[str] | None, split: Split, config: DataConfig) -> list[Source]:
+    scans = root / "scans" if (root / "scans").is_dir() else root
+    sources = []
+    for name in named or (f"scannetv2_{split}.txt",):
+        places = [root / folder / name for folder in _SCANNET_FOLDERS]
+        file = next((place for place in places if place.is_file()), None)
+        if file is None:
+            raise UserError(f"there is no split file {name}; looked for {_list(places)}")
+        for scene in file.read_text().split():
+            path = scans / scene / f"{scene}_vh_clean_2.ply"
+            sources.append(Source(name=scene, path=path, read=partial(_read_scannet, path)))
+    return sources
+
+
+def _read_scannet(path: Path) -> RawScan:
+    scan = read_scan(path)
+    labels_path = path.with_name(f"{path.stem}.labels.ply")
+    classes = read_scan(labels_path).classes
+    if classes is None:
+        raise UserError(f"{labels_path}: its vertices have no 'label'")
+    if len(classes) != len(scan.points):
+        raise UserError(f"{path} has {len(scan.points)} points, but {labels_path.name} has labels for {len(classes)}")
+    return replace(scan, classes=classes)
+
+
+def _find_s3dis(root: Path, named: Sequence[str] | None, split: Split, config: DataConfig) -> list[Source]:
+    every = sorted(path.name for path in root.glob("Area_*") if path.is_dir())
+    val = config.val or ("Area_5",)
+    if named is None:
+        named = val if split == "val" else [area for area in every if area not in val]
+    sources = []
+    for area in named:
+        if area not in every:
+            raise UserError(f"{root} has no folder {area}, which data.{split} names; areas: {_list(every)}")
+        rooms = sorted(path.parent for path in (root / area).glob("*/Annotations") if path.is_dir())
+        classes = config.classes or ()
+        sources += [
+            Source(name=f"{area}_{room.name}", path=room, read=partial(_read_s3dis, room, classes)) for room in rooms
+        ]
+    return sources
+
+
+def _read_s3dis(room: Path, classes: Sequence[tuple[int, str]]) -> RawScan:
+    """A room from its objects, ``Annotations/<class>_<number>.txt`` with a line ``x y z r g b`` a point."""
+    id_of = {name: id for id, name in classes}
+    rows, ids = [], []
+    files = sorted((room / "Annotations").glob("*.txt"))
+    if not files:
+        raise UserError(f"{room / 'Annotations'}: there are no objects <class>_<number>.txt")
+    for file in files:
+        name = file.stem.rpartition("_")[0]
+        # S3DIS's own lists have no "stairs" and take them for clutter.
+        id = id_of.get(name, id_of.get("clutter", IGNORE))
+        rows.append(_read_rows(file))
+        ids.append(np.full(len(rows[-1]), id, np.int64))
+    values = np.concatenate(rows)
+    return RawScan(
+        points=values[:, :3].copy(),
+        columns={"color": (values[:, 3:] / 255).astype(np.float32)},
+        classes=np.concatenate(ids),
+    )
+
+
+def _read_rows(file: Path) -> NDArray[np.float64]:
+    """Six numbers a line; an error names the line."""
+    if not file.stat().st_size:
+        return np.zeros((0, 6))
+    try:
+        rows = np.loadtxt(file, np.float64, ndmin=2, comments=None, encoding="latin-1")
+    except ValueError:
+        rows = None
+    if rows is not None and rows.shape[1] == 6:
+        return rows
+    with file.open(encoding="latin-1") as lines:
+        for number, line in enumerate(lines, 1):
+            words = line.split()
+            if words and (len(words) != 6 or not all(re.fullmatch(_NUMBER, word) for word in words)):
+                raise UserError(f"{file}: line {number}: expected six numbers, x y z r g b; got {line.strip()!r}")
+    raise UserError(f"{file}: cannot be read as six numbers a line")
+
+
+_NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf)"
+
+
+def _root(config: DataConfig) -> Path:
+    if config.root is None:
+        raise UserError("no data are named: set data.root to a folder of scans")
+    root = Path(config.root)
+    if not root.is_dir():
+        raise UserError(f"data.root: there is no folder {root}")
+    return root
+
+
+def _layout_of(root: Path) -> Layout:
+    if any((root / folder / "scannetv2_train.txt").is_file() for folder in _SCANNET_FOLDERS):
+        return "scannet"
+    return "s3dis" if any(root.glob("Area_*/*/Annotations")) else "scans"
+
+
+def _dataset_settings(path: Path) -> dict[str, Any]:
+    """The settings that a data folder makes itself."""
+    yaml = require("yaml", extra="train")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no YAML: {error}") from None
+    if not isinstance(values, dict) or not set(values) <= set(_DATASET_SETTINGS):
+        got = _list(map(str, values)) if isinstance(values, dict) else type(values).__name__
+        raise UserError(f"{path}: expected a mapping of any of {_list(_DATASET_SETTINGS)}; got {got}")
+    if isinstance(values.get("classes"), dict):
+        values["classes"] = [[id, name] for id, name in values["classes"].items()]
+    for split in ("train", "val"):
+        if isinstance(values.get(split), str):
+            values[split] = [values[split]]
+    try:
+        parsed = parse_config(DataConfig, values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return {name: getattr(parsed, name) for name in values}
+
+
+def _check_classes(config: DataConfig) -> None:
+    if not config.classes:
+        raise UserError(
+            f"the classes have no names: set data.classes, for example '[[1, ground], [2, building]]', or write a "
+            f"{DATASET_FILE} with classes into {config.root}"
+        )
+    ids = [id for id, _ in config.classes]
+    twice = sorted({id for id in ids if ids.count(id) > 1})
+    both = sorted(set(ids) & set(config.ignored))
+    if twice:
+        raise UserError(f"data.classes: class ids {_list(twice)} are named twice")
+    if both:
+        raise UserError(f"data.ignored: class ids {_list(both)} are among data.classes too")
+
+
+def _check_values(config: DataConfig) -> None:
+    for name, sound, expected in (
+        ("voxel", config.voxel >= 0, "0 or more"),
+        ("block_size", config.block_size > 0, "more than 0"),
+        ("height_radius", config.height_radius > 0, "more than 0"),
+        ("overlap", 0 <= config.overlap < 1, "0 or more and less than 1"),
+        ("balance", 0 <= config.balance <= 1, "from 0 to 1"),
+        ("blocks_per_scan", config.blocks_per_scan >= 1, "1 or more"),
+        ("max_points", config.max_points is None or config.max_points >= 1, "1 or more, or null"),
+        ("cached_points", config.cached_points >= 0, "0 or more"),
+        ("features", len(set(config.features)) == len(config.features), "each feature once"),
+    ):
+        if not sound:
+            raise UserError(f"data.{name}: expected {expected}; got {getattr(config, name)}")
+
+
+def _list(values: Iterable[Any]) -> str:
+    return ", ".join(str(value) for value in values)

@@ -1,0 +1,319 @@
+"""Scans in files: LAS, LAZ, PLY and NPZ, read and written.
+
+N is a number of points. Coordinates are float64 metres everywhere: map coordinates of 10^6 m keep their millimetres.
+"""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentgnn.errors import UserError, require
+from latentgnn.files import write_bytes
+
+IGNORE = -1
+"""The label of a point that is neither learnt nor scored."""
+
+SUFFIXES = (".las", ".laz", ".ply", ".npz")
+
+Columns = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scan:
+    """A scan as a network and its scores take it.
+
+    Args:
+        name: unique in its set.
+        points: metres as in the file, float64, shape (N, 3).
+        features: float32, shape (N, F), in the order of `ScanSet.feature_names`.
+        labels: classes 0..K-1 or `IGNORE`, int64, shape (N,); ``None`` where the file has none.
+    """
+
+    name: str
+    points: NDArray[np.float64]
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64] | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RawScan:
+    """What a file holds.
+
+    Args:
+        points: metres, float64, shape (N, 3).
+        columns: further values of each point by name: ``intensity``, ``return_number``, ``number_of_returns`` of shape
+            (N,); ``color`` in 0..1 and ``normal`` of shape (N, 3).
+        classes: class ids as in the file, int64, shape (N,); ``None`` where it has none.
+    """
+
+    points: NDArray[np.float64]
+    columns: Columns = field(default_factory=dict)
+    classes: NDArray[np.int64] | None = None
+
+
+def read_scan(path: Path | str) -> RawScan:
+    """Read a LAS, LAZ, PLY or NPZ file.
+
+    Classes are LAS's ``classification``, a PLY vertex property ``label``, ``class``, ``classification`` or
+    ``scalar_Label``, and NPZ's ``labels``. An NPZ file holds ``points`` and, under the names of `RawScan.columns`, what
+    else is known.
+
+    Raises:
+        UserError: no such file, another format, or a file that is damaged or cut short.
+    """
+    path = Path(path)
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file")
+    try:
+        scan = reader(path)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        # Each of the decoders has its own kinds of errors for damaged files, and some have several.
+        raise UserError(f"{path}: cannot be read, so it is damaged or cut short ({_told(error)})") from error
+    _check_shapes(path, scan)
+    return scan
+
+
+def write_scan(path: Path | str, scan: RawScan) -> None:
+    """Write a LAS, LAZ, PLY or NPZ file, by its suffix, in one step.
+
+    LAS and LAZ round coordinates to a tenth of a millimetre, or to what 32 bits can count in a scan that is larger than
+    400 km; PLY and NPZ keep float64.
+
+    Raises:
+        UserError: another suffix, or classes that the format cannot hold.
+    """
+    path = Path(path)
+    writer = _WRITERS.get(path.suffix.lower())
+    if writer is None:
+        raise UserError(f"{path}: expected a file name that ends in {', '.join(SUFFIXES)}")
+    _check_shapes(path, scan)
+    write_bytes(path, writer(path, scan))
+
+
+def write_classes(path: Path | str, classes: NDArray[np.int64], *, source: Path | str) -> None:
+    """Write a scan again with other classes.
+
+    From LAS or LAZ to LAS or LAZ, all else is kept as it is: every other value of the points, scales and offsets, and
+    the coordinate system.
+
+    Args:
+        path: file to write; its suffix gives the format.
+        classes: id of every point, int64, shape (N,).
+        source: the file that the points come from.
+
+    Raises:
+        UserError: another number of points, or classes that the format cannot hold.
+    """
+    path, source = Path(path), Path(source)
+    scan = read_scan(source)
+    if len(classes) != len(scan.points):
+        raise UserError(f"{source} has {len(scan.points)} points, but there are classes for {len(classes)}")
+    if {path.suffix.lower(), source.suffix.lower()} <= {".las", ".laz"}:
+        las = _laspy().read(source)
+        write_bytes(path, _las_bytes(path, las, classes))
+    else:
+        write_scan(path, RawScan(points=scan.points, columns=scan.columns, classes=classes))
+
+
+def _check_shapes(path: Path, scan: RawScan) -> None:
+    number = len(scan.points)
+    if scan.points.shape != (number, 3):
+        raise UserError(f"{path}: expected points of shape (N, 3); got {scan.points.shape}")
+    if scan.classes is not None and scan.classes.shape != (number,):
+        raise UserError(f"{path}: there are {number} points, but labels of shape {scan.classes.shape}")
+    for name, values in scan.columns.items():
+        expected = (number, 3) if name in ("color", "normal") else (number,)
+        if values.shape != expected:
+            raise UserError(f"{path}: expected {name} of shape {expected} for {number} points; got {values.shape}")
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _laspy() -> ModuleType:
+    require("lazrs", extra="pointcloud")
+    return require("laspy", extra="pointcloud")
+
+
+def _read_las(path: Path) -> RawScan:
+    las = _laspy().read(path)
+    expected = las.header.point_count
+    if len(las.points) != expected:
+        raise UserError(
+            f"{path}: its header counts {expected} points, but {len(las.points)} are there: it is cut short"
+        )
+    present = set(las.point_format.dimension_names)
+    columns = {name: np.asarray(las[name]) for name in _SCALARS if name in present and np.any(las[name])}
+    if {"red", "green", "blue"} <= present:
+        color = np.stack([np.asarray(las[name]) for name in ("red", "green", "blue")], axis=1)
+        # Many writers leave the colours' place empty, and some write 8 bits where 16 belong.
+        if (largest := color.max(initial=0)) > 0:
+            columns["color"] = color.astype(np.float32) / (255 if largest < 256 else 65535)
+    points = np.ascontiguousarray(las.xyz, np.float64)
+    return RawScan(points=points, columns=columns, classes=np.asarray(las.classification).astype(np.int64))
+
+
+def _las_bytes(path: Path, las: Any, classes: NDArray[np.int64]) -> bytes:
+    if classes.size and not 0 <= classes.min() <= classes.max() <= 255:
+        raise UserError(f"{path}: LAS holds class ids from 0 to 255; got {classes.min()} to {classes.max()}")
+    if las.point_format.id < 6 and classes.max(initial=0) > 31:
+        las = _laspy().convert(las, point_format_id=_WIDER[las.point_format.id])
+    las.classification = classes.astype(np.uint8)
+    buffer = io.BytesIO()
+    las.write(buffer, do_compress=path.suffix.lower() == ".laz")
+    return buffer.getvalue()
+
+
+# Formats 0 to 5 hold classes up to 31; these hold the same and classes up to 255.
+_WIDER = {0: 6, 1: 6, 2: 7, 3: 7, 4: 9, 5: 10}
+
+
+def _write_las(path: Path, scan: RawScan) -> bytes:
+    laspy = _laspy()
+    if not np.isfinite(scan.points).all():
+        raise UserError(f"{path}: LAS cannot hold coordinates that are not finite")
+    header = laspy.LasHeader(point_format=7 if "color" in scan.columns else 6, version="1.4")
+    if len(scan.points):
+        header.offsets = np.floor(scan.points.min(axis=0))
+        extent = float((scan.points.max(axis=0) - header.offsets).max())
+        header.scales = np.full(3, max(1e-4, 10.0 ** np.ceil(np.log10(max(extent, 1.0) / 2**31))))
+    las = laspy.LasData(header)
+    las.xyz = scan.points
+    for name in _SCALARS:
+        if name in scan.columns:
+            las[name] = np.round(scan.columns[name]).astype(np.uint16)
+    if "color" in scan.columns:
+        for axis, name in enumerate(("red", "green", "blue")):
+            las[name] = np.round(scan.columns["color"][:, axis] * 65535).astype(np.uint16)
+    classes = np.zeros(len(scan.points), np.int64) if scan.classes is None else scan.classes
+    return _las_bytes(path, las, classes)
+
+
+def _read_ply(path: Path) -> RawScan:
+    require("trimesh", extra="pointcloud")
+    ply = require("trimesh.exchange.ply", extra="pointcloud")
+    with path.open("rb") as file:
+        elements = ply.load_ply(file, fix_texture=False, skip_materials=True)["metadata"]["_ply_raw"]
+    if "vertex" not in elements:
+        raise UserError(f"{path}: a PLY file of points has an element 'vertex'; it has {', '.join(elements) or 'none'}")
+    vertices = _values_of(elements["vertex"])
+    if not {"x", "y", "z"} <= set(vertices):
+        raise UserError(f"{path}: expected vertices with x, y and z; they have {', '.join(vertices)}")
+    points = _stacked(vertices, ("x", "y", "z")).astype(np.float64)
+    columns = {name: vertices[name] for name in _SCALARS if name in vertices}
+    if {"red", "green", "blue"} <= set(vertices):
+        color = _stacked(vertices, ("red", "green", "blue"))
+        columns["color"] = (color / (np.iinfo(color.dtype).max if color.dtype.kind in "iu" else 1)).astype(np.float32)
+    if {"nx", "ny", "nz"} <= set(vertices):
+        columns["normal"] = _stacked(vertices, ("nx", "ny", "nz")).astype(np.float32)
+    elif (corners := _triangles(elements.get("face"))) is not None:
+        columns["normal"] = _vertex_normals(points, corners)
+    label = next((name for name in _PLY_LABELS if name in vertices), None)
+    return RawScan(points=points, columns=columns, classes=None if label is None else vertices[label].astype(np.int64))
+
+
+def _values_of(element: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """The single values of an element of a PLY file by name, each of shape (N,)."""
+    values = {}
+    for name, kind in element["properties"].items():
+        if "," not in kind:
+            column = np.asarray(element["data"][name]).reshape(-1)
+            if len(column) != element["length"]:
+                raise ValueError(f"{element['length']} times {name!r} are announced, {len(column)} are there")
+            values[name] = column.astype(column.dtype.newbyteorder("="))
+    return values
+
+
+def _triangles(element: Mapping[str, Any] | None) -> NDArray[np.int64] | None:
+    """The corners of a mesh's faces, shape (F, 3), if it has faces and they are triangles."""
+    if element is None or not element["length"]:
+        return None
+    for name in ("vertex_indices", "vertex_index"):
+        if name in element["properties"]:
+            data = element["data"][name]
+            # Binary files have the number of corners, the first field, beside the corners.
+            corners = np.asarray(data if data.dtype.names is None else data[data.dtype.names[1]])
+            if len(corners) != element["length"]:
+                raise ValueError(f"{element['length']} faces are announced, {len(corners)} are there")
+            return corners.astype(np.int64) if corners.shape == (len(corners), 3) else None
+    return None
+
+
+def _vertex_normals(points: NDArray[np.float64], corners: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Unit normals of a mesh's vertices, each the mean over its triangles weighted with their areas; zero without."""
+    a, b, c = (points[corners[:, corner]] for corner in range(3))
+    across = np.cross(b - a, c - a)
+    summed = np.stack(
+        [np.bincount(corners.reshape(-1), np.repeat(across[:, axis], 3), len(points)) for axis in range(3)], axis=1
+    )
+    length = np.linalg.norm(summed, axis=1, keepdims=True)
+    return np.divide(summed, length, out=np.zeros_like(summed), where=length > 0).astype(np.float32)
+
+
+def _stacked(values: Mapping[str, NDArray[Any]], names: tuple[str, ...]) -> NDArray[Any]:
+    return np.stack([values[name] for name in names], axis=1)
+
+
+def _write_ply(path: Path, scan: RawScan) -> bytes:
+    # trimesh writes coordinates as float32, which at map coordinates of 10^6 m is 6 cm.
+    values: dict[str, NDArray[Any]] = {name: scan.points[:, axis].astype("<f8") for axis, name in enumerate("xyz")}
+    if "color" in scan.columns:
+        color = np.round(scan.columns["color"] * 255).astype("u1")
+        values |= {name: color[:, axis] for axis, name in enumerate(("red", "green", "blue"))}
+    if "normal" in scan.columns:
+        normal = scan.columns["normal"].astype("<f4")
+        values |= {name: normal[:, axis] for axis, name in enumerate(("nx", "ny", "nz"))}
+    values |= {name: scan.columns[name].astype("<f4") for name in _SCALARS if name in scan.columns}
+    if scan.classes is not None:
+        values["label"] = scan.classes.astype("<i4")
+    kinds = {"f8": "double", "f4": "float", "u1": "uchar", "i4": "int"}
+    properties = [f"property {kinds[column.dtype.str[1:]]} {name}" for name, column in values.items()]
+    head = ["ply", "format binary_little_endian 1.0", f"element vertex {len(scan.points)}", *properties, "end_header"]
+    packed = np.zeros(len(scan.points), [(name, column.dtype) for name, column in values.items()])
+    for name, column in values.items():
+        packed[name] = column
+    return "\n".join(head).encode() + b"\n" + packed.tobytes()
+
+
+def _read_npz(path: Path) -> RawScan:
+    with np.load(path, allow_pickle=False) as arrays:
+        if "points" not in arrays:
+            raise UserError(f"{path}: expected an array 'points'; it has {', '.join(arrays) or 'none'}")
+        columns = {name: arrays[name] for name in (*_SCALARS, "color", "normal") if name in arrays}
+        if "color" in columns and columns["color"].dtype.kind in "iu":
+            columns["color"] = (columns["color"] / np.iinfo(columns["color"].dtype).max).astype(np.float32)
+        classes = arrays.get("labels")
+        if classes is not None and classes.dtype.kind not in "iu":
+            raise UserError(f"{path}: expected labels of whole numbers; got {classes.dtype}")
+        return RawScan(
+            points=arrays["points"].astype(np.float64),
+            columns=columns,
+            classes=None if classes is None else classes.astype(np.int64),
+        )
+
+
+def _write_npz(path: Path, scan: RawScan) -> bytes:
+    arrays: dict[str, Any] = {"points": scan.points, **scan.columns}
+    if scan.classes is not None:
+        arrays["labels"] = scan.classes
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+_SCALARS = ("intensity", "return_number", "number_of_returns")
+_PLY_LABELS = ("label", "class", "classification", "scalar_Label")
+_READERS = {".las": _read_las, ".laz": _read_las, ".ply": _read_ply, ".npz": _read_npz}
+_WRITERS = {".las": _write_las, ".laz": _write_las, ".ply": _write_ply, ".npz": _write_npz}
