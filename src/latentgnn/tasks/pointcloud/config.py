@@ -81,6 +81,7 @@ class DataConfig:
     max_points: int | None = 100_000
     blocks_per_scan: int = 1
     balance: float = 0.0
+    class_weighting: float = 0.0
     on_fault: Literal["stop", "skip"] = "stop"
     cached_points: int = 20_000_000
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -36,7 +36,9 @@ S3DIS_CLASSES = (
 )
 """S3DIS's 13 classes; all other objects, such as stairs, are clutter."""
 
-_COLUMNS_OF = {"color": ("red", "green", "blue"), "normal": ("normal_x", "normal_y", "normal_z")}
+COLOR_COLUMNS = ("red", "green", "blue")
+NORMAL_COLUMNS = ("normal_x", "normal_y", "normal_z")
+_COLUMNS_OF = {"color": COLOR_COLUMNS, "normal": NORMAL_COLUMNS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -410,6 +412,7 @@ def _check_values(config: DataConfig) -> None:
         ("blocks_per_scan", config.blocks_per_scan >= 1, "1 or more"),
         ("max_points", config.max_points is None or config.max_points >= 1, "1 or more, or null"),
         ("cached_points", config.cached_points >= 0, "0 or more"),
+        ("class_weighting", 0 <= config.class_weighting <= 1, "from 0 to 1"),
         ("features", len(set(config.features)) == len(config.features), "each feature once"),
     ):
         if not sound:
