@@ -331,10 +331,12 @@ def _read_s3dis(room: Path, classes: Sequence[tuple[int, str]]) -> RawScan:
 
 def _read_rows(file: Path) -> NDArray[np.float64]:
     """Six numbers a line; an error names the line."""
-    if not file.stat().st_size:
-        return np.zeros((0, 6))
     try:
+        if not file.stat().st_size:
+            return np.zeros((0, 6))
         rows = np.loadtxt(file, np.float64, ndmin=2, comments=None, encoding="latin-1")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
     except ValueError:
         rows = None
     if rows is not None and rows.shape[1] == 6:

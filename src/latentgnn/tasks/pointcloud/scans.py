@@ -75,11 +75,13 @@ def read_scan(path: Path | str) -> RawScan:
         raise UserError(f"{path}: there is no such file")
     try:
         scan = reader(path)
-    except (UserError, MemoryError):
+    except UserError:
         raise
     except Exception as error:
-        # Each of the decoders has its own kinds of errors for damaged files, and some have several.
-        raise UserError(f"{path}: cannot be read, so it is damaged or cut short ({_told(error)})") from error
+        # Damage makes decoders raise errors of every kind, of memory too where a header announces too much.
+        raise UserError(
+            f"{path}: cannot be read, perhaps because it is damaged or cut short ({_told(error)})"
+        ) from error
     _check_shapes(path, scan)
     return scan
 
@@ -127,9 +129,9 @@ def write_classes(path: Path | str, classes: NDArray[np.int64], *, source: Path 
 
 
 def _check_shapes(path: Path, scan: RawScan) -> None:
-    number = len(scan.points)
-    if scan.points.shape != (number, 3):
+    if scan.points.ndim != 2 or scan.points.shape[1] != 3:
         raise UserError(f"{path}: expected points of shape (N, 3); got {scan.points.shape}")
+    number = len(scan.points)
     if scan.classes is not None and scan.classes.shape != (number,):
         raise UserError(f"{path}: there are {number} points, but labels of shape {scan.classes.shape}")
     for name, values in scan.columns.items():
@@ -150,10 +152,11 @@ def _laspy() -> ModuleType:
 def _read_las(path: Path) -> RawScan:
     las = _laspy().read(path)
     expected = las.header.point_count
+    if path.stat().st_size < las.header.offset_to_point_data:
+        # A header without its end counts no points.
+        raise UserError(f"{path}: it is cut short within its header")
     if len(las.points) != expected:
-        raise UserError(
-            f"{path}: its header counts {expected} points, but {len(las.points)} are there: it is cut short"
-        )
+        raise UserError(f"{path}: it is cut short: it announces {expected} points and has {len(las.points)}")
     present = set(las.point_format.dimension_names)
     columns = {name: np.asarray(las[name]) for name in _SCALARS if name in present and np.any(las[name])}
     if {"red", "green", "blue"} <= present:
@@ -191,12 +194,12 @@ def _write_las(path: Path, scan: RawScan) -> bytes:
         header.scales = np.full(3, max(1e-4, 10.0 ** np.ceil(np.log10(max(extent, 1.0) / 2**31))))
     las = laspy.LasData(header)
     las.xyz = scan.points
-    for name in _SCALARS:
+    for name, largest in (("intensity", 65535), ("return_number", 15), ("number_of_returns", 15)):
         if name in scan.columns:
-            las[name] = np.round(scan.columns[name]).astype(np.uint16)
+            las[name] = np.round(scan.columns[name]).clip(0, largest).astype(np.uint16)
     if "color" in scan.columns:
-        for axis, name in enumerate(("red", "green", "blue")):
-            las[name] = np.round(scan.columns["color"][:, axis] * 65535).astype(np.uint16)
+        color = np.round(scan.columns["color"].clip(0, 1) * 65535).astype(np.uint16)
+        las.red, las.green, las.blue = color.T
     classes = np.zeros(len(scan.points), np.int64) if scan.classes is None else scan.classes
     return _las_bytes(path, las, classes)
 
@@ -209,8 +212,6 @@ def _read_ply(path: Path) -> RawScan:
     if "vertex" not in elements:
         raise UserError(f"{path}: a PLY file of points has an element 'vertex'; it has {', '.join(elements) or 'none'}")
     vertices = _values_of(elements["vertex"])
-    if not {"x", "y", "z"} <= set(vertices):
-        raise UserError(f"{path}: expected vertices with x, y and z; they have {', '.join(vertices)}")
     points = _stacked(vertices, ("x", "y", "z")).astype(np.float64)
     columns = {name: vertices[name] for name in _SCALARS if name in vertices}
     if {"red", "green", "blue"} <= set(vertices):
@@ -270,7 +271,7 @@ def _write_ply(path: Path, scan: RawScan) -> bytes:
     # trimesh writes coordinates as float32, which at map coordinates of 10^6 m is 6 cm.
     values: dict[str, NDArray[Any]] = {name: scan.points[:, axis].astype("<f8") for axis, name in enumerate("xyz")}
     if "color" in scan.columns:
-        color = np.round(scan.columns["color"] * 255).astype("u1")
+        color = np.round(scan.columns["color"].clip(0, 1) * 255).astype("u1")
         values |= {name: color[:, axis] for axis, name in enumerate(("red", "green", "blue"))}
     if "normal" in scan.columns:
         normal = scan.columns["normal"].astype("<f4")
@@ -288,7 +289,8 @@ def _write_ply(path: Path, scan: RawScan) -> bytes:
 
 
 def _read_npz(path: Path) -> RawScan:
-    with np.load(path, allow_pickle=False) as arrays:
+    # np.load leaves a file open that it cannot read.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         if "points" not in arrays:
             raise UserError(f"{path}: expected an array 'points'; it has {', '.join(arrays) or 'none'}")
         columns = {name: arrays[name] for name in (*_SCALARS, "color", "normal") if name in arrays}

@@ -130,33 +130,38 @@ def height_above_ground(points: Floats, radius: float) -> NDArray[np.float32]:
     return (points[:, 2] - ground[inverse]).astype(np.float32)
 
 
+# Rounding must not leave a point between two blocks, as a part of a block's size.
+_SLACK = 1e-9
+
+
 def _columns(points: Floats, size: float, step: float) -> Iterator[Indices]:
-    xy = points[:, :2]
-    low, high = xy.min(axis=0), xy.max(axis=0)
-    starts_x, starts_y = (_starts(low[axis], high[axis], size, step) for axis in (0, 1))
+    xy = points[:, :2] - points[:, :2].min(axis=0)
+    starts_x, starts_y = (_starts(extent, size, step) - _SLACK * size for extent in xy.max(axis=0))
+    width = (1 + 2 * _SLACK) * size
     order = np.argsort(xy[:, 0], kind="stable")
-    x, y = xy[order, 0], xy[order, 1]
+    x, y = xy[order].T
     for start_x in starts_x:
-        strip = slice(np.searchsorted(x, start_x, "left"), np.searchsorted(x, start_x + size, "right"))
+        strip = slice(np.searchsorted(x, start_x, "left"), np.searchsorted(x, start_x + width, "right"))
         for start_y in starts_y:
-            inside = np.sort(order[strip][(y[strip] >= start_y) & (y[strip] <= start_y + size)])
+            inside = np.sort(order[strip][(y[strip] >= start_y) & (y[strip] <= start_y + width)])
             if len(inside):
                 yield inside
 
 
-def _starts(low: float, high: float, size: float, step: float) -> Floats:
-    """Where blocks begin along an axis, so that the first begins at ``low`` and the last ends at ``high``."""
-    if high - low <= size:
-        return np.array([(low + high - size) / 2])
-    return np.linspace(low, high - size, int(np.ceil((high - low - size) / step)) + 1)
+def _starts(extent: float, size: float, step: float) -> Floats:
+    """Where blocks begin along an axis, so that the first begins at 0 and the last ends at ``extent``."""
+    if extent <= size:
+        return np.array([(extent - size) / 2])
+    return np.linspace(0, extent - size, int(np.ceil((extent - size) / step)) + 1)
 
 
 def _spheres(points: Floats, size: float, edge: float) -> Iterator[Indices]:
-    low = points.min(axis=0)
-    cells = np.unique(np.floor((points - low) / edge).astype(np.int64), axis=0)
-    tree = cKDTree(points - low)
+    local = points - points.min(axis=0)
+    cells = np.unique(np.floor(local / edge).astype(np.int64), axis=0)
+    tree = cKDTree(local)
     for cell in cells:
-        yield np.array(tree.query_ball_point((cell + 0.5) * edge, size / 2, return_sorted=True), np.int64)
+        inside = tree.query_ball_point((cell + 0.5) * edge, (0.5 + _SLACK) * size, return_sorted=True)
+        yield np.array(inside, np.int64)
 
 
 def _keys(cell: Indices) -> Indices:
