@@ -122,12 +122,16 @@ def forward(
         (S, G, D, r + 1); the sums of squared assignments, (S, G, D).
     """
     tiles = list(_tiles(x_BNC, offsets, weights, plan))
-    gather_reduce, scatter_reduce = _reductions(weights, plan)
+    reduce, reduced = _reduction(weights, plan), (weights.expand.shape[1] - 1) // len(plan.latents)
     gather_assign, scatter_assign = (_padded(one, plan) for one in (weights.gather_assign, weights.scatter_assign))
     sums_SGDr, squares_SGD = _zero_sums(x_BNC, offsets, weights, plan)
+    # What scatter starts from comes from the same product as what gather starts from, and waits: R / C of the input.
+    waiting: list[Tensor] = []
     for tile in tiles:
         part = _part(x_BNC, mask_BN, tile, plan)
-        unit = _unit(_reduce(gather_reduce, part, plan), part, plan)
+        u_sTR = _reduce(reduce, part)
+        unit = _unit(u_sTR[..., :reduced], part, plan)
+        waiting.append(u_sTR[..., -reduced:].contiguous())
         assign_ETD = _apply(unit.value, _of_graphs(gather_assign, part)).relu_()
         if plan.symmetric:
             for kernel in plan.kernels:
@@ -139,10 +143,9 @@ def forward(
     latents, expand_SCF = _mixed(sums_SGDr, squares_SGD, weights.graph_conv, weights.expand, plan)
     latents, expand_SCF = [_padded(latent, plan) for latent in latents], _padded(expand_SCF, plan)
     out_BNC = prefer_huge_pages(like_input(x_BNC))
-    for tile in tiles:
+    for tile, u_sTR in zip(tiles, waiting, strict=True):
         part = _part(x_BNC, mask_BN, tile, plan)
-        u_ETr = _reduce(scatter_reduce, part, plan)
-        features = _features(u_ETr, part, scatter_assign, latents, tile, plan)
+        features = _features(u_sTR, part, scatter_assign, latents, tile, plan)
         x_sTC, out_sTC = x_BNC[tile.rows, tile.nodes], out_BNC[tile.rows, tile.nodes]
         expand_sFC = _of_samples(expand_SCF, tile, part).mT
         _add_product(x_sTC if plan.residual else None, features.feature, expand_sFC, out=out_sTC)
@@ -177,24 +180,23 @@ def backward(
         needs_x: whether to find the input's gradient.
     """
     tiles = list(_tiles(x_BNC, offsets, weights, plan))
-    gather_reduce, scatter_reduce = _reductions(weights, plan)
+    reduce, reduced = _reduction(weights, plan), (weights.expand.shape[1] - 1) // len(plan.latents)
     gather_assign, scatter_assign = (_padded(one, plan) for one in (weights.gather_assign, weights.scatter_assign))
     latents, expand_SCF = _mixed(sums_SGDr, squares_SGD, weights.graph_conv, weights.expand, plan)
     latents, expand_SCF = [_padded(latent, plan) for latent in latents], _padded(expand_SCF, plan)
-    width = weights.reduce.shape[0]
-    reduced = width if plan.symmetric else width // 2
     grad_gather_assign, grad_scatter_assign = (
         torch.zeros_like(one) for one in (weights.gather_assign, weights.scatter_assign)
     )
     grad_latents = [_zeros_padded(latent.shape, sums_SGDr) for latent in latents]
     grad_expand_SCF = _zeros_padded(expand_SCF.shape, sums_SGDr)
 
-    # From the output to the latents. What each tile's reduced channels receive is kept, R / C of the input's size.
-    grads_reduced: list[Tensor] = []
+    # From the output to the latents. For each tile, what gather starts from and the gradient of what scatter starts
+    # from wait side by side.
+    waiting: list[Tensor] = []
     for tile in tiles:
         part = _part(x_BNC, mask_BN, tile, plan)
-        u_ETr = _reduce(scatter_reduce, part, plan)
-        features = _features(u_ETr, part, scatter_assign, latents, tile, plan)
+        u_sTR = _reduce(reduce, part)
+        features = _features(u_sTR[..., -reduced:], part, scatter_assign, latents, tile, plan)
         grad_sTC = grad_BNC[tile.rows, tile.nodes].to(plan.compute)
         if part.valid_sT1 is not None:
             grad_sTC = torch.where(part.valid_sT1, grad_sTC, 0)
@@ -206,23 +208,23 @@ def backward(
         grad_ETr = _features_backward(
             grad_sTF, features, part, scatter_assign, grad_scatter_assign, latents, grad_latents, tile, plan
         )
-        grad_sTR = grad_ETr.new_empty((*grad_sTF.shape[:2], width))
-        own_sGTr = _to_graphs(grad_sTR[..., width - reduced :], plan)
-        own_sGTr.copy_(grad_ETr.view(own_sGTr.shape))
-        grads_reduced.append(grad_sTR)
+        if plan.symmetric:
+            u_sTR = torch.cat([u_sTR, u_sTR], -1)
+        _to_graphs(u_sTR[..., reduced:], plan).copy_(grad_ETr.unflatten(0, (-1, plan.groups)))
+        waiting.append(u_sTR)
 
     grad_sums_SGDr, grad_squares_SGD, grad_conv, grad_expand = _mixed_backward(
         grad_latents, grad_expand_SCF, sums_SGDr, squares_SGD, weights, plan
     )
 
     # From the latents to the input, both ways at once.
-    grad_reduce = weights.reduce.new_zeros((width, weights.reduce.shape[1] - 1))
-    grad_shift = weights.reduce.new_zeros(width)
+    grad_reduce = torch.zeros_like(weights.reduce[:, :-1], memory_format=torch.contiguous_format)
+    grad_shift = weights.reduce.new_zeros(weights.reduce.shape[0])
     grad_x_BNC = prefer_huge_pages(like_input(x_BNC)) if needs_x else None
     weight_RC = weights.reduce[:, :-1].to(plan.compute).contiguous()
-    for tile, grad_sTR in zip(tiles, grads_reduced, strict=True):
+    for tile, u_sTR in zip(tiles, waiting, strict=True):
         part = _part(x_BNC, mask_BN, tile, plan)
-        unit = _unit(_reduce(gather_reduce, part, plan), part, plan)
+        unit = _unit(u_sTR[..., :reduced], part, plan)
         grad_ETr = _gather_backward(
             unit,
             _of_graphs(gather_assign, part),
@@ -231,9 +233,8 @@ def backward(
             grad_squares_SGD[tile.samples].flatten(0, 1),
             plan,
         )
-        own_sGTr = _to_graphs(grad_sTR[..., :reduced], plan)
-        grad_sGTr = grad_ETr.view(own_sGTr.shape)
-        own_sGTr.copy_(own_sGTr + grad_sGTr if plan.symmetric else grad_sGTr)
+        _to_graphs(u_sTR[..., :reduced], plan).copy_(grad_ETr.unflatten(0, (-1, plan.groups)))
+        grad_sTR = u_sTR[..., :reduced] + u_sTR[..., reduced:] if plan.symmetric else u_sTR
         _add_outer_of_samples(grad_reduce, grad_sTR, part.x_sTC)
         grad_shift += grad_sTR.sum((0, 1), dtype=grad_shift.dtype)
         if grad_x_BNC is not None:
@@ -288,17 +289,13 @@ def _cut(first: int, last: int, most: int) -> Iterator[slice]:
     return (slice(start, min(start + length, last)) for start in range(first, last, max(length, 1)))
 
 
-def _reductions(weights: Weights, plan: Plan) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Matrix and shift, (R, C) and (R,), for gather and for scatter, in the type of the products."""
+def _reduction(weights: Weights, plan: Plan) -> tuple[Tensor, Tensor]:
+    """Matrix and shift, (R, C) and (R,), for gather and, unless symmetric, scatter, in the type of the products."""
     reduce = weights.reduce
     if plan.compute == torch.float16:
         # Rows longer than 1 may take a sum over channels out of float16's range; unit length comes next anyway.
         reduce = reduce / torch.linalg.vector_norm(reduce[:, :-1], dim=1).amax().clamp_min(1)
-    pairs = [
-        (half[:, :-1].to(plan.compute).contiguous(), half[:, -1].to(plan.compute).contiguous())
-        for half in reduce.chunk(1 if plan.symmetric else 2)
-    ]
-    return pairs[0], pairs[-1]
+    return reduce[:, :-1].to(plan.compute).contiguous(), reduce[:, -1].to(plan.compute).contiguous()
 
 
 def _rows(shape: Sequence[int], like: Tensor, dtype: torch.dtype) -> Tensor:
@@ -349,15 +346,13 @@ def _apply(x_ETi: Tensor, weight_Eoi: Tensor) -> Tensor:
     return torch.bmm(x_ETi, weight_Eoi.mT)
 
 
-def _reduce(matrix_and_shift: tuple[Tensor, Tensor], part: _Part, plan: Plan) -> Tensor:
-    """W x + shift, (E, T, r)."""
+def _reduce(matrix_and_shift: tuple[Tensor, Tensor], part: _Part) -> Tensor:
+    """W x + shift, (s, T, R)."""
     matrix_RC, shift_R = matrix_and_shift
     x_sTC = part.x_sTC
     if x_sTC.shape[0] == 1:
-        u_sTR = torch.addmm(shift_R, x_sTC[0], matrix_RC.mT).unsqueeze(0)
-    else:
-        u_sTR = torch.baddbmm(shift_R, x_sTC, matrix_RC.mT.expand(x_sTC.shape[0], -1, -1))
-    return _to_graphs(u_sTR, plan).flatten(0, 1)
+        return torch.addmm(shift_R, x_sTC[0], matrix_RC.mT).unsqueeze(0)
+    return torch.baddbmm(shift_R, x_sTC, matrix_RC.mT.expand(x_sTC.shape[0], -1, -1))
 
 
 def _add_product(base: Tensor | None, left: Tensor, right: Tensor, *, out: Tensor) -> None:
@@ -416,7 +411,8 @@ def _inverse_length(x_ETF: Tensor) -> Tensor:
     return torch.where(squares_ET1 > EPS**2, squares_ET1.rsqrt(), 0)
 
 
-def _unit(u_ETr: Tensor, part: _Part, plan: Plan) -> _Unit:
+def _unit(u_sTR: Tensor, part: _Part, plan: Plan) -> _Unit:
+    u_ETr = _to_graphs(u_sTR, plan).flatten(0, 1)
     scale_ET1 = _inverse_length(u_ETr)
     valid_ET1 = _valid(part, plan)
     if valid_ET1 is not None:
@@ -486,16 +482,16 @@ def _gather_backward(
 
 
 def _features(
-    u_ETr: Tensor, part: _Part, assign_GDr: Tensor, latents: list[Tensor], tile: _Tile, plan: Plan
+    u_sTR: Tensor, part: _Part, assign_GDr: Tensor, latents: list[Tensor], tile: _Tile, plan: Plan
 ) -> _Features:
     """Scatter: what the output of a tile is expanded from."""
     samples, nodes, _ = part.x_sTC.shape
-    unit = _unit(u_ETr, part, plan)
+    unit = _unit(u_sTR, part, plan)
     assign_ETD = _apply(unit.value, _of_graphs(assign_GDr, part)).relu_()
     parts = [assign_ETD[..., kernel] for kernel in plan.kernels]
     scales = [_inverse_length(part_ETk) for part_ETk in parts]
-    each = u_ETr.shape[2] * len(parts) if plan.graph_conv else assign_ETD.shape[2]
-    feature_sTF = _rows((samples, nodes, plan.groups * each + 1), assign_ETD, plan.compute)
+    width = u_sTR.shape[2] * len(parts) if plan.graph_conv else plan.groups * assign_ETD.shape[2]
+    feature_sTF = _rows((samples, nodes, width + 1), assign_ETD, plan.compute)
     _fill_ones(feature_sTF, part.valid_sT1)
     assigned = []
     if plan.graph_conv:
