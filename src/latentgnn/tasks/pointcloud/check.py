@@ -109,8 +109,11 @@ def check_split(config: DataConfig, split: Split) -> Report:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for source, found in zip(sources, pool.map(lambda source: _look(source, config), sources), strict=True):
             messages = list(found.messages)
-            if first.setdefault(source.name, source.path) is not source.path:
-                messages.append(f"duplicated scan name {source.name!r}: {first[source.name]} has it too")
+            if source.name in first:
+                other = first[source.name]
+                where = "it is listed twice" if other == source.path else f"{other} has it too"
+                messages.append(f"duplicated scan name {source.name!r}: {where}")
+            first.setdefault(source.name, source.path)
             if source.path.resolve() in trained_on:
                 messages.append("it is in the training set too")
             report.faults += [Fault(scan=source.name, file=source.path, message=message) for message in messages]

@@ -243,9 +243,8 @@ def _feature(path: Path, raw: RawScan, feature: Feature, config: DataConfig) -> 
 
 def _column(path: Path, raw: RawScan, name: str) -> NDArray[Any]:
     if name not in raw.columns:
-        raise UserError(
-            f"{path}: it has no {name}, which data.features asks for; it has {_list(raw.columns) or 'none'}"
-        )
+        present = _list(raw.columns) or "coordinates alone"
+        raise UserError(f"{path}: it has no {name}, which data.features asks for; it has {present}")
     return raw.columns[name]
 
 
