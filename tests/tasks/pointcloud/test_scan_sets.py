@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from latentgnn.tasks.pointcloud.datasets import (
     resolve,
 )
 from latentgnn.tasks.pointcloud.scans import IGNORE, RawScan, write_scan
+from latentgnn.training.parsing import parse_config, to_dict
 
 CLASSES = ((2, "ground"), (6, "building"))
 
@@ -160,6 +163,22 @@ def test_files_to_predict_on_need_no_known_labels(tmp_path):
     assert found.names == ["a", "b"]
     assert found.scan(0).labels.tolist() == [0, IGNORE, 1, IGNORE]
     assert found.scan(1).labels is None
+
+
+def test_a_set_travels_to_loading_processes(tmp_path):
+    found = load_set(_config(_folder(tmp_path)), "train")
+    there = pickle.loads(pickle.dumps(found))
+    assert there.names == found.names
+    np.testing.assert_array_equal(there.scan(1).points, found.scan(1).points)
+
+
+def test_what_was_resolved_is_saved_and_read_again(tmp_path):
+    config = resolve(_config(_folder(tmp_path), features=("color", "height"), train=("train", "val/*")))
+    assert parse_config(DataConfig, to_dict(config)) == config
+    texts = [("classes", "[[1, ground]]"), ("features", "[color]"), ("augment.scale", "null"), ("train", "[a, b]")]
+    parsed = parse_config(DataConfig, to_dict(config), texts)
+    assert parsed.classes == ((1, "ground"),)
+    assert (parsed.features, parsed.augment.scale, parsed.train) == (("color",), None, ("a", "b"))
 
 
 def test_read_scans_stay_in_memory_within_limits(tmp_path):

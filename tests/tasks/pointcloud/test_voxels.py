@@ -142,6 +142,14 @@ def test_columns_overlap_as_asked():
     assert len(list(blocks(grid, shape="column", size=10, overlap=0))) == 2
 
 
+def test_a_far_outlier_makes_no_empty_blocks():
+    points = np.concatenate([_points(), [[2e5, -1e5, 0]]])
+    for shape in ("column", "sphere"):
+        found = list(blocks(points, shape=shape, size=4, overlap=0.5))
+        assert len(found) < 200
+        assert np.unique(np.concatenate(found)).size == 401
+
+
 def test_spheres_overlap_more_with_more_overlap():
     points = _points(2000, size=(10, 10, 10))
     votes = [sum(len(block) for block in blocks(points, shape="sphere", size=5, overlap=o)) / 2000 for o in (0, 0.5)]

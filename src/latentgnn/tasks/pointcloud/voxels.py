@@ -135,17 +135,20 @@ _SLACK = 1e-9
 
 
 def _columns(points: Floats, size: float, step: float) -> Iterator[Indices]:
-    xy = points[:, :2] - points[:, :2].min(axis=0)
-    starts_x, starts_y = (_starts(extent, size, step) - _SLACK * size for extent in xy.max(axis=0))
-    width = (1 + 2 * _SLACK) * size
-    order = np.argsort(xy[:, 0], kind="stable")
-    x, y = xy[order].T
-    for start_x in starts_x:
-        strip = slice(np.searchsorted(x, start_x, "left"), np.searchsorted(x, start_x + width, "right"))
-        for start_y in starts_y:
-            inside = np.sort(order[strip][(y[strip] >= start_y) & (y[strip] <= start_y + width)])
-            if len(inside):
-                yield inside
+    local = points[:, :2] - points[:, :2].min(axis=0)
+    starts_x, starts_y = (_starts(extent, size, step) for extent in local.max(axis=0))
+    for strip in _windows(local[:, 0], starts_x, size):
+        for inside in _windows(local[strip, 1], starts_y, size):
+            yield np.sort(strip[inside])
+
+
+def _windows(values: Floats, starts: Floats, size: float) -> Iterator[Indices]:
+    """Indices of the values from each start to ``size`` after it, where there are any."""
+    order = np.argsort(values, kind="stable")
+    begins = np.searchsorted(values[order], starts - _SLACK * size, "left")
+    ends = np.searchsorted(values[order], starts + (1 + _SLACK) * size, "right")
+    for window in np.flatnonzero(ends > begins):
+        yield order[begins[window] : ends[window]]
 
 
 def _starts(extent: float, size: float, step: float) -> Floats:
