@@ -4,7 +4,6 @@ N is a number of points. Coordinates are float64 metres everywhere: map coordina
 """
 
 import io
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +18,6 @@ from latentgnn.files import write_bytes
 
 IGNORE = -1
 """The label of a point that is neither learnt nor scored."""
-
-# What they log of damaged files is in the errors; without a handler Python prints it.
-for _package in ("laspy", "trimesh"):
-    logging.getLogger(_package).addHandler(logging.NullHandler())
 
 SUFFIXES = (".las", ".laz", ".ply", ".npz")
 
