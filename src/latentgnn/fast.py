@@ -38,7 +38,7 @@ def latent_gnn(
     Returns:
         (B, N, C) in the input's type and order of strides.
     """
-    weights = None if torch.compiler.is_exporting() else _folded(layer, wide(compute))
+    weights = None if torch.compiler.is_exporting() else folded(layer, wide(compute))
     if weights is None:
         return composed_latent_gnn(layer, x_BNC, Nodes(mask_BN, None if offsets is None else offsets.tolist()), compute)
     config = layer.config
@@ -54,7 +54,7 @@ def latent_gnn(
     return tiled(x_BNC, mask_BN, offsets, weights, plan)
 
 
-def _folded(layer: "LatentGNN", dtype: torch.dtype) -> Weights | None:
+def folded(layer: "LatentGNN", dtype: torch.dtype) -> Weights | None:
     """The layer's matrices with its norms and gamma in them, ``None`` where a norm needs statistics."""
     groups, kernels = layer.config.num_groups, layer.kernel_list
     affines = {id(projection): _affine(projection, dtype) for projection in layer.projections}

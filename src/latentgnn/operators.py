@@ -9,8 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from latentgnn import tiles
+from latentgnn.config import LatentGNNConfig
+from latentgnn.cost import cost
 from latentgnn.functional import wide
 from latentgnn.tiles import Plan, Weights
 
@@ -139,3 +142,42 @@ torch.library.register_fake("latentgnn::forward", _fake_forward, lib=_library)
 torch.library.register_fake("latentgnn::backward", _fake_backward, lib=_library)
 torch.library.register_autograd("latentgnn::forward", _differentiate, setup_context=_save, lib=_library)
 torch.library.register_autograd("latentgnn::backward", _no_second_derivative, lib=_library)
+
+
+def _count(shape: Sequence[int], weights: Sequence[Sequence[int]], plain: Sequence[Any]) -> tuple[int, int]:
+    """Forward and backward operations for shapes of input and weights."""
+    plan = _plan(*plain)
+    width = weights[0][0] // (1 if plan.symmetric else 2)
+    config = LatentGNNConfig(
+        channels=shape[2],
+        num_latents=plan.latents,
+        reduction=shape[2] // width,
+        symmetric=plan.symmetric,
+        graph_conv=plan.graph_conv,
+        num_groups=plan.groups,
+    )
+    found = cost(config, (shape[0], shape[2], shape[1]))
+    return found.forward_operations, found.backward_operations
+
+
+@register_flop_formula(torch.ops.latentgnn.forward)
+def _forward_operations(
+    x: Sequence[int], mask: object, offsets: object, weights: Sequence[Sequence[int]], *plain: Any, **_: object
+) -> int:
+    return _count(x, weights, plain)[0]
+
+
+@register_flop_formula(torch.ops.latentgnn.backward)
+def _backward_operations(
+    grad: object,
+    x: Sequence[int],
+    mask: object,
+    offsets: object,
+    weights: Sequence[Sequence[int]],
+    sums: object,
+    squares: object,
+    needs_x: bool,
+    *plain: Any,
+    **_: object,
+) -> int:
+    return _count(x, weights, plain)[1]

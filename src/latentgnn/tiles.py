@@ -257,9 +257,7 @@ def like_input(x_BNC: Tensor) -> Tensor:
     return x_BNC.new_empty(x_BNC.mT.shape).mT
 
 
-def _zero_sums(
-    x_BNC: Tensor, offsets: Sequence[int] | None, weights: Weights, plan: Plan
-) -> tuple[Tensor, Tensor]:
+def _zero_sums(x_BNC: Tensor, offsets: Sequence[int] | None, weights: Weights, plan: Plan) -> tuple[Tensor, Tensor]:
     samples = x_BNC.shape[0] if offsets is None else len(offsets) - 1
     shape = (samples, *weights.gather_assign.shape)
     dtype = wide(plan.compute)
@@ -379,9 +377,9 @@ def _add_outer(total_EFK: Tensor, left_ETF: Tensor, right_ETK: Tensor) -> None:
         right_ETK = right_ETK if scale == 1.0 else right_ETK * scale
         total_EFK.add_(torch.bmm(left_ETF.mT, right_ETK).to(total_EFK.dtype), alpha=1 / scale)
     elif total_EFK.shape[0] == 1:
-        total_EFK[0].addmm_(left_ETF[0].mT, right_ETK[0])
+        torch.addmm(total_EFK[0], left_ETF[0].mT, right_ETK[0], out=total_EFK[0])
     else:
-        total_EFK.baddbmm_(left_ETF.mT, right_ETK)
+        torch.baddbmm(total_EFK, left_ETF.mT, right_ETK, out=total_EFK)
 
 
 def _add_outer_of_samples(total_FK: Tensor, left_sTF: Tensor, right_sTK: Tensor) -> None:

@@ -1,0 +1,105 @@
+"""The arithmetic of costs against PyTorch's counter and against what is really held."""
+
+import itertools
+
+import pytest
+import torch
+from test_tiles import bytes_held
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from latentgnn import FrozenBatchNorm, LatentGNN, LatentGNNConfig, fast, tiles
+from latentgnn.cost import cost, non_local_cost, table
+from latentgnn.tiles import Plan, Weights
+
+
+def plan_of(layer: LatentGNN) -> Plan:
+    config = layer.config
+    return Plan(
+        config.num_groups,
+        config.latents,
+        config.symmetric,
+        config.graph_conv,
+        config.residual,
+        config.node_scale,
+        torch.float32,
+    )
+
+
+@pytest.mark.parametrize(
+    ("symmetric", "graph_conv", "num_groups", "num_latents"),
+    list(itertools.product([False, True], [False, True], [1, 2], [(5,), (5, 3)])),
+)
+def test_operations_are_those_that_pytorch_counts(
+    symmetric: bool, graph_conv: bool, num_groups: int, num_latents: tuple[int, ...]
+) -> None:
+    layer = LatentGNN(
+        32,
+        num_latents=num_latents,
+        reduction=4,
+        symmetric=symmetric,
+        graph_conv=graph_conv,
+        num_groups=num_groups,
+        norm=FrozenBatchNorm,
+    )
+    weights = fast.folded(layer, torch.float32)
+    assert weights is not None
+    weights = Weights(*(None if weight is None else weight.detach() for weight in weights))
+    x, plan = torch.randn(2, 31, 32), plan_of(layer)
+    with FlopCounterMode(display=False) as counter:
+        out, sums, squares = tiles.forward(x, None, None, weights, plan)
+    found = cost(layer.config, (2, 32, 31))
+    assert found.forward_operations == counter.get_total_flops()
+    with FlopCounterMode(display=False) as counter:
+        tiles.backward(out, x, None, None, weights, sums, squares, plan, needs_x=True)
+    assert found.backward_operations == counter.get_total_flops()
+
+
+def test_the_counter_sees_the_operators() -> None:
+    layer = LatentGNN(32, num_latents=(5, 3), reduction=4, graph_conv=True, norm=FrozenBatchNorm, gamma_init=1.0)
+    x = torch.randn(2, 32, 6, 7, requires_grad=True)
+    expected = cost(layer.config, x.shape)
+    with FlopCounterMode(display=False) as counter:
+        output = layer(x)
+    assert counter.get_total_flops() == expected.forward_operations
+    with FlopCounterMode(display=False) as counter:
+        output.sum().backward()
+    assert counter.get_total_flops() >= expected.backward_operations
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, FrozenBatchNorm, nn.LayerNorm, nn.Identity])
+@pytest.mark.parametrize("arguments", [{}, {"symmetric": True, "num_groups": 2}, {"graph_conv": True}])
+def test_parameters(norm: type[nn.Module], arguments: dict[str, object]) -> None:
+    layer = LatentGNN(64, num_latents=(6, 4), norm=norm, **arguments)
+    assert cost(layer.config, (1, 64, 5)).parameters == sum(p.numel() for p in layer.parameters())
+
+
+@pytest.mark.parametrize("graph_conv", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_held_bytes_are_those_that_autograd_keeps(graph_conv: bool, symmetric: bool, training: bool) -> None:
+    layer = LatentGNN(128, num_latents=20, graph_conv=graph_conv, symmetric=symmetric).train(training)
+    x = torch.randn(2, 128, 60, 60, requires_grad=True)
+    held = bytes_held(lambda: layer(x), layer)
+    expected = cost(layer.config, x.shape, batch_statistics=training).held_bytes
+    assert held == pytest.approx(expected, rel=0.05)
+
+
+def test_a_non_local_block_costs_what_timms_does() -> None:
+    from timm.layers import NonLocalAttn
+
+    block = NonLocalAttn(64, rd_ratio=0.5, rd_divisor=1)
+    found = non_local_cost(64, (2, 64, 20, 20))
+    biases = sum(p.numel() for name, p in block.named_parameters() if name.endswith(".bias") and "norm" not in name)
+    assert found.parameters == sum(p.numel() for p in block.parameters()) - biases
+    x: Tensor = torch.randn(2, 64, 20, 20)
+    with FlopCounterMode(display=False) as counter:
+        block(x)
+    assert found.forward_operations == counter.get_total_flops()
+
+
+def test_a_wrong_shape_is_told() -> None:
+    config = LatentGNNConfig(channels=16, num_latents=4)
+    with pytest.raises(ValueError, match=r"expected a shape \(S, 16, \*spatial\), got \(2, 8, 5\)"):
+        cost(config, (2, 8, 5))
+    assert "non-local" in table(config, (1, 16, 8, 8))
