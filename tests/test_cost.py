@@ -8,9 +8,9 @@ from test_tiles import bytes_held
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from latentgnn import FrozenBatchNorm, LatentGNN, LatentGNNConfig, fast, tiles
+from latentgnn import FrozenBatchNorm, LatentGNN, LatentGNNConfig, fast, operators, tiles
 from latentgnn.cost import cost, non_local_cost, table
-from latentgnn.tiles import Plan, Weights
+from latentgnn.tiles import Plan
 
 
 def plan_of(layer: LatentGNN) -> Plan:
@@ -42,10 +42,9 @@ def test_operations_are_those_that_pytorch_counts(
         num_groups=num_groups,
         norm=FrozenBatchNorm,
     )
-    weights = fast.folded(layer, torch.float32)
-    assert weights is not None
-    weights = Weights(*(None if weight is None else weight.detach() for weight in weights))
     x, plan = torch.randn(2, 31, 32), plan_of(layer)
+    with torch.no_grad():
+        weights = operators.fold(fast.projections(layer, torch.float32), plan)
     with FlopCounterMode(display=False) as counter:
         out, sums, squares = tiles.forward(x, None, None, weights, plan)
     found = cost(layer.config, (2, 32, 31))

@@ -160,6 +160,33 @@ def test_what_is_held_for_the_backward_pass(norm: str, most: float, graph_conv: 
     assert bytes_held(lambda: reference.forward(layer, x), layer) > 2.6 * size
 
 
+def test_folded_matrices_are_not_held() -> None:
+    """Where channels are many and nodes few, copies of the matrices would be as large as the input."""
+    layer = LatentGNN(512, num_latents=8, graph_conv=True, norm=FrozenBatchNorm, gamma_init=0.5)
+    x = torch.randn(1, 512, 10, 12, requires_grad=True)
+    assert bytes_held(lambda: layer(x), layer) <= 1.1 * x.numel() * x.element_size()
+
+
+@pytest.mark.parametrize("mode", ["parameters", "autocast"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.02), (torch.bfloat16, 0.1)])
+@pytest.mark.parametrize("config", ["graph_conv", "two_kernels", "symmetric", "groups"])
+def test_gradients_in_half_precision(config: str, dtype: torch.dtype, tolerance: float, mode: str) -> None:
+    layer = make_layer(config, "frozen", channels=64).float()
+    # Rows longer than 1, which float16 must take down on the way and up again.
+    layer.gather_reduce.weight.data *= 30
+    if mode == "parameters":
+        layer.to(dtype)
+    exact = make_layer(config, "frozen", channels=64).float()
+    exact.load_state_dict({name: value.float() for name, value in layer.state_dict().items()})
+    x = torch.randn(2, 64, 9, 11).to(dtype if mode == "parameters" else torch.float32).requires_grad_()
+    with torch.autocast("cpu", dtype, enabled=mode == "autocast"):
+        output = layer(x)
+    x32 = x.detach().float().requires_grad_()
+    wanted = reference.forward(exact, x32)
+    for ours, theirs in zip(all_gradients(output, x, layer), all_gradients(wanted, x32, exact), strict=True):
+        assert (ours.float() - theirs).norm() <= tolerance * theirs.norm() + 1e-3
+
+
 def test_a_second_derivative_is_refused() -> None:
     layer = make_layer("asymmetric", "frozen", channels=16)
     x = torch.randn(1, 16, 4, dtype=torch.float64, requires_grad=True)
@@ -195,9 +222,14 @@ def test_the_operators_are_registered_as_pytorch_asks(
     )
     layer(torch.randn(2, 16, 6, 5, requires_grad=True), torch.rand(2, 6, 5) > 0.2)
     monkeypatch.undo()
-    ((x, mask, offsets, weights, *plain),) = calls
-    leaves = [tensor.detach().clone().requires_grad_() for tensor in (x, *weights)]
-    torch.library.opcheck(torch.ops.latentgnn.forward.default, (leaves[0], mask, offsets, leaves[1:], *plain))
+    ((x, mask, offsets, *parts, groups, latents, symmetric, graph_conv, residual, scale, dtype),) = calls
+
+    def leaf(tensor: Tensor) -> Tensor:
+        return tensor.detach().clone().requires_grad_()
+
+    lists = [[leaf(tensor) for tensor in part] for part in parts]
+    plain = (groups, latents, symmetric, graph_conv, residual, scale, dtype)
+    torch.library.opcheck(torch.ops.latentgnn.forward.default, (leaf(x), mask, offsets, *lists, *plain))
 
 
 @pytest.mark.parametrize("norm", ["frozen", "layer", "group", "none"])

@@ -1,4 +1,4 @@
-"""The command line: ``latentgnn train | evaluate | predict | check-data | recipes``.
+"""The command line: ``latentgnn train | evaluate | predict | check-data | recipes | cost | benchmark``.
 
 Exit codes: 0 done; 1 the command failed, or was interrupted; 2 the command line, or the configuration that it names,
 says something that cannot be understood. Nothing heavy is imported before a command needs it.
@@ -321,6 +321,84 @@ def _recipes(arguments: argparse.Namespace, overrides: Overrides) -> int:
     return 0
 
 
+def _counts(text: str) -> tuple[int, ...]:
+    """``100x168`` or ``150,100``."""
+    counts = tuple(int(part) for part in text.replace("x", ",").split(","))
+    if min(counts) < 1:
+        raise ValueError(text)
+    return counts
+
+
+def _cost_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--channels", type=int, required=True, metavar="C", help="channels of the input")
+    parser.add_argument("--size", type=_counts, required=True, metavar="HxW", help="its nodes: N, HxW or DxHxW")
+    parser.add_argument("--latents", type=_counts, required=True, metavar="D", help="latents, one number a kernel")
+    parser.add_argument("--batch", type=int, default=1, metavar="B", help="(1)")
+    parser.add_argument("--reduction", type=int, default=8, metavar="N", help="(8)")
+    parser.add_argument("--groups", type=int, default=1, metavar="G", help="(1)")
+    parser.add_argument("--symmetric", action="store_true", help="one assignment for gather and scatter")
+    parser.add_argument("--graph-conv", action="store_true", help="a graph convolution after the scatter step")
+
+
+def _cost(arguments: argparse.Namespace, overrides: Overrides) -> int:
+    from latentgnn.config import LatentGNNConfig
+    from latentgnn.cost import table
+
+    try:
+        config = LatentGNNConfig(
+            channels=arguments.channels,
+            num_latents=arguments.latents,
+            reduction=arguments.reduction,
+            num_groups=arguments.groups,
+            symmetric=arguments.symmetric,
+            graph_conv=arguments.graph_conv,
+        )
+        print(table(config, (arguments.batch, arguments.channels, *arguments.size)))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return 0
+
+
+def _benchmark_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=["layer"], help="the layer beside its peers")
+    parser.add_argument("--shapes", metavar="NAME,..", help="C3, C4, C5, published, map, video, million (all)")
+    parser.add_argument("--peers", metavar="NAME,..", help="what to compare with (all; none for no peer)")
+    parser.add_argument("--norms", metavar="NAME,..", default="frozen,training", help="(frozen,training)")
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="(7)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N", help="(all cores)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="(float32)")
+    parser.add_argument("--no-sweeps", action="store_true", help="leave out what is measured over numbers of nodes")
+    parser.add_argument("--out", type=Path, default=Path("benchmark"), metavar="FOLDER", help="(benchmark)")
+
+
+def _benchmark(arguments: argparse.Namespace, overrides: Overrides) -> int:
+    from latentgnn import benchmark
+
+    def chosen(option: str, text: str | None, known: Iterable[str]) -> list[str]:
+        names = list(known) if text is None else [name for name in text.split(",") if name not in ("", "none")]
+        for name in names:
+            if name not in known:
+                raise UsageError(f"--{option}: there is no {name!r}; {', '.join(known)}{nearest(name, known)}")
+        return names
+
+    if arguments.rounds < 1 or arguments.threads < 1:
+        raise UsageError("--rounds and --threads must be 1 or more")
+    benchmark.run(
+        shapes=chosen("shapes", arguments.shapes, benchmark.SHAPES),
+        peers=chosen("peers", arguments.peers, benchmark.PEERS),
+        norms=chosen("norms", arguments.norms, benchmark.NORMS),
+        rounds=arguments.rounds,
+        threads=arguments.threads,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        sweeps=not arguments.no_sweeps,
+        out=arguments.out,
+        command=f"latentgnn {' '.join(sys.argv[1:])}",
+    )
+    return 0
+
+
 COMMANDS = {
     "train": Command(
         "Train a model; without arguments, a small one on data made on the fly.", _train_arguments, _train
@@ -331,6 +409,8 @@ COMMANDS = {
         "Check every record of a data set; exit code 1 where there are faults.", _check_data_arguments, _check_data
     ),
     "recipes": Command("List the recipes, or print one.", _recipes_arguments, _recipes, settings=False),
+    "cost": Command("Print what a layer costs, beside a non-local block.", _cost_arguments, _cost, settings=False),
+    "benchmark": Command("Measure the layer beside its peers.", _benchmark_arguments, _benchmark, settings=False),
 }
 
 

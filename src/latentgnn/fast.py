@@ -9,17 +9,17 @@ must run where this library is not installed.
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentgnn.composed import Nodes
 from latentgnn.composed import latent_gnn as composed_latent_gnn
 from latentgnn.functional import wide
-from latentgnn.norms import fold
-from latentgnn.operators import tiled
-from latentgnn.tiles import Plan, Weights
+from latentgnn.norms import affine
+from latentgnn.operators import Projected, tiled
+from latentgnn.tiles import Plan
 
 if TYPE_CHECKING:
-    from latentgnn.layers import LatentGNN, Projection
+    from latentgnn.layers import LatentGNN
 
 
 def latent_gnn(
@@ -38,8 +38,8 @@ def latent_gnn(
     Returns:
         (B, N, C) in the input's type and order of strides.
     """
-    weights = None if torch.compiler.is_exporting() else folded(layer, wide(compute))
-    if weights is None:
+    projected = None if torch.compiler.is_exporting() else projections(layer, wide(compute))
+    if projected is None:
         return composed_latent_gnn(layer, x_BNC, Nodes(mask_BN, None if offsets is None else offsets.tolist()), compute)
     config = layer.config
     plan = Plan(
@@ -51,42 +51,32 @@ def latent_gnn(
         node_scale=config.node_scale,
         compute=compute,
     )
-    return tiled(x_BNC, mask_BN, offsets, weights, plan)
+    return tiled(x_BNC, mask_BN, offsets, projected, plan)
 
 
-def folded(layer: "LatentGNN", dtype: torch.dtype) -> Weights | None:
-    """The layer's matrices with its norms and gamma in them, ``None`` where a norm needs statistics."""
-    groups, kernels = layer.config.num_groups, layer.kernel_list
-    affines = {id(projection): _affine(projection, dtype) for projection in layer.projections}
-    known = {key: affine for key, affine in affines.items() if affine is not None}
-    if len(known) < len(affines):
-        return None
-
-    def of_groups(projection: "Projection | None") -> Tensor:
-        return known[id(projection)].unflatten(0, (groups, -1))
-
-    reduces = [part for part in (layer.gather_reduce, layer.scatter_reduce) if part is not None]
-    gather_assign = torch.cat([of_groups(kernel.gather_assign) for kernel in kernels], 1)
-    symmetric = layer.config.symmetric
-    expand = known[id(layer.expand)]
-    return Weights(
-        reduce=torch.cat([known[id(part)] for part in reduces]),
-        gather_assign=gather_assign,
-        scatter_assign=gather_assign
-        if symmetric
-        else torch.cat([of_groups(kernel.scatter_assign) for kernel in kernels], 1),
-        graph_conv=torch.stack([of_groups(kernel.graph_conv) for kernel in kernels])
-        if layer.config.graph_conv
-        else None,
-        expand=expand * layer.gamma.to(dtype) if layer.config.residual else expand,
-    )
+def projections(layer: "LatentGNN", dtype: torch.dtype) -> list[Projected] | None:
+    """The layer's matrices with their norms and gamma as scales and shifts, ``None`` where a norm needs statistics."""
+    kernels = layer.kernel_list
+    parts = [layer.gather_reduce, layer.scatter_reduce]
+    parts += [kernel.gather_assign for kernel in kernels] + [kernel.scatter_assign for kernel in kernels]
+    parts += [*(kernel.graph_conv for kernel in kernels), layer.expand]
+    found = []
+    for part in parts:
+        if part is None:
+            continue
+        known = as_affine(part.norm, part.weight, dtype)
+        if known is None:
+            return None
+        found.append(Projected(part.weight, *known))
+    if layer.config.residual:
+        expand, gamma = found[-1], layer.gamma.to(dtype)
+        found[-1] = expand._replace(scale=expand.scale * gamma, shift=expand.shift * gamma)
+    return found
 
 
-def _affine(projection: "Projection", dtype: torch.dtype) -> Tensor | None:
-    """A matrix and its shift, (out, in + 1), with the norm folded in."""
-    folded = fold([projection.norm], projection.weight.to(dtype))
-    if folded is None:
-        return None
-    weight_FC, shift_F = folded
-    shift_F = weight_FC.new_zeros(weight_FC.shape[0]) if shift_F is None else shift_F.to(weight_FC.dtype)
-    return torch.cat([weight_FC, shift_F.unsqueeze(1)], 1)
+def as_affine(norm: nn.Module, weight_FC: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+    """Scale and shift of a norm after a matrix, or ``None``."""
+    if isinstance(norm, nn.Identity):
+        return weight_FC.new_ones(weight_FC.shape[0], dtype=dtype), weight_FC.new_zeros(weight_FC.shape[0], dtype=dtype)
+    known = affine(norm)
+    return None if known is None else (known[0].to(dtype), known[1].to(dtype))

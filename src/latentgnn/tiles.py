@@ -58,10 +58,11 @@ class Plan:
 
 
 class Weights(NamedTuple):
-    """The affine tensors of a layer, in the wide type, with every norm and gamma folded in.
+    """The layer's matrices, with every norm and gamma folded in: affine tensors in the wide type but for ``reduce``.
 
     Args:
-        reduce: (R, C + 1) of gather, and of scatter below it unless symmetric.
+        reduce: (R, C) of gather, and of scatter below it unless symmetric, in the type of the products.
+        reduce_shift: (R,), likewise.
         gather_assign: (G, D, r + 1).
         scatter_assign: likewise; if symmetric, the same tensor.
         graph_conv: (K, G, r, r + 1), or ``None``.
@@ -69,6 +70,7 @@ class Weights(NamedTuple):
     """
 
     reduce: Tensor
+    reduce_shift: Tensor
     gather_assign: Tensor
     scatter_assign: Tensor
     graph_conv: Tensor | None
@@ -122,14 +124,14 @@ def forward(
         (S, G, D, r + 1); the sums of squared assignments, (S, G, D).
     """
     tiles = list(_tiles(x_BNC, offsets, weights, plan))
-    reduce, reduced = _reduction(weights, plan), (weights.expand.shape[1] - 1) // len(plan.latents)
+    reduced = weights.reduce.shape[0] // (1 if plan.symmetric else 2)
     gather_assign, scatter_assign = (_padded(one, plan) for one in (weights.gather_assign, weights.scatter_assign))
     sums_SGDr, squares_SGD = _zero_sums(x_BNC, offsets, weights, plan)
     # What scatter starts from comes from the same product as what gather starts from, and waits: R / C of the input.
     waiting: list[Tensor] = []
     for tile in tiles:
         part = _part(x_BNC, mask_BN, tile, plan)
-        u_sTR = _reduce(reduce, part)
+        u_sTR = _reduce(weights, part)
         unit = _unit(u_sTR[..., :reduced], part, plan)
         waiting.append(u_sTR[..., -reduced:].contiguous())
         assign_ETD = _apply(unit.value, _of_graphs(gather_assign, part)).relu_()
@@ -142,6 +144,7 @@ def forward(
 
     latents, expand_SCF = _mixed(sums_SGDr, squares_SGD, weights.graph_conv, weights.expand, plan)
     latents, expand_SCF = [_padded(latent, plan) for latent in latents], _padded(expand_SCF, plan)
+    del weights  # before the output is made: where channels are many and nodes few, the reduction counts
     out_BNC = prefer_huge_pages(like_input(x_BNC))
     for tile, u_sTR in zip(tiles, waiting, strict=True):
         part = _part(x_BNC, mask_BN, tile, plan)
@@ -180,7 +183,7 @@ def backward(
         needs_x: whether to find the input's gradient.
     """
     tiles = list(_tiles(x_BNC, offsets, weights, plan))
-    reduce, reduced = _reduction(weights, plan), (weights.expand.shape[1] - 1) // len(plan.latents)
+    reduced = weights.reduce.shape[0] // (1 if plan.symmetric else 2)
     gather_assign, scatter_assign = (_padded(one, plan) for one in (weights.gather_assign, weights.scatter_assign))
     latents, expand_SCF = _mixed(sums_SGDr, squares_SGD, weights.graph_conv, weights.expand, plan)
     latents, expand_SCF = [_padded(latent, plan) for latent in latents], _padded(expand_SCF, plan)
@@ -195,7 +198,7 @@ def backward(
     waiting: list[Tensor] = []
     for tile in tiles:
         part = _part(x_BNC, mask_BN, tile, plan)
-        u_sTR = _reduce(reduce, part)
+        u_sTR = _reduce(weights, part)
         features = _features(u_sTR[..., -reduced:], part, scatter_assign, latents, tile, plan)
         grad_sTC = grad_BNC[tile.rows, tile.nodes].to(plan.compute)
         if part.valid_sT1 is not None:
@@ -218,10 +221,9 @@ def backward(
     )
 
     # From the latents to the input, both ways at once.
-    grad_reduce = torch.zeros_like(weights.reduce[:, :-1], memory_format=torch.contiguous_format)
-    grad_shift = weights.reduce.new_zeros(weights.reduce.shape[0])
+    grad_reduce = torch.zeros_like(weights.reduce, dtype=sums_SGDr.dtype)
+    grad_shift = torch.zeros_like(weights.reduce_shift, dtype=sums_SGDr.dtype)
     grad_x_BNC = prefer_huge_pages(like_input(x_BNC)) if needs_x else None
-    weight_RC = weights.reduce[:, :-1].to(plan.compute).contiguous()
     for tile, u_sTR in zip(tiles, waiting, strict=True):
         part = _part(x_BNC, mask_BN, tile, plan)
         unit = _unit(u_sTR[..., :reduced], part, plan)
@@ -239,15 +241,14 @@ def backward(
         grad_shift += grad_sTR.sum((0, 1), dtype=grad_shift.dtype)
         if grad_x_BNC is not None:
             base_sTC, out_sTC = grad_BNC[tile.rows, tile.nodes], grad_x_BNC[tile.rows, tile.nodes]
-            weight_sRC = weight_RC.expand(grad_sTR.shape[0], -1, -1)
+            weight_sRC = weights.reduce.expand(grad_sTR.shape[0], -1, -1)
             _add_product(base_sTC if plan.residual else None, grad_sTR, weight_sRC, out=out_sTC)
             if part.valid_sT1 is not None and not plan.residual:
                 out_sTC.copy_(torch.where(part.valid_sT1, out_sTC, base_sTC))
     if plan.symmetric:
         # One tensor took part twice.
         grad_gather_assign += grad_scatter_assign
-    grad_reduce = torch.cat([grad_reduce, grad_shift.unsqueeze(1)], 1)
-    return grad_x_BNC, Weights(grad_reduce, grad_gather_assign, grad_scatter_assign, grad_conv, grad_expand)
+    return grad_x_BNC, Weights(grad_reduce, grad_shift, grad_gather_assign, grad_scatter_assign, grad_conv, grad_expand)
 
 
 def like_input(x_BNC: Tensor) -> Tensor:
@@ -287,28 +288,21 @@ def _cut(first: int, last: int, most: int) -> Iterator[slice]:
     return (slice(start, min(start + length, last)) for start in range(first, last, max(length, 1)))
 
 
-def _reduction(weights: Weights, plan: Plan) -> tuple[Tensor, Tensor]:
-    """Matrix and shift, (R, C) and (R,), for gather and, unless symmetric, scatter, in the type of the products."""
-    reduce = weights.reduce
-    if plan.compute == torch.float16:
-        # Rows longer than 1 may take a sum over channels out of float16's range; unit length comes next anyway.
-        reduce = reduce / torch.linalg.vector_norm(reduce[:, :-1], dim=1).amax().clamp_min(1)
-    return reduce[:, :-1].to(plan.compute).contiguous(), reduce[:, -1].to(plan.compute).contiguous()
-
-
-def _rows(shape: Sequence[int], like: Tensor, dtype: torch.dtype) -> Tensor:
+def rows(shape: Sequence[int], like: Tensor, dtype: torch.dtype) -> Tensor:
     """Memory whose rows begin where vector instructions want them: odd rows slow products by up to a quarter."""
     step = _ROW_BYTES // dtype.itemsize
     return like.new_empty((*shape[:-1], -(-shape[-1] // step) * step), dtype=dtype)[..., : shape[-1]]
 
 
 def _padded(matrix: Tensor, plan: Plan) -> Tensor:
-    """A copy for products."""
-    return _rows(matrix.shape, matrix, plan.compute).copy_(matrix)
+    """The matrix for products: a copy, unless it is of the right kind."""
+    if matrix.dtype == plan.compute and matrix.stride(-2) * matrix.element_size() % _ROW_BYTES == 0:
+        return matrix
+    return rows(matrix.shape, matrix, plan.compute).copy_(matrix)
 
 
 def _zeros_padded(shape: Sequence[int], like: Tensor) -> Tensor:
-    return _rows(shape, like, like.dtype).zero_()
+    return rows(shape, like, like.dtype).zero_()
 
 
 def _part(x_BNC: Tensor, mask_BN: Tensor | None, tile: _Tile, plan: Plan) -> _Part:
@@ -344,13 +338,12 @@ def _apply(x_ETi: Tensor, weight_Eoi: Tensor) -> Tensor:
     return torch.bmm(x_ETi, weight_Eoi.mT)
 
 
-def _reduce(matrix_and_shift: tuple[Tensor, Tensor], part: _Part) -> Tensor:
+def _reduce(weights: Weights, part: _Part) -> Tensor:
     """W x + shift, (s, T, R)."""
-    matrix_RC, shift_R = matrix_and_shift
-    x_sTC = part.x_sTC
+    x_sTC, weight_CR = part.x_sTC, weights.reduce.mT
     if x_sTC.shape[0] == 1:
-        return torch.addmm(shift_R, x_sTC[0], matrix_RC.mT).unsqueeze(0)
-    return torch.baddbmm(shift_R, x_sTC, matrix_RC.mT.expand(x_sTC.shape[0], -1, -1))
+        return torch.addmm(weights.reduce_shift, x_sTC[0], weight_CR).unsqueeze(0)
+    return torch.baddbmm(weights.reduce_shift, x_sTC, weight_CR.expand(x_sTC.shape[0], -1, -1))
 
 
 def _add_product(base: Tensor | None, left: Tensor, right: Tensor, *, out: Tensor) -> None:
@@ -426,7 +419,7 @@ def _valid(part: _Part, plan: Plan) -> Tensor | None:
 def _with_ones(x_ETF: Tensor, scale_ET1: Tensor, valid_ET1: Tensor | None, plan: Plan) -> Tensor:
     """x * scale with a column of ones, or of zeros where nodes do not count."""
     graphs, nodes, features = x_ETF.shape
-    y = _rows((graphs, nodes, features + 1), x_ETF, plan.compute)
+    y = rows((graphs, nodes, features + 1), x_ETF, plan.compute)
     torch.mul(x_ETF, scale_ET1, out=y[..., :-1])
     _fill_ones(y, valid_ET1)
     return y
@@ -489,7 +482,7 @@ def _features(
     parts = [assign_ETD[..., kernel] for kernel in plan.kernels]
     scales = [_inverse_length(part_ETk) for part_ETk in parts]
     width = u_sTR.shape[2] * len(parts) if plan.graph_conv else plan.groups * assign_ETD.shape[2]
-    feature_sTF = _rows((samples, nodes, width + 1), assign_ETD, plan.compute)
+    feature_sTF = rows((samples, nodes, width + 1), assign_ETD, plan.compute)
     _fill_ones(feature_sTF, part.valid_sT1)
     assigned = []
     if plan.graph_conv:
