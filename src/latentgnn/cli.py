@@ -41,7 +41,10 @@ class Task:
         return importlib.import_module(f"{self.package}.commands")
 
 
-TASKS = {"detection": Task("latentgnn.tasks.detection", "DetectionConfig")}
+TASKS = {
+    "detection": Task("latentgnn.tasks.detection", "DetectionConfig"),
+    "pointcloud": Task("latentgnn.tasks.pointcloud", "PointCloudConfig"),
+}
 
 
 class UsageError(UserError):
@@ -219,7 +222,7 @@ def _train(arguments: argparse.Namespace, overrides: Overrides) -> int:
     if arguments.compare and not config.model.blocks:
         raise UsageError(
             "--compare trains with and without blocks, but model.blocks is empty: "
-            "choose a recipe that has blocks, or add some, for example --model.blocks '{C4: 100}'"
+            "choose a recipe that has blocks, or add some, for example --model.blocks '{C4: 100}' in a detector"
         )
     action = task.commands.compare if arguments.compare else task.commands.train
     action(config, run, name=name, resume=arguments.resume is not None)
@@ -250,7 +253,7 @@ def _configuration_of_model(source: Path, overrides: Overrides) -> tuple[Task, A
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, nargs="?", metavar="RUN_OR_CHECKPOINT", help="what train has written")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="score this COCO-results file; runs no model")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="score this COCO-results file (detection)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (evaluation/ inside the run)")
 
 
@@ -273,16 +276,16 @@ def _evaluate(arguments: argparse.Namespace, overrides: Overrides) -> int:
 
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="RUN_OR_CHECKPOINT", help="what train has written")
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image files, folders and globs")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders and globs")
     parser.add_argument("--out", type=Path, default=Path("predictions"), metavar="FOLDER", help="(predictions)")
     parser.add_argument(
-        "--score-threshold", type=float, default=0.5, metavar="SCORE", help="leave out detections that score less (0.5)"
+        "--score-threshold", type=float, metavar="SCORE", help="leave out detections that score less (detection; 0.5)"
     )
-    parser.add_argument("--no-pictures", action="store_true", help="write the results file alone")
+    parser.add_argument("--no-pictures", action="store_true", help="write the results alone")
 
 
 def _predict(arguments: argparse.Namespace, overrides: Overrides) -> int:
-    if not 0 <= arguments.score_threshold <= 1:
+    if arguments.score_threshold is not None and not 0 <= arguments.score_threshold <= 1:
         raise UsageError(f"--score-threshold: expected a number from 0 to 1; got {arguments.score_threshold}")
     task, config = _configuration_of_model(arguments.model, overrides)
     task.commands.predict(
@@ -404,7 +407,7 @@ COMMANDS = {
         "Train a model; without arguments, a small one on data made on the fly.", _train_arguments, _train
     ),
     "evaluate": Command("Score a trained model, or a file of results.", _evaluate_arguments, _evaluate),
-    "predict": Command("Apply a trained model to images.", _predict_arguments, _predict),
+    "predict": Command("Apply a trained model to images or scans.", _predict_arguments, _predict),
     "check-data": Command(
         "Check every record of a data set; exit code 1 where there are faults.", _check_data_arguments, _check_data
     ),
@@ -422,19 +425,24 @@ def _overview() -> str:
 
 
 def _settings_help() -> str:
-    lines = [
-        "settings (values as in YAML, for example --model.blocks '{C4: 100}'; the recipe's value where not given):"
-    ]
-    for task in TASKS.values():
-        for name, option in options(task.config_class).items():
-            lines.append(f"  --{name}  {describe(option.type)}")
-            lines += textwrap.wrap(
-                f"{option.help} ({_shown(option.default)})".replace("``", ""),
-                110,
-                initial_indent=" " * 6,
-                subsequent_indent=" " * 6,
-            )
+    known = {name: options(task.config_class) for name, task in TASKS.items()}
+    one, *others = known.values()
+    common = {name for name, option in one.items() if all(other.get(name) == option for other in others)}
+    lines = ["settings (values as in YAML; the recipe's value where not given), of every task:"]
+    lines += _described({name: one[name] for name in one if name in common})
+    for task, settings in known.items():
+        lines += ["", f"settings of {task} (recipes say which task they are of):"]
+        lines += _described({name: settings[name] for name in settings if name not in common})
     return "\n".join(lines)
+
+
+def _described(settings: Mapping[str, Option]) -> list[str]:
+    lines = []
+    for name, option in settings.items():
+        lines.append(f"  --{name}  {describe(option.type)}")
+        text = f"{option.help} ({_shown(option.default)})".replace("``", "")
+        lines += textwrap.wrap(text, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return lines
 
 
 def _shown(default: Any) -> str:

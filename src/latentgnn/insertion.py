@@ -5,16 +5,18 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
-from latentgnn.layers import LatentGNN
+from latentgnn.layers import LatentGNN, PackedLatentGNN
 
 _CHILD = "latentgnn"
+_SCENES = ("offsets", "batch")
 _SIDES = {1: (1024, 256), 2: (224, 64, 32, 384, 512), 3: (64, 32, 128)}
 _POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _ADAPTIVE_POOL = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}
@@ -26,7 +28,9 @@ def insert(
     """Add a `LatentGNN` after submodules of a network, in place.
 
     Each block becomes the child ``latentgnn`` of its submodule: the last child of an ``nn.Sequential``, otherwise a
-    child that a forward hook applies to the submodule's output. The network's own state-dict keys stay as they are:
+    child that a forward hook applies to the submodule's output. After a submodule of a point network, whose output is
+    packed points (T, C), it is a `PackedLatentGNN`; the network must call that submodule with ``offsets=`` or
+    ``batch=``, which say what belongs to which scene. The network's own state-dict keys stay as they are:
     load pretrained weights before inserting, or afterwards with ``strict=False``. Insert before wrapping the network in
     ``torch.compile`` or DistributedDataParallel.
 
@@ -46,7 +50,8 @@ def insert(
     Raises:
         ValueError: no such submodule (the nearest names are given), a block is there already, the submodule does not
             run exactly once in a forward pass, or the block's options do not fit.
-        TypeError: the submodule's output is no tensor (B, C, *spatial), or the network does not run.
+        TypeError: the submodule's output is neither a tensor (B, C, *spatial) nor packed points, or the network does
+            not run.
 
     Example:
         >>> from torch import nn
@@ -60,15 +65,16 @@ def insert(
             f"{', '.join(map(repr, hosts))}: several of these names are one submodule, shared; name it once"
         )
     outputs = _run_on_fakes(model, tuple(hosts), example_input) if hosts else {}
-    channels = {name: _channels_of(name, host, outputs[name]) for name, host in hosts.items()}
     built = {
-        name: _build(name, channels[name], model, host, {**defaults, **blocks[name]}) for name, host in hosts.items()
+        name: _build(name, _output_of(name, host, outputs[name]), model, host, {**defaults, **blocks[name]})
+        for name, host in hosts.items()
     }
     for name, block in built.items():
         hosts[name].add_module(_CHILD, block)
         if not _runs_children_in_order(hosts[name]):
             # First among the hooks: feature extractors that collect outputs by hooks then see the block's output.
-            hosts[name].register_forward_hook(_apply_block, prepend=True)
+            apply = _apply_packed_block if isinstance(block, PackedLatentGNN) else _apply_block
+            hosts[name].register_forward_hook(apply, prepend=True, with_kwargs=True)
     new = {id(parameter) for block in built.values() for parameter in block.parameters()}
     return tuple(name for name, parameter in model.named_parameters() if id(parameter) in new)
 
@@ -92,8 +98,9 @@ def remove(model: nn.Module, names: str | Iterable[str] | None = None) -> None:
         delattr(hosts[name], _CHILD)
         # By the function and not by a handle: a handle does not survive a deep copy of the network.
         hooks = hosts[name]._forward_hooks
-        for key in [key for key, hook in hooks.items() if hook is _apply_block]:
+        for key in [key for key, hook in hooks.items() if hook in _APPLY]:
             del hooks[key]
+            hosts[name]._forward_hooks_with_kwargs.pop(key, None)
 
 
 @contextmanager
@@ -163,8 +170,15 @@ def _resize(mask: Tensor, size: tuple[int, ...]) -> Tensor:
     return nodes[:, 0] > 0
 
 
-def _apply_block(module: Any, args: Any, output: Tensor) -> Any:
+def _apply_block(module: Any, args: Any, kwargs: Any, output: Tensor) -> Any:
     return module.latentgnn(output)
+
+
+def _apply_packed_block(module: Any, args: Any, kwargs: Mapping[str, Any], output: Tensor) -> Any:
+    return module.latentgnn(output, **{name: kwargs[name] for name in _SCENES if name in kwargs})
+
+
+_APPLY = (_apply_block, _apply_packed_block)
 
 
 def _runs_children_in_order(module: nn.Module) -> bool:
@@ -172,7 +186,7 @@ def _runs_children_in_order(module: nn.Module) -> bool:
 
 
 def _holds_block(module: nn.Module) -> bool:
-    runs = _runs_children_in_order(module) or _apply_block in module._forward_hooks.values()
+    runs = _runs_children_in_order(module) or any(hook in _APPLY for hook in module._forward_hooks.values())
     return runs and isinstance(module._modules.get(_CHILD), LatentGNN)
 
 
@@ -186,19 +200,28 @@ def _find_host(model: nn.Module, name: str) -> nn.Module:
     return modules[name]
 
 
-def _run_on_fakes(model: nn.Module, names: tuple[str, ...], example_input: Any) -> dict[str, list[Any]]:
+class _Output(NamedTuple):
+    """What a submodule gave, and whether it was told which of its rows belong to which scene."""
+
+    value: Any
+    has_scenes: bool
+
+
+def _run_on_fakes(model: nn.Module, names: tuple[str, ...], example_input: Any) -> dict[str, list[_Output]]:
     """The outputs of submodules in one forward pass, on tensors that have a shape, a type and a device but no data."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes: dict[int, Any] = {id(t): mode.from_tensor(t) for t in (*model.parameters(), *model.buffers())}
     # A copy, for a forward pass may write to anything; its memo hands out the fakes, so no weights are copied.
     twin = copy.deepcopy(model, fakes).eval()
-    outputs: dict[str, list[Any]] = {name: [] for name in names}
+    # Blocks that are there already change no shape, but look into their scenes.
+    remove(twin)
+    outputs: dict[str, list[_Output]] = {name: [] for name in names}
 
-    def record(name: str, module: nn.Module, args: Any, output: Any) -> None:
-        outputs[name].append(output)
+    def record(name: str, module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+        outputs[name].append(_Output(output, any(kwargs.get(name) is not None for name in _SCENES)))
 
     for name in names:
-        twin.get_submodule(name).register_forward_hook(partial(record, name))
+        twin.get_submodule(name).register_forward_hook(partial(record, name), with_kwargs=True)
     failure: Exception | None = None
     for args in _example_inputs(model, mode, example_input):
         for calls in outputs.values():
@@ -221,7 +244,7 @@ def _run_on_fakes(model: nn.Module, names: tuple[str, ...], example_input: Any) 
 def _example_inputs(model: nn.Module, mode: FakeTensorMode, example_input: Any) -> Iterator[tuple[Any, ...]]:
     if example_input is not None:
         args = example_input if isinstance(example_input, tuple) else (example_input,)
-        yield tuple(mode.from_tensor(arg) if isinstance(arg, Tensor) else arg for arg in args)
+        yield tree_map_only(Tensor, mode.from_tensor, args)
         return
     conv = next((m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)), None)
     if conv is None:
@@ -238,20 +261,23 @@ def _example_inputs(model: nn.Module, mode: FakeTensorMode, example_input: Any) 
         yield (x,)
 
 
-def _channels_of(name: str, host: nn.Module, outputs: list[Any]) -> int:
+def _output_of(name: str, host: nn.Module, outputs: list[_Output]) -> Tensor:
+    """A submodule's only output, which a block can follow."""
     if len(outputs) != 1:
         times = f"{len(outputs)} times" if outputs else "never"
         raise ValueError(f"{name!r} is called {times} in a forward pass; a block needs a submodule that is called once")
-    output = outputs[0]
+    output, has_scenes = outputs[0]
     if not isinstance(output, Tensor):
         raise TypeError(f"{name!r} gives a {type(output).__name__}; a block needs one tensor (B, C, *spatial)")
     shape = tuple(output.shape)
-    if not 3 <= output.ndim <= 5 or not output.is_floating_point() or _is_channels_last(host, shape):
+    is_map = 3 <= output.ndim <= 5 and not _is_channels_last(host, shape)
+    if not output.is_floating_point() or not (is_map or (output.ndim == 2 and has_scenes)):
         raise TypeError(
             f"{name!r} gives {output.dtype} of shape {shape}; a block needs floating point (B, C, *spatial), with the "
-            "channels on the second axis and one to three spatial dimensions"
+            "channels on the second axis and one to three spatial dimensions, or packed points (T, C) of a submodule "
+            "that the network calls with offsets= or batch="
         )
-    return shape[1]
+    return output
 
 
 def _is_channels_last(host: nn.Module, shape: tuple[int, ...]) -> bool:
@@ -271,11 +297,13 @@ def _is_channels_last(host: nn.Module, shape: tuple[int, ...]) -> bool:
     return False
 
 
-def _build(name: str, channels: int, model: nn.Module, host: nn.Module, options: dict[str, Any]) -> LatentGNN:
+def _build(name: str, output: Tensor, model: nn.Module, host: nn.Module, options: dict[str, Any]) -> LatentGNN:
+    channels = output.shape[1]
+    kind = PackedLatentGNN if output.ndim == 2 else LatentGNN
     tensors = (*host.parameters(), *host.buffers(), *model.parameters())
     like = next((t for t in tensors if t.is_floating_point()), torch.empty(0))
     try:
-        block = LatentGNN(channels, **{"device": like.device, "dtype": like.dtype, **options})
+        block = kind(channels, **{"device": like.device, "dtype": like.dtype, **options})
     except (TypeError, ValueError) as error:
         raise type(error)(f"block after {name!r}, which gives {channels} channels: {error}") from error
     return block.train(host.training)

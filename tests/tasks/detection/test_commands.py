@@ -222,7 +222,7 @@ def test_compare_trains_both_and_shows_the_difference(data, recipe, tmp_path, ca
 
 def test_both_models_of_a_comparison_start_from_the_same_weights(data, recipe):
     config = parse_config(DetectionConfig, load_recipe(recipe))
-    train_set, val_set = commands._load(replace(config.data, root=str(data)), Path())
+    train_set, val_set = commands._load(replace(config, data=replace(config.data, root=str(data))), Path())
     with_blocks = commands._task(config, train_set, val_set).model.state_dict()
     bare = replace(config, model=replace(config.model, blocks={}))
     without = commands._task(bare, train_set, val_set).model.state_dict()

@@ -11,7 +11,7 @@ from latentgnn.errors import UserError
 from latentgnn.tasks.detection.coco import decode_masks
 from latentgnn.tasks.detection.evaluation import CocoEvaluator, load_results
 from latentgnn.tasks.detection.pictures import colour_of
-from latentgnn.tasks.detection.prediction import expand_inputs, predict_paths
+from latentgnn.tasks.detection.prediction import expand_images, predict_paths
 
 NAMES = [(3, "cat"), (8, "dog")]
 
@@ -52,7 +52,7 @@ def test_files_folders_and_patterns(tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
 
     def names(*inputs):
-        return [str(path.relative_to(tmp_path)) for path in expand_inputs(inputs)]
+        return [str(path.relative_to(tmp_path)) for path in expand_images(inputs)]
 
     assert names(tmp_path) == ["a.JPG", "b.png"]
     assert names(tmp_path / "deep") == ["deep/c.webp"]
@@ -61,16 +61,16 @@ def test_files_folders_and_patterns(tmp_path):
     assert names(str(tmp_path / "[b-c].*")) == ["b.png"]
     # In the order given, each once, whatever way it is named.
     twice = (tmp_path / "deep" / ".." / "b.png", tmp_path / "b.png", str(tmp_path))
-    assert [p.name for p in expand_inputs(twice)] == ["b.png", "a.JPG"]
+    assert [p.name for p in expand_images(twice)] == ["b.png", "a.JPG"]
 
 
 def test_a_file_may_have_a_pattern_for_a_name_or_no_suffix(tmp_path):
     bracket = write_image(tmp_path / "cell[1].png")
     write_image(tmp_path / "cell1.png")
-    assert expand_inputs([bracket]) == [bracket]
+    assert expand_images([bracket]) == [bracket]
     bare = tmp_path / "scan"
     shutil.copy(bracket, bare)
-    assert expand_inputs([str(bare)]) == [bare]
+    assert expand_images([str(bare)]) == [bare]
 
 
 @pytest.mark.parametrize(
@@ -87,10 +87,10 @@ def test_inputs_without_images_are_named(tmp_path, entry, message):
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message) as error:
-        expand_inputs([str(tmp_path / entry)])
+        expand_images([str(tmp_path / entry)])
     assert entry in str(error.value)
     with pytest.raises(UserError, match="no input"):
-        expand_inputs([])
+        expand_images([])
 
 
 def test_pictures_and_results_are_written(tmp_path):

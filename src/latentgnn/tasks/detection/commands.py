@@ -1,8 +1,7 @@
 """What the commands do for detection, after the command line is parsed."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,13 @@ from latentgnn.tasks.detection.evaluation import CocoEvaluator, Record, Scores, 
 from latentgnn.tasks.detection.images import read_image
 from latentgnn.tasks.detection.model import build_detector
 from latentgnn.tasks.detection.pictures import png_bytes, side_by_side
-from latentgnn.tasks.detection.prediction import expand_inputs, predict_paths
+from latentgnn.tasks.detection.prediction import expand_images, predict_paths
 from latentgnn.tasks.detection.task import DetectionTask, kinds_of_detector
-from latentgnn.training.checkpoints import read_checkpoint
+from latentgnn.training import commands
 from latentgnn.training.loop import fit
 from latentgnn.training.runs import RunFolder, is_first_process, plain
-from latentgnn.training.stopping import TrainingStopped
+
+Data = tuple[CocoAnnotations, CocoAnnotations]
 
 # What a resumed run may change: where the same data lie now, and how results are shown.
 _MAY_CHANGE = (
@@ -35,63 +35,15 @@ _MAY_CHANGE = (
     "evaluation",
 )
 
-_COMPARED = ("with_blocks", "without_blocks")
-
 
 def train(config: DetectionConfig, out: Path | None, *, name: str, resume: bool = False) -> dict[str, float]:
-    """Check the data, train, score, and write all of it into one run folder.
-
-    Args:
-        config: the run.
-        out: its folder: a new one, or with ``resume`` the one to continue; ``None`` makes one below ``runs/``.
-        name: what a folder that is made here is called after.
-        resume: continue the run in ``out``.
-
-    Returns:
-        The figures on the validation set.
-
-    Raises:
-        UserError: a mistake in data or configuration, or the run was interrupted.
-    """
-    run = RunFolder.open(out) if resume and out is not None else RunFolder.create(out, task=name)
-    if (run.path / _COMPARED[0]).exists():
-        raise UserError(
-            f"{run.path} holds a comparison; continue it with: latentgnn train --compare --resume {run.path}"
-        )
-    with _resumable(run.path, "train"):
-        train_set, val_set = _load(config.data, run.path)
-        return _train(config, run, train_set, val_set, resume=resume)
+    """See `latentgnn.training.commands.train`."""
+    return commands.train(_JOB, config, out, name=name, resume=resume)
 
 
 def compare(config: DetectionConfig, out: Path | None, *, name: str, resume: bool = False) -> dict[str, Any]:
-    """`train` twice, with the blocks and without them, with all else the same, and show both.
-
-    The runs lie in ``with_blocks`` and ``without_blocks`` inside the folder, and the figures in ``comparison.json``.
-    With ``resume``, a run that is finished stays as it is, and the other is continued or begun.
-    """
-    if config.training.devices not in (1, "auto") or config.training.machines != 1:
-        raise UserError(
-            "--compare runs twice in one process, which several devices or machines do not allow: train with the "
-            "blocks and then with --model.blocks {} instead, or take --training.devices 1"
-        )
-    both = RunFolder.open(out) if resume and out is not None else RunFolder.create(out, task=name)
-    if both.checkpoint("last").exists():
-        raise UserError(f"{both.path} holds a single run; continue it with: latentgnn train --resume {both.path}")
-    config = replace(config, training=replace(config.training, devices=1))
-    both.write_config(plain(config))
-    runs = dict(zip(_COMPARED, (config, replace(config, model=replace(config.model, blocks={}))), strict=True))
-    with _resumable(both.path, "train --compare"):
-        train_set, val_set = _load(config.data, both.path)
-        metrics: dict[str, dict[str, float]] = {}
-        for title, one in runs.items():
-            print(f"\n{title.replace('_', ' ')}:")
-            begun = (both.path / title / "config.yaml").exists()
-            run = RunFolder.open(both.path / title) if begun else RunFolder.create(both.path / title, task=title)
-            metrics[title] = _train(one, run, train_set, val_set, resume=begun)
-    comparison = {**metrics, "difference": _difference(*metrics.values())}
-    write_json(both.path / "comparison.json", comparison)
-    print(f"\n{_comparison_table(comparison)}\nwritten to {both.path / 'comparison.json'}")
-    return comparison
+    """See `latentgnn.training.commands.compare`."""
+    return commands.compare(_JOB, config, out, name=name, resume=resume)
 
 
 def evaluate(config: DetectionConfig, source: Path | None, *, results: Path | None, out: Path) -> Scores:
@@ -133,7 +85,7 @@ def predict(
     inputs: Sequence[str],
     *,
     out: Path,
-    score_threshold: float,
+    score_threshold: float | None,
     pictures: bool,
 ) -> list[Record]:
     """Apply a trained model to image files, folders and globs.
@@ -143,13 +95,14 @@ def predict(
         source: a run's folder or a checkpoint.
         inputs: files, folders and globs.
         out: folder for ``predictions.json`` and ``pictures/``.
-        score_threshold: detections below it are left out.
+        score_threshold: detections below it are left out; ``None`` takes 0.5.
         pictures: write annotated pictures.
     """
-    paths = expand_inputs(inputs)
+    paths = expand_images(inputs)
+    score_threshold = 0.5 if score_threshold is None else score_threshold
     config = replace(config, model=replace(config.model, score_threshold=score_threshold))
     model, device = _trained(config, source)
-    with _precision(config, device):
+    with commands.precision_of(config.training, device):
         records = predict_paths(
             model,
             paths,
@@ -174,9 +127,8 @@ def check_data(config: DetectionConfig) -> bool:
     return sound
 
 
-def _train(
-    config: DetectionConfig, run: RunFolder, train_set: CocoAnnotations, val_set: CocoAnnotations, *, resume: bool
-) -> dict[str, float]:
+def _train(config: DetectionConfig, run: RunFolder, data: Data, resume: bool) -> dict[str, float]:
+    train_set, val_set = data
     config = _with_categories(config, train_set, val_set)
     if config.model.detector == "mask_rcnn" and not (train_set.has_masks and val_set.has_masks):
         raise UserError(
@@ -218,8 +170,8 @@ def _limits(config: DetectionConfig) -> tuple[int, int, int]:
     return limits
 
 
-def _load(config: DataConfig, folder: Path) -> tuple[CocoAnnotations, CocoAnnotations]:
-    return _load_split(config, "train", folder), _load_split(config, "val", folder)
+def _load(config: DetectionConfig, folder: Path) -> Data:
+    return _load_split(config.data, "train", folder), _load_split(config.data, "val", folder)
 
 
 def _load_split(config: DataConfig, split: Split, folder: Path) -> CocoAnnotations:
@@ -259,54 +211,17 @@ def _categories(config: DetectionConfig, source: Path) -> tuple[tuple[int, str],
     return config.data.categories
 
 
-@contextmanager
-def _resumable(run: Path, command: str) -> Iterator[None]:
-    try:
-        yield
-    except TrainingStopped as error:
-        raise UserError(f"{error}\ncontinue with: latentgnn {command} --resume {run}") from error
-    except KeyboardInterrupt as error:
-        if not (run / "config.yaml").is_file():
-            raise
-        raise UserError(f"interrupted; continue with: latentgnn {command} --resume {run}") from error
-
-
 def _trained(config: DetectionConfig, source: Path) -> tuple[nn.Module, torch.device]:
-    """The model of a run's best checkpoint, or of the last where none is best, on its device."""
-    path = source
-    if source.is_dir():
-        run = RunFolder.open(source)
-        found = [file for file in (run.checkpoint("best"), run.checkpoint("last")) if file.exists()]
-        if not found:
-            raise UserError(f"the run in {source} has no checkpoint yet")
-        path = found[0]
-    checkpoint = read_checkpoint(path)
+    """The trained model of a run or checkpoint, on its device."""
+    checkpoint = commands.trained_weights(source)
     # The checkpoint has all weights: those that training began with are not fetched again.
     model = build_detector(replace(config.model, weights_backbone=None), len(_categories(config, source)))
     checkpoint.load_into(model)
-    device = _device(config.training.accelerator)
+    device = commands.device_of(config.training.accelerator)
     model.to(device).eval()
     if config.training.channels_last:
         model.to(memory_format=torch.channels_last)
     return model, device
-
-
-def _device(accelerator: str) -> torch.device:
-    if accelerator == "cpu":
-        return torch.device("cpu")
-    found = torch.accelerator.current_accelerator(check_available=True)
-    if accelerator == "auto":
-        return found or torch.device("cpu")
-    if found is None or (accelerator != "gpu" and accelerator != found.type):
-        raise UserError(f"training.accelerator is {accelerator!r}; this machine has {found.type if found else 'none'}")
-    return found
-
-
-def _precision(config: DetectionConfig, device: torch.device) -> torch.autocast:
-    """Mixed precision as in training, so that the figures are those of the training's validations."""
-    dtypes = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-    dtype = dtypes.get(config.training.precision)
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def _detect(config: DetectionConfig, source: Path, val_set: CocoAnnotations, evaluator: CocoEvaluator) -> list[Record]:
@@ -319,7 +234,7 @@ def _detect(config: DetectionConfig, source: Path, val_set: CocoAnnotations, eva
     )
     shown = track(images, "evaluate", total=len(val_set), transient=True, disable=not sys.stdout.isatty())
     records: list[Record] = []
-    with torch.inference_mode(), _precision(config, device):
+    with torch.inference_mode(), commands.precision_of(config.training, device):
         for image, target in shown:
             records += evaluator.results_of([model([image.to(device)])[0]], [target["image_id"]], category_of_label)
     return records
@@ -339,16 +254,9 @@ def _write_samples(val_set: CocoAnnotations, results: Sequence[Record], folder: 
         write_bytes(folder / f"{Path(image.file_name).stem}.png", png_bytes(picture))
 
 
-def _difference(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
-    return {name: one[name] - other[name] for name in one if min(one[name], other[name]) >= 0}
+def _titles(names: Iterable[str]) -> dict[str, str]:
+    shown = [name for name in names if name.partition("/")[2] in ("AP", "AP50", "AP75")]
+    return {name: name.replace("bbox/", "box ").replace("segm/", "mask ") for name in shown}
 
 
-def _comparison_table(comparison: Mapping[str, Mapping[str, float]]) -> str:
-    names = [name for name in comparison["with_blocks"] if name.partition("/")[2] in ("AP", "AP50", "AP75")]
-    titles = [name.replace("bbox/", "box ").replace("segm/", "mask ") for name in names]
-    lines = [" " * 15 + "".join(f"{title:>11}" for title in titles)]
-    for title, figures in comparison.items():
-        sign = "+" if title == "difference" else ""
-        shown = "".join(f"{format(figures[name], f'{sign}.3f') if name in figures else 'n/a':>11}" for name in names)
-        lines.append(f"{title.replace('_', ' '):15}{shown}")
-    return "\n".join(lines)
+_JOB = commands.Job(load=_load, train=_train, titles=_titles)

@@ -3,32 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from latentgnn.tasks.blocks import BlockConfig
 from latentgnn.training.config import TrainingConfig
 
 Stage = Literal["C2", "C3", "C4", "C5"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockConfig:
-    """The LatentGNN blocks' own settings, the same for every block (see `latentgnn.LatentGNN`).
-
-    Args:
-        reduction: factor by which channels are reduced inside a block.
-        symmetric: one assignment for gather and scatter instead of two.
-        graph_conv: a graph convolution after the scatter step.
-        num_groups: groups of channels with latent graphs of their own.
-        norm: the norm inside a block.
-        node_scale: ``published``, or ``mean`` for an output whose size does not depend on the image's.
-        gamma_init: where the block's weight in the residual sum starts; 0 makes the block an identity.
-    """
-
-    reduction: int = 8
-    symmetric: bool = False
-    graph_conv: bool = True
-    num_groups: int = 1
-    norm: Literal["batch_norm", "frozen_batch_norm", "group_norm", "layer_norm", "none"] = "frozen_batch_norm"
-    node_scale: Literal["published", "mean"] = "published"
-    gamma_init: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +21,7 @@ class ModelConfig:
         norm: the norm inside the backbone.
         trainable_stages: stages that learn, counted from the last (5 is all of them and the stem).
         blocks: latents of the block after each named stage, for example ``{C4: 100}``; ``{}`` for none.
-        block: see `BlockConfig`.
+        block: see `latentgnn.tasks.blocks.BlockConfig`.
         fpn_channels: width of the feature pyramid.
         min_size: shorter side that an image is resized to; of several, one is drawn for each image in training.
         max_size: longest side allowed.

@@ -29,9 +29,10 @@ from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from latentgnn.errors import UserError
-from latentgnn.insertion import insert, node_mask
+from latentgnn.insertion import node_mask
 from latentgnn.layers import LatentGNN
-from latentgnn.norms import NORMS, group_norm
+from latentgnn.norms import group_norm
+from latentgnn.tasks.blocks import insert_blocks
 from latentgnn.tasks.detection.config import ModelConfig, Stage
 
 _STRIDES = {"C2": 4, "C3": 8, "C4": 16, "C5": 32}
@@ -69,19 +70,8 @@ def build_detector(config: ModelConfig, num_classes: int) -> nn.Module:
     model.transform = PaddingAwareTransform(
         config.min_size, config.max_size, list(config.image_mean), list(config.image_std)
     )
-    block = config.block
     try:
-        insert(
-            backbone.body,
-            {stages[stage]: {"num_latents": latents} for stage, latents in config.blocks.items()},
-            reduction=block.reduction,
-            symmetric=block.symmetric,
-            graph_conv=block.graph_conv,
-            num_groups=block.num_groups,
-            norm=NORMS[block.norm],
-            node_scale=block.node_scale,
-            gamma_init=block.gamma_init,
-        )
+        insert_blocks(backbone.body, {stages[stage]: number for stage, number in config.blocks.items()}, config.block)
     except (TypeError, ValueError) as error:
         raise UserError(f"model.blocks {dict(config.blocks)} on {config.backbone!r}: {error}") from error
     return model

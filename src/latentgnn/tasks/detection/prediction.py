@@ -1,6 +1,5 @@
 """A detector on image files: annotated pictures and COCO-results JSON."""
 
-import glob
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,62 +13,20 @@ from latentgnn.files import write_bytes, write_json
 from latentgnn.tasks.detection.evaluation import records_of
 from latentgnn.tasks.detection.images import IMAGE_SUFFIXES, read_image, to_tensor
 from latentgnn.tasks.detection.pictures import draw_detections, png_bytes
+from latentgnn.tasks.inputs import expand_inputs, unique_stems
 
 
-def expand_inputs(inputs: Sequence[str | Path]) -> list[Path]:
-    """The image files that files, folders and patterns name, each once, in the order given.
-
-    A folder gives the images that lie in it, not those of folders within it. A pattern (``*``, ``?``, ``[...]``, and
-    ``**`` for folders at any depth) gives the images that it matches. Both are sorted and pass over other files; a file
-    that is named outright must be an image.
-
-    Args:
-        inputs: files, folders and patterns; a pattern must be quoted in a shell that would expand it.
-
-    Raises:
-        UserError: an input does not exist, is not an image, or names no image.
-    """
-    if not inputs:
-        raise UserError("no input: give image files, folders or quoted patterns")
-    found: dict[Path, Path] = {}
-    for entry in inputs:
-        for path in _expand(entry):
-            found.setdefault(path.resolve(), path)
-    return list(found.values())
+def expand_images(inputs: Sequence[str | Path]) -> list[Path]:
+    """The image files that files, folders and patterns name (see `latentgnn.tasks.inputs.expand_inputs`)."""
+    return expand_inputs(inputs, suffixes=IMAGE_SUFFIXES, kind="image", check=_check_image)
 
 
-def _expand(entry: str | Path) -> list[Path]:
-    path = Path(entry)
-    if path.is_dir():
-        images = sorted(p for p in path.iterdir() if _named_as_image(p))
-        if not images:
-            raise UserError(
-                f"{entry}: the folder has no images ({_suffixes()}); for those of its folders: '{path}/**/*'"
-            )
-        return images
-    # A file is a file, also with a bracket in its name.
-    if path.exists():
-        try:
-            with Image.open(path):
-                return [path]
-        except OSError:
-            raise UserError(f"{entry}: not an image, or one in a format that Pillow cannot read") from None
-    if not glob.has_magic(str(entry)):
-        raise UserError(f"{entry}: no such file or folder")
-    matches = sorted(Path(match) for match in glob.glob(str(entry), recursive=True))
-    images = [match for match in matches if _named_as_image(match)]
-    if not images:
-        but = f"; it matches {len(matches)} other files or folders" if matches else ""
-        raise UserError(f"{entry}: the pattern matches no image ({_suffixes()}){but}")
-    return images
-
-
-def _named_as_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-
-
-def _suffixes() -> str:
-    return ", ".join(sorted(IMAGE_SUFFIXES))
+def _check_image(path: Path) -> None:
+    try:
+        with Image.open(path):
+            pass
+    except OSError:
+        raise UserError(f"{path}: not an image, or one in a format that Pillow cannot read") from None
 
 
 def predict_paths(
@@ -92,7 +49,7 @@ def predict_paths(
 
     Args:
         model: a detector with torchvision's interface; it is put on ``device`` and in evaluation mode.
-        paths: image files (see `expand_inputs`).
+        paths: image files (see `expand_images`).
         out: folder to write to.
         category_names: id and name of each category, in the order of the labels from 1 on.
         score_threshold: detections below it are left out, from the pictures and from the file.
@@ -110,7 +67,7 @@ def predict_paths(
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: a folder to write to is needed, but this is a file")
     category_of_label = {label: category_id for label, (category_id, _) in enumerate(category_names, 1)}
-    stems = _unique_stems(paths)
+    stems = unique_stems(paths)
     records: list[dict[str, Any]] = []
     faults: list[str] = []
     model.to(device).eval()
@@ -141,17 +98,3 @@ def predict_paths(
             + "\n  ".join(faults)
         )
     return records
-
-
-def _unique_stems(paths: Sequence[Path]) -> list[str]:
-    """Each path's stem, numbered where it was taken, as file systems that ignore case see it too."""
-    stems: list[str] = []
-    taken: set[str] = set()
-    for path in paths:
-        stem, number = path.stem, 1
-        while stem.casefold() in taken:
-            number += 1
-            stem = f"{path.stem}-{number}"
-        taken.add(stem.casefold())
-        stems.append(stem)
-    return stems

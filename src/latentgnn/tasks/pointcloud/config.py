@@ -3,11 +3,39 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from latentgnn.tasks.blocks import BlockConfig
+from latentgnn.training.config import TrainingConfig
+
 Feature = Literal[
     "intensity", "log_intensity", "return_number", "number_of_returns", "last_return", "color", "normal", "height"
 ]
 Layout = Literal["scans", "scannet", "s3dis"]
 BlockShape = Literal["sphere", "column", "scan"]
+LevelName = Literal["L0", "L1", "L2", "L3", "L4", "L5", "L6", "L7"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The point network.
+
+    Args:
+        widths: channels of each level, from the finest on.
+        depths: residual blocks of each level.
+        grids: edges in metres of the voxels of which the coarser levels keep one point each, one for each level but
+            the finest, ascending.
+        neighbors: neighbours that a point looks at.
+        dropout: probability before the last layer.
+        blocks: latents of the LatentGNN block at each named level, for example ``{L3: 64}``; ``{}`` for none.
+        block: see `latentgnn.tasks.blocks.BlockConfig`.
+    """
+
+    widths: tuple[int, ...] = (32, 64, 128, 256, 512)
+    depths: tuple[int, ...] = (1, 1, 1, 1, 1)
+    grids: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
+    neighbors: int = 16
+    dropout: float = 0.0
+    blocks: dict[LevelName, int | tuple[int, ...]] = field(default_factory=dict)
+    block: BlockConfig = field(default_factory=BlockConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +89,8 @@ class DataConfig:
         blocks_per_scan: training blocks drawn from each scan in an epoch.
         balance: part of the training blocks whose centre is drawn from a random class instead of from all points, so
             that rare classes are seen.
+        class_weighting: weight of a class in the cross entropy, as its frequency to the power of minus this; 0 weighs
+            all points alike, 1 all classes alike.
         on_fault: ``stop`` at faulty scans, or ``skip`` them and say how many.
         cached_points: points of read scans that each process keeps in memory.
         augment: see `AugmentConfig`.
@@ -85,3 +115,51 @@ class DataConfig:
     on_fault: Literal["stop", "skip"] = "stop"
     cached_points: int = 20_000_000
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What is minimised.
+
+    Args:
+        label_smoothing: part of the cross entropy's target that goes to all classes alike.
+        lovasz: weight of the Lovasz-softmax loss, which follows the mean IoU, beside the cross entropy; 0 for none.
+    """
+
+    label_smoothing: float = 0.0
+    lovasz: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How predictions are made and shown.
+
+    Args:
+        votes: times that a scan is predicted, each time with other points kept of its voxels; the mean of the
+            probabilities decides.
+        sample_pictures: pictures with ground truth beside predictions that a run writes, one a scan.
+    """
+
+    votes: int = 1
+    sample_pictures: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointCloudConfig:
+    """A point-cloud run: everything that its result depends on.
+
+    Args:
+        task: always ``pointcloud``.
+        model: see `ModelConfig`.
+        loss: see `LossConfig`.
+        data: see `DataConfig`.
+        training: see `latentgnn.training.config.TrainingConfig`.
+        evaluation: see `EvaluationConfig`.
+    """
+
+    task: Literal["pointcloud"] = "pointcloud"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

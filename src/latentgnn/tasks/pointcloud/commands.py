@@ -1,0 +1,201 @@
+"""What the commands do for point clouds, after the command line is parsed."""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+
+from latentgnn.errors import UserError
+from latentgnn.files import write_bytes, write_json
+from latentgnn.tasks.inputs import unique_stems
+from latentgnn.tasks.pointcloud.check import check_split, load_set
+from latentgnn.tasks.pointcloud.config import DataConfig, PointCloudConfig
+from latentgnn.tasks.pointcloud.datasets import ScanSet, Split, feature_columns
+from latentgnn.tasks.pointcloud.evaluation import Scores
+from latentgnn.tasks.pointcloud.model import PointNetwork, build_point_network
+from latentgnn.tasks.pointcloud.pictures import draw_scan
+from latentgnn.tasks.pointcloud.prediction import Predicted, expand_scans, predict_files
+from latentgnn.tasks.pointcloud.task import PointCloudTask, WholeScans, score_scan, shown_scans
+from latentgnn.training import commands
+from latentgnn.training.loop import fit
+from latentgnn.training.runs import RunFolder, is_first_process, plain
+
+Data = tuple[ScanSet, ScanSet]
+
+# What a resumed run may change: where the same data lie now, and how results are made and shown.
+_MAY_CHANGE = ("data.root", "data.cached_points", "data.overlap", "evaluation")
+
+
+def train(config: PointCloudConfig, out: Path | None, *, name: str, resume: bool = False) -> dict[str, float]:
+    """See `latentgnn.training.commands.train`."""
+    return commands.train(_JOB, config, out, name=name, resume=resume)
+
+
+def compare(config: PointCloudConfig, out: Path | None, *, name: str, resume: bool = False) -> dict[str, Any]:
+    """See `latentgnn.training.commands.compare`."""
+    return commands.compare(_JOB, config, out, name=name, resume=resume)
+
+
+def evaluate(config: PointCloudConfig, source: Path | None, *, results: Path | None, out: Path) -> Scores:
+    """Score a trained model on the validation scans, every original point of them.
+
+    Args:
+        config: the model's, with what is to be different.
+        source: a run's folder or a checkpoint.
+        results: must be ``None``: files of results are detection's.
+        out: folder for ``metrics.json`` and ``pictures/``.
+    """
+    if results is not None or source is None:
+        raise UserError("--results scores detections; for point clouds, give a run's folder or a checkpoint")
+    model = _trained(config, source)
+    val_set = _load_split(config.data, "val")
+    if val_set.config.classes != config.data.classes:
+        raise UserError(
+            f"the model was trained for the classes {list(config.data.classes or ())}, but the scans in "
+            f"{config.data.root} have {list(val_set.config.classes or ())}"
+        )
+    scans, confusion, predicted = WholeScans(val_set), np.zeros((model.num_classes,) * 2, np.int64), {}
+    shown = shown_scans(len(val_set), config.evaluation.sample_pictures)
+    with commands.precision_of(config.training, commands.device_of(config.training.accelerator)):
+        for index in track(range(len(scans)), "evaluate", transient=True, disable=not sys.stdout.isatty()):
+            result = score_scan(model, scans[index], config, keep=index in shown)
+            confusion += result.confusion
+            if result.predicted is not None:
+                predicted[index] = result.predicted
+    scores = Scores(class_names=val_set.class_names, confusion=confusion)
+    _write_samples(val_set, predicted, out / "pictures")
+    write_json(out / "metrics.json", scores.to_json())
+    print(f"{scores.table()}\nwritten to {out}")
+    return scores
+
+
+def predict(
+    config: PointCloudConfig,
+    source: Path,
+    inputs: Sequence[str],
+    *,
+    out: Path,
+    score_threshold: float | None,
+    pictures: bool,
+) -> list[Predicted]:
+    """Write scan files again with the predicted class of every point.
+
+    Args:
+        config: the model's.
+        source: a run's folder or a checkpoint.
+        inputs: files, folders and globs.
+        out: folder for the scans and ``pictures/``.
+        score_threshold: must be ``None``: every point gets a class.
+        pictures: draw each scan.
+    """
+    if score_threshold is not None:
+        raise UserError("--score-threshold leaves out detections; every point of a scan gets a class")
+    paths = expand_scans(inputs)
+    model = _trained(config, source)
+    with commands.precision_of(config.training, commands.device_of(config.training.accelerator)):
+        return predict_files(
+            model,
+            paths,
+            config=config.data,
+            out=out,
+            votes=config.evaluation.votes,
+            pictures=pictures,
+            on_scan=lambda scan: print(f"{scan.source}: {scan.counts.sum():,} points, written to {scan.path}"),
+        )
+
+
+def check_data(config: PointCloudConfig) -> bool:
+    """Check every scan of both splits, and print what is wrong; whether nothing is."""
+    sound = True
+    splits: tuple[Split, Split] = ("train", "val")
+    for split in splits:
+        report = check_split(config.data, split)
+        print(report.text())
+        sound = sound and not report.faults
+    return sound
+
+
+def _train(config: PointCloudConfig, run: RunFolder, data: Data, resume: bool) -> dict[str, float]:
+    train_set, val_set = data
+    # What the folder says about itself belongs to the run: its classes and features above all.
+    config = replace(config, data=train_set.config)
+    task = _task(config, train_set, val_set)
+    if resume:
+        # The file stays as it is until the loop has compared what is asked for with what was done.
+        run.config = plain(config)
+    else:
+        run.write_config(plain(config))
+    run.write_environment()
+    metrics = fit(task, config.training, run, resume=resume, may_change=_MAY_CHANGE)
+    run.write_config(plain(config))
+    if run.writes:
+        if task.scores is None:
+            print("  ".join(f"{name} {metrics[name]:.3f}" for name in ("mIoU", "mAcc", "OA")))
+        else:
+            _write_samples(val_set, task.predicted, run.pictures)
+            write_json(run.path / "scores.json", task.scores.to_json())
+            print(task.scores.table())
+        print(f"written to {run.path}")
+    return metrics
+
+
+def _task(config: PointCloudConfig, train_set: ScanSet, val_set: ScanSet) -> PointCloudTask:
+    if config.evaluation.votes < 1:
+        raise UserError(f"evaluation.votes: expected 1 or more; got {config.evaluation.votes}")
+    # The seed of the weights; the loop seeds each step by itself.
+    torch.manual_seed(config.training.seed)
+    model = build_point_network(config.model, num_features=train_set.num_features, num_classes=train_set.num_classes)
+    return PointCloudTask(model, config, train=train_set, val=val_set)
+
+
+def _load(config: PointCloudConfig, folder: Path) -> Data:
+    return _load_split(config.data, "train"), _load_split(config.data, "val")
+
+
+def _load_split(config: DataConfig, split: Split) -> ScanSet:
+    scans = load_set(config, split)
+    if is_first_process():
+        if scans.skipped:
+            print(scans.skipped)
+        points = 0 if scans.counts is None else int(scans.counts.sum())
+        print(f"{split}: {len(scans)} scans, {points:,} labelled points, {scans.num_classes} classes")
+    return scans
+
+
+def _trained(config: PointCloudConfig, source: Path) -> PointNetwork:
+    """The trained model of a run or checkpoint, on its device."""
+    checkpoint = commands.trained_weights(source)
+    if config.data.classes is None:
+        raise UserError(f"the configuration of {source} names no classes, as that of a trained model does")
+    model = build_point_network(
+        config.model,
+        num_features=len(feature_columns(config.data.features)),
+        num_classes=len(config.data.classes),
+    )
+    checkpoint.load_into(model)
+    return model.to(commands.device_of(config.training.accelerator)).eval()
+
+
+def _write_samples(scans: ScanSet, predicted: Mapping[int, NDArray[np.int64]], folder: Path) -> None:
+    """Pictures of scans, ground truth beside predictions."""
+    stems = unique_stems([Path(f"{scans.names[index]}.png") for index in predicted])
+    for stem, (index, found) in zip(stems, predicted.items(), strict=True):
+        scan = scans.scan(index)
+        picture = draw_scan(scan.points, scans.class_names, predicted=found, labels=scan.labels)
+        write_bytes(folder / f"{stem}.png", picture)
+
+
+def _titles(names: Iterable[str]) -> dict[str, str]:
+    """All figures of few classes, and the means of many."""
+    listed = list(names)
+    means = [name for name in listed if not name.startswith("IoU/")]
+    return {name: name.removeprefix("IoU/") for name in (listed if len(listed) <= 12 else means)}
+
+
+_JOB = commands.Job(load=_load, train=_train, titles=_titles)

@@ -1,0 +1,45 @@
+"""What a segmenter minimises."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from latentgnn.tasks.pointcloud.scans import IGNORE
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None, *, label_smoothing: float = 0.0) -> Tensor:
+    """The mean cross entropy of the labelled points; 0, with zero gradients, where there is none.
+
+    Args:
+        logits: (T, K).
+        labels: (T,), classes or `IGNORE`.
+        weight: (K,), of the classes; the mean is over the points' weights, as PyTorch's.
+        label_smoothing: see `torch.nn.functional.cross_entropy`.
+    """
+    if not bool((labels != IGNORE).any()):
+        return logits.sum() * 0
+    return F.cross_entropy(logits, labels, weight, ignore_index=IGNORE, label_smoothing=label_smoothing)
+
+
+def lovasz_softmax(logits: Tensor, labels: Tensor) -> Tensor:
+    """The Lovasz extension of the mean Jaccard loss over the classes that occur (Berman et al., CVPR 2018,
+    arXiv 1705.08790); 0, with zero gradients, where no point is labelled.
+
+    Args:
+        logits: (T, K).
+        labels: (T,), classes or `IGNORE`.
+    """
+    labelled = labels != IGNORE
+    probability_TK = logits[labelled].float().softmax(dim=1)
+    truth_TK = F.one_hot(labels[labelled], logits.shape[1]).to(probability_TK.dtype)
+    present = truth_TK.any(dim=0)
+    if not bool(present.any()):
+        return logits.sum() * 0
+    truth_TK, probability_TK = truth_TK[:, present], probability_TK[:, present]
+    error_TK, order_TK = (truth_TK - probability_TK).abs().sort(dim=0, descending=True)
+    truth_TK = truth_TK.gather(0, order_TK)
+    total_K = truth_TK.sum(dim=0)
+    # The Jaccard loss if the points up to each place, those of the largest errors, are wrong and the others right.
+    jaccard_TK = 1 - (total_K - truth_TK.cumsum(dim=0)) / (total_K + (1 - truth_TK).cumsum(dim=0))
+    growth_TK = torch.cat((jaccard_TK[:1], jaccard_TK.diff(dim=0)))
+    return (error_TK * growth_TK).sum(dim=0).mean()

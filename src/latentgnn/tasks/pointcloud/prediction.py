@@ -1,0 +1,183 @@
+"""A point network on whole scans: overlapping blocks vote, and every original point gets a class."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from latentgnn.errors import UserError
+from latentgnn.files import write_bytes
+from latentgnn.tasks.inputs import expand_inputs, unique_stems
+from latentgnn.tasks.pointcloud.config import DataConfig
+from latentgnn.tasks.pointcloud.datasets import ScanSet
+from latentgnn.tasks.pointcloud.model import PointNetwork
+from latentgnn.tasks.pointcloud.neighbors import Hierarchy, Level, build_hierarchy
+from latentgnn.tasks.pointcloud.pictures import draw_scan
+from latentgnn.tasks.pointcloud.scans import SUFFIXES, Scan, write_classes
+from latentgnn.tasks.pointcloud.voxels import blocks, recentre, voxelize
+
+T = TypeVar("T")
+
+# Keeps the votes' random stream apart from that of the training blocks.
+_VOTES = 0x766F746573
+
+
+class Predicted(NamedTuple):
+    """The prediction for a file.
+
+    Args:
+        source: the file.
+        path: what was written: the scan with the predicted classes.
+        counts: points taken for each class, shape (K,).
+    """
+
+    source: Path
+    path: Path
+    counts: NDArray[np.int64]
+
+
+def expand_scans(inputs: Sequence[str | Path]) -> list[Path]:
+    """The scan files that files, folders and patterns name (see `latentgnn.tasks.inputs.expand_inputs`)."""
+    return expand_inputs(inputs, suffixes=SUFFIXES, kind="scan", check=_check_suffix)
+
+
+def predict_scan(
+    model: PointNetwork,
+    points: NDArray[np.float64],
+    features: NDArray[np.float32],
+    config: DataConfig,
+    *,
+    votes: int = 1,
+) -> NDArray[np.float32]:
+    """Probabilities of the classes for every point of a scan.
+
+    The scan is cut into overlapping blocks, each block thinned out by voxels; a point takes the probabilities of the
+    point that was kept of its voxel, and their mean over the blocks that hold it.
+
+    Args:
+        model: in evaluation mode; it runs where it is.
+        points: metres, float64, shape (N, 3).
+        features: shape (N, F).
+        config: ``block``, ``block_size``, ``overlap`` and ``voxel``.
+        votes: times that all blocks are predicted, each time with other points kept.
+
+    Returns:
+        Float32, shape (N, K).
+    """
+    device = next(model.parameters()).device
+    total = np.zeros((len(points), model.num_classes), np.float32)
+    with torch.inference_mode():
+        for block in _ahead(_prepared(model, points, features, config, votes)):
+            hierarchy = tuple(Level(*(tensor.to(device) for tensor in level)) for level in block.hierarchy)
+            scores = model(torch.from_numpy(block.features).to(device), hierarchy)
+            total[block.inside] += scores.float().softmax(dim=1).cpu().numpy()[block.kept_of_point]
+    # Every point is in a block, so no sum is zero.
+    total /= total.sum(axis=1, keepdims=True)
+    return total
+
+
+def predict_files(
+    model: PointNetwork,
+    paths: Sequence[Path],
+    *,
+    config: DataConfig,
+    out: Path,
+    votes: int = 1,
+    pictures: bool = True,
+    on_scan: Callable[[Predicted], None] | None = None,
+) -> list[Predicted]:
+    """Predict scan files one after the other, and write each again with the predicted classes.
+
+    LAS and LAZ become LAZ, with all else that they hold; PLY and NPZ keep their format. A file that cannot be read does
+    not stop the others: all that were read are written before the error is raised.
+
+    Args:
+        model: in evaluation mode.
+        paths: LAS, LAZ, PLY or NPZ files.
+        config: with classes, features and blocks.
+        out: folder for the scans and, with ``pictures``, ``pictures/``.
+        votes: see `predict_scan`.
+        pictures: draw each scan.
+        on_scan: called after each scan.
+
+    Raises:
+        UserError: files could not be read, and it lists them; or ``out`` is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: a folder to write to is needed, but this is a file")
+    scans = ScanSet.of_files(paths, config)
+    class_ids = np.array(scans.class_ids, np.int64)
+    done: list[Predicted] = []
+    faults: list[str] = []
+    for index, (path, stem) in enumerate(zip(paths, unique_stems(paths), strict=True)):
+        try:
+            scan = _sound(scans.scan(index), path)
+        except UserError as error:
+            faults.append(str(error))
+            continue
+        found = predict_scan(model, scan.points, scan.features, config, votes=votes).argmax(axis=1)
+        target = out / f"{stem}{'.laz' if path.suffix.lower() == '.las' else path.suffix.lower()}"
+        write_classes(target, class_ids[found], source=path)
+        if pictures:
+            write_bytes(out / "pictures" / f"{stem}.png", draw_scan(scan.points, scans.class_names, predicted=found))
+        done.append(Predicted(path, target, np.bincount(found, minlength=scans.num_classes)))
+        if on_scan is not None:
+            on_scan(done[-1])
+    if faults:
+        listed = "\n  ".join(faults)
+        raise UserError(
+            f"{len(faults)} of {len(paths)} scans could not be read; the others are done, in {out}:\n  {listed}"
+        )
+    return done
+
+
+class _Block(NamedTuple):
+    inside: NDArray[np.int64]
+    kept_of_point: NDArray[np.int64]
+    features: NDArray[np.float32]
+    hierarchy: Hierarchy
+
+
+def _prepared(
+    model: PointNetwork, points: NDArray[np.float64], features: NDArray[np.float32], config: DataConfig, votes: int
+) -> Iterator[_Block]:
+    for vote in range(votes):
+        # The first vote takes the points nearest to the middles of their voxels.
+        rng = np.random.default_rng(np.random.SeedSequence([_VOTES, vote])) if vote else None
+        for inside in blocks(points, shape=config.block, size=config.block_size, overlap=config.overlap):
+            voxels = voxelize(points[inside], config.voxel, rng)
+            chosen = inside[voxels.kept]
+            yield _Block(
+                inside=inside,
+                kept_of_point=voxels.voxel_of_point,
+                features=features[chosen],
+                hierarchy=build_hierarchy(
+                    recentre(points[chosen]), grids=model.grids, neighbors=model.neighbors, workers=-1
+                ),
+            )
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each next one made while the one before is in use."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
+
+
+def _sound(scan: Scan, path: Path) -> Scan:
+    if not len(scan.points):
+        raise UserError(f"{path}: it has no points")
+    if not (np.isfinite(scan.points).all() and np.isfinite(scan.features).all()):
+        raise UserError(f"{path}: it has coordinates or features that are not finite numbers")
+    return scan
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path}: expected a scan that ends in {', '.join(SUFFIXES)}")

@@ -1,0 +1,168 @@
+"""Semantic segmentation as the training loop sees it: a point network, its scans and their scores."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from latentgnn.tasks.pointcloud.config import PointCloudConfig
+from latentgnn.tasks.pointcloud.datasets import ScanSet
+from latentgnn.tasks.pointcloud.evaluation import Scores, confusion_matrix
+from latentgnn.tasks.pointcloud.losses import cross_entropy, lovasz_softmax
+from latentgnn.tasks.pointcloud.model import PointNetwork
+from latentgnn.tasks.pointcloud.neighbors import Hierarchy, build_hierarchy, pack
+from latentgnn.tasks.pointcloud.prediction import predict_scan
+from latentgnn.tasks.pointcloud.samples import Batch, Sample, TrainingBlocks, class_weights, collate
+from latentgnn.training.task import TrainingSet, ValidationSet
+
+
+class WholeScan(NamedTuple):
+    """A labelled scan to be scored on, as arrays that stay on the CPU.
+
+    Args:
+        index: its place in its set.
+        points: metres, float64, shape (N, 3).
+        features: float32, shape (N, F).
+        labels: classes or `IGNORE`, int64, shape (N,).
+    """
+
+    index: int
+    points: NDArray[np.float64]
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+class Result(NamedTuple):
+    """What came of a scan.
+
+    Args:
+        index: its place in its set.
+        confusion: shape (K, K), see `latentgnn.tasks.pointcloud.evaluation.confusion_matrix`.
+        predicted: classes of all points, shape (N,), where a picture is made of them.
+    """
+
+    index: int
+    confusion: NDArray[np.int64]
+    predicted: NDArray[np.int64] | None
+
+
+class BlocksWithNeighbors:
+    """Training blocks, and the levels of the network on them; see `TrainingBlocks`."""
+
+    def __init__(self, blocks: TrainingBlocks, model: PointNetwork) -> None:
+        self._blocks = blocks
+        self._grids = model.grids
+        self._neighbors = model.neighbors
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def group_of(self, index: int) -> int:
+        """0: blocks of any sizes share a batch."""
+        return self._blocks.group_of(index)
+
+    def __getitem__(self, key: tuple[int, int], /) -> tuple[Sample, Hierarchy]:
+        sample = self._blocks[key]
+        return sample, build_hierarchy(sample.coordinates.numpy(), grids=self._grids, neighbors=self._neighbors)
+
+
+class WholeScans:
+    """The scans of a set, to be scored on."""
+
+    def __init__(self, scans: ScanSet) -> None:
+        self._scans = scans
+
+    def __len__(self) -> int:
+        return len(self._scans)
+
+    def __getitem__(self, index: int, /) -> WholeScan:
+        scan = self._scans.scan(index)
+        assert scan.labels is not None
+        return WholeScan(index, scan.points, scan.features, scan.labels)
+
+
+class PointCloudTask:
+    """A `latentgnn.training.task.TrainingTask` on scans.
+
+    Args:
+        model: the network.
+        config: the run.
+        train: what it learns from.
+        val: what it is scored on.
+
+    Attributes:
+        scores: of the last validation in this process; ``None`` before it.
+        predicted: classes of all points of the scans that pictures are made of, by the scan's index.
+    """
+
+    monitor = "mIoU"
+
+    def __init__(self, model: PointNetwork, config: PointCloudConfig, *, train: ScanSet, val: ScanSet) -> None:
+        self.model = model
+        self.training_set: TrainingSet = BlocksWithNeighbors(
+            TrainingBlocks(train, config.data, seed=config.training.seed), model
+        )
+        self.validation_set: ValidationSet = WholeScans(val)
+        self.scores: Scores | None = None
+        self.predicted: dict[int, NDArray[np.int64]] = {}
+        self._config = config
+        self._class_names = val.class_names
+        self._shown = set(shown_scans(len(val), config.evaluation.sample_pictures))
+        self._weights: Tensor | None = None
+        if config.data.class_weighting and train.counts is not None:
+            self._weights = class_weights(train.counts, config.data.class_weighting)
+
+    def collate(self, samples: list[Any]) -> Any:
+        """Training blocks packed one after another, with their levels; whole scans as they are."""
+        if isinstance(samples[0], WholeScan):
+            return samples
+        return collate([sample for sample, _ in samples]), pack([hierarchy for _, hierarchy in samples])
+
+    def sample_ids(self, batch: tuple[Batch, Hierarchy]) -> list[Any]:
+        """The names of the scans."""
+        return list(batch[0].names)
+
+    def losses(self, batch: tuple[Batch, Hierarchy]) -> dict[str, Tensor]:
+        """The cross entropy and, where it is asked for, the Lovasz loss."""
+        blocks, hierarchy = batch
+        logits = self.model(blocks.features, hierarchy).float()
+        loss = self._config.loss
+        weights = None if self._weights is None else self._weights.to(logits.device)
+        losses = {"cross_entropy": cross_entropy(logits, blocks.labels, weights, label_smoothing=loss.label_smoothing)}
+        if loss.lovasz:
+            losses["lovasz"] = loss.lovasz * lovasz_softmax(logits, blocks.labels)
+        return losses
+
+    def predict(self, batch: Sequence[WholeScan]) -> list[Result]:
+        """Confusion matrices of whole scans."""
+        return [score_scan(self.model, scan, self._config, keep=scan.index in self._shown) for scan in batch]
+
+    def score(self, results: Sequence[Result]) -> dict[str, float]:
+        """The figures over all points of all scans."""
+        self.predicted = {result.index: result.predicted for result in results if result.predicted is not None}
+        confusion = np.sum([result.confusion for result in results], axis=0)
+        self.scores = Scores(class_names=self._class_names, confusion=confusion)
+        return self.scores.metrics
+
+
+def score_scan(model: PointNetwork, scan: WholeScan, config: PointCloudConfig, *, keep: bool) -> Result:
+    """Predict a scan and compare with its labels.
+
+    Args:
+        model: in evaluation mode.
+        scan: with labels.
+        config: how scans are cut, and how often they are predicted.
+        keep: whether the result says what was predicted.
+    """
+    probabilities = predict_scan(model, scan.points, scan.features, config.data, votes=config.evaluation.votes)
+    predicted = probabilities.argmax(axis=1)
+    confusion = confusion_matrix(scan.labels, predicted, model.num_classes)
+    return Result(scan.index, confusion, predicted if keep else None)
+
+
+def shown_scans(scans: int, pictures: int) -> list[int]:
+    """The scans, spread over a set, that pictures are made of."""
+    pictures = min(pictures, scans)
+    return [position * scans // pictures for position in range(pictures)]

@@ -1,0 +1,159 @@
+"""What the commands of every task have in common: a run's folder, comparisons, and models that were trained."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from latentgnn.errors import UserError
+from latentgnn.files import write_json
+from latentgnn.training.checkpoints import Checkpoint, read_checkpoint
+from latentgnn.training.config import TrainingConfig
+from latentgnn.training.runs import RunFolder, plain
+from latentgnn.training.stopping import TrainingStopped
+
+Data = TypeVar("Data")
+
+_COMPARED = ("with_blocks", "without_blocks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Generic[Data]):
+    """What a task brings.
+
+    Args:
+        load: reads and checks the data, for a configuration and a folder to put into what is made on the fly.
+        train: trains a configuration on the data in a run's folder, from the beginning or, if the last argument says
+            so, from where it was stopped; and returns the figures.
+        titles: of the figures that a comparison shows, among all figures' names.
+    """
+
+    load: Callable[[Any, Path], Data]
+    train: Callable[[Any, RunFolder, Data, bool], dict[str, float]]
+    titles: Callable[[Iterable[str]], Mapping[str, str]]
+
+
+def train(job: Job[Data], config: Any, out: Path | None, *, name: str, resume: bool = False) -> dict[str, float]:
+    """Check the data, train, score, and write all of it into one run folder.
+
+    Args:
+        job: the task's part.
+        config: the run.
+        out: its folder: a new one, or with ``resume`` the one to continue; ``None`` makes one below ``runs/``.
+        name: what a folder that is made here is called after.
+        resume: continue the run in ``out``.
+
+    Returns:
+        The figures on the validation set.
+
+    Raises:
+        UserError: a mistake in data or configuration, or the run was interrupted.
+    """
+    run = _folder(out, name, resume=resume)
+    if (run.path / _COMPARED[0]).exists():
+        raise UserError(
+            f"{run.path} holds a comparison; continue it with: latentgnn train --compare --resume {run.path}"
+        )
+    with _resumable(run.path, "train"):
+        return job.train(config, run, job.load(config, run.path), resume)
+
+
+def compare(job: Job[Data], config: Any, out: Path | None, *, name: str, resume: bool = False) -> dict[str, Any]:
+    """`train` twice, with the blocks and without them, with all else the same, and show both.
+
+    The runs lie in ``with_blocks`` and ``without_blocks`` inside the folder, and the figures in ``comparison.json``.
+    With ``resume``, a run that is finished stays as it is, and the other is continued or begun.
+    """
+    if config.training.devices not in (1, "auto") or config.training.machines != 1:
+        raise UserError(
+            "--compare runs twice in one process, which several devices or machines do not allow: train with the "
+            "blocks and then with --model.blocks {} instead, or take --training.devices 1"
+        )
+    both = _folder(out, name, resume=resume)
+    if both.checkpoint("last").exists():
+        raise UserError(f"{both.path} holds a single run; continue it with: latentgnn train --resume {both.path}")
+    config = replace(config, training=replace(config.training, devices=1))
+    both.write_config(plain(config))
+    runs = dict(zip(_COMPARED, (config, replace(config, model=replace(config.model, blocks={}))), strict=True))
+    with _resumable(both.path, "train --compare"):
+        data = job.load(config, both.path)
+        metrics: dict[str, dict[str, float]] = {}
+        for title, one in runs.items():
+            print(f"\n{title.replace('_', ' ')}:")
+            begun = (both.path / title / "config.yaml").exists()
+            run = RunFolder.open(both.path / title) if begun else RunFolder.create(both.path / title, task=title)
+            metrics[title] = job.train(one, run, data, begun)
+    comparison = {**metrics, "difference": _difference(*metrics.values())}
+    write_json(both.path / "comparison.json", comparison)
+    table = _comparison_table(comparison, job.titles(comparison["with_blocks"]))
+    print(f"\n{table}\nwritten to {both.path / 'comparison.json'}")
+    return comparison
+
+
+def trained_weights(source: Path) -> Checkpoint:
+    """A checkpoint's weights, or those of a run's best checkpoint, or of its last where none is best."""
+    if not source.is_dir():
+        return read_checkpoint(source)
+    run = RunFolder.open(source)
+    found = [file for file in (run.checkpoint("best"), run.checkpoint("last")) if file.exists()]
+    if not found:
+        raise UserError(f"the run in {source} has no checkpoint yet")
+    return read_checkpoint(found[0])
+
+
+def device_of(accelerator: str) -> torch.device:
+    """The device that ``training.accelerator`` names.
+
+    Raises:
+        UserError: this machine has none of the kind.
+    """
+    if accelerator == "cpu":
+        return torch.device("cpu")
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator == "auto":
+        return found or torch.device("cpu")
+    if found is None or (accelerator != "gpu" and accelerator != found.type):
+        raise UserError(f"training.accelerator is {accelerator!r}; this machine has {found.type if found else 'none'}")
+    return found
+
+
+def precision_of(config: TrainingConfig, device: torch.device) -> torch.autocast:
+    """Mixed precision as in training, so that figures are those of the training's validations."""
+    dtypes = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    dtype = dtypes.get(config.precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def _folder(out: Path | None, name: str, *, resume: bool) -> RunFolder:
+    return RunFolder.open(out) if resume and out is not None else RunFolder.create(out, task=name)
+
+
+@contextmanager
+def _resumable(run: Path, command: str) -> Iterator[None]:
+    try:
+        yield
+    except TrainingStopped as error:
+        raise UserError(f"{error}\ncontinue with: latentgnn {command} --resume {run}") from error
+    except KeyboardInterrupt as error:
+        if not (run / "config.yaml").is_file():
+            raise
+        raise UserError(f"interrupted; continue with: latentgnn {command} --resume {run}") from error
+
+
+def _difference(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    # Figures that nothing defines are -1.
+    return {name: one[name] - other[name] for name in one if min(one[name], other[name]) >= 0}
+
+
+def _comparison_table(comparison: Mapping[str, Mapping[str, float]], titles: Mapping[str, str]) -> str:
+    widths = {name: max(9, len(title)) + 2 for name, title in titles.items()}
+    lines = [" " * 15 + "".join(f"{title:>{widths[name]}}" for name, title in titles.items())]
+    for row, figures in comparison.items():
+        sign = "+" if row == "difference" else ""
+        shown = (format(figures[name], f"{sign}.3f") if name in figures else "n/a" for name in titles)
+        cells = "".join(f"{text:>{width}}" for text, width in zip(shown, widths.values(), strict=True))
+        lines.append(f"{row.replace('_', ' '):15}{cells}")
+    return "\n".join(lines)
