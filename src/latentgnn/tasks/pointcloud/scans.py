@@ -122,7 +122,7 @@ def write_classes(path: Path | str, classes: NDArray[np.int64], *, source: Path 
     if len(classes) != len(scan.points):
         raise UserError(f"{source} has {len(scan.points)} points, but there are classes for {len(classes)}")
     if {path.suffix.lower(), source.suffix.lower()} <= {".las", ".laz"}:
-        las = _laspy().read(source)
+        las = _las(source)
         write_bytes(path, _las_bytes(path, las, classes))
     else:
         write_scan(path, RawScan(points=scan.points, columns=scan.columns, classes=classes))
@@ -149,8 +149,14 @@ def _laspy() -> ModuleType:
     return require("laspy", extra="pointcloud")
 
 
+def _las(path: Path) -> Any:
+    laspy = _laspy()
+    # The parallel backend's threads do not survive a fork: loading processes would wait for them for ever.
+    return laspy.read(path, laz_backend=laspy.LazBackend.Lazrs)
+
+
 def _read_las(path: Path) -> RawScan:
-    las = _laspy().read(path)
+    las = _las(path)
     expected = las.header.point_count
     if path.stat().st_size < las.header.offset_to_point_data:
         # A header without its end counts no points.

@@ -1,0 +1,212 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from latentgnn.cli import main
+from latentgnn.tasks.pointcloud import commands
+from latentgnn.tasks.pointcloud.config import PointCloudConfig
+from latentgnn.tasks.pointcloud.scans import RawScan, read_scan, write_scan
+from latentgnn.training.parsing import parse_config
+from latentgnn.training.recipes import list_recipes, load_recipe
+
+TINY = """
+task: pointcloud
+model:
+  widths: [8, 16]
+  depths: [1, 1]
+  grids: [1.0]
+  neighbors: 6
+  blocks: {L1: 4}
+  block: {norm: batch_norm, gamma_init: 0.5, reduction: 4, node_scale: mean}
+loss: {lovasz: 1.0}
+data: {voxel: 0.3, block: column, block_size: 5.0, overlap: 0.5, blocks_per_scan: 4, class_weighting: 0.5}
+training:
+  steps: 3
+  batch_size: 2
+  workers: 0
+  accelerator: cpu
+  log_every: 1
+  optimizer: {name: adamw, learning_rate: 0.01}
+  schedule: {name: constant, warmup_steps: 0}
+evaluation: {sample_pictures: 1}
+"""
+
+DATASET = """
+classes: {2: ground, 6: building}
+ignored: [0]
+features: [log_intensity, height]
+"""
+
+
+def write_town(path, seed):
+    """A plane with boxes on it."""
+    rng = np.random.default_rng(seed)
+    points = rng.random((1500, 3)) * [12, 12, 0.1]
+    classes = np.full(1500, 2)
+    for _ in range(3):
+        x, y = rng.uniform(0, 9, 2)
+        roof = (np.abs(points[:, :2] - [x + 1.5, y + 1.5]) < 1.5).all(axis=1)
+        points[roof, 2] += 3
+        classes[roof] = 6
+    classes[:30] = 0
+    columns = {"intensity": np.where(classes == 6, 400, 100).astype(np.uint16)}
+    write_scan(path, RawScan(points=points + [770_000, 6_277_000, 50], columns=columns, classes=classes))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("town")
+    for split, names in (("train", "abc"), ("val", "xy")):
+        (root / split).mkdir()
+        for name in names:
+            write_town(root / split / f"{name}.laz", ord(name))
+    (root / "dataset.yaml").write_text(DATASET)
+    return root
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(data, recipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["train", "--config", str(recipe), "--data.root", str(data), "--out", str(folder)]) == 0
+    return folder
+
+
+def weights_of(run):
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_a_run_folder_holds_everything(run):
+    for name in ("config.yaml", "environment.json", "metrics.json", "scores.json", "metrics.csv", "log.txt"):
+        assert (run / name).is_file()
+    assert [path.name for path in (run / "pictures").iterdir()] == ["x.png"]
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["data"]["classes"] == [[2, "ground"], [6, "building"]]
+    assert config["data"]["features"] == ["log_intensity", "height"]
+    metrics = json.loads((run / "metrics.json").read_text())["metrics"]
+    assert set(metrics) == {"mIoU", "OA", "mAcc", "IoU/ground", "IoU/building"}
+    confusion = np.array(json.loads((run / "scores.json").read_text())["confusion"])
+    # Every labelled original point of both scans is scored.
+    assert confusion.sum() == 2 * 1500 - 2 * 30
+    assert "gamma/encoder.1.latentgnn" in (run / "metrics.csv").read_text()
+
+
+def test_evaluating_the_run_gives_the_figures_of_its_end(run, tmp_path, capsys):
+    assert main(["evaluate", str(run), "--out", str(tmp_path)]) == 0
+    assert "building" in capsys.readouterr().out
+    end = json.loads((run / "metrics.json").read_text())["metrics"]
+    assert json.loads((tmp_path / "metrics.json").read_text())["metrics"] == pytest.approx(end, abs=1e-6)
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["x.png"]
+
+
+def test_predictions_are_scans_with_classes(run, data, tmp_path, capsys):
+    assert main(["predict", str(run), str(data / "val"), "--out", str(tmp_path / "out"), "--no-pictures"]) == 0
+    assert "1,500 points" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["x.laz", "y.laz"]
+    written, source = read_scan(tmp_path / "out" / "x.laz"), read_scan(data / "val" / "x.laz")
+    np.testing.assert_array_equal(written.points, source.points)
+    assert set(np.unique(written.classes)) <= {2, 6}
+    # The figures of the run are those of these files.
+    right = sum(
+        (read_scan(tmp_path / "out" / name).classes == (truth := read_scan(data / "val" / name).classes))[
+            truth != 0
+        ].sum()
+        for name in ("x.laz", "y.laz")
+    )
+    overall = json.loads((run / "metrics.json").read_text())["metrics"]["OA"]
+    assert right / (2 * 1470) == pytest.approx(overall, abs=2e-3)
+
+
+def test_a_stopped_run_resumes_to_the_same_weights(run, data, recipe, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "stopped"
+    losses = commands.PointCloudTask.losses
+
+    def interrupted(self, batch):
+        if (folder / "checkpoints" / "last.ckpt").exists():
+            raise KeyboardInterrupt
+        return losses(self, batch)
+
+    argv = ["train", "--config", str(recipe), "--data.root", str(data), "--training.checkpoint_every", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(commands.PointCloudTask, "losses", interrupted)
+        assert main([*argv, "--out", str(folder)]) == 1
+    assert f"continue with: latentgnn train --resume {folder}" in capsys.readouterr().err
+    assert main(["train", "--resume", str(folder)]) == 0
+    whole, resumed = weights_of(run), weights_of(folder)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_a_comparison_trains_with_and_without_blocks(data, recipe, tmp_path, capsys):
+    argv = ["train", "--compare", "--config", str(recipe), "--data.root", str(data), "--training.steps", "1"]
+    assert main([*argv, "--out", str(tmp_path / "both")]) == 0
+    shown = capsys.readouterr().out
+    assert "without blocks" in shown
+    comparison = json.loads((tmp_path / "both" / "comparison.json").read_text())
+    assert set(comparison) == {"with_blocks", "without_blocks", "difference"}
+    names = weights_of(tmp_path / "both" / "with_blocks").keys() - weights_of(tmp_path / "both" / "without_blocks")
+    assert names
+    assert all(".latentgnn." in name for name in names)
+
+
+def test_training_learns_what_height_and_intensity_tell(data, recipe, tmp_path):
+    argv = ["train", "--config", str(recipe), "--data.root", str(data), "--out", str(tmp_path / "run")]
+    assert main([*argv, "--training.steps", "40"]) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]
+    assert metrics["mIoU"] > 0.9
+
+
+def test_bad_data_is_told_before_training(recipe, tmp_path, capsys):
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        write_town(tmp_path / split / f"{split}.laz", 1)
+    argv = ["--config", str(recipe), "--data.root", str(tmp_path)]
+    settings = ["--data.classes", "[[2, ground]]", "--data.features", "[intensity]"]
+    assert main(["check-data", *argv, *settings]) == 1
+    shown = capsys.readouterr().out
+    assert "unknown class ids: 0 (30 points), 6" in shown
+    assert main(["train", *argv, *settings, "--out", str(tmp_path / "run")]) == 1
+    assert "unknown class ids" in capsys.readouterr().err
+    settings = ["--data.classes", "[[2, ground], [6, building]]", "--data.ignored", "[0]"]
+    assert main(["check-data", *argv, *settings]) == 0
+
+
+def test_options_of_detections_are_refused(run, data, tmp_path, capsys):
+    assert main(["predict", str(run), str(data / "val"), "--score-threshold", "0.4"]) == 1
+    assert "every point of a scan gets a class" in capsys.readouterr().err
+    assert main(["evaluate", str(run), "--results", str(tmp_path / "r.json")]) == 1
+    assert "scores detections" in capsys.readouterr().err
+    assert main(["train", "--config", "lidar_small", "--model.fpn_channels", "4"]) == 2
+    assert "model.fpn_channels" in capsys.readouterr().err
+
+
+def test_a_model_is_not_scored_on_other_classes(run, data, tmp_path, capsys):
+    other = tmp_path / "other"
+    for split in ("train", "val"):
+        (other / split).mkdir(parents=True)
+        write_town(other / split / f"{split}.laz", 3)
+    (other / "dataset.yaml").write_text(DATASET.replace("ground", "floor"))
+    assert main(["evaluate", str(run), "--data.root", str(other), "--out", str(tmp_path / "out")]) == 1
+    assert "was trained for the classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["lidar_small", "scannet"])
+def test_the_recipes_build_their_networks(name):
+    assert name in list_recipes()
+    config = parse_config(PointCloudConfig, load_recipe(name))
+    classes = len(config.data.classes or range(20))
+    model = commands.build_point_network(config.model, num_features=6, num_classes=classes)
+    blocks = [module for name, module in model.named_modules() if name.endswith(".latentgnn")]
+    assert len(blocks) == len(config.model.blocks) > 0
+    bare = commands.build_point_network(replace(config.model, blocks={}), num_features=6, num_classes=classes)
+    assert len(bare.state_dict()) < len(model.state_dict())
