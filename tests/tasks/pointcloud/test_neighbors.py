@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import torch
 
@@ -17,7 +19,7 @@ def test_neighbors_and_anchors_are_the_nearest_points():
         torch.testing.assert_close(apart.gather(1, level.neighbors).sort().values, nearest)
         assert (level.neighbors[:, 0] == torch.arange(len(level.coordinates))).all()
         torch.testing.assert_close(finer.coordinates[level.kept], level.coordinates)
-    for finer, level in zip(levels, levels[1:], strict=False):
+    for finer, level in pairwise(levels):
         apart = torch.cdist(finer.coordinates.double(), level.coordinates.double())
         nearest = apart.topk(3, largest=False).values
         torch.testing.assert_close(apart.gather(1, level.anchors).sort().values, nearest)

@@ -54,7 +54,7 @@ def write_town(path, seed):
         classes[roof] = 6
     classes[:30] = 0
     columns = {"intensity": np.where(classes == 6, 400, 100).astype(np.uint16)}
-    write_scan(path, RawScan(points=points + [770_000, 6_277_000, 50], columns=columns, classes=classes))
+    write_scan(path, RawScan(points=points + np.array([770_000, 6_277_000, 50]), columns=columns, classes=classes))
 
 
 @pytest.fixture(scope="module")

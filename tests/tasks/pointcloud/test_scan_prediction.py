@@ -80,7 +80,7 @@ def test_points_of_a_voxel_share_its_prediction(model):
 def test_map_coordinates_lose_nothing(model):
     points, features = _scan()
     points = np.round(points * 1024) / 1024
-    far = points + [2.0**20, 2.0**22, 64.0]
+    far = points + np.array([2.0**20, 2.0**22, 64.0])
     config = _config(voxel=0.25)
     np.testing.assert_array_equal(
         predict_scan(model, far, features, config), predict_scan(model, points, features, config)
@@ -125,11 +125,11 @@ def test_a_file_that_cannot_be_read_does_not_stop_the_others(model, tmp_path):
     (tmp_path / "b.npz").write_bytes(b"no scan")
     write_scan(tmp_path / "d.npz", RawScan(points=points))
     paths = expand_scans([tmp_path])
-    with pytest.raises(UserError, match="(?s)2 of 4 scans.*b.npz.*d.npz: it has no intensity"):
+    with pytest.raises(UserError, match=r"(?s)2 of 4 scans.*b.npz.*d.npz: it has no intensity"):
         predict_files(model, paths, config=_config(), out=tmp_path / "out", pictures=False)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.npz", "c.npz"]
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(UserError, match="notes.txt: expected a scan"):
+    with pytest.raises(UserError, match=r"notes\.txt: expected a scan"):
         expand_scans([tmp_path / "notes.txt"])
 
 

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -72,7 +74,7 @@ def test_the_lovasz_loss_is_the_mean_over_thresholds():
         error = (truth.float() - logits.softmax(dim=1)[:, one]).abs()
         levels = torch.cat((torch.zeros(1), error.sort().values))
         total = 0.0
-        for low, high in zip(levels, levels[1:], strict=False):
+        for low, high in pairwise(levels):
             wrong = error >= high
             predicted = truth ^ wrong
             total += float(high - low) * (1 - float((truth & predicted).sum()) / float((truth | predicted).sum()))

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
 from latentgnn.tasks.pointcloud.datasets import ScanSet
@@ -22,13 +22,13 @@ class WholeScan(NamedTuple):
     """A labelled scan to be scored on, as arrays that stay on the CPU.
 
     Args:
-        index: its place in its set.
+        number: its place in its set.
         points: metres, float64, shape (N, 3).
         features: float32, shape (N, F).
         labels: classes or `IGNORE`, int64, shape (N,).
     """
 
-    index: int
+    number: int
     points: NDArray[np.float64]
     features: NDArray[np.float32]
     labels: NDArray[np.int64]
@@ -38,12 +38,12 @@ class Result(NamedTuple):
     """What came of a scan.
 
     Args:
-        index: its place in its set.
+        number: its place in its set.
         confusion: shape (K, K), see `latentgnn.tasks.pointcloud.evaluation.confusion_matrix`.
         predicted: classes of all points, shape (N,), where a picture is made of them.
     """
 
-    index: int
+    number: int
     confusion: NDArray[np.int64]
     predicted: NDArray[np.int64] | None
 
@@ -97,10 +97,10 @@ class PointCloudTask:
         predicted: classes of all points of the scans that pictures are made of, by the scan's index.
     """
 
-    monitor = "mIoU"
-
     def __init__(self, model: PointNetwork, config: PointCloudConfig, *, train: ScanSet, val: ScanSet) -> None:
-        self.model = model
+        self._network = model
+        self.model: nn.Module = model
+        self.monitor = "mIoU"
         self.training_set: TrainingSet = BlocksWithNeighbors(
             TrainingBlocks(train, config.data, seed=config.training.seed), model
         )
@@ -137,11 +137,11 @@ class PointCloudTask:
 
     def predict(self, batch: Sequence[WholeScan]) -> list[Result]:
         """Confusion matrices of whole scans."""
-        return [score_scan(self.model, scan, self._config, keep=scan.index in self._shown) for scan in batch]
+        return [score_scan(self._network, scan, self._config, keep=scan.number in self._shown) for scan in batch]
 
     def score(self, results: Sequence[Result]) -> dict[str, float]:
         """The figures over all points of all scans."""
-        self.predicted = {result.index: result.predicted for result in results if result.predicted is not None}
+        self.predicted = {result.number: result.predicted for result in results if result.predicted is not None}
         confusion = np.sum([result.confusion for result in results], axis=0)
         self.scores = Scores(class_names=self._class_names, confusion=confusion)
         return self.scores.metrics
@@ -159,7 +159,7 @@ def score_scan(model: PointNetwork, scan: WholeScan, config: PointCloudConfig, *
     probabilities = predict_scan(model, scan.points, scan.features, config.data, votes=config.evaluation.votes)
     predicted = probabilities.argmax(axis=1)
     confusion = confusion_matrix(scan.labels, predicted, model.num_classes)
-    return Result(scan.index, confusion, predicted if keep else None)
+    return Result(scan.number, confusion, predicted if keep else None)
 
 
 def shown_scans(scans: int, pictures: int) -> list[int]:
