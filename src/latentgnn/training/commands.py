@@ -1,6 +1,6 @@
 """What the commands of every task have in common: a run's folder, comparisons, and models that were trained."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +12,10 @@ from latentgnn.errors import UserError
 from latentgnn.files import write_json
 from latentgnn.training.checkpoints import Checkpoint, read_checkpoint
 from latentgnn.training.config import TrainingConfig
+from latentgnn.training.loop import fit
 from latentgnn.training.runs import RunFolder, plain
 from latentgnn.training.stopping import TrainingStopped
+from latentgnn.training.task import TrainingTask
 
 Data = TypeVar("Data")
 
@@ -91,6 +93,21 @@ def compare(job: Job[Data], config: Any, out: Path | None, *, name: str, resume:
     table = _comparison_table(comparison, job.titles(comparison["with_blocks"]))
     print(f"\n{table}\nwritten to {both.path / 'comparison.json'}")
     return comparison
+
+
+def fit_in(
+    run: RunFolder, task: TrainingTask, config: Any, *, resume: bool, may_change: Collection[str]
+) -> dict[str, float]:
+    """`latentgnn.training.loop.fit` in a run's folder, with configuration and environment written beside it."""
+    if resume:
+        # The file stays as it is until the loop has compared what is asked for with what was done.
+        run.config = plain(config)
+    else:
+        run.write_config(plain(config))
+    run.write_environment()
+    metrics = fit(task, config.training, run, resume=resume, may_change=may_change)
+    run.write_config(plain(config))
+    return metrics
 
 
 def trained_weights(source: Path) -> Checkpoint:

@@ -24,8 +24,7 @@ from latentgnn.tasks.detection.pictures import png_bytes, side_by_side
 from latentgnn.tasks.detection.prediction import expand_images, predict_paths
 from latentgnn.tasks.detection.task import DetectionTask, kinds_of_detector
 from latentgnn.training import commands
-from latentgnn.training.loop import fit
-from latentgnn.training.runs import RunFolder, is_first_process, plain
+from latentgnn.training.runs import RunFolder, is_first_process
 
 Data = tuple[CocoAnnotations, CocoAnnotations]
 
@@ -136,14 +135,7 @@ def _train(config: DetectionConfig, run: RunFolder, data: Data, resume: bool) ->
             "train another detector: --model.detector faster_rcnn"
         )
     task = _task(config, train_set, val_set)
-    if resume:
-        # The file stays as it is until the loop has compared what is asked for with what was done.
-        run.config = plain(config)
-    else:
-        run.write_config(plain(config))
-    run.write_environment()
-    metrics = fit(task, config.training, run, resume=resume, may_change=_MAY_CHANGE)
-    run.write_config(plain(config))
+    metrics = commands.fit_in(run, task, config, resume=resume, may_change=_MAY_CHANGE)
     if run.writes:
         if task.scores is None:
             kinds = kinds_of_detector(config.model.detector)

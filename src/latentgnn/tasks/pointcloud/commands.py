@@ -23,8 +23,7 @@ from latentgnn.tasks.pointcloud.pictures import draw_scan
 from latentgnn.tasks.pointcloud.prediction import Predicted, expand_scans, predict_files
 from latentgnn.tasks.pointcloud.task import PointCloudTask, WholeScans, score_scan, shown_scans
 from latentgnn.training import commands
-from latentgnn.training.loop import fit
-from latentgnn.training.runs import RunFolder, is_first_process, plain
+from latentgnn.training.runs import RunFolder, is_first_process
 
 Data = tuple[ScanSet, ScanSet]
 
@@ -69,8 +68,8 @@ def evaluate(config: PointCloudConfig, source: Path | None, *, results: Path | N
             if result.predicted is not None:
                 predicted[index] = result.predicted
     scores = Scores(class_names=val_set.class_names, confusion=confusion)
-    _write_samples(val_set, predicted, out / "pictures")
     write_json(out / "metrics.json", scores.to_json())
+    _write_samples(val_set, predicted, out / "pictures")
     print(f"{scores.table()}\nwritten to {out}")
     return scores
 
@@ -126,20 +125,13 @@ def _train(config: PointCloudConfig, run: RunFolder, data: Data, resume: bool) -
     # What the folder says about itself belongs to the run: its classes and features above all.
     config = replace(config, data=train_set.config)
     task = _task(config, train_set, val_set)
-    if resume:
-        # The file stays as it is until the loop has compared what is asked for with what was done.
-        run.config = plain(config)
-    else:
-        run.write_config(plain(config))
-    run.write_environment()
-    metrics = fit(task, config.training, run, resume=resume, may_change=_MAY_CHANGE)
-    run.write_config(plain(config))
+    metrics = commands.fit_in(run, task, config, resume=resume, may_change=_MAY_CHANGE)
     if run.writes:
         if task.scores is None:
             print("  ".join(f"{name} {metrics[name]:.3f}" for name in ("mIoU", "mAcc", "OA")))
         else:
-            _write_samples(val_set, task.predicted, run.pictures)
             write_json(run.path / "scores.json", task.scores.to_json())
+            _write_samples(val_set, task.predicted, run.pictures)
             print(task.scores.table())
         print(f"written to {run.path}")
     return metrics

@@ -36,7 +36,7 @@ def draw_scan(
     Raises:
         UserError: matplotlib is not installed.
     """
-    require("matplotlib", extra="viz")
+    require("matplotlib", extra="pointcloud")
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
