@@ -131,7 +131,9 @@ def node_mask(model: nn.Module, mask: Tensor) -> Iterator[None]:
     if mask.dtype != torch.bool:
         raise TypeError(f"the mask must be bool, True for valid; got {mask.dtype}")
     hook = partial(_pass_mask, mask)
-    layers = [layer for layer in model.modules() if isinstance(layer, LatentGNN)]
+    # Packed points have no padding, and no place in an image.
+    found = [layer for layer in model.modules() if isinstance(layer, LatentGNN)]
+    layers = [layer for layer in found if not isinstance(layer, PackedLatentGNN)]
     handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
     try:
         # Compiled code does not notice new hooks: it would leave the mask out, or keep an old one, and not say so.
