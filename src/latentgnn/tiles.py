@@ -27,7 +27,9 @@ from latentgnn.machine import nodes_per_tile, prefer_huge_pages
 
 # A cache line, and a vector register of the widest kind.
 _ROW_BYTES = 64
-_MANY_CHANNELS = 1024
+# From so many channels on, products that are added to the input are convolutions; so many numbers at once.
+_MANY_CHANNELS = 2048
+_CONVOLVED = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -355,8 +357,9 @@ def _add_product(base: Tensor | None, left: Tensor, right: Tensor, *, out: Tenso
     elif base is not None and _convolves(right, out):
         # A 1x1 convolution into memory of its own, and an addition: oneDNN is at its peak there, and a product that
         # adds to rows far apart is not, by a third.
-        product = torch.conv1d(left.mT, right[0].mT.unsqueeze(-1))
-        torch.add(base.mT, product, out=out.mT)
+        weight = right[0].mT.unsqueeze(-1)
+        for part in _cut(0, out.shape[1], max(_CONVOLVED // (out.shape[0] * out.shape[2]), 1)):
+            torch.add(base[:, part].mT, torch.conv1d(left[:, part].mT, weight), out=out[:, part].mT)
     elif out.shape[0] > 1:
         if base is None:
             torch.bmm(left, right, out=out)
@@ -567,7 +570,7 @@ def _mixed(
     Returns:
         With graph convolution, for each kernel the affine tensor (S, G, r, D_k + 1) that takes its assignments to
         convolved channels, and the expansion (1, C, K * R + 1). Without, nothing and the expansion (S, C, G * D + 1)
-        from assignments.
+        from assignments, in the type of the products.
     """
     inverse_SGD1 = _weight_inverse(sums_SGDr, squares_SGD, plan)
     value_SGDr = sums_SGDr[..., :-1] if inverse_SGD1 is None else sums_SGDr[..., :-1] * inverse_SGD1
@@ -578,10 +581,14 @@ def _mixed(
             for conv, one in zip(graph_conv, mixed, strict=True)
         ]
         return latents, expand_CR.unsqueeze(0)
-    expanded = [one @ expand.mT for one, expand in zip(mixed, _expand_of_kernels(expand_CR, plan), strict=True)]
-    expand_SCF = torch.cat(expanded, 2).flatten(1, 2).mT
-    shift_SC1 = expand_CR[:, -1:].expand(expand_SCF.shape[0], -1, -1)
-    return [], torch.cat([expand_SCF, shift_SC1], 2)
+    # Of many samples and channels this is no small tensor: it is written once, and as the products want it.
+    samples, groups, latents, _ = value_SGDr.shape
+    expand_SCF = rows((samples, expand_CR.shape[0], groups * latents + 1), expand_CR, plan.compute)
+    expand_SCF[..., -1] = expand_CR[:, -1]
+    expand_SGCD = expand_SCF[..., :-1].unflatten(2, (groups, latents)).transpose(1, 2)
+    for kernel, one, expand_GCr in zip(plan.kernels, mixed, _expand_of_kernels(expand_CR, plan), strict=True):
+        expand_SGCD[..., kernel] = expand_GCr @ one.mT
+    return [], expand_SCF
 
 
 def _expand_of_kernels(expand_CR: Tensor, plan: Plan) -> list[Tensor]:

@@ -10,7 +10,7 @@ from latentgnn.cli import main
 from latentgnn.tasks.pointcloud import commands
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
 from latentgnn.tasks.pointcloud.scans import RawScan, read_scan, write_scan
-from latentgnn.training.parsing import parse_config
+from latentgnn.training.parsing import parse_config, to_dict
 from latentgnn.training.recipes import list_recipes, load_recipe
 
 TINY = """
@@ -204,6 +204,7 @@ def test_a_model_is_not_scored_on_other_classes(run, data, tmp_path, capsys):
 def test_the_recipes_build_their_networks(name):
     assert name in list_recipes()
     config = parse_config(PointCloudConfig, load_recipe(name))
+    assert parse_config(PointCloudConfig, to_dict(config)) == config
     classes = len(config.data.classes or range(20))
     model = commands.build_point_network(config.model, num_features=6, num_classes=classes)
     blocks = [module for name, module in model.named_modules() if name.endswith(".latentgnn")]
