@@ -154,7 +154,7 @@ def forward(
         features = _features(u_sTR, part, scatter_assign, latents, tile, plan)
         x_sTC, out_sTC = x_BNC[tile.rows, tile.nodes], out_BNC[tile.rows, tile.nodes]
         expand_sFC = _of_samples(expand_SCF, tile, part).mT
-        _add_product(x_sTC if plan.residual else None, features.feature, expand_sFC, out=out_sTC)
+        _add_product(x_sTC if plan.residual else None, features.feature, expand_sFC, out=out_sTC, most=_CONVOLVED)
         if part.valid_sT1 is not None and not plan.residual:
             out_sTC.copy_(torch.where(part.valid_sT1, out_sTC, x_sTC))
     return out_BNC, sums_SGDr, squares_SGD
@@ -349,8 +349,11 @@ def _reduce(weights: Weights, part: _Part) -> Tensor:
     return torch.baddbmm(weights.reduce_shift, x_sTC, weight_CR.expand(x_sTC.shape[0], -1, -1))
 
 
-def _add_product(base: Tensor | None, left: Tensor, right: Tensor, *, out: Tensor) -> None:
-    """out = base + left @ right, in one pass over the result where the types agree."""
+def _add_product(base: Tensor | None, left: Tensor, right: Tensor, *, out: Tensor, most: int | None = None) -> None:
+    """out = base + left @ right, in one pass over the result where the types agree.
+
+    A convolution of at most ``most`` numbers at once needs less memory, and no more time while ``left`` is narrow.
+    """
     if out.dtype != left.dtype:
         product = torch.matmul(left, right).to(out.dtype)
         out.copy_(product if base is None else product.add_(base))
@@ -358,7 +361,8 @@ def _add_product(base: Tensor | None, left: Tensor, right: Tensor, *, out: Tenso
         # A 1x1 convolution into memory of its own, and an addition: oneDNN is at its peak there, and a product that
         # adds to rows far apart is not, by a third.
         weight = right[0].mT.unsqueeze(-1)
-        for part in _cut(0, out.shape[1], max(_CONVOLVED // (out.shape[0] * out.shape[2]), 1)):
+        nodes = out.shape[1] if most is None else max(most // (out.shape[0] * out.shape[2]), 1)
+        for part in _cut(0, out.shape[1], nodes):
             torch.add(base[:, part].mT, torch.conv1d(left[:, part].mT, weight), out=out[:, part].mT)
     elif out.shape[0] > 1:
         if base is None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import trimesh
 import yaml
 
 from latentgnn.cli import main
@@ -211,3 +212,27 @@ def test_the_recipes_build_their_networks(name):
     assert len(blocks) == len(config.model.blocks) > 0
     bare = commands.build_point_network(replace(config.model, blocks={}), num_features=6, num_classes=classes)
     assert len(bare.state_dict()) < len(model.state_dict())
+
+
+def test_the_scannet_recipe_runs_on_files_in_scannets_layout(tmp_path, capsys):
+    root = tmp_path / "scannet"
+    for number, scene in enumerate(("scene0000_00", "scene0001_00", "scene0002_00")):
+        room = trimesh.creation.box((4, 3, 2.5)).subdivide().subdivide().subdivide().subdivide()
+        room.visual.vertex_colors = np.random.default_rng(number).integers(0, 256, (len(room.vertices), 4))
+        folder = root / "scans" / scene
+        folder.mkdir(parents=True)
+        (folder / f"{scene}_vh_clean_2.ply").write_bytes(room.export(file_type="ply"))
+        classes = np.where(room.vertices[:, 2] < -1.2, 2, 1)
+        write_scan(folder / f"{scene}_vh_clean_2.labels.ply", RawScan(points=room.vertices, classes=classes))
+    (root / "scannetv2_train.txt").write_text("scene0000_00\nscene0001_00\n")
+    (root / "scannetv2_val.txt").write_text("scene0002_00\n")
+    argv = ["train", "--config", "scannet", "--data.root", str(root), "--out", str(tmp_path / "run")]
+    size = ["--model.widths", "[16, 16, 32, 32, 32]", "--model.depths", "[1, 0, 0, 0, 1]"]
+    size += ["--model.blocks", "{L3: 8, L4: 4}", "--model.grids", "[0.3, 0.6, 1.2, 2.4]", "--data.voxel", "0.1"]
+    short = ["--training.steps", "2", "--training.batch_size", "2", "--training.schedule.warmup_steps", "1"]
+    short += ["--training.workers", "0", "--training.accelerator", "cpu", "--training.validate_every", "null"]
+    assert main([*argv, *size, *short]) == 0
+    assert "refrigerator" in capsys.readouterr().out
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert len(scores["classes"]) == 20
+    assert np.sum(scores["confusion"]) == len(room.vertices)

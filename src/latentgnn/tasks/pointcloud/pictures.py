@@ -73,7 +73,7 @@ def draw_scan(
         below.scatter(*points.T, s=size, c=colours, linewidths=0, depthshade=False)
         below.set_proj_type("persp")
         below.view_init(elev=32, azim=-60)
-        below.set_box_aspect(np.maximum(extent, 0.02 * extent.max() + 1e-6), zoom=1.25)
+        below.set_box_aspect(np.maximum(extent, 0.02 * extent.max() + 1e-6), zoom=1.1)
         below.set_axis_off()
     handles = [
         Line2D([], [], marker="o", linestyle="", color=palette[number], label=name)
