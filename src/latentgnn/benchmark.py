@@ -304,15 +304,19 @@ def compare(
         x.grad = None
         forward(x).backward(grad)
 
-    for warm in [True, *[False] * rounds]:
+    for turn in range(-1, rounds):
+        warm = turn < 0
+        # Whoever comes first finds the memory as the last one left it: each begins in its turn.
+        first = turn % len(sides)
+        order = [*list(sides.items())[first:], *list(sides.items())[:first]]
         limits = [operations / product_rate(device, dtype)]
         if device.type == "cuda":
             limits.append(3 * size / bandwidth(device))
-        for name, (_, forward) in sides.items():
+        for name, (_, forward) in order:
             with torch.no_grad():
                 taken = seconds(lambda forward=forward: forward(x), device)  # type: ignore[misc]
             forwards[name] += [] if warm else [taken]
-        for name, (module, forward) in sides.items() if steps else ():
+        for name, (module, forward) in order if steps else ():
             taken = seconds(lambda module=module, forward=forward: step(module, forward), device)  # type: ignore[misc]
             both[name] += [] if warm else [taken]
         floors += [] if warm else [max(limits)]
