@@ -67,7 +67,7 @@ def test_a_point_kept_at_the_coarser_level_takes_its_features_there():
     torch.testing.assert_close(raised[coarse.kept], features, atol=1e-4, rtol=1e-4)
     # Elsewhere the three nearest, by inverse squared distances.
     other = next(place for place in range(100) if place not in coarse.kept.tolist())
-    apart = torch.cdist(points[other, None].double(), coarse.coordinates.double())[0]
+    apart = torch.cdist(fine.coordinates[other, None].double(), coarse.coordinates.double())[0]
     nearest = apart.topk(3, largest=False)
     weight = 1 / nearest.values**2
     expected = (features[nearest.indices].double() * (weight / weight.sum())[:, None]).sum(dim=0)
@@ -82,6 +82,15 @@ def test_packed_scenes_are_as_if_alone():
     together = model(features, model.hierarchy(points, offsets))
     alone = torch.cat([model(one, model.hierarchy(where)) for where, one in scenes])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_map_coordinates_of_a_million_metres():
+    model = build().eval()
+    points, features = cloud(200)
+    points = (points.double() * 1024).round() / 1024
+    moved = points + torch.tensor([2.0**20, 2.0**22, 64.0])
+    near, far = (model(features, model.hierarchy(where)) for where in (points, moved))
+    assert torch.equal(near, far)
 
 
 def test_blocks_bring_what_is_far_away():

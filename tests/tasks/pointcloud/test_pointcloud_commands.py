@@ -191,14 +191,38 @@ def test_options_of_detections_are_refused(run, data, tmp_path, capsys):
     assert "model.fpn_channels" in capsys.readouterr().err
 
 
-def test_a_model_is_not_scored_on_other_classes(run, data, tmp_path, capsys):
+@pytest.mark.parametrize(("was", "is_now"), [("ground", "floor"), ("log_intensity", "intensity")])
+def test_a_model_is_not_scored_on_other_classes_or_features(run, tmp_path, capsys, was, is_now):
     other = tmp_path / "other"
-    for split in ("train", "val"):
-        (other / split).mkdir(parents=True)
-        write_town(other / split / f"{split}.laz", 3)
-    (other / "dataset.yaml").write_text(DATASET.replace("ground", "floor"))
+    (other / "val").mkdir(parents=True)
+    write_town(other / "val" / "val.laz", 3)
+    (other / "dataset.yaml").write_text(DATASET.replace(was, is_now))
     assert main(["evaluate", str(run), "--data.root", str(other), "--out", str(tmp_path / "out")]) == 1
-    assert "was trained for the classes" in capsys.readouterr().err
+    assert "was trained for the" in capsys.readouterr().err
+    # Validation scans alone are enough, of the model's own kind.
+    (other / "dataset.yaml").write_text(DATASET)
+    assert main(["evaluate", str(run), "--data.root", str(other), "--out", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("evaluation.votes", "0"), ("loss.label_smoothing", "1.5"), ("loss.lovasz", "-1"), ("data.overlap", "1")],
+)
+def test_settings_out_of_range_are_refused(run, data, recipe, tmp_path, capsys, setting, value):
+    for number, argv in enumerate(
+        (
+            ["train", "--config", str(recipe), "--data.root", str(data)],
+            ["evaluate", str(run)],
+            ["predict", str(run), str(data / "val")],
+        )
+    ):
+        assert main([*argv, "--out", str(tmp_path / str(number)), f"--{setting}", value]) == 1
+        assert f"{setting}: expected" in capsys.readouterr().err
+
+
+def test_a_single_block_of_one_coarse_point_is_learnt_from(data, recipe, tmp_path):
+    argv = ["train", "--config", str(recipe), "--data.root", str(data), "--out", str(tmp_path / "run")]
+    assert main([*argv, "--training.batch_size", "1", "--data.block_size", "0.4", "--training.steps", "2"]) == 0
 
 
 @pytest.mark.parametrize("name", ["lidar_small", "scannet"])

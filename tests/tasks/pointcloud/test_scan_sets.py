@@ -62,6 +62,7 @@ def test_a_folder_of_scans(tmp_path):
         (("train/c.npz", "val"), ["c", "d"]),
         (("train/*.*z",), ["b", "c"]),
         (("**/*.ply",), ["a"]),
+        (("*ai*",), ["a", "b", "c"]),
     ],
 )
 def test_splits_by_folders_files_and_globs(tmp_path, named, names):
@@ -110,6 +111,7 @@ def test_a_folder_that_says_nonsense(tmp_path, text, message):
         ({"root": "/no/such/folder"}, "data.root: there is no folder /no/such/folder"),
         ({"classes": None}, "the classes have no names: set data.classes"),
         ({"classes": ((1, "a"), (1, "b"))}, "class ids 1 are named twice"),
+        ({"classes": ((1, "a"), (2, "a"))}, "several classes are named a"),
         ({"ignored": (2, 9)}, "data.ignored: class ids 2 are among data.classes too"),
         ({"voxel": -1.0}, "data.voxel: expected 0 or more; got -1.0"),
         ({"overlap": 1.0}, "data.overlap: expected 0 or more and less than 1; got 1.0"),

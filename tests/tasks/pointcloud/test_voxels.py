@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentgnn.tasks.pointcloud.voxels import blocks, crop, height_above_ground, nearest, recentre, voxelize
+from latentgnn.tasks.pointcloud.voxels import blocks, crop, height_above_ground, recentre, voxelize
 
 FAR = np.array([770_600.0, 6_277_500.0, 20.0])
 
@@ -156,12 +156,6 @@ def test_spheres_overlap_more_with_more_overlap():
     # Balls about the cells of a cubic grid hold pi / 6 * 3^1.5 = 2.7 cells' volumes, less at the outside.
     assert 1.5 < votes[0] < 2.7
     assert votes[1] > 5 * votes[0]
-
-
-def test_nearest():
-    known, points = _points(30, 1) + FAR, _points(200, 2) + FAR
-    expected = np.linalg.norm(points[:, None] - known[None], axis=-1).argmin(axis=1)
-    np.testing.assert_array_equal(nearest(known, points), expected)
 
 
 def test_height_above_ground():

@@ -2,6 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,7 +105,9 @@ def check_split(config: DataConfig, split: Split) -> Report:
     )
     trained_on: set[Path] = set()
     if split == "val":
-        trained_on = {source.path.resolve() for source in find_scans(config, "train")}
+        # A folder of validation scans alone is enough to score a model on.
+        with suppress(UserError):
+            trained_on = {source.path.resolve() for source in find_scans(config, "train")}
     first: dict[str, Path] = {}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for source, found in zip(sources, pool.map(lambda source: _look(source, config), sources), strict=True):

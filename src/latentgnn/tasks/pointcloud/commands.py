@@ -52,13 +52,17 @@ def evaluate(config: PointCloudConfig, source: Path | None, *, results: Path | N
     """
     if results is not None or source is None:
         raise UserError("--results scores detections; for point clouds, give a run's folder or a checkpoint")
+    _check(config)
     model = _trained(config, source)
     val_set = _load_split(config.data, "val")
-    if val_set.config.classes != config.data.classes:
-        raise UserError(
-            f"the model was trained for the classes {list(config.data.classes or ())}, but the scans in "
-            f"{config.data.root} have {list(val_set.config.classes or ())}"
-        )
+    for name in ("classes", "features"):
+        # The folder's own word wins over the model's, and must be the same.
+        asked, found = getattr(config.data, name), getattr(val_set.config, name)
+        if asked != found:
+            raise UserError(
+                f"the model was trained for the {name} {list(asked or ())}, but the scans in {config.data.root} have "
+                f"{list(found or ())}"
+            )
     scans, confusion, predicted = WholeScans(val_set), np.zeros((model.num_classes,) * 2, np.int64), {}
     shown = shown_scans(len(val_set), config.evaluation.sample_pictures)
     with commands.precision_of(config.training, commands.device_of(config.training.accelerator)):
@@ -95,6 +99,7 @@ def predict(
     """
     if score_threshold is not None:
         raise UserError("--score-threshold leaves out detections; every point of a scan gets a class")
+    _check(config)
     paths = expand_scans(inputs)
     model = _trained(config, source)
     with commands.precision_of(config.training, commands.device_of(config.training.accelerator)):
@@ -138,15 +143,25 @@ def _train(config: PointCloudConfig, run: RunFolder, data: Data, resume: bool) -
 
 
 def _task(config: PointCloudConfig, train_set: ScanSet, val_set: ScanSet) -> PointCloudTask:
-    if config.evaluation.votes < 1:
-        raise UserError(f"evaluation.votes: expected 1 or more; got {config.evaluation.votes}")
     # The seed of the weights; the loop seeds each step by itself.
     torch.manual_seed(config.training.seed)
     model = build_point_network(config.model, num_features=train_set.num_features, num_classes=train_set.num_classes)
     return PointCloudTask(model, config, train=train_set, val=val_set)
 
 
+def _check(config: PointCloudConfig) -> None:
+    for name, sound, expected in (
+        ("evaluation.votes", config.evaluation.votes >= 1, "1 or more"),
+        ("loss.label_smoothing", 0 <= config.loss.label_smoothing <= 1, "from 0 to 1"),
+        ("loss.lovasz", config.loss.lovasz >= 0, "0 or more"),
+    ):
+        if not sound:
+            group, _, key = name.partition(".")
+            raise UserError(f"{name}: expected {expected}; got {getattr(getattr(config, group), key)}")
+
+
 def _load(config: PointCloudConfig, folder: Path) -> Data:
+    _check(config)
     return _load_split(config.data, "train"), _load_split(config.data, "val")
 
 

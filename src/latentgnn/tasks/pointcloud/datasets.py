@@ -1,5 +1,6 @@
 """Sets of labelled scans: folders of scan files, ScanNet v2, and S3DIS's text files."""
 
+import glob
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,11 +12,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from latentgnn.errors import UserError, require
+from latentgnn.errors import UserError
 from latentgnn.tasks.pointcloud.config import DataConfig, Feature, Layout
 from latentgnn.tasks.pointcloud.scans import IGNORE, SUFFIXES, RawScan, Scan, read_scan
 from latentgnn.tasks.pointcloud.voxels import height_above_ground
 from latentgnn.training.parsing import parse_config
+from latentgnn.training.recipes import read_yaml
 
 Split = Literal["train", "val"]
 
@@ -145,7 +147,12 @@ class ScanSet:
         Args:
             paths: LAS, LAZ, PLY or NPZ files.
             config: with ``classes`` and ``features``; ``root`` is not looked at.
+
+        Raises:
+            UserError: values out of range.
         """
+        _check_values(config)
+        _check_classes(config)
         sources = [Source(name=Path(path).stem, path=Path(path), read=partial(read_scan, path)) for path in paths]
         return cls(sources, config, unknown="ignore")
 
@@ -214,7 +221,7 @@ def to_labels(classes: NDArray[np.int64], config: DataConfig) -> tuple[NDArray[n
     strange = {
         id: count
         for id, count in zip(ids.tolist(), counts.tolist(), strict=True)
-        if id not in label_of and id not in config.ignored and config.layout != "scannet"
+        if id not in (*label_of, *config.ignored, IGNORE) and config.layout != "scannet"
     }
     return labels, strange
 
@@ -248,17 +255,22 @@ def _column(path: Path, raw: RawScan, name: str) -> NDArray[Any]:
     return raw.columns[name]
 
 
+def _glob(pattern: str) -> list[str]:
+    return sorted(glob.glob(pattern, recursive=True))
+
+
 def _find_files(root: Path, named: Sequence[str] | None, split: Split, config: DataConfig) -> list[Source]:
     found: list[Path] = []
     for pattern in named or (split,):
-        if (root / pattern).is_dir():
-            inside = sorted((root / pattern).rglob("*"))
-            found += [path for path in inside if path.suffix.lower() in SUFFIXES and path.is_file()]
+        if (root / pattern).is_file():
+            found.append(root / pattern)
             continue
-        matches = [root / pattern] if (root / pattern).is_file() else sorted(root.glob(pattern))
-        if not matches:
+        is_folder = (root / pattern).is_dir()
+        places = [root / pattern] if is_folder else [Path(place) for place in _glob(str(root / pattern))]
+        if not places:
             raise UserError(f"{root / pattern}: there is no such folder or scan; set data.{split}")
-        found += matches
+        inside = [path for place in places for path in (place, *sorted(place.rglob("*")))]
+        found += [path for path in inside if path.suffix.lower() in SUFFIXES and path.is_file()]
     return [Source(name=path.stem, path=path, read=partial(read_scan, path)) for path in found]
 
 
@@ -273,7 +285,7 @@ def _find_scannet(root: Path, named: Sequence[str] | None, split: Split, config:
         file = next((place for place in places if place.is_file()), None)
         if file is None:
             raise UserError(f"there is no split file {name}; looked for {_list(places)}")
-        for scene in file.read_text().split():
+        for scene in file.read_text(encoding="utf-8", errors="replace").split():
             path = scans / scene / f"{scene}_vh_clean_2.ply"
             sources.append(Source(name=scene, path=path, read=partial(_read_scannet, path)))
     return sources
@@ -368,14 +380,9 @@ def _layout_of(root: Path) -> Layout:
 
 def _dataset_settings(path: Path) -> dict[str, Any]:
     """The settings that a data folder makes itself."""
-    yaml = require("yaml", extra="train")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no YAML: {error}") from None
-    if not isinstance(values, dict) or not set(values) <= set(_DATASET_SETTINGS):
-        got = _list(map(str, values)) if isinstance(values, dict) else type(values).__name__
-        raise UserError(f"{path}: expected a mapping of any of {_list(_DATASET_SETTINGS)}; got {got}")
+    values = read_yaml(path)
+    if not set(values) <= set(_DATASET_SETTINGS):
+        raise UserError(f"{path}: expected a mapping of any of {_list(_DATASET_SETTINGS)}; got {_list(values)}")
     if isinstance(values.get("classes"), dict):
         values["classes"] = [[id, name] for id, name in values["classes"].items()]
     for split in ("train", "val"):
@@ -396,9 +403,13 @@ def _check_classes(config: DataConfig) -> None:
         )
     ids = [id for id, _ in config.classes]
     twice = sorted({id for id in ids if ids.count(id) > 1})
+    names = [name for _, name in config.classes]
+    same = sorted({name for name in names if names.count(name) > 1})
     both = sorted(set(ids) & set(config.ignored))
     if twice:
         raise UserError(f"data.classes: class ids {_list(twice)} are named twice")
+    if same:
+        raise UserError(f"data.classes: several classes are named {_list(same)}; give each a name of its own")
     if both:
         raise UserError(f"data.ignored: class ids {_list(both)} are among data.classes too")
 

@@ -16,6 +16,7 @@ from latentgnn.errors import UserError
 from latentgnn.tasks.blocks import insert_blocks
 from latentgnn.tasks.pointcloud.config import ModelConfig
 from latentgnn.tasks.pointcloud.neighbors import Hierarchy, Level, build_hierarchy, pack
+from latentgnn.tasks.pointcloud.voxels import recentre
 
 _NODES_AT_ONCE = 16_384
 """Points whose neighbours are looked at together where nothing is kept for a backward pass."""
@@ -110,16 +111,15 @@ class PointNetwork(nn.Module):
         """The levels that `forward` takes, on the coordinates' device.
 
         Args:
-            coordinates: metres, (T, 3), of blocks one after another.
+            coordinates: metres, (T, 3), of blocks one after another; map coordinates of 10^6 m in float64. Each block
+                gets an origin of its own.
             offsets: (B + 1,), where each block begins, and T at the end; one block without it.
         """
-        points = coordinates.detach().cpu().numpy().astype(np.float32)
+        points = coordinates.detach().cpu().numpy().astype(np.float64)
         ends = [0, len(points)] if offsets is None else offsets.tolist()
+        blocks = [recentre(points[start:end]) for start, end in pairwise(ends)]
         packed = pack(
-            [
-                build_hierarchy(points[start:end], grids=self.grids, neighbors=self.neighbors, workers=-1)
-                for start, end in pairwise(ends)
-            ]
+            [build_hierarchy(block, grids=self.grids, neighbors=self.neighbors, workers=-1) for block in blocks]
         )
         return tuple(Level(*(tensor.to(coordinates.device) for tensor in level)) for level in packed)
 

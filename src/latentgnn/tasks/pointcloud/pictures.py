@@ -59,7 +59,8 @@ def draw_scan(
         wrong = (labels != predicted) & (labels != IGNORE)
         mixed = np.where(wrong[:, None], _rgb(_WRONG), _rgb(_RIGHT))
         # IGNORE is -1, and so the palette's last.
-        panels = [("ground truth", palette[labels]), *panels, (f"wrong ({wrong.mean():.1%})", mixed)]
+        part = wrong.sum() / max((labels != IGNORE).sum(), 1)
+        panels = [("ground truth", palette[labels]), *panels, (f"wrong ({part:.1%})", mixed)]
 
     figure = Figure(figsize=(5 * len(panels), 9.4), layout="constrained")
     extent = points.max(axis=0)

@@ -92,8 +92,8 @@ def predict_files(
 ) -> list[Predicted]:
     """Predict scan files one after the other, and write each again with the predicted classes.
 
-    LAS and LAZ become LAZ, with all else that they hold; PLY and NPZ keep their format. A file that cannot be read does
-    not stop the others: all that were read are written before the error is raised.
+    LAS and LAZ become LAZ, with all else that they hold; PLY and NPZ keep their format. A file that cannot be read or
+    written does not stop the others; the error comes after all of them.
 
     Args:
         model: in evaluation mode.
@@ -105,32 +105,39 @@ def predict_files(
         on_scan: called after each scan.
 
     Raises:
-        UserError: files could not be read, and it lists them; or ``out`` is a file.
+        UserError: files could not be read or written, and it lists them; ``out`` is a file, or a prediction would take
+            its source's place.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: a folder to write to is needed, but this is a file")
+    targets = [
+        out / f"{stem}{'.laz' if path.suffix.lower() == '.las' else path.suffix.lower()}"
+        for path, stem in zip(paths, unique_stems(paths), strict=True)
+    ]
+    if overwritten := {path.resolve() for path in paths} & {target.resolve() for target in targets}:
+        raise UserError(f"{overwritten.pop()} would be overwritten by its prediction: choose another folder than {out}")
     scans = ScanSet.of_files(paths, config)
     class_ids = np.array(scans.class_ids, np.int64)
     done: list[Predicted] = []
     faults: list[str] = []
-    for index, (path, stem) in enumerate(zip(paths, unique_stems(paths), strict=True)):
+    for index, (path, target) in enumerate(zip(paths, targets, strict=True)):
         try:
             scan = _sound(scans.scan(index), path)
+            found = predict_scan(model, scan.points, scan.features, config, votes=votes).argmax(axis=1)
+            write_classes(target, class_ids[found], source=path)
         except UserError as error:
             faults.append(str(error))
             continue
-        found = predict_scan(model, scan.points, scan.features, config, votes=votes).argmax(axis=1)
-        target = out / f"{stem}{'.laz' if path.suffix.lower() == '.las' else path.suffix.lower()}"
-        write_classes(target, class_ids[found], source=path)
         if pictures:
-            write_bytes(out / "pictures" / f"{stem}.png", draw_scan(scan.points, scans.class_names, predicted=found))
+            picture = draw_scan(scan.points, scans.class_names, predicted=found)
+            write_bytes(out / "pictures" / f"{target.stem}.png", picture)
         done.append(Predicted(path, target, np.bincount(found, minlength=scans.num_classes)))
         if on_scan is not None:
             on_scan(done[-1])
     if faults:
         listed = "\n  ".join(faults)
         raise UserError(
-            f"{len(faults)} of {len(paths)} scans could not be read; the others are done, in {out}:\n  {listed}"
+            f"{len(faults)} of {len(paths)} scans could not be predicted; the others are done, in {out}:\n  {listed}"
         )
     return done
 

@@ -89,8 +89,8 @@ def read_scan(path: Path | str) -> RawScan:
 def write_scan(path: Path | str, scan: RawScan) -> None:
     """Write a LAS, LAZ, PLY or NPZ file, by its suffix, in one step.
 
-    LAS and LAZ round coordinates to a tenth of a millimetre, or to what 32 bits can count in a scan that is larger than
-    400 km; PLY and NPZ keep float64.
+    LAS and LAZ round coordinates to a tenth of a millimetre, or to what 31 bits can count in a scan that is larger than
+    214 km; PLY and NPZ keep float64.
 
     Raises:
         UserError: another suffix, or classes that the format cannot hold.

@@ -118,6 +118,9 @@ class PointCloudTask:
         """Training blocks packed one after another, with their levels; whole scans as they are."""
         if isinstance(samples[0], WholeScan):
             return samples
+        if len(samples) == 1 and len(samples[0][1][-1].coordinates) == 1:
+            # Batch norm refuses a single row; the same block twice has the same statistics.
+            samples = samples * 2
         return collate([sample for sample, _ in samples]), pack([hierarchy for _, hierarchy in samples])
 
     def sample_ids(self, batch: tuple[Batch, Hierarchy]) -> list[Any]:

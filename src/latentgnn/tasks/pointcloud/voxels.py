@@ -1,4 +1,4 @@
-"""Points thinned out by voxels, cut into overlapping blocks, and results brought back to all points."""
+"""Points thinned out by voxels and cut into overlapping blocks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -65,6 +65,8 @@ def recentre(points: Floats) -> NDArray[np.float32]:
 
     The difference is taken in float64: of a map coordinate of 10^6 m, float32 knows only 6 cm.
     """
+    if len(points) == 0:
+        return points.astype(np.float32)
     low, high = points.min(axis=0), points.max(axis=0)
     origin = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]])
     return (points - origin).astype(np.float32)
@@ -100,16 +102,6 @@ def blocks(points: Floats, *, shape: BlockShape, size: float, overlap: float) ->
         yield from _columns(points, size, step)
     else:
         yield from _spheres(points, size, step / np.sqrt(3))
-
-
-def nearest(known: Floats, points: Floats) -> Indices:
-    """For each point, the index of the nearest known one: brings the results of kept points back to all.
-
-    Args:
-        known: metres, shape (M, 3), M at least 1.
-        points: metres, shape (N, 3).
-    """
-    return cKDTree(known).query(points)[1].astype(np.int64)
 
 
 def height_above_ground(points: Floats, radius: float) -> NDArray[np.float32]:
