@@ -586,10 +586,10 @@ def _mixed(
         ]
         return latents, expand_CR.unsqueeze(0)
     # Of many samples and channels this is no small tensor: it is written once, and as the products want it.
-    samples, groups, latents, _ = value_SGDr.shape
-    expand_SCF = rows((samples, expand_CR.shape[0], groups * latents + 1), expand_CR, plan.compute)
+    samples, groups, every, _ = value_SGDr.shape
+    expand_SCF = rows((samples, expand_CR.shape[0], groups * every + 1), expand_CR, plan.compute)
     expand_SCF[..., -1] = expand_CR[:, -1]
-    expand_SGCD = expand_SCF[..., :-1].unflatten(2, (groups, latents)).transpose(1, 2)
+    expand_SGCD = expand_SCF[..., :-1].unflatten(2, (groups, every)).transpose(1, 2)
     for kernel, one, expand_GCr in zip(plan.kernels, mixed, _expand_of_kernels(expand_CR, plan), strict=True):
         expand_SGCD[..., kernel] = expand_GCr @ one.mT
     return [], expand_SCF

@@ -16,7 +16,10 @@ from typing import Any, Literal
 from latentgnn.errors import UserError, require
 from latentgnn.files import write_json, write_text
 
-_PACKAGES = ("latentgnn", "torch", "torchvision", "timm", "lightning", "numpy", "safetensors", "faster-coco-eval")
+_PACKAGES = (
+    *("latentgnn", "torch", "torchvision", "timm", "lightning", "numpy", "safetensors", "faster-coco-eval"),
+    *("scipy", "trimesh", "laspy"),
+)
 # Processes that Lightning starts for further devices run the same command, and find the first one's folder by it.
 _INHERITED = "LATENTGNN_RUN"
 

@@ -91,8 +91,8 @@ def test_what_the_folder_says_of_itself(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("classes: [", "dataset.yaml is no YAML"),
-        ("- 1", "expected a mapping of any of layout, train, val, .*; got list"),
+        ("classes: [", "dataset.yaml, line 1, column 11"),
+        ("- 1", "expected a mapping of settings, got list"),
         ("voxel: 3", "expected a mapping of any of layout, .*; got voxel"),
         ("features: [colour]", r"dataset\.yaml: features: expected .*got \['colour'\]"),
         ("classes: {2: 3.5, a: b}", r"dataset\.yaml: classes: expected"),
