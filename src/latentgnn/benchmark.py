@@ -508,24 +508,27 @@ def run(
         "square_product_gflops": product_rate(place, kind) / 1e9,
         "layer": {},
     }
+    stem = out / f"layer-{now:%Y-%m-%d}-{place.type}"
+
+    def keep(part: str, value: Any) -> None:
+        """Write what there is after every part: a long run that is stopped has not been in vain."""
+        report[part] = value
+        write_json(stem.with_suffix(".json"), report)
+        write_text(stem.with_suffix(".md"), markdown(report))
+
     for name in shapes:
         for norm in norms:
             result = compare(SHAPES[name], peers=peers, norm=norm, rounds=rounds, device=place, dtype=kind)
-            report["layer"][f"{name} {norm}"] = result
+            keep("layer", report["layer"] | {f"{name} {norm}": result})
             head = 0 if len(report["layer"]) == 1 else 2
             print("\n".join(table({name: result}).splitlines()[head:]), flush=True)
-    stem = out / f"layer-{now:%Y-%m-%d}-{place.type}"
     if sweeps and place.type == "cpu":
-        report["per_node"] = per_node()
-        uneven = [1_000_000 // 2, *[500] * 1000]
-        report["packed"] = [
-            packed_against_padded(sizes, rounds=rounds)
-            for sizes in ([1_000_000], [1000] * 1000, [100_000, *[500] * 100], uneven[:41])
-        ]
-        report["by_nodes"] = by_nodes([peer for peer in peers if peer != "compiled reference"], rounds=rounds)
+        keep("per_node", per_node())
+        # One scene, many alike, one large among small ones.
+        scenes = ([1_000_000], [1000] * 1000, [100_000, *[1000] * 9])
+        keep("packed", [packed_against_padded(sizes, rounds=rounds) for sizes in scenes])
+        keep("by_nodes", by_nodes([peer for peer in peers if peer != "compiled reference"], rounds=rounds))
         write_bytes(stem.with_suffix(".png"), plot(report["by_nodes"]))
-    write_json(stem.with_suffix(".json"), report)
-    write_text(stem.with_suffix(".md"), markdown(report))
     print(f"written to {stem}.json, .md{' and .png' if sweeps else ''}")
     return report
 
