@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from latentgnn.cli import main
+from latentgnn.cli import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -18,7 +18,7 @@ def test_python_blocks_run_in_order(page: Path) -> None:
     scope: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, str(page), "exec"), scope)
-    assert scope["layer"]
+    assert {"layer", "logits"} & set(scope)
 
 
 @pytest.mark.parametrize("page", [page.relative_to(ROOT) for page in PAGES], ids=str)
@@ -36,7 +36,7 @@ def test_the_two_commands_stand_where_the_ci_script_finds_them() -> None:
 
 def test_every_option_the_pages_name_exists(capsys: pytest.CaptureFixture[str]) -> None:
     shown = ""
-    for command in ("train", "evaluate", "predict", "check-data", "recipes"):
+    for command in COMMANDS:
         assert main([command, "--help"]) == 0
         shown += capsys.readouterr().out
     known = set(re.findall(r"--[a-z][\w.-]+", shown))
@@ -51,7 +51,7 @@ def test_every_recipe_the_pages_name_exists(capsys: pytest.CaptureFixture[str]) 
     assert main(["recipes"]) == 0
     listed = capsys.readouterr().out.split()
     for page in PAGES:
-        named = set(re.findall(r"\b(mask_rcnn_\w+|nuclei_\w+)\b", page.read_text()))
+        named = set(re.findall(r"\b(mask_rcnn_\w+|nuclei_\w+|lidar_\w+)\b", page.read_text()))
         assert named <= set(listed), page
 
 
