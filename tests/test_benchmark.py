@@ -85,6 +85,8 @@ def test_the_command_writes_table_and_json(monkeypatch, tmp_path, capsys):
 def test_unknown_names_are_refused(capsys):
     assert main(["benchmark", "layer", "--shapes", "C33"]) == 2
     assert "did you mean C3" in capsys.readouterr().err
+    assert main(["benchmark", "layer", "--device", "cdua"]) == 2
+    assert "choose from" in capsys.readouterr().err
     assert main(["benchmark", "layer", "--rounds", "0"]) == 2
     assert "1 or more" in capsys.readouterr().err
 
@@ -96,3 +98,5 @@ def test_the_cost_command_counts_the_layers_parameters(capsys):
     assert f"{sum(parameter.numel() for parameter in layer.parameters()):,}" in capsys.readouterr().out
     assert main(["cost", "--channels", "60", "--size", "10", "--latents", "8"]) == 2
     assert "divisible" in capsys.readouterr().err
+    assert main(["cost", "--channels", "64", "--size", "10x0", "--latents", "8"]) == 2
+    assert "expected numbers from 1 on" in capsys.readouterr().err

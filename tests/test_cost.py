@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 import torch
-from test_tiles import bytes_held
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from latentgnn import FrozenBatchNorm, LatentGNN, LatentGNNConfig, fast, operators, tiles
+from latentgnn.benchmark import held_bytes
 from latentgnn.cost import cost, non_local_cost, table
 from latentgnn.tiles import Plan
 
@@ -79,7 +79,7 @@ def test_parameters(norm: type[nn.Module], arguments: dict[str, object]) -> None
 def test_held_bytes_are_those_that_autograd_keeps(graph_conv: bool, symmetric: bool, training: bool) -> None:
     layer = LatentGNN(128, num_latents=20, graph_conv=graph_conv, symmetric=symmetric).train(training)
     x = torch.randn(2, 128, 60, 60, requires_grad=True)
-    held = bytes_held(lambda: layer(x), layer)
+    held = held_bytes(layer, x, layer)
     expected = cost(layer.config, x.shape, batch_statistics=training).held_bytes
     assert held == pytest.approx(expected, rel=0.05)
 

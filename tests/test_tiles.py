@@ -1,7 +1,6 @@
 """The tiled path against the published arithmetic, whatever the configuration, shape, strides, mask and tile size."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from sweep import make_layer, relative_error
 from torch import Tensor, nn
 
 from latentgnn import FrozenBatchNorm, LatentGNN, composed, reference, tiles
+from latentgnn.benchmark import held_bytes
 
 AFFINE_NORMS = {"frozen": FrozenBatchNorm, "evaluation": nn.BatchNorm1d, "none": nn.Identity}
 
@@ -129,23 +129,6 @@ def test_gradients_agree_with_central_differences(config: str, batch: int, monke
     assert torch.autograd.gradcheck(layer, (x,), eps=1e-6, atol=1e-6)
 
 
-def bytes_held(call: Callable[[], Tensor], module: nn.Module) -> int:
-    """Bytes of all memory that the backward pass keeps alive, without parameters and buffers."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in [*module.parameters(), *module.buffers()]}
-    held: dict[int, tuple[int, Tensor]] = {}
-
-    def pack(saved: Tensor) -> Tensor:
-        storage = saved.untyped_storage()
-        if storage.data_ptr() not in own:
-            held[storage.data_ptr()] = (storage.nbytes(), saved)
-        return saved
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
-        output = call()
-    del output
-    return sum(size for size, _ in held.values())
-
-
 @pytest.mark.parametrize("graph_conv", [False, True])
 @pytest.mark.parametrize(
     ("norm", "most"), [("frozen", 1.05), ("evaluation", 1.05), ("none", 1.05), ("layer", 1.05), ("batch", 2.5)]
@@ -156,15 +139,15 @@ def test_what_is_held_for_the_backward_pass(norm: str, most: float, graph_conv: 
     layer.train(norm == "batch")
     x = torch.randn(2, 256, 50, 80, requires_grad=True)
     size = x.numel() * x.element_size()
-    assert bytes_held(lambda: layer(x), layer) <= most * size
-    assert bytes_held(lambda: reference.forward(layer, x), layer) > 2.6 * size
+    assert held_bytes(layer, x, layer) <= most * size
+    assert held_bytes(lambda x: reference.forward(layer, x), x, layer) > 2.6 * size
 
 
 def test_folded_matrices_are_not_held() -> None:
     """Where channels are many and nodes few, copies of the matrices would be as large as the input."""
     layer = LatentGNN(512, num_latents=8, graph_conv=True, norm=FrozenBatchNorm, gamma_init=0.5)
     x = torch.randn(1, 512, 10, 12, requires_grad=True)
-    assert bytes_held(lambda: layer(x), layer) <= 1.1 * x.numel() * x.element_size()
+    assert held_bytes(layer, x, layer) <= 1.1 * x.numel() * x.element_size()
 
 
 @pytest.mark.parametrize("mode", ["parameters", "autocast"])

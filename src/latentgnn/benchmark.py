@@ -522,7 +522,8 @@ def run(
             keep("layer", report["layer"] | {f"{name} {norm}": result})
             head = 0 if len(report["layer"]) == 1 else 2
             print("\n".join(table({name: result}).splitlines()[head:]), flush=True)
-    if sweeps and place.type == "cpu":
+    sweeps = sweeps and place.type == "cpu"
+    if sweeps:
         keep("per_node", per_node())
         # One scene, many alike, one large among small ones.
         scenes = ([1_000_000], [1000] * 1000, [100_000, *[1000] * 9])

@@ -326,10 +326,10 @@ def _recipes(arguments: argparse.Namespace, overrides: Overrides) -> int:
 
 def _counts(text: str) -> tuple[int, ...]:
     """``100x168`` or ``150,100``."""
-    counts = tuple(int(part) for part in text.replace("x", ",").split(","))
-    if min(counts) < 1:
-        raise ValueError(text)
-    return counts
+    parts = text.replace("x", ",").split(",")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"expected numbers from 1 on, such as 100x168 or 150,100; got {text!r}")
+    return tuple(map(int, parts))
 
 
 def _cost_arguments(parser: argparse.ArgumentParser) -> None:
@@ -369,7 +369,7 @@ def _benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--norms", metavar="NAME,..", default="frozen,training", help="(frozen,training)")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="(7)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N", help="(all cores)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="(cpu)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="(float32)")
     parser.add_argument("--no-sweeps", action="store_true", help="leave out what is measured over numbers of nodes")
     parser.add_argument("--out", type=Path, default=Path("benchmark"), metavar="FOLDER", help="(benchmark)")

@@ -141,7 +141,6 @@ def test_all_parameters_learn():
     points, features = cloud(300)
     model(features, model.hierarchy(points)).square().mean().backward()
     dead = [name for name, parameter in model.named_parameters() if not parameter.grad.any()]
-    # A bias before the softmax of no loss is alive; batch norm stops only what is constant.
     assert dead == []
 
 

@@ -63,6 +63,7 @@ def test_a_folder_of_scans(tmp_path):
         (("train/*.*z",), ["b", "c"]),
         (("**/*.ply",), ["a"]),
         (("*ai*",), ["a", "b", "c"]),
+        (("train/**/*",), ["a", "b", "c"]),
     ],
 )
 def test_splits_by_folders_files_and_globs(tmp_path, named, names):
@@ -169,6 +170,7 @@ def test_files_to_predict_on_need_no_known_labels(tmp_path):
 
 def test_a_set_travels_to_loading_processes(tmp_path):
     found = load_set(_config(_folder(tmp_path)), "train")
+    # What multiprocessing does with its own bytes where processes are spawned.
     there = pickle.loads(pickle.dumps(found))
     assert there.names == found.names
     np.testing.assert_array_equal(there.scan(1).points, found.scan(1).points)

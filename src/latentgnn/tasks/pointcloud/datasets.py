@@ -255,22 +255,20 @@ def _column(path: Path, raw: RawScan, name: str) -> NDArray[Any]:
     return raw.columns[name]
 
 
-def _glob(pattern: str) -> list[str]:
-    return sorted(glob.glob(pattern, recursive=True))
-
-
 def _find_files(root: Path, named: Sequence[str] | None, split: Split, config: DataConfig) -> list[Source]:
     found: list[Path] = []
     for pattern in named or (split,):
         if (root / pattern).is_file():
             found.append(root / pattern)
             continue
-        is_folder = (root / pattern).is_dir()
-        places = [root / pattern] if is_folder else [Path(place) for place in _glob(str(root / pattern))]
-        if not places:
+        # The pattern alone is one: a folder may have brackets in its name.
+        names = [pattern] if (root / pattern).is_dir() else sorted(glob.glob(pattern, root_dir=root, recursive=True))
+        if not names:
             raise UserError(f"{root / pattern}: there is no such folder or scan; set data.{split}")
-        inside = [path for place in places for path in (place, *sorted(place.rglob("*")))]
-        found += [path for path in inside if path.suffix.lower() in SUFFIXES and path.is_file()]
+        places = [root / name for name in names]
+        inside = [path for place in places for path in (sorted(place.rglob("*")) if place.is_dir() else [place])]
+        # A pattern such as **/* matches a folder and what is in it.
+        found += [path for path in dict.fromkeys(inside) if path.suffix.lower() in SUFFIXES and path.is_file()]
     return [Source(name=path.stem, path=path, read=partial(read_scan, path)) for path in found]
 
 

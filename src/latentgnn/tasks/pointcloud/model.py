@@ -223,7 +223,7 @@ class LocalAggregation(nn.Module):
             return self.out_norm(self._largest(x, centers, coordinates, neighbors))
         # Without a backward pass the pairs need not be in memory all at once.
         parts = zip(centers.split(_NODES_AT_ONCE), neighbors.split(_NODES_AT_ONCE), strict=True)
-        return self.out_norm(torch.cat([self._largest(x, *part[:1], coordinates, *part[1:]) for part in parts]))
+        return self.out_norm(torch.cat([self._largest(x, some, coordinates, near) for some, near in parts]))
 
     def _largest(self, x: Tensor, centers: Tensor, coordinates: Tensor, neighbors: Tensor) -> Tensor:
         position = self.position((coordinates[neighbors] - centers[:, None]) / self.edge)

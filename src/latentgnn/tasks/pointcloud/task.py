@@ -98,6 +98,7 @@ class PointCloudTask:
     """
 
     def __init__(self, model: PointNetwork, config: PointCloudConfig, *, train: ScanSet, val: ScanSet) -> None:
+        # The task's interface knows it as a module, and prediction by its own kind.
         self._network = model
         self.model: nn.Module = model
         self.monitor = "mIoU"
