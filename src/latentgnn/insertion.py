@@ -220,7 +220,7 @@ def _run_on_fakes(model: nn.Module, names: tuple[str, ...], example_input: Any) 
     outputs: dict[str, list[_Output]] = {name: [] for name in names}
 
     def record(name: str, module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
-        outputs[name].append(_Output(output, any(kwargs.get(name) is not None for name in _SCENES)))
+        outputs[name].append(_Output(output, any(kwargs.get(key) is not None for key in _SCENES)))
 
     for name in names:
         twin.get_submodule(name).register_forward_hook(partial(record, name), with_kwargs=True)
