@@ -95,7 +95,11 @@ def test_the_cost_command_counts_the_layers_parameters(capsys):
     argv = ["cost", "--channels", "64", "--size", "10x12", "--latents", "8,4", "--graph-conv"]
     assert main(argv) == 0
     layer = LatentGNN(64, num_latents=(8, 4), graph_conv=True)
-    assert f"{sum(parameter.numel() for parameter in layer.parameters()):,}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"{sum(parameter.numel() for parameter in layer.parameters()):,}" in shown
+    # What is not counted with batch statistics is not shown for them.
+    (operations,) = [line for line in shown.splitlines() if line.startswith("forward operations")]
+    assert operations.split().count("-") == 1
     assert main(["cost", "--channels", "60", "--size", "10", "--latents", "8"]) == 2
     assert "divisible" in capsys.readouterr().err
     assert main(["cost", "--channels", "64", "--size", "10x0", "--latents", "8"]) == 2
