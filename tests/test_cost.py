@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from latentgnn import FrozenBatchNorm, LatentGNN, LatentGNNConfig, fast, operators, tiles
+from latentgnn import FrozenBatchNorm, LatentGNN, LatentGNNConfig, fast, folding, tiles
 from latentgnn.benchmark import held_bytes
 from latentgnn.cost import cost, non_local_cost, table
 from latentgnn.tiles import Plan
@@ -44,7 +44,7 @@ def test_operations_are_those_that_pytorch_counts(
     )
     x, plan = torch.randn(2, 31, 32), plan_of(layer)
     with torch.no_grad():
-        weights = operators.fold(fast.projections(layer, torch.float32), plan)
+        weights = folding.fold(fast.projections(layer, torch.float32), plan)
     with FlopCounterMode(display=False) as counter:
         out, sums, squares = tiles.forward(x, None, None, weights, plan)
     found = cost(layer.config, (2, 32, 31))

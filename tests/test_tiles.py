@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sweep import make_layer, relative_error
 from torch import Tensor, nn
 
-from latentgnn import FrozenBatchNorm, LatentGNN, composed, reference, tiles
+from latentgnn import FrozenBatchNorm, LatentGNN, composed, folding, operators, reference, tiles
 from latentgnn.benchmark import held_bytes
 
 AFFINE_NORMS = {"frozen": FrozenBatchNorm, "evaluation": nn.BatchNorm1d, "none": nn.Identity}
@@ -246,3 +246,31 @@ def test_float32_is_about_as_exact_as_the_reference() -> None:
             ratios["gradient" if index else "output"].append(float(ratio.log()))
     assert math.exp(sum(ratios["output"]) / len(ratios["output"])) < 1.2
     assert math.exp(sum(ratios["gradient"]) / len(ratios["gradient"])) < 2
+
+
+@pytest.mark.parametrize("norm", sorted(AFFINE_NORMS))
+@pytest.mark.parametrize("arguments", [{}, {"graph_conv": True, "num_latents": (2, 3)}, {"num_groups": 2}])
+def test_scatter_without_shifts_is_direct(
+    norm: str, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The norms of a fresh layer shift nothing; where shifts are learnt, they get their gradients all the same."""
+    torch.manual_seed(0)
+    arguments = {"num_latents": 3, **arguments}
+    layer = LatentGNN(32, reduction=2, norm=AFFINE_NORMS[norm], gamma_init=0.7, dtype=torch.float64, **arguments).eval()
+    direct: list[bool] = []
+
+    def fold(*arguments: Any, **options: Any) -> Any:
+        direct.append(options["direct"])
+        return folding.fold(*arguments, **options)
+
+    monkeypatch.setattr(operators, "fold", fold)
+    x = torch.randn(2, 32, 5, 6, dtype=torch.float64, requires_grad=True)
+    output, expected = layer(x), reference.forward(layer, x)
+    assert relative_error(output, expected) < 1e-12
+    for ours, theirs in zip(all_gradients(output, x, layer), all_gradients(expected, x, layer), strict=True):
+        assert relative_error(ours, theirs) < 1e-9
+    assert direct == [True, norm != "evaluation"]
+    if norm != "none":
+        layer.kernel_list[-1].scatter_assign.norm.bias.data[-1] = 0.1
+        assert relative_error(layer(x), reference.forward(layer, x)) < 1e-12
+        assert not direct[-1]

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from latentgnn.composed import Nodes
 from latentgnn.composed import latent_gnn as composed_latent_gnn
+from latentgnn.folding import Projected
 from latentgnn.functional import wide
 from latentgnn.norms import affine
-from latentgnn.operators import Projected, tiled
+from latentgnn.operators import tiled
 from latentgnn.tiles import Plan
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ derivatives: asking for them is an error that says so.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from torch.utils.flop_counter import register_flop_formula
 from latentgnn import tiles
 from latentgnn.config import LatentGNNConfig
 from latentgnn.cost import cost
+from latentgnn.folding import Projected, can_be_direct, fold, scatter_assigns, unfold
 from latentgnn.functional import wide
-from latentgnn.tiles import Plan, Weights, rows
+from latentgnn.tiles import Plan
 
 _PLAN = "int groups, int[] latents, bool symmetric, bool graph_conv, bool residual, str node_scale, ScalarType compute"
 _LAYER = "Tensor x, Tensor? mask, Tensor? offsets, Tensor[] matrices, Tensor[] scales, Tensor[] shifts"
@@ -23,17 +24,9 @@ _LAYER = "Tensor x, Tensor? mask, Tensor? offsets, Tensor[] matrices, Tensor[] s
 _library = torch.library.Library("latentgnn", "DEF")
 _library.define(f"forward({_LAYER}, {_PLAN}) -> (Tensor, Tensor, Tensor)")
 _library.define(
-    f"backward(Tensor grad, {_LAYER}, Tensor sums, Tensor squares, bool needs_x, {_PLAN}) -> "
+    f"backward(Tensor grad, {_LAYER}, Tensor sums, Tensor squares, bool needs_x, bool needs_shifts, {_PLAN}) -> "
     "(Tensor[], Tensor[], Tensor[], Tensor[])"
 )
-
-
-class Projected(NamedTuple):
-    """What a matrix and the norm after it do: x to (matrix x) * scale + shift."""
-
-    matrix: Tensor
-    scale: Tensor
-    shift: Tensor
 
 
 def tiled(
@@ -45,9 +38,7 @@ def tiled(
         x_BNC: input.
         mask_BN: nodes that take part.
         offsets: (S + 1,), where each sample begins among the nodes of a single row, and the end.
-        projected: the reduction of gather and, unless symmetric, of scatter; the assignments of gather, and unless
-            symmetric of scatter, of every kernel; the graph convolution of every kernel, if there are any; the
-            expansion. The matrices are what is kept for the backward pass, not copies of them.
+        projected: as `fold` takes it. The matrices are what is kept for the backward pass, not copies of them.
         plan: of the layer.
     """
     plain = (
@@ -56,60 +47,6 @@ def tiled(
     )
     matrices, scales, shifts = (list(parts) for parts in zip(*projected, strict=True))
     return torch.ops.latentgnn.forward(x_BNC, mask_BN, offsets, matrices, scales, shifts, *plain)[0]
-
-
-def fold(projected: Sequence[Projected], plan: Plan) -> Weights:
-    """The matrices with scales and shifts in them."""
-    dtype, ways, kernels = wide(plan.compute), 1 if plan.symmetric else 2, len(plan.latents)
-    rest = [Projected(*(part.to(dtype) for part in one)) for one in projected]
-    reduces, assigns = rest[:ways], rest[ways : ways + ways * kernels]
-    convs, expand = rest[ways + ways * kernels : -1], rest[-1]
-
-    def affine(one: Projected) -> Tensor:
-        return torch.cat([one.matrix * one.scale.unsqueeze(1), one.shift.unsqueeze(1)], 1)
-
-    def of_groups(parts: Sequence[Projected]) -> list[Tensor]:
-        return [affine(one).unflatten(0, (plan.groups, -1)) for one in parts]
-
-    down = _down(reduces, plan)
-    expand_CF = rows((expand.matrix.shape[0], expand.matrix.shape[1] + 1), expand.matrix, dtype)
-    torch.mul(expand.matrix, expand.scale.unsqueeze(1), out=expand_CF[:, :-1])
-    expand_CF[:, -1] = expand.shift
-    gather_assign = torch.cat(of_groups(assigns[:kernels]), 1)
-    return Weights(
-        reduce=torch.cat([(one.matrix * (one.scale * down).unsqueeze(1)).to(plan.compute) for one in reduces]),
-        reduce_shift=torch.cat([one.shift * down for one in reduces]).to(plan.compute),
-        gather_assign=gather_assign,
-        scatter_assign=gather_assign if plan.symmetric else torch.cat(of_groups(assigns[kernels:]), 1),
-        graph_conv=torch.stack(of_groups(convs)) if convs else None,
-        expand=expand_CF,
-    )
-
-
-def _down(reduces: Sequence[Projected], plan: Plan) -> Tensor | float:
-    """Rows longer than 1 may take a sum over channels out of float16's range; unit length comes next anyway."""
-    if plan.compute != torch.float16:
-        return 1.0
-    lengths = [torch.linalg.vector_norm(one.matrix.float(), dim=1) * one.scale.float().abs() for one in reduces]
-    return torch.cat(lengths).amax().clamp_min(1).reciprocal()
-
-
-def _unfold(grads: Weights, projected: Sequence[Projected], plan: Plan) -> list[Projected]:
-    """From the gradients of what `fold` gives to those of what it takes."""
-    ways = 1 if plan.symmetric else 2
-    down = _down([Projected(*(part.to(grads.reduce.dtype) for part in one)) for one in projected[:ways]], plan)
-    pairs = list(zip((grads.reduce * down).chunk(ways), (grads.reduce_shift * down).chunk(ways), strict=True))
-    assigns = [grads.gather_assign] if plan.symmetric else [grads.gather_assign, grads.scatter_assign]
-    affines = [part.flatten(0, 1) for assign in assigns for part in assign.split(list(plan.latents), 1)]
-    if grads.graph_conv is not None:
-        affines += [part.flatten(0, 1) for part in grads.graph_conv]
-    pairs += [(affine[:, :-1], affine[:, -1]) for affine in (*affines, grads.expand)]
-    found = []
-    for one, (matrix, shift) in zip(projected, pairs, strict=True):
-        scale = (matrix * one.matrix).sum(1)
-        parts = (matrix * one.scale.to(matrix.dtype).unsqueeze(1), scale, shift)
-        found.append(Projected(*(part.to(like.dtype) for part, like in zip(parts, one, strict=True))))
-    return found
 
 
 def _plan(groups: int, latents: Sequence[int], *rest: Any) -> Plan:
@@ -133,8 +70,9 @@ def _forward(
     shifts: Sequence[Tensor],
     *plain: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    plan = _plan(*plain)
-    return tiles.forward(x, mask, _samples(offsets), fold(_projected(matrices, scales, shifts), plan), plan)
+    plan, projected = _plan(*plain), _projected(matrices, scales, shifts)
+    weights = fold(projected, plan, direct=can_be_direct(projected, plan))
+    return tiles.forward(x, mask, _samples(offsets), weights, plan)
 
 
 def _fake_forward(
@@ -164,13 +102,13 @@ def _backward(
     sums: Tensor,
     squares: Tensor,
     needs_x: bool,
+    needs_shifts: bool,
     *plain: Any,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     plan, projected = _plan(*plain), _projected(matrices, scales, shifts)
-    grad_x, grads = tiles.backward(
-        grad, x, mask, _samples(offsets), fold(projected, plan), sums, squares, plan, needs_x=needs_x
-    )
-    found = _unfold(grads, projected, plan)
+    weights = fold(projected, plan, direct=not needs_shifts and can_be_direct(projected, plan))
+    grad_x, grads = tiles.backward(grad, x, mask, _samples(offsets), weights, sums, squares, plan, needs_x=needs_x)
+    found = unfold(grads, projected, plan)
     return (
         [] if grad_x is None else [grad_x],
         [one.matrix for one in found],
@@ -191,6 +129,7 @@ def _fake_backward(
     sums: Tensor,
     squares: Tensor,
     needs_x: bool,
+    needs_shifts: bool,
     *plain: Any,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     found = [[torch.empty_like(one) for one in parts] for parts in (matrices, scales, shifts)]
@@ -210,7 +149,11 @@ def _differentiate(ctx: Any, grad: Tensor, _sums: None, _squares: None) -> tuple
     count = len(rest) // 3
     parts = (rest[:count], rest[count : 2 * count], rest[2 * count :])
     needs_x = ctx.needs_input_grad[0]
-    grad_x, *grads = torch.ops.latentgnn.backward(grad, x, mask, offsets, *parts, sums, squares, needs_x, *ctx.plain)
+    # Scatter is not direct where its assignments' shifts are to get a gradient, though they be zero.
+    needs_shifts = any(ctx.needs_input_grad[5][scatter_assigns(_plan(*ctx.plain))])
+    grad_x, *grads = torch.ops.latentgnn.backward(
+        grad, x, mask, offsets, *parts, sums, squares, needs_x, needs_shifts, *ctx.plain
+    )
     return grad_x[0] if needs_x else None, None, None, *grads, *[None] * len(ctx.plain)
 
 
@@ -269,6 +212,7 @@ def _backward_operations(
     sums: object,
     squares: object,
     needs_x: bool,
+    needs_shifts: bool,
     *plain: Any,
     **_: object,
 ) -> int:

@@ -8,6 +8,10 @@ A matrix and its shift are one *affine* tensor (out, in + 1) whose last column i
 with a column of ones beside them, so that most shifts cost no pass of their own; where a node is masked out that
 column has a zero, which takes the node out of everything that follows.
 
+Scatter divides twice by a length, of a node's channels and of its assignments. Where the assignments have no shift
+the second undoes the first, relu(s Psi W x) = s relu(Psi W x) for s > 0, and scatter is *direct*: reduction and
+assignment are one matrix Psi W, with as many rows as latents, and the channels between them do not exist.
+
 Axes: S samples, N nodes, C channels, R reduced channels, G groups, r = R / G, D latents of all kernels in a group,
 K kernels, F features that the output is expanded from. In a tile: s samples, T nodes, E = s * G graphs. Nodes come
 before channels, as logical axes of the input whatever its strides, and in memory inside a tile: products of many rows
@@ -64,10 +68,11 @@ class Weights(NamedTuple):
     """The layer's matrices, with every norm and gamma folded in: affine tensors in the wide type but for ``reduce``.
 
     Args:
-        reduce: (R, C) of gather, and of scatter below it unless symmetric, in the type of the products.
+        reduce: (R, C) of gather, and of scatter below it unless symmetric, in the type of the products; where scatter
+            is direct, (G * D, C) of its reduction and assignment below it.
         reduce_shift: (R,), likewise.
         gather_assign: (G, D, r + 1).
-        scatter_assign: likewise; if symmetric, the same tensor.
+        scatter_assign: likewise; if symmetric, the same tensor, and ``None`` where scatter is direct.
         graph_conv: (K, G, r, r + 1), or ``None``.
         expand: (C, K * R + 1).
     """
@@ -75,9 +80,18 @@ class Weights(NamedTuple):
     reduce: Tensor
     reduce_shift: Tensor
     gather_assign: Tensor
-    scatter_assign: Tensor
+    scatter_assign: Tensor | None
     graph_conv: Tensor | None
     expand: Tensor
+
+    def of_gather(self, u_sTR: Tensor) -> Tensor:
+        """The part of what ``reduce`` gives that gather starts from."""
+        groups, _, width = self.gather_assign.shape
+        return u_sTR[..., : groups * (width - 1)]
+
+    def of_scatter(self, u_sTR: Tensor, plan: Plan) -> Tensor:
+        """The part of what ``reduce`` gives that scatter starts from."""
+        return u_sTR if plan.symmetric else u_sTR[..., self.of_gather(u_sTR).shape[-1] :]
 
 
 class _Tile(NamedTuple):
@@ -106,7 +120,7 @@ class _Features(NamedTuple):
     """What a tile's output is expanded from, with a column of ones, (s, T, F + 1), and how it came about."""
 
     feature: Tensor
-    unit: _Unit
+    unit: _Unit | None  # unless scatter is direct
     assigned: list[_Unit]  # of each kernel, (E, T, D_k + 1); the ones are missing without graph convolution
 
 
@@ -127,16 +141,15 @@ def forward(
         (S, G, D, r + 1); the sums of squared assignments, (S, G, D).
     """
     tiles = list(_tiles(x_BNC, offsets, weights, plan))
-    reduced = weights.reduce.shape[0] // (1 if plan.symmetric else 2)
-    gather_assign, scatter_assign = (_padded(one, plan) for one in (weights.gather_assign, weights.scatter_assign))
+    gather_assign, scatter_assign = _padded(weights.gather_assign, plan), _padded_or_none(weights.scatter_assign, plan)
     sums_SGDr, squares_SGD = _zero_sums(x_BNC, offsets, weights, plan)
     # What scatter starts from comes from the same product as what gather starts from, and waits: R / C of the input.
     waiting: list[Tensor] = []
     for tile in tiles:
         part = _part(x_BNC, mask_BN, tile, plan)
         u_sTR = _reduce(weights, part)
-        unit = _unit(u_sTR[..., :reduced], part, plan)
-        waiting.append(u_sTR[..., -reduced:].contiguous())
+        unit = _unit(weights.of_gather(u_sTR), part, plan)
+        waiting.append(weights.of_scatter(u_sTR, plan).contiguous())
         assign_ETD = _apply(unit.value, _of_graphs(gather_assign, part)).relu_()
         if plan.symmetric:
             for kernel in plan.kernels:
@@ -186,13 +199,11 @@ def backward(
         needs_x: whether to find the input's gradient.
     """
     tiles = list(_tiles(x_BNC, offsets, weights, plan))
-    reduced = weights.reduce.shape[0] // (1 if plan.symmetric else 2)
-    gather_assign, scatter_assign = (_padded(one, plan) for one in (weights.gather_assign, weights.scatter_assign))
+    gather_assign, scatter_assign = _padded(weights.gather_assign, plan), _padded_or_none(weights.scatter_assign, plan)
     latents, expand_SCF = _mixed(sums_SGDr, squares_SGD, weights.graph_conv, weights.expand, plan)
     latents, expand_SCF = [_padded(latent, plan) for latent in latents], _padded(expand_SCF, plan)
-    grad_gather_assign, grad_scatter_assign = (
-        torch.zeros_like(one) for one in (weights.gather_assign, weights.scatter_assign)
-    )
+    grad_gather_assign = torch.zeros_like(weights.gather_assign)
+    grad_scatter_assign = None if weights.scatter_assign is None else torch.zeros_like(weights.scatter_assign)
     grad_latents = [_zeros_padded(latent.shape, sums_SGDr) for latent in latents]
     grad_expand_SCF = _zeros_padded(expand_SCF.shape, sums_SGDr)
 
@@ -202,7 +213,7 @@ def backward(
     for tile in tiles:
         part = _part(x_BNC, mask_BN, tile, plan)
         u_sTR = _reduce(weights, part)
-        features = _features(u_sTR[..., -reduced:], part, scatter_assign, latents, tile, plan)
+        features = _features(weights.of_scatter(u_sTR, plan), part, scatter_assign, latents, tile, plan)
         grad_sTC = grad_BNC[tile.rows, tile.nodes].to(plan.compute)
         if part.valid_sT1 is not None:
             grad_sTC = torch.where(part.valid_sT1, grad_sTC, 0)
@@ -211,13 +222,16 @@ def backward(
         else:
             _add_outer(grad_expand_SCF[tile.samples], grad_sTC, features.feature)
         grad_sTF = _apply(grad_sTC, _of_samples(expand_SCF, tile, part)[..., :-1].mT)
-        grad_ETr = _features_backward(
+        grad_ETF = _features_backward(
             grad_sTF, features, part, scatter_assign, grad_scatter_assign, latents, grad_latents, tile, plan
         )
         if plan.symmetric:
-            u_sTR = torch.cat([u_sTR, u_sTR], -1)
-        _to_graphs(u_sTR[..., reduced:], plan).copy_(grad_ETr.unflatten(0, (-1, plan.groups)))
-        waiting.append(u_sTR)
+            both_sTR = torch.cat([u_sTR, u_sTR], -1)
+            grad_sTR = both_sTR[..., u_sTR.shape[-1] :]
+        else:
+            both_sTR, grad_sTR = u_sTR, weights.of_scatter(u_sTR, plan)
+        _to_graphs(grad_sTR, plan).copy_(grad_ETF.unflatten(0, (-1, plan.groups)))
+        waiting.append(both_sTR)
 
     grad_sums_SGDr, grad_squares_SGD, grad_conv, grad_expand = _mixed_backward(
         grad_latents, grad_expand_SCF, sums_SGDr, squares_SGD, weights, plan
@@ -229,7 +243,8 @@ def backward(
     grad_x_BNC = prefer_huge_pages(like_input(x_BNC)) if needs_x else None
     for tile, u_sTR in zip(tiles, waiting, strict=True):
         part = _part(x_BNC, mask_BN, tile, plan)
-        unit = _unit(u_sTR[..., :reduced], part, plan)
+        of_gather_sTR = weights.of_gather(u_sTR)
+        unit = _unit(of_gather_sTR, part, plan)
         grad_ETr = _gather_backward(
             unit,
             _of_graphs(gather_assign, part),
@@ -238,8 +253,8 @@ def backward(
             grad_squares_SGD[tile.samples].flatten(0, 1),
             plan,
         )
-        _to_graphs(u_sTR[..., :reduced], plan).copy_(grad_ETr.unflatten(0, (-1, plan.groups)))
-        grad_sTR = u_sTR[..., :reduced] + u_sTR[..., reduced:] if plan.symmetric else u_sTR
+        _to_graphs(of_gather_sTR, plan).copy_(grad_ETr.unflatten(0, (-1, plan.groups)))
+        grad_sTR = of_gather_sTR + u_sTR[..., of_gather_sTR.shape[-1] :] if plan.symmetric else u_sTR
         _add_outer_of_samples(grad_reduce, grad_sTR, part.x_sTC)
         grad_shift += grad_sTR.sum((0, 1), dtype=grad_shift.dtype)
         if grad_x_BNC is not None:
@@ -248,7 +263,7 @@ def backward(
             _add_product(base_sTC if plan.residual else None, grad_sTR, weight_sRC, out=out_sTC)
             if part.valid_sT1 is not None and not plan.residual:
                 out_sTC.copy_(torch.where(part.valid_sT1, out_sTC, base_sTC))
-    if plan.symmetric:
+    if plan.symmetric and grad_scatter_assign is not None:
         # One tensor took part twice.
         grad_gather_assign += grad_scatter_assign
     return grad_x_BNC, Weights(grad_reduce, grad_shift, grad_gather_assign, grad_scatter_assign, grad_conv, grad_expand)
@@ -302,6 +317,10 @@ def _padded(matrix: Tensor, plan: Plan) -> Tensor:
     if matrix.dtype == plan.compute and matrix.stride(-2) * matrix.element_size() % _ROW_BYTES == 0:
         return matrix
     return rows(matrix.shape, matrix, plan.compute).copy_(matrix)
+
+
+def _padded_or_none(matrix: Tensor | None, plan: Plan) -> Tensor | None:
+    return None if matrix is None else _padded(matrix, plan)
 
 
 def _zeros_padded(shape: Sequence[int], like: Tensor) -> Tensor:
@@ -493,20 +512,25 @@ def _gather_backward(
 
 
 def _features(
-    u_sTR: Tensor, part: _Part, assign_GDr: Tensor, latents: list[Tensor], tile: _Tile, plan: Plan
+    u_sTR: Tensor, part: _Part, assign_GDr: Tensor | None, latents: list[Tensor], tile: _Tile, plan: Plan
 ) -> _Features:
     """Scatter: what the output of a tile is expanded from."""
     samples, nodes, _ = part.x_sTC.shape
-    unit = _unit(u_sTR, part, plan)
-    assign_ETD = _apply(unit.value, _of_graphs(assign_GDr, part)).relu_()
+    valid_ET1 = _valid(part, plan)
+    if assign_GDr is None:
+        unit, assign_ETD = None, torch.relu(_to_graphs(u_sTR, plan).flatten(0, 1))
+    else:
+        unit = _unit(u_sTR, part, plan)
+        assign_ETD = _apply(unit.value, _of_graphs(assign_GDr, part)).relu_()
     parts = [assign_ETD[..., kernel] for kernel in plan.kernels]
     scales = [_inverse_length(part_ETk) for part_ETk in parts]
-    width = u_sTR.shape[2] * len(parts) if plan.graph_conv else plan.groups * assign_ETD.shape[2]
+    if assign_GDr is None and valid_ET1 is not None:
+        scales = [scale_ET1 * valid_ET1 for scale_ET1 in scales]
+    width = sum(latent.shape[1] * latent.shape[2] for latent in latents) or plan.groups * assign_ETD.shape[2]
     feature_sTF = rows((samples, nodes, width + 1), assign_ETD, plan.compute)
     _fill_ones(feature_sTF, part.valid_sT1)
     assigned = []
     if plan.graph_conv:
-        valid_ET1 = _valid(part, plan)
         for index, (part_ETk, scale_ET1, latent) in enumerate(zip(parts, scales, latents, strict=True)):
             one = _Unit(_with_ones(part_ETk, scale_ET1, valid_ET1, plan), scale_ET1)
             convolved_ETr = _apply(one.value, latent[tile.samples].flatten(0, 1))
@@ -527,14 +551,17 @@ def _features_backward(
     grad_sTF: Tensor,
     features: _Features,
     part: _Part,
-    assign_GDr: Tensor,
-    grad_assign_GDr: Tensor,
+    assign_GDr: Tensor | None,
+    grad_assign_GDr: Tensor | None,
     latents: list[Tensor],
     grad_latents: list[Tensor],
     tile: _Tile,
     plan: Plan,
 ) -> Tensor:
-    """The gradient of a tile's reduced channels, (E, T, r); adds to those of the latents and of the assignment."""
+    """The gradient of what scatter started from; adds to those of the latents and of the assignment.
+
+    (E, T, r), or (E, T, D) where scatter is direct.
+    """
     unit, kernels = features.unit, len(plan.latents)
     if plan.graph_conv:
         _rectifier_backward_(grad_sTF, features.feature[..., :-1])
@@ -552,6 +579,8 @@ def _features_backward(
         grad_ETk = _unit_backward(grad_ETk, value_ETk, one.scale)
         before.append(_rectifier_backward_(grad_ETk.to(plan.compute), value_ETk))
     grad_ETD = before[0] if kernels == 1 else torch.cat(before, -1)
+    if unit is None or assign_GDr is None or grad_assign_GDr is None:
+        return grad_ETD
     _add_outer_of_groups(grad_assign_GDr, grad_ETD, unit.value)
     back_ErD = _of_graphs(assign_GDr, part)[..., :-1].mT
     return _unit_backward(_apply(grad_ETD, back_ErD), unit.value[..., :-1], unit.scale).to(plan.compute)
