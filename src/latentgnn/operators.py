@@ -71,8 +71,9 @@ def _forward(
     *plain: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     plan, projected = _plan(*plain), _projected(matrices, scales, shifts)
-    weights = fold(projected, plan, direct=can_be_direct(projected, plan))
-    return tiles.forward(x, mask, _samples(offsets), weights, plan)
+    direct = can_be_direct(projected, plan)
+    # The folded matrices have no name here, so that they can go as soon as they are no longer needed.
+    return tiles.forward(x, mask, _samples(offsets), fold(projected, plan, direct=direct), plan)
 
 
 def _fake_forward(

@@ -18,6 +18,7 @@ before channels, as logical axes of the input whatever its strides, and in memor
 by few columns keep the threads of a BLAS busier than those of few rows by many columns.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -33,7 +34,7 @@ from latentgnn.machine import nodes_per_tile, prefer_huge_pages
 _ROW_BYTES = 64
 # From so many channels on, products that are added to the input are convolutions; so many numbers at once.
 _MANY_CHANNELS = 2048
-_CONVOLVED = 1 << 19
+_CONVOLVED = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -141,10 +142,50 @@ def forward(
         (S, G, D, r + 1); the sums of squared assignments, (S, G, D).
     """
     tiles = list(_tiles(x_BNC, offsets, weights, plan))
-    gather_assign, scatter_assign = _padded(weights.gather_assign, plan), _padded_or_none(weights.scatter_assign, plan)
     sums_SGDr, squares_SGD = _zero_sums(x_BNC, offsets, weights, plan)
-    # What scatter starts from comes from the same product as what gather starts from, and waits: R / C of the input.
-    waiting: list[Tensor] = []
+    waiting = _gather(x_BNC, mask_BN, tiles, weights, sums_SGDr, squares_SGD, plan)
+    mixed = _mixed(sums_SGDr, squares_SGD, plan)
+    latents = [_padded(latent, plan) for latent in _convolving(mixed, weights.graph_conv)]
+    scatter_assign = _padded_or_none(weights.scatter_assign, plan)
+    expand = weights.expand
+    del weights  # before the output is made: where channels are many and nodes few, the reduction counts
+    if plan.graph_conv:
+        convolves = plan.residual and _convolves(expand.mT.unsqueeze(0), x_BNC)
+        expand = (expand.to(plan.compute).contiguous() if convolves else _padded(expand, plan)).unsqueeze(0)
+    out_BNC = prefer_huge_pages(like_input(x_BNC))
+    expand_sCF, samples = expand, None
+    for tile in tiles:
+        part = _part(x_BNC, mask_BN, tile, plan)
+        if not plan.graph_conv and tile.samples != samples:
+            # Of all samples at once, they could be a good part of the input's size.
+            samples = tile.samples
+            expand_sCF = _expanding([one_SGkr[samples] for one_SGkr in mixed], expand, plan)
+        feature_sTF = _features(waiting.popleft(), part, scatter_assign, latents, tile, plan).feature
+        x_sTC, out_sTC = x_BNC[tile.rows, tile.nodes], out_BNC[tile.rows, tile.nodes]
+        expand_sFC = expand_sCF.expand(feature_sTF.shape[0], -1, -1).mT
+        _add_product(x_sTC if plan.residual else None, feature_sTF, expand_sFC, out=out_sTC, most=_CONVOLVED)
+        if part.valid_sT1 is not None and not plan.residual:
+            out_sTC.copy_(torch.where(part.valid_sT1, out_sTC, x_sTC))
+        del feature_sTF  # before the next tile's
+    return out_BNC, sums_SGDr, squares_SGD
+
+
+def _gather(
+    x_BNC: Tensor,
+    mask_BN: Tensor | None,
+    tiles: Sequence[_Tile],
+    weights: Weights,
+    sums_SGDr: Tensor,
+    squares_SGD: Tensor,
+    plan: Plan,
+) -> deque[Tensor]:
+    """Add every tile to the sums of values and of ones and to those of squared assignments.
+
+    Returns:
+        What scatter starts from, of every tile: it comes from the same product as what gather starts from, and waits.
+    """
+    gather_assign = _padded(weights.gather_assign, plan)
+    waiting: deque[Tensor] = deque()
     for tile in tiles:
         part = _part(x_BNC, mask_BN, tile, plan)
         u_sTR = _reduce(weights, part)
@@ -157,20 +198,7 @@ def forward(
         else:
             squares_SGD[tile.samples].flatten(0, 1).add_(_column_squares(assign_ETD))
         _add_outer(sums_SGDr[tile.samples].flatten(0, 1), assign_ETD, unit.value)
-
-    latents, expand_SCF = _mixed(sums_SGDr, squares_SGD, weights.graph_conv, weights.expand, plan)
-    latents, expand_SCF = [_padded(latent, plan) for latent in latents], _padded(expand_SCF, plan)
-    del weights  # before the output is made: where channels are many and nodes few, the reduction counts
-    out_BNC = prefer_huge_pages(like_input(x_BNC))
-    for tile, u_sTR in zip(tiles, waiting, strict=True):
-        part = _part(x_BNC, mask_BN, tile, plan)
-        features = _features(u_sTR, part, scatter_assign, latents, tile, plan)
-        x_sTC, out_sTC = x_BNC[tile.rows, tile.nodes], out_BNC[tile.rows, tile.nodes]
-        expand_sFC = _of_samples(expand_SCF, tile, part).mT
-        _add_product(x_sTC if plan.residual else None, features.feature, expand_sFC, out=out_sTC, most=_CONVOLVED)
-        if part.valid_sT1 is not None and not plan.residual:
-            out_sTC.copy_(torch.where(part.valid_sT1, out_sTC, x_sTC))
-    return out_BNC, sums_SGDr, squares_SGD
+    return waiting
 
 
 def backward(
@@ -200,8 +228,12 @@ def backward(
     """
     tiles = list(_tiles(x_BNC, offsets, weights, plan))
     gather_assign, scatter_assign = _padded(weights.gather_assign, plan), _padded_or_none(weights.scatter_assign, plan)
-    latents, expand_SCF = _mixed(sums_SGDr, squares_SGD, weights.graph_conv, weights.expand, plan)
-    latents, expand_SCF = [_padded(latent, plan) for latent in latents], _padded(expand_SCF, plan)
+    mixed = _mixed(sums_SGDr, squares_SGD, plan)
+    latents = [_padded(latent, plan) for latent in _convolving(mixed, weights.graph_conv)]
+    if plan.graph_conv:
+        expand_SCF = _padded(weights.expand, plan).unsqueeze(0)
+    else:
+        expand_SCF = _expanding(mixed, weights.expand, plan)
     grad_gather_assign = torch.zeros_like(weights.gather_assign)
     grad_scatter_assign = None if weights.scatter_assign is None else torch.zeros_like(weights.scatter_assign)
     grad_latents = [_zeros_padded(latent.shape, sums_SGDr) for latent in latents]
@@ -518,7 +550,8 @@ def _features(
     samples, nodes, _ = part.x_sTC.shape
     valid_ET1 = _valid(part, plan)
     if assign_GDr is None:
-        unit, assign_ETD = None, torch.relu(_to_graphs(u_sTR, plan).flatten(0, 1))
+        # In place: whoever has u has no more use for it.
+        unit, assign_ETD = None, _to_graphs(u_sTR, plan).flatten(0, 1).relu_()
     else:
         unit = _unit(u_sTR, part, plan)
         assign_ETD = _apply(unit.value, _of_graphs(assign_GDr, part)).relu_()
@@ -595,33 +628,36 @@ def _weight_inverse(sums_SGDr: Tensor, squares_SGD: Tensor, plan: Plan) -> Tenso
     return torch.where(squares_SGD > EPS**2, squares_SGD.rsqrt(), 0).unsqueeze(-1)
 
 
-def _mixed(
-    sums_SGDr: Tensor, squares_SGD: Tensor, graph_conv: Tensor | None, expand_CR: Tensor, plan: Plan
-) -> tuple[list[Tensor], Tensor]:
-    """Mix the latents, and move the graph convolution or the expansion onto them.
-
-    Returns:
-        With graph convolution, for each kernel the affine tensor (S, G, r, D_k + 1) that takes its assignments to
-        convolved channels, and the expansion (1, C, K * R + 1). Without, nothing and the expansion (S, C, G * D + 1)
-        from assignments, in the type of the products.
-    """
+def _mixed(sums_SGDr: Tensor, squares_SGD: Tensor, plan: Plan) -> list[Tensor]:
+    """Mixed latents of each kernel, (S, G, D_k, r)."""
     inverse_SGD1 = _weight_inverse(sums_SGDr, squares_SGD, plan)
     value_SGDr = sums_SGDr[..., :-1] if inverse_SGD1 is None else sums_SGDr[..., :-1] * inverse_SGD1
-    mixed = [mix(value_SGDr[:, :, kernel]) for kernel in plan.kernels]
-    if graph_conv is not None:
-        latents = [
-            torch.cat([conv[..., :-1] @ one.mT, conv[..., -1:].expand(one.shape[0], -1, -1, -1)], -1)
-            for conv, one in zip(graph_conv, mixed, strict=True)
-        ]
-        return latents, expand_CR.unsqueeze(0)
-    # Of many samples and channels this is no small tensor: it is written once, and as the products want it.
-    samples, groups, every, _ = value_SGDr.shape
+    return [mix(value_SGDr[:, :, kernel]) for kernel in plan.kernels]
+
+
+def _convolving(mixed: list[Tensor], graph_conv: Tensor | None) -> list[Tensor]:
+    """Graph convolution moved onto the latents, if there is one.
+
+    For each kernel, the affine tensor (S, G, r, D_k + 1) that takes its assignments to convolved channels.
+    """
+    if graph_conv is None:
+        return []
+    return [
+        torch.cat([conv[..., :-1] @ one.mT, conv[..., -1:].expand(one.shape[0], -1, -1, -1)], -1)
+        for conv, one in zip(graph_conv, mixed, strict=True)
+    ]
+
+
+def _expanding(mixed: list[Tensor], expand_CR: Tensor, plan: Plan) -> Tensor:
+    """The expansion moved onto the latents: affine tensors (S, C, G * D + 1) that assignments are expanded by."""
+    samples, groups = mixed[0].shape[:2]
+    every = sum(plan.latents)
     expand_SCF = rows((samples, expand_CR.shape[0], groups * every + 1), expand_CR, plan.compute)
     expand_SCF[..., -1] = expand_CR[:, -1]
     expand_SGCD = expand_SCF[..., :-1].unflatten(2, (groups, every)).transpose(1, 2)
     for kernel, one, expand_GCr in zip(plan.kernels, mixed, _expand_of_kernels(expand_CR, plan), strict=True):
         expand_SGCD[..., kernel] = expand_GCr @ one.mT
-    return [], expand_SCF
+    return expand_SCF
 
 
 def _expand_of_kernels(expand_CR: Tensor, plan: Plan) -> list[Tensor]:
