@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from latentgnn import FrozenBatchNorm, LatentGNN
-from latentgnn.norms import NORMS, batch_statistics, fold, group_norm, product_statistics
+from latentgnn.norms import NORMS, Moments, batch_statistics, fold, group_norm, moments, product_statistics
 
 
 def test_frozen_batch_norm_is_torchvisions() -> None:
@@ -37,11 +37,11 @@ def test_product_statistics_are_those_of_the_product(shared_matrix: bool, masked
     feature = torch.rand(3, 20, 4, dtype=torch.float64) + 10
     matrix = torch.randn(1 if shared_matrix else 3, 4, 5, dtype=torch.float64)
     mask = torch.rand(3, 20) > 0.3 if masked else None
-    found = product_statistics([(feature, matrix)], mask)
+    found = product_statistics(moments(feature, mask), matrix)
     product = feature @ matrix
     expected = batch_statistics(product, mask)
     for value, wanted in zip(found, expected, strict=True):
-        torch.testing.assert_close(torch.as_tensor(value), torch.as_tensor(wanted), rtol=1e-9, atol=0)
+        torch.testing.assert_close(value, torch.as_tensor(wanted).to(value.dtype), rtol=1e-9, atol=0)
     chosen = product.flatten(0, 1) if mask is None else product[mask]
     torch.testing.assert_close(found[0], chosen.mean(0))
     torch.testing.assert_close(found[1], chosen.var(0, correction=0))
@@ -49,11 +49,11 @@ def test_product_statistics_are_those_of_the_product(shared_matrix: bool, masked
 
 def test_product_statistics_of_samples_of_several_sizes() -> None:
     torch.manual_seed(0)
-    factors = [
-        (torch.randn(1, n, 4, dtype=torch.float64), torch.randn(1, 4, 5, dtype=torch.float64)) for n in (7, 1, 30)
-    ]
-    mean, var, count = product_statistics(factors, None)
-    product = torch.cat([(feature @ matrix)[0] for feature, matrix in factors])
+    features = [torch.randn(1, n, 4, dtype=torch.float64) for n in (7, 1, 30)]
+    matrices = torch.randn(3, 4, 5, dtype=torch.float64)
+    parts = zip(*[moments(feature, None) for feature in features], strict=True)
+    mean, var, count = product_statistics(Moments(*(torch.cat(part) for part in parts)), matrices)
+    product = torch.cat([feature[0] @ matrix for feature, matrix in zip(features, matrices, strict=True)])
     torch.testing.assert_close(mean, product.mean(0))
     torch.testing.assert_close(var, product.var(0, correction=0))
     assert count == 38
@@ -62,8 +62,8 @@ def test_product_statistics_of_samples_of_several_sizes() -> None:
 def test_product_statistics_keep_digits_where_the_mean_is_far_larger_than_the_spread() -> None:
     torch.manual_seed(0)
     feature, matrix = 1000 + torch.rand(2, 500, 3), torch.rand(1, 3, 4)
-    exact = product_statistics([(feature.double(), matrix.double())], None)[1]
-    assert relative_error(product_statistics([(feature, matrix)], None)[1], exact) < 1e-2
+    exact = product_statistics(moments(feature.double(), None), matrix.double())[1]
+    assert relative_error(product_statistics(moments(feature, None), matrix)[1], exact) < 1e-2
     product = feature @ matrix
     naive = (product.square().mean((0, 1)) - product.mean((0, 1)).square()).double()
     assert relative_error(naive, exact) > 1
@@ -136,3 +136,13 @@ def test_untouched_by_deepcopy() -> None:
     layer = make_layer("two_kernels")
     x = make_input(1, 32, 6)
     assert torch.equal(copy.deepcopy(layer)(x), layer(x))
+
+
+def test_gradients_of_product_statistics_agree_with_central_differences() -> None:
+    torch.manual_seed(0)
+    feature = torch.randn(2, 7, 3, dtype=torch.float64, requires_grad=True)
+    for samples in (1, 2):
+        matrix = torch.randn(samples, 3, 4, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(
+            lambda feature, matrix: product_statistics(moments(feature, None), matrix)[:2], (feature, matrix)
+        )

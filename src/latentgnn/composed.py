@@ -27,10 +27,12 @@ from torch.utils.checkpoint import checkpoint
 
 from latentgnn.functional import gather, l2, mix, node_weight, reciprocal, wide
 from latentgnn.norms import (
+    Moments,
     batch_affine,
     batch_statistics,
     fold,
     is_repeatable,
+    moments,
     normalize,
     product_statistics,
     uses_batch_statistics,
@@ -127,7 +129,7 @@ class _Composition:
         if mask_BN is not None:
             x_BNC = x_BNC.masked_fill(~mask_BN.unsqueeze(-1), 0)
         reduces = [part for part in (layer.gather_reduce, layer.scatter_reduce) if part is not None]
-        values = self.reduced(x_BNC.to(self.compute), reduces)
+        x_BNC, values = self.reduced(x_BNC, reduces)
         gathers = self.assigned(values[0], [kernel.gather_assign for kernel in kernels])
         scatters = gathers
         if not self.config.symmetric:
@@ -156,8 +158,8 @@ class _Composition:
 
         return Held(before_BNF, normalized) if is_repeatable(norm) else Held(normalized(before_BNF), _same)
 
-    def reduced(self, x_BNC: Tensor, reduces: Sequence["Projection"]) -> list[Held]:
-        """W x of gather and of scatter."""
+    def reduced(self, x_BNC: Tensor, reduces: Sequence["Projection"]) -> tuple[Tensor, list[Held]]:
+        """W x of gather and of scatter; before them x, for all that follows (`_Reduction`)."""
         norms = [reduce.norm for reduce in reduces]
         weight_FC = torch.cat([reduce.weight for reduce in reduces]).to(wide(self.compute))
         folded = fold(norms, weight_FC)
@@ -167,13 +169,18 @@ class _Composition:
             # Rows longer than 1 may take a sum over channels out of float16's range.
             scale = torch.linalg.vector_norm(weight_FC.detach().float(), dim=1).amax().clamp_min(1)
             weight_FC, shift_F = weight_FC / scale, None if shift_F is None else shift_F / scale
-        parts = _product(x_BNC, weight_FC, shift_F).chunk(len(reduces), dim=-1)
+        one_type = x_BNC.dtype == self.compute
+        if x_BNC.requires_grad and shift_F is None and one_type and not torch.compiler.is_exporting():
+            x_BNC, product_BNF = _Reduction.apply(x_BNC, weight_FC.to(self.compute))
+        else:
+            product_BNF = _product(x_BNC.to(self.compute), weight_FC, shift_F)
+        parts = product_BNF.chunk(len(reduces), dim=-1)
         if folded is not None:
             # Unit length comes next, whatever the scale.
-            return [Held(part, _same) for part in parts]
+            return x_BNC, [Held(part, _same) for part in parts]
         if scale is not None:
             parts = tuple(part.float() * scale for part in parts)
-        return [self.held(norm, part) for norm, part in zip(norms, parts, strict=True)]
+        return x_BNC, [self.held(norm, part) for norm, part in zip(norms, parts, strict=True)]
 
     def unit_values(self, value: Held) -> Tensor:
         """V or L: l2 over the channels of a group, (E, N, r)."""
@@ -280,7 +287,11 @@ class _Composition:
         if folded is not None:
             scaled_SFC, shift_C = folded[0].mT.unflatten(0, matrix_SFC.shape[:2]), folded[1]
         elif uses_batch_statistics(norm):
-            scale_C, shift_C = batch_affine(norm, *self.run(lambda: self.statistics(feature(), matrix_SFC)))
+            of_features = Moments(*self.run(lambda: self.moments(feature(), shared=matrix_SFC.shape[0] == 1)))
+            mean_C, var_C, count = product_statistics(of_features, matrix_SFC)
+            # Without a mask the number of nodes is known, and nobody need wait for it.
+            known = x_BNC.shape[0] * x_BNC.shape[1]
+            scale_C, shift_C = batch_affine(norm, mean_C, var_C, known if self.nodes.mask_BN is None else count)
             scaled_SFC = matrix_SFC * scale_C
         else:
             run = self.run if is_repeatable(norm) else _at_once
@@ -289,15 +300,13 @@ class _Composition:
             scaled_SFC, shift_C = scaled_SFC * gamma, None if shift_C is None else shift_C * gamma
         return self.run(lambda: self.added(x_BNC, feature(), scaled_SFC, shift_C))
 
-    def statistics(self, feature_BNF: Tensor, matrix_SFC: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
-        """Batch statistics of feature @ matrix."""
+    def moments(self, feature_BNF: Tensor, *, shared: bool) -> Moments:
+        """Moments of every sample's features; with one matrix for all samples, their nodes are nodes of one sample."""
         mask_BN = self.nodes.mask_BN
-        if matrix_SFC.shape[0] == 1:
-            # One matrix for all samples: their nodes are nodes of one sample.
-            valid_1N = None if mask_BN is None else mask_BN.flatten()[None]
-            return product_statistics([(feature_BNF.flatten(0, 1)[None], matrix_SFC)], valid_1N)
-        features, matrices = self.nodes.split(feature_BNF), self.nodes.split_samples(matrix_SFC)
-        return product_statistics(list(zip(features, matrices, strict=True)), mask_BN)
+        if shared:
+            return moments(feature_BNF.flatten(0, 1)[None], None if mask_BN is None else mask_BN.flatten()[None])
+        parts = [moments(part, mask_BN) for part in self.nodes.split(feature_BNF)]
+        return Moments(*(_joined(parts_S, 0) for parts_S in zip(*parts, strict=True)))
 
     def normalized(self, x_BNC: Tensor, feature_BNF: Tensor, matrix_SFC: Tensor) -> Tensor:
         """The output where the norm needs the product itself."""
@@ -325,6 +334,33 @@ class _Composition:
         shift_C1 = None if shift_C is None else shift_C[:, None]
         base_BCN = None if base_BNC is None else base_BNC.mT
         return _add_product(base_BCN, matrix_BFC.mT, feature_BNF.mT, shift_C1, x_BNC.dtype).mT
+
+
+class _Reduction(torch.autograd.Function):
+    """x as it is, and x W^T.
+
+    The gradients of both meet in one product, which has the strides of x; autograd would add them in another pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_BNC: Tensor, weight_FC: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x_BNC, weight_FC)
+        return x_BNC.view_as(x_BNC), _product(x_BNC, weight_FC, None)
+
+    @staticmethod
+    def backward(ctx: Any, grad_BNC: Tensor, grad_BNF: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x_BNC, weight_FC = ctx.saved_tensors
+        needs_x, needs_weight = ctx.needs_input_grad
+        grad_x_BNC = grad_weight_FC = None
+        if needs_weight:
+            grad_weight_FC = torch.bmm(grad_BNF.mT, x_BNC).sum(0)
+        if needs_x:
+            weight_BFC = weight_FC.expand(x_BNC.shape[0], -1, -1)
+            if x_BNC.stride(-1) == 1:
+                grad_x_BNC = torch.baddbmm(grad_BNC, grad_BNF, weight_BFC)
+            else:
+                grad_x_BNC = torch.baddbmm(grad_BNC.mT, weight_BFC.mT, grad_BNF.mT).mT
+        return grad_x_BNC, grad_weight_FC
 
 
 def _same(x: Tensor) -> Tensor:
@@ -376,5 +412,10 @@ def _add_product(x: Tensor | None, left: Tensor, right: Tensor, shift: Tensor | 
         return y if x is None else y + x
     if x is None:
         return torch.bmm(left, right) if shift is None else torch.baddbmm(shift, left, right)
+    if shift is None:
+        return torch.baddbmm(x, left, right)
+    if torch.is_grad_enabled():
+        # The shift comes last: a recomputation stops at the product, the last operation that holds anything.
+        return torch.baddbmm(x, left, right).add_(shift)
     # `baddbmm` starts from a copy of x; adding the shift takes that copy's place.
-    return torch.baddbmm(x, left, right) if shift is None else (x + shift).baddbmm_(left, right)
+    return (x + shift).baddbmm_(left, right)

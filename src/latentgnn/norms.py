@@ -3,9 +3,9 @@
 Axes: B batch, N nodes, C channels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -221,42 +221,64 @@ def batch_statistics(y_BNC: Tensor, mask_BN: Tensor | None) -> tuple[Tensor, Ten
     return mean_C, var_C, count
 
 
-def product_statistics(
-    factors: Sequence[tuple[Tensor, Tensor]], mask_BN: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | int]:
+class Moments(NamedTuple):
+    """Of each sample's features: nodes that count, (S, 1, 1); mean, (S, 1, F); sums of products about it, (S, F, F)."""
+
+    nodes: Tensor
+    mean: Tensor
+    scatter: Tensor
+
+
+def moments(feature_BNF: Tensor, mask_BN: Tensor | None) -> Moments:
+    """Moments of each sample's features over its valid nodes.
+
+    The features are centred first: E[x^2] - E[x]^2 would lose every digit, as a mean is often ten times its spread.
+    """
+    feature_BNF = feature_BNF.to(wide(feature_BNF.dtype))
+    if mask_BN is None:
+        count_B11 = feature_BNF.new_full((feature_BNF.shape[0], 1, 1), feature_BNF.shape[1])
+        mean_B1F = feature_BNF.sum(1, keepdim=True) / max(feature_BNF.shape[1], 1)
+        centred_BNF = feature_BNF - mean_B1F
+    else:
+        weight_BN1 = mask_BN.unsqueeze(-1).to(feature_BNF.dtype)
+        count_B11 = weight_BN1.sum(1, keepdim=True)
+        mean_B1F = (feature_BNF * weight_BN1).sum(1, keepdim=True) / count_B11.clamp(min=1)
+        centred_BNF = (feature_BNF - mean_B1F) * weight_BN1
+    return Moments(count_B11, mean_B1F, centred_BNF.mT @ centred_BNF)
+
+
+class _Spread(torch.autograd.Function):
+    """diag(H^T S H) for symmetric S, (B, 1, C), which keeps S and H alone for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, scatter_BFF: Tensor, matrix_BFC: Tensor) -> Tensor:
+        ctx.save_for_backward(scatter_BFF, matrix_BFC)
+        return (scatter_BFF @ matrix_BFC).mul_(matrix_BFC).sum(1, keepdim=True)
+
+    @staticmethod
+    def backward(ctx: Any, grad_B1C: Tensor) -> tuple[Tensor, Tensor]:
+        scatter_BFF, matrix_BFC = ctx.saved_tensors
+        weighted_BFC = matrix_BFC * grad_B1C
+        return weighted_BFC @ matrix_BFC.mT, 2 * (scatter_BFF @ weighted_BFC)
+
+
+def product_statistics(of_features: Moments, matrix_SFC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`batch_statistics` of the product feature @ matrix without the product.
 
     Each sample's product has the mean q H and the variance diag(H^T Cov(q) H); the samples' means spread in addition.
-    The features are centred first: E[x^2] - E[x]^2 would lose every digit, as a mean is often ten times its spread.
 
     Args:
-        factors: features (B, N, F) and matrices (B, F, C) of samples of one size; several pairs for several sizes.
-        mask_BN: nodes that count, of a single pair.
+        of_features: moments of each sample's features.
+        matrix_SFC: of each sample, or one for all.
     """
-    means, variances, counts = [], [], []
-    for feature_BNF, matrix_BFC in factors:
-        feature_BNF = feature_BNF.to(wide(feature_BNF.dtype))
-        matrix_BFC = matrix_BFC.to(feature_BNF.dtype)
-        if mask_BN is None:
-            count_B11 = feature_BNF.new_full((feature_BNF.shape[0], 1, 1), feature_BNF.shape[1])
-            mean_B1F = feature_BNF.sum(1, keepdim=True) / max(feature_BNF.shape[1], 1)
-            centred_BNF = feature_BNF - mean_B1F
-        else:
-            weight_BN1 = mask_BN.unsqueeze(-1).to(feature_BNF.dtype)
-            count_B11 = weight_BN1.sum(1, keepdim=True)
-            mean_B1F = (feature_BNF * weight_BN1).sum(1, keepdim=True) / count_B11.clamp(min=1)
-            centred_BNF = (feature_BNF - mean_B1F) * weight_BN1
-        scatter_BFF = centred_BNF.mT @ centred_BNF
-        means.append(mean_B1F @ matrix_BFC)
-        variances.append(((scatter_BFF @ matrix_BFC) * matrix_BFC).sum(1, keepdim=True))
-        counts.append(count_B11)
-    mean_S1C, scatter_S1C, count_S11 = torch.cat(means), torch.cat(variances), torch.cat(counts)
+    count_S11, mean_S1F, scatter_SFF = of_features
+    matrix_SFC = matrix_SFC.to(mean_S1F.dtype).expand(mean_S1F.shape[0], -1, -1)
+    mean_S1C, scatter_S1C = mean_S1F @ matrix_SFC, _Spread.apply(scatter_SFF, matrix_SFC)
     count = count_S11.sum()
     total = count.clamp(min=1)
     mean_C = (count_S11 * mean_S1C).sum(0) / total
     var_C = (scatter_S1C + count_S11 * (mean_S1C - mean_C).square()).sum(0) / total
-    known = None if mask_BN is not None else sum(f.shape[0] * f.shape[1] for f, _ in factors)
-    return mean_C[0], var_C[0], count if known is None else known
+    return mean_C[0], var_C[0], count
 
 
 def batch_affine(norm: nn.Module, mean_C: Tensor, var_C: Tensor, count: Tensor | int) -> tuple[Tensor, Tensor]:
