@@ -37,6 +37,7 @@ from latentgnn.norms import (
     product_statistics,
     uses_batch_statistics,
 )
+from latentgnn.tiles import convolves
 
 if TYPE_CHECKING:
     from latentgnn.layers import LatentGNN, Projection
@@ -331,6 +332,8 @@ class _Composition:
         matrix_BFC = matrix_SFC.to(feature_BNF.dtype).expand(feature_BNF.shape[0], -1, -1)
         if x_BNC.stride(-1) == 1:
             return _add_product(base_BNC, feature_BNF, matrix_BFC, shift_C, x_BNC.dtype)
+        if base_BNC is not None and convolves(matrix_SFC, x_BNC) and feature_BNF.dtype == x_BNC.dtype:
+            return _add_convolution(base_BNC, feature_BNF, matrix_SFC[0].to(x_BNC.dtype), shift_C)
         shift_C1 = None if shift_C is None else shift_C[:, None]
         base_BCN = None if base_BNC is None else base_BNC.mT
         return _add_product(base_BCN, matrix_BFC.mT, feature_BNF.mT, shift_C1, x_BNC.dtype).mT
@@ -356,7 +359,9 @@ class _Reduction(torch.autograd.Function):
             grad_weight_FC = torch.bmm(grad_BNF.mT, x_BNC).sum(0)
         if needs_x:
             weight_BFC = weight_FC.expand(x_BNC.shape[0], -1, -1)
-            if x_BNC.stride(-1) == 1:
+            if convolves(weight_BFC, x_BNC):
+                grad_x_BNC = _add_convolution(grad_BNC, grad_BNF, weight_FC, None)
+            elif x_BNC.stride(-1) == 1:
                 grad_x_BNC = torch.baddbmm(grad_BNC, grad_BNF, weight_BFC)
             else:
                 grad_x_BNC = torch.baddbmm(grad_BNC.mT, weight_BFC.mT, grad_BNF.mT).mT
@@ -402,6 +407,11 @@ def _grouped_product(x_ENF: Tensor, weight_GOF: Tensor, shift_GO: Tensor) -> Ten
     batch = x_ENF.shape[0] // groups
     weight_EFO = weight_GOF.mT.to(x_ENF.dtype).repeat(batch, 1, 1)
     return torch.baddbmm(shift_GO.to(x_ENF.dtype).repeat(batch, 1)[:, None], x_ENF, weight_EFO)
+
+
+def _add_convolution(x_BNC: Tensor, left_BNF: Tensor, right_FC: Tensor, shift_C: Tensor | None) -> Tensor:
+    """x + shift + left @ right where `latentgnn.tiles.convolves` says so."""
+    return torch.conv1d(left_BNF.mT, right_FC.mT.unsqueeze(-1), shift_C).add_(x_BNC.mT).mT
 
 
 def _add_product(x: Tensor | None, left: Tensor, right: Tensor, shift: Tensor | None, dtype: torch.dtype) -> Tensor:

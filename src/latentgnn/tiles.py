@@ -150,8 +150,8 @@ def forward(
     expand = weights.expand
     del weights  # before the output is made: where channels are many and nodes few, the reduction counts
     if plan.graph_conv:
-        convolves = plan.residual and _convolves(expand.mT.unsqueeze(0), x_BNC)
-        expand = (expand.to(plan.compute).contiguous() if convolves else _padded(expand, plan)).unsqueeze(0)
+        as_convolution = plan.residual and convolves(expand.mT.unsqueeze(0), x_BNC)
+        expand = (expand.to(plan.compute).contiguous() if as_convolution else _padded(expand, plan)).unsqueeze(0)
     out_BNC = prefer_huge_pages(like_input(x_BNC))
     expand_sCF, samples = expand, None
     for tile in tiles:
@@ -408,7 +408,7 @@ def _add_product(base: Tensor | None, left: Tensor, right: Tensor, *, out: Tenso
     if out.dtype != left.dtype:
         product = torch.matmul(left, right).to(out.dtype)
         out.copy_(product if base is None else product.add_(base))
-    elif base is not None and _convolves(right, out):
+    elif base is not None and convolves(right, out):
         # A 1x1 convolution into memory of its own, and an addition: oneDNN is at its peak there, and a product that
         # adds to rows far apart is not, by a third.
         weight = right[0].mT.unsqueeze(-1)
@@ -426,7 +426,7 @@ def _add_product(base: Tensor | None, left: Tensor, right: Tensor, *, out: Tenso
         torch.addmm(base[0], left[0], right[0], out=out[0])
 
 
-def _convolves(right: Tensor, out: Tensor) -> bool:
+def convolves(right: Tensor, out: Tensor) -> bool:
     """Whether a product is better a convolution, as measured: on a CPU, many channels, with nodes innermost."""
     many = out.device.type == "cpu" and out.dtype == torch.float32 and out.shape[-1] >= _MANY_CHANNELS
     shared = right.shape[0] == 1 or right.stride(0) == 0
