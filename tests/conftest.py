@@ -6,6 +6,9 @@ import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Read when Triton is first imported: without a GPU, its interpreter runs the kernels.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 # The tests' tensors are tiny: more threads only wait for one another, the more so on a busy machine.
 torch.set_num_threads(1)
 

@@ -1,4 +1,4 @@
-"""What the machine offers: how large a tile should be, and memory that is quick to touch."""
+"""What the machine offers: how large a tile should be, which kernels to use, and memory that is quick to touch."""
 
 import ctypes
 import os
@@ -37,6 +37,11 @@ def nodes_per_tile(device: torch.device, row: int) -> int:
         # The intermediates stay about in the caches of the cores that work on them; smaller tiles cost more calls.
         return max(2 * core_cache_bytes() * torch.get_num_threads() // (4 * row), 256)
     return max(_ACCELERATOR_BYTES // (4 * row), 256)
+
+
+def wants_triton(device: torch.device) -> bool:
+    """Whether Triton kernels are asked for: ``LATENTGNN_TRITON=1`` in the environment, and a CUDA device."""
+    return device.type == "cuda" and os.environ.get("LATENTGNN_TRITON", "0") == "1"
 
 
 # Smaller tensors have few pages, and mostly lie in memory that was used before.

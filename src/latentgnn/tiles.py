@@ -22,13 +22,15 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from latentgnn.errors import UserError
 from latentgnn.functional import EPS, NodeScale, affinity, l2, length, mix, reciprocal, wide
-from latentgnn.machine import nodes_per_tile, prefer_huge_pages
+from latentgnn.machine import nodes_per_tile, prefer_huge_pages, wants_triton
 
 # A cache line, and a vector register of the widest kind.
 _ROW_BYTES = 64
@@ -143,7 +145,8 @@ def forward(
     """
     tiles = list(_tiles(x_BNC, offsets, weights, plan))
     sums_SGDr, squares_SGD = _zero_sums(x_BNC, offsets, weights, plan)
-    waiting = _gather(x_BNC, mask_BN, tiles, weights, sums_SGDr, squares_SGD, plan)
+    fused = _triton_kernels(x_BNC.device, weights, plan)
+    waiting = _gather(x_BNC, mask_BN, tiles, weights, sums_SGDr, squares_SGD, fused, plan)
     mixed = _mixed(sums_SGDr, squares_SGD, plan)
     latents = [_padded(latent, plan) for latent in _convolving(mixed, weights.graph_conv)]
     scatter_assign = _padded_or_none(weights.scatter_assign, plan)
@@ -160,7 +163,13 @@ def forward(
             # Of all samples at once, they could be a good part of the input's size.
             samples = tile.samples
             expand_sCF = _expanding([one_SGkr[samples] for one_SGkr in mixed], expand, plan)
-        feature_sTF = _features(waiting.popleft(), part, scatter_assign, latents, tile, plan).feature
+        u_sTR = waiting.popleft()
+        if fused is None:
+            feature_sTF = _features(u_sTR, part, scatter_assign, latents, tile, plan).feature
+        else:
+            of_tile = [latent[tile.samples] for latent in latents]
+            feature_sTF = fused.scatter(u_sTR, part.valid_sT1, scatter_assign, of_tile, plan)
+        del u_sTR
         x_sTC, out_sTC = x_BNC[tile.rows, tile.nodes], out_BNC[tile.rows, tile.nodes]
         expand_sFC = expand_sCF.expand(feature_sTF.shape[0], -1, -1).mT
         _add_product(x_sTC if plan.residual else None, feature_sTF, expand_sFC, out=out_sTC, most=_CONVOLVED)
@@ -177,6 +186,7 @@ def _gather(
     weights: Weights,
     sums_SGDr: Tensor,
     squares_SGD: Tensor,
+    fused: ModuleType | None,
     plan: Plan,
 ) -> deque[Tensor]:
     """Add every tile to the sums of values and of ones and to those of squared assignments.
@@ -189,8 +199,12 @@ def _gather(
     for tile in tiles:
         part = _part(x_BNC, mask_BN, tile, plan)
         u_sTR = _reduce(weights, part)
-        unit = _unit(weights.of_gather(u_sTR), part, plan)
         waiting.append(weights.of_scatter(u_sTR, plan).contiguous())
+        if fused is not None:
+            sums_sGDr, squares_sGD = sums_SGDr[tile.samples], squares_SGD[tile.samples]
+            fused.gather(weights.of_gather(u_sTR), part.valid_sT1, gather_assign, sums_sGDr, squares_sGD, plan)
+            continue
+        unit = _unit(weights.of_gather(u_sTR), part, plan)
         assign_ETD = _apply(unit.value, _of_graphs(gather_assign, part)).relu_()
         if plan.symmetric:
             for kernel in plan.kernels:
@@ -299,6 +313,19 @@ def backward(
         # One tensor took part twice.
         grad_gather_assign += grad_scatter_assign
     return grad_x_BNC, Weights(grad_reduce, grad_shift, grad_gather_assign, grad_scatter_assign, grad_conv, grad_expand)
+
+
+def _triton_kernels(device: torch.device, weights: Weights, plan: Plan) -> ModuleType | None:
+    """The kernels of the forward pass, where they are asked for and know the layer."""
+    if not wants_triton(device):
+        return None
+    try:
+        from latentgnn import triton_kernels
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise UserError("LATENTGNN_TRITON=1 needs Triton, which is not installed: pip install triton") from None
+    return triton_kernels if triton_kernels.takes(weights, plan) else None
 
 
 def like_input(x_BNC: Tensor) -> Tensor:
