@@ -34,8 +34,8 @@ def nodes_per_tile(device: torch.device, row: int) -> int:
         row: numbers that a tile holds for each node.
     """
     if device.type == "cpu":
-        # The intermediates stay about in the caches of the cores that work on them; smaller tiles cost more calls.
-        return max(2 * core_cache_bytes() * torch.get_num_threads() // (4 * row), 256)
+        # As measured: what a tile holds lies about in the caches of the cores; more of smaller tiles cost more calls.
+        return max(3 * core_cache_bytes() * torch.get_num_threads() // (4 * row), 256)
     return max(_ACCELERATOR_BYTES // (4 * row), 256)
 
 

@@ -18,7 +18,6 @@ before channels, as logical axes of the input whatever its strides, and in memor
 by few columns keep the threads of a BLAS busier than those of few rows by many columns.
 """
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -157,25 +156,24 @@ def forward(
         expand = (expand.to(plan.compute).contiguous() if as_convolution else _padded(expand, plan)).unsqueeze(0)
     out_BNC = prefer_huge_pages(like_input(x_BNC))
     expand_sCF, samples = expand, None
-    for tile in tiles:
+    for tile in reversed(tiles):  # what was read last may still be in a cache
         part = _part(x_BNC, mask_BN, tile, plan)
         if not plan.graph_conv and tile.samples != samples:
             # Of all samples at once, they could be a good part of the input's size.
             samples = tile.samples
+            del expand_sCF
             expand_sCF = _expanding([one_SGkr[samples] for one_SGkr in mixed], expand, plan)
-        u_sTR = waiting.popleft()
         if fused is None:
-            feature_sTF = _features(u_sTR, part, scatter_assign, latents, tile, plan).feature
+            feature_sTF = _features(waiting.pop(), part, scatter_assign, latents, tile, plan, keep=False).feature
         else:
             of_tile = [latent[tile.samples] for latent in latents]
-            feature_sTF = fused.scatter(u_sTR, part.valid_sT1, scatter_assign, of_tile, plan)
-        del u_sTR
+            feature_sTF = fused.scatter(waiting.pop(), part.valid_sT1, scatter_assign, of_tile, plan)
         x_sTC, out_sTC = x_BNC[tile.rows, tile.nodes], out_BNC[tile.rows, tile.nodes]
         expand_sFC = expand_sCF.expand(feature_sTF.shape[0], -1, -1).mT
         _add_product(x_sTC if plan.residual else None, feature_sTF, expand_sFC, out=out_sTC, most=_CONVOLVED)
         if part.valid_sT1 is not None and not plan.residual:
             out_sTC.copy_(torch.where(part.valid_sT1, out_sTC, x_sTC))
-        del feature_sTF  # before the next tile's
+        del feature_sTF, expand_sFC  # before the next tile's
     return out_BNC, sums_SGDr, squares_SGD
 
 
@@ -188,14 +186,14 @@ def _gather(
     squares_SGD: Tensor,
     fused: ModuleType | None,
     plan: Plan,
-) -> deque[Tensor]:
+) -> list[Tensor]:
     """Add every tile to the sums of values and of ones and to those of squared assignments.
 
     Returns:
         What scatter starts from, of every tile: it comes from the same product as what gather starts from, and waits.
     """
     gather_assign = _padded(weights.gather_assign, plan)
-    waiting: deque[Tensor] = deque()
+    waiting: list[Tensor] = []
     for tile in tiles:
         part = _part(x_BNC, mask_BN, tile, plan)
         u_sTR = _reduce(weights, part)
@@ -571,9 +569,16 @@ def _gather_backward(
 
 
 def _features(
-    u_sTR: Tensor, part: _Part, assign_GDr: Tensor | None, latents: list[Tensor], tile: _Tile, plan: Plan
+    u_sTR: Tensor,
+    part: _Part,
+    assign_GDr: Tensor | None,
+    latents: list[Tensor],
+    tile: _Tile,
+    plan: Plan,
+    *,
+    keep: bool = True,
 ) -> _Features:
-    """Scatter: what the output of a tile is expanded from."""
+    """Scatter: what the output of a tile is expanded from, and what its backward pass needs if that is to be kept."""
     samples, nodes, _ = part.x_sTC.shape
     valid_ET1 = _valid(part, plan)
     if assign_GDr is None:
@@ -582,21 +587,27 @@ def _features(
     else:
         unit = _unit(u_sTR, part, plan)
         assign_ETD = _apply(unit.value, _of_graphs(assign_GDr, part)).relu_()
+        unit = unit if keep else None
+    del u_sTR
     parts = [assign_ETD[..., kernel] for kernel in plan.kernels]
     scales = [_inverse_length(part_ETk) for part_ETk in parts]
     if assign_GDr is None and valid_ET1 is not None:
         scales = [scale_ET1 * valid_ET1 for scale_ET1 in scales]
     width = sum(latent.shape[1] * latent.shape[2] for latent in latents) or plan.groups * assign_ETD.shape[2]
-    feature_sTF = rows((samples, nodes, width + 1), assign_ETD, plan.compute)
-    _fill_ones(feature_sTF, part.valid_sT1)
     assigned = []
     if plan.graph_conv:
-        for index, (part_ETk, scale_ET1, latent) in enumerate(zip(parts, scales, latents, strict=True)):
-            one = _Unit(_with_ones(part_ETk, scale_ET1, valid_ET1, plan), scale_ET1)
+        for part_ETk, scale_ET1 in zip(parts, scales, strict=True):
+            assigned.append(_Unit(_with_ones(part_ETk, scale_ET1, valid_ET1, plan), scale_ET1))
+        del assign_ETD, parts, part_ETk
+    feature_sTF = rows((samples, nodes, width + 1), part.x_sTC, plan.compute)
+    _fill_ones(feature_sTF, part.valid_sT1)
+    if plan.graph_conv:
+        for one, latent, target_sTr in zip(
+            assigned, latents, feature_sTF[..., :-1].chunk(len(latents), -1), strict=True
+        ):
             convolved_ETr = _apply(one.value, latent[tile.samples].flatten(0, 1))
-            target_sGTr = _to_graphs(feature_sTF[..., :-1].chunk(len(parts), -1)[index], plan)
+            target_sGTr = _to_graphs(target_sTr, plan)
             torch.clamp_min(convolved_ETr.view(target_sGTr.shape), 0, out=target_sGTr)
-            assigned.append(one)
     else:
         feature_sGTD = _to_graphs(feature_sTF[..., :-1], plan)
         for kernel, part_ETk, scale_ET1 in zip(plan.kernels, parts, scales, strict=True):
