@@ -102,6 +102,14 @@ def test_wide_matrices_go_the_other_way(called: list[str]) -> None:
     assert not called
 
 
+@pytest.mark.parametrize("asked", ["ieee", "tf32"])
+def test_products_are_as_exact_as_those_of_pytorch(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from latentgnn import triton_kernels
+
+    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", asked)
+    assert triton_kernels._precision() == asked
+
+
 def test_they_are_used_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     monkeypatch.delenv("LATENTGNN_TRITON", raising=False)

@@ -1,7 +1,8 @@
 """The layer beside its peers, in one run: time, memory held for the backward pass, peak memory, and the floor.
 
 All sides take turns, round after round, and what is reported are medians of the rounds' ratios, because the speed of
-a shared machine drifts. Each peer's output is checked before it is timed. Peers come from their own packages.
+a shared machine drifts; what is timed is each side's second call, because the first finds the memory as another
+side has left it. Each peer's output is checked before it is timed. Peers come from their own packages.
 """
 
 import json
@@ -167,6 +168,12 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def settled(call: Callable[[], object], device: torch.device) -> float:
+    """Wall time of the second of two calls: the first finds the memory as another side has left it."""
+    call()
+    return seconds(call, device)
+
+
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of a large square product, now."""
     size = 1024 if device.type == "cpu" else 8192
@@ -306,7 +313,7 @@ def compare(
 
     for turn in range(-1, rounds):
         warm = turn < 0
-        # Whoever comes first finds the memory as the last one left it: each begins in its turn.
+        # Each begins in its turn.
         first = turn % len(sides)
         order = [*list(sides.items())[first:], *list(sides.items())[:first]]
         limits = [operations / product_rate(device, dtype)]
@@ -314,10 +321,10 @@ def compare(
             limits.append(3 * size / bandwidth(device))
         for name, (_, forward) in order:
             with torch.no_grad():
-                taken = seconds(lambda forward=forward: forward(x), device)  # type: ignore[misc]
+                taken = settled(lambda forward=forward: forward(x), device)  # type: ignore[misc]
             forwards[name] += [] if warm else [taken]
         for name, (module, forward) in order if steps else ():
-            taken = seconds(lambda module=module, forward=forward: step(module, forward), device)  # type: ignore[misc]
+            taken = settled(lambda module=module, forward=forward: step(module, forward), device)  # type: ignore[misc]
             both[name] += [] if warm else [taken]
         floors += [] if warm else [max(limits)]
 
@@ -365,8 +372,8 @@ def packed_against_padded(
         if error > 1e-3:
             raise UserError(f"packed and padded differ by {error:.1e}; they were not timed")
         for _ in range(rounds):
-            times["packed"].append(seconds(lambda: layer(x, offsets), device))
-            times["padded"].append(seconds(padded, device))
+            times["packed"].append(settled(lambda: layer(x, offsets), device))
+            times["padded"].append(settled(padded, device))
     ratio = [a / b for a, b in zip(times["padded"], times["packed"], strict=True)]
     return {
         "scenes": len(sizes),
@@ -390,7 +397,7 @@ def per_node(
             for count, x in inputs.items():
                 # Small inputs several times, so that each measurement takes about as long.
                 repeats = max(1_000_000 // count, 1)
-                taken = seconds(lambda x=x, repeats=repeats: [layer(x) for _ in range(repeats)], x.device)  # type: ignore[misc]
+                taken = settled(lambda x=x, repeats=repeats: [layer(x) for _ in range(repeats)], x.device)  # type: ignore[misc]
                 times[count].append(taken / repeats / count)
     return [{"nodes": count, "nanoseconds": 1e9 * statistics.median(values)} for count, values in times.items()]
 

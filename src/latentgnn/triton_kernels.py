@@ -185,29 +185,30 @@ def gather(
     parts = sums_sGDr.new_empty((splits, *sums_sGDr.shape))
     square_parts = squares_sGD.new_empty((splits, *squares_sGD.shape))
     valid = None if valid_sT1 is None else valid_sT1.contiguous()
-    _gather[samples * groups, blocks, splits](
-        u_sTR,
-        u_sTR if valid is None else valid.view(torch.uint8),
-        assign_GDr,
-        parts,
-        square_parts,
-        nodes,
-        nodes_of_split,
-        u_sTR.stride(0),
-        u_sTR.stride(1),
-        assign_GDr.stride(1),
-        groups,
-        width,
-        latents,
-        MASKED=valid is not None,
-        EPS2=_EPS2,
-        PRECISION=_precision(),
-        BLOCK_N=block_nodes,
-        BLOCK_R=_block(width),
-        BLOCK_D=block_latents,
-        num_warps=_warps(width, block_latents),
-        enable_fp_fusion=True,
-    )
+    with torch.cuda.device_of(u_sTR):
+        _gather[samples * groups, blocks, splits](
+            u_sTR,
+            u_sTR if valid is None else valid.view(torch.uint8),
+            assign_GDr,
+            parts,
+            square_parts,
+            nodes,
+            nodes_of_split,
+            u_sTR.stride(0),
+            u_sTR.stride(1),
+            assign_GDr.stride(1),
+            groups,
+            width,
+            latents,
+            MASKED=valid is not None,
+            EPS2=_EPS2,
+            PRECISION=_precision(),
+            BLOCK_N=block_nodes,
+            BLOCK_R=_block(width),
+            BLOCK_D=block_latents,
+            num_warps=_warps(width, block_latents),
+            enable_fp_fusion=True,
+        )
     sums_sGDr += parts.sum(0)
     squares_sGD += square_parts.sum(0)
 
@@ -237,35 +238,36 @@ def scatter(
         count = kernel.stop - kernel.start
         block_nodes = _nodes_of_block(max(width, count), plan.compute)
         convolving = latents[index].contiguous() if latents else None
-        _scatter[triton.cdiv(nodes, block_nodes), samples * groups](
-            u_sTR,
-            u_sTR if valid is None else valid.view(torch.uint8),
-            assign_GDr,
-            u_sTR if convolving is None else convolving,
-            feature_sTF,
-            nodes,
-            u_sTR.stride(0),
-            u_sTR.stride(1),
-            assign_GDr.stride(1),
-            0 if convolving is None else convolving.stride(2),
-            feature_sTF.stride(0),
-            feature_sTF.stride(1),
-            groups,
-            width,
-            every,
-            kernel.start,
-            count,
-            index,
-            CONVOLVES=convolving is not None,
-            MASKED=valid is not None,
-            EPS2=_EPS2,
-            PRECISION=_precision(),
-            BLOCK_N=block_nodes,
-            BLOCK_R=_block(width),
-            BLOCK_D=_block(count),
-            num_warps=_warps(width, count),
-            enable_fp_fusion=True,
-        )
+        with torch.cuda.device_of(u_sTR):
+            _scatter[triton.cdiv(nodes, block_nodes), samples * groups](
+                u_sTR,
+                u_sTR if valid is None else valid.view(torch.uint8),
+                assign_GDr,
+                u_sTR if convolving is None else convolving,
+                feature_sTF,
+                nodes,
+                u_sTR.stride(0),
+                u_sTR.stride(1),
+                assign_GDr.stride(1),
+                0 if convolving is None else convolving.stride(2),
+                feature_sTF.stride(0),
+                feature_sTF.stride(1),
+                groups,
+                width,
+                every,
+                kernel.start,
+                count,
+                index,
+                CONVOLVES=convolving is not None,
+                MASKED=valid is not None,
+                EPS2=_EPS2,
+                PRECISION=_precision(),
+                BLOCK_N=block_nodes,
+                BLOCK_R=_block(width),
+                BLOCK_D=_block(count),
+                num_warps=_warps(width, count),
+                enable_fp_fusion=True,
+            )
     return feature_sTF
 
 
@@ -289,7 +291,7 @@ def _warps(width: int, latents: int) -> int:
 
 def _precision() -> str:
     """How float32 is multiplied: as PyTorch's own products are allowed to."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def _programs(device: torch.device) -> int:
