@@ -102,12 +102,17 @@ def test_wide_matrices_go_the_other_way(called: list[str]) -> None:
     assert not called
 
 
-@pytest.mark.parametrize("asked", ["ieee", "tf32"])
-def test_products_are_as_exact_as_those_of_pytorch(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_are_as_exact_as_those_of_pytorch() -> None:
     from latentgnn import triton_kernels
 
-    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", asked)
-    assert triton_kernels._precision() == asked
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        assert triton_kernels._precision() == "tf32"
+        torch.set_float32_matmul_precision("highest")
+        assert triton_kernels._precision() == "ieee"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_they_are_used_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
