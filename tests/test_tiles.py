@@ -249,28 +249,51 @@ def test_float32_is_about_as_exact_as_the_reference() -> None:
 
 
 @pytest.mark.parametrize("norm", sorted(AFFINE_NORMS))
-@pytest.mark.parametrize("arguments", [{}, {"graph_conv": True, "num_latents": (2, 3)}, {"num_groups": 2}])
-def test_scatter_without_shifts_is_direct(
-    norm: str, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("arguments", "direct"),
+    [
+        ({"num_latents": 3}, True),
+        ({"num_latents": (2, 3), "graph_conv": True}, True),
+        ({"num_latents": 3, "num_groups": 2}, True),
+        ({"num_latents": 40}, False),
+        ({"num_latents": (40, 30), "graph_conv": True}, False),
+        ({"num_latents": 20, "num_groups": 2}, False),
+    ],
+)
+def test_scatter_without_shifts(
+    arguments: dict[str, Any], direct: bool, masked: bool, norm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The norms of a fresh layer shift nothing; where shifts are learnt, they get their gradients all the same."""
     torch.manual_seed(0)
-    arguments = {"num_latents": 3, **arguments}
     layer = LatentGNN(32, reduction=2, norm=AFFINE_NORMS[norm], gamma_init=0.7, dtype=torch.float64, **arguments).eval()
-    direct: list[bool] = []
+    folded: list[tuple[int, ...] | None] = []
 
     def fold(*arguments: Any, **options: Any) -> Any:
-        direct.append(options["direct"])
-        return folding.fold(*arguments, **options)
+        weights = folding.fold(*arguments, **options)
+        folded.append(None if weights.scatter_assign is None else tuple(weights.scatter_assign.shape))
+        return weights
 
     monkeypatch.setattr(operators, "fold", fold)
-    x = torch.randn(2, 32, 5, 6, dtype=torch.float64, requires_grad=True)
-    output, expected = layer(x), reference.forward(layer, x)
-    assert relative_error(output, expected) < 1e-12
-    for ours, theirs in zip(all_gradients(output, x, layer), all_gradients(expected, x, layer), strict=True):
-        assert relative_error(ours, theirs) < 1e-9
-    assert direct == [True, norm != "evaluation"]
+    x = torch.randn(1, 32, 5, 6, dtype=torch.float64, requires_grad=True)
+    mask = torch.rand(1, 5, 6) > 0.3 if masked else None
+
+    def check(bound: float, gradients: float | None = None) -> None:
+        """Against the reference on the nodes that count, as a set of points."""
+        inside = slice(None) if mask is None else mask.flatten()
+        output = layer(x, mask=mask).flatten(2)[..., inside]
+        expected = reference.forward(layer, x.flatten(2)[..., inside])
+        assert relative_error(output, expected) < bound
+        if gradients is not None:
+            for ours, theirs in zip(all_gradients(output, x, layer), all_gradients(expected, x, layer), strict=True):
+                assert relative_error(ours, theirs) < gradients
+
+    check(1e-12, 1e-9)
+    groups, latents = layer.config.num_groups, sum(layer.config.num_latents)
+    width = 16 // groups
+    shifted, unshifted = (groups, latents, width + 1), None if direct else (groups, latents, width)
+    assert folded == [unshifted, shifted if norm == "evaluation" else unshifted]
     if norm != "none":
         layer.kernel_list[-1].scatter_assign.norm.bias.data[-1] = 0.1
-        assert relative_error(layer(x), reference.forward(layer, x)) < 1e-12
-        assert not direct[-1]
+        check(1e-12)
+        assert folded[-1] == shifted

@@ -50,20 +50,22 @@ def scatter_assigns(plan: Plan) -> slice:
     return slice(2 + kernels, 2 + 2 * kernels)
 
 
-def can_be_direct(projected: Sequence[Projected], plan: Plan) -> bool:
-    """Whether scatter may be direct (`latentgnn.tiles`) and has fewer operations then."""
+def shifts_nothing(projected: Sequence[Projected], plan: Plan) -> bool:
+    """Whether the assignments of scatter have no shifts, so that it may do without unit lengths or be direct."""
     if plan.symmetric:
-        return False
-    reduced, channels = projected[0].matrix.shape
-    latents = sum(plan.latents)
-    if plan.groups * latents * channels >= reduced * (channels + latents):
         return False
     shifts = [one.shift for one in projected[scatter_assigns(plan)]]
     # Whoever looks at values on an accelerator waits for it.
     return all(shift.device.type == "cpu" and not shift.any() for shift in shifts)
 
 
-def fold(projected: Sequence[Projected], plan: Plan, *, direct: bool = False) -> Weights:
+def _is_less_when_direct(projected: Sequence[Projected], plan: Plan) -> bool:
+    reduced, channels = projected[0].matrix.shape
+    latents = sum(plan.latents)
+    return plan.groups * latents * channels < reduced * (channels + latents)
+
+
+def fold(projected: Sequence[Projected], plan: Plan, *, unshifted: bool = False) -> Weights:
     """The matrices with scales and shifts in them.
 
     Args:
@@ -71,13 +73,17 @@ def fold(projected: Sequence[Projected], plan: Plan, *, direct: bool = False) ->
             symmetric of scatter, of every kernel; the graph convolution of every kernel, if there are any; the
             expansion.
         plan: of the layer.
-        direct: fold the reduction of scatter into its assignments.
+        unshifted: the assignments of scatter shift nothing. Where it saves operations, their matrices are folded with
+            that of scatter's reduction.
     """
     dtype = wide(plan.compute)
     parts = _parts([one.to(dtype) for one in projected], plan)
     gather_assign, scatter_assign = _assigns(parts, plan)
+    direct = unshifted and _is_less_when_direct(projected, plan)
     reduces = _joined(parts, plan) if direct else parts.reduces
     down = _down(reduces, plan)
+    if unshifted and plan.compute != torch.float16:  # whose range wants unit lengths
+        scatter_assign = scatter_assign[..., :-1]
     expand = parts.expand
     expand_CF = rows((expand.matrix.shape[0], expand.matrix.shape[1] + 1), expand.matrix, dtype)
     torch.mul(expand.matrix, expand.scale.unsqueeze(1), out=expand_CF[:, :-1])
@@ -95,7 +101,7 @@ def fold(projected: Sequence[Projected], plan: Plan, *, direct: bool = False) ->
 def unfold(grads: Weights, projected: Sequence[Projected], plan: Plan) -> list[Projected]:
     """From the gradients of what `fold` gives to those of what it takes.
 
-    Where scatter is direct, the shifts of its assignments get none: they are zero, and have to be known to be.
+    Where the assignments of scatter were taken to shift nothing, their shifts get none.
     """
     direct = grads.scatter_assign is None
     parts = _parts([one.to(grads.reduce.dtype) for one in projected], plan)
@@ -107,7 +113,8 @@ def unfold(grads: Weights, projected: Sequence[Projected], plan: Plan) -> list[P
         pairs[1], grad_assign = _joined_backward(*pairs[1], parts, plan)
         assigns.append(grad_assign)
     elif not plan.symmetric and grads.scatter_assign is not None:
-        assigns.append(grads.scatter_assign)
+        missing = grads.gather_assign.shape[2] - grads.scatter_assign.shape[2]
+        assigns.append(torch.nn.functional.pad(grads.scatter_assign, (0, missing)))
     affines = [part.flatten(0, 1) for assign in assigns for part in assign.split(list(plan.latents), 1)]
     if grads.graph_conv is not None:
         affines += [part.flatten(0, 1) for part in grads.graph_conv]

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 from latentgnn import tiles
 from latentgnn.config import LatentGNNConfig
 from latentgnn.cost import cost
-from latentgnn.folding import Projected, can_be_direct, fold, scatter_assigns, unfold
+from latentgnn.folding import Projected, fold, scatter_assigns, shifts_nothing, unfold
 from latentgnn.functional import wide
 from latentgnn.tiles import Plan
 
@@ -71,9 +71,9 @@ def _forward(
     *plain: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     plan, projected = _plan(*plain), _projected(matrices, scales, shifts)
-    direct = can_be_direct(projected, plan)
+    unshifted = shifts_nothing(projected, plan)
     # The folded matrices have no name here, so that they can go as soon as they are no longer needed.
-    return tiles.forward(x, mask, _samples(offsets), fold(projected, plan, direct=direct), plan)
+    return tiles.forward(x, mask, _samples(offsets), fold(projected, plan, unshifted=unshifted), plan)
 
 
 def _fake_forward(
@@ -107,7 +107,7 @@ def _backward(
     *plain: Any,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     plan, projected = _plan(*plain), _projected(matrices, scales, shifts)
-    weights = fold(projected, plan, direct=not needs_shifts and can_be_direct(projected, plan))
+    weights = fold(projected, plan, unshifted=not needs_shifts and shifts_nothing(projected, plan))
     grad_x, grads = tiles.backward(grad, x, mask, _samples(offsets), weights, sums, squares, plan, needs_x=needs_x)
     found = unfold(grads, projected, plan)
     return (
@@ -150,7 +150,7 @@ def _differentiate(ctx: Any, grad: Tensor, _sums: None, _squares: None) -> tuple
     count = len(rest) // 3
     parts = (rest[:count], rest[count : 2 * count], rest[2 * count :])
     needs_x = ctx.needs_input_grad[0]
-    # Scatter is not direct where its assignments' shifts are to get a gradient, though they be zero.
+    # Shifts that are to get a gradient count, though they be zero.
     needs_shifts = any(ctx.needs_input_grad[5][scatter_assigns(_plan(*ctx.plain))])
     grad_x, *grads = torch.ops.latentgnn.backward(
         grad, x, mask, offsets, *parts, sums, squares, needs_x, needs_shifts, *ctx.plain

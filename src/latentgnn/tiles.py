@@ -9,8 +9,9 @@ with a column of ones beside them, so that most shifts cost no pass of their own
 column has a zero, which takes the node out of everything that follows.
 
 Scatter divides twice by a length, of a node's channels and of its assignments. Where the assignments have no shift
-the second undoes the first, relu(s Psi W x) = s relu(Psi W x) for s > 0, and scatter is *direct*: reduction and
-assignment are one matrix Psi W, with as many rows as latents, and the channels between them do not exist.
+the second undoes the first, relu(s Psi W x) = s relu(Psi W x) for s > 0, and the first is left out. Where it saves
+operations, scatter is then *direct*: reduction and assignment are one matrix Psi W, with as many rows as latents, and
+the channels between them do not exist.
 
 Axes: S samples, N nodes, C channels, R reduced channels, G groups, r = R / G, D latents of all kernels in a group,
 K kernels, F features that the output is expanded from. In a tile: s samples, T nodes, E = s * G graphs. Nodes come
@@ -74,7 +75,8 @@ class Weights(NamedTuple):
             is direct, (G * D, C) of its reduction and assignment below it.
         reduce_shift: (R,), likewise.
         gather_assign: (G, D, r + 1).
-        scatter_assign: likewise; if symmetric, the same tensor, and ``None`` where scatter is direct.
+        scatter_assign: likewise; if symmetric, the same tensor. Without the last column where nothing is shifted, and
+            ``None`` where scatter is direct.
         graph_conv: (K, G, r, r + 1), or ``None``.
         expand: (C, K * R + 1).
     """
@@ -122,7 +124,10 @@ class _Features(NamedTuple):
     """What a tile's output is expanded from, with a column of ones, (s, T, F + 1), and how it came about."""
 
     feature: Tensor
-    unit: _Unit | None  # unless scatter is direct
+    source: (
+        Tensor | None
+    )  # what assignments are made of, (E, T, r) or with ones (E, T, r + 1), unless scatter is direct
+    scale: Tensor | None  # what the source was multiplied by, (E, T, 1), where assignments are shifted
     assigned: list[_Unit]  # of each kernel, (E, T, D_k + 1); the ones are missing without graph convolution
 
 
@@ -583,15 +588,17 @@ def _features(
     valid_ET1 = _valid(part, plan)
     if assign_GDr is None:
         # In place: whoever has u has no more use for it.
-        unit, assign_ETD = None, _to_graphs(u_sTR, plan).flatten(0, 1).relu_()
+        source, scale, assign_ETD = None, None, _to_graphs(u_sTR, plan).flatten(0, 1).relu_()
     else:
-        unit = _unit(u_sTR, part, plan)
-        assign_ETD = _apply(unit.value, _of_graphs(assign_GDr, part)).relu_()
-        unit = unit if keep else None
+        source, scale = _to_graphs(u_sTR, plan).flatten(0, 1), None
+        if assign_GDr.shape[2] > source.shape[2]:
+            source, scale = _unit(u_sTR, part, plan)
+        assign_ETD = _apply(source, _of_graphs(assign_GDr, part)).relu_()
+        source = source if keep else None
     del u_sTR
     parts = [assign_ETD[..., kernel] for kernel in plan.kernels]
     scales = [_inverse_length(part_ETk) for part_ETk in parts]
-    if assign_GDr is None and valid_ET1 is not None:
+    if scale is None and valid_ET1 is not None:
         scales = [scale_ET1 * valid_ET1 for scale_ET1 in scales]
     width = sum(latent.shape[1] * latent.shape[2] for latent in latents) or plan.groups * assign_ETD.shape[2]
     assigned = []
@@ -615,7 +622,7 @@ def _features(
             shape = target_sGTk.shape[:2]
             torch.mul(part_ETk.unflatten(0, shape), scale_ET1.unflatten(0, shape), out=target_sGTk)
             assigned.append(_Unit(target_sGTk.flatten(0, 1), scale_ET1))
-    return _Features(feature_sTF, unit, assigned)
+    return _Features(feature_sTF, source, scale, assigned)
 
 
 def _features_backward(
@@ -633,7 +640,7 @@ def _features_backward(
 
     (E, T, r), or (E, T, D) where scatter is direct.
     """
-    unit, kernels = features.unit, len(plan.latents)
+    source, kernels = features.source, len(plan.latents)
     if plan.graph_conv:
         _rectifier_backward_(grad_sTF, features.feature[..., :-1])
         grads_ETk = []
@@ -650,11 +657,13 @@ def _features_backward(
         grad_ETk = _unit_backward(grad_ETk, value_ETk, one.scale)
         before.append(_rectifier_backward_(grad_ETk.to(plan.compute), value_ETk))
     grad_ETD = before[0] if kernels == 1 else torch.cat(before, -1)
-    if unit is None or assign_GDr is None or grad_assign_GDr is None:
+    if source is None or assign_GDr is None or grad_assign_GDr is None:
         return grad_ETD
-    _add_outer_of_groups(grad_assign_GDr, grad_ETD, unit.value)
-    back_ErD = _of_graphs(assign_GDr, part)[..., :-1].mT
-    return _unit_backward(_apply(grad_ETD, back_ErD), unit.value[..., :-1], unit.scale).to(plan.compute)
+    _add_outer_of_groups(grad_assign_GDr, grad_ETD, source)
+    back_ErD = _of_graphs(assign_GDr, part).mT
+    if features.scale is None:
+        return _apply(grad_ETD, back_ErD)
+    return _unit_backward(_apply(grad_ETD, back_ErD[:, :-1]), source[..., :-1], features.scale).to(plan.compute)
 
 
 def _weight_inverse(sums_SGDr: Tensor, squares_SGD: Tensor, plan: Plan) -> Tensor | None:
@@ -694,7 +703,12 @@ def _expanding(mixed: list[Tensor], expand_CR: Tensor, plan: Plan) -> Tensor:
     expand_SCF[..., -1] = expand_CR[:, -1]
     expand_SGCD = expand_SCF[..., :-1].unflatten(2, (groups, every)).transpose(1, 2)
     for kernel, one, expand_GCr in zip(plan.kernels, mixed, _expand_of_kernels(expand_CR, plan), strict=True):
-        expand_SGCD[..., kernel] = expand_GCr @ one.mT
+        if expand_SCF.dtype != expand_CR.dtype:
+            expand_SGCD[..., kernel] = expand_GCr @ one.mT
+            continue
+        for expand_GCD, one_GDr in zip(expand_SGCD, one, strict=True):
+            for expand_CD, expand_Cr, one_Dr in zip(expand_GCD, expand_GCr, one_GDr, strict=True):
+                torch.mm(expand_Cr, one_Dr.mT, out=expand_CD[:, kernel])
     return expand_SCF
 
 

@@ -28,9 +28,12 @@ _EPS2 = EPS**2
 
 def takes(weights: Weights, plan: Plan) -> bool:
     """Whether the kernels know this layer: asymmetric, in single or half precision, with matrices that fit."""
-    if plan.symmetric or weights.scatter_assign is None or plan.compute == torch.float64:
+    assigns = weights.scatter_assign
+    if plan.symmetric or plan.compute == torch.float64:
         return False
-    width, latents = _block(weights.scatter_assign.shape[2] - 1), _block(max(plan.latents))
+    if assigns is None or assigns.shape != weights.gather_assign.shape:  # they shift nothing
+        return False
+    width, latents = _block(assigns.shape[2] - 1), _block(max(plan.latents))
     return max(width, latents) <= _WIDEST and width * latents * plan.compute.itemsize <= _MATRIX_BYTES
 
 
