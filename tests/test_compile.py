@@ -3,7 +3,7 @@ import torch
 from sweep import make_layer, relative_error
 from torch import nn
 
-from latentgnn import reference
+from latentgnn import FrozenBatchNorm, PackedLatentGNN, reference
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +46,17 @@ def test_inductor_gives_the_same_outputs_and_gradients() -> None:
 
 
 @pytest.mark.filterwarnings("default")
+def test_compiled_packed_points_keep_every_scene() -> None:
+    """Offsets are read only when the operator runs; what would leave points out is an error."""
+    layer = PackedLatentGNN(16, num_latents=3, norm=FrozenBatchNorm, gamma_init=0.5)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    x = torch.randn(50, 16)
+    assert relative_error(compiled(x, torch.tensor([0, 20, 50])), layer(x, torch.tensor([20, 50]))) < 1e-6
+    for offsets in ([20, 50], [0, 20, 40], [0, 60, 50]):
+        with pytest.raises(ValueError, match="offsets must rise"):
+            compiled(x, torch.tensor(offsets))
+
+
 def test_compiles_with_a_mask() -> None:
     layer = make_layer("graph_conv").float()
     compiled = torch.compile(layer, fullgraph=True, backend="eager")

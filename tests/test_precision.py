@@ -116,3 +116,13 @@ def test_gradients_vanish_at_zero_pixels_where_division_by_a_tiny_length_would_e
     x.requires_grad_()
     layer(x).square().sum().backward()
     assert x.grad.abs().max() < 1e3
+
+
+def test_gradients_called_for_inside_autocast_are_those_of_the_forward_pass() -> None:
+    layer = make_layer("two_kernels", "frozen").float()
+    x = torch.randn(1, 32, 60, requires_grad=True)
+    wanted = torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()])
+    loss = layer(x).square().sum()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = torch.autograd.grad(loss, [x, *layer.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))

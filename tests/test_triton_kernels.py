@@ -62,6 +62,41 @@ def test_kernels_agree_with_the_reference(
         assert relative_error(found, reference.forward(exact, alone)) < 1e-5
 
 
+@pytest.mark.parametrize("config", ["two_kernels", "groups_graph_conv"])
+def test_samples_share_a_tile(config: str, called: list[str]) -> None:
+    layer, exact = make_layer(config, "frozen").float().to(DEVICE), make_layer(config, "frozen").to(DEVICE)
+    x = torch.randn(3, 32, 70, device=DEVICE)
+    mask = torch.rand(3, 70, device=DEVICE) > 0.3
+    mask[1] = False
+    with torch.no_grad():
+        output = layer(x, mask)
+    assert called == ["gather", "scatter"]
+    assert torch.equal(output[1], x[1])
+    for sample in (0, 2):
+        valid = mask[sample]
+        expected = reference.forward(exact, x[sample : sample + 1, :, valid].double())
+        assert relative_error(output[sample : sample + 1, :, valid], expected) < 1e-5
+
+
+def test_latents_take_several_blocks(called: list[str]) -> None:
+    layer = LatentGNN(32, num_latents=(70, 130), norm=FrozenBatchNorm, gamma_init=0.5, device=DEVICE)
+    layer.kernel_list[0].scatter_assign.norm.bias.fill_(0.1)  # otherwise nothing is shifted, and a CPU goes another way
+    x = torch.randn(1, 32, 150, device=DEVICE)
+    with torch.no_grad():
+        output = layer(x)
+    assert called == ["gather", "scatter"]
+    assert relative_error(output, reference.forward(layer, x)) < 1e-5
+
+
+def test_what_is_not_a_number_spreads(called: list[str]) -> None:
+    layer = make_layer("graph_conv", "frozen").float().to(DEVICE)
+    x = torch.randn(1, 32, 40, device=DEVICE)
+    x[0, 0, 3] = float("nan")
+    with torch.no_grad():
+        assert layer(x).isnan().all()
+    assert called
+
+
 def test_gradients_follow_the_kernels(called: list[str]) -> None:
     layer, exact = make_layer("graph_conv", "frozen").float().to(DEVICE), make_layer("graph_conv", "frozen").to(DEVICE)
     x = torch.randn(2, 32, 9, 9, device=DEVICE, requires_grad=True)

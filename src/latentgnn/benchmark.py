@@ -24,6 +24,7 @@ from latentgnn import reference
 from latentgnn.errors import UserError, require
 from latentgnn.files import write_bytes, write_json, write_text
 from latentgnn.layers import LatentGNN, PackedLatentGNN
+from latentgnn.machine import wants_triton
 from latentgnn.norms import FrozenBatchNorm
 
 Forward = Callable[[Tensor], Tensor]
@@ -294,7 +295,10 @@ def compare(
             try:
                 module, forward = PEERS[name](layer, shape)
                 module.to(device=device, dtype=dtype)
+                # Without statistics of the batch, by which every node would feel every other.
+                module.train(norm == "training" and "reference" in name)
                 check(name, forward, x.detach(), expected if "reference" in name else None)
+                module.train(norm == "training")
             except Refused as reason:
                 refused[name] = str(reason)
             else:
@@ -392,12 +396,17 @@ def per_node(
     counts = [count for count in (10_000, 100_000, 1_000_000, 10_000_000) if count <= most]
     inputs = {count: torch.randn(1, channels, count) for count in counts}
     times: dict[int, list[float]] = {count: [] for count in counts}
+
+    def repeated(x: Tensor, repeats: int) -> None:
+        for _ in range(repeats):
+            layer(x)
+
     with torch.no_grad():
         for _ in range(rounds):
             for count, x in inputs.items():
                 # Small inputs several times, so that each measurement takes about as long.
                 repeats = max(1_000_000 // count, 1)
-                taken = settled(lambda x=x, repeats=repeats: [layer(x) for _ in range(repeats)], x.device)  # type: ignore[misc]
+                taken = settled(lambda x=x, repeats=repeats: repeated(x, repeats), x.device)  # type: ignore[misc]
                 times[count].append(taken / repeats / count)
     return [{"nodes": count, "nanoseconds": 1e9 * statistics.median(values)} for count, values in times.items()]
 
@@ -498,7 +507,7 @@ def run(
     out: Path,
     command: str,
 ) -> dict[str, Any]:
-    """Measure, print, and write ``layer-DATE-DEVICE`` as JSON, Markdown and PNG."""
+    """Measure, print, and write ``layer-DATE-DEVICE[-DTYPE][-triton]`` as JSON, Markdown and PNG."""
     torch.set_num_threads(threads)
     place, kind = torch.device(device), getattr(torch, dtype)
     if place.type == "cuda" and not torch.cuda.is_available():
@@ -509,13 +518,17 @@ def run(
         "command": command,
         "date": now.isoformat(timespec="seconds"),
         "hardware": hardware,
+        "dtype": dtype,
+        "triton": wants_triton(place),
         "threads": threads,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "square_product_gflops": product_rate(place, kind) / 1e9,
         "layer": {},
     }
-    stem = out / f"layer-{now:%Y-%m-%d}-{place.type}"
+    special = [] if kind == torch.float32 else [dtype]
+    special += ["triton"] if wants_triton(place) else []
+    stem = out / "-".join([f"layer-{now:%Y-%m-%d}-{place.type}", *special])
 
     def keep(part: str, value: Any) -> None:
         """Write what there is after every part: a long run that is stopped has not been in vain."""

@@ -5,6 +5,7 @@ derivatives: asking for them is an error that says so.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -53,8 +54,17 @@ def _plan(groups: int, latents: Sequence[int], *rest: Any) -> Plan:
     return Plan(groups, tuple(latents), *rest)
 
 
-def _samples(offsets: Tensor | None) -> list[int] | None:
-    return None if offsets is None else offsets.tolist()
+def _samples(offsets: Tensor | None, x: Tensor) -> list[int] | None:
+    if offsets is None:
+        return None
+    samples = offsets.tolist()
+    # The layer checks them too, but cannot where a compiler traces it.
+    if samples[0] != 0 or samples[-1] != x.shape[1] or any(b < a for a, b in pairwise(samples)):
+        raise ValueError(
+            f"offsets must rise to the number of points, {x.shape[1]}, in a compiled layer from a leading 0; "
+            f"got {[*samples[:4], '...', *samples[-3:]] if len(samples) > 8 else samples}"
+        )
+    return samples
 
 
 def _projected(*parts: Sequence[Tensor]) -> list[Projected]:
@@ -73,7 +83,7 @@ def _forward(
     plan, projected = _plan(*plain), _projected(matrices, scales, shifts)
     unshifted = shifts_nothing(projected, plan)
     # The folded matrices have no name here, so that they can go as soon as they are no longer needed.
-    return tiles.forward(x, mask, _samples(offsets), fold(projected, plan, unshifted=unshifted), plan)
+    return tiles.forward(x, mask, _samples(offsets, x), fold(projected, plan, unshifted=unshifted), plan)
 
 
 def _fake_forward(
@@ -107,9 +117,12 @@ def _backward(
     *plain: Any,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     plan, projected = _plan(*plain), _projected(matrices, scales, shifts)
-    weights = fold(projected, plan, unshifted=not needs_shifts and shifts_nothing(projected, plan))
-    grad_x, grads = tiles.backward(grad, x, mask, _samples(offsets), weights, sums, squares, plan, needs_x=needs_x)
-    found = unfold(grads, projected, plan)
+    # Who calls for gradients inside autocast still gets them in the types of the forward pass.
+    with torch.autocast(x.device.type, enabled=False):
+        weights = fold(projected, plan, unshifted=not needs_shifts and shifts_nothing(projected, plan))
+        samples = _samples(offsets, x)
+        grad_x, grads = tiles.backward(grad, x, mask, samples, weights, sums, squares, plan, needs_x=needs_x)
+        found = unfold(grads, projected, plan)
     return (
         [] if grad_x is None else [grad_x],
         [one.matrix for one in found],

@@ -1,4 +1,4 @@
-"""The layer over tiles of nodes, forward and backward, keeping nothing of the nodes' size but the input.
+"""The layer over tiles of nodes, forward and backward; nothing of the nodes' size waits in between but the input.
 
 This is the layer for norms that are affine maps (frozen or evaluation batch norm, or none), folded into the matrices.
 The forward pass reads the input twice: to gather, and to scatter. The backward pass is arranged by hand: it reads the
@@ -162,7 +162,8 @@ def forward(
     out_BNC = prefer_huge_pages(like_input(x_BNC))
     expand_sCF, samples = expand, None
     for tile in reversed(tiles):  # what was read last may still be in a cache
-        part = _part(x_BNC, mask_BN, tile, plan)
+        x_sTC, out_sTC = x_BNC[tile.rows, tile.nodes], out_BNC[tile.rows, tile.nodes]
+        part = _Part(x_sTC, _valid_nodes(mask_BN, tile))
         if not plan.graph_conv and tile.samples != samples:
             # Of all samples at once, they could be a good part of the input's size.
             samples = tile.samples
@@ -173,7 +174,6 @@ def forward(
         else:
             of_tile = [latent[tile.samples] for latent in latents]
             feature_sTF = fused.scatter(waiting.pop(), part.valid_sT1, scatter_assign, of_tile, plan)
-        x_sTC, out_sTC = x_BNC[tile.rows, tile.nodes], out_BNC[tile.rows, tile.nodes]
         expand_sFC = expand_sCF.expand(feature_sTF.shape[0], -1, -1).mT
         _add_product(x_sTC if plan.residual else None, feature_sTF, expand_sFC, out=out_sTC, most=_CONVOLVED)
         if part.valid_sT1 is not None and not plan.residual:
@@ -390,11 +390,12 @@ def _zeros_padded(shape: Sequence[int], like: Tensor) -> Tensor:
 
 
 def _part(x_BNC: Tensor, mask_BN: Tensor | None, tile: _Tile, plan: Plan) -> _Part:
-    x_sTC = x_BNC[tile.rows, tile.nodes].to(plan.compute)
-    if mask_BN is None:
-        return _Part(x_sTC, None)
-    valid_sT1 = mask_BN[tile.rows, tile.nodes].unsqueeze(-1)
-    return _Part(torch.where(valid_sT1, x_sTC, 0), valid_sT1)
+    x_sTC, valid_sT1 = x_BNC[tile.rows, tile.nodes].to(plan.compute), _valid_nodes(mask_BN, tile)
+    return _Part(x_sTC if valid_sT1 is None else torch.where(valid_sT1, x_sTC, 0), valid_sT1)
+
+
+def _valid_nodes(mask_BN: Tensor | None, tile: _Tile) -> Tensor | None:
+    return None if mask_BN is None else mask_BN[tile.rows, tile.nodes].unsqueeze(-1)
 
 
 def _of_graphs(weight_Goi: Tensor, part: _Part) -> Tensor:

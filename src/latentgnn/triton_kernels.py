@@ -2,7 +2,8 @@
 
 `latentgnn.tiles` leaves the two large products to PyTorch's own routines. Between them it takes about ten passes over
 tensors of R or D numbers a node (lengths, scales, rectifiers, sums); here `gather` reads the reduced channels once for
-each block of latents and writes only sums, and `scatter` reads them once and writes what the output is expanded from.
+each block of latents and writes only sums, and `scatter` reads them once for each kernel and writes what the output is
+expanded from.
 
 Axes: s samples, T nodes, G groups, E = s * G graphs, r channels of a group, D latents of a group, F features.
 """
@@ -41,6 +42,12 @@ def takes(weights: Weights, plan: Plan) -> bool:
 def _inverse_length(x_NF, eps2: tl.constexpr):  # type: ignore[no-untyped-def]
     squares_N = tl.sum(x_NF * x_NF, 1)
     return tl.where(squares_N > eps2, 1.0 / tl.sqrt(tl.maximum(squares_N, eps2)), 0.0)
+
+
+@triton.jit
+def _rectified(x):  # type: ignore[no-untyped-def]
+    """ReLU that keeps NaN, as PyTorch's does and a maximum does not."""
+    return tl.where(x < 0, 0.0, x)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -96,7 +103,7 @@ def _gather(  # type: ignore[no-untyped-def]
         ).to(tl.float32)
         v_NR = (u_NR * (_inverse_length(u_NR, EPS2) * counting_N)[:, None]).to(psi_DR.dtype)
         a_ND = tl.dot(v_NR, tl.trans(psi_DR), input_precision=PRECISION) + shift_D[None, :] * counting_N[:, None]
-        a_ND = tl.maximum(a_ND, 0.0)
+        a_ND = _rectified(a_ND)
         ones_D += tl.sum(a_ND, 0)
         squares_D += tl.sum(a_ND * a_ND, 0)
         total_DR += tl.dot(tl.trans(a_ND.to(psi_DR.dtype)), v_NR, input_precision=PRECISION)
@@ -114,6 +121,7 @@ def _scatter(  # type: ignore[no-untyped-def]
     convolving,
     feature,
     nodes,
+    blocks,
     u_sample,
     u_node,
     assign_row,
@@ -134,9 +142,11 @@ def _scatter(  # type: ignore[no-untyped-def]
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    graph = tl.program_id(1).to(tl.int64)
+    # One axis for both: the others of a grid end at 65,535.
+    program = tl.program_id(0).to(tl.int64)
+    graph = program // blocks
     sample, group = graph // groups, graph % groups
-    n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    n = program % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
     d, c = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R)
     counting_N = _counting(valid, sample, n, nodes, nodes, MASKED)
     u += sample * u_sample + n * u_node
@@ -148,7 +158,7 @@ def _scatter(  # type: ignore[no-untyped-def]
     shift_D = tl.load(row + width, mask=d < count, other=0.0).to(tl.float32)
     v_NR = (u_NR * (_inverse_length(u_NR, EPS2) * counting_N)[:, None]).to(psi_DR.dtype)
     a_ND = tl.dot(v_NR, tl.trans(psi_DR), input_precision=PRECISION) + shift_D[None, :] * counting_N[:, None]
-    a_ND = tl.maximum(a_ND, 0.0)
+    a_ND = _rectified(a_ND)
     q_ND = a_ND * (_inverse_length(a_ND, EPS2) * counting_N)[:, None]
     feature += sample * feature_sample + n * feature_node
     if CONVOLVES:
@@ -156,7 +166,7 @@ def _scatter(  # type: ignore[no-untyped-def]
         matrix_RD = tl.load(row[:, None] + d[None, :], mask=(c < width)[:, None] & (d < count)[None, :], other=0.0)
         shift_R = tl.load(row + count, mask=c < width, other=0.0).to(tl.float32)
         f_NR = tl.dot(q_ND.to(matrix_RD.dtype), tl.trans(matrix_RD), input_precision=PRECISION)
-        f_NR = tl.maximum(f_NR + shift_R[None, :] * counting_N[:, None], 0.0)
+        f_NR = _rectified(f_NR + shift_R[None, :] * counting_N[:, None])
         column = (kernel * groups + group) * width + c
         tl.store(feature[:, None] + column[None, :], f_NR.to(feature.dtype.element_ty), mask=inside_NR)
     else:
@@ -240,15 +250,17 @@ def scatter(
     for index, kernel in enumerate(plan.kernels):
         count = kernel.stop - kernel.start
         block_nodes = _nodes_of_block(max(width, count), plan.compute)
+        blocks = triton.cdiv(nodes, block_nodes)
         convolving = latents[index].contiguous() if latents else None
         with torch.cuda.device_of(u_sTR):
-            _scatter[triton.cdiv(nodes, block_nodes), samples * groups](
+            _scatter[(blocks * samples * groups,)](
                 u_sTR,
                 u_sTR if valid is None else valid.view(torch.uint8),
                 assign_GDr,
                 u_sTR if convolving is None else convolving,
                 feature_sTF,
                 nodes,
+                blocks,
                 u_sTR.stride(0),
                 u_sTR.stride(1),
                 assign_GDr.stride(1),
