@@ -78,9 +78,16 @@ def test_samples_share_a_tile(config: str, called: list[str]) -> None:
         assert relative_error(output[sample : sample + 1, :, valid], expected) < 1e-5
 
 
+def shifted_layer(channels: int, **arguments: Any) -> LatentGNN:
+    """A layer whose scatter shifts its assignments: where nothing is shifted, a CPU goes another way."""
+    layer = LatentGNN(channels, norm=FrozenBatchNorm, gamma_init=0.5, device=DEVICE, **arguments)
+    for kernel in layer.kernel_list:
+        kernel.scatter_assign.norm.bias.fill_(0.1)
+    return layer
+
+
 def test_latents_take_several_blocks(called: list[str]) -> None:
-    layer = LatentGNN(32, num_latents=(70, 130), norm=FrozenBatchNorm, gamma_init=0.5, device=DEVICE)
-    layer.kernel_list[0].scatter_assign.norm.bias.fill_(0.1)  # otherwise nothing is shifted, and a CPU goes another way
+    layer = shifted_layer(32, num_latents=(70, 130))
     x = torch.randn(1, 32, 150, device=DEVICE)
     with torch.no_grad():
         output = layer(x)
@@ -131,10 +138,13 @@ def test_what_the_kernels_do_not_know_goes_the_other_way(config: str, dtype: tor
     assert not called
 
 
-def test_wide_matrices_go_the_other_way(called: list[str]) -> None:
-    layer = LatentGNN(2400, num_latents=8, norm=FrozenBatchNorm, gamma_init=0.5, device=DEVICE)
-    layer(torch.randn(1, 2400, 5, device=DEVICE))
-    assert not called
+@pytest.mark.parametrize(
+    ("channels", "latents", "known"), [(2048, 8, True), (2400, 8, False), (1024, 100, True), (1024, 150, False)]
+)
+def test_matrices_that_do_not_fit_go_the_other_way(channels: int, latents: int, known: bool, called: list[str]) -> None:
+    """300 reduced channels are too wide; 128 by 256 numbers, as 150 latents are rounded up, are too many."""
+    shifted_layer(channels, num_latents=latents)(torch.randn(1, channels, 5, device=DEVICE))
+    assert bool(called) == known
 
 
 def test_products_are_as_exact_as_those_of_pytorch() -> None:
@@ -191,7 +201,7 @@ for kernel, constants in jobs:
     names = [name for name in kernel.arg_names if name not in constants]
     signature = {name: f"*{kinds[name]}" if name in kinds else "i32" for name in names}
     source = ASTSource(kernel, signature | dict.fromkeys(constants, "constexpr"), constexprs=constants)
-    options = {"num_warps": kernels._warps(width, constants["BLOCK_D"]), "enable_fp_fusion": True}
+    options = kernels._options(width, constants["BLOCK_D"])
     found = compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     assert found.asm["cubin"]
     print(found.metadata.shared)

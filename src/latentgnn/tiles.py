@@ -121,14 +121,19 @@ class _Unit(NamedTuple):
 
 
 class _Features(NamedTuple):
-    """What a tile's output is expanded from, with a column of ones, (s, T, F + 1), and how it came about."""
+    """How a tile's output comes about.
+
+    Args:
+        feature: what it is expanded from, with a column of ones, (s, T, F + 1).
+        source: what assignments are made of, (E, T, r) or with ones (E, T, r + 1); ``None`` where scatter is direct.
+        scale: what the source was multiplied by, (E, T, 1), where assignments are shifted.
+        assigned: of each kernel, (E, T, D_k + 1); the ones are missing without graph convolution.
+    """
 
     feature: Tensor
-    source: (
-        Tensor | None
-    )  # what assignments are made of, (E, T, r) or with ones (E, T, r + 1), unless scatter is direct
-    scale: Tensor | None  # what the source was multiplied by, (E, T, 1), where assignments are shifted
-    assigned: list[_Unit]  # of each kernel, (E, T, D_k + 1); the ones are missing without graph convolution
+    source: Tensor | None
+    scale: Tensor | None
+    assigned: list[_Unit]
 
 
 def forward(

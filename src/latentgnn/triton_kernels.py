@@ -9,6 +9,7 @@ Axes: s samples, T nodes, G groups, E = s * G graphs, r channels of a group, D l
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -18,7 +19,8 @@ from torch import Tensor
 from latentgnn.functional import EPS
 from latentgnn.tiles import Plan, Weights, rows
 
-# Of shared memory, small processors of recent years give 99 KiB to a block; a matrix of the layer may have so much.
+# Small processors of recent years give 99 KiB of shared memory to a block: so much of it a matrix of the layer may
+# have, so much the rows of a block's nodes, and so many numbers a row.
 _MATRIX_BYTES = 1 << 16
 _ROWS_BYTES = 1 << 14
 _WIDEST = 256
@@ -60,6 +62,28 @@ def _counting(valid, sample, n_N, last, nodes, MASKED: tl.constexpr):  # type: i
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _affine(row_O, inside_O, columns, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Matrix and shift of an affine tensor, given where its rows begin."""
+    column = tl.arange(0, BLOCK)
+    inside_OI = inside_O[:, None] & (column < columns)[None, :]
+    matrix_OI = tl.load(row_O[:, None] + column[None, :], mask=inside_OI, other=0.0)
+    return matrix_OI, tl.load(row_O + columns, mask=inside_O, other=0.0).to(tl.float32)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _applied(x_NI, matrix_OI, shift_O, counting_N, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
+    """An affine tensor and the rectifier after it, zero for nodes that do not count."""
+    y_NO = tl.dot(x_NI.to(matrix_OI.dtype), tl.trans(matrix_OI), input_precision=PRECISION)
+    return _rectified(y_NO + shift_O[None, :] * counting_N[:, None])
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _unit(x_NF, counting_N, EPS2: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Rows of unit length, of zeros where nodes do not count."""
+    return x_NF * (_inverse_length(x_NF, EPS2) * counting_N)[:, None]
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _gather(  # type: ignore[no-untyped-def]
     u,
     valid,
@@ -85,10 +109,7 @@ def _gather(  # type: ignore[no-untyped-def]
     sample, group = graph // groups, graph % groups
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     c = tl.arange(0, BLOCK_R)
-    assign += (group * latents + d) * assign_row
-    inside_DR = (d < latents)[:, None] & (c < width)[None, :]
-    psi_DR = tl.load(assign[:, None] + c[None, :], mask=inside_DR, other=0.0)
-    shift_D = tl.load(assign + width, mask=d < latents, other=0.0).to(tl.float32)
+    psi_DR, shift_D = _affine(assign + (group * latents + d) * assign_row, d < latents, width, BLOCK_R)
     total_DR = tl.zeros((BLOCK_D, BLOCK_R), tl.float32)
     ones_D = tl.zeros((BLOCK_D,), tl.float32)
     squares_D = tl.zeros((BLOCK_D,), tl.float32)
@@ -101,14 +122,15 @@ def _gather(  # type: ignore[no-untyped-def]
         u_NR = tl.load(
             u + sample * u_sample + n[:, None] * u_node + (group * width + c)[None, :], mask=inside_NR, other=0.0
         ).to(tl.float32)
-        v_NR = (u_NR * (_inverse_length(u_NR, EPS2) * counting_N)[:, None]).to(psi_DR.dtype)
-        a_ND = tl.dot(v_NR, tl.trans(psi_DR), input_precision=PRECISION) + shift_D[None, :] * counting_N[:, None]
-        a_ND = _rectified(a_ND)
+        v_NR = _unit(u_NR, counting_N, EPS2).to(psi_DR.dtype)
+        a_ND = _applied(v_NR, psi_DR, shift_D, counting_N, PRECISION)
         ones_D += tl.sum(a_ND, 0)
         squares_D += tl.sum(a_ND * a_ND, 0)
         total_DR += tl.dot(tl.trans(a_ND.to(psi_DR.dtype)), v_NR, input_precision=PRECISION)
     row = (split * tl.num_programs(0) + graph) * latents + d
-    tl.store(sums + row[:, None] * (width + 1) + c[None, :], total_DR, mask=inside_DR)
+    tl.store(
+        sums + row[:, None] * (width + 1) + c[None, :], total_DR, mask=(d < latents)[:, None] & (c < width)[None, :]
+    )
     tl.store(sums + row * (width + 1) + width, ones_D, mask=d < latents)
     tl.store(squares + row, squares_D, mask=d < latents)
 
@@ -153,20 +175,12 @@ def _scatter(  # type: ignore[no-untyped-def]
     inside_ND = (n < nodes)[:, None] & (d < count)[None, :]
     inside_NR = (n < nodes)[:, None] & (c < width)[None, :]
     u_NR = tl.load(u[:, None] + (group * width + c)[None, :], mask=inside_NR, other=0.0).to(tl.float32)
-    row = assign + (group * latents + before + d) * assign_row
-    psi_DR = tl.load(row[:, None] + c[None, :], mask=(d < count)[:, None] & (c < width)[None, :], other=0.0)
-    shift_D = tl.load(row + width, mask=d < count, other=0.0).to(tl.float32)
-    v_NR = (u_NR * (_inverse_length(u_NR, EPS2) * counting_N)[:, None]).to(psi_DR.dtype)
-    a_ND = tl.dot(v_NR, tl.trans(psi_DR), input_precision=PRECISION) + shift_D[None, :] * counting_N[:, None]
-    a_ND = _rectified(a_ND)
-    q_ND = a_ND * (_inverse_length(a_ND, EPS2) * counting_N)[:, None]
+    psi_DR, shift_D = _affine(assign + (group * latents + before + d) * assign_row, d < count, width, BLOCK_R)
+    q_ND = _unit(_applied(_unit(u_NR, counting_N, EPS2), psi_DR, shift_D, counting_N, PRECISION), counting_N, EPS2)
     feature += sample * feature_sample + n * feature_node
     if CONVOLVES:
-        row = convolving + (graph * width + c) * convolving_row
-        matrix_RD = tl.load(row[:, None] + d[None, :], mask=(c < width)[:, None] & (d < count)[None, :], other=0.0)
-        shift_R = tl.load(row + count, mask=c < width, other=0.0).to(tl.float32)
-        f_NR = tl.dot(q_ND.to(matrix_RD.dtype), tl.trans(matrix_RD), input_precision=PRECISION)
-        f_NR = _rectified(f_NR + shift_R[None, :] * counting_N[:, None])
+        matrix_RD, shift_R = _affine(convolving + (graph * width + c) * convolving_row, c < width, count, BLOCK_D)
+        f_NR = _applied(q_ND, matrix_RD, shift_R, counting_N, PRECISION)
         column = (kernel * groups + group) * width + c
         tl.store(feature[:, None] + column[None, :], f_NR.to(feature.dtype.element_ty), mask=inside_NR)
     else:
@@ -219,8 +233,7 @@ def gather(
             BLOCK_N=block_nodes,
             BLOCK_R=_block(width),
             BLOCK_D=block_latents,
-            num_warps=_warps(width, block_latents),
-            enable_fp_fusion=True,
+            **_options(width, block_latents),
         )
     sums_sGDr += parts.sum(0)
     squares_sGD += square_parts.sum(0)
@@ -280,8 +293,7 @@ def scatter(
                 BLOCK_N=block_nodes,
                 BLOCK_R=_block(width),
                 BLOCK_D=_block(count),
-                num_warps=_warps(width, count),
-                enable_fp_fusion=True,
+                **_options(width, count),
             )
     return feature_sTF
 
@@ -300,8 +312,9 @@ def _latents_of_block(nodes: int) -> int:
     return min(2 * nodes, 64)
 
 
-def _warps(width: int, latents: int) -> int:
-    return 8 if max(width, latents) > 128 else 4
+def _options(width: int, latents: int) -> dict[str, Any]:
+    """How the kernels are compiled; said in full because what Triton does without being asked changes by version."""
+    return {"num_warps": 8 if max(width, latents) > 128 else 4, "enable_fp_fusion": True}
 
 
 def _precision() -> str:
