@@ -12,6 +12,7 @@ from latentgnn import fast
 from latentgnn.config import LatentGNNConfig
 from latentgnn.functional import NodeScale
 from latentgnn.norms import NormFactory
+from latentgnn.operators import check_offsets
 
 
 class Projection(nn.Module):
@@ -376,9 +377,7 @@ def _checked_offsets(offsets: Tensor, points: int) -> Tensor:
         return offsets
     if offsets[0] != 0:
         offsets = torch.nn.functional.pad(offsets, (1, 0))
-    if offsets[-1] != points or (offsets.diff() < 0).any():
-        shown = offsets.tolist() if len(offsets) <= 8 else [*offsets[:4].tolist(), "...", *offsets[-3:].tolist()]
-        raise ValueError(f"offsets must rise from 0 to the number of points, {points}; got {shown}")
+    check_offsets(offsets.tolist(), points)
     return offsets
 
 

@@ -54,16 +54,19 @@ def _plan(groups: int, latents: Sequence[int], *rest: Any) -> Plan:
     return Plan(groups, tuple(latents), *rest)
 
 
+def check_offsets(offsets: Sequence[int], points: int) -> None:
+    """Refuse offsets that leave points out."""
+    if offsets[0] != 0 or offsets[-1] != points or any(last < first for first, last in pairwise(offsets)):
+        shown = list(offsets) if len(offsets) <= 8 else [*offsets[:4], "...", *offsets[-3:]]
+        raise ValueError(f"offsets must rise from 0 to the number of points, {points}; got {shown}")
+
+
 def _samples(offsets: Tensor | None, x: Tensor) -> list[int] | None:
     if offsets is None:
         return None
     samples = offsets.tolist()
-    # The layer checks them too, but cannot where a compiler traces it.
-    if samples[0] != 0 or samples[-1] != x.shape[1] or any(b < a for a, b in pairwise(samples)):
-        raise ValueError(
-            f"offsets must rise to the number of points, {x.shape[1]}, in a compiled layer from a leading 0; "
-            f"got {[*samples[:4], '...', *samples[-3:]] if len(samples) > 8 else samples}"
-        )
+    # The layer checks them too, and adds a leading 0, but cannot where a compiler traces it.
+    check_offsets(samples, x.shape[1])
     return samples
 
 
