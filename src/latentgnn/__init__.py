@@ -8,8 +8,9 @@ if TYPE_CHECKING:
     from latentgnn.checkpoints import load_published, published_state_dict
     from latentgnn.config import LatentGNNConfig
     from latentgnn.insertion import insert, node_mask, remove
-    from latentgnn.layers import LatentGNN, PackedLatentGNN
+    from latentgnn.layer import LatentGNN
     from latentgnn.norms import FrozenBatchNorm
+    from latentgnn.points import PackedLatentGNN
 
 __all__ = [
     "FrozenBatchNorm",
@@ -27,9 +28,9 @@ __version__ = version("latentgnn")
 
 _HOMES = {
     "FrozenBatchNorm": "norms",
-    "LatentGNN": "layers",
+    "LatentGNN": "layer",
     "LatentGNNConfig": "config",
-    "PackedLatentGNN": "layers",
+    "PackedLatentGNN": "points",
     "insert": "insertion",
     "load_published": "checkpoints",
     "node_mask": "insertion",

@@ -6,7 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from latentgnn.layers import LatentGNN, Projection
+from latentgnn.layer import LatentGNN
+from latentgnn.projections import Projection
 
 _MARK = "up_channel.0.weight"
 

@@ -34,6 +34,28 @@ class Cost:
     held_bytes: int
 
 
+# Where what is held, the input included, is at most so much, it is held: computing it again would take longer than
+# the memory is worth.
+HOLD_BYTES = 22 << 20
+
+
+def held_bytes(config: LatentGNNConfig, nodes: int, element_size: int) -> int:
+    """What a layer holds for the backward pass where it holds what it computes, the input included.
+
+    Args:
+        config: of the layer.
+        nodes: of all samples together.
+        element_size: bytes of a number.
+
+    Example:
+        >>> held_bytes(LatentGNNConfig(channels=512, num_latents=100), 784, 4) / 2**20
+        2.7...
+    """
+    ways, latents = 1 if config.symmetric else 2, config.num_groups * sum(config.latents)
+    each = config.channels + ways * (config.reduced_channels + latents)
+    return nodes * element_size * (each + len(config.latents) * config.reduced_channels)
+
+
 def cost(
     config: LatentGNNConfig, shape: Sequence[int], *, element_size: int = 4, batch_statistics: bool = False
 ) -> Cost:

@@ -64,7 +64,7 @@ def gather(value_BNR: Tensor, assign_BND: Tensor) -> Tensor:
     """
     # A float16 product over many nodes overflows before it is divided by the nodes' weight; 1 / N keeps it in range.
     if assign_BND.dtype == torch.float16:
-        nodes = max(assign_BND.shape[1], 1)
+        nodes = max(assign_BND.shape[-2], 1)
         return (assign_BND.mT @ (value_BNR * nodes**-0.5)).float() * nodes**0.5
     return (assign_BND.mT @ value_BNR).to(wide(value_BNR.dtype))
 
@@ -72,8 +72,8 @@ def gather(value_BNR: Tensor, assign_BND: Tensor) -> Tensor:
 def node_weight(assign_BND: Tensor, *, node_scale: NodeScale) -> Tensor:
     """What `gather`'s sums are divided by, (B, D, 1): the assignment's length over nodes, or its sum for ``mean``."""
     if node_scale == "mean":
-        return assign_BND.sum(1, dtype=wide(assign_BND.dtype)).unsqueeze(-1)
-    return length(assign_BND, 1).mT
+        return assign_BND.sum(-2, dtype=wide(assign_BND.dtype)).unsqueeze(-1)
+    return length(assign_BND, -2).mT
 
 
 def affinity(latent_BDR: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
-from latentgnn.layers import LatentGNN, PackedLatentGNN
+from latentgnn.layer import LatentGNN
+from latentgnn.points import PackedLatentGNN
 
 _CHILD = "latentgnn"
 _SCENES = ("offsets", "batch")

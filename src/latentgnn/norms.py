@@ -3,9 +3,9 @@
 Axes: B batch, N nodes, C channels.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ class FrozenBatchNorm(nn.Module):
             self.register_buffer(name, torch.full((num_features,), start, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        scale_C, shift_C = _affine_of_statistics(self.running_mean, self.running_var, self.weight, self.bias, self.eps)
+        scale_C, shift_C = affine_of_statistics(self.running_mean, self.running_var, self.weight, self.bias, self.eps)
         shape = (1, -1, *[1] * (x.dim() - 2))
         return (x * scale_C.view(shape) + shift_C.view(shape)).to(x.dtype)
 
@@ -83,7 +83,7 @@ NORMS: Mapping[str, NormFactory] = MappingProxyType(
 )
 
 
-def _affine_of_statistics(
+def affine_of_statistics(
     mean_C: Tensor, var_C: Tensor, weight_C: Tensor | None, bias_C: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
     dtype = wide(mean_C.dtype)
@@ -110,33 +110,33 @@ def uses_batch_statistics(norm: nn.Module) -> bool:
 
 def is_repeatable(norm: nn.Module) -> bool:
     """Whether it is known that applying a norm again gives the same and changes nothing."""
-    known = isinstance(norm, nn.Identity | nn.LayerNorm | nn.RMSNorm | nn.GroupNorm)
-    return known or affine(norm) is not None
+    return isinstance(norm, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm) or is_affine(norm)
+
+
+def is_affine(norm: nn.Module) -> bool:
+    """Whether a norm amounts to a scale and a shift per channel, whatever its input."""
+    if isinstance(norm, nn.Identity) or is_frozen(norm):
+        return True
+    return isinstance(norm, _BatchNorm) and not uses_batch_statistics(norm)
 
 
 def affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """The scale and shift per channel that a norm amounts to, ``None`` where it depends on its input."""
-    if is_frozen(norm) or (isinstance(norm, _BatchNorm) and not uses_batch_statistics(norm)):
-        return _affine_of_statistics(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)  # type: ignore[arg-type]
-    return None
-
-
-def fold(norms: list[nn.Module], weight_FC: Tensor) -> tuple[Tensor, Tensor | None] | None:
-    """Fold the norms of consecutive output channels into the matrix before them.
-
-    Returns:
-        The matrix and the shift (``None`` for zero) after folding, or ``None`` where a norm depends on its input.
-    """
-    if all(isinstance(norm, nn.Identity) for norm in norms):
-        return weight_FC, None
-    if any(isinstance(norm, nn.Identity) for norm in norms):
+    """The scale and shift per channel that a norm amounts to, ``None`` where it depends on its input or has none."""
+    if isinstance(norm, nn.Identity) or not is_affine(norm):
         return None
-    affines = [affine(norm) for norm in norms]
-    known = [pair for pair in affines if pair is not None]
-    if len(known) < len(affines):
-        return None
-    scale_F, shift_F = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*known, strict=True))
-    return weight_FC * scale_F[:, None], shift_F
+    return affine_of_statistics(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)  # type: ignore[arg-type]
+
+
+def norm_tensors(norm: nn.Module) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Weight, bias, running mean and running variance of a norm, ``None`` for what it does not have."""
+    if isinstance(norm, nn.Identity):
+        return None, None, None, None
+    return norm.weight, norm.bias, norm.running_mean, norm.running_var  # type: ignore[return-value]
+
+
+def synchronizes(norm: nn.Module) -> bool:
+    """Whether a norm takes its statistics over several processes."""
+    return isinstance(norm, nn.SyncBatchNorm) and is_initialized() and get_world_size(norm.process_group) > 1
 
 
 def normalize(norm: nn.Module, y_BNC: Tensor, mask_BN: Tensor | None) -> Tensor:
@@ -175,6 +175,9 @@ def _widened(parameter: Tensor | None, like: Tensor) -> Tensor | None:
 
 
 def _group_norm(norm: nn.GroupNorm, y_BNC: Tensor, mask_BN: Tensor | None) -> Tensor:
+    if mask_BN is None and y_BNC.stride(-1) != 1:
+        weight_C, bias_C = _widened(norm.weight, y_BNC), _widened(norm.bias, y_BNC)
+        return nn.functional.group_norm(y_BNC.mT, norm.num_groups, weight_C, bias_C, norm.eps).mT
     y_BNGc = y_BNC.unflatten(-1, (norm.num_groups, -1))
     if mask_BN is None:
         var, mean = torch.var_mean(y_BNGc, dim=(1, 3), keepdim=True, correction=0)
@@ -189,28 +192,10 @@ def _group_norm(norm: nn.GroupNorm, y_BNC: Tensor, mask_BN: Tensor | None) -> Te
     return y_BNC
 
 
-class _BatchMoments(torch.autograd.Function):
-    """Mean and biased variance over batch and nodes, which keep nothing but their argument for the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, y_BNC: Tensor) -> tuple[Tensor, Tensor]:
-        rows_MC = y_BNC.flatten(0, 1).to(wide(y_BNC.dtype))
-        mean_C = rows_MC.mean(0)
-        var_C = (rows_MC - mean_C).square_().mean(0)
-        ctx.save_for_backward(y_BNC, mean_C)
-        return mean_C, var_C
-
-    @staticmethod
-    def backward(ctx: Any, grad_mean_C: Tensor, grad_var_C: Tensor) -> Tensor:
-        y_BNC, mean_C = ctx.saved_tensors
-        count = y_BNC.shape[0] * y_BNC.shape[1]
-        return torch.addcmul(grad_mean_C / count, y_BNC - mean_C, grad_var_C * (2 / count)).to(y_BNC.dtype)
-
-
 def batch_statistics(y_BNC: Tensor, mask_BN: Tensor | None) -> tuple[Tensor, Tensor, Tensor | int]:
     """Mean and biased variance of every channel over the batch's valid nodes, and the number of these nodes."""
     if mask_BN is None:
-        mean_C, var_C = _BatchMoments.apply(y_BNC)
+        var_C, mean_C = torch.var_mean(y_BNC.to(wide(y_BNC.dtype)), dim=(0, 1), correction=0)
         return mean_C, var_C, y_BNC.shape[0] * y_BNC.shape[1]
     y_BNC = y_BNC.to(wide(y_BNC.dtype))
     weight_BN1 = mask_BN.unsqueeze(-1).to(y_BNC.dtype)
@@ -221,66 +206,6 @@ def batch_statistics(y_BNC: Tensor, mask_BN: Tensor | None) -> tuple[Tensor, Ten
     return mean_C, var_C, count
 
 
-class Moments(NamedTuple):
-    """Of each sample's features: nodes that count, (S, 1, 1); mean, (S, 1, F); sums of products about it, (S, F, F)."""
-
-    nodes: Tensor
-    mean: Tensor
-    scatter: Tensor
-
-
-def moments(feature_BNF: Tensor, mask_BN: Tensor | None) -> Moments:
-    """Moments of each sample's features over its valid nodes.
-
-    The features are centred first: E[x^2] - E[x]^2 would lose every digit, as a mean is often ten times its spread.
-    """
-    feature_BNF = feature_BNF.to(wide(feature_BNF.dtype))
-    if mask_BN is None:
-        count_B11 = feature_BNF.new_full((feature_BNF.shape[0], 1, 1), feature_BNF.shape[1])
-        mean_B1F = feature_BNF.sum(1, keepdim=True) / max(feature_BNF.shape[1], 1)
-        centred_BNF = feature_BNF - mean_B1F
-    else:
-        weight_BN1 = mask_BN.unsqueeze(-1).to(feature_BNF.dtype)
-        count_B11 = weight_BN1.sum(1, keepdim=True)
-        mean_B1F = (feature_BNF * weight_BN1).sum(1, keepdim=True) / count_B11.clamp(min=1)
-        centred_BNF = (feature_BNF - mean_B1F) * weight_BN1
-    return Moments(count_B11, mean_B1F, centred_BNF.mT @ centred_BNF)
-
-
-class _Spread(torch.autograd.Function):
-    """diag(H^T S H) for symmetric S, (B, 1, C), which keeps S and H alone for the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, scatter_BFF: Tensor, matrix_BFC: Tensor) -> Tensor:
-        ctx.save_for_backward(scatter_BFF, matrix_BFC)
-        return (scatter_BFF @ matrix_BFC).mul_(matrix_BFC).sum(1, keepdim=True)
-
-    @staticmethod
-    def backward(ctx: Any, grad_B1C: Tensor) -> tuple[Tensor, Tensor]:
-        scatter_BFF, matrix_BFC = ctx.saved_tensors
-        weighted_BFC = matrix_BFC * grad_B1C
-        return weighted_BFC @ matrix_BFC.mT, 2 * (scatter_BFF @ weighted_BFC)
-
-
-def product_statistics(of_features: Moments, matrix_SFC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`batch_statistics` of the product feature @ matrix without the product.
-
-    Each sample's product has the mean q H and the variance diag(H^T Cov(q) H); the samples' means spread in addition.
-
-    Args:
-        of_features: moments of each sample's features.
-        matrix_SFC: of each sample, or one for all.
-    """
-    count_S11, mean_S1F, scatter_SFF = of_features
-    matrix_SFC = matrix_SFC.to(mean_S1F.dtype).expand(mean_S1F.shape[0], -1, -1)
-    mean_S1C, scatter_S1C = mean_S1F @ matrix_SFC, _Spread.apply(scatter_SFF, matrix_SFC)
-    count = count_S11.sum()
-    total = count.clamp(min=1)
-    mean_C = (count_S11 * mean_S1C).sum(0) / total
-    var_C = (scatter_S1C + count_S11 * (mean_S1C - mean_C).square()).sum(0) / total
-    return mean_C[0], var_C[0], count
-
-
 def batch_affine(norm: nn.Module, mean_C: Tensor, var_C: Tensor, count: Tensor | int) -> tuple[Tensor, Tensor]:
     """The scale and shift of a batch norm with these batch statistics; updates its running statistics.
 
@@ -288,16 +213,44 @@ def batch_affine(norm: nn.Module, mean_C: Tensor, var_C: Tensor, count: Tensor |
         ValueError: a single node in the whole batch, which has no spread.
     """
     assert isinstance(norm, _BatchNorm)
-    if isinstance(norm, nn.SyncBatchNorm) and is_initialized() and get_world_size(norm.process_group) > 1:
+    if isinstance(norm, nn.SyncBatchNorm) and synchronizes(norm):
         mean_C, var_C, count = _over_processes(norm, mean_C, var_C, count)
     elif isinstance(count, int) and count == 1:
         raise ValueError(
             "batch norm in training mode needs more than one node in the batch, got 1; use larger inputs or batches, "
             "eval(), or another norm"
         )
-    if norm.training and norm.track_running_stats and norm.running_mean is not None:
+    if tracks(norm):
         _update_running(norm, mean_C.detach(), var_C.detach(), count)
-    return _affine_of_statistics(mean_C, var_C, norm.weight, norm.bias, norm.eps)
+    return affine_of_statistics(mean_C, var_C, norm.weight, norm.bias, norm.eps)
+
+
+def tracks(norm: nn.Module) -> bool:
+    """Whether a batch norm learns running statistics from the batch at hand."""
+    return isinstance(norm, _BatchNorm) and norm.training and norm.track_running_stats and norm.running_mean is not None
+
+
+def update_running(norms: Sequence[_BatchNorm], means: Sequence[Tensor], variances: Sequence[Tensor], count: int) -> None:
+    """Update the running statistics of norms with one momentum, a few calls for all.
+
+    Args:
+        norms: that track statistics.
+        means: of the batch, for each norm.
+        variances: of the batch, biased.
+        count: nodes of the batch.
+    """
+    if not norms:
+        return
+    if norms[0].momentum is None:
+        for norm, mean_C, var_C in zip(norms, means, variances, strict=True):
+            _update_running(norm, mean_C, var_C, count)
+        return
+    tracked = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
+    torch._foreach_add_(tracked, 1)
+    running = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
+    unbiased = torch._foreach_mul(list(variances), count / max(count - 1, 1))
+    batch = [statistic for pair in zip(means, unbiased, strict=True) for statistic in pair]
+    torch._foreach_lerp_(running, [value.to(old.dtype) for value, old in zip(batch, running, strict=True)], norms[0].momentum)
 
 
 def _update_running(norm: _BatchNorm, mean_C: Tensor, var_C: Tensor, count: Tensor | int) -> None:

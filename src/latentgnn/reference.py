@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentgnn.layers import LatentGNN, Projection
+from latentgnn.layer import LatentGNN
 from latentgnn.norms import is_frozen
+from latentgnn.projections import Projection
 
 EPS = 1e-12
 

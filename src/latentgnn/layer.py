@@ -1,61 +1,16 @@
-"""The LatentGNN layer as a module: parameters, shapes and errors; the mathematics is in `latentgnn.fast`."""
+"""The LatentGNN layer as a module: parameters, shapes and errors; `latentgnn.paths` runs it."""
 
-import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from latentgnn import fast
+from latentgnn import paths
 from latentgnn.config import LatentGNNConfig
 from latentgnn.functional import NodeScale
 from latentgnn.norms import NormFactory
-from latentgnn.operators import check_offsets
-
-
-class Projection(nn.Module):
-    """The parameters of a 1x1 convolution without bias and of the norm after it.
-
-    Args:
-        in_features: columns of the matrix.
-        out_features: rows of the matrix.
-        norm: callable from a channel count to the norm.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        norm: NormFactory,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
-        self.norm = _made(norm, out_features).to(device=device, dtype=dtype)
-
-    def reset_parameters(self) -> None:
-        """Start as PyTorch's convolutions do; the norm as its own kind does."""
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
-        reset = getattr(self.norm, "reset_parameters", None)
-        if callable(reset):
-            reset()
-
-    def extra_repr(self) -> str:
-        return f"{self.weight.shape[1]} -> {self.weight.shape[0]}"
-
-
-def _made(norm: NormFactory, channels: int) -> nn.Module:
-    module = norm(channels)
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"norm must give a module for a channel count, got {type(module).__name__}")
-    # The layer has its own activations, and computes a norm's arithmetic without calling the module.
-    if not isinstance(getattr(module, "act", None), nn.Identity | None):
-        raise TypeError(f"norm must be a norm alone, but {type(module).__name__} has the activation {module.act}")
-    return module
+from latentgnn.projections import Arrangement, Projection
 
 
 class LatentKernel(nn.Module):
@@ -170,11 +125,11 @@ class LatentGNN(nn.Module):
             LatentKernel(config, count, device=device, dtype=dtype) for count in config.latents
         )
         self.expand = projection(len(config.latents) * reduced, channels)
-        gamma = torch.empty((), device=device, dtype=dtype)
+        gamma = torch.empty(1, device=device, dtype=dtype)
         if residual:
             self.gamma: Tensor = nn.Parameter(gamma)
         else:
-            # Nothing reads it; the published layer has one all the same, and its weights shall come back whole.
+            # Nothing reads it; the published layer has one all the same, and a state dict must hold all its weights.
             self.register_buffer("gamma", gamma)
         self.reset_parameters()
 
@@ -250,24 +205,28 @@ class LatentGNN(nn.Module):
                 f"{tuple(x.shape)}"
             )
         if mask is not None:
-            _check_mask(mask, x, (x.shape[0], *x.shape[2:]), "(B, *spatial)")
+            check_mask(mask, x, (x.shape[0], *x.shape[2:]), "(B, *spatial)")
         out_BNC = self._output(x.flatten(2).mT, None if mask is None else mask.flatten(1))
         return out_BNC.mT.unflatten(2, x.shape[2:])
 
     def _output(self, x_BNC: Tensor, mask_BN: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
-        device = x_BNC.device.type
-        autocast = torch.is_autocast_enabled(device) and x_BNC.dtype != torch.float64
-        compute = torch.get_autocast_dtype(device) if autocast else x_BNC.dtype
-        # The types of the products are chosen inside, so that sums over nodes stay in float32.
-        with torch.autocast(device, enabled=False) if autocast else nullcontext():
-            return fast.latent_gnn(self, x_BNC, mask_BN, offsets, compute)
+        return paths.run(self._arrangement(), x_BNC, mask_BN, offsets)
+
+    def _arrangement(self) -> Arrangement:
+        kernels = self.kernel_list
+        reduces = [self.gather_reduce] + ([] if self.scatter_reduce is None else [self.scatter_reduce])
+        assigns = [[kernel.gather_assign for kernel in kernels]]
+        if not self.config.symmetric:
+            assigns.append([kernel.scatter_assign for kernel in kernels if kernel.scatter_assign is not None])
+        convs = [kernel.graph_conv for kernel in kernels if kernel.graph_conv is not None]
+        return Arrangement(
+            self.config, reduces, assigns, convs, self.expand, self.gamma if self.config.residual else None
+        )
 
     def _check(self, x: Tensor) -> None:
         name, weight = type(self).__name__, self.gather_reduce.weight
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} takes a tensor, got {type(x).__name__}")
-        if x.numel() == 0:
-            raise ValueError(f"{name} needs at least one sample and one node, got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise TypeError(f"{name} takes floating-point inputs, got {x.dtype}")
         if x.device != weight.device:
@@ -284,74 +243,7 @@ class LatentGNN(nn.Module):
         )
 
 
-class PackedLatentGNN(LatentGNN):
-    """`LatentGNN` for sets of points: scenes of any sizes one after another, or tokens with channels last.
-
-    Each scene exchanges context within itself, as if it were alone in the batch, without padding and at a cost linear
-    in the points of all. Only batch norm in training takes its statistics over the points of all scenes, as it does
-    over the pixels of all images. Parameters, state dict and arguments are those of `LatentGNN`.
-
-    Example:
-        >>> layer = PackedLatentGNN(32, num_latents=8)
-        >>> points = torch.randn(100, 32)
-        >>> layer(points, offsets=torch.tensor([0, 70, 100])).shape  # scenes of 70 and of 30 points
-        torch.Size([100, 32])
-        >>> layer(points, batch=torch.arange(100) % 3).shape  # PyG's index, sorted or not
-        torch.Size([100, 32])
-        >>> layer(torch.randn(2, 50, 32)).shape  # tokens (B, N, C)
-        torch.Size([2, 50, 32])
-    """
-
-    def forward(  # type: ignore[override]
-        self,
-        x: Tensor,
-        offsets: Tensor | None = None,
-        *,
-        batch: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Add to every point the context of all points of its scene.
-
-        Args:
-            x: (T, C), the points of all scenes, or (B, N, C), tokens of which each sample has the same number.
-            offsets: (S + 1,), where each scene begins, and T at the end, as in ``torch.nested``; Pointcept's, which
-                leaves out the leading 0, is taken as well. A scene may be empty.
-            batch: (T,), the scene of each point, sorted or not, as in PyG. With neither, all points are one scene.
-            mask: (B, N), bool, for tokens: those outside it take no part and come back unchanged.
-
-        Returns:
-            The shape and type of ``x``, with the points in the same order.
-
-        Raises:
-            TypeError: an argument of the wrong type.
-            ValueError: an argument of the wrong shape or on another device, no points, or offsets that do not rise
-                from 0 to T.
-        """
-        self._check(x)
-        if x.dim() not in (2, 3) or x.shape[-1] != self.config.channels:
-            raise ValueError(
-                f"this PackedLatentGNN takes packed points (T, {self.config.channels}) or tokens "
-                f"(B, N, {self.config.channels}), with channels last; got {tuple(x.shape)}"
-            )
-        if x.dim() == 3:
-            if offsets is not None or batch is not None:
-                raise ValueError(f"offsets and batch are for packed points (T, C); tokens {tuple(x.shape)} take a mask")
-            if mask is not None:
-                _check_mask(mask, x, tuple(x.shape[:2]), "(B, N)")
-            return self._output(x, mask)
-        if mask is not None:
-            raise ValueError("a mask is for tokens (B, N, C); leave points out of packed ones instead")
-        if offsets is not None and batch is not None:
-            raise ValueError("give offsets or batch, not both")
-        if batch is None:
-            return self._output(x[None], None, None if offsets is None else _checked_offsets(offsets, len(x)))[0]
-        order, offsets = _scenes(batch, len(x))
-        if order is None:
-            return self._output(x[None], None, offsets)[0]
-        return torch.empty_like(x).index_copy(0, order, self._output(x[order][None], None, offsets)[0])
-
-
-def _check_mask(mask: Tensor, x: Tensor, shape: tuple[int, ...], axes: str) -> None:
+def check_mask(mask: Tensor, x: Tensor, shape: tuple[int, ...], axes: str) -> None:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"mask must be a bool tensor, True where a node takes part; got {kind}")
@@ -361,33 +253,3 @@ def _check_mask(mask: Tensor, x: Tensor, shape: tuple[int, ...], axes: str) -> N
         raise ValueError(f"the mask is on {mask.device}, the input on {x.device}; move one to the other")
 
 
-def _check_index(index: Tensor, name: str) -> None:
-    if not isinstance(index, Tensor) or index.dtype not in (torch.int32, torch.int64):
-        kind = index.dtype if isinstance(index, Tensor) else type(index).__name__
-        raise TypeError(f"{name} must be a tensor of integers, got {kind}")
-    if index.dim() != 1 or index.numel() == 0:
-        raise ValueError(f"{name} must have one dimension and at least one entry, got {tuple(index.shape)}")
-
-
-def _checked_offsets(offsets: Tensor, points: int) -> Tensor:
-    """Offsets with the leading 0, on the CPU, where they are read one by one."""
-    _check_index(offsets, "offsets")
-    offsets = offsets.detach().to("cpu", torch.int64)
-    if torch.compiler.is_compiling():
-        return offsets
-    if offsets[0] != 0:
-        offsets = torch.nn.functional.pad(offsets, (1, 0))
-    check_offsets(offsets.tolist(), points)
-    return offsets
-
-
-def _scenes(batch: Tensor, points: int) -> tuple[Tensor | None, Tensor]:
-    """The order that puts the points of each scene together (``None`` if they are), and the offsets."""
-    _check_index(batch, "batch")
-    if len(batch) != points:
-        raise ValueError(f"batch must name the scene of each of the {points} points, got {len(batch)} entries")
-    if batch.min() < 0:
-        raise ValueError(f"batch must not be negative, got {int(batch.min())}")
-    order = None if (batch.diff() >= 0).all() else batch.argsort(stable=True)
-    counts = batch.unique(return_counts=True)[1]
-    return order, torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to("cpu", torch.int64)

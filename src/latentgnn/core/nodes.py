@@ -1,0 +1,161 @@
+"""Which nodes take part, of which sample, in which blocks.
+
+A block is what is computed at once: some samples whole, some nodes of one sample, or consecutive scenes of packed
+points. Inside a block, tensors over nodes are (s, T, channels) or (s, G, T, channels) whatever their strides: where
+the input's nodes lie innermost in memory, so do those of all that is computed from it.
+
+Axes: B batch, N nodes, S samples of all; in a block s rows, T nodes, G groups.
+"""
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+# Where the system does not tell, what processors of recent years have at least.
+_USUAL_CACHE = 1 << 20
+# An accelerator hides nothing behind a small block; only the largest inputs are cut, so that memory stays bounded.
+_ACCELERATOR_BYTES = 1 << 31
+
+
+@dataclass(frozen=True)
+class Block:
+    """Where a block lies.
+
+    Args:
+        rows: of the input.
+        nodes: of the input.
+        samples: among all samples.
+        bounds: for packed points, where each sample's nodes begin inside the block, and the end; otherwise ``None``,
+            and each row is a sample.
+    """
+
+    rows: slice
+    nodes: slice
+    samples: slice
+    bounds: tuple[int, ...] | None = None
+
+    def of(self, x_BN: Tensor) -> Tensor:
+        """The block's part of a tensor over all nodes."""
+        return x_BN[self.rows, self.nodes]
+
+    def valid(self, mask_BN: Tensor | None) -> Tensor | None:
+        """Which of the block's nodes take part, (s, T, 1)."""
+        return None if mask_BN is None else self.of(mask_BN).unsqueeze(-1)
+
+    def each_sample(self, x: Tensor, dim: int) -> list[Tensor]:
+        """The parts of a block's tensor that belong to one sample each, where there are several in a row."""
+        if self.bounds is None or len(self.bounds) == 2:
+            return [x]
+        return [x.narrow(dim, first, last - first) for first, last in pairwise(self.bounds)]
+
+
+def blocks(x_BNC: Tensor, offsets: Sequence[int] | None, most: int | None) -> list[Block]:
+    """Cut an input into blocks of at most ``most`` nodes; ``None`` makes one block of all."""
+    batch, nodes, _ = x_BNC.shape
+    if offsets is not None:
+        return list(_packed(offsets, max(nodes, 1) if most is None else most))
+    if most is None or batch * nodes <= most:
+        return [Block(slice(0, batch), slice(0, nodes), slice(0, batch))] if batch else []
+    together = max(most // max(nodes, 1), 1)
+    found = []
+    for first in range(0, batch, together):
+        rows = slice(first, min(first + together, batch))
+        found += [Block(rows, part, rows) for part in _cut(0, nodes, most)]
+    return found
+
+
+def _packed(offsets: Sequence[int], most: int) -> Iterator[Block]:
+    """Consecutive scenes as long as they fit together, and parts of those that do not fit alone."""
+    row, sample, last_sample = slice(0, 1), 0, len(offsets) - 1
+    while sample < last_sample:
+        first, end = offsets[sample], sample + 1
+        if offsets[end] - first > most:
+            for part in _cut(first, offsets[end], most):
+                yield Block(row, part, slice(sample, end), (0, part.stop - part.start))
+        else:
+            while end < last_sample and offsets[end + 1] - first <= most:
+                end += 1
+            bounds = tuple(offset - first for offset in offsets[sample : end + 1])
+            yield Block(row, slice(first, offsets[end]), slice(sample, end), bounds)
+        sample = end
+
+
+def _cut(first: int, last: int, most: int) -> Iterator[slice]:
+    """Pieces of equal length, of at most ``most`` nodes."""
+    pieces = max(-(-(last - first) // most), 1)
+    length = max(-(-(last - first) // pieces), 1)
+    return (slice(start, min(start + length, last)) for start in range(first, last, length))
+
+
+def nodes_per_block(device: torch.device, numbers: int) -> int:
+    """How many nodes a block should have at most, where ``numbers`` are computed for each."""
+    if device.type == "cpu":
+        # As measured: what a block computes lies about in the caches of the cores; smaller blocks cost more calls.
+        return max(3 * _core_cache_bytes() * torch.get_num_threads() // (4 * numbers), 256)
+    return max(_ACCELERATOR_BYTES // (4 * numbers), 256)
+
+
+@cache
+def _core_cache_bytes() -> int:
+    """Second-level cache of one core."""
+    try:
+        size = os.sysconf("SC_LEVEL2_CACHE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        size = 0
+    return size if size > 0 else _USUAL_CACHE
+
+
+def nodes_innermost(x_sTC: Tensor) -> bool:
+    """Whether a tensor's nodes lie next to one another in memory, as in a contiguous (B, C, N)."""
+    return x_sTC.stride(-1) != 1 or (x_sTC.shape[-1] == 1 and x_sTC.shape[-2] > 1 and x_sTC.stride(-2) == 1)
+
+
+def empty_like_layout(x_sTC: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
+    """New memory (s, T, channels), dense, with nodes innermost where they are in ``x_sTC``."""
+    samples, nodes, _ = x_sTC.shape
+    if nodes_innermost(x_sTC):
+        return prefer_huge_pages(x_sTC.new_empty((samples, channels, nodes), dtype=dtype)).mT
+    return prefer_huge_pages(x_sTC.new_empty((samples, nodes, channels), dtype=dtype))
+
+
+# Smaller tensors have few pages, and mostly lie in memory that was used before.
+_LARGE = 4 << 20
+_HUGE_PAGE = 2 << 20
+_MADV_HUGEPAGE = 14
+
+
+@cache
+def _madvise() -> Callable[[int, int, int], int] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        function = ctypes.CDLL(None, use_errno=True).madvise
+    except (AttributeError, OSError):
+        return None
+    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return function
+
+
+def prefer_huge_pages(tensor: Tensor) -> Tensor:
+    """Ask Linux to back a large new CPU tensor with huge pages, and return it.
+
+    The first touch of each page of fresh memory costs more than reading and writing it; huge pages are 512 times
+    fewer. It is a hint: where the system does not follow it, nothing changes.
+    """
+    size = tensor.numel() * tensor.element_size()
+    if size < _LARGE or tensor.device.type != "cpu" or type(tensor) is not Tensor:
+        return tensor
+    madvise = _madvise()
+    if madvise is not None:
+        first = -(-tensor.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
+        length = (tensor.data_ptr() + size - first) // _HUGE_PAGE * _HUGE_PAGE
+        if length > 0:
+            madvise(first, length, _MADV_HUGEPAGE)
+    return tensor

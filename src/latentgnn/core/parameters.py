@@ -1,0 +1,224 @@
+"""What a layer is, apart from its numbers, and its numbers in the form in which the core multiplies by them.
+
+Axes: C channels, R reduced channels, G groups, r = R / G, D latents of all kernels in a group, K kernels, F features
+that the output is expanded from (K * R).
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from latentgnn.functional import NodeScale, wide
+from latentgnn.norms import affine_of_statistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What kind of layer it is, and how it is to be computed.
+
+    Args:
+        groups: G.
+        latents: D_k of each kernel, in each group.
+        symmetric: gather and scatter share reduction and assignment.
+        graph_conv: scatter ends in a graph convolution.
+        residual: the input is added to the output.
+        node_scale: what the latents' sums are divided by.
+        eps: of each projection's norm, in the order of `Parts`.
+        batch_statistics: the norms take their statistics from the batch.
+        compute: type of the products over nodes.
+        holds: what the blocks compute is held for the backward pass, and not computed again there.
+    """
+
+    groups: int
+    latents: tuple[int, ...]
+    symmetric: bool
+    graph_conv: bool
+    residual: bool
+    node_scale: NodeScale
+    eps: tuple[float, ...]
+    batch_statistics: bool
+    compute: torch.dtype
+    holds: bool
+
+    @property
+    def ways(self) -> int:
+        """How many reductions and assignments there are: one if gather and scatter share them."""
+        return 1 if self.symmetric else 2
+
+    @property
+    def kernels(self) -> list[slice]:
+        """Each kernel's latents among all."""
+        return [slice(*ends) for ends in pairwise(accumulate(self.latents, initial=0))]
+
+    def encode(self) -> str:
+        """The fields as text: an operator's schema has no dataclasses."""
+        return json.dumps(asdict(self) | {"compute": str(self.compute).removeprefix("torch.")})
+
+    @staticmethod
+    @lru_cache
+    def decode(text: str) -> "Plan":
+        """What `encode` wrote."""
+        fields = json.loads(text)
+        tuples = {name: tuple(fields[name]) for name in ("latents", "eps")}
+        return Plan(**fields | tuples | {"compute": getattr(torch, fields["compute"])})
+
+
+class NormedMatrix(NamedTuple):
+    """The tensors of a matrix and of the norm after it; ``None`` for what the norm does not have."""
+
+    matrix: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor | None
+    var: Tensor | None
+
+    def affine(self, eps: float, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+        """Scale and shift of the norm, from the statistics that it has collected."""
+        if self.mean is None or self.var is None:
+            return None, None
+        scale, shift = affine_of_statistics(self.mean, self.var, self.weight, self.bias, eps)
+        return scale.to(dtype), shift.to(dtype)
+
+
+class Parts(NamedTuple):
+    """All projections of a layer, by their place; ``assigns`` of each way, then of each kernel."""
+
+    reduces: Sequence[NormedMatrix]
+    assigns: Sequence[Sequence[NormedMatrix]]
+    convs: Sequence[NormedMatrix]
+    expand: NormedMatrix
+    gamma: Tensor | None
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor | None], plan: Plan) -> "Parts":
+        """From a flat sequence: the five tensors of each projection in the order of the fields, and gamma."""
+        fives = [NormedMatrix(*tensors[i : i + 5]) for i in range(0, len(tensors) - 1, 5)]  # type: ignore[arg-type]
+        ways, kernels = plan.ways, len(plan.latents)
+        assigns = [fives[ways + way * kernels : ways + (way + 1) * kernels] for way in range(ways)]
+        return cls(fives[:ways], assigns, fives[ways + ways * kernels : -1], fives[-1], tensors[-1])
+
+
+class Matrices(NamedTuple):
+    """What the core multiplies by, in the wide type.
+
+    Norms that are affine maps, and gamma, are folded in; batch norm in training stays outside, as `Vectors`.
+
+    Args:
+        reduces: (R, C) of each way, as they are: their scale and shift come after the product.
+        reduce_scale: (ways * R,), or ``None`` for ones, like all that follow.
+        reduce_shift: (ways * R,).
+        assigns: (G, D, r) of each way.
+        assign_shifts: (G * D,) of each way.
+        convs: (G, r, r) of each kernel.
+        conv_shifts: (R,) of each kernel.
+        expand: (C, F).
+        expand_shift: (C,).
+    """
+
+    reduces: Sequence[Tensor]
+    reduce_scale: Tensor | None
+    reduce_shift: Tensor | None
+    assigns: Sequence[Tensor]
+    assign_shifts: Sequence[Tensor | None]
+    convs: Sequence[Tensor]
+    conv_shifts: Sequence[Tensor | None]
+    expand: Tensor
+    expand_shift: Tensor | None
+
+
+class Vectors(NamedTuple):
+    """Weights and biases of batch norms in training, (weight, bias), in the layout of the products they follow."""
+
+    reduce: tuple[Tensor | None, Tensor | None]
+    assigns: Sequence[tuple[Tensor | None, Tensor | None]]
+    conv: tuple[Tensor | None, Tensor | None]
+    expand: tuple[Tensor | None, Tensor | None]
+
+
+def fold(parts: Parts, plan: Plan) -> Matrices:
+    """The layer's matrices; with gradients, where autograd records."""
+    dtype = wide(plan.compute)
+    eps = iter(plan.eps)
+
+    def folded(projected: NormedMatrix) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        each = next(eps)
+        scale, shift = (None, None) if plan.batch_statistics else projected.affine(each, dtype)
+        return projected.matrix.to(dtype), scale, shift
+
+    reduces = [folded(part) for part in parts.reduces]
+    assigns = [[folded(part) for part in way] for way in parts.assigns]
+    convs = [folded(part) for part in parts.convs]
+    expand, scale, shift = folded(parts.expand)
+    if parts.gamma is not None and not plan.batch_statistics:
+        gamma = parts.gamma.to(dtype)
+        scale, shift = gamma.expand(expand.shape[0]) if scale is None else scale * gamma, _times(shift, gamma)
+    return Matrices(
+        reduces=[matrix for matrix, _, _ in reduces],
+        reduce_scale=joined([scale for _, scale, _ in reduces], 0),
+        reduce_shift=joined([shift for _, _, shift in reduces], 0),
+        assigns=[_cat([_scaled(matrix, scale).unflatten(0, (plan.groups, -1)) for matrix, scale, _ in way], 1)
+                 for way in assigns],
+        assign_shifts=[latent_vector([shift for *_, shift in way], plan) for way in assigns],
+        convs=[_scaled(matrix, scale).unflatten(0, (plan.groups, -1)) for matrix, scale, _ in convs],
+        conv_shifts=[shift for *_, shift in convs],
+        expand=_scaled(expand, scale),
+        expand_shift=shift,
+    )
+
+
+def vectors(parts: Parts, plan: Plan) -> Vectors:
+    """Weights and biases of norms with batch statistics; with gradients, where autograd records."""
+
+    def pair(projected: Sequence[NormedMatrix], join: Callable[[Sequence[Tensor | None]], Tensor | None]):  # type: ignore[no-untyped-def]
+        return join([one.weight for one in projected]), join([one.bias for one in projected])
+
+    weight, bias = parts.expand.weight, parts.expand.bias
+    if parts.gamma is not None:
+        weight = parts.gamma.expand(parts.expand.matrix.shape[0]) if weight is None else weight * parts.gamma
+        bias = _times(bias, parts.gamma)
+    return Vectors(
+        reduce=pair(parts.reduces, lambda tensors: joined(tensors, 0)),
+        assigns=[pair(way, lambda tensors: latent_vector(tensors, plan)) for way in parts.assigns],
+        conv=pair(parts.convs, lambda tensors: joined(tensors, 0)),
+        expand=(weight, bias),
+    )
+
+
+def latent_vector(parts: Sequence[Tensor | None], plan: Plan) -> Tensor | None:
+    """Vectors over the latents of each kernel as one, (G * D,), in which a group's latents lie together."""
+    if len(parts) == 1:
+        return parts[0]
+    split = [None if part is None else part.unflatten(0, (plan.groups, -1)) for part in parts]
+    together = joined(split, 1)
+    return None if together is None else together.flatten()
+
+
+def split_latent_vector(vector_GD: Tensor, plan: Plan) -> list[Tensor]:
+    """What `latent_vector` joined."""
+    if len(plan.latents) == 1:
+        return [vector_GD]
+    return [part.flatten() for part in vector_GD.unflatten(0, (plan.groups, -1)).split(list(plan.latents), 1)]
+
+
+def joined(parts: Sequence[Tensor | None], dim: int) -> Tensor | None:
+    """One tensor of all parts, ``None`` if they are."""
+    known = [part for part in parts if part is not None]
+    return _cat(known, dim) if known else None
+
+
+def _cat(parts: Sequence[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
+
+
+def _times(x: Tensor | None, factor: Tensor) -> Tensor | None:
+    return None if x is None else x * factor
+
+
+def _scaled(matrix: Tensor, scale: Tensor | None) -> Tensor:
+    return matrix if scale is None else matrix * scale.unsqueeze(1)

@@ -1,0 +1,154 @@
+"""Products over nodes, by the routine that this machine runs fastest.
+
+On a CPU, PyTorch's matrix product is MKL. On AMD's processors with AVX-512 oneDNN is faster, as a linear map of rows
+that lie contiguously, or as a 1x1 convolution where a sample has few nodes. Which routine runs depends on the
+processor, the type and the sizes alone, so that a resumed run takes the same and ends with the same bits.
+
+Axes: s rows of the input, T nodes, E graphs (samples by groups); C, F, K, O channels.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from latentgnn.core.nodes import empty_like_layout, nodes_innermost
+from latentgnn.functional import wide
+
+# oneDNN's linear map takes over from so many nodes of a sample, and so many channels on; as measured.
+_MANY_NODES = 400
+_MANY_CHANNELS = 64
+# From so many channels on, samples with fewer nodes go through a convolution.
+_CONVOLUTION_CHANNELS = 512
+# So many numbers of an output are made at once where a sum follows, so that they are still in a cache then.
+_AT_ONCE = 1 << 19
+
+
+@cache
+def _has_onednn() -> bool:
+    vector = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return vector and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _onednn(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and x.device.type == "cpu" and _has_onednn()
+
+
+def _linear(left_MK: Tensor, right_NK: Tensor) -> Tensor:
+    """left right^T; both must have a dimension along which they lie densely."""
+    return torch.ops.mkldnn._linear_pointwise(left_MK, right_NK, None, "none", [], "")
+
+
+def project(x_sTC: Tensor, matrix_OC: Tensor) -> Tensor:
+    """x W^T, (s, T, O), with nodes innermost where they are in ``x``."""
+    samples, nodes, channels = x_sTC.shape
+    if not nodes_innermost(x_sTC):
+        rows = x_sTC.reshape(-1, channels)
+        y = _linear(rows, matrix_OC) if _onednn(x_sTC) and channels >= _MANY_CHANNELS else rows @ matrix_OC.mT
+        return y.unflatten(0, (samples, nodes))
+    x_sCT = x_sTC.mT
+    if _onednn(x_sTC) and nodes >= _MANY_NODES and channels >= _MANY_CHANNELS and samples <= 32:
+        if samples == 1:
+            return _linear(matrix_OC, x_sCT[0].contiguous().mT).unsqueeze(0).mT
+        y_sTO = empty_like_layout(x_sTC, matrix_OC.shape[0])
+        for x_CT, y_TO in zip(x_sCT, y_sTO, strict=True):
+            y_TO.copy_(_linear(matrix_OC, x_CT.contiguous().mT).mT)
+        return y_sTO
+    if _onednn(x_sTC) and channels >= _CONVOLUTION_CHANNELS and nodes > 1:
+        return torch.conv1d(x_sCT, matrix_OC.unsqueeze(-1)).mT
+    if samples == 1:
+        return (matrix_OC @ x_sCT[0]).unsqueeze(0).mT
+    return torch.bmm(matrix_OC.expand(samples, -1, -1), x_sCT).mT
+
+
+def project_each(x_ETK: Tensor, matrix_EOK: Tensor) -> Tensor:
+    """x W^T with a matrix for each graph, (E, T, O), with nodes innermost where they are in ``x``."""
+    if x_ETK.shape[0] == 1:
+        return project(x_ETK, matrix_EOK[0])
+    if nodes_innermost(x_ETK):
+        return torch.bmm(matrix_EOK, x_ETK.mT).mT
+    return torch.bmm(x_ETK, matrix_EOK.mT)
+
+
+def add_projection(
+    base_sTC: Tensor | None, x_sTK: Tensor, matrix_SCK: Tensor, shift_C: Tensor | None, out_sTC: Tensor
+) -> None:
+    """out = base + x W^T + shift, with one matrix (1, C, K) for all rows or one for each."""
+    samples, nodes, channels = out_sTC.shape
+    shared = matrix_SCK.shape[0] == 1
+    if shift_C is not None:
+        shift_C = shift_C.to(x_sTK.dtype)
+    if base_sTC is not None and (base_sTC.dtype != x_sTK.dtype or out_sTC.dtype != x_sTK.dtype):
+        matrix_sCK = matrix_SCK.expand(samples, -1, -1)
+        y_sTC = project_each(x_sTK, matrix_sCK)
+        torch.add(base_sTC, y_sTC if shift_C is None else y_sTC + shift_C, out=out_sTC)
+        return
+    if shared and _onednn(x_sTK) and channels >= _MANY_CHANNELS:
+        # In parts, whose product is still in a cache when the base is added.
+        length = max(_AT_ONCE // channels, _MANY_NODES)
+        rows = max(length // nodes, 1)
+        for first in range(0, samples, rows):
+            for start in range(0, nodes, length):
+                part = slice(first, first + rows), slice(start, start + length)
+                y_sTC = project(x_sTK[part], matrix_SCK[0])
+                if shift_C is not None:
+                    y_sTC = y_sTC.add_(shift_C)
+                if base_sTC is None:
+                    out_sTC[part].copy_(y_sTC)
+                else:
+                    torch.add(base_sTC[part], y_sTC, out=out_sTC[part])
+        return
+    left, right, out = x_sTK, matrix_SCK.mT.expand(samples, -1, -1), out_sTC
+    base = base_sTC
+    if nodes_innermost(out_sTC):
+        left, right, out = matrix_SCK.expand(samples, -1, -1), x_sTK.mT, out_sTC.mT
+        base = None if base is None else base.mT
+        shift_C = None if shift_C is None else shift_C.unsqueeze(-1)
+    if base is None:
+        torch.bmm(left, right, out=out)
+    elif samples == 1:
+        torch.addmm(base[0], left[0], right[0], out=out[0])
+    else:
+        torch.baddbmm(base, left, right, out=out)
+    if shift_C is not None:
+        out.add_(shift_C)
+
+
+def contract(left_ETF: Tensor, right_ETK: Tensor) -> Tensor:
+    """left^T right, the sum over the nodes of each graph, (E, F, K), in the wide type."""
+    if left_ETF.dtype == torch.float16:
+        # Sums over many nodes leave float16's range; 1 / sqrt(T) keeps them inside.
+        root = max(left_ETF.shape[1], 1) ** 0.5
+        return torch.bmm(left_ETF.mT, right_ETK * (1 / root)).float() * root
+    if left_ETF.shape[0] == 1:
+        return contract_all(left_ETF, right_ETK).unsqueeze(0)
+    return torch.bmm(left_ETF.mT, right_ETK).to(wide(left_ETF.dtype))
+
+
+def contract_all(left_sTF: Tensor, right_sTK: Tensor) -> Tensor:
+    """left^T right, the sum over the nodes of all rows, (F, K), in the wide type."""
+    samples, nodes, _ = left_sTF.shape
+    if left_sTF.dtype == torch.float16:
+        return contract(left_sTF, right_sTK).sum(0)
+    innermost = nodes_innermost(left_sTF) and nodes_innermost(right_sTK)
+    if not innermost:
+        return (left_sTF.reshape(-1, left_sTF.shape[-1]).mT @ right_sTK.reshape(-1, right_sTK.shape[-1])).to(
+            wide(left_sTF.dtype)
+        )
+    onednn = _onednn(left_sTF)
+    large = max(left_sTF.shape[-1], right_sTK.shape[-1]) >= 4 * _MANY_CHANNELS
+    if onednn and nodes >= _MANY_NODES and (samples == 1 or large):
+        total_FK: Tensor | None = None
+        for left_TF, right_TK in zip(left_sTF, right_sTK, strict=True):
+            product_FK = _linear(left_TF.mT.contiguous(), right_TK.mT.contiguous())
+            total_FK = product_FK if total_FK is None else total_FK.add_(product_FK)
+        assert total_FK is not None
+        return total_FK
+    if samples == 1:
+        return (left_sTF[0].mT @ right_sTK[0]).to(wide(left_sTF.dtype))
+    if large:
+        # Samples of few nodes side by side: one product over all of them.
+        left_FM = left_sTF.permute(2, 0, 1).reshape(left_sTF.shape[-1], -1)
+        right_KM = right_sTK.permute(2, 0, 1).reshape(right_sTK.shape[-1], -1)
+        return _linear(left_FM, right_KM) if onednn else (left_FM @ right_KM.mT).to(wide(left_sTF.dtype))
+    return torch.bmm(left_sTF.mT, right_sTK).to(wide(left_sTF.dtype)).sum(0)

@@ -1,0 +1,251 @@
+"""Latent to visible, Q = l2(relu(norm(Psi L))), f = Q Y or relu(norm(G Q Y)), out = x + norm(U f): both directions.
+
+Axes: s rows of the input, T nodes, C channels, S samples, G groups, r channels of a group, D latents of all kernels in
+a group, F features of all kernels (K * R).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from latentgnn.core.gather import (
+    Gradients,
+    Record,
+    _joined_nodes,
+    _of_samples,
+    _product,
+    add,
+    assign_unit_backward,
+    assignments,
+    assignments_backward,
+    graphs_of,
+    rectifier_backward_,
+    sum_of_nodes,
+    to_graphs,
+    to_nodes,
+    to_unit_length_,
+)
+from latentgnn.core.nodes import Block, nodes_innermost
+from latentgnn.core.parameters import Matrices, Plan, Vectors
+from latentgnn.core.products import add_projection, contract, contract_all, project
+from latentgnn.core.statistics import (
+    Moments,
+    expansion,
+    moments,
+    moments_pay,
+    normalize,
+    normalize_again,
+    normalize_backward,
+)
+from latentgnn.functional import wide
+
+
+def features(
+    block: Block,
+    valid_sT1: Tensor | None,
+    to_features: Sequence[Tensor],
+    matrices: Matrices,
+    vectors: Vectors | None,
+    plan: Plan,
+    record: Record,
+) -> None:
+    """What the output of a block is expanded from.
+
+    Args:
+        block: the block.
+        valid_sT1: which of its nodes take part.
+        to_features: of each kernel, (S, G, r, D_k), in the type of the products.
+        matrices: of the layer.
+        vectors: of norms with batch statistics.
+        plan: of the layer.
+        record: of the block.
+    """
+    if record.scatter_assign is None:
+        assign_sGTD = assignments(1, block, matrices, vectors, plan, record)
+        if valid_sT1 is not None:
+            assign_sGTD.mul_(valid_sT1.unsqueeze(1))
+        record.assign_scales = to_unit_length_(assign_sGTD, plan)
+        record.scatter_assign = assign_sGTD
+    if vectors is not None and record.convolved is not None:
+        assert record.convolved_statistics is not None
+        record.feature = normalize_again(record.convolved, *vectors.conv, record.convolved_statistics).relu_()
+        return
+    parts = []
+    for kernel, matrix_SGrD in zip(plan.kernels, to_features, strict=True):
+        each = zip(
+            block.each_sample(record.scatter_assign[..., kernel], 2),
+            _of_samples(matrix_SGrD[block.samples], block),
+            strict=True,
+        )
+        parts.append(to_nodes(_joined_nodes([_product(assign, matrix) for assign, matrix in each])))
+    feature_sTF = _side_by_side(parts)
+    if plan.graph_conv:
+        if vectors is not None:
+            record.convolved = feature_sTF
+            feature_sTF, record.convolved_statistics = normalize(
+                feature_sTF, *vectors.conv, plan.eps[-1 - len(plan.latents)]
+            )
+        elif matrices.conv_shifts[0] is not None:
+            shifts = [shift for shift in matrices.conv_shifts if shift is not None]
+            feature_sTF.add_((shifts[0] if len(shifts) == 1 else torch.cat(shifts)).to(feature_sTF.dtype))
+        feature_sTF.relu_()
+    record.feature = feature_sTF
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """Features of all kernels, (s, T, F), with nodes innermost where they are."""
+    if len(parts) == 1:
+        return parts[0]
+    if nodes_innermost(parts[0]):
+        return torch.cat([part.mT for part in parts], 1).mT
+    return torch.cat(list(parts), -1)
+
+
+def expand(
+    block: Block,
+    x_sTC: Tensor,
+    valid_sT1: Tensor | None,
+    matrices: Matrices,
+    vectors: Vectors | None,
+    plan: Plan,
+    record: Record,
+    out_sTC: Tensor,
+) -> None:
+    """Write the output of a block."""
+    assert record.feature is not None
+    base_sTC = x_sTC if plan.residual else None
+    if vectors is None:
+        matrix_CF = matrices.expand.to(plan.compute)
+        add_projection(base_sTC, record.feature, matrix_CF.unsqueeze(0), matrices.expand_shift, out_sTC)
+    elif moments_pay(x_sTC.shape[0] * x_sTC.shape[1], record.feature.shape[-1], x_sTC.shape[-1]):
+        of_features, _ = moments(record.feature)
+        matrix_CF, shift_C, record.expanded_statistics = expansion(
+            matrices.expand, of_features, *vectors.expand, plan.eps[-1]
+        )
+        add_projection(base_sTC, record.feature, matrix_CF.unsqueeze(0), shift_C, out_sTC)
+    else:
+        record.expanded = project(record.feature, matrices.expand)
+        y_sTC, record.expanded_statistics = normalize(record.expanded, *vectors.expand, plan.eps[-1])
+        if base_sTC is None:
+            out_sTC.copy_(y_sTC)
+        else:
+            torch.add(base_sTC, y_sTC, out=out_sTC)
+    if valid_sT1 is not None:
+        out_sTC.copy_(torch.where(valid_sT1, out_sTC, x_sTC))
+
+
+def scatter_backward(
+    block: Block,
+    grad_sTC: Tensor,
+    to_features: Sequence[Tensor],
+    matrices: Matrices,
+    vectors: Vectors | None,
+    gradients: Gradients,
+    plan: Plan,
+    record: Record,
+    *,
+    needs_expand: bool,
+) -> Tensor:
+    """From the gradient of a block's output to that of L, (s, G, T, r); adds to those of what the core multiplies by.
+
+    In a symmetric layer it ends at Q, (s, G, T, D), which is P too.
+    """
+    assert record.feature is not None
+    assert record.scatter_assign is not None
+    assert record.assign_scales is not None
+    assert gradients.features is not None
+    feature_sTF = record.feature
+    if vectors is None:
+        if needs_expand:
+            gradients.expand = add(gradients.expand, contract_all(grad_sTC, feature_sTF))
+        if matrices.expand_shift is not None:
+            gradients.expand_shift = add(gradients.expand_shift, sum_of_nodes(grad_sTC, wide(plan.compute)))
+        matrix_CF = matrices.expand
+    else:
+        grad_sTC, matrix_CF, grad_moments = _statistics_backward(grad_sTC, matrices, vectors, gradients, plan, record)
+    grad_sTF = project(grad_sTC, matrix_CF.mT.to(plan.compute).contiguous())
+    if vectors is not None and grad_moments is not None:
+        grad_mean_F, grad_covariance_FF, centred_sTF = grad_moments
+        count = feature_sTF.shape[0] * feature_sTF.shape[1]
+        grad_sTF.add_(project(centred_sTF, grad_covariance_FF * (2 / count))).add_(grad_mean_F / count)
+    if plan.graph_conv:
+        rectifier_backward_(grad_sTF, feature_sTF)
+        if vectors is not None:
+            assert record.convolved is not None
+            assert record.convolved_statistics is not None
+            grad_sTF, *pair = normalize_backward(
+                grad_sTF, record.convolved, vectors.conv[0], record.convolved_statistics,
+                plan.eps[-1 - len(plan.latents)],
+            )
+            gradients.conv_vectors = (pair[0], pair[1])
+        elif matrices.conv_shifts[0] is not None:
+            shift = sum_of_nodes(grad_sTF, wide(plan.compute))
+            gradients.conv_vectors = (None, add(gradients.conv_vectors[1], shift))
+    grads = []
+    width = feature_sTF.shape[-1] // len(plan.latents)
+    for index, (kernel, matrix_SGrD) in enumerate(zip(plan.kernels, to_features, strict=True)):
+        grad_sGTr = to_graphs(grad_sTF[..., index * width : (index + 1) * width], plan.groups)
+        assign_sGTk = record.scatter_assign[..., kernel]
+        outers, products = [], []
+        for grad, assign, matrix in zip(
+            block.each_sample(grad_sGTr, 2),
+            block.each_sample(assign_sGTk, 2),
+            _of_samples(matrix_SGrD[block.samples], block),
+            strict=True,
+        ):
+            outers.append(contract(graphs_of(grad), graphs_of(assign)).unflatten(0, (-1, plan.groups)))
+            products.append(_product(grad, matrix.mT))
+        gradients.features[index][block.samples].add_(outers[0] if len(outers) == 1 else torch.cat(outers))
+        grads.append(_joined_nodes(products))
+    grad_sGTD = grads[0] if len(grads) == 1 else _latents_side_by_side(grads)
+    if plan.symmetric:
+        return grad_sGTD
+    grad_sGTD = assign_unit_backward(grad_sGTD, record.scatter_assign, record.assign_scales, plan)
+    rectifier_backward_(grad_sGTD, record.scatter_assign)
+    return assignments_backward(1, grad_sGTD, matrices, vectors, gradients, plan, record)
+
+
+def _latents_side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    if nodes_innermost(parts[0][0]):
+        return torch.cat([part.mT for part in parts], 2).mT
+    return torch.cat(list(parts), -1)
+
+
+def _statistics_backward(
+    grad_sTC: Tensor, matrices: Matrices, vectors: Vectors, gradients: Gradients, plan: Plan, record: Record
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+    """Through the output's norm with batch statistics.
+
+    Returns:
+        What to multiply by what to come to the features' gradient, and what is to be added to it: the gradients of
+        the features' mean and covariance, and the features less their mean.
+    """
+    assert record.feature is not None
+    assert record.expanded_statistics is not None
+    weight_C, bias_C = vectors.expand
+    if record.expanded is not None or not moments_pay(
+        grad_sTC.shape[0] * grad_sTC.shape[1], record.feature.shape[-1], grad_sTC.shape[-1]
+    ):
+        expanded_sTC = record.expanded if record.expanded is not None else project(record.feature, matrices.expand)
+        grad_sTC, *pair = normalize_backward(grad_sTC, expanded_sTC, weight_C, record.expanded_statistics, plan.eps[-1])
+        gradients.expand = contract_all(grad_sTC, record.feature)
+        gradients.expand_vectors = (pair[0], pair[1])
+        return grad_sTC, matrices.expand, None
+    of_features, centred_sTF = moments(record.feature)
+    with torch.enable_grad():
+        leaves = [matrices.expand.detach(), *of_features, weight_C, bias_C]
+        leaves = [None if leaf is None else leaf.detach().requires_grad_() for leaf in leaves]
+        matrix_CF, shift_C, _ = expansion(leaves[0], Moments(leaves[1], leaves[2]), *leaves[3:], plan.eps[-1])
+    outer_CF = contract_all(grad_sTC, record.feature)
+    known = [leaf for leaf in leaves if leaf is not None]
+    found = iter(
+        torch.autograd.grad([matrix_CF, shift_C], known, [outer_CF, sum_of_nodes(grad_sTC, outer_CF.dtype)])
+    )
+    grads = [None if leaf is None else next(found) for leaf in leaves]
+    gradients.expand, grad_mean_F, grad_covariance_FF = grads[:3]
+    gradients.expand_vectors = (grads[3], grads[4])
+    assert grad_mean_F is not None
+    assert grad_covariance_FF is not None
+    symmetric_FF = (grad_covariance_FF + grad_covariance_FF.mT) / 2
+    return grad_sTC, matrix_CF.detach(), (grad_mean_F, symmetric_FF, centred_sTF)

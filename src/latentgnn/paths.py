@@ -1,0 +1,208 @@
+"""Which path a layer takes for an input, and for the core the reason why not.
+
+The core (`latentgnn.core`) has gradients arranged by hand, for norms that are affine maps and for batch norm in
+training; the plain path (`latentgnn.plain`) is the equations as PyTorch operations, for everything else.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from latentgnn import plain
+from latentgnn.config import LatentGNNConfig
+from latentgnn.core import operators
+from latentgnn.core.parameters import Plan, split_latent_vector
+from latentgnn.core.statistics import Statistics
+from latentgnn.cost import HOLD_BYTES, held_bytes
+from latentgnn.norms import (
+    is_affine,
+    norm_tensors,
+    synchronizes,
+    tracks,
+    update_running,
+    uses_batch_statistics,
+)
+from latentgnn.projections import Arrangement
+
+Memory = Literal["auto", "hold", "recompute"]
+
+_memory: ContextVar[Memory] = ContextVar("latentgnn_memory", default="auto")
+
+
+@contextmanager
+def memory(choice: Memory) -> Iterator[None]:
+    """Say for the time of a ``with`` block what layers do with what the backward pass needs.
+
+    Args:
+        choice: ``hold`` keeps what the forward pass computes; ``recompute`` keeps the input and little more, and
+            computes it again; ``auto``, the default, holds where everything held is at most `latentgnn.cost.HOLD_BYTES`.
+
+    Raises:
+        ValueError: another choice.
+
+    Example:
+        >>> import torch, latentgnn
+        >>> layer = latentgnn.LatentGNN(16, num_latents=4)
+        >>> with memory("recompute"):
+        ...     y = layer(torch.randn(1, 16, 8, 8))
+    """
+    if choice not in ("auto", "hold", "recompute"):
+        raise ValueError(f"memory takes 'auto', 'hold' or 'recompute', got {choice!r}")
+    token = _memory.set(choice)
+    try:
+        yield
+    finally:
+        _memory.reset(token)
+
+
+def holds(config: LatentGNNConfig, samples: int, nodes: int, element_size: int) -> bool:
+    """Whether what the forward pass computes is held for the backward pass; it follows from sizes alone."""
+    choice = _memory.get()
+    if choice != "auto":
+        return choice == "hold"
+    return held_bytes(config, samples * nodes, element_size) <= HOLD_BYTES
+
+
+def why_not_core(x_BNC: Tensor, mask_BN: Tensor | None, norms: list[nn.Module], compute: torch.dtype) -> str | None:
+    """Why a layer cannot take the core for an input, ``None`` if it can.
+
+    Args:
+        x_BNC: the input.
+        mask_BN: nodes that take part.
+        norms: of the layer.
+        compute: type of the products over nodes.
+    """
+    if torch.compiler.is_exporting():
+        return "exported programs must run where this library is not installed"
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a transform of torch.func is active"
+    if forward_ad._current_level >= 0:
+        return "forward-mode derivatives are being computed"
+    if x_BNC.numel() == 0:
+        return "the batch is empty"
+    if all(is_affine(norm) for norm in norms):
+        return None
+    if not all(isinstance(norm, _BatchNorm) and uses_batch_statistics(norm) for norm in norms):
+        return "norms whose statistics are those of a node or a sample, or of several kinds"
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        return "a compiler fuses batch norm in training better"
+    if mask_BN is not None:
+        return "batch statistics of the nodes in a mask"
+    if any(synchronizes(norm) for norm in norms):
+        return "batch statistics of several processes"
+    if compute not in (torch.float32, torch.float64) or x_BNC.dtype != compute:
+        return "batch statistics in half precision"
+    if x_BNC.shape[0] * x_BNC.shape[1] < 2:
+        return "a single node has no spread"
+    if len({norm.eps for norm in norms}) > 1 or len({norm.momentum for norm in norms}) > 1:
+        return "batch norms that differ in eps or momentum"
+    if any((norm.weight is None) != (norms[0].weight is None) for norm in norms):
+        return "batch norms of which some have weights and some not"
+    return None
+
+
+def run(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None) -> Tensor:
+    """The layer's output by the path that it takes.
+
+    Args:
+        layer: its parameters.
+        x_BNC: input, (B, N, C) whatever its strides.
+        mask_BN: nodes that take part; the others come back unchanged.
+        offsets: (S + 1,), where each sample begins among the nodes of a single row, and the end; ``None`` if rows are
+            samples.
+
+    Returns:
+        (B, N, C) in the input's type.
+    """
+    device = x_BNC.device.type
+    autocast = torch.is_autocast_enabled(device) and x_BNC.dtype != torch.float64
+    compute = torch.get_autocast_dtype(device) if autocast else x_BNC.dtype
+    # The types of the products are chosen inside, so that sums over nodes stay in float32.
+    with torch.autocast(device, enabled=False) if autocast else nullcontext():
+        if x_BNC.numel() == 0:
+            return _empty(layer, x_BNC)
+        norms = [projection.norm for projection in layer.projections]
+        if why_not_core(x_BNC, mask_BN, norms, compute) is None:
+            return _core(layer, x_BNC, mask_BN, offsets, compute)
+        bounds = None if offsets is None else offsets.tolist()
+        return plain.latent_gnn(
+            layer, x_BNC, plain.Nodes(mask_BN, bounds), compute, recompute=_recomputes(layer.config, x_BNC)
+        )
+
+
+def _recomputes(config: LatentGNNConfig, x_BNC: Tensor) -> bool:
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        return False
+    return not holds(config, x_BNC.shape[0], x_BNC.shape[1], x_BNC.element_size())
+
+
+def _empty(layer: Arrangement, x_BNC: Tensor) -> Tensor:
+    """No nodes give no nodes, and zero gradients."""
+    total = sum(parameter.sum() for part in layer.projections for parameter in part.parameters())
+    return x_BNC + 0 * (total if layer.gamma is None else total + layer.gamma).to(x_BNC.dtype)
+
+
+def _core(
+    layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, compute: torch.dtype
+) -> Tensor:
+    config, projections = layer.config, layer.projections
+    norms = [projection.norm for projection in projections]
+    batch_statistics = not is_affine(norms[0])
+    tensors: list[Tensor | None] = []
+    for projection in projections:
+        tensors += [projection.weight, *norm_tensors(projection.norm)]
+    if batch_statistics:
+        for index in range(0, len(tensors), 5):
+            tensors[index + 3] = tensors[index + 4] = None
+    plan = Plan(
+        groups=config.num_groups,
+        latents=config.latents,
+        symmetric=config.symmetric,
+        graph_conv=config.graph_conv,
+        residual=config.residual,
+        node_scale=config.node_scale,
+        eps=tuple(getattr(norm, "eps", 0.0) for norm in norms),
+        batch_statistics=batch_statistics,
+        compute=compute,
+        holds=not torch.compiler.is_compiling()
+        and holds(config, x_BNC.shape[0], x_BNC.shape[1], x_BNC.element_size()),
+    )
+    out_BNC, statistics = operators.run(x_BNC, mask_BN, offsets, [*tensors, layer.gamma], plan)
+    if statistics is not None:
+        _learn(layer, statistics, plan, x_BNC.shape[0] * x_BNC.shape[1])
+    return out_BNC
+
+
+def _learn(layer: Arrangement, statistics: operators.BatchStatistics, plan: Plan, count: int) -> None:
+    """Update the running statistics of batch norms in training."""
+    means, inverses = [], []
+
+    def take(found: Statistics | None, split: Callable[[Tensor], Sequence[Tensor]]) -> None:
+        if found is not None:
+            means.extend(split(found.mean))
+            inverses.extend(split(found.inverse))
+
+    take(statistics.reduce, lambda vector: vector.chunk(len(layer.reduces)))
+    for found in statistics.assigns:
+        take(found, lambda vector: split_latent_vector(vector, plan))
+    take(statistics.conv, lambda vector: vector.chunk(len(layer.convs)))
+    take(statistics.expand, lambda vector: (vector,))
+    learning = [
+        (projection.norm, mean, inverse)
+        for projection, mean, inverse in zip(layer.projections, means, inverses, strict=True)
+        if tracks(projection.norm)
+    ]
+    if learning:
+        norms, means, inverses = (list(column) for column in zip(*learning, strict=True))
+        eps = norms[0].eps
+        variances = torch._foreach_sub(torch._foreach_pow(inverses, -2), eps)
+        update_running(norms, means, variances, count)

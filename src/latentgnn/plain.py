@@ -1,0 +1,177 @@
+"""The equations as PyTorch operations over all nodes: any norm, any transform, exported programs.
+
+Gradients are autograd's, of any order and in any mode. Where much would be held for the backward pass, the forward
+pass is run again there instead, if its norms allow it.
+
+Axes: B batch, N nodes, C channels, R reduced channels, G groups, r = R / G, D latents of one kernel, S samples (B, or
+the scenes of packed points). Tensors over nodes are (B, N, channels) whatever their strides.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from latentgnn.functional import gather, l2, mix, node_weight, reciprocal, scatter
+from latentgnn.norms import is_repeatable, normalize
+from latentgnn.projections import Arrangement, Projection
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Which nodes take part, and which sample each belongs to.
+
+    Args:
+        mask_BN: nodes that take part; ``None`` for all.
+        offsets: where each sample begins among the nodes of a single row, and the end; ``None`` if rows are samples.
+    """
+
+    mask_BN: Tensor | None = None
+    offsets: Sequence[int] | None = None
+
+    def split(self, x_BNF: Tensor) -> list[Tensor]:
+        """Parts whose rows are samples: all at once, or one for each scene."""
+        if self.offsets is None:
+            return [x_BNF]
+        return [x_BNF[:, first:last] for first, last in pairwise(self.offsets)]
+
+
+def latent_gnn(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, *, recompute: bool) -> Tensor:
+    """The layer's output for nodes in the last dimension but one.
+
+    Args:
+        layer: the parameters.
+        x_BNC: input.
+        nodes: which take part; the others come back unchanged.
+        compute: type of the products over nodes; what is summed over nodes and every norm is at least float32.
+        recompute: hold the input alone for the backward pass where the norms allow it, and run the layer again there.
+
+    Returns:
+        (B, N, C) in the input's type.
+    """
+    if recompute and all(is_repeatable(projection.norm) for projection in layer.projections):
+        return _recomputed(layer, x_BNC, nodes, compute)
+    return _output(layer, x_BNC, nodes, compute)
+
+
+def _recomputed(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype) -> Tensor:
+    state = [tensor for part in layer.projections for tensor in (*part.parameters(), *part.buffers())]
+    state += [] if layer.gamma is None else [layer.gamma]
+    versions = [tensor._version for tensor in state]
+
+    def run(x_BNC: Tensor) -> Tensor:
+        if [tensor._version for tensor in state] != versions:
+            raise RuntimeError(
+                "one of the layer's parameters or buffers was modified by an in-place operation between its forward "
+                "and its backward pass; call backward first, or hold what it needs with "
+                "latentgnn.paths.memory('hold')"
+            )
+        return _output(layer, x_BNC, nodes, compute)
+
+    out: Tensor = checkpoint(run, x_BNC, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
+    return out
+
+
+def _output(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype) -> Tensor:
+    config, groups, mask_BN = layer.config, layer.config.num_groups, nodes.mask_BN
+    valid_BN1 = None if mask_BN is None else mask_BN.unsqueeze(-1)
+    inside_BNC = x_BNC if valid_BN1 is None else x_BNC.masked_fill(~valid_BN1, 0)
+    values = _values(layer, inside_BNC.to(compute), nodes, compute)
+    contexts = []
+    for index in range(len(config.latents)):
+        assigns = [
+            _grouped(torch.relu(_projected(way[index], _ungrouped(value), nodes, compute, groups)), groups)
+            for way, value in zip(layer.assigns, values, strict=True)
+        ]
+        gather_assign = scatter_assign = assigns[0]
+        if config.symmetric:
+            gather_assign = scatter_assign = l2(gather_assign, -1)
+        else:
+            scatter_assign = l2(assigns[1], -1)
+        if valid_BN1 is not None:
+            gather_assign = gather_assign * valid_BN1.unsqueeze(2)
+        contexts.append(_context(layer, values[0], gather_assign, scatter_assign, nodes))
+        if layer.convs:
+            contexts[-1] = torch.relu(_projected(layer.convs[index], contexts[-1], nodes, compute, groups))
+    context_BNF = contexts[0] if len(contexts) == 1 else torch.cat(contexts, -1)
+    out_BNC = _projected(layer.expand, context_BNF, nodes, compute)
+    if layer.gamma is not None:
+        out_BNC = inside_BNC + layer.gamma * out_BNC
+    out_BNC = out_BNC.to(x_BNC.dtype)
+    return out_BNC if valid_BN1 is None else torch.where(valid_BN1, out_BNC, x_BNC)
+
+
+def _values(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype) -> list[Tensor]:
+    """V, and unless symmetric L: (B, N, G, r)."""
+    weight_RC = torch.cat([part.weight for part in layer.reduces]) if len(layer.reduces) > 1 else layer.reduces[0].weight
+    scale = None
+    if compute == torch.float16:
+        # Rows longer than 1 may take a sum over channels out of float16's range.
+        scale = torch.linalg.vector_norm(weight_RC.detach().float(), dim=1).amax().clamp_min(1)
+        weight_RC = weight_RC / scale
+    raw = _product(x_BNC, weight_RC.to(compute))
+    raw = raw if scale is None else raw.float() * scale
+    parts = raw.chunk(len(layer.reduces), -1)
+    return [
+        l2(_grouped(_normalized(part.norm, value, nodes), layer.config.num_groups), -1).to(compute)
+        for part, value in zip(layer.reduces, parts, strict=True)
+    ]
+
+
+def _context(
+    layer: Arrangement, value_BNGr: Tensor, gather_BNGD: Tensor, scatter_BNGD: Tensor, nodes: Nodes
+) -> Tensor:
+    """Gather, mix and scatter of one kernel: (B, N, R)."""
+    config, parts = layer.config, []
+    for value, assign, back in zip(
+        nodes.split(value_BNGr), nodes.split(gather_BNGD), nodes.split(scatter_BNGD), strict=True
+    ):
+        value_BGNr, assign_BGND = value.transpose(1, 2), assign.transpose(1, 2)
+        latent_BGDr = gather(value_BGNr, assign_BGND)
+        if not config.symmetric or config.node_scale == "mean":
+            latent_BGDr = latent_BGDr * reciprocal(node_weight(assign_BGND, node_scale=config.node_scale))
+        parts.append(scatter(mix(latent_BGDr), back.transpose(1, 2)).transpose(1, 2).flatten(2))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def _projected(part: Projection, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, groups: int = 1) -> Tensor:
+    """norm(W x), in the type of the products."""
+    return _normalized(part.norm, _product(x_BNC, part.weight.to(compute), groups), nodes).to(compute)
+
+
+def _product(x_BNC: Tensor, weight_OC: Tensor, groups: int = 1) -> Tensor:
+    """x W^T; with groups, each group of rows of W takes a group of channels."""
+    if groups > 1:
+        grouped = [
+            _product(x_BNr, weight_Or)
+            for x_BNr, weight_Or in zip(x_BNC.chunk(groups, -1), weight_OC.chunk(groups), strict=True)
+        ]
+        return torch.cat(grouped, -1)
+    if x_BNC.stride(-1) == 1 or torch.compiler.is_exporting():
+        return F.linear(x_BNC, weight_OC)
+    return F.conv1d(x_BNC.mT, weight_OC.unsqueeze(-1)).mT
+
+
+def _normalized(norm: nn.Module, x_BNF: Tensor, nodes: Nodes) -> Tensor:
+    """A norm over the nodes of each sample; a batch norm over those of all."""
+    if nodes.offsets is None or not _differs_by_sample(norm):
+        return normalize(norm, x_BNF, nodes.mask_BN)
+    parts = [normalize(norm, part, None) for part in nodes.split(x_BNF) if part.shape[1] > 0]
+    return torch.cat(parts, 1)
+
+
+def _differs_by_sample(norm: nn.Module) -> bool:
+    return not isinstance(norm, nn.Identity | nn.LayerNorm | nn.RMSNorm | nn.modules.batchnorm._BatchNorm)
+
+
+def _grouped(x_BNF: Tensor, groups: int) -> Tensor:
+    """(B, N, G * r) as (B, N, G, r)."""
+    return x_BNF.unflatten(-1, (groups, -1))
+
+
+def _ungrouped(x_BNGr: Tensor) -> Tensor:
+    return x_BNGr.flatten(2)

@@ -1,0 +1,106 @@
+"""The layer for sets of points: packed scenes, and tokens."""
+
+import torch
+from torch import Tensor
+
+from latentgnn.core.operators import check_offsets
+from latentgnn.layer import LatentGNN, check_mask
+
+
+class PackedLatentGNN(LatentGNN):
+    """`LatentGNN` for sets of points: scenes of any sizes one after another, or tokens with channels last.
+
+    Each scene exchanges context within itself, as if it were alone in the batch, without padding and at a cost linear
+    in the points of all. Only batch norm in training takes its statistics over the points of all scenes, as it does
+    over the pixels of all images. Parameters, state dict and arguments are those of `LatentGNN`.
+
+    Example:
+        >>> layer = PackedLatentGNN(32, num_latents=8)
+        >>> points = torch.randn(100, 32)
+        >>> layer(points, offsets=torch.tensor([0, 70, 100])).shape  # scenes of 70 and of 30 points
+        torch.Size([100, 32])
+        >>> layer(points, batch=torch.arange(100) % 3).shape  # PyG's index, sorted or not
+        torch.Size([100, 32])
+        >>> layer(torch.randn(2, 50, 32)).shape  # tokens (B, N, C)
+        torch.Size([2, 50, 32])
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        offsets: Tensor | None = None,
+        *,
+        batch: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Add to every point the context of all points of its scene.
+
+        Args:
+            x: (T, C), the points of all scenes, or (B, N, C), tokens of which each sample has the same number.
+            offsets: (S + 1,), where each scene begins, and T at the end, as in ``torch.nested``; Pointcept's, which
+                leaves out the leading 0, is taken as well. A scene may be empty.
+            batch: (T,), the scene of each point, sorted or not, as in PyG. With neither, all points are one scene.
+            mask: (B, N), bool, for tokens: those outside it take no part and come back unchanged.
+
+        Returns:
+            The shape and type of ``x``, with the points in the same order.
+
+        Raises:
+            TypeError: an argument of the wrong type.
+            ValueError: an argument of the wrong shape or on another device, no points, or offsets that do not rise
+                from 0 to T.
+        """
+        self._check(x)
+        if x.dim() not in (2, 3) or x.shape[-1] != self.config.channels:
+            raise ValueError(
+                f"this PackedLatentGNN takes packed points (T, {self.config.channels}) or tokens "
+                f"(B, N, {self.config.channels}), with channels last; got {tuple(x.shape)}"
+            )
+        if x.dim() == 3:
+            if offsets is not None or batch is not None:
+                raise ValueError(f"offsets and batch are for packed points (T, C); tokens {tuple(x.shape)} take a mask")
+            if mask is not None:
+                check_mask(mask, x, tuple(x.shape[:2]), "(B, N)")
+            return self._output(x, mask)
+        if mask is not None:
+            raise ValueError("a mask is for tokens (B, N, C); leave points out of packed ones instead")
+        if offsets is not None and batch is not None:
+            raise ValueError("give offsets or batch, not both")
+        if batch is None:
+            return self._output(x[None], None, None if offsets is None else _checked_offsets(offsets, len(x)))[0]
+        order, offsets = _scenes(batch, len(x))
+        if order is None:
+            return self._output(x[None], None, offsets)[0]
+        return torch.empty_like(x).index_copy(0, order, self._output(x[order][None], None, offsets)[0])
+
+
+def _check_index(index: Tensor, name: str) -> None:
+    if not isinstance(index, Tensor) or index.dtype not in (torch.int32, torch.int64):
+        kind = index.dtype if isinstance(index, Tensor) else type(index).__name__
+        raise TypeError(f"{name} must be a tensor of integers, got {kind}")
+    if index.dim() != 1 or index.numel() == 0:
+        raise ValueError(f"{name} must have one dimension and at least one entry, got {tuple(index.shape)}")
+
+
+def _checked_offsets(offsets: Tensor, points: int) -> Tensor:
+    """Offsets with the leading 0, on the CPU, where they are read one by one."""
+    _check_index(offsets, "offsets")
+    offsets = offsets.detach().to("cpu", torch.int64)
+    if torch.compiler.is_compiling():
+        return offsets
+    if offsets[0] != 0:
+        offsets = torch.nn.functional.pad(offsets, (1, 0))
+    check_offsets(offsets.tolist(), points)
+    return offsets
+
+
+def _scenes(batch: Tensor, points: int) -> tuple[Tensor | None, Tensor]:
+    """The order that puts the points of each scene together (``None`` if they are), and the offsets."""
+    _check_index(batch, "batch")
+    if len(batch) != points:
+        raise ValueError(f"batch must name the scene of each of the {points} points, got {len(batch)} entries")
+    if batch.min() < 0:
+        raise ValueError(f"batch must not be negative, got {int(batch.min())}")
+    order = None if (batch.diff() >= 0).all() else batch.argsort(stable=True)
+    counts = batch.unique(return_counts=True)[1]
+    return order, torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to("cpu", torch.int64)

@@ -1,0 +1,93 @@
+"""What a layer is made of: matrices with a norm after each, and how they are arranged."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from latentgnn.config import LatentGNNConfig
+from latentgnn.norms import NormFactory
+
+
+class Projection(nn.Module):
+    """The parameters of a 1x1 convolution without bias and of the norm after it.
+
+    Args:
+        in_features: columns of the matrix.
+        out_features: rows of the matrix.
+        norm: callable from a channel count to the norm.
+        device: of the parameters.
+        dtype: of the parameters.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        norm: NormFactory,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
+        self.norm = _made(norm, out_features).to(device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Start as PyTorch's convolutions do; the norm as its own kind does."""
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        reset = getattr(self.norm, "reset_parameters", None)
+        if callable(reset):
+            reset()
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[1]} -> {self.weight.shape[0]}"
+
+
+def _made(norm: NormFactory, channels: int) -> nn.Module:
+    try:
+        module = norm(channels)
+    except TypeError as error:
+        raise TypeError(
+            f"norm must be callable with a channel count alone, but {norm!r} is not ({error}); give the other "
+            "arguments with functools.partial, as in partial(nn.GroupNorm, 32), or take latentgnn.norms.group_norm"
+        ) from error
+    except ValueError as error:
+        raise ValueError(
+            f"norm {norm!r} does not take {channels} channels ({error}); the layer has norms over the reduced "
+            "channels, the latents and all channels, so take one that fits each, such as latentgnn.norms.group_norm"
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"norm must give a module for a channel count, got {type(module).__name__}")
+    # The layer has its own activations, and computes a norm's arithmetic without calling the module.
+    if not isinstance(getattr(module, "act", None), nn.Identity | None):
+        raise TypeError(f"norm must be a norm alone, but {type(module).__name__} has the activation {module.act}")
+    return module
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """The projections of a layer by their place in the equations.
+
+    Args:
+        config: of the layer.
+        reduces: W of gather and, unless symmetric, of scatter.
+        assigns: Psi of every kernel, likewise for each way.
+        convs: G of every kernel, if there are any.
+        expand: U.
+        gamma: of the residual connection, ``None`` without.
+    """
+
+    config: LatentGNNConfig
+    reduces: Sequence[Projection]
+    assigns: Sequence[Sequence[Projection]]
+    convs: Sequence[Projection]
+    expand: Projection
+    gamma: Tensor | None
+
+    @property
+    def projections(self) -> list[Projection]:
+        """All of them, in the order of the fields."""
+        return [*self.reduces, *(part for way in self.assigns for part in way), *self.convs, self.expand]
