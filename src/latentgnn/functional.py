@@ -6,9 +6,11 @@ Source: Zhang, Yan, He: "LatentGNN: Learning Efficient Non-local Relations for V
 arXiv 1905.11634, section 3.
 """
 
+import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 NodeScale = Literal["published", "mean"]
@@ -26,8 +28,8 @@ def reciprocal(size: Tensor) -> Tensor:
 
     A division by max(size, EPS) gives the same values, but gradients of 1e12 at an all-zero pixel.
     """
-    nonzero = size > EPS
-    return torch.where(nonzero, 1 / torch.where(nonzero, size, 1), 0)
+    # Infinity has the reciprocal 0, and lets no gradient through.
+    return F.threshold(size, EPS, math.inf).reciprocal()
 
 
 def length(x: Tensor, dim: int) -> Tensor:

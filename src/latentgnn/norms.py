@@ -90,10 +90,9 @@ def affine_of_statistics(
     scale_C = torch.rsqrt(var_C.to(dtype) + eps)
     if weight_C is not None:
         scale_C = scale_C * weight_C
-    shift_C = -mean_C * scale_C
-    if bias_C is not None:
-        shift_C = shift_C + bias_C
-    return scale_C, shift_C
+    if bias_C is None:
+        return scale_C, -mean_C * scale_C
+    return scale_C, torch.addcmul(bias_C.to(dtype), mean_C.to(dtype), scale_C, value=-1)
 
 
 def is_frozen(norm: nn.Module) -> bool:

@@ -4,16 +4,18 @@ Axes: s rows of the input, T nodes, C channels, G groups, H = ways * G (gather's
 of a group, D latents of all kernels in a group.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from latentgnn.core.nodes import Block, nodes_innermost
 from latentgnn.core.parameters import Matrices, Plan, Vectors
 from latentgnn.core.products import contract, contract_all, project, project_each
 from latentgnn.core.statistics import Statistics, normalize, normalize_again, normalize_backward
-from latentgnn.functional import EPS, wide
+from latentgnn.functional import EPS, length, reciprocal, wide
 
 
 @dataclass
@@ -79,12 +81,10 @@ def graphs_of(x_sGTr: Tensor) -> Tensor:
 def inverse_length(x: Tensor) -> Tensor:
     """1 / length of each row, and 0 for what has none: (..., 1) in the wide type."""
     if x.stride(-1) == 1:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide(x.dtype))
-        return torch.where(length > EPS, length.reciprocal(), 0)
+        return reciprocal(length(x, -1))
     # Several times as fast on a CPU as `vector_norm` over what lies far apart.
     x = x.to(wide(x.dtype))
-    squares = (x * x).sum(-1, keepdim=True)
-    return torch.where(squares > EPS**2, squares.rsqrt(), 0)
+    return F.threshold((x * x).sum(-1, keepdim=True), EPS**2, math.inf).rsqrt_()
 
 
 def unit_backward(grad: Tensor, unit: Tensor, scale: Tensor) -> Tensor:
@@ -198,23 +198,26 @@ def to_unit_length_(assign_sGTD: Tensor, plan: Plan) -> list[Tensor]:
     return scales
 
 
-def add_sums(block: Block, record: Record, sums_SGDr: Tensor, weights_SGD: Tensor, plan: Plan) -> None:
-    """Add a block to the latents' sums, and to what they will be divided by."""
+def sums(block: Block, record: Record, plan: Plan) -> tuple[Tensor, Tensor | None]:
+    """A block's sums of values by assignments, (S, G, D, r), and what they will be divided by, (S, G, D)."""
     assert record.unit is not None
     assert record.gather_assign is not None
-    value_sGTr, assign_sGTD = of_way(record.unit, 0, plan), record.gather_assign
-    graphs = zip(block.each_sample(assign_sGTD, 2), block.each_sample(value_sGTr, 2), strict=True)
-    parts = [contract(graphs_of(assign), graphs_of(value)).unflatten(0, (-1, plan.groups)) for assign, value in graphs]
-    sums_SGDr[block.samples].add_(parts[0] if len(parts) == 1 else torch.cat(parts))
+    values_sGTr = block.each_sample(of_way(record.unit, 0, plan), 2)
+    assigns_sGTD = block.each_sample(record.gather_assign, 2)
+    parts = [
+        contract(graphs_of(assign), graphs_of(value)).unflatten(0, (-1, plan.groups))
+        for assign, value in zip(assigns_sGTD, values_sGTr, strict=True)
+    ]
     if plan.symmetric and plan.node_scale == "published":
-        return
-    weights = []
-    for assign in block.each_sample(assign_sGTD, 2):
-        if plan.node_scale == "mean":
-            weights.append(assign.sum(2, dtype=weights_SGD.dtype))
-        else:
-            weights.append(_column_squares(assign, weights_SGD.dtype))
-    weights_SGD[block.samples].add_(weights[0] if len(weights) == 1 else torch.cat(weights))
+        return _together(parts), None
+    dtype = wide(plan.compute)
+    if plan.node_scale == "mean":
+        return _together(parts), _together([assign.sum(2, dtype=dtype) for assign in assigns_sGTD])
+    return _together(parts), _together([_column_squares(assign, dtype) for assign in assigns_sGTD])
+
+
+def _together(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _column_squares(x_sGTD: Tensor, dtype: torch.dtype) -> Tensor:

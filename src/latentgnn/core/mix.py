@@ -3,9 +3,10 @@
 Axes: S samples, G groups, D latents of all kernels in a group (D_k of one), r channels of a group.
 """
 
+import math
 from collections.abc import Sequence
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from latentgnn.core.parameters import Plan
@@ -18,8 +19,7 @@ def mixed(sums_SGDr: Tensor, weights_SGD: Tensor, plan: Plan) -> list[Tensor]:
     if plan.node_scale == "mean":
         latent_SGDr = sums_SGDr * reciprocal(weights_SGD).unsqueeze(-1)
     elif not plan.symmetric:
-        nonzero = weights_SGD > EPS**2
-        inverse_SGD = torch.where(nonzero, torch.where(nonzero, weights_SGD, 1).rsqrt(), 0)
+        inverse_SGD = F.threshold(weights_SGD, EPS**2, math.inf).rsqrt()
         latent_SGDr = sums_SGDr * inverse_SGD.unsqueeze(-1)
     return [mix(latent_SGDr[:, :, kernel]) for kernel in plan.kernels]
 

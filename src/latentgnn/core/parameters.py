@@ -78,13 +78,6 @@ class NormedMatrix(NamedTuple):
     mean: Tensor | None
     var: Tensor | None
 
-    def affine(self, eps: float, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-        """Scale and shift of the norm, from the statistics that it has collected."""
-        if self.mean is None or self.var is None:
-            return None, None
-        scale, shift = affine_of_statistics(self.mean, self.var, self.weight, self.bias, eps)
-        return scale.to(dtype), shift.to(dtype)
-
 
 class Parts(NamedTuple):
     """All projections of a layer, by their place; ``assigns`` of each way, then of each kernel."""
@@ -143,33 +136,56 @@ class Vectors(NamedTuple):
 
 def fold(parts: Parts, plan: Plan) -> Matrices:
     """The layer's matrices; with gradients, where autograd records."""
-    dtype = wide(plan.compute)
-    eps = iter(plan.eps)
-
-    def folded(projected: NormedMatrix) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        each = next(eps)
-        scale, shift = (None, None) if plan.batch_statistics else projected.affine(each, dtype)
-        return projected.matrix.to(dtype), scale, shift
-
-    reduces = [folded(part) for part in parts.reduces]
-    assigns = [[folded(part) for part in way] for way in parts.assigns]
-    convs = [folded(part) for part in parts.convs]
-    expand, scale, shift = folded(parts.expand)
+    dtype, ways, kernels = wide(plan.compute), plan.ways, len(plan.latents)
+    flat = [*parts.reduces, *(part for way in parts.assigns for part in way), *parts.convs, parts.expand]
+    nothing: list[Tensor | None] = [None] * len(flat)
+    scales, shifts = (nothing, nothing) if plan.batch_statistics else _affines(flat, plan.eps, dtype)
     if parts.gamma is not None and not plan.batch_statistics:
-        gamma = parts.gamma.to(dtype)
-        scale, shift = gamma.expand(expand.shape[0]) if scale is None else scale * gamma, _times(shift, gamma)
+        gamma, scale, shift = parts.gamma.to(dtype), scales[-1], shifts[-1]
+        scales[-1] = gamma.expand(parts.expand.matrix.shape[0]) if scale is None else scale * gamma
+        shifts[-1] = _times(shift, gamma)
+    matrices = [part.matrix.to(dtype) for part in flat]
+    of_ways = [slice(ways + way * kernels, ways + (way + 1) * kernels) for way in range(ways)]
+    convs = slice(ways + ways * kernels, len(flat) - 1)
+
+    def scaled(places: slice) -> list[Tensor]:
+        """(G, rows, r) of each."""
+        pairs = zip(matrices[places], scales[places], strict=True)
+        return [_scaled(matrix, scale).unflatten(0, (plan.groups, -1)) for matrix, scale in pairs]
+
     return Matrices(
-        reduces=[matrix for matrix, _, _ in reduces],
-        reduce_scale=joined([scale for _, scale, _ in reduces], 0),
-        reduce_shift=joined([shift for _, _, shift in reduces], 0),
-        assigns=[_cat([_scaled(matrix, scale).unflatten(0, (plan.groups, -1)) for matrix, scale, _ in way], 1)
-                 for way in assigns],
-        assign_shifts=[latent_vector([shift for *_, shift in way], plan) for way in assigns],
-        convs=[_scaled(matrix, scale).unflatten(0, (plan.groups, -1)) for matrix, scale, _ in convs],
-        conv_shifts=[shift for *_, shift in convs],
-        expand=_scaled(expand, scale),
-        expand_shift=shift,
+        reduces=matrices[:ways],
+        reduce_scale=joined(scales[:ways], 0),
+        reduce_shift=joined(shifts[:ways], 0),
+        assigns=[_cat(scaled(way), 1) for way in of_ways],
+        assign_shifts=[latent_vector(shifts[way], plan) for way in of_ways],
+        convs=scaled(convs),
+        conv_shifts=shifts[convs],
+        expand=_scaled(matrices[-1], scales[-1]),
+        expand_shift=shifts[-1],
     )
+
+
+def _affines(
+    parts: Sequence[NormedMatrix], eps: Sequence[float], dtype: torch.dtype
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """Scale and shift of each norm, from the statistics that it has collected."""
+    alike = len(set(eps)) == 1 and all(tensor is not None for part in parts for tensor in part)
+    if not alike:
+        pairs = [
+            (None, None)
+            if part.mean is None or part.var is None
+            else affine_of_statistics(part.mean, part.var, part.weight, part.bias, each)
+            for part, each in zip(parts, eps, strict=True)
+        ]
+        return tuple(  # type: ignore[return-value]
+            [None if tensor is None else tensor.to(dtype) for tensor in column] for column in zip(*pairs, strict=True)
+        )
+    # All norms at once: they are small, and each call costs more than its arithmetic.
+    weight, bias, mean, var = (torch.cat(column).to(dtype) for column in list(zip(*parts, strict=True))[1:])
+    scale, shift = affine_of_statistics(mean, var, weight, bias, eps[0])
+    sizes = [part.matrix.shape[0] for part in parts]
+    return list(scale.split(sizes)), list(shift.split(sizes))
 
 
 def vectors(parts: Parts, plan: Plan) -> Vectors:

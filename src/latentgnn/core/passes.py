@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from latentgnn.core.gather import Gradients, Record, add_sums, gather_assignments, gather_backward, of_way, values
+from latentgnn.core.gather import Gradients, Record, gather_assignments, gather_backward, of_way, sums, values
 from latentgnn.core.mix import scatter_matrices
 from latentgnn.core.nodes import Block, blocks, empty_like_layout, nodes_per_block
 from latentgnn.core.parameters import Matrices, Parts, Plan, Vectors, fold, vectors
@@ -96,7 +96,13 @@ def forward(
         valid_sT1, record = block.valid(mask_BN), Record()
         values(_input(x_BNC, block, valid_sT1, plan), matrices, norm_vectors, plan, record)
         gather_assignments(block, valid_sT1, matrices, norm_vectors, plan, record)
-        add_sums(block, record, state.sums, state.weights, plan)
+        sums_SGDr, weights_SGD = sums(block, record, plan)
+        if len(todo) == 1:
+            state.sums, state.weights = sums_SGDr, state.weights if weights_SGD is None else weights_SGD
+        else:
+            state.sums[block.samples].add_(sums_SGDr)
+            if weights_SGD is not None:
+                state.weights[block.samples].add_(weights_SGD)
         waiting.append(record if (keep and plan.holds) or len(todo) == 1 else _for_scatter(record, plan))
     to_features = _features_of(state, matrices, plan)
     for block in reversed(todo):  # what was read last may still be in a cache
