@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from latentgnn import FrozenBatchNorm, LatentGNN
-from latentgnn.norms import NORMS, Moments, batch_statistics, fold, group_norm, moments, product_statistics
+from latentgnn.norms import NORMS, group_norm
 
 
 def test_frozen_batch_norm_is_torchvisions() -> None:
@@ -28,54 +28,6 @@ def test_frozen_batch_norm_made_without_data_can_be_reset() -> None:
     layer.reset_parameters()
     fresh = FrozenBatchNorm(layer.expand.norm.num_features).state_dict()
     assert all(torch.equal(value, fresh[name]) for name, value in layer.expand.norm.state_dict().items())
-
-
-@pytest.mark.parametrize("shared_matrix", [True, False])
-@pytest.mark.parametrize("masked", [True, False])
-def test_product_statistics_are_those_of_the_product(shared_matrix: bool, masked: bool) -> None:
-    torch.manual_seed(0)
-    feature = torch.rand(3, 20, 4, dtype=torch.float64) + 10
-    matrix = torch.randn(1 if shared_matrix else 3, 4, 5, dtype=torch.float64)
-    mask = torch.rand(3, 20) > 0.3 if masked else None
-    found = product_statistics(moments(feature, mask), matrix)
-    product = feature @ matrix
-    expected = batch_statistics(product, mask)
-    for value, wanted in zip(found, expected, strict=True):
-        torch.testing.assert_close(value, torch.as_tensor(wanted).to(value.dtype), rtol=1e-9, atol=0)
-    chosen = product.flatten(0, 1) if mask is None else product[mask]
-    torch.testing.assert_close(found[0], chosen.mean(0))
-    torch.testing.assert_close(found[1], chosen.var(0, correction=0))
-
-
-def test_product_statistics_of_samples_of_several_sizes() -> None:
-    torch.manual_seed(0)
-    features = [torch.randn(1, n, 4, dtype=torch.float64) for n in (7, 1, 30)]
-    matrices = torch.randn(3, 4, 5, dtype=torch.float64)
-    parts = zip(*[moments(feature, None) for feature in features], strict=True)
-    mean, var, count = product_statistics(Moments(*(torch.cat(part) for part in parts)), matrices)
-    product = torch.cat([feature[0] @ matrix for feature, matrix in zip(features, matrices, strict=True)])
-    torch.testing.assert_close(mean, product.mean(0))
-    torch.testing.assert_close(var, product.var(0, correction=0))
-    assert count == 38
-
-
-def test_product_statistics_keep_digits_where_the_mean_is_far_larger_than_the_spread() -> None:
-    torch.manual_seed(0)
-    feature, matrix = 1000 + torch.rand(2, 500, 3), torch.rand(1, 3, 4)
-    exact = product_statistics(moments(feature.double(), None), matrix.double())[1]
-    assert relative_error(product_statistics(moments(feature, None), matrix)[1], exact) < 1e-2
-    product = feature @ matrix
-    naive = (product.square().mean((0, 1)) - product.mean((0, 1)).square()).double()
-    assert relative_error(naive, exact) > 1
-
-
-def test_fold_only_what_is_an_affine_map() -> None:
-    weight = torch.randn(4, 3)
-    assert fold([nn.BatchNorm1d(4)], weight) is None
-    assert fold([nn.LayerNorm(4)], weight) is None
-    assert fold([nn.Identity(), FrozenBatchNorm(2)], weight) is None
-    folded = fold([FrozenBatchNorm(2), nn.BatchNorm1d(2).eval()], weight)
-    torch.testing.assert_close(folded[0], weight / (1 + 1e-5) ** 0.5)
 
 
 @pytest.mark.parametrize("channels", [1, 5, 32, 48, 150, 256])
@@ -136,13 +88,3 @@ def test_untouched_by_deepcopy() -> None:
     layer = make_layer("two_kernels")
     x = make_input(1, 32, 6)
     assert torch.equal(copy.deepcopy(layer)(x), layer(x))
-
-
-def test_gradients_of_product_statistics_agree_with_central_differences() -> None:
-    torch.manual_seed(0)
-    feature = torch.randn(2, 7, 3, dtype=torch.float64, requires_grad=True)
-    for samples in (1, 2):
-        matrix = torch.randn(samples, 3, 4, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(
-            lambda feature, matrix: product_statistics(moments(feature, None), matrix)[:2], (feature, matrix)
-        )

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from latentgnn import reference
 from latentgnn.errors import UserError, require
 from latentgnn.files import write_bytes, write_json, write_text
-from latentgnn.layer import LatentGNN, PackedLatentGNN
+from latentgnn import LatentGNN, PackedLatentGNN
 from latentgnn.machine import wants_triton
 from latentgnn.norms import FrozenBatchNorm
 

@@ -1,7 +1,7 @@
 """What a layer costs: parameters, operations, bytes moved, bytes held for the backward pass.
 
-Plain arithmetic on a configuration and a shape, for the path that the layer takes with norms that are affine maps
-(`latentgnn.tiles`), and for batch norm in training what is held more. A multiply-add counts as two operations.
+Plain arithmetic on a configuration and a shape, for the core (`latentgnn.core`) with norms that are affine maps, and for
+batch norm in training what is held more. A multiply-add counts as two operations.
 
 Symbols: S samples, N nodes, C channels, R reduced channels, G groups, K kernels, D_k latents of a kernel in a group.
 """
@@ -34,13 +34,13 @@ class Cost:
     held_bytes: int
 
 
-# Where what is held, the input included, is at most so much, it is held: computing it again would take longer than
-# the memory is worth.
+# Where everything held, the input included, is at most so much, it is held: computing it again would take longer than
+# the memory is worth. As measured: docs/results.md.
 HOLD_BYTES = 22 << 20
 
 
-def held_bytes(config: LatentGNNConfig, nodes: int, element_size: int) -> int:
-    """What a layer holds for the backward pass where it holds what it computes, the input included.
+def holds(config: LatentGNNConfig, nodes: int, element_size: int) -> bool:
+    """Whether a layer holds what it computes for the backward pass, and does not compute it again there.
 
     Args:
         config: of the layer.
@@ -48,16 +48,26 @@ def held_bytes(config: LatentGNNConfig, nodes: int, element_size: int) -> int:
         element_size: bytes of a number.
 
     Example:
-        >>> held_bytes(LatentGNNConfig(channels=512, num_latents=100), 784, 4) / 2**20
-        2.7...
+        >>> config = LatentGNNConfig(channels=1024, num_latents=100)
+        >>> holds(config, 8 * 14 * 14, 4), holds(config, 8 * 56 * 56, 4)
+        (True, False)
     """
+    return nodes * element_size * (config.channels + _held_numbers(config)) <= HOLD_BYTES
+
+
+def _held_numbers(config: LatentGNNConfig) -> int:
+    """Numbers a node that are computed on the way: values, assignments, features."""
     ways, latents = 1 if config.symmetric else 2, config.num_groups * sum(config.latents)
-    each = config.channels + ways * (config.reduced_channels + latents)
-    return nodes * element_size * (each + len(config.latents) * config.reduced_channels)
+    return ways * (config.reduced_channels + latents) + len(config.latents) * config.reduced_channels
 
 
 def cost(
-    config: LatentGNNConfig, shape: Sequence[int], *, element_size: int = 4, batch_statistics: bool = False
+    config: LatentGNNConfig,
+    shape: Sequence[int],
+    *,
+    element_size: int = 4,
+    batch_statistics: bool = False,
+    held: bool | None = None,
 ) -> Cost:
     """The cost of a layer.
 
@@ -66,14 +76,15 @@ def cost(
         shape: of the input, (S, C, *spatial).
         element_size: bytes of a number.
         batch_statistics: whether the norms take statistics from the batch, as batch norm does in training.
+        held: whether what is computed is held for the backward pass; as `holds` says by default.
 
     Raises:
         ValueError: a shape with fewer than three dimensions or other channels than the configuration's.
 
     Example:
         >>> config = LatentGNNConfig(channels=512, num_latents=150, graph_conv=True)
-        >>> round(cost(config, (2, 512, 100, 168)).forward_operations / 1e9, 1)  # 2 N (6 C R + 8 R D), and a little
-        9.3
+        >>> round(cost(config, (2, 512, 100, 168)).forward_operations / 1e9, 1)  # 2 N (3 C R + 4 R D), and a little
+        9.2
     """
     if len(shape) < 3 or shape[1] != config.channels or min(shape) < 1:
         raise ValueError(f"expected a shape (S, {config.channels}, *spatial), got {tuple(shape)}")
@@ -81,46 +92,52 @@ def cost(
     channels, reduced, groups = config.channels, config.reduced_channels, config.num_groups
     kernels, latents = len(config.latents), sum(config.latents)
     ways = 1 if config.symmetric else 2
-    width = reduced + groups  # with the column of ones of each group
-    features = kernels * reduced if config.graph_conv else groups * latents
+    held = holds(config, samples * nodes, element_size) if held is None else held
 
     # For each node; a product's gradient takes two more of its size.
-    reduce = 2 * channels * ways * reduced
-    assign = gather = 2 * width * latents
-    assign_back = 2 * reduced * latents
-    squares = 0 if config.symmetric else 2 * groups * latents
-    convolve = 2 * reduced * (latents + kernels) if config.graph_conv else 0
-    convolve_back = convolve + 2 * reduced * latents if config.graph_conv else 0
-    expand = 2 * channels * (features + 1)
-    expand_back = expand + 2 * channels * features
-    forward = reduce + 2 * assign + gather + squares + convolve + expand
-    # Computed again: reduction and convolution, both assignments.
-    again = reduce + 2 * assign + convolve
-    backward = again + expand_back + convolve_back + (assign + assign_back) + (gather + 2 * assign_back + assign)
-    backward += 2 * reduce
+    reduce, expand = 2 * channels * ways * reduced, 2 * channels * kernels * reduced
+    assign = ways * 2 * reduced * latents
+    gather = features = 2 * reduced * latents
+    forward = reduce + assign + gather + features + expand
+    backward = 2 * forward + (0 if held else reduce + assign + features)
 
     # For each sample.
     squared = sum(2 * reduced * count * count for count in config.latents)
-    if config.graph_conv:
-        move = sum(2 * count * reduced * (reduced // groups) for count in config.latents)
-    else:
-        move = sum(2 * count * reduced * channels for count in config.latents)
-    small_forward = 2 * squared + move
-    small_backward = small_forward + 5 * squared + 2 * move
+    convolve = sum(2 * count * reduced * (reduced // groups) for count in config.latents) if config.graph_conv else 0
+    small_forward = 2 * squared + convolve
+    small_backward = 3 * small_forward
     size = samples * nodes * channels * element_size
-    sums = samples * groups * latents * (reduced // groups + 2) * max(element_size, 4)
-    held = size + sums
+    sums = samples * groups * latents * (reduced // groups + 1) * max(element_size, 4)
+    more = _held_numbers(config) if held else 0
     if batch_statistics:
-        inside = ways * (reduced + groups * latents) + (kernels * reduced if config.graph_conv else 0)
-        held = size + samples * nodes * inside * element_size
+        more += ways * (reduced + groups * latents) + (kernels * reduced if config.graph_conv else 0)
     return Cost(
         parameters=_parameters(config),
         forward_operations=samples * (nodes * forward + small_forward),
         backward_operations=samples * (nodes * backward + small_backward),
         forward_bytes=3 * size,
         backward_bytes=5 * size,
-        held_bytes=held,
+        held_bytes=size + sums + samples * nodes * more * element_size,
     )
+
+
+def floor_operations(config: LatentGNNConfig, shape: Sequence[int]) -> int:
+    """Operations of a forward pass that the algebra leaves, over the nodes alone.
+
+    U, or with graph convolution G, on the latents or on the nodes, whichever takes less.
+
+    Args:
+        config: of the layer.
+        shape: of the input, (S, C, *spatial).
+    """
+    samples, nodes = shape[0], prod(shape[2:])
+    counted = cost(config, shape)
+    channels, reduced, latents = config.channels, config.reduced_channels, config.num_groups * sum(config.latents)
+    if config.graph_conv:
+        return counted.forward_operations
+    moved = 2 * nodes * (channels * latents - reduced * sum(config.latents) - channels * len(config.latents) * reduced)
+    moved += sum(2 * count * reduced * channels for count in config.latents)
+    return counted.forward_operations + samples * min(moved, 0)
 
 
 def _parameters(config: LatentGNNConfig) -> int:

@@ -15,12 +15,11 @@ from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from latentgnn import plain
+from latentgnn import cost, plain
 from latentgnn.config import LatentGNNConfig
 from latentgnn.core import operators
 from latentgnn.core.parameters import Plan, split_latent_vector
 from latentgnn.core.statistics import Statistics
-from latentgnn.cost import HOLD_BYTES, held_bytes
 from latentgnn.norms import (
     is_affine,
     norm_tensors,
@@ -42,7 +41,7 @@ def memory(choice: Memory) -> Iterator[None]:
 
     Args:
         choice: ``hold`` keeps what the forward pass computes; ``recompute`` keeps the input and little more, and
-            computes it again; ``auto``, the default, holds where everything held is at most `latentgnn.cost.HOLD_BYTES`.
+            computes it again; ``auto``, the default, holds where `latentgnn.cost.holds` says so.
 
     Raises:
         ValueError: another choice.
@@ -67,7 +66,14 @@ def holds(config: LatentGNNConfig, samples: int, nodes: int, element_size: int) 
     choice = _memory.get()
     if choice != "auto":
         return choice == "hold"
-    return held_bytes(config, samples * nodes, element_size) <= HOLD_BYTES
+    return cost.holds(config, samples * nodes, element_size)
+
+
+def _is_transformed() -> bool:
+    """Whether derivatives are wanted that only PyTorch's own operations have; a compiler looks after that itself."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def why_not_core(x_BNC: Tensor, mask_BN: Tensor | None, norms: list[nn.Module], compute: torch.dtype) -> str | None:
@@ -81,12 +87,8 @@ def why_not_core(x_BNC: Tensor, mask_BN: Tensor | None, norms: list[nn.Module], 
     """
     if torch.compiler.is_exporting():
         return "exported programs must run where this library is not installed"
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return "a transform of torch.func is active"
-    if forward_ad._current_level >= 0:
-        return "forward-mode derivatives are being computed"
-    if x_BNC.numel() == 0:
-        return "the batch is empty"
+    if _is_transformed():
+        return "a transform of torch.func is active, or forward-mode derivatives are being computed"
     if all(is_affine(norm) for norm in norms):
         return None
     if not all(isinstance(norm, _BatchNorm) and uses_batch_statistics(norm) for norm in norms):
@@ -140,7 +142,7 @@ def run(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tens
 def _recomputes(config: LatentGNNConfig, x_BNC: Tensor) -> bool:
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
-    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+    if _is_transformed():
         return False
     return not holds(config, x_BNC.shape[0], x_BNC.shape[1], x_BNC.element_size())
 

@@ -36,10 +36,12 @@ class PackedLatentGNN(LatentGNN):
         """Add to every point the context of all points of its scene.
 
         Args:
-            x: (T, C), the points of all scenes, or (B, N, C), tokens of which each sample has the same number.
+            x: (T, C), the points of all scenes; (B, N, C), tokens of which each sample has the same number; or a
+                nested tensor (B, jagged, C), which has its own offsets.
             offsets: (S + 1,), where each scene begins, and T at the end, as in ``torch.nested``; Pointcept's, which
                 leaves out the leading 0, is taken as well. A scene may be empty.
-            batch: (T,), the scene of each point, sorted or not, as in PyG. With neither, all points are one scene.
+            batch: (T,), the scene of each point, sorted or not, as in PyG. Packed points take one of the two; those of
+                a single scene are tokens, ``x[None]``.
             mask: (B, N), bool, for tokens: those outside it take no part and come back unchanged.
 
         Returns:
@@ -47,9 +49,11 @@ class PackedLatentGNN(LatentGNN):
 
         Raises:
             TypeError: an argument of the wrong type.
-            ValueError: an argument of the wrong shape or on another device, no points, or offsets that do not rise
-                from 0 to T.
+            ValueError: an argument of the wrong shape or on another device, packed points without offsets or batch, or
+                offsets that do not rise from 0 to T.
         """
+        if isinstance(x, Tensor) and x.is_nested:
+            return self._jagged(x, offsets, batch, mask)
         self._check(x)
         if x.dim() not in (2, 3) or x.shape[-1] != self.config.channels:
             raise ValueError(
@@ -64,21 +68,38 @@ class PackedLatentGNN(LatentGNN):
             return self._output(x, mask)
         if mask is not None:
             raise ValueError("a mask is for tokens (B, N, C); leave points out of packed ones instead")
-        if offsets is not None and batch is not None:
-            raise ValueError("give offsets or batch, not both")
-        if batch is None:
-            return self._output(x[None], None, None if offsets is None else _checked_offsets(offsets, len(x)))[0]
+        if (offsets is None) == (batch is None):
+            raise ValueError(
+                f"packed points {tuple(x.shape)} need either offsets or batch, which say what belongs to which scene; "
+                f"got {'neither' if offsets is None else 'both'}; points of one scene may be given as x[None], "
+                f"(1, {len(x)}, {self.config.channels})"
+            )
+        if offsets is not None:
+            return self._output(x[None], None, _checked_offsets(offsets, len(x)))[0]
+        assert batch is not None
         order, offsets = _scenes(batch, len(x))
         if order is None:
             return self._output(x[None], None, offsets)[0]
         return torch.empty_like(x).index_copy(0, order, self._output(x[order][None], None, offsets)[0])
+
+    def _jagged(self, x: Tensor, offsets: Tensor | None, batch: Tensor | None, mask: Tensor | None) -> Tensor:
+        if any(argument is not None for argument in (offsets, batch, mask)):
+            raise ValueError("a nested tensor has its own offsets; offsets, batch and mask are for other inputs")
+        if x.layout != torch.jagged or x.dim() != 3 or x._lengths is not None:
+            raise ValueError(
+                f"nested tensors must be (B, jagged, {self.config.channels}) with layout=torch.jagged and without "
+                "gaps; got "
+                + (f"{x.dim()} dimensions and layout {x.layout}" if x.layout != torch.jagged or x.dim() != 3 else "gaps")
+            )
+        values = self.forward(x.values(), x.offsets())
+        return torch.nested.nested_tensor_from_jagged(values, x.offsets())
 
 
 def _check_index(index: Tensor, name: str) -> None:
     if not isinstance(index, Tensor) or index.dtype not in (torch.int32, torch.int64):
         kind = index.dtype if isinstance(index, Tensor) else type(index).__name__
         raise TypeError(f"{name} must be a tensor of integers, got {kind}")
-    if index.dim() != 1 or index.numel() == 0:
+    if index.dim() != 1 or (index.numel() == 0 and name == "offsets"):
         raise ValueError(f"{name} must have one dimension and at least one entry, got {tuple(index.shape)}")
 
 
@@ -99,6 +120,8 @@ def _scenes(batch: Tensor, points: int) -> tuple[Tensor | None, Tensor]:
     _check_index(batch, "batch")
     if len(batch) != points:
         raise ValueError(f"batch must name the scene of each of the {points} points, got {len(batch)} entries")
+    if points == 0:
+        return None, torch.zeros(1, dtype=torch.int64)
     if batch.min() < 0:
         raise ValueError(f"batch must not be negative, got {int(batch.min())}")
     order = None if (batch.diff() >= 0).all() else batch.argsort(stable=True)

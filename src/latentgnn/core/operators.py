@@ -246,7 +246,8 @@ def _operations(x: Sequence[int], tensors: Sequence[Sequence[int] | None], plan:
         graph_conv=decoded.graph_conv,
         num_groups=decoded.groups,
     )
-    counted = cost(config, (x[0], x[2], x[1]))
+    # An operator holds nothing but its input.
+    counted = cost(config, (x[0], x[2], x[1]), held=False)
     return counted.forward_operations, counted.backward_operations
 
 

@@ -1,4 +1,4 @@
-"""The tiled path against the published arithmetic, whatever the configuration, shape, strides, mask and tile size."""
+"""The core against the published arithmetic, whatever the configuration, shape, strides, mask and block size."""
 
 import math
 from typing import Any
@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from sweep import make_layer, relative_error
 from torch import Tensor, nn
 
-from latentgnn import FrozenBatchNorm, LatentGNN, composed, folding, operators, reference, tiles
+from latentgnn import FrozenBatchNorm, LatentGNN, reference
+from latentgnn.core import operators, passes
+from latentgnn.paths import memory
 from latentgnn.benchmark import held_bytes
 
 AFFINE_NORMS = {"frozen": FrozenBatchNorm, "evaluation": nn.BatchNorm1d, "none": nn.Identity}
@@ -66,16 +68,18 @@ def all_gradients(output: Tensor, x: Tensor, layer: nn.Module) -> list[Tensor]:
     layout=st.sampled_from(["contiguous", "channels_last", "every_other", "part_of_more_channels"]),
     nodes=st.sampled_from([1, 3, 8, 50, 10000]),
     seed=st.integers(0, 1000),
+    kept=st.sampled_from(["hold", "recompute"]),
 )
 def test_agrees_with_the_reference(
-    arguments: dict[str, Any], norm: str, batch: int, spatial: list[int], layout: str, nodes: int, seed: int
+    arguments: dict[str, Any], norm: str, batch: int, spatial: list[int], layout: str, nodes: int, seed: int, kept: Any
 ) -> None:
     layer = random_layer(arguments, norm, seed)
     x = laid_out(torch.randn(batch, 16, *spatial, dtype=torch.float64), layout).detach().requires_grad_()
     expected = reference.forward(layer, x)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "nodes_per_tile", lambda *_: nodes)
-        output = layer(x)
+        patch.setattr(passes, "nodes_per_block", lambda *_: nodes)
+        with memory(kept):
+            output = layer(x)
         found = all_gradients(output, x, layer)
     assert relative_error(output, expected) < 1e-10
     for ours, theirs in zip(found, all_gradients(expected, x, layer), strict=True):
@@ -100,7 +104,7 @@ def test_a_mask_is_as_if_the_other_nodes_were_not_there(
     x[~mask[:, None].expand_as(x)] = torch.nan
     x.requires_grad_()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "nodes_per_tile", lambda *_: nodes)
+        patch.setattr(passes, "nodes_per_block", lambda *_: nodes)
         output = layer(x, mask)
         inside = mask[:, None].expand_as(x)
         found = all_gradients(torch.where(inside, output, 0), x, layer)
@@ -123,7 +127,7 @@ def test_a_mask_is_as_if_the_other_nodes_were_not_there(
 @pytest.mark.parametrize("config", ["graph_conv_two_kernels", "groups_symmetric", "no_residual", "mean"])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_gradients_agree_with_central_differences(config: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "nodes_per_tile", lambda *_: 4)
+    monkeypatch.setattr(passes, "nodes_per_block", lambda *_: 4)
     layer = make_layer(config, "frozen", channels=16)
     x = torch.randn(batch, 16, 3, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(layer, (x,), eps=1e-6, atol=1e-6)
@@ -203,25 +207,21 @@ def test_the_operators_are_registered_as_pytorch_asks(
     layer = LatentGNN(
         16, num_latents=(3, 2), symmetric=symmetric, graph_conv=graph_conv, norm=FrozenBatchNorm, gamma_init=1.0
     )
+    monkeypatch.setattr(operators, "is_in_torch_dispatch_mode", lambda: True)
     layer(torch.randn(2, 16, 6, 5, requires_grad=True), torch.rand(2, 6, 5) > 0.2)
     monkeypatch.undo()
-    ((x, mask, offsets, *parts, groups, latents, symmetric, graph_conv, residual, scale, dtype),) = calls
+    ((x, mask, offsets, tensors, plan),) = calls
 
-    def leaf(tensor: Tensor) -> Tensor:
-        return tensor.detach().clone().requires_grad_()
+    def leaf(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.detach().clone().requires_grad_()
 
-    lists = [[leaf(tensor) for tensor in part] for part in parts]
-    plain = (groups, latents, symmetric, graph_conv, residual, scale, dtype)
-    torch.library.opcheck(torch.ops.latentgnn.forward.default, (leaf(x), mask, offsets, *lists, *plain))
-
-
-@pytest.mark.parametrize("norm", ["frozen", "layer", "group", "none"])
-def test_paths_agree(norm: str) -> None:
-    """What exported programs are made of gives what the layer gives."""
-    layer = make_layer("groups_graph_conv", norm)
-    x = torch.randn(2, 32, 6, 7, dtype=torch.float64)
-    plain = composed.latent_gnn(layer, x.flatten(2).mT, composed.Nodes(), torch.float64).mT.view_as(x)
-    assert relative_error(layer(x), plain) < 1e-12
+    tensors = [leaf(tensor) for tensor in tensors]
+    torch.library.opcheck(torch.ops.latentgnn.forward.default, (leaf(x), mask, offsets, tensors, plan))
+    with torch.no_grad():
+        out, sums, weights = operator(x, mask, offsets, tensors, plan)
+    needs = [tensor is not None for tensor in tensors]
+    arguments = (torch.randn_like(out), x.detach(), mask, offsets, tensors, sums, weights, True, needs, plan)
+    torch.library.opcheck(torch.ops.latentgnn.backward.default, arguments)
 
 
 def test_float32_is_about_as_exact_as_the_reference() -> None:
@@ -248,57 +248,3 @@ def test_float32_is_about_as_exact_as_the_reference() -> None:
     assert math.exp(sum(ratios["gradient"]) / len(ratios["gradient"])) < 2
 
 
-@pytest.mark.parametrize("norm", sorted(AFFINE_NORMS))
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(
-    ("arguments", "direct"),
-    [
-        ({"num_latents": 3}, True),
-        ({"num_latents": (2, 3), "graph_conv": True}, True),
-        ({"num_latents": 3, "num_groups": 2}, True),
-        ({"num_latents": 40}, False),
-        ({"num_latents": (40, 30), "graph_conv": True}, False),
-        ({"num_latents": 20, "num_groups": 2}, False),
-    ],
-)
-def test_scatter_without_shifts(
-    arguments: dict[str, Any], direct: bool, masked: bool, norm: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The norms of a fresh layer shift nothing; where shifts are learnt, they get their gradients all the same."""
-    torch.manual_seed(0)
-    layer = LatentGNN(32, reduction=2, norm=AFFINE_NORMS[norm], gamma_init=0.7, dtype=torch.float64, **arguments).eval()
-    if norm != "none":
-        layer.scatter_reduce.norm.bias.data.normal_()  # so that nodes without values have channels all the same
-    folded: list[tuple[int, ...] | None] = []
-
-    def fold(*arguments: Any, **options: Any) -> Any:
-        weights = folding.fold(*arguments, **options)
-        folded.append(None if weights.scatter_assign is None else tuple(weights.scatter_assign.shape))
-        return weights
-
-    monkeypatch.setattr(operators, "fold", fold)
-    x = torch.randn(1, 32, 5, 6, dtype=torch.float64, requires_grad=True)
-    mask = torch.rand(1, 5, 6) > 0.3 if masked else None
-
-    def check(bound: float, gradients: float | None = None) -> None:
-        """Against the reference on the nodes that count, as a set of points; the others come back unchanged."""
-        inside = slice(None) if mask is None else mask.flatten()
-        whole = layer(x, mask=mask).flatten(2)
-        output = whole[..., inside]
-        if mask is not None:
-            assert torch.equal(whole[..., ~inside], x.flatten(2)[..., ~inside])
-        expected = reference.forward(layer, x.flatten(2)[..., inside])
-        assert relative_error(output, expected) < bound
-        if gradients is not None:
-            for ours, theirs in zip(all_gradients(output, x, layer), all_gradients(expected, x, layer), strict=True):
-                assert relative_error(ours, theirs) < gradients
-
-    check(1e-12, 1e-9)
-    groups, latents = layer.config.num_groups, sum(layer.config.num_latents)
-    width = 16 // groups
-    shifted, unshifted = (groups, latents, width + 1), None if direct else (groups, latents, width)
-    assert folded == [unshifted, shifted if norm == "evaluation" else unshifted]
-    if norm != "none":
-        layer.kernel_list[-1].scatter_assign.norm.bias.data[-1] = 0.1
-        check(1e-12)
-        assert folded[-1] == shifted
