@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from latentgnn.cli import main
+from latentgnn.configuration.recipes import load_recipe, to_yaml
+from latentgnn.configuration.settings import options, parse_config, plain_data
 from latentgnn.errors import UserError
 from latentgnn.tasks.detection.config import DetectionConfig
-from latentgnn.training.parsing import options, parse_config, to_dict
-from latentgnn.training.recipes import load_recipe, to_yaml
 
 COMMANDS = "latentgnn.tasks.detection.commands"
 NAMES = ("train", "compare", "evaluate", "predict", "check_data")
@@ -183,7 +183,7 @@ def test_compare(tmp_path, calls):
 def written_run(folder, **values):
     config = parse_config(DetectionConfig, values)
     folder.mkdir()
-    (folder / "config.yaml").write_text(to_yaml(to_dict(config)))
+    (folder / "config.yaml").write_text(to_yaml(plain_data(config)))
     return config
 
 

@@ -15,12 +15,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
+from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
 from latentgnn.training.checkpoints import AtomicCheckpointIO, check_weights, read_checkpoint
 from latentgnn.training.config import TrainingConfig
 from latentgnn.training.module import TrainingModule
 from latentgnn.training.progress import CsvLog, Progress
-from latentgnn.training.runs import RunFolder, plain
+from latentgnn.training.runs import RunFolder
 from latentgnn.training.sampling import BatchStream, share
 from latentgnn.training.stopping import StopSignals, TrainingStopped, ignore_stop_signals
 from latentgnn.training.task import TrainingTask
@@ -102,7 +103,7 @@ def fit(
             progress.say(f"continuing after step {first_step} of {config.steps}")
 
         module = TrainingModule(
-            task, config, first_step=first_step, record={"config": plain(run.config), "course": course}
+            task, config, first_step=first_step, record={"config": plain_data(run.config), "course": course}
         )
         module.train()
         steps = _Steps(
@@ -220,8 +221,8 @@ class _Steps(Callback):
             return False
         if any(record["step"] == step for record in self.validations):
             return False
-        every = self.config.validate_every
-        return step == self.config.steps or (every is not None and step % every == 0)
+        interval = self.config.validate_every
+        return step == self.config.steps or (interval is not None and step % interval == 0)
 
     def _validate(self, trainer: Trainer, module: TrainingModule) -> None:
         alone = trainer.world_size == 1
@@ -349,7 +350,7 @@ def _first_step(run: RunFolder, *, resume: bool) -> int:
 
 def _course(task: TrainingTask, config: TrainingConfig, run: RunFolder, *, processes: int) -> dict[str, Any]:
     """All settings, and what else the weights depend on, under dotted names."""
-    settings = {**plain(run.config), "training": plain(config)}
+    settings = {**plain_data(run.config), "training": plain_data(config)}
     return {**dict(_flat(settings)), "processes": processes, "training samples": len(task.training_set)}
 
 

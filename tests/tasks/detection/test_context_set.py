@@ -10,13 +10,13 @@ import torch
 from faster_coco_eval.core import mask as coco_mask
 from PIL import Image
 
+from latentgnn.configuration.recipes import load_recipe
+from latentgnn.configuration.settings import parse_config
 from latentgnn.errors import UserError
 from latentgnn.tasks.detection.check import check_split
 from latentgnn.tasks.detection.config import DetectionConfig
 from latentgnn.tasks.detection.context_set import CATEGORIES, COLOURS, MANIFEST, SHAPES, write_context_set
 from latentgnn.tasks.detection.model import build_detector
-from latentgnn.training.parsing import parse_config
-from latentgnn.training.recipes import load_recipe
 
 SIZE = 128
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from latentgnn import LatentGNN
+from latentgnn.configuration.recipes import list_recipes, load_recipe
+from latentgnn.configuration.settings import parse_config, plain_data
 from latentgnn.tasks.detection.config import DetectionConfig
 from latentgnn.tasks.detection.model import build_detector
-from latentgnn.training.parsing import parse_config, to_dict
-from latentgnn.training.recipes import list_recipes, load_recipe
 
 BACKBONES = {"r50": "resnet50", "r101": "resnet101", "x101_32x8d": "resnext101_32x8d"}
 BLOCKS = {
@@ -43,7 +43,7 @@ def test_the_recipes_are_these():
 @pytest.mark.parametrize("name", DETECTORS)
 def test_every_recipe_resolves_and_survives_being_printed(name):
     config = resolved(name)
-    assert parse_config(DetectionConfig, to_dict(config)) == config
+    assert parse_config(DetectionConfig, plain_data(config)) == config
 
 
 @pytest.mark.parametrize(("name", "backbone", "blocks", "groups"), PUBLISHED)

@@ -3,6 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
+from latentgnn.configuration.settings import parse_config, plain_data
 from latentgnn.errors import UserError
 from latentgnn.tasks.pointcloud.check import check_split, load_set
 from latentgnn.tasks.pointcloud.config import DataConfig
@@ -15,7 +16,6 @@ from latentgnn.tasks.pointcloud.datasets import (
     resolve,
 )
 from latentgnn.tasks.pointcloud.scans import IGNORE, RawScan, write_scan
-from latentgnn.training.parsing import parse_config, to_dict
 
 CLASSES = ((2, "ground"), (6, "building"))
 
@@ -178,9 +178,9 @@ def test_a_set_travels_to_loading_processes(tmp_path):
 
 def test_what_was_resolved_is_saved_and_read_again(tmp_path):
     config = resolve(_config(_folder(tmp_path), features=("color", "height"), train=("train", "val/*")))
-    assert parse_config(DataConfig, to_dict(config)) == config
+    assert parse_config(DataConfig, plain_data(config)) == config
     texts = [("classes", "[[1, ground]]"), ("features", "[color]"), ("augment.scale", "null"), ("train", "[a, b]")]
-    parsed = parse_config(DataConfig, to_dict(config), texts)
+    parsed = parse_config(DataConfig, plain_data(config), texts)
     assert parsed.classes == ((1, "ground"),)
     assert (parsed.features, parsed.augment.scale, parsed.train) == (("color",), None, ("a", "b"))
 
