@@ -1,4 +1,4 @@
-"""What the commands of every task have in common: a run's folder, comparisons, and models that were trained."""
+"""What the commands of all tasks share: training into a run folder, comparisons, and reading trained models."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ _COMPARED = ("with_blocks", "without_blocks")
 
 @dataclass(frozen=True, kw_only=True)
 class Job(Generic[Data]):
-    """What a task brings.
+    """A task's part of a command.
 
     Args:
         load: reads and checks the data, for a configuration and a folder to put into what is made on the fly.
@@ -101,7 +101,7 @@ def fit_in(
 ) -> dict[str, float]:
     """`latentgnn.training.loop.fit` in a run's folder, with configuration and environment written beside it."""
     if resume:
-        # The file stays as it is until the loop has compared what is asked for with what was done.
+        # The loop first compares this configuration with the last checkpoint's; until then the file stays as it is.
         run.config = plain_data(config)
     else:
         run.write_config(plain_data(config))

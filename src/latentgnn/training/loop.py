@@ -40,17 +40,17 @@ _FREE = {
     "workers",
 }
 
-# Third parties' warnings that tell a user of this loop nothing, each with its reason.
+# Warnings of other packages that do not help a user of this loop, each with the reason.
 _WARNINGS = (
-    # The number of workers is the user's setting, and more is not better where it is said.
+    # The number of workers is the user's setting, and more is not always better.
     r"The '\w+' does not have many workers",
     # Choosing the CPU on a machine with a GPU is the user's setting.
     r"GPU available but not used",
-    # Parts that a model keeps in evaluation mode, such as frozen norms, are meant so.
+    # A model may keep parts in evaluation mode on purpose, such as frozen norms.
     r"Found \d+ module\(s\) in eval mode at the start of training",
     # Whether a parameter takes part depends on the batch; most batches use all.
     r"find_unused_parameters=True was specified in DDP constructor, but did not find any unused parameters",
-    # Lightning 2.6 makes a node of torch's trees as torch 2.15 would rather not have it made.
+    # Lightning 2.6 makes a node of torch's trees in a way that torch 2.15 deprecates.
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
 
@@ -85,7 +85,7 @@ def fit(
         TrainingStopped: the run was asked to stop; what it had done is kept.
     """
     _check(config)
-    # Lightning reports each stage and advertises its services in the log; what matters is said here.
+    # Lightning logs each of its stages, and advertisements; this loop has its own messages.
     with _quiet(), StopSignals() as signals:
         first_step = _first_step(run, resume=resume)
         trainer = _trainer(config, run, first_step=first_step)
@@ -124,7 +124,7 @@ def fit(
                 weights_only=True,
             )
         except (KeyboardInterrupt, SystemExit) as error:
-            # Lightning turns the former into the latter.
+            # Lightning turns a KeyboardInterrupt into a SystemExit.
             raise TrainingStopped(f"interrupted in step {module.step + 1}: {_kept(run)}") from error
         finally:
             progress.close()
@@ -399,7 +399,7 @@ def _trainer(config: TrainingConfig, run: RunFolder, *, first_step: int) -> Trai
             default_root_dir=run.path,
             logger=[
                 CsvLog(run, first_step=first_step),
-                # Points after the first step are of a course that is taken anew.
+                # A resumed run repeats the steps after its first one: their old points are dropped.
                 TensorBoardLogger(
                     run.path, name="", version="tensorboard", purge_step=first_step + 1 if first_step else None
                 ),
@@ -417,7 +417,7 @@ def _trainer(config: TrainingConfig, run: RunFolder, *, first_step: int) -> Trai
     try:
         trainer = build("auto")
         if trainer.world_size > 1:
-            # Heads of a model may have nothing to do in one process's batch and not in another's.
+            # Some heads of a model may get no input in one process's batch and some in another's.
             trainer = build("ddp_find_unused_parameters_true")
     except (MisconfigurationException, ValueError) as error:
         raise UserError(
@@ -440,8 +440,8 @@ def _loader_options(task: TrainingTask, config: TrainingConfig, trainer: Trainer
 
 def _start_worker(worker: int) -> None:
     ignore_stop_signals(worker)
-    # A garbage collection writes to every object that it looks at, which would copy into each loading process what it
-    # shares with the one it was forked from: gigabytes, where that holds COCO's annotations.
+    # A garbage collection writes to every object that it looks at, which would copy into each loading process the
+    # memory that it shares with the process it was forked from: gigabytes with COCO's annotations.
     gc.freeze()
 
 

@@ -1,4 +1,4 @@
-"""The folder that a run writes: what it was asked for, what it ran on, what came of it."""
+"""The folder that a run writes: its configuration, its environment, its results."""
 
 import json
 import os
@@ -48,7 +48,7 @@ class RunFolder:
 
         Args:
             path: the folder, new or empty; ``None`` makes ``runs/<task>-<date>-<time>``.
-            task: what the run is of, for the folder's name.
+            task: the first part of the folder's name.
 
         Raises:
             UserError: the folder holds something already.
@@ -199,7 +199,7 @@ def _commit() -> dict[str, Any] | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        # An installed copy may lie inside a repository of someone's own, whose commit would mislead.
+        # An installed copy may lie inside another repository, whose commit would be misleading.
         git("ls-files", "--error-unmatch", __file__)
         return {"id": git("rev-parse", "HEAD"), "modified": bool(git("status", "--porcelain", "--", "../.."))}
     except (OSError, subprocess.SubprocessError):

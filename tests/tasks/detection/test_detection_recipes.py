@@ -86,12 +86,12 @@ def test_published_models_are_built_with_their_blocks(name, backbone, blocks, gr
     config = replace(resolved(name).model, weights_backbone=None)
     with torch.device("meta"):
         model = build_detector(config, 80)
-    found = {key: layer for key, layer in model.named_modules() if isinstance(layer, LatentGNN)}
+    layers = {key: layer for key, layer in model.named_modules() if isinstance(layer, LatentGNN)}
     stages = {"C3": ("layer2", 512), "C4": ("layer3", 1024), "C5": ("layer4", 2048)}
-    assert len(found) == len(blocks)
+    assert len(layers) == len(blocks)
     for stage in blocks:
         place, channels = stages[stage]
-        (layer,) = (layer for key, layer in found.items() if place in key)
+        (layer,) = (layer for key, layer in layers.items() if place in key)
         assert layer.config.channels == channels
         assert layer.config.num_groups == groups
         assert layer.config.num_latents == (blocks[stage],)

@@ -272,7 +272,7 @@ def test_norms(backbone):
         )
         with torch.no_grad():
             assert all(f.isfinite().all() for f in model_maps(body))
-    assert len({len(found) for found in kinds.values()}) == 1
+    assert len({len(norms) for norms in kinds.values()}) == 1
     assert not [p for m in kinds["frozen_batch_norm"] for p in m.parameters()]
 
 
