@@ -17,9 +17,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+from latentgnn.configuration.recipes import list_recipes, load_recipe, read_recipe, to_yaml
+from latentgnn.configuration.settings import Option, describe, nearest, options, parse_config, plain_data
 from latentgnn.errors import UserError, require
-from latentgnn.training.parsing import Option, describe, nearest, options, parse_config, to_dict
-from latentgnn.training.recipes import list_recipes, load_recipe, read_recipe, to_yaml
+from latentgnn.training.runs import RunFolder
 
 DEFAULT_RECIPE = "context"
 
@@ -33,8 +34,8 @@ class Task:
 
     @property
     def config_class(self) -> type:
-        found: type = getattr(importlib.import_module(f"{self.package}.config"), self.config_name)
-        return found
+        config_class: type = getattr(importlib.import_module(f"{self.package}.config"), self.config_name)
+        return config_class
 
     @property
     def commands(self) -> ModuleType:
@@ -106,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BrokenPipeError:
-        # Whoever read our output has gone, as `| head` does; the interpreter must not try to flush it again.
+        # The reader of our output has closed it, as `| head` does; the interpreter must not try to flush it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
@@ -230,11 +231,8 @@ def _train(arguments: argparse.Namespace, overrides: Overrides) -> int:
 
 
 def _configuration_of_run(run: Path, overrides: Overrides) -> tuple[Task, Any]:
-    path = run / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"{run} is not a run's folder: it has no config.yaml")
-    values = load_recipe(path.resolve())
-    task = _task_of(values, str(path))
+    values = RunFolder.open(run).config
+    task = _task_of(values, str(run / "config.yaml"))
     return task, _with_settings(task, values, overrides)
 
 
@@ -320,7 +318,7 @@ def _recipes(arguments: argparse.Namespace, overrides: Overrides) -> int:
             print(f"{name:{width}}  {description}{' (the default)' if name == DEFAULT_RECIPE else ''}")
         return 0
     _, config = _configuration(arguments.name, overrides)
-    print(to_yaml(to_dict(config), description=read_recipe(arguments.name).description), end="")
+    print(to_yaml(plain_data(config), description=read_recipe(arguments.name).description), end="")
     return 0
 
 
@@ -426,10 +424,10 @@ def _overview() -> str:
 
 def _settings_help() -> str:
     known = {name: options(task.config_class) for name, task in TASKS.items()}
-    one, *others = known.values()
-    common = {name for name, option in one.items() if all(other.get(name) == option for other in others)}
+    first, *others = known.values()
+    common = {name for name, option in first.items() if all(other.get(name) == option for other in others)}
     lines = ["settings (values as in YAML; the recipe's value where not given), of every task:"]
-    lines += _described({name: one[name] for name in one if name in common})
+    lines += _described({name: first[name] for name in first if name in common})
     for task, settings in known.items():
         lines += ["", f"settings of {task} (recipes say which task they are of):"]
         lines += _described({name: settings[name] for name in settings if name not in common})

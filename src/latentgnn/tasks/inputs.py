@@ -27,11 +27,12 @@ def expand_inputs(
     """
     if not inputs:
         raise UserError(f"no input: give {kind} files, folders or quoted patterns")
-    found: dict[Path, Path] = {}
+    # An input may be named twice, by a file and by its folder.
+    files: dict[Path, Path] = {}
     for entry in inputs:
         for path in _expand(entry, suffixes, kind, check):
-            found.setdefault(path.resolve(), path)
-    return list(found.values())
+            files.setdefault(path.resolve(), path)
+    return list(files.values())
 
 
 def unique_stems(paths: Sequence[Path]) -> list[str]:

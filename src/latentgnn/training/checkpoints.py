@@ -1,4 +1,4 @@
-"""Checkpoints: one whole file each, that loads without running any code in it."""
+"""Checkpoints: one file each, written completely or not at all, and read without running any code in it."""
 
 import io
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _PREFIX = "model."
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes a checkpoint under a temporary name and renames it, so that a crash leaves the file before it whole."""
+    """Writes a checkpoint under a temporary name and renames it, so that a crash leaves the previous file intact."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         buffer = io.BytesIO()
@@ -33,7 +33,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What others than the training loop need of a checkpoint.
+    """A checkpoint as it is read for resuming, evaluation and prediction.
 
     Args:
         step: optimizer steps done.

@@ -1,4 +1,4 @@
-"""What the commands of every task have in common: a run's folder, comparisons, and models that were trained."""
+"""What the commands of all tasks share: training into a run folder, comparisons, and reading trained models."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,12 +8,13 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
 from latentgnn.files import write_json
 from latentgnn.training.checkpoints import Checkpoint, read_checkpoint
 from latentgnn.training.config import TrainingConfig
 from latentgnn.training.loop import fit
-from latentgnn.training.runs import RunFolder, plain
+from latentgnn.training.runs import RunFolder
 from latentgnn.training.stopping import TrainingStopped
 from latentgnn.training.task import TrainingTask
 
@@ -24,7 +25,7 @@ _COMPARED = ("with_blocks", "without_blocks")
 
 @dataclass(frozen=True, kw_only=True)
 class Job(Generic[Data]):
-    """What a task brings.
+    """A task's part of a command.
 
     Args:
         load: reads and checks the data, for a configuration and a folder to put into what is made on the fly.
@@ -78,16 +79,16 @@ def compare(job: Job[Data], config: Any, out: Path | None, *, name: str, resume:
     if both.checkpoint("last").exists():
         raise UserError(f"{both.path} holds a single run; continue it with: latentgnn train --resume {both.path}")
     config = replace(config, training=replace(config.training, devices=1))
-    both.write_config(plain(config))
+    both.write_config(plain_data(config))
     runs = dict(zip(_COMPARED, (config, replace(config, model=replace(config.model, blocks={}))), strict=True))
     with _resumable(both.path, "train --compare"):
         data = job.load(config, both.path)
         metrics: dict[str, dict[str, float]] = {}
-        for title, one in runs.items():
+        for title, run_config in runs.items():
             print(f"\n{title.replace('_', ' ')}:")
             begun = (both.path / title / "config.yaml").exists()
             run = RunFolder.open(both.path / title) if begun else RunFolder.create(both.path / title, task=title)
-            metrics[title] = job.train(one, run, data, begun)
+            metrics[title] = job.train(run_config, run, data, begun)
     comparison = {**metrics, "difference": _difference(*metrics.values())}
     write_json(both.path / "comparison.json", comparison)
     table = _comparison_table(comparison, job.titles(comparison["with_blocks"]))
@@ -100,13 +101,13 @@ def fit_in(
 ) -> dict[str, float]:
     """`latentgnn.training.loop.fit` in a run's folder, with configuration and environment written beside it."""
     if resume:
-        # The file stays as it is until the loop has compared what is asked for with what was done.
-        run.config = plain(config)
+        # The loop first compares this configuration with the last checkpoint's; until then the file stays as it is.
+        run.config = plain_data(config)
     else:
-        run.write_config(plain(config))
+        run.write_config(plain_data(config))
     run.write_environment()
     metrics = fit(task, config.training, run, resume=resume, may_change=may_change)
-    run.write_config(plain(config))
+    run.write_config(plain_data(config))
     return metrics
 
 
@@ -115,10 +116,10 @@ def trained_weights(source: Path) -> Checkpoint:
     if not source.is_dir():
         return read_checkpoint(source)
     run = RunFolder.open(source)
-    found = [file for file in (run.checkpoint("best"), run.checkpoint("last")) if file.exists()]
-    if not found:
+    written = [file for file in (run.checkpoint("best"), run.checkpoint("last")) if file.exists()]
+    if not written:
         raise UserError(f"the run in {source} has no checkpoint yet")
-    return read_checkpoint(found[0])
+    return read_checkpoint(written[0])
 
 
 def device_of(accelerator: str) -> torch.device:
@@ -129,12 +130,13 @@ def device_of(accelerator: str) -> torch.device:
     """
     if accelerator == "cpu":
         return torch.device("cpu")
-    found = torch.accelerator.current_accelerator(check_available=True)
+    present = torch.accelerator.current_accelerator(check_available=True)
     if accelerator == "auto":
-        return found or torch.device("cpu")
-    if found is None or (accelerator != "gpu" and accelerator != found.type):
-        raise UserError(f"training.accelerator is {accelerator!r}; this machine has {found.type if found else 'none'}")
-    return found
+        return present or torch.device("cpu")
+    if present is None or (accelerator != "gpu" and accelerator != present.type):
+        available = present.type if present else "none"
+        raise UserError(f"training.accelerator is {accelerator!r}; this machine has {available}")
+    return present
 
 
 def precision_of(config: TrainingConfig, device: torch.device) -> torch.autocast:
@@ -160,9 +162,9 @@ def _resumable(run: Path, command: str) -> Iterator[None]:
         raise UserError(f"interrupted; continue with: latentgnn {command} --resume {run}") from error
 
 
-def _difference(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
-    # Figures that nothing defines are -1.
-    return {name: one[name] - other[name] for name in one if min(one[name], other[name]) >= 0}
+def _difference(with_blocks: Mapping[str, float], without: Mapping[str, float]) -> dict[str, float]:
+    # Undefined figures are -1.
+    return {name: value - without[name] for name, value in with_blocks.items() if min(value, without[name]) >= 0}
 
 
 def _comparison_table(comparison: Mapping[str, Mapping[str, float]], titles: Mapping[str, str]) -> str:

@@ -15,12 +15,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
+from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
 from latentgnn.training.checkpoints import AtomicCheckpointIO, check_weights, read_checkpoint
 from latentgnn.training.config import TrainingConfig
 from latentgnn.training.module import TrainingModule
 from latentgnn.training.progress import CsvLog, Progress
-from latentgnn.training.runs import RunFolder, plain
+from latentgnn.training.runs import RunFolder
 from latentgnn.training.sampling import BatchStream, share
 from latentgnn.training.stopping import StopSignals, TrainingStopped, ignore_stop_signals
 from latentgnn.training.task import TrainingTask
@@ -39,17 +40,17 @@ _FREE = {
     "workers",
 }
 
-# Third parties' warnings that tell a user of this loop nothing, each with its reason.
+# Warnings of other packages that do not help a user of this loop, each with the reason.
 _WARNINGS = (
-    # The number of workers is the user's setting, and more is not better where it is said.
+    # The number of workers is the user's setting, and more is not always better.
     r"The '\w+' does not have many workers",
     # Choosing the CPU on a machine with a GPU is the user's setting.
     r"GPU available but not used",
-    # Parts that a model keeps in evaluation mode, such as frozen norms, are meant so.
+    # A model may keep parts in evaluation mode on purpose, such as frozen norms.
     r"Found \d+ module\(s\) in eval mode at the start of training",
     # Whether a parameter takes part depends on the batch; most batches use all.
     r"find_unused_parameters=True was specified in DDP constructor, but did not find any unused parameters",
-    # Lightning 2.6 makes a node of torch's trees as torch 2.15 would rather not have it made.
+    # Lightning 2.6 makes a node of torch's trees in a way that torch 2.15 deprecates.
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
 
@@ -84,7 +85,7 @@ def fit(
         TrainingStopped: the run was asked to stop; what it had done is kept.
     """
     _check(config)
-    # Lightning reports each stage and advertises its services in the log; what matters is said here.
+    # Lightning logs each of its stages, and advertisements; this loop has its own messages.
     with _quiet(), StopSignals() as signals:
         first_step = _first_step(run, resume=resume)
         trainer = _trainer(config, run, first_step=first_step)
@@ -102,7 +103,7 @@ def fit(
             progress.say(f"continuing after step {first_step} of {config.steps}")
 
         module = TrainingModule(
-            task, config, first_step=first_step, record={"config": plain(run.config), "course": course}
+            task, config, first_step=first_step, record={"config": plain_data(run.config), "course": course}
         )
         module.train()
         steps = _Steps(
@@ -123,7 +124,7 @@ def fit(
                 weights_only=True,
             )
         except (KeyboardInterrupt, SystemExit) as error:
-            # Lightning turns the former into the latter.
+            # Lightning turns a KeyboardInterrupt into a SystemExit.
             raise TrainingStopped(f"interrupted in step {module.step + 1}: {_kept(run)}") from error
         finally:
             progress.close()
@@ -220,8 +221,8 @@ class _Steps(Callback):
             return False
         if any(record["step"] == step for record in self.validations):
             return False
-        every = self.config.validate_every
-        return step == self.config.steps or (every is not None and step % every == 0)
+        interval = self.config.validate_every
+        return step == self.config.steps or (interval is not None and step % interval == 0)
 
     def _validate(self, trainer: Trainer, module: TrainingModule) -> None:
         alone = trainer.world_size == 1
@@ -349,7 +350,7 @@ def _first_step(run: RunFolder, *, resume: bool) -> int:
 
 def _course(task: TrainingTask, config: TrainingConfig, run: RunFolder, *, processes: int) -> dict[str, Any]:
     """All settings, and what else the weights depend on, under dotted names."""
-    settings = {**plain(run.config), "training": plain(config)}
+    settings = {**plain_data(run.config), "training": plain_data(config)}
     return {**dict(_flat(settings)), "processes": processes, "training samples": len(task.training_set)}
 
 
@@ -398,7 +399,7 @@ def _trainer(config: TrainingConfig, run: RunFolder, *, first_step: int) -> Trai
             default_root_dir=run.path,
             logger=[
                 CsvLog(run, first_step=first_step),
-                # Points after the first step are of a course that is taken anew.
+                # A resumed run repeats the steps after its first one: their old points are dropped.
                 TensorBoardLogger(
                     run.path, name="", version="tensorboard", purge_step=first_step + 1 if first_step else None
                 ),
@@ -416,7 +417,7 @@ def _trainer(config: TrainingConfig, run: RunFolder, *, first_step: int) -> Trai
     try:
         trainer = build("auto")
         if trainer.world_size > 1:
-            # Heads of a model may have nothing to do in one process's batch and not in another's.
+            # Some heads of a model may get no input in one process's batch and some in another's.
             trainer = build("ddp_find_unused_parameters_true")
     except (MisconfigurationException, ValueError) as error:
         raise UserError(
@@ -439,8 +440,8 @@ def _loader_options(task: TrainingTask, config: TrainingConfig, trainer: Trainer
 
 def _start_worker(worker: int) -> None:
     ignore_stop_signals(worker)
-    # A garbage collection writes to every object that it looks at, which would copy into each loading process what it
-    # shares with the one it was forked from: gigabytes, where that holds COCO's annotations.
+    # A garbage collection writes to every object that it looks at, which would copy into each loading process the
+    # memory that it shares with the process it was forked from: gigabytes with COCO's annotations.
     gc.freeze()
 
 

@@ -82,12 +82,12 @@ class TrainingModule(lightning.LightningModule):
         if not self.trainer.strategy.reduce_boolean_decision(bool(bad), all=False):
             return
         mine = f"{', '.join(bad)} for samples {self.task.sample_ids(batch)}" if bad else None
-        every = [mine]
+        messages = [mine]
         if self.trainer.world_size > 1:
-            every = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(every, mine)
+            messages = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(messages, mine)
         raise NonFiniteLoss(
-            f"the loss is not finite in step {self.step + 1}: {'; '.join(text for text in every if text)}. "
+            f"the loss is not finite in step {self.step + 1}: {'; '.join(text for text in messages if text)}. "
             "That step was not taken and the last checkpoint is as it was. Look at those samples, or lower the "
             "learning rate, lengthen the warm-up or clip the gradient (clip_norm)"
         )

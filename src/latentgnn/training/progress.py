@@ -1,4 +1,4 @@
-"""What a person sees of a run, and what the files of its course hold."""
+"""What a run prints, and its ``log.txt`` and ``metrics.csv``."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ class CsvLog(Logger):
 
     Args:
         run: the folder.
-        first_step: rows after it are of a course that a resumed run takes anew, and are dropped.
+        first_step: rows after it are dropped: a resumed run repeats these steps.
     """
 
     def __init__(self, run: RunFolder, *, first_step: int) -> None:
@@ -71,7 +71,7 @@ class CsvLog(Logger):
 
 
 class Progress:
-    """A bar with loss and remaining time on a terminal, a line every so often elsewhere; ``log.txt`` has the lines.
+    """Shows loss and remaining time: as a bar on a terminal, elsewhere as lines, which ``log.txt`` has in both cases.
 
     Args:
         run: the folder; in a process that does not write, nothing is shown either.

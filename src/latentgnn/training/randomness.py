@@ -1,4 +1,4 @@
-"""Randomness without a state: what is drawn depends on the seed and the place in the run alone."""
+"""Random numbers that depend on the seed and the step alone, so that no generator's state has to be saved."""
 
 import random
 

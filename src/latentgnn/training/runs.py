@@ -1,6 +1,5 @@
-"""The folder that a run writes: what it was asked for, what it ran on, what came of it."""
+"""The folder that a run writes: its configuration, its environment, its results."""
 
-import dataclasses
 import json
 import os
 import platform
@@ -13,7 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from latentgnn.errors import UserError, require
+from latentgnn.configuration.recipes import load_recipe, to_yaml
+from latentgnn.configuration.settings import plain_data
+from latentgnn.errors import UserError
 from latentgnn.files import write_json, write_text
 
 _PACKAGES = (
@@ -47,16 +48,16 @@ class RunFolder:
 
         Args:
             path: the folder, new or empty; ``None`` makes ``runs/<task>-<date>-<time>``.
-            task: what the run is of, for the folder's name.
+            task: the first part of the folder's name.
 
         Raises:
             UserError: the folder holds something already.
         """
         if not is_first_process():
-            found = os.environ.get(_INHERITED) if path is None else path
-            if found is None:
+            shared = os.environ.get(_INHERITED) if path is None else path
+            if shared is None:
                 raise UserError("a run of several separately started processes needs a run folder that is named")
-            return cls(Path(found))
+            return cls(Path(shared))
         if path is None:
             path = _new_name(task)
             os.environ[_INHERITED] = str(path)
@@ -82,15 +83,8 @@ class RunFolder:
             raise UserError(f"there is no run folder {path}")
         file = path / "config.yaml"
         if not file.is_file():
-            raise UserError(f"{path} is no run folder: it has no config.yaml")
-        yaml = require("yaml", extra="train")
-        try:
-            config = yaml.safe_load(file.read_text())
-        except yaml.YAMLError as error:
-            raise UserError(f"{file} is not valid YAML: {error}") from None
-        if not isinstance(config, dict):
-            raise UserError(f"{file} holds no configuration, but {type(config).__name__}")
-        return cls(path, config)
+            raise UserError(f"{path} is not a run's folder: it has no config.yaml")
+        return cls(path, load_recipe(file.resolve()))
 
     def checkpoint(self, name: Literal["last", "best"]) -> Path:
         """The file of the last or the best checkpoint, there or not."""
@@ -108,10 +102,9 @@ class RunFolder:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Keep the resolved configuration, here and in ``config.yaml``; dataclasses and tuples become plain data."""
-        self.config = plain(config)
+        self.config = plain_data(config)
         if self.writes:
-            text = require("yaml", extra="train").safe_dump(self.config, sort_keys=False, allow_unicode=True)
-            write_text(self.path / "config.yaml", text)
+            write_text(self.path / "config.yaml", to_yaml(self.config))
 
     def write_environment(self) -> None:
         """Write versions, hardware, commit and command; those of earlier starts of the same run stay in ``earlier``."""
@@ -161,27 +154,11 @@ def is_first_process() -> bool:
     return os.environ.get("NODE_RANK", "0") == "0" and os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def plain(value: Any) -> Any:
-    """Plain data of configuration data: dataclasses and mappings become dicts, tuples lists, paths text.
-
-    Raises:
-        TypeError: something else is in it.
-    """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if value is None or isinstance(value, str | int | float):
-        return value
-    raise TypeError(f"a configuration holds plain data, got {type(value).__name__}: {value!r}")
-
-
 def environment() -> dict[str, Any]:
     """Versions, hardware, commit, command and date, as plain data."""
+    # Imports torch, which the command line does not do before a command needs it.
+    from latentgnn.machine import processor_name
+
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -190,7 +167,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": _versions(),
         "commit": _commit(),
-        "cpu": {"model": _cpu_model(), "cores": os.cpu_count(), "usable_cores": _usable_cores()},
+        "cpu": {"model": processor_name(), "cores": os.cpu_count(), "usable_cores": _usable_cores()},
         "memory_bytes": _memory(),
         "gpus": _gpus(),
     }
@@ -205,13 +182,13 @@ def _new_name(task: str) -> Path:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _commit() -> dict[str, Any] | None:
@@ -222,19 +199,11 @@ def _commit() -> dict[str, Any] | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        # An installed copy may lie inside a repository of someone's own, whose commit would mislead.
+        # An installed copy may lie inside another repository, whose commit would be misleading.
         git("ls-files", "--error-unmatch", __file__)
         return {"id": git("rev-parse", "HEAD"), "modified": bool(git("status", "--porcelain", "--", "../.."))}
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _cpu_model() -> str | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or None
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
 
 
 def _usable_cores() -> int | None:

@@ -1,4 +1,4 @@
-"""Stops at the end of a step: Ctrl-C and the termination signal wait until the step is whole."""
+"""Ctrl-C and the termination signal end a run after the current step, not in the middle of it."""
 
 import signal
 import threading
@@ -16,9 +16,9 @@ class StopSignals:
     """Notes SIGINT and SIGTERM instead of being interrupted by them; a second SIGINT interrupts at once.
 
     A step in the middle of its accumulated parts has already changed batch norm's running statistics, so the weights
-    at that point are no state of an uninterrupted run. ``install`` is apart from ``with`` because Lightning sets
-    handlers of its own in between, which would raise there. Outside the main thread, where Python allows no handlers,
-    nothing is changed.
+    at that point are not those of an uninterrupted run after any step. ``install`` is apart from ``with`` because
+    Lightning sets handlers of its own in between, which would raise there. Outside the main thread, where Python
+    allows no handlers, nothing is changed.
     """
 
     def __init__(self) -> None:
@@ -52,8 +52,8 @@ class StopSignals:
 def ignore_stop_signals(worker: int) -> None:
     """In a data-loading process: leave stops to the process that it loads for.
 
-    A terminal sends Ctrl-C, and a batch system its termination signal, to every process of the run; workers that died
-    of it would fail the step that is being finished. They end with the process that they load for.
+    A terminal sends Ctrl-C, and a batch system its termination signal, to all processes of a run. A worker that ended
+    then would make the current step fail. Workers end with the process that they load for.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

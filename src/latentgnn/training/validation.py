@@ -56,7 +56,7 @@ def validate(
         shares: list[list[Any]] = [[] for _ in range(trainer.world_size)]
         torch.distributed.all_gather_object(shares, results)
         results = [result for share in shares for result in share]
-    # Scoring is work and memory for one process alone, and the others wait for its metrics.
+    # One process scores, which saves work and memory; the others wait for its metrics.
     metrics: dict[str, float] = {}
     if trainer.is_global_zero:
         metrics = {name: float(value) for name, value in module.task.score(results).items()}

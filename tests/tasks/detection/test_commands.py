@@ -11,11 +11,11 @@ import yaml
 from PIL import Image
 
 from latentgnn.cli import main
+from latentgnn.configuration.recipes import load_recipe
+from latentgnn.configuration.settings import parse_config
 from latentgnn.errors import UserError
 from latentgnn.tasks.detection import commands
 from latentgnn.tasks.detection.config import DetectionConfig
-from latentgnn.training.parsing import parse_config
-from latentgnn.training.recipes import load_recipe
 
 TINY = """
 model:

@@ -10,13 +10,13 @@ import torch
 from faster_coco_eval.core import mask as coco_mask
 from PIL import Image
 
+from latentgnn.configuration.recipes import load_recipe
+from latentgnn.configuration.settings import parse_config
 from latentgnn.errors import UserError
 from latentgnn.tasks.detection.check import check_split
 from latentgnn.tasks.detection.config import DetectionConfig
 from latentgnn.tasks.detection.context_set import CATEGORIES, COLOURS, MANIFEST, SHAPES, write_context_set
 from latentgnn.tasks.detection.model import build_detector
-from latentgnn.training.parsing import parse_config
-from latentgnn.training.recipes import load_recipe
 
 SIZE = 128
 
@@ -46,10 +46,10 @@ def files_of(root):
 
 
 def objects_by_image(dataset):
-    found = {image["id"]: [] for image in dataset["images"]}
+    annotations = {image["id"]: [] for image in dataset["images"]}
     for annotation in dataset["annotations"]:
-        found[annotation["image_id"]].append(annotation)
-    return found
+        annotations[annotation["image_id"]].append(annotation)
+    return annotations
 
 
 def test_same_arguments_give_the_same_bytes(root, tmp_path):
@@ -141,10 +141,10 @@ def test_two_images_of_a_scene_differ_in_the_key_and_in_every_category(root):
         assert differs[y : y + height, x : x + width].any()
         differs[y : y + height, x : x + width] = False
         assert not differs.any()
-        for one, other in zip(objects[first["id"]], objects[second["id"]], strict=True):
-            assert {one["category_id"], other["category_id"]} == {1, 2}
+        for object_1, object_2 in zip(objects[first["id"]], objects[second["id"]], strict=True):
+            assert {object_1["category_id"], object_2["category_id"]} == {1, 2}
             for field in ("bbox", "segmentation", "attributes"):
-                assert one[field] == other[field]
+                assert object_1[field] == object_2[field]
 
 
 def test_nothing_local_tells_the_category(root):
@@ -220,8 +220,8 @@ def test_plain_detector_of_the_recipe_cannot_see_the_key_and_the_one_with_blocks
                 heads = model.roi_heads
                 pooled = heads.box_roi_pool(model.backbone(images.tensors), [boxes, boxes], images.image_sizes)
                 logits, _ = heads.box_predictor(heads.box_head(pooled))
-            one, other = logits.chunk(2)
-            changes.append((one - other).abs().max().item() / one.abs().max().item())
+            logits_1, logits_2 = logits.chunk(2)
+            changes.append((logits_1 - logits_2).abs().max().item() / logits_1.abs().max().item())
         return max(changes)
 
     def build(model_config):

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from latentgnn import LatentGNN
+from latentgnn.configuration.recipes import list_recipes, load_recipe
+from latentgnn.configuration.settings import parse_config, plain_data
 from latentgnn.tasks.detection.config import DetectionConfig
 from latentgnn.tasks.detection.model import build_detector
-from latentgnn.training.parsing import parse_config, to_dict
-from latentgnn.training.recipes import list_recipes, load_recipe
 
 BACKBONES = {"r50": "resnet50", "r101": "resnet101", "x101_32x8d": "resnext101_32x8d"}
 BLOCKS = {
@@ -43,7 +43,7 @@ def test_the_recipes_are_these():
 @pytest.mark.parametrize("name", DETECTORS)
 def test_every_recipe_resolves_and_survives_being_printed(name):
     config = resolved(name)
-    assert parse_config(DetectionConfig, to_dict(config)) == config
+    assert parse_config(DetectionConfig, plain_data(config)) == config
 
 
 @pytest.mark.parametrize(("name", "backbone", "blocks", "groups"), PUBLISHED)
@@ -86,12 +86,12 @@ def test_published_models_are_built_with_their_blocks(name, backbone, blocks, gr
     config = replace(resolved(name).model, weights_backbone=None)
     with torch.device("meta"):
         model = build_detector(config, 80)
-    found = {key: layer for key, layer in model.named_modules() if isinstance(layer, LatentGNN)}
+    layers = {key: layer for key, layer in model.named_modules() if isinstance(layer, LatentGNN)}
     stages = {"C3": ("layer2", 512), "C4": ("layer3", 1024), "C5": ("layer4", 2048)}
-    assert len(found) == len(blocks)
+    assert len(layers) == len(blocks)
     for stage in blocks:
         place, channels = stages[stage]
-        (layer,) = (layer for key, layer in found.items() if place in key)
+        (layer,) = (layer for key, layer in layers.items() if place in key)
         assert layer.config.channels == channels
         assert layer.config.num_groups == groups
         assert layer.config.num_latents == (blocks[stage],)

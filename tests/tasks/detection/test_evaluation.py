@@ -48,7 +48,7 @@ def truth(boxes, *, size=400, categories=((1, "cell"),), category_ids=None):
     }
 
 
-def found(box, score, category=1):
+def detected(box, score, category=1):
     return {
         "image_id": 7,
         "category_id": category,
@@ -105,7 +105,7 @@ def test_ground_truth_scored_against_itself_is_perfect(shared, name):
 
 def test_three_detections_by_hand():
     dataset = truth([(0, 0, 10, 10), (100, 100, 10, 10)])
-    results = [found((0, 0, 10, 10), 0.9), found((200, 200, 10, 10), 0.8), found((100, 100, 10, 7.2), 0.7)]
+    results = [detected((0, 0, 10, 10), 0.9), detected((200, 200, 10, 10), 0.8), detected((100, 100, 10, 7.2), 0.7)]
     # The last matches at the thresholds 0.50 to 0.70, five of ten. Of COCO's 101 recalls 51 are at most one half.
     without, with_it = 51 / 101, (51 + 50 * 2 / 3) / 101
     metrics = CocoEvaluator(dataset, kinds=["bbox"]).score(results).metrics
@@ -140,7 +140,7 @@ def test_ap_is_taken_at_the_last_limit(limits, ap, recalls):
     boxes = grid(200)
     dataset = truth(boxes[:150])
     # Fifty misses lead: at rank 50 + k, k are right, so the precision that is still to come is that of the last rank.
-    results = [found(box, 0.9) for box in boxes[150:]] + [found(box, 0.5) for box in boxes[:150]]
+    results = [detected(box, 0.9) for box in boxes[150:]] + [detected(box, 0.5) for box in boxes[:150]]
     metrics = CocoEvaluator(dataset, max_detections=limits).score(results).metrics
     if ap is None:
         ap = 70 / 120 * 47 / 101
@@ -154,8 +154,8 @@ def test_ap_is_taken_at_the_last_limit(limits, ap, recalls):
 def test_mask_area_decides_the_size_of_a_mask():
     """A missed mask of 20 x 20 pixels within a box of 40 x 40 is small as a mask and medium as a box."""
     dataset = truth([(0, 0, 10, 10)])
-    missed = found((100, 100, 40, 40), 0.9) | {"segmentation": polygon((110, 110, 20, 20))}
-    metrics = CocoEvaluator(dataset).score([missed, found((0, 0, 10, 10), 0.5)]).metrics
+    missed = detected((100, 100, 40, 40), 0.9) | {"segmentation": polygon((110, 110, 20, 20))}
+    metrics = CocoEvaluator(dataset).score([missed, detected((0, 0, 10, 10), 0.5)]).metrics
     assert metrics["segm/AP_small"] == pytest.approx(0.5)
     assert metrics["bbox/AP_small"] == pytest.approx(1)
 
@@ -168,7 +168,7 @@ def test_crowds_neither_count_nor_cost():
     runs = np.flatnonzero(np.diff(np.concatenate([[0], mask.ravel(order="F"), [0]])))
     counts = np.diff(np.concatenate([[0], runs, [mask.size]])).tolist()
     dataset["annotations"][1]["segmentation"] = {"size": [400, 400], "counts": counts}
-    results = [found((120, 120, 20, 20), 0.9), found((0, 0, 10, 10), 0.5)]
+    results = [detected((120, 120, 20, 20), 0.9), detected((0, 0, 10, 10), 0.5)]
     metrics = CocoEvaluator(dataset).score(results).metrics
     assert metrics["bbox/AP"] == metrics["segm/AP"] == pytest.approx(1)
 
@@ -178,7 +178,7 @@ def test_annotation_ids_do_not_matter():
     dataset = truth(boxes)
     for annotation in dataset["annotations"]:
         annotation["id"] = 0
-    assert CocoEvaluator(dataset).score([found(box, 0.9) for box in boxes]).metrics["bbox/AP"] == pytest.approx(1)
+    assert CocoEvaluator(dataset).score([detected(box, 0.9) for box in boxes]).metrics["bbox/AP"] == pytest.approx(1)
 
 
 def test_no_results_score_zero():
@@ -199,7 +199,7 @@ def test_no_ground_truth_is_an_error(crowd):
 
 def test_inputs_are_left_alone_and_nothing_is_printed(capfd, caplog):
     caplog.set_level(logging.DEBUG)
-    dataset, results = truth(grid(3)), [found(box, 0.9) for box in grid(3)]
+    dataset, results = truth(grid(3)), [detected(box, 0.9) for box in grid(3)]
     before = copy.deepcopy((dataset, results))
     evaluator = CocoEvaluator(dataset)
     assert evaluator.score(results) == evaluator.score(results)
@@ -211,7 +211,7 @@ def test_inputs_are_left_alone_and_nothing_is_printed(capfd, caplog):
 def test_per_category_by_hand():
     categories = ((3, "cell"), (9, "cell"), (20, "fibre"))
     dataset = truth([(0, 0, 10, 10), (50, 50, 10, 10)], categories=categories, category_ids=[3, 9])
-    scores = CocoEvaluator(dataset, kinds=["bbox"], per_category=True).score([found((50, 50, 10, 10), 0.5, 9)])
+    scores = CocoEvaluator(dataset, kinds=["bbox"], per_category=True).score([detected((50, 50, 10, 10), 0.5, 9)])
     assert scores.per_category == {
         "cell (3)": {"bbox/AP": 0.0, "bbox/AP50": 0.0},
         "cell (9)": {"bbox/AP": pytest.approx(1), "bbox/AP50": pytest.approx(1)},
@@ -222,7 +222,7 @@ def test_per_category_by_hand():
 
 def test_table_and_json():
     dataset = truth([(0, 0, 10, 10)])
-    scores = CocoEvaluator(dataset, per_category=True, max_detections=(1, 10, 200)).score([found((0, 0, 10, 10), 1)])
+    scores = CocoEvaluator(dataset, per_category=True, max_detections=(1, 10, 200)).score([detected((0, 0, 10, 10), 1)])
     lines = scores.table().splitlines()
     assert lines[0].split() == ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR200", "ARs", "ARm", "ARl"]
     assert lines[1].split() == ["box", *["1.000"] * 4, "n/a", "n/a", *["1.000"] * 4, "n/a", "n/a"]
@@ -294,7 +294,7 @@ def test_mask_codec_is_the_published_format():
     ],
 )
 def test_segmentations_that_do_not_decode(segmentation):
-    record = found((0, 0, 10, 10), 0.9) | {"segmentation": segmentation}
+    record = detected((0, 0, 10, 10), 0.9) | {"segmentation": segmentation}
     with pytest.raises(UserError, match="record 0 has a segmentation that cannot be decoded"):
         CocoEvaluator(truth([(0, 0, 10, 10)])).score([record])
 
@@ -312,7 +312,7 @@ def test_segmentations_that_do_not_decode(segmentation):
     ],
 )
 def test_faulty_records_are_named(tmp_path, change, message):
-    dataset, good = truth([(0, 0, 10, 10)]), found((0, 0, 10, 10), 0.9)
+    dataset, good = truth([(0, 0, 10, 10)]), detected((0, 0, 10, 10), 0.9)
     path = tmp_path / "results.json"
     path.write_text(json.dumps([good, good | change]))
     with pytest.raises(UserError, match=message) as error:
@@ -323,7 +323,7 @@ def test_faulty_records_are_named(tmp_path, change, message):
 
 
 def test_missing_keys_are_named(tmp_path):
-    dataset, good = truth([(0, 0, 10, 10)]), found((0, 0, 10, 10), 0.9)
+    dataset, good = truth([(0, 0, 10, 10)]), detected((0, 0, 10, 10), 0.9)
     for missing, message in [
         (("score",), "record 0 has no 'score'"),
         (("image_id", "score"), "record 0 has no 'image_id' and no 'score'"),
@@ -354,7 +354,7 @@ def test_faulty_files_are_named(tmp_path, text, message):
 
 
 def test_boxes_without_masks_cannot_be_scored_as_masks():
-    dataset, record = truth([(0, 0, 10, 10)]), found((0, 0, 10, 10), 0.9)
+    dataset, record = truth([(0, 0, 10, 10)]), detected((0, 0, 10, 10), 0.9)
     assert kinds_of([record]) == ("bbox", "segm")
     del record["segmentation"]
     assert kinds_of([record]) == ("bbox",)
@@ -366,12 +366,12 @@ def test_boxes_without_masks_cannot_be_scored_as_masks():
 def test_ground_truth_that_lacks_masks_or_areas():
     dataset = truth([(0, 0, 10, 10)])
     del dataset["annotations"][0]["area"]
-    scores = CocoEvaluator(dataset).score([found((0, 0, 10, 10), 0.9)])
+    scores = CocoEvaluator(dataset).score([detected((0, 0, 10, 10), 0.9)])
     assert scores.metrics["segm/AP_small"] == pytest.approx(1)
     dataset["annotations"][0]["segmentation"] = []
     with pytest.raises(UserError, match="annotation 1 has no 'segmentation'"):
         CocoEvaluator(dataset)
-    boxes = CocoEvaluator(dataset, kinds=("bbox",)).score([found((0, 0, 10, 10), 0.9)])
+    boxes = CocoEvaluator(dataset, kinds=("bbox",)).score([detected((0, 0, 10, 10), 0.9)])
     assert boxes.metrics["bbox/AP_small"] == pytest.approx(1)
 
 

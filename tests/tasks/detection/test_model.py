@@ -19,7 +19,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 from latentgnn.errors import UserError
 from latentgnn.layers import LatentGNN
 from latentgnn.tasks.detection.config import BlockConfig, ModelConfig
-from latentgnn.tasks.detection.model import block_parameter_names, build_detector, gammas
+from latentgnn.tasks.detection.model import build_detector
+from latentgnn.training.optimization import blocks_of
 
 CLASSES = 3
 SMALL = ModelConfig(
@@ -207,15 +208,11 @@ def test_training_step_reaches_every_trainable_parameter():
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-def test_names_and_gammas():
+def test_names_and_gammas_of_blocks():
     model = build(blocks={"C4": 4, "C5": 4}, block=BlockConfig(gamma_init=0.25))
-    expected = [n for n, _ in model.named_parameters() if ".latentgnn." in n]
-    assert block_parameter_names(model) == expected
-    assert expected
-    blocks = {"backbone.body.layer3.latentgnn": 0.25, "backbone.body.layer4.latentgnn": 0.25}
-    assert gammas(model) == blocks
-    assert gammas(build()) == {}
-    assert block_parameter_names(build()) == []
+    gammas = {name: block.gamma.item() for name, block in blocks_of(model).items()}
+    assert gammas == {"backbone.body.layer3.latentgnn": 0.25, "backbone.body.layer4.latentgnn": 0.25}
+    assert blocks_of(build()) == {}
 
 
 def test_block_settings():
@@ -275,7 +272,7 @@ def test_norms(backbone):
         )
         with torch.no_grad():
             assert all(f.isfinite().all() for f in model_maps(body))
-    assert len({len(found) for found in kinds.values()}) == 1
+    assert len({len(norms) for norms in kinds.values()}) == 1
     assert not [p for m in kinds["frozen_batch_norm"] for p in m.parameters()]
 
 

@@ -80,7 +80,7 @@ def test_packed_scenes_are_as_if_alone():
     points, features = (torch.cat(parts) for parts in zip(*scenes, strict=True))
     offsets = torch.tensor([0, 150, 190, 191])
     together = model(features, model.hierarchy(points, offsets))
-    alone = torch.cat([model(one, model.hierarchy(where)) for where, one in scenes])
+    alone = torch.cat([model(features, model.hierarchy(points)) for points, features in scenes])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
 
 

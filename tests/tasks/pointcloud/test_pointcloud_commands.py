@@ -8,11 +8,11 @@ import trimesh
 import yaml
 
 from latentgnn.cli import main
+from latentgnn.configuration.recipes import list_recipes, load_recipe
+from latentgnn.configuration.settings import parse_config, plain_data
 from latentgnn.tasks.pointcloud import commands
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
 from latentgnn.tasks.pointcloud.scans import RawScan, read_scan, write_scan
-from latentgnn.training.parsing import parse_config, to_dict
-from latentgnn.training.recipes import list_recipes, load_recipe
 
 TINY = """
 task: pointcloud
@@ -229,7 +229,7 @@ def test_a_single_block_of_one_coarse_point_is_learnt_from(data, recipe, tmp_pat
 def test_the_recipes_build_their_networks(name):
     assert name in list_recipes()
     config = parse_config(PointCloudConfig, load_recipe(name))
-    assert parse_config(PointCloudConfig, to_dict(config)) == config
+    assert parse_config(PointCloudConfig, plain_data(config)) == config
     classes = len(config.data.classes or range(20))
     model = commands.build_point_network(config.model, num_features=6, num_classes=classes)
     blocks = [module for name, module in model.named_modules() if name.endswith(".latentgnn")]

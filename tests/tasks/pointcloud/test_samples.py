@@ -44,10 +44,10 @@ def scans(tmp_path):
 
 def test_a_block_is_a_part_of_its_scan(scans):
     config = _config()
-    found = scans(config)
-    sample = TrainingBlocks(found, config, seed=0)[2, 1]
+    scan_set = scans(config)
+    sample = TrainingBlocks(scan_set, config, seed=0)[2, 1]
     assert sample.name == "b"
-    scan = found.scan(1)
+    scan = scan_set.scan(1)
     members = sample.features[:, 0].long().numpy()
     np.testing.assert_array_equal(sample.labels, scan.labels[members])
     points = scan.points[members]
@@ -73,8 +73,8 @@ def test_content_depends_on_seed_epoch_and_index_alone(scans, block):
     for key in [(0, 1), (1, 0), (0, 2), (0, 0)]:
         again = fresh[key]
         assert again.name == first[key].name
-        for one, other in zip(again[1:], first[key][1:], strict=True):
-            assert torch.equal(one, other)
+        for value, expected in zip(again[1:], first[key][1:], strict=True):
+            assert torch.equal(value, expected)
     other = TrainingBlocks(scans(config), config, seed=2)[0, 0]
     samples = [*first.values(), other]
     contents = {tuple(sample.features[:, 0].tolist()) for sample in samples}
@@ -84,21 +84,21 @@ def test_content_depends_on_seed_epoch_and_index_alone(scans, block):
 
 def test_voxels_thin_out(scans):
     config = _config(voxel=1.0, block="scan")
-    found = scans(config)
-    sample = TrainingBlocks(found, config, seed=0)[0, 0]
+    scan_set = scans(config)
+    sample = TrainingBlocks(scan_set, config, seed=0)[0, 0]
     # 20 x 20 x 2 voxels and one more row on every side, where the grid's random start cuts them.
     assert 600 < len(sample.labels) <= 21 * 21 * 3
 
 
 def test_the_largest_block(scans):
     config = _config(block="scan", max_points=100)
-    found = scans(config)
+    scan_set = scans(config)
     for index in (0, 1):
-        sample = TrainingBlocks(found, config, seed=0)[0, index]
+        sample = TrainingBlocks(scan_set, config, seed=0)[0, index]
         members = sample.features[:, 0].long().numpy()
         assert len(members) == 100
         # Nearest to some labelled point, seen from above.
-        xy = found.scan(index).points[:, :2]
+        xy = scan_set.scan(index).points[:, :2]
         nearest_sets = (np.sort(np.argsort(((xy - xy[i]) ** 2).sum(axis=1))[:100]) for i in range(6, 3000))
         nearest_sets = [*nearest_sets] + [np.sort(np.argsort(((xy - xy[i]) ** 2).sum(axis=1))[:100]) for i in range(6)]
         assert any(np.array_equal(np.sort(members), near) for near in nearest_sets)

@@ -136,11 +136,11 @@ def test_a_set_with_faults_is_refused_or_thinned(config, tmp_path):
     with pytest.raises(UserError, match=r"(?s)a\.laz: cannot be read.*--data\.on_fault skip"):
         load_set(config, "train")
     skip = DataConfig(**{**vars(config), "on_fault": "skip"})
-    found = load_set(skip, "train")
-    assert found.names == ["b", "c"]
-    assert found.counts.tolist() == [8, 4]
-    assert "a.laz" in found.skipped
-    assert "left out: scans 1" in found.skipped
+    scan_set = load_set(skip, "train")
+    assert scan_set.names == ["b", "c"]
+    assert scan_set.counts.tolist() == [8, 4]
+    assert "a.laz" in scan_set.skipped
+    assert "left out: scans 1" in scan_set.skipped
     for name in ("b.npz", "c.ply"):
         (tmp_path / "train" / name).write_bytes(b"")
     with pytest.raises(UserError, match="no scan is left without these"):

@@ -46,8 +46,8 @@ def _alone(model, points, features):
 
 def test_a_whole_scan_is_one_block(model):
     points, features = _scan()
-    found = predict_scan(model, points, features, _config(block="scan"))
-    np.testing.assert_allclose(found, _alone(model, points, features), atol=1e-6)
+    probabilities = predict_scan(model, points, features, _config(block="scan"))
+    np.testing.assert_allclose(probabilities, _alone(model, points, features), atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", ["column", "sphere"])
@@ -58,9 +58,9 @@ def test_overlapping_blocks_vote(model, shape):
     for inside in blocks(points, shape=shape, size=3.0, overlap=0.5):
         votes[inside] += _alone(model, points[inside], features[inside])
     expected = votes / votes.sum(axis=1, keepdims=True)
-    found = predict_scan(model, points, features, config)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
+    probabilities = predict_scan(model, points, features, config)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
 
 
 def test_points_of_a_voxel_share_its_prediction(model):
@@ -72,9 +72,9 @@ def test_points_of_a_voxel_share_its_prediction(model):
     # The grid begins at the lowest corner; away from it by no whole number of voxels, nothing lies on an edge.
     points[0] = points.min(axis=0) - 0.1
     both = np.concatenate((points, points + 0.001)), np.concatenate((features, features + 1))
-    found = predict_scan(model, *both, _config(block="scan", voxel=0.25))
-    np.testing.assert_allclose(found[: len(points)], found[len(points) :])
-    assert len(np.unique(found, axis=0)) > 10
+    probabilities = predict_scan(model, *both, _config(block="scan", voxel=0.25))
+    np.testing.assert_allclose(probabilities[: len(points)], probabilities[len(points) :])
+    assert len(np.unique(probabilities, axis=0)) > 10
 
 
 def test_map_coordinates_lose_nothing(model):
@@ -90,9 +90,9 @@ def test_map_coordinates_lose_nothing(model):
 def test_votes_are_a_mean_and_repeat_themselves(model):
     points, features = _scan()
     config = _config(voxel=0.5)
-    one, three = (predict_scan(model, points, features, config, votes=votes) for votes in (1, 3))
-    assert not np.allclose(one, three)
-    np.testing.assert_array_equal(three, predict_scan(model, points, features, config, votes=3))
+    single, triple = (predict_scan(model, points, features, config, votes=votes) for votes in (1, 3))
+    assert not np.allclose(single, triple)
+    np.testing.assert_array_equal(triple, predict_scan(model, points, features, config, votes=3))
 
 
 @pytest.mark.parametrize("suffix", [".laz", ".las", ".ply", ".npz"])
@@ -149,8 +149,8 @@ def test_pictures_show_truth_prediction_and_what_differs():
     assert shape[1] > shape[0] / 1.5
     assert right == 0
     assert wrong > 1000
-    one = np.asarray(Image.open(io.BytesIO(draw_scan(points, ["ground", "tree"], predicted=labels.clip(0)))))
-    assert one.shape[1] < shape[1]
+    picture = np.asarray(Image.open(io.BytesIO(draw_scan(points, ["ground", "tree"], predicted=labels.clip(0)))))
+    assert picture.shape[1] < shape[1]
 
 
 def test_a_prediction_does_not_take_its_sources_place(model, tmp_path):

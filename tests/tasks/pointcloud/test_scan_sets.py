@@ -3,6 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
+from latentgnn.configuration.settings import parse_config, plain_data
 from latentgnn.errors import UserError
 from latentgnn.tasks.pointcloud.check import check_split, load_set
 from latentgnn.tasks.pointcloud.config import DataConfig
@@ -15,7 +16,6 @@ from latentgnn.tasks.pointcloud.datasets import (
     resolve,
 )
 from latentgnn.tasks.pointcloud.scans import IGNORE, RawScan, write_scan
-from latentgnn.training.parsing import parse_config, to_dict
 
 CLASSES = ((2, "ground"), (6, "building"))
 
@@ -82,10 +82,10 @@ def test_what_the_folder_says_of_itself(tmp_path):
     assert config.ignored == (0, 9)
     assert config.voxel == 0.3
     assert resolve(config) == config
-    found = load_set(config, "train")
-    assert found.feature_names == ("intensity", "height")
-    assert found.scan(0).labels.tolist() == [1, 0, 1, IGNORE]
-    np.testing.assert_allclose(found.scan(0).features, [[0, 0], [1, 3], [2, 0], [3, 1]])
+    scan_set = load_set(config, "train")
+    assert scan_set.feature_names == ("intensity", "height")
+    assert scan_set.scan(0).labels.tolist() == [1, 0, 1, IGNORE]
+    np.testing.assert_allclose(scan_set.scan(0).features, [[0, 0], [1, 3], [2, 0], [3, 1]])
     assert load_set(config, "val").names == ["d"]
 
 
@@ -143,7 +143,7 @@ def test_features(tmp_path):
     _scan(tmp_path / "a.npz", **columns)
     features = ("normal", "log_intensity", "color", "last_return", "intensity", "height")
     config = _config(tmp_path, features=features)
-    found = ScanSet.of_files([tmp_path / "a.npz"], config)
+    scan_set = ScanSet.of_files([tmp_path / "a.npz"], config)
     expected = [
         *columns["normal"].T,
         np.log(1 + columns["intensity"]),
@@ -152,35 +152,35 @@ def test_features(tmp_path):
         columns["intensity"],
         [0, 3, 0, 1],
     ]
-    np.testing.assert_allclose(found.scan(0).features, np.array(expected).T, rtol=1e-6)
-    assert found.scan(0).features.dtype == np.float32
-    assert found.num_features == 10
-    assert found.feature_names[:5] == ("normal_x", "normal_y", "normal_z", "log_intensity", "red")
+    np.testing.assert_allclose(scan_set.scan(0).features, np.array(expected).T, rtol=1e-6)
+    assert scan_set.scan(0).features.dtype == np.float32
+    assert scan_set.num_features == 10
+    assert scan_set.feature_names[:5] == ("normal_x", "normal_y", "normal_z", "log_intensity", "red")
     assert feature_columns(("height",)) == ("height",)
 
 
 def test_files_to_predict_on_need_no_known_labels(tmp_path):
     _scan(tmp_path / "a.npz", classes=(2, 77, 6, 0))
     write_scan(tmp_path / "b.ply", RawScan(points=np.zeros((1, 3))))
-    found = ScanSet.of_files([tmp_path / "a.npz", tmp_path / "b.ply"], _config("/nowhere"))
-    assert found.names == ["a", "b"]
-    assert found.scan(0).labels.tolist() == [0, IGNORE, 1, IGNORE]
-    assert found.scan(1).labels is None
+    scan_set = ScanSet.of_files([tmp_path / "a.npz", tmp_path / "b.ply"], _config("/nowhere"))
+    assert scan_set.names == ["a", "b"]
+    assert scan_set.scan(0).labels.tolist() == [0, IGNORE, 1, IGNORE]
+    assert scan_set.scan(1).labels is None
 
 
 def test_a_set_travels_to_loading_processes(tmp_path):
-    found = load_set(_config(_folder(tmp_path)), "train")
+    scan_set = load_set(_config(_folder(tmp_path)), "train")
     # What multiprocessing does with its own bytes where processes are spawned.
-    there = pickle.loads(pickle.dumps(found))
-    assert there.names == found.names
-    np.testing.assert_array_equal(there.scan(1).points, found.scan(1).points)
+    there = pickle.loads(pickle.dumps(scan_set))
+    assert there.names == scan_set.names
+    np.testing.assert_array_equal(there.scan(1).points, scan_set.scan(1).points)
 
 
 def test_what_was_resolved_is_saved_and_read_again(tmp_path):
     config = resolve(_config(_folder(tmp_path), features=("color", "height"), train=("train", "val/*")))
-    assert parse_config(DataConfig, to_dict(config)) == config
+    assert parse_config(DataConfig, plain_data(config)) == config
     texts = [("classes", "[[1, ground]]"), ("features", "[color]"), ("augment.scale", "null"), ("train", "[a, b]")]
-    parsed = parse_config(DataConfig, to_dict(config), texts)
+    parsed = parse_config(DataConfig, plain_data(config), texts)
     assert parsed.classes == ((1, "ground"),)
     assert (parsed.features, parsed.augment.scale, parsed.train) == (("color",), None, ("a", "b"))
 
@@ -189,12 +189,12 @@ def test_read_scans_stay_in_memory_within_limits(tmp_path):
     paths = [tmp_path / f"{name}.npz" for name in "abc"]
     for path in paths:
         _scan(path)
-    found = ScanSet.of_files(paths, _config(tmp_path, cached_points=8))
-    first, second = found.scan(0), found.scan(1)
-    assert found.scan(0) is first
-    found.scan(2)
-    assert found.scan(0) is first
-    assert found.scan(1) is not second
+    scan_set = ScanSet.of_files(paths, _config(tmp_path, cached_points=8))
+    first, second = scan_set.scan(0), scan_set.scan(1)
+    assert scan_set.scan(0) is first
+    scan_set.scan(2)
+    assert scan_set.scan(0) is first
+    assert scan_set.scan(1) is not second
     none = ScanSet.of_files(paths, _config(tmp_path, cached_points=0))
     assert none.scan(0) is not none.scan(0)
 
@@ -344,8 +344,8 @@ def test_s3dis_faults(tmp_path, content, message):
 def test_s3dis_objects_without_points(tmp_path):
     root = _s3dis(tmp_path)
     (root / "Area_1/office_1/Annotations/chair_2.txt").write_text("")
-    found = load_set(DataConfig(root=str(root)), "train")
-    assert len(found.scan(1).points) == 3
+    scan_set = load_set(DataConfig(root=str(root)), "train")
+    assert len(scan_set.scan(1).points) == 3
 
 
 def test_real_scans(shared):

@@ -69,9 +69,9 @@ def test_the_lovasz_loss_is_the_mean_over_thresholds():
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(30, 2, generator=generator), torch.randint(0, 2, (30,), generator=generator)
     expected = []
-    for one in (0, 1):
-        truth = labels == one
-        error = (truth.float() - logits.softmax(dim=1)[:, one]).abs()
+    for label in (0, 1):
+        truth = labels == label
+        error = (truth.float() - logits.softmax(dim=1)[:, label]).abs()
         levels = torch.cat((torch.zeros(1), error.sort().values))
         total = 0.0
         for low, high in pairwise(levels):

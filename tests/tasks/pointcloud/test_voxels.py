@@ -116,11 +116,11 @@ def test_crops():
 )
 def test_blocks_hold_every_point(seed, number, shape, size, overlap):
     points = _points(number, seed) + FAR
-    found = list(blocks(points, shape=shape, size=size, overlap=overlap))
-    assert all(len(block) for block in found)
-    assert all((np.diff(block) > 0).all() for block in found)
-    np.testing.assert_array_equal(np.unique(np.concatenate(found)), np.arange(number))
-    for block in found:
+    blocks_of_scan = list(blocks(points, shape=shape, size=size, overlap=overlap))
+    assert all(len(block) for block in blocks_of_scan)
+    assert all((np.diff(block) > 0).all() for block in blocks_of_scan)
+    np.testing.assert_array_equal(np.unique(np.concatenate(blocks_of_scan)), np.arange(number))
+    for block in blocks_of_scan:
         extent = np.ptp(points[block], axis=0)
         if shape == "column":
             assert (extent[:2] <= size + 1e-6).all()
@@ -131,11 +131,11 @@ def test_blocks_hold_every_point(seed, number, shape, size, overlap):
 
 def test_columns_overlap_as_asked():
     grid = np.array([[x, y, z] for x, y, z in itertools.product(range(21), range(11), (0, 5))], float)
-    found = list(blocks(grid, shape="column", size=10, overlap=0.5))
-    corners = [tuple(grid[block].min(axis=0)[:2]) for block in found]
+    blocks_of_scan = list(blocks(grid, shape="column", size=10, overlap=0.5))
+    corners = [tuple(grid[block].min(axis=0)[:2]) for block in blocks_of_scan]
     assert sorted(corners) == [(0, 0), (5, 0), (10, 0)]
-    assert all(np.ptp(grid[block][:, 2]) == 5 for block in found)
-    votes = np.bincount(np.concatenate(found))
+    assert all(np.ptp(grid[block][:, 2]) == 5 for block in blocks_of_scan)
+    votes = np.bincount(np.concatenate(blocks_of_scan))
     by_x = [set(votes[grid[:, 0] == x].tolist()) for x in range(21)]
     # Seen once within 5 m of either end, twice in between, three times where blocks meet.
     assert by_x == [{1}] * 5 + [{2}] * 5 + [{3}] + [{2}] * 5 + [{1}] * 5
@@ -145,9 +145,9 @@ def test_columns_overlap_as_asked():
 def test_a_far_outlier_makes_no_empty_blocks():
     points = np.concatenate([_points(), [[2e5, -1e5, 0]]])
     for shape in ("column", "sphere"):
-        found = list(blocks(points, shape=shape, size=4, overlap=0.5))
-        assert len(found) < 200
-        assert np.unique(np.concatenate(found)).size == 401
+        blocks_of_scan = list(blocks(points, shape=shape, size=4, overlap=0.5))
+        assert len(blocks_of_scan) < 200
+        assert np.unique(np.concatenate(blocks_of_scan)).size == 401
 
 
 def test_spheres_overlap_more_with_more_overlap():

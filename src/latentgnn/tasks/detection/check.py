@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from latentgnn.errors import UserError
+from latentgnn.tasks.checks import fault_lines
 from latentgnn.tasks.detection.coco import CocoAnnotations
 from latentgnn.tasks.detection.images import read_image
 
@@ -49,7 +50,7 @@ class Fault:
 
 @dataclass(kw_only=True, slots=True)
 class Report:
-    """What a check found.
+    """What a check has to say.
 
     Args:
         file: the annotation file.
@@ -71,9 +72,8 @@ class Report:
         Args:
             limit: how many faults to list, the fatal ones first; ``None`` lists all.
         """
-        lines = [str(fault) for fault in sorted(self.faults, key=lambda fault: not fault.fatal)][:limit]
-        if len(lines) < len(self.faults):
-            lines.append(f"... and {len(self.faults) - len(lines)} more")
+        fatal_first = sorted(self.faults, key=lambda fault: not fault.fatal)
+        lines = fault_lines(fatal_first, limit)
         counts = {**self.counts, "faults": len(self.faults)}
         return "\n".join([*lines, f"{self.file}: " + ", ".join(f"{what} {count}" for what, count in counts.items())])
 
@@ -134,7 +134,8 @@ def decode_counts(counts: str) -> NDArray[np.int64]:
 
     Each number is a little-endian string of 5-bit digits, the last one signed, shifted to printable characters with a
     bit for "more follows"; from the fourth number on it is the difference to the number two before (``rleToString`` of
-    the COCO API). The native decoder takes anything, whence this one.
+    the COCO API). The native decoder does not check its input, so this
+    one does.
 
     Raises:
         ValueError: the string is no such encoding.
@@ -430,7 +431,7 @@ def _is_whole_jpeg(path: Path, size: tuple[int, int]) -> bool:
                 turned = image.getexif().get(_ORIENTATION_TAG) in _QUARTER_TURNED
                 return size == image.size or (turned and size == image.size[::-1])
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return False  # whoever reads it in full says what is wrong
+        return False  # the caller then reads the whole file, whose error says what is wrong
 
 
 def _is_number(value: Any) -> bool:

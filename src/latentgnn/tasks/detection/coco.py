@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +15,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from latentgnn.errors import UserError
+from latentgnn.tasks.checks import Split
 from latentgnn.tasks.detection.config import AugmentConfig, DataConfig
 from latentgnn.tasks.detection.images import read_image, to_tensor
 from latentgnn.tasks.detection.transforms import build_transform
-
-Split = Literal["train", "val"]
 
 _YEARS = ("2017", "2014", "")
 

@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 
 from latentgnn.errors import UserError
 from latentgnn.files import write_bytes, write_json
+from latentgnn.tasks.checks import Split, check_splits
 from latentgnn.tasks.detection.check import check_split, load_split
-from latentgnn.tasks.detection.coco import CocoAnnotations, CocoValidationSet, Split, find_split
+from latentgnn.tasks.detection.coco import CocoAnnotations, CocoValidationSet, find_split
 from latentgnn.tasks.detection.config import DataConfig, DetectionConfig
 from latentgnn.tasks.detection.context_set import write_context_set
 from latentgnn.tasks.detection.evaluation import CocoEvaluator, Record, Scores, kinds_of, load_results
@@ -116,14 +117,8 @@ def predict(
 
 
 def check_data(config: DetectionConfig) -> bool:
-    """Check every record and image of both splits, and print what is wrong; whether nothing is."""
-    sound = True
-    splits: tuple[Split, Split] = ("train", "val")
-    for split in splits:
-        report = check_split(*find_split(config.data, split))
-        print(report.text())
-        sound = sound and not report.faults
-    return sound
+    """Check every record and image of both splits, and print what is wrong; return whether nothing is."""
+    return check_splits(lambda split: check_split(*find_split(config.data, split)))
 
 
 def _train(config: DetectionConfig, run: RunFolder, data: Data, resume: bool) -> dict[str, float]:
@@ -183,18 +178,18 @@ def _load_split(config: DataConfig, split: Split, folder: Path) -> CocoAnnotatio
 
 def _with_categories(config: DetectionConfig, train_set: CocoAnnotations, val_set: CocoAnnotations) -> DetectionConfig:
     """The configuration with its categories named, once they are known to be the same everywhere."""
-    found = tuple(train_set.categories)
+    categories = tuple(train_set.categories)
     expected = config.data.categories
-    if expected is not None and expected != found:
-        raise UserError(f"data.categories are {list(expected)}, but the training annotations have {list(found)}")
-    names = dict(found)
+    if expected is not None and expected != categories:
+        raise UserError(f"data.categories are {list(expected)}, but the training annotations have {list(categories)}")
+    names = dict(categories)
     for category_id, name in val_set.categories:
         if names.get(category_id, name) != name:
             raise UserError(
                 f"category {category_id} is {names[category_id]!r} in the training annotations, "
                 f"but {name!r} in the validation annotations"
             )
-    return replace(config, data=replace(config.data, categories=found))
+    return replace(config, data=replace(config.data, categories=categories))
 
 
 def _categories(config: DetectionConfig, source: Path) -> tuple[tuple[int, str], ...]:

@@ -104,11 +104,13 @@ def _holds(root: Path, manifest: Manifest) -> bool:
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
-        found = json.loads((root / MANIFEST).read_text())
+        present = json.loads((root / MANIFEST).read_text())
     except (OSError, ValueError):
         raise UserError(f"{root} is to hold the embedded set, but holds something else; take another folder") from None
-    if found != asdict(manifest):
-        raise UserError(f"{root} holds an embedded set made from {found}, not {asdict(manifest)}; take another folder")
+    if present != asdict(manifest):
+        raise UserError(
+            f"{root} holds an embedded set made from {present}, not {asdict(manifest)}; take another folder"
+        )
     return True
 
 

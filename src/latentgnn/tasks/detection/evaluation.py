@@ -18,12 +18,10 @@ from torch import Tensor
 
 from latentgnn.errors import UserError
 from latentgnn.tasks.detection.coco import to_rle
+from latentgnn.tasks.figures import figure_text, mean_of_defined
 
 Kind = Literal["bbox", "segm"]
 Record = dict[str, Any]
-
-UNDEFINED = -1.0
-"""COCO's value of a figure that no ground truth defines, such as AP_large where no object is large."""
 
 _AREAS = ("small", "medium", "large")
 _ROW_NAMES = {"bbox": "box", "segm": "mask"}
@@ -51,12 +49,14 @@ class Scores:
         """The figures as a plain text table, ``APs`` for ``AP_small`` and so on; ``n/a`` for undefined ones."""
         names = [name.partition("/")[2] for name in self.metrics if name.startswith(f"{self.kinds[0]}/")]
         rows = [["", *map(_short, names)]]
-        rows += [[_ROW_NAMES[kind], *(_shown(self.metrics[f"{kind}/{name}"]) for name in names)] for kind in self.kinds]
+        rows += [
+            [_ROW_NAMES[kind], *(figure_text(self.metrics[f"{kind}/{name}"]) for name in names)] for kind in self.kinds
+        ]
         text = _aligned(rows)
         if self.per_category:
             columns = [f"{kind}/{name}" for kind in self.kinds for name in ("AP", "AP50")]
             rows = [["category", *(f"{_ROW_NAMES[kind]} {name}" for kind in self.kinds for name in ("AP", "AP50"))]]
-            rows += [[name, *(_shown(values[c]) for c in columns)] for name, values in self.per_category.items()]
+            rows += [[name, *(figure_text(values[c]) for c in columns)] for name, values in self.per_category.items()]
             text += "\n\n" + _aligned(rows)
         return text
 
@@ -141,25 +141,27 @@ class CocoEvaluator:
             precision_TRKAM, recall_TKAM = self._evaluate(kind, results)
             metrics |= {f"{kind}/{name}": value for name, value in self._figures(precision_TRKAM, recall_TKAM).items()}
             for k, figures in enumerate(per_category.values()):
-                figures[f"{kind}/AP"] = _mean(precision_TRKAM[:, :, k, 0, -1])
-                figures[f"{kind}/AP50"] = _mean(precision_TRKAM[0, :, k, 0, -1])
+                figures[f"{kind}/AP"] = mean_of_defined(precision_TRKAM[:, :, k, 0, -1])
+                figures[f"{kind}/AP50"] = mean_of_defined(precision_TRKAM[0, :, k, 0, -1])
         return Scores(metrics=metrics, per_category=per_category, kinds=self.kinds, max_detections=self.max_detections)
 
     def _figures(self, precision_TRKAM: NDArray[np.float64], recall_TKAM: NDArray[np.float64]) -> dict[str, float]:
         """Means over T IoU thresholds, R recalls and K categories, at A = all, small, medium, large and M limits."""
         figures = {
-            "AP": _mean(precision_TRKAM[..., 0, -1]),
-            "AP50": _mean(precision_TRKAM[0, ..., 0, -1]),
-            "AP75": _mean(precision_TRKAM[5, ..., 0, -1]),
+            "AP": mean_of_defined(precision_TRKAM[..., 0, -1]),
+            "AP50": mean_of_defined(precision_TRKAM[0, ..., 0, -1]),
+            "AP75": mean_of_defined(precision_TRKAM[5, ..., 0, -1]),
         }
-        figures |= {f"AP_{area}": _mean(precision_TRKAM[..., a, -1]) for a, area in enumerate(_AREAS, 1)}
-        figures |= {f"AR_{limit}": _mean(recall_TKAM[..., 0, m]) for m, limit in enumerate(self.max_detections)}
-        figures |= {f"AR_{area}": _mean(recall_TKAM[..., a, -1]) for a, area in enumerate(_AREAS, 1)}
+        figures |= {f"AP_{area}": mean_of_defined(precision_TRKAM[..., a, -1]) for a, area in enumerate(_AREAS, 1)}
+        figures |= {
+            f"AR_{limit}": mean_of_defined(recall_TKAM[..., 0, m]) for m, limit in enumerate(self.max_detections)
+        }
+        figures |= {f"AR_{area}": mean_of_defined(recall_TKAM[..., a, -1]) for a, area in enumerate(_AREAS, 1)}
         return figures
 
     def _evaluate(self, kind: Kind, results: Sequence[Record]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        found = self._index([self._detection(kind, i, record) for i, record in enumerate(results)])
-        evaluation = COCOeval_faster(self._truth, found, kind, print_function=_silent)
+        detections = self._index([self._detection(kind, i, record) for i, record in enumerate(results)])
+        evaluation = COCOeval_faster(self._truth, detections, kind, print_function=_silent)
         evaluation.params.maxDets = list(self.max_detections)
         evaluation.evaluate()
         evaluation.accumulate()
@@ -344,15 +346,6 @@ def _box_of(rle: Mapping[str, Any]) -> list[float]:
 
 def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    defined = values[values > UNDEFINED]
-    return float(defined.mean()) if defined.size else UNDEFINED
-
-
-def _shown(value: float) -> str:
-    return "n/a" if value == UNDEFINED else f"{value:.3f}"
 
 
 def _short(name: str) -> str:

@@ -30,7 +30,6 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from latentgnn.errors import UserError
 from latentgnn.insertion import node_mask
-from latentgnn.layers import LatentGNN
 from latentgnn.norms import group_norm
 from latentgnn.tasks.blocks import insert_blocks
 from latentgnn.tasks.detection.config import ModelConfig, Stage
@@ -75,18 +74,6 @@ def build_detector(config: ModelConfig, num_classes: int) -> nn.Module:
     except (TypeError, ValueError) as error:
         raise UserError(f"model.blocks {dict(config.blocks)} on {config.backbone!r}: {error}") from error
     return model
-
-
-def block_parameter_names(model: nn.Module) -> list[str]:
-    """The names of the parameters of all LatentGNN blocks, as in ``model.named_parameters()``."""
-    blocks = [layer for layer in model.modules() if isinstance(layer, LatentGNN)]
-    ours = {id(parameter) for block in blocks for parameter in block.parameters()}
-    return [name for name, parameter in model.named_parameters() if id(parameter) in ours]
-
-
-def gammas(model: nn.Module) -> dict[str, float]:
-    """The weight of every LatentGNN block in its residual sum, by the block's name in ``model.named_modules()``."""
-    return {name: layer.gamma.item() for name, layer in model.named_modules() if isinstance(layer, LatentGNN)}
 
 
 class PaddingAwareTransform(GeneralizedRCNNTransform):  # type: ignore[misc]

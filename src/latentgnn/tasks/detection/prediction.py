@@ -80,17 +80,17 @@ def predict_paths(
         with torch.inference_mode():
             (output,) = model([to_tensor(image).to(device)])
         kept = output["scores"] >= score_threshold
-        found = records_of(
+        detections = records_of(
             {name: value[kept] for name, value in output.items()},
             index if image_ids is None else image_ids[path],
             category_of_label,
         )
-        records += [{"file_name": str(path), **record} for record in found]
+        records += [{"file_name": str(path), **record} for record in detections]
         if pictures:
-            picture = draw_detections(image, found, category_names)
+            picture = draw_detections(image, detections, category_names)
             write_bytes(out / "pictures" / f"{stems[index]}.png", png_bytes(picture))
         if on_image is not None:
-            on_image(path, len(found))
+            on_image(path, len(detections))
     write_json(out / "predictions.json", records)
     if faults:
         raise UserError(

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgnn.errors import UserError
+from latentgnn.tasks.checks import Split, fault_lines
 from latentgnn.tasks.pointcloud.config import DataConfig
 from latentgnn.tasks.pointcloud.datasets import (
     ScanSet,
     Source,
-    Split,
     find_scans,
     resolve,
     to_labels,
@@ -47,7 +47,7 @@ class Fault:
 
 @dataclass(kw_only=True, slots=True)
 class Report:
-    """What a check found.
+    """What a check has to say.
 
     Args:
         split: ``train`` or ``val``.
@@ -73,9 +73,7 @@ class Report:
         Args:
             limit: how many faults to list; ``None`` lists all.
         """
-        lines = [str(fault) for fault in self.faults[:limit]]
-        if len(lines) < len(self.faults):
-            lines.append(f"... and {len(self.faults) - len(lines)} more")
+        lines = fault_lines(self.faults, limit)
         classes = ", ".join(f"{name} {count}" for name, count in zip(self.class_names, self.counts, strict=True))
         counts = f"scans {self.scans}, points {self.points} ({classes}), faults {len(self.faults)}"
         return "\n".join([*lines, f"{self.split}: {counts}"])
@@ -110,8 +108,8 @@ def check_split(config: DataConfig, split: Split) -> Report:
             trained_on = {source.path.resolve() for source in find_scans(config, "train")}
     first: dict[str, Path] = {}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for source, found in zip(sources, pool.map(lambda source: _look(source, config), sources), strict=True):
-            messages = list(found.messages)
+        for source, content in zip(sources, pool.map(lambda source: _look(source, config), sources), strict=True):
+            messages = list(content.messages)
             if source.name in first:
                 other = first[source.name]
                 where = "it is listed twice" if other == source.path else f"{other} has it too"
@@ -122,8 +120,8 @@ def check_split(config: DataConfig, split: Split) -> Report:
             report.faults += [Fault(scan=source.name, file=source.path, message=message) for message in messages]
             if not messages:
                 report.sound.append(source)
-                report.points += found.points
-                report.counts += found.counts
+                report.points += content.points
+                report.counts += content.counts
     return report
 
 
@@ -150,21 +148,21 @@ def load_set(config: DataConfig, split: Split) -> ScanSet:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Found:
+class _Content:
     messages: tuple[str, ...]
     points: int
     counts: NDArray[np.int64]
 
 
-def _look(source: Source, config: DataConfig) -> _Found:
+def _look(source: Source, config: DataConfig) -> _Content:
     """Read one scan; what it holds and what is wrong with it."""
     nothing = np.zeros(len(config.classes or ()), np.int64)
     try:
         raw = source.read()
     except UserError as error:
-        return _Found(messages=(str(error),), points=0, counts=nothing)
+        return _Content(messages=(str(error),), points=0, counts=nothing)
     if not len(raw.points):
-        return _Found(messages=("it has no points",), points=0, counts=nothing)
+        return _Content(messages=("it has no points",), points=0, counts=nothing)
     messages = []
     number = int((~np.isfinite(raw.points)).any(axis=1).sum())
     if number:
@@ -188,4 +186,4 @@ def _look(source: Source, config: DataConfig) -> _Found:
         counts = np.bincount(labels[labels != IGNORE], minlength=len(nothing)).astype(np.int64)
         if not counts.any():
             messages.append("no labelled point: none has a class that is named and not ignored")
-    return _Found(messages=tuple(messages), points=len(raw.points), counts=counts)
+    return _Content(messages=tuple(messages), points=len(raw.points), counts=counts)

@@ -13,10 +13,11 @@ from rich.progress import track
 
 from latentgnn.errors import UserError
 from latentgnn.files import write_bytes, write_json
+from latentgnn.tasks.checks import Split, check_splits
 from latentgnn.tasks.inputs import unique_stems
 from latentgnn.tasks.pointcloud.check import check_split, load_set
 from latentgnn.tasks.pointcloud.config import DataConfig, PointCloudConfig
-from latentgnn.tasks.pointcloud.datasets import ScanSet, Split, feature_columns
+from latentgnn.tasks.pointcloud.datasets import ScanSet, feature_columns
 from latentgnn.tasks.pointcloud.evaluation import Scores
 from latentgnn.tasks.pointcloud.model import PointNetwork, build_point_network
 from latentgnn.tasks.pointcloud.pictures import draw_scan
@@ -56,12 +57,12 @@ def evaluate(config: PointCloudConfig, source: Path | None, *, results: Path | N
     model = _trained(config, source)
     val_set = _load_split(config.data, "val")
     for name in ("classes", "features"):
-        # The folder's own word wins over the model's, and must be the same.
-        asked, found = getattr(config.data, name), getattr(val_set.config, name)
-        if asked != found:
+        # The folder's own dataset.yaml replaces the model's settings, so the two must agree.
+        trained, present = getattr(config.data, name), getattr(val_set.config, name)
+        if trained != present:
             raise UserError(
-                f"the model was trained for the {name} {list(asked or ())}, but the scans in {config.data.root} have "
-                f"{list(found or ())}"
+                f"the model was trained for the {name} {list(trained or ())}, but the scans in {config.data.root} have "
+                f"{list(present or ())}"
             )
     scans, confusion, predicted = WholeScans(val_set), np.zeros((model.num_classes,) * 2, np.int64), {}
     shown = shown_scans(len(val_set), config.evaluation.sample_pictures)
@@ -115,14 +116,8 @@ def predict(
 
 
 def check_data(config: PointCloudConfig) -> bool:
-    """Check every scan of both splits, and print what is wrong; whether nothing is."""
-    sound = True
-    splits: tuple[Split, Split] = ("train", "val")
-    for split in splits:
-        report = check_split(config.data, split)
-        print(report.text())
-        sound = sound and not report.faults
-    return sound
+    """Check every scan of both splits, and print what is wrong; return whether nothing is."""
+    return check_splits(lambda split: check_split(config.data, split))
 
 
 def _train(config: PointCloudConfig, run: RunFolder, data: Data, resume: bool) -> dict[str, float]:
@@ -192,9 +187,9 @@ def _trained(config: PointCloudConfig, source: Path) -> PointNetwork:
 def _write_samples(scans: ScanSet, predicted: Mapping[int, NDArray[np.int64]], folder: Path) -> None:
     """Pictures of scans, ground truth beside predictions."""
     stems = unique_stems([Path(f"{scans.names[index]}.png") for index in predicted])
-    for stem, (index, found) in zip(stems, predicted.items(), strict=True):
+    for stem, (index, classes) in zip(stems, predicted.items(), strict=True):
         scan = scans.scan(index)
-        picture = draw_scan(scan.points, scans.class_names, predicted=found, labels=scan.labels)
+        picture = draw_scan(scan.points, scans.class_names, predicted=classes, labels=scan.labels)
         write_bytes(folder / f"{stem}.png", picture)
 
 

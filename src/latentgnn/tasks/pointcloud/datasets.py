@@ -12,14 +12,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from latentgnn.configuration.recipes import read_yaml
+from latentgnn.configuration.settings import parse_config
 from latentgnn.errors import UserError
+from latentgnn.tasks.checks import Split
 from latentgnn.tasks.pointcloud.config import DataConfig, Feature, Layout
 from latentgnn.tasks.pointcloud.scans import IGNORE, SUFFIXES, RawScan, Scan, read_scan
 from latentgnn.tasks.pointcloud.voxels import height_above_ground
-from latentgnn.training.parsing import parse_config
-from latentgnn.training.recipes import read_yaml
-
-Split = Literal["train", "val"]
 
 DATASET_FILE = "dataset.yaml"
 _DATASET_SETTINGS = ("layout", "train", "val", "classes", "ignored", "features")
@@ -172,7 +171,7 @@ class ScanSet:
         return self.sources[index].read()
 
     def scan(self, index: int) -> Scan:
-        """A scan, read or from memory; nobody may write to its arrays.
+        """A scan, read or from memory; the caller must not write to its arrays, which later calls share.
 
         Raises:
             UserError: it cannot be read, lacks a feature, or holds class ids that are not named.
@@ -256,10 +255,10 @@ def _column(path: Path, raw: RawScan, name: str) -> NDArray[Any]:
 
 
 def _find_files(root: Path, named: Sequence[str] | None, split: Split, config: DataConfig) -> list[Source]:
-    found: list[Path] = []
+    files: list[Path] = []
     for pattern in named or (split,):
         if (root / pattern).is_file():
-            found.append(root / pattern)
+            files.append(root / pattern)
             continue
         # The pattern alone is one: a folder may have brackets in its name.
         names = [pattern] if (root / pattern).is_dir() else sorted(glob.glob(pattern, root_dir=root, recursive=True))
@@ -268,8 +267,8 @@ def _find_files(root: Path, named: Sequence[str] | None, split: Split, config: D
         places = [root / name for name in names]
         inside = [path for place in places for path in (sorted(place.rglob("*")) if place.is_dir() else [place])]
         # A pattern such as **/* matches a folder and what is in it.
-        found += [path for path in dict.fromkeys(inside) if path.suffix.lower() in SUFFIXES and path.is_file()]
-    return [Source(name=path.stem, path=path, read=partial(read_scan, path)) for path in found]
+        files += [path for path in dict.fromkeys(inside) if path.suffix.lower() in SUFFIXES and path.is_file()]
+    return [Source(name=path.stem, path=path, read=partial(read_scan, path)) for path in files]
 
 
 _SCANNET_FOLDERS = ("", "Tasks/Benchmark", "ScanNet/Tasks/Benchmark")
@@ -301,14 +300,14 @@ def _read_scannet(path: Path) -> RawScan:
 
 
 def _find_s3dis(root: Path, named: Sequence[str] | None, split: Split, config: DataConfig) -> list[Source]:
-    every = sorted(path.name for path in root.glob("Area_*") if path.is_dir())
+    areas = sorted(path.name for path in root.glob("Area_*") if path.is_dir())
     val = config.val or ("Area_5",)
     if named is None:
-        named = val if split == "val" else [area for area in every if area not in val]
+        named = val if split == "val" else [area for area in areas if area not in val]
     sources = []
     for area in named:
-        if area not in every:
-            raise UserError(f"{root} has no folder {area}, which data.{split} names; areas: {_list(every)}")
+        if area not in areas:
+            raise UserError(f"{root} has no folder {area}, which data.{split} names; areas: {_list(areas)}")
         rooms = sorted(path.parent for path in (root / area).glob("*/Annotations") if path.is_dir())
         classes = config.classes or ()
         sources += [

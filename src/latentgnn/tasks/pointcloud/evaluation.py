@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from latentgnn.tasks.figures import UNDEFINED, figure_text, mean_of_defined
 from latentgnn.tasks.pointcloud.scans import IGNORE
-
-UNDEFINED = -1.0
-"""The value of a figure that nothing defines, such as the IoU of a class that occurs nowhere."""
 
 
 def confusion_matrix(labels: NDArray[np.int64], predictions: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
@@ -40,13 +38,13 @@ class Scores:
 
     @property
     def iou(self) -> NDArray[np.float64]:
-        """Points of a class that were found, over those of the class or taken for it, (K,)."""
-        found = self.confusion.diagonal()
-        return _ratio(found, self.confusion.sum(axis=1) + self.confusion.sum(axis=0) - found)
+        """Correctly predicted points of a class, over those of the class or predicted as it, (K,)."""
+        correct = self.confusion.diagonal()
+        return _ratio(correct, self.confusion.sum(axis=1) + self.confusion.sum(axis=0) - correct)
 
     @property
     def accuracy(self) -> NDArray[np.float64]:
-        """Points of a class that were found, over those of the class, (K,)."""
+        """Correctly predicted points of a class, over those of the class, (K,)."""
         return _ratio(self.confusion.diagonal(), self.confusion.sum(axis=1))
 
     @property
@@ -54,10 +52,10 @@ class Scores:
         """``mIoU``, ``OA`` (overall accuracy), ``mAcc`` (mean of the classes' accuracies) and ``IoU/CLASS``.
 
         Means are over the classes that occur: in the labels or predictions for ``mIoU``, in the labels for ``mAcc``.
-        -1 where nothing defines a figure.
+        -1 for an undefined figure.
         """
         overall = _ratio(self.confusion.trace()[None], self.confusion.sum()[None])[0]
-        figures = {"mIoU": _mean(self.iou), "OA": float(overall), "mAcc": _mean(self.accuracy)}
+        figures = {"mIoU": mean_of_defined(self.iou), "OA": float(overall), "mAcc": mean_of_defined(self.accuracy)}
         return figures | {f"IoU/{name}": float(value) for name, value in zip(self.class_names, self.iou, strict=True)}
 
     def table(self) -> str:
@@ -65,9 +63,12 @@ class Scores:
         width = max(map(len, self.class_names))
         lines = [f"{'class':{width}}  {'IoU':>6}  {'acc.':>6}  {'points':>12}"]
         rows = zip(self.class_names, self.iou, self.accuracy, self.confusion.sum(axis=1), strict=True)
-        lines += [f"{name:{width}}  {_shown(iou)}  {_shown(right)}  {points:>12,}" for name, iou, right, points in rows]
+        lines += [
+            f"{name:{width}}  {figure_text(iou):>6}  {figure_text(accuracy):>6}  {points:>12,}"
+            for name, iou, accuracy, points in rows
+        ]
         figures = self.metrics
-        lines.append("  ".join(f"{name} {_shown(figures[name]).strip()}" for name in ("mIoU", "mAcc", "OA")))
+        lines.append("  ".join(f"{name} {figure_text(figures[name])}" for name in ("mIoU", "mAcc", "OA")))
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -82,12 +83,3 @@ class Scores:
 
 def _ratio(above: NDArray[np.int64], below: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.divide(above, below, out=np.full(above.shape, UNDEFINED), where=below > 0)
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    defined = values[values != UNDEFINED]
-    return float(defined.mean()) if len(defined) else UNDEFINED
-
-
-def _shown(value: float) -> str:
-    return f"{value:6.3f}" if value != UNDEFINED else "   n/a"

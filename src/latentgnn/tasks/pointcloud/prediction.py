@@ -123,15 +123,15 @@ def predict_files(
     for index, (path, target) in enumerate(zip(paths, targets, strict=True)):
         try:
             scan = _sound(scans.scan(index), path)
-            found = predict_scan(model, scan.points, scan.features, config, votes=votes).argmax(axis=1)
-            write_classes(target, class_ids[found], source=path)
+            labels = predict_scan(model, scan.points, scan.features, config, votes=votes).argmax(axis=1)
+            write_classes(target, class_ids[labels], source=path)
         except UserError as error:
             faults.append(str(error))
             continue
         if pictures:
-            picture = draw_scan(scan.points, scans.class_names, predicted=found)
+            picture = draw_scan(scan.points, scans.class_names, predicted=labels)
             write_bytes(out / "pictures" / f"{target.stem}.png", picture)
-        done.append(Predicted(path, target, np.bincount(found, minlength=scans.num_classes)))
+        done.append(Predicted(path, target, np.bincount(labels, minlength=scans.num_classes)))
         if on_scan is not None:
             on_scan(done[-1])
     if faults:

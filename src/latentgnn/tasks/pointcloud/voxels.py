@@ -36,8 +36,8 @@ def voxelize(points: Floats, size: float, rng: np.random.Generator | None = None
             the voxel's middle (of several, the first), and the grid begins at the lowest corner of the points.
     """
     if size == 0 or len(points) == 0:
-        every = np.arange(len(points))
-        return Voxels(kept=every, voxel_of_point=every)
+        indices = np.arange(len(points))
+        return Voxels(kept=indices, voxel_of_point=indices)
     corner = points.min(axis=0)
     if rng is not None:
         corner = corner - rng.random(3) * size

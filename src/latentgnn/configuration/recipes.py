@@ -1,4 +1,4 @@
-"""Recipes: YAML files that say what is their own and extend one another for the rest."""
+"""Recipes: YAML files with settings, which may extend other recipes and replace some of their settings."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentgnn.configuration.settings import nearest
 from latentgnn.errors import UserError, require
-from latentgnn.training.parsing import nearest
 
 if TYPE_CHECKING:
     from yaml import Node
 
-# Mappings that are one value: a recipe that names its blocks means these blocks and no others.
-WHOLE = frozenset({"model.blocks"})
+# Mappings that are replaced, not merged: a recipe that names its blocks means these blocks and no others.
+REPLACED = frozenset({"model.blocks"})
 
 # YAML 1.1, which PyYAML reads, takes 1e-4 for a text.
 _SCIENTIFIC = ("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
@@ -26,7 +26,7 @@ class Recipe:
     Args:
         name: the name it is listed under, or the path it was read from.
         description: its line in the list of recipes.
-        values: the configuration, nested; only what the recipe and those it extends say.
+        values: the configuration, nested; only what is given in the recipe and in those it extends.
     """
 
     name: str
@@ -50,7 +50,7 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
         name_or_path: a packaged recipe's name, or a YAML file.
 
     Raises:
-        UserError: an unknown name, a file that is not YAML, or recipes that extend one another in a circle.
+        UserError: an unknown name, a file that is not YAML, or a recipe that extends itself through others.
     """
     return read_recipe(name_or_path).values
 
@@ -67,7 +67,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], prefix: str = "") ->
     merged = dict(base)
     for key, value in over.items():
         path, old = f"{prefix}{key}", merged.get(key)
-        if isinstance(value, Mapping) and isinstance(old, Mapping) and path not in WHOLE:
+        if isinstance(value, Mapping) and isinstance(old, Mapping) and path not in REPLACED:
             value = merge(old, value, f"{path}.")
         merged[key] = value
     return merged
@@ -103,12 +103,14 @@ def to_yaml(values: Mapping[str, Any], *, description: str = "") -> str:
     """YAML that `read_yaml` reads back."""
     yaml = require("yaml", extra="train")
     head = {"description": description} if description else {}
-    text: str = yaml.dump({**head, **values}, Dumper=_dumper(), sort_keys=False, default_flow_style=None, width=110)
+    text: str = yaml.dump(
+        {**head, **values}, Dumper=_dumper(), sort_keys=False, default_flow_style=None, width=110, allow_unicode=True
+    )
     return text
 
 
 def _packaged() -> dict[str, Path]:
-    """The recipes of all tasks, found by where they lie: training knows no task."""
+    """The recipes of all tasks, found by where they lie: this package knows no task."""
     folder = Path(__file__).parents[1] / "tasks"
     return {path.stem: path.resolve() for path in folder.glob("*/recipes/*.yaml")}
 
@@ -130,7 +132,7 @@ def _find(name: str, folder: Path) -> Path:
 def _resolve(path: Path, below: Sequence[Path]) -> dict[str, Any]:
     if path in below:
         circle = " -> ".join(step.name for step in (*below[below.index(path) :], path))
-        raise UserError(f"recipes extend one another in a circle: {circle}")
+        raise UserError(f"these recipes extend each other in a circle: {circle}")
     own = read_yaml(path)
     parents = own.pop("extends", [])
     if isinstance(parents, str):

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from latentgnn.configuration.recipes import list_recipes, load_recipe, merge, read_recipe, read_yaml, to_yaml
 from latentgnn.errors import UserError
-from latentgnn.training.recipes import list_recipes, load_recipe, merge, read_recipe, read_yaml, to_yaml
 
 
 def write(folder: Path, name: str, text: str) -> Path:

@@ -1,6 +1,7 @@
 """Typed configuration from plain values: dataclasses filled by jsonargparse; errors name the nearest options."""
 
 import difflib
+import os
 import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ class Option:
 
     Args:
         type: its type hint.
-        default: its value where nothing is said.
+        default: its value where none is given.
         help: its line in the documentation of its class.
     """
 
@@ -30,14 +31,14 @@ class Option:
 def options(config_class: type) -> dict[str, Option]:
     """Every setting by its dotted name, for example ``training.optimizer.learning_rate``, in order."""
     hints, helps = get_type_hints(config_class), _argument_docs(config_class)
-    found: dict[str, Option] = {}
+    settings: dict[str, Option] = {}
     for field in fields(config_class):
         hint = hints[field.name]
         if is_dataclass(hint):
-            found |= {f"{field.name}.{name}": option for name, option in options(cast(type, hint)).items()}
+            settings |= {f"{field.name}.{name}": option for name, option in options(cast(type, hint)).items()}
         else:
-            found[field.name] = Option(hint, _default(field), helps.get(field.name, ""))
-    return found
+            settings[field.name] = Option(hint, _default(field), helps.get(field.name, ""))
+    return settings
 
 
 def parse_config(config_class: type[C], values: Mapping[str, Any], overrides: Sequence[tuple[str, str]] = ()) -> C:
@@ -67,9 +68,30 @@ def parse_config(config_class: type[C], values: Mapping[str, Any], overrides: Se
     return _build(config_class, parsed, "")
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as nested plain values, for YAML and JSON: tuples as lists."""
-    return {field.name: _plain(getattr(config, field.name)) for field in fields(config)}
+def plain_data(value: Any) -> Any:
+    """A configuration, or a part of one, as YAML and JSON hold it.
+
+    Args:
+        value: dataclasses and mappings become dicts, tuples lists, paths text; texts, numbers and ``None`` stay.
+
+    Raises:
+        TypeError: something else is in it.
+
+    Example:
+        >>> plain_data({"sizes": (1, 2)})
+        {'sizes': [1, 2]}
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain_data(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain_data(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_data(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(f"a configuration holds plain data, got {type(value).__name__}: {value!r}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -136,10 +158,10 @@ def _bad_value(
     message: str, known: Mapping[str, Option], values: Mapping[str, Any], overrides: Mapping[str, str]
 ) -> str:
     """jsonargparse's message in the words of `describe`."""
-    found = re.search(r'Parser key "([\w.]+)"', message)
-    if found is None or found[1] not in known:
+    parser_key = re.search(r'Parser key "([\w.]+)"', message)
+    if parser_key is None or parser_key[1] not in known:
         return message
-    name = found[1]
+    name = parser_key[1]
     given: Any = values
     for part in name.split("."):
         given = given.get(part) if isinstance(given, Mapping) else None
@@ -168,11 +190,3 @@ def _check(name: str, hint: Any, value: Any) -> None:
         for key in value:
             if get_origin(key_hint) is Literal and key not in get_args(key_hint):
                 raise UserError(f"{name}: expected {describe(hint)}; got the key {key!r}")
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        return to_dict(value)
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

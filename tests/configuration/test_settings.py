@@ -1,10 +1,11 @@
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
+from latentgnn.configuration.settings import describe, nearest, options, parse_config, plain_data
 from latentgnn.errors import UserError
-from latentgnn.training.parsing import describe, nearest, options, parse_config, to_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +46,11 @@ class Outer:
 
 
 def test_options_are_the_leaves_with_their_documentation():
-    found = options(Outer)
-    assert list(found) == ["steps", "name", "pair", "latents", "on", "inner.rate", "inner.sizes", "inner.kind"]
-    assert found["inner.rate"].help == "how fast, in all."
-    assert found["inner.sizes"].default == (1, 2)
-    assert found["latents"].default == {}
+    settings = options(Outer)
+    assert list(settings) == ["steps", "name", "pair", "latents", "on", "inner.rate", "inner.sizes", "inner.kind"]
+    assert settings["inner.rate"].help == "how fast, in all."
+    assert settings["inner.sizes"].default == (1, 2)
+    assert settings["latents"].default == {}
 
 
 def test_values_become_the_declared_types():
@@ -84,12 +85,18 @@ def test_a_value_may_begin_with_a_dash_or_hold_spaces():
     )
 
 
-def test_to_dict_and_back():
+def test_plain_data_and_back():
     config = Outer(pair=(3.0, 4.0), latents={"C3": (1, 2)}, inner=Inner(kind="fancy"))
-    plain = to_dict(config)
-    assert plain["pair"] == [3.0, 4.0]
-    assert plain["latents"] == {"C3": [1, 2]}
-    assert parse_config(Outer, plain) == config
+    values = plain_data(config)
+    assert values["pair"] == [3.0, 4.0]
+    assert values["latents"] == {"C3": [1, 2]}
+    assert parse_config(Outer, values) == config
+
+
+def test_plain_data_takes_paths_and_refuses_what_yaml_cannot_hold():
+    assert plain_data({1: [Path("data"), None]}) == {"1": ["data", None]}
+    with pytest.raises(TypeError, match="plain data, got set"):
+        plain_data({"a": [{1, 2}]})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,28 @@
+"""Figures of an evaluation that may be undefined."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+UNDEFINED = -1.0
+"""The value, COCO's, of an undefined figure, such as AP_large without large objects or the IoU of an absent class."""
+
+
+def mean_of_defined(figures: NDArray[np.float64]) -> float:
+    """The mean of the figures that are defined, or `UNDEFINED` if none is.
+
+    Example:
+        >>> mean_of_defined(np.array([0.5, UNDEFINED, 1.0]))
+        0.75
+    """
+    defined = figures[figures != UNDEFINED]
+    return float(defined.mean()) if defined.size else UNDEFINED
+
+
+def figure_text(figure: float) -> str:
+    """A figure with three digits, or ``n/a``.
+
+    Example:
+        >>> figure_text(0.5), figure_text(UNDEFINED)
+        ('0.500', 'n/a')
+    """
+    return "n/a" if figure == UNDEFINED else f"{figure:.3f}"
