@@ -8,8 +8,9 @@ import torchvision
 from timm.models import FeatureHookNet
 from torch import nn
 
-from latentgnn.insertion import insert, node_mask, remove
+from latentgnn.insertion import insert, remove
 from latentgnn.layers import LatentGNN
+from latentgnn.masks import node_mask
 from latentgnn.norms import FrozenBatchNorm
 
 
