@@ -14,6 +14,8 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from latentgnn.layers import PackedLatentGNN
+
 CHILD = "latentgnn"
 SCENES = ("offsets", "batch")
 """The arguments that say which packed points belong to which scene."""
@@ -35,7 +37,7 @@ def attach(host: nn.Module, block: nn.Module, way: Way) -> None:
     host.add_module(CHILD, block)
     setattr(block, _WAY, way)
     if way == "hidden":
-        host.__class__ = _hiding(type(host))
+        host.__class__ = _hiding(cast(Any, type(host)))
     if way != "child":
         # First among the hooks: feature extractors that collect outputs by hooks then see the block's output.
         hook = partial(_apply, positions=scene_positions(host))
@@ -107,8 +109,8 @@ def scenes_of_call(args: tuple[Any, ...], kwargs: Mapping[str, Any], positions: 
 
 def _apply(module: Any, args: Any, kwargs: Mapping[str, Any], output: Tensor, *, positions: Mapping[str, int]) -> Any:
     # Maps have no scenes: an argument of that name means something else to their host.
-    scenes = scenes_of_call(args, kwargs, positions) if output.ndim == 2 else {}
-    return module.latentgnn(output, **scenes)
+    packed = isinstance(module.latentgnn, PackedLatentGNN)
+    return module.latentgnn(output, **(scenes_of_call(args, kwargs, positions) if packed else {}))
 
 
 class _StandIn(nn.Module):
@@ -119,7 +121,7 @@ class _StandIn(nn.Module):
         self.calls = 0
         self.output: Any = None
 
-    def forward(self, x: Any, **scenes: Tensor) -> Any:
+    def forward(self, x: Any) -> Any:
         self.calls += 1
         # A tensor of its own, so that the host's output is told apart from what the block was given.
         self.output = torch.empty_like(x)
@@ -132,7 +134,7 @@ class _HidesBlock:
     The block stays a submodule like others: parameters, state dicts, devices and modes reach it.
     """
 
-    host_class: type
+    host_class: Any
     _modules: dict[str, nn.Module]
 
     def _others(self) -> dict[str, nn.Module]:
@@ -154,17 +156,21 @@ class _HidesBlock:
     def items(self) -> Any:
         return self._others().items()
 
+    def __repr__(self) -> str:
+        # ModuleList's own goes by its loop.
+        return nn.Module.__repr__(cast(nn.Module, self))
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., Any], tuple[Any, ...], Any]:
         # Pickle finds classes by their name, and this one's is its host's.
         return _new_hiding, (self.host_class,), self.__getstate__()
 
 
 @cache
-def _hiding(host_class: type) -> type:
+def _hiding(host_class: Any) -> Any:
     names = {"__module__": host_class.__module__, "__qualname__": host_class.__qualname__, "host_class": host_class}
     return type(host_class.__name__, (_HidesBlock, host_class), names)
 
 
-def _new_hiding(host_class: type) -> Any:
+def _new_hiding(host_class: Any) -> Any:
     hiding = _hiding(host_class)
     return hiding.__new__(hiding)

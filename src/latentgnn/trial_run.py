@@ -93,12 +93,14 @@ class TrialRun:
 
 def _copy_without_data(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
     # The memo hands out fakes for tensors, so that no weights are copied, and new dictionaries for those of hooks.
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {id(t): mode.from_tensor(t) for t in (*model.parameters(), *model.buffers())}
     for module in model.modules():
-        # Besides parameters and buffers: what weight norm or pruning leave as plain attributes cannot be copied.
-        own = (*module._parameters.values(), *module._buffers.values(), *vars(module).values())
-        memo |= {id(value): mode.from_tensor(value) for value in own if isinstance(value, Tensor)}
-        memo |= {id(hooks): OrderedDict() for name, hooks in vars(module).items() if name in _HOOKS}
+        for name, value in vars(module).items():
+            if name in _HOOKS:
+                memo[id(value)] = OrderedDict()
+            elif isinstance(value, Tensor):
+                # Results of operations, as pruning leaves them as plain attributes, cannot be copied.
+                memo[id(value)] = mode.from_tensor(value.detach())
     try:
         twin = copy.deepcopy(model, memo).eval()
     except Exception as error:
