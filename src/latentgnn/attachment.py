@@ -21,7 +21,8 @@ SCENES = ("offsets", "batch")
 """The arguments that say which packed points belong to which scene."""
 
 Way = Literal["child", "hook", "hidden"]
-"""The host runs its child; a forward hook runs it; a forward hook runs it and the host's own loop does not see it."""
+"""What runs a block: the host, as its last child; a forward hook; a forward hook, with the host's own loops kept from
+running it besides."""
 
 _WAY = "_attached_by"
 

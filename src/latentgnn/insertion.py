@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latentgnn.attachment import CHILD, attach, detach, holds_block, scene_positions, scenes_of_call
+from latentgnn.attachment import CHILD, Way, attach, detach, holds_block, scene_positions, scenes_of_call
 from latentgnn.layers import LatentGNN, PackedLatentGNN
 from latentgnn.trial_run import TrialRun
 
@@ -84,18 +84,9 @@ def insert(
         name: _build(name, _output_of(name, model, host, trial), model, host, options[name])
         for name, host in hosts.items()
     }
-    ways = {name: trial.way_of(name) for name in hosts}
-    for name, way in ways.items():
-        if way is None:
-            raise ValueError(
-                f"{name!r} ({type(hosts[name]).__name__}) has no place for a block: neither as its last child "
-                "nor applied to its output would one run exactly once, as in modules that loop over their children by "
-                "themselves. "
-                f"{_alternatives(name, hosts[name])}"
-            )
-    for name, way in ways.items():
-        assert way is not None
-        attach(hosts[name], built[name], way)
+    ways = {name: _way_of(name, host, trial) for name, host in hosts.items()}
+    for name, host in hosts.items():
+        attach(host, built[name], ways[name])
     new = {id(parameter) for block in built.values() for parameter in block.parameters()}
     return tuple(name for name, parameter in model.named_parameters() if id(parameter) in new)
 
@@ -245,10 +236,17 @@ def _larger_maps(name: str, model: nn.Module, trial: TrialRun) -> dict[str, tupl
     return dict(list(found.items())[-3:])
 
 
-def _alternatives(name: str, host: nn.Module) -> str:
+def _way_of(name: str, host: nn.Module, trial: TrialRun) -> Way:
+    way = trial.way_of(name)
+    if way is not None:
+        return way
     children = [f"{name}.{child}" if name else child for child, _ in host.named_children()]
-    inside = f"one of its children ({', '.join(map(repr, children[-3:]))}) or " if children else ""
-    return f"Name {inside}the submodule that follows it, or call a LatentGNN in its forward"
+    inside = f"one of its children ({', '.join(map(repr, children[-3:]))}), " if children else ""
+    raise ValueError(
+        f"{name!r} ({type(host).__name__}) has no place for a block: neither as its last child nor applied to its output "
+        "would one run exactly once, as in modules that loop over their children by themselves. Name "
+        f"{inside}the submodule that follows it, or call a LatentGNN in its forward"
+    )
 
 
 def _is_map(host: nn.Module, output: Tensor) -> bool:
