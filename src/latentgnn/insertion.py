@@ -243,8 +243,8 @@ def _way_of(name: str, host: nn.Module, trial: TrialRun) -> Way:
     children = [f"{name}.{child}" if name else child for child, _ in host.named_children()]
     inside = f"one of its children ({', '.join(map(repr, children[-3:]))}), " if children else ""
     raise ValueError(
-        f"{name!r} ({type(host).__name__}) has no place for a block: neither as its last child nor applied to its output "
-        "would one run exactly once, as in modules that loop over their children by themselves. Name "
+        f"{name!r} ({type(host).__name__}) has no place for a block: neither as its last child nor applied to its "
+        "output would one run exactly once, as in modules that loop over their children by themselves. Name "
         f"{inside}the submodule that follows it, or call a LatentGNN in its forward"
     )
 
