@@ -4,13 +4,14 @@ import pickle
 import pytest
 import timm
 import torch
+import torch.nn.utils.prune
 import torchvision
+from safetensors.torch import load_file, save_file
 from timm.models import FeatureHookNet
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
-from latentgnn.insertion import insert, node_mask, remove
-from latentgnn.layers import LatentGNN
-from latentgnn.norms import FrozenBatchNorm
+from latentgnn import FrozenBatchNorm, LatentGNN, insert, remove
 
 
 def resnet18() -> nn.Module:
@@ -227,6 +228,30 @@ class Twice(nn.Module):
         return self.attention(*[x.flatten(2).mT] * 3)
 
 
+class LoopOverChildren(nn.Module):
+    """A loop that a block can neither join, as what follows it changes the output, nor be kept out of."""
+
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module("0", nn.Conv2d(8, 8, 1))
+            self.add_module("1", nn.ReLU())
+
+        def forward(self, x):
+            y = x
+            for child in self.children():
+                y = child(y)
+            return x + y
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 1)
+        self.loop = self.Loop()
+
+    def forward(self, x):
+        return self.loop(self.first(x))
+
+
 @pytest.mark.parametrize(
     ("build", "blocks", "error", "words"),
     [
@@ -237,7 +262,19 @@ class Twice(nn.Module):
         (Twice, {"unused": {}}, ValueError, "never"),
         (Twice, {"attention": {}}, TypeError, "gives a tuple"),
         (Twice, {"first": {}, "shared": {}}, ValueError, "several of these names are one submodule"),
-        (resnet18, {"layer3": {"num_latnts": 3}}, TypeError, "after 'layer3'.*num_latnts"),
+        (
+            resnet18,
+            {"layer3": {"num_latnts": 3}},
+            TypeError,
+            "after 'layer3'.*'num_latnts'; did you mean 'num_latents'",
+        ),
+        (resnet18, {"avgpool": 8}, ValueError, r"map of one node, \(1, 512, 1, 1\).*'layer3' \(1, 256, 14, 14\)"),
+        (
+            LoopOverChildren,
+            {"loop": 8},
+            ValueError,
+            r"'loop' \(Loop\) has no place.*Name one of its children \('loop.0'",
+        ),
         (resnet18, {"layer3": {"reduction": 7}}, ValueError, "after 'layer3', which gives 256 channels"),
         (lambda: timm.create_model("vit_tiny_patch16_224"), {"blocks.3": {}}, TypeError, r"\(1, 197, 192\)"),
         (lambda: timm.create_model("vit_tiny_patch16_224"), {"patch_embed": {}}, TypeError, r"\(1, 196, 192\)"),
@@ -306,102 +343,202 @@ def test_example_input():
     assert model.norm.num_batches_tracked == 0
 
 
-def test_mask_reaches_every_layer_at_its_resolution():
-    """Against layers called with a mask by hand, at strides whose sizes are no multiples of them."""
+@pytest.mark.parametrize(
+    ("blocks", "options", "latents"),
+    [
+        ({"layer3": 6}, {}, (6,)),
+        ({"layer3": [6, 4]}, {}, (6, 4)),
+        ({"layer3": (6, 4)}, {"num_latents": 9}, (6, 4)),
+        ({"layer3": {}}, {"num_latents": 6}, (6,)),
+        ("layer3", {"num_latents": 6}, (6,)),
+        (["layer3"], {"num_latents": 6}, (6,)),
+        (("layer3", "layer4"), {"num_latents": (6, 4)}, (6, 4)),
+        (iter(["layer3"]), {"num_latents": 6}, (6,)),
+    ],
+)
+def test_ways_to_write_blocks(blocks, options, latents):
+    model = resnet18()
+    assert insert(model, blocks, **options)
+    assert model.layer3.latentgnn.config.latents == latents
+
+
+def test_no_blocks_are_no_change():
+    model = resnet18()
+    assert insert(model, {}) == insert(model, []) == ()
+    assert not any(isinstance(m, LatentGNN) for m in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("blocks", "options", "error", "words"),
+    [
+        (3, {}, TypeError, r"blocks must be names of submodules, or a mapping.*\{'layer3': 64\}; got int"),
+        (None, {}, TypeError, "got NoneType"),
+        (nn.Sequential(nn.ReLU()), {}, TypeError, "got Sequential"),
+        ([3], {}, TypeError, r"by strings.*got 3 \(int\)"),
+        ({3: 64}, {}, TypeError, r"by strings.*got 3 \(int\)"),
+        (["layer3", "layer3"], {"num_latents": 4}, ValueError, "names a submodule twice: 'layer3', 'layer3'"),
+        ({"layer3": None}, {}, TypeError, r"after 'layer3' must be given as a number of latents.*got None"),
+        ({"layer3": 6.0}, {}, TypeError, r"got 6.0 \(float\)"),
+        ({"layer3": True}, {}, TypeError, r"got True \(bool\)"),
+        ({"layer3": "64"}, {}, TypeError, r"got '64' \(str\)"),
+        ({"layer3": [6.0]}, {}, TypeError, "num_latents"),
+        ({"layer3": []}, {}, ValueError, "num_latents must name at least one kernel"),
+        ({"layer3": 0}, {}, ValueError, "num_latents"),
+        ({"layer3": 6}, {"symetric": True}, TypeError, "unknown option 'symetric'; did you mean 'symmetric'"),
+        ({"layer3": {3: 4}}, {}, TypeError, "unknown option 3; there are num_latents, reduction"),
+        ({"layer3": {"channels": 256}}, {"num_latents": 4}, TypeError, "leave 'channels' out"),
+        ("layer3", {}, TypeError, r"after 'layer3': num_latents is missing; write \{'layer3': 64\}"),
+        ({"layer3": {}}, {}, TypeError, "num_latents is missing"),
+    ],
+)
+def test_nonsense_arguments_are_told(blocks, options, error, words):
+    model = resnet18()
+    with pytest.raises(error, match=words):
+        insert(model, blocks, **options)
+    assert not any(isinstance(m, LatentGNN) for m in model.modules())
+
+
+def test_the_model_is_a_module():
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got dict"):
+        insert({}, "layer3", num_latents=4)
+
+
+def test_a_map_of_one_node_counts_for_the_input_that_it_has():
+    """At 32 pixels ResNet's last stage has one node, at 64 it has four."""
+    with pytest.raises(ValueError, match=r"one node, .* for an input of \(1, 3, 32, 32\).*'layer3' \(1, 256, 2, 2\)"):
+        insert(resnet18(), {"layer4": 4}, example_input=torch.zeros(1, 3, 32, 32))
+    assert insert(resnet18(), {"layer4": 4}, example_input=torch.zeros(1, 3, 64, 64))
+    with pytest.raises(ValueError, match=r"one node, \(1, 8, 1\)"):
+        insert(nn.Sequential(nn.Conv1d(2, 8, 3), nn.AdaptiveAvgPool1d(1)), {"1": 4})
+
+
+def test_the_users_hooks_do_not_see_the_trial_and_are_not_copied():
+    class Hook:
+        calls = 0
+
+        def __call__(self, *args):
+            self.calls += 1
+
+        def __deepcopy__(self, memo):
+            raise AssertionError("copied")
+
+    model, hook = resnet18(), Hook()
+    handles = [model.layer3.register_forward_hook(hook), model.layer3[0].register_forward_pre_hook(hook)]
+    handles.append(model.layer2[0].register_forward_hook(hook, always_call=True))
+    insert(model, ["layer3", "layer2.0"], num_latents=4)
+    insert(model, {"layer4": 4})  # with blocks there already
+    assert hook.calls == 0
+    model(torch.randn(2, 3, 64, 64))
+    assert hook.calls == 3
+    for handle in handles:
+        handle.remove()
+    remove(model)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_pruned_network():
+    """Pruning keeps weights as results of an operation, which cannot be copied like parameters."""
+    model = resnet18()
+    torch.nn.utils.prune.random_unstructured(model.layer3[0].conv1, "weight", 0.5)
+    insert(model, {"layer3": 4})
+    assert model.layer3.latentgnn.config.channels == 256
+    assert model(torch.randn(2, 3, 64, 64)).shape == (2, 1000)
+
+
+def test_a_network_that_cannot_be_copied():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1))
+    model.file = open(__file__)  # noqa: SIM115
+    with model.file, pytest.raises(TypeError, match=r"Sequential cannot be copied.*by hand"):
+        insert(model, {"0": 4})
+
+
+def scripted() -> nn.Module:
+    return torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 1)))
+
+
+def traced() -> nn.Module:
+    return torch.jit.trace(nn.Sequential(nn.Conv2d(3, 8, 1)), torch.zeros(1, 3, 8, 8))
+
+
+def compiled_in_place() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1))
+    model.compile(backend="eager")
+    return model
+
+
+def alone() -> None:
+    """A process group of this process; the test ends it."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+
+
+def distributed() -> nn.Module:
+    alone()
+    return nn.parallel.DistributedDataParallel(nn.Sequential(nn.Conv2d(3, 8, 1)))
+
+
+def sharded() -> nn.Module:
+    alone()
+    model = nn.Sequential(nn.Conv2d(3, 8, 1))
+    return fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+
+
+@pytest.mark.parametrize(
+    ("build", "name", "words"),
+    [
+        (scripted, "0", "the network .RecursiveScriptModule. is scripted or traced.*insert into the network"),
+        (traced, "0", "the network .TopLevelTracedModule. is scripted or traced"),
+        (lambda: nn.Sequential(scripted()), "0.0", "'0' .RecursiveScriptModule. is scripted or traced"),
+        (lambda: torch.compile(nn.Sequential(nn.Conv2d(3, 8, 1))), "_orig_mod.0", "is compiled.*compile that after"),
+        (lambda: torch.compile(nn.Sequential(nn.Conv2d(3, 8, 1))), "0", "is compiled.*compile that after"),
+        (compiled_in_place, "0", r"is compiled by its compile\(\): insert before"),
+        (lambda: nn.DataParallel(nn.Sequential(nn.Conv2d(3, 8, 1))), "module.0", r"wrapped.*insert into its .module"),
+        (distributed, "module.0", r"the network .DistributedDataParallel. is wrapped.*insert into its .module"),
+        (sharded, "0", r"the network .FSDPSequential. is sharded: insert before"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+def test_networks_that_are_closed_are_refused(build, name, words):
+    try:
+        model = build()
+        with pytest.raises(TypeError, match=words):
+            insert(model, {name: 4})
+        assert not any(isinstance(m, LatentGNN) for m in model.modules())
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def test_what_is_compiled_elsewhere_does_not_matter():
+    model = resnet18()
+    model.layer1.compile(backend="eager")
+    insert(model, {"layer3": 4})
+    assert model.layer3.latentgnn.config.channels == 256
+
+
+@pytest.mark.parametrize("saver", ["torch", "safetensors"])
+def test_saved_inserted_loaded(saver, tmp_path):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.Conv2d(16, 32, 3, stride=2, padding=1)).eval()
-    images = torch.randn(2, 3, 30, 23)
-    mask = torch.zeros(2, 30, 23, dtype=torch.bool)
-    mask[0, :13, :], mask[1, :, :6] = True, True
-    insert(model, {"0": {"num_latents": 3}, "1": {"num_latents": 3}}, gamma_init=1.0, norm=FrozenBatchNorm)
-    first, second = model[0].latentgnn, model[1].latentgnn
-    at_2, at_4 = torch.zeros(2, 15, 12, dtype=torch.bool), torch.zeros(2, 8, 6, dtype=torch.bool)
-    at_2[0, :7, :], at_2[1, :, :3] = True, True  # ceil(13 / 2), ceil(6 / 2)
-    at_4[0, :4, :], at_4[1, :, :2] = True, True  # ceil(13 / 4), ceil(6 / 4)
+    images = torch.randn(2, 3, 64, 64)
+
+    def extended() -> nn.Module:
+        model = resnet18()
+        insert(model, {"layer3": 4, "layer2.0": 4}, graph_conv=True)
+        return model
+
+    trained = extended()
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.01)
+    for _ in range(2):
+        optimizer.zero_grad()
+        trained(images).square().mean().backward()
+        optimizer.step()
+    if saver == "torch":
+        torch.save(trained.state_dict(), tmp_path / "weights.pt")
+        weights = torch.load(tmp_path / "weights.pt", weights_only=True)
+    else:
+        save_file(trained.state_dict(), tmp_path / "weights.safetensors")
+        weights = load_file(tmp_path / "weights.safetensors")
+    fresh = extended()
+    assert fresh.load_state_dict(weights, strict=True)
+    assert fresh.layer3.latentgnn.gamma != 0
     with torch.no_grad():
-        with node_mask(model, mask):
-            got = model(images)
-        plain = model(images)
-        remove(model)
-        expected = second(model[1](first(model[0](images), at_2)), at_4)
-    torch.testing.assert_close(got, expected)
-    assert not torch.allclose(got, plain)
-    assert not any(m._forward_pre_hooks for m in (first, second))
-
-
-@pytest.mark.parametrize(("stride", "sides"), [(4, range(1, 33)), (32, range(1, 97, 5))])
-def test_the_valid_extent_is_that_of_a_strided_convolution(stride, sides):
-    model = nn.Sequential(nn.Conv2d(1, 4, stride, stride=stride))
-    insert(model, {"0": {"num_latents": 1}}, reduction=1)
-    total = max(sides) + stride - max(sides) % stride
-    seen = []
-    model[0].latentgnn.register_forward_hook(lambda m, args, kwargs, out: seen.append(kwargs["mask"]), with_kwargs=True)
-    model.eval()
-    for side in sides:
-        mask = torch.arange(total)[None, :, None].expand(1, total, total) < side
-        with torch.no_grad(), node_mask(model, mask):
-            model(torch.randn(1, 1, total, total))
-    got = [m[0, :, 0].sum().item() for m in seen]
-    assert got == [-(-side // stride) for side in sides]
-
-
-def test_one_valid_pixel_anywhere_keeps_a_valid_node():
-    model = nn.Sequential(nn.Conv2d(1, 4, 5, stride=5))
-    insert(model, {"0": {"num_latents": 1}}, reduction=1)
-    seen = []
-    model[0].latentgnn.register_forward_hook(lambda m, args, kwargs, out: seen.append(kwargs["mask"]), with_kwargs=True)
-    mask = torch.eye(49, dtype=torch.bool).view(49, 7, 7)
-    with torch.no_grad(), node_mask(model.eval(), mask):
-        model(torch.randn(49, 1, 7, 7))
-    assert seen[0].shape == (49, 1, 1)
-    assert seen[0].all()
-
-
-@pytest.mark.parametrize("dims", [1, 3])
-def test_mask_in_one_and_three_dimensions(dims):
-    conv = (nn.Conv1d, nn.Conv3d)[dims // 2](2, 8, 2, stride=2)
-    model = nn.Sequential(conv)
-    insert(model, {"0": {"num_latents": 2}}, reduction=2, gamma_init=1.0, norm=FrozenBatchNorm)
-    x = torch.randn(1, 2, *[8] * dims)
-    mask = torch.zeros(1, *[8] * dims, dtype=torch.bool)
-    mask[:, :4] = True
-    with torch.no_grad(), node_mask(model, mask):
-        clean = model(x)[:, :, :2]
-        x[:, :, 4:] = torch.nan
-        assert torch.equal(model(x)[:, :, :2], clean)
-    assert clean.isfinite().all()
-
-
-def test_a_mask_of_the_callers_own_wins_and_exceptions_clean_up():
-    layer = LatentGNN(16, num_latents=2, gamma_init=1.0).eval()
-    x, half = torch.randn(1, 16, 4, 4), torch.ones(1, 4, 4, dtype=torch.bool)
-    half[:, 2:] = False
-    with torch.no_grad():
-        with node_mask(layer, torch.ones(1, 4, 4, dtype=torch.bool)):
-            own, keyword = layer(x, half), layer(x, mask=half)
-        assert torch.equal(own, layer(x, half))
-        assert torch.equal(keyword, own)
-        with pytest.raises(RuntimeError, match="stop"), node_mask(layer, half):
-            raise RuntimeError("stop")
-        assert not layer._forward_pre_hooks
-        torch.testing.assert_close(layer(x), layer(x, torch.ones_like(half)))
-        with pytest.raises(ValueError, match=r"mask of shape \(2, 4, 4\)"), node_mask(layer, half.repeat(2, 1, 1)):
-            layer(x)
-        with pytest.raises(TypeError, match="bool"), node_mask(layer, half.float()):
-            layer(x)
-
-
-def test_compiled_networks_do_not_ignore_the_mask():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 16, 1))
-    insert(model, {"0": {"num_latents": 4}}, gamma_init=0.5)
-    compiled = torch.compile(model.eval(), backend="aot_eager")
-    x, mask = torch.randn(1, 3, 8, 8), torch.ones(1, 8, 8, dtype=torch.bool)
-    mask[:, 4:] = False
-    with torch.no_grad():
-        plain = compiled(x)
-        with node_mask(model, mask):
-            masked, expected = compiled(x), model(x)
-        torch.testing.assert_close(masked, expected)
-        assert not torch.allclose(masked, plain)
-        torch.testing.assert_close(compiled(x), plain)
+        assert torch.equal(fresh.eval()(images), trained.eval()(images))

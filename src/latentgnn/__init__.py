@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from latentgnn.checkpoints import load_published, published_state_dict
     from latentgnn.config import LatentGNNConfig
-    from latentgnn.insertion import insert, node_mask, remove
+    from latentgnn.insertion import insert, remove
     from latentgnn.layer import LatentGNN
+    from latentgnn.masks import node_mask
     from latentgnn.norms import FrozenBatchNorm
     from latentgnn.points import PackedLatentGNN
 
@@ -33,7 +34,7 @@ _HOMES = {
     "PackedLatentGNN": "points",
     "insert": "insertion",
     "load_published": "checkpoints",
-    "node_mask": "insertion",
+    "node_mask": "masks",
     "published_state_dict": "checkpoints",
     "remove": "insertion",
 }

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from latentgnn import paths
 from latentgnn.config import LatentGNNConfig
 from latentgnn.functional import NodeScale
 from latentgnn.norms import NormFactory
 from latentgnn.projections import Arrangement, Projection
+from latentgnn.tracing import as_one_node
 
 
 class LatentKernel(nn.Module):
@@ -194,6 +195,8 @@ class LatentGNN(nn.Module):
             TypeError: an input or a mask of the wrong type.
             ValueError: an input or a mask of the wrong shape or on another device, an empty batch, or no nodes.
         """
+        if isinstance(x, fx.Proxy):
+            return cast(Tensor, as_one_node(self, x, mask=mask))
         self._check(x)
         if not 3 <= x.dim() <= 5:
             raise ValueError(

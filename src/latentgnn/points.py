@@ -1,10 +1,13 @@
 """The layer for sets of points: packed scenes, and tokens."""
 
+from typing import cast
+
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from latentgnn.core.operators import check_offsets
 from latentgnn.layer import LatentGNN, check_mask
+from latentgnn.tracing import as_one_node
 
 
 class PackedLatentGNN(LatentGNN):
@@ -52,6 +55,8 @@ class PackedLatentGNN(LatentGNN):
             ValueError: an argument of the wrong shape or on another device, packed points without offsets or batch, or
                 offsets that do not rise from 0 to T.
         """
+        if isinstance(x, fx.Proxy):
+            return cast(Tensor, as_one_node(self, x, offsets=offsets, batch=batch, mask=mask))
         if isinstance(x, Tensor) and x.is_nested:
             return self._jagged(x, offsets, batch, mask)
         self._check(x)

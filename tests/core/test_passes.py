@@ -135,7 +135,7 @@ def test_gradients_agree_with_central_differences(config: str, batch: int, monke
 
 @pytest.mark.parametrize("graph_conv", [False, True])
 @pytest.mark.parametrize(
-    ("norm", "most"), [("frozen", 1.05), ("evaluation", 1.05), ("none", 1.05), ("layer", 1.05), ("batch", 2.5)]
+    ("norm", "most"), [("frozen", 1.05), ("evaluation", 1.05), ("none", 1.05), ("layer", 1.05), ("batch", 2.0)]
 )
 def test_what_is_held_for_the_backward_pass(norm: str, most: float, graph_conv: bool) -> None:
     factories = {**AFFINE_NORMS, "layer": nn.LayerNorm, "batch": nn.BatchNorm1d}
@@ -143,7 +143,8 @@ def test_what_is_held_for_the_backward_pass(norm: str, most: float, graph_conv: 
     layer.train(norm == "batch")
     x = torch.randn(2, 256, 50, 80, requires_grad=True)
     size = x.numel() * x.element_size()
-    assert held_bytes(layer, x, layer) <= most * size
+    with memory("recompute"):
+        assert held_bytes(layer, x, layer) <= most * size
     assert held_bytes(lambda x: reference.forward(layer, x), x, layer) > 2.6 * size
 
 
@@ -151,7 +152,8 @@ def test_folded_matrices_are_not_held() -> None:
     """Where channels are many and nodes few, copies of the matrices would be as large as the input."""
     layer = LatentGNN(512, num_latents=8, graph_conv=True, norm=FrozenBatchNorm, gamma_init=0.5)
     x = torch.randn(1, 512, 10, 12, requires_grad=True)
-    assert held_bytes(layer, x, layer) <= 1.1 * x.numel() * x.element_size()
+    with memory("recompute"):
+        assert held_bytes(layer, x, layer) <= 1.1 * x.numel() * x.element_size()
 
 
 @pytest.mark.parametrize("mode", ["parameters", "autocast"])
@@ -178,7 +180,7 @@ def test_a_second_derivative_is_refused() -> None:
     layer = make_layer("asymmetric", "frozen", channels=16)
     x = torch.randn(1, 16, 4, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"no second derivatives; use latentgnn\.reference"):
+    with pytest.raises(RuntimeError, match=r"no second derivatives.*torch\.func\.grad"):
         gradient.sum().backward()
 
 
@@ -210,18 +212,21 @@ def test_the_operators_are_registered_as_pytorch_asks(
     monkeypatch.setattr(operators, "is_in_torch_dispatch_mode", lambda: True)
     layer(torch.randn(2, 16, 6, 5, requires_grad=True), torch.rand(2, 6, 5) > 0.2)
     monkeypatch.undo()
-    ((x, mask, offsets, tensors, plan),) = calls
+    ((x, mask, offsets, tensors, *plan),) = calls
 
     def leaf(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.detach().clone().requires_grad_()
 
     tensors = [leaf(tensor) for tensor in tensors]
-    torch.library.opcheck(torch.ops.latentgnn.forward.default, (leaf(x), mask, offsets, tensors, plan))
+    torch.library.opcheck(torch.ops.latentgnn.forward.default, (leaf(x), mask, offsets, tensors, *plan))
     with torch.no_grad():
-        out, sums, weights = operator(x, mask, offsets, tensors, plan)
+        out, sums, weights = operator(x, mask, offsets, tensors, *plan)
     needs = [tensor is not None for tensor in tensors]
-    arguments = (torch.randn_like(out), x.detach(), mask, offsets, tensors, sums, weights, True, needs, plan)
-    torch.library.opcheck(torch.ops.latentgnn.backward.default, arguments)
+    arguments = (torch.randn_like(out), x.detach(), mask, offsets, tensors, sums, weights, True, needs, *plan)
+    # Without AOT autograd's test, which differentiates: there are no second derivatives.
+    torch.library.opcheck(
+        torch.ops.latentgnn.backward.default, arguments, test_utils=("test_schema", "test_faketensor")
+    )
 
 
 def test_float32_is_about_as_exact_as_the_reference() -> None:

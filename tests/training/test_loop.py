@@ -14,7 +14,7 @@ from torch import nn
 from training_toy import ToyTask, config, linear_model, new_run, same, state_of
 
 from latentgnn.errors import UserError
-from latentgnn.layers import LatentGNN
+from latentgnn.layer import LatentGNN
 from latentgnn.training.checkpoints import read_checkpoint
 from latentgnn.training.config import OptimizerConfig, ScheduleConfig
 from latentgnn.training.loop import fit

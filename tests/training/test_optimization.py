@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from latentgnn.layers import LatentGNN
+from latentgnn.layer import LatentGNN
 from latentgnn.training.config import OptimizerConfig
 from latentgnn.training.optimization import blocks_of, build_optimizer, parameter_groups
 

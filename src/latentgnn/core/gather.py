@@ -360,7 +360,7 @@ def gather_backward(
         assert record.assign_scales is not None
         assert grad_scatter_sGTr is not None
         # Q is P: the gradients of both meet before the unit length.
-        grad_assign.add_(grad_scatter_sGTr)
+        grad_assign = grad_assign.to(wide(plan.compute)).add_(grad_scatter_sGTr)
         grad_assign = assign_unit_backward(grad_assign, assign_sGTD, record.assign_scales, plan)
     rectifier_backward_(grad_assign, assign_sGTD)
     grad_value_sGTr = assignments_backward(0, grad_assign, matrices, vectors, gradients, plan, record)

@@ -120,9 +120,9 @@ def nodes_innermost(x_sTC: Tensor) -> bool:
 def empty_like_layout(x_sTC: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
     """New memory (s, T, channels), dense, with nodes innermost where they are in ``x_sTC``."""
     samples, nodes, _ = x_sTC.shape
-    if nodes_innermost(x_sTC):
-        return prefer_huge_pages(x_sTC.new_empty((samples, channels, nodes), dtype=dtype)).mT
-    return prefer_huge_pages(x_sTC.new_empty((samples, nodes, channels), dtype=dtype))
+    # Not as a view of something transposed: autograd refuses operations in place on views that a function returned.
+    strides = (nodes * channels, 1, nodes) if nodes_innermost(x_sTC) else (nodes * channels, channels, 1)
+    return prefer_huge_pages(x_sTC.new_empty_strided((samples, nodes, channels), strides, dtype=dtype))
 
 
 # Smaller tensors have few pages, and mostly lie in memory that was used before.

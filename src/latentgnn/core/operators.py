@@ -18,7 +18,7 @@ from latentgnn.config import LatentGNNConfig
 from latentgnn.core import passes
 from latentgnn.core.gather import Record
 from latentgnn.core.nodes import empty_like_layout
-from latentgnn.core.parameters import Plan
+from latentgnn.core.parameters import SCHEMA, Plan
 from latentgnn.cost import cost
 from latentgnn.functional import wide
 
@@ -28,10 +28,10 @@ _SECOND = (
 )
 
 _library = torch.library.Library("latentgnn", "DEF")
-_library.define("forward(Tensor x, Tensor? mask, Tensor? offsets, Tensor?[] tensors, str plan) -> (Tensor, Tensor, Tensor)")
+_LAYER = "Tensor x, Tensor? mask, Tensor? offsets, Tensor?[] tensors"
+_library.define(f"forward({_LAYER}, {SCHEMA}) -> (Tensor, Tensor, Tensor)")
 _library.define(
-    "backward(Tensor grad, Tensor x, Tensor? mask, Tensor? offsets, Tensor?[] tensors, Tensor sums, Tensor weights, "
-    "bool needs_x, bool[] needs, str plan) -> Tensor[]"
+    f"backward(Tensor grad, {_LAYER}, Tensor sums, Tensor weights, bool needs_x, bool[] needs, {SCHEMA}) -> Tensor[]"
 )
 
 
@@ -65,7 +65,7 @@ def run(
         plan: of the layer.
     """
     if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
-        return torch.ops.latentgnn.forward(x_BNC, mask_BN, offsets, list(tensors), plan.encode())[0], None
+        return torch.ops.latentgnn.forward(x_BNC, mask_BN, offsets, list(tensors), *plan.arguments())[0], None
     bounds = _bounds(offsets, x_BNC)
     needs_grad = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (x_BNC, *tensors)
@@ -150,16 +150,16 @@ def _bounds(offsets: Tensor | None, x_BNC: Tensor) -> list[int] | None:
 
 
 def _forward(
-    x: Tensor, mask: Tensor | None, offsets: Tensor | None, tensors: Sequence[Tensor | None], plan: str
+    x: Tensor, mask: Tensor | None, offsets: Tensor | None, tensors: Sequence[Tensor | None], *plan: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out, state = passes.forward(x, mask, _bounds(offsets, x), tensors, Plan.decode(plan), keep=False)
+    out, state = passes.forward(x, mask, _bounds(offsets, x), tensors, Plan.of(*plan), keep=False)
     return out, state.sums, state.weights
 
 
 def _fake_forward(
-    x: Tensor, mask: Tensor | None, offsets: Tensor | None, tensors: Sequence[Tensor | None], plan: str
+    x: Tensor, mask: Tensor | None, offsets: Tensor | None, tensors: Sequence[Tensor | None], *plan: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    decoded = Plan.decode(plan)
+    decoded = Plan.of(*plan)
     assert tensors[0] is not None
     samples = x.shape[0] if offsets is None else offsets.shape[0] - 1
     shape = (samples, decoded.groups, sum(decoded.latents), tensors[0].shape[0] // decoded.groups)
@@ -178,11 +178,11 @@ def _backward(
     weights: Tensor,
     needs_x: bool,
     needs: Sequence[bool],
-    plan: str,
+    *plan: Any,
 ) -> list[Tensor]:
     with torch.autocast(x.device.type, enabled=False):
         grad_x, grads = passes.backward(
-            grad, x, mask, _bounds(offsets, x), tensors, passes.State(sums, weights, []), Plan.decode(plan),
+            grad, x, mask, _bounds(offsets, x), tensors, passes.State(sums, weights, []), Plan.of(*plan),
             needs_x=needs_x, needs=needs,
         )
     # Outputs of an operator must not share memory.
@@ -199,14 +199,14 @@ def _fake_backward(
     weights: Tensor,
     needs_x: bool,
     needs: Sequence[bool],
-    plan: str,
+    *plan: Any,
 ) -> list[Tensor]:
     found = [empty_like_layout(x, x.shape[-1])] if needs_x else []
     return found + [torch.empty_like(t) for t, need in zip(tensors, needs, strict=True) if need and t is not None]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, mask, offsets, tensors, ctx.plan = inputs
+    x, mask, offsets, tensors, *ctx.plan = inputs
     _, sums, weights = output
     ctx.mark_non_differentiable(sums, weights)
     ctx.save_for_backward(x, mask, offsets, sums, weights, *tensors)
@@ -216,10 +216,10 @@ def _differentiate(ctx: Any, grad: Tensor, _sums: None, _weights: None) -> tuple
     x, mask, offsets, sums, weights, *tensors = ctx.saved_tensors
     needs_x, needs = ctx.needs_input_grad[0], list(ctx.needs_input_grad[3])
     found = iter(
-        torch.ops.latentgnn.backward(grad, x, mask, offsets, tensors, sums, weights, needs_x, needs, ctx.plan)
+        torch.ops.latentgnn.backward(grad, x, mask, offsets, tensors, sums, weights, needs_x, needs, *ctx.plan)
     )
     grad_x = next(found) if needs_x else None
-    return grad_x, None, None, [next(found) if need else None for need in needs], None
+    return grad_x, None, None, [next(found) if need else None for need in needs], *[None] * len(ctx.plan)
 
 
 def _no_second_derivative(ctx: Any, *grads: Any) -> Any:
@@ -234,17 +234,16 @@ torch.library.register_autograd("latentgnn::forward", _differentiate, setup_cont
 torch.library.register_autograd("latentgnn::backward", _no_second_derivative, lib=_library)
 
 
-def _operations(x: Sequence[int], tensors: Sequence[Sequence[int] | None], plan: str) -> tuple[int, int]:
+def _operations(x: Sequence[int], tensors: Sequence[Sequence[int] | None], plan: Plan) -> tuple[int, int]:
     """Forward and backward operations for shapes of the input and of the tensors."""
-    decoded = Plan.decode(plan)
     assert tensors[0] is not None
     config = LatentGNNConfig(
         channels=x[2],
-        num_latents=decoded.latents,
+        num_latents=plan.latents,
         reduction=x[2] // tensors[0][0],
-        symmetric=decoded.symmetric,
-        graph_conv=decoded.graph_conv,
-        num_groups=decoded.groups,
+        symmetric=plan.symmetric,
+        graph_conv=plan.graph_conv,
+        num_groups=plan.groups,
     )
     # An operator holds nothing but its input.
     counted = cost(config, (x[0], x[2], x[1]), held=False)
@@ -252,13 +251,13 @@ def _operations(x: Sequence[int], tensors: Sequence[Sequence[int] | None], plan:
 
 
 @register_flop_formula(torch.ops.latentgnn.forward)
-def _forward_operations(x: Any, mask: Any, offsets: Any, tensors: Any, plan: str, **_: object) -> int:
-    return _operations(x, tensors, plan)[0]
+def _forward_operations(x: Any, mask: Any, offsets: Any, tensors: Any, *plan: Any, **_: object) -> int:
+    return _operations(x, tensors, Plan.of(*plan))[0]
 
 
 @register_flop_formula(torch.ops.latentgnn.backward)
 def _backward_operations(
     grad: Any, x: Any, mask: Any, offsets: Any, tensors: Any, sums: Any, weights: Any, needs_x: Any, needs: Any,
-    plan: str, **_: object,
+    *plan: Any, **_: object,
 ) -> int:
-    return _operations(x, tensors, plan)[1]
+    return _operations(x, tensors, Plan.of(*plan))[1]

@@ -4,12 +4,10 @@ Axes: C channels, R reduced channels, G groups, r = R / G, D latents of all kern
 that the output is expanded from (K * R).
 """
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,17 +54,35 @@ class Plan:
         """Each kernel's latents among all."""
         return [slice(*ends) for ends in pairwise(accumulate(self.latents, initial=0))]
 
-    def encode(self) -> str:
-        """The fields as text: an operator's schema has no dataclasses."""
-        return json.dumps(asdict(self) | {"compute": str(self.compute).removeprefix("torch.")})
+    def arguments(self) -> tuple[Any, ...]:
+        """The fields as an operator takes them: `SCHEMA` in a signature."""
+        return (
+            *(self.groups, list(self.latents), self.symmetric, self.graph_conv, self.residual, self.node_scale),
+            *(list(self.eps), self.compute),
+        )
 
     @staticmethod
-    @lru_cache
-    def decode(text: str) -> "Plan":
-        """What `encode` wrote."""
-        fields = json.loads(text)
-        tuples = {name: tuple(fields[name]) for name in ("latents", "eps")}
-        return Plan(**fields | tuples | {"compute": getattr(torch, fields["compute"])})
+    def of(groups: int, latents: Sequence[int], *rest: Any) -> "Plan":
+        """From what `arguments` gave; operators hold nothing, and take no batch statistics."""
+        symmetric, graph_conv, residual, node_scale, eps, compute = rest
+        return Plan(
+            groups=groups,
+            latents=tuple(latents),
+            symmetric=symmetric,
+            graph_conv=graph_conv,
+            residual=residual,
+            node_scale=node_scale,
+            eps=tuple(eps),
+            batch_statistics=False,
+            compute=compute,
+            holds=False,
+        )
+
+
+SCHEMA = (
+    "int groups, int[] latents, bool symmetric, bool graph_conv, bool residual, str node_scale, float[] eps, "
+    "ScalarType compute"
+)
 
 
 class NormedMatrix(NamedTuple):

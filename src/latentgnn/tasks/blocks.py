@@ -55,7 +55,7 @@ def insert_blocks(
 
     insert(
         model,
-        {name: {"num_latents": number} for name, number in latents.items()},
+        latents,
         example_input=example_input,
         reduction=config.reduction,
         symmetric=config.symmetric,

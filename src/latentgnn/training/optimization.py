@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from latentgnn.layers import LatentGNN
+from latentgnn.layer import LatentGNN
 from latentgnn.training.config import OptimizerConfig
 
 

@@ -17,7 +17,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from latentgnn.errors import UserError
-from latentgnn.layers import LatentGNN
+from latentgnn.layer import LatentGNN
 from latentgnn.tasks.detection.config import BlockConfig, ModelConfig
 from latentgnn.tasks.detection.model import build_detector
 from latentgnn.training.optimization import blocks_of

@@ -1,0 +1,177 @@
+"""How a block is attached to the submodule that it follows (its host), so that it runs once, on the host's output.
+
+A block is always the host's child ``latentgnn``. What runs it depends on the host: a host that runs its children one
+after another runs the block as the last of them; for every other host a forward hook does. A container with a loop of
+its own, such as DenseNet's dense blocks, would run the block as one more child besides: there the loop is kept from
+seeing it.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from latentgnn.points import PackedLatentGNN
+
+CHILD = "latentgnn"
+SCENES = ("offsets", "batch")
+"""The arguments that say which packed points belong to which scene."""
+
+Way = Literal["child", "hook", "hidden"]
+"""What runs a block: the host, as its last child; a forward hook; a forward hook, with the host's own loops kept from
+running it besides."""
+
+_WAY = "_attached_by"
+
+
+def attach(host: nn.Module, block: nn.Module, way: Way) -> None:
+    """Make a block the last thing that a host does.
+
+    Args:
+        host: a module that holds no block.
+        block: gets the host's output; if that is packed points, their scenes too.
+        way: as `find_way` says.
+    """
+    host.add_module(CHILD, block)
+    setattr(block, _WAY, way)
+    if way == "hidden":
+        host.__class__ = _hiding(cast(Any, type(host)))
+    if way != "child":
+        # First among the hooks: feature extractors that collect outputs by hooks then see the block's output.
+        hook = partial(_apply, positions=scene_positions(host))
+        host.register_forward_hook(hook, prepend=True, with_kwargs=True)
+
+
+def detach(host: nn.Module) -> None:
+    """Undo `attach`."""
+    block = host._modules[CHILD]
+    if getattr(block, _WAY) == "hidden":
+        host.__class__ = cast(Any, type(host)).host_class
+    delattr(host, CHILD)
+    delattr(block, _WAY)
+    # By the function and not by a handle: a handle does not survive a deep copy of the network.
+    for key in [key for key, hook in host._forward_hooks.items() if getattr(hook, "func", None) is _apply]:
+        del host._forward_hooks[key]
+        host._forward_hooks_with_kwargs.pop(key, None)
+
+
+def holds_block(module: nn.Module) -> bool:
+    """Whether `attach` put a block there; a layer of the user's own, whatever its name, does not count."""
+    return hasattr(module._modules.get(CHILD), _WAY)
+
+
+def find_way(host: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Way | None:
+    """Try a host out: the first way in which a block runs once and gives the host's output.
+
+    Args:
+        host: a copy that may be run; it is left as it was.
+        args: what it is called with.
+        kwargs: what it is called with by name.
+
+    Returns:
+        The way, or ``None`` if there is none.
+    """
+    for way in get_args(Way):
+        if way == "hidden" and not isinstance(host, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+            continue
+        block = _StandIn()
+        attach(host, block, way)
+        try:
+            output = host(*args, **kwargs)
+        except Exception:  # A loop that hands its children something else than a tensor fails on the block.
+            continue
+        finally:
+            detach(host)
+        if block.calls == 1 and output is block.output:
+            return way
+    return None
+
+
+def scene_positions(host: nn.Module) -> dict[str, int]:
+    """Where a host's ``forward`` takes ``offsets`` and ``batch`` by position."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(host.forward).parameters.values()
+    names = [parameter.name for parameter in parameters if parameter.kind in kinds]
+    return {name: names.index(name) for name in SCENES if name in names}
+
+
+def scenes_of_call(args: tuple[Any, ...], kwargs: Mapping[str, Any], positions: Mapping[str, int]) -> dict[str, Tensor]:
+    """The argument of a host's call that says which points belong to which scene, by its name; empty without one."""
+    for name in SCENES:
+        position = positions.get(name, len(args))
+        value = args[position] if position < len(args) else kwargs.get(name)
+        if isinstance(value, Tensor):
+            return {name: value}
+    return {}
+
+
+def _apply(module: Any, args: Any, kwargs: Mapping[str, Any], output: Tensor, *, positions: Mapping[str, int]) -> Any:
+    # Maps have no scenes: an argument of that name means something else to their host.
+    packed = isinstance(module.latentgnn, PackedLatentGNN)
+    return module.latentgnn(output, **(scenes_of_call(args, kwargs, positions) if packed else {}))
+
+
+class _StandIn(nn.Module):
+    """Takes a block's place in a trial and counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.output: Any = None
+
+    def forward(self, x: Any) -> Any:
+        self.calls += 1
+        # A tensor of its own, so that the host's output is told apart from what the block was given.
+        self.output = torch.empty_like(x)
+        return self.output
+
+
+class _HidesBlock:
+    """Mixed into a container's class: whoever loops over the container does not meet the block.
+
+    The block stays a submodule like others: parameters, state dicts, devices and modes reach it.
+    """
+
+    host_class: Any
+    _modules: dict[str, nn.Module]
+
+    def _others(self) -> dict[str, nn.Module]:
+        return {name: module for name, module in self._modules.items() if name != CHILD}
+
+    def __len__(self) -> int:
+        return len(self._others())
+
+    def __iter__(self) -> Iterator[Any]:
+        others = self._others()
+        return iter(others) if isinstance(self, nn.ModuleDict) else iter(others.values())
+
+    def keys(self) -> Any:
+        return self._others().keys()
+
+    def values(self) -> Any:
+        return self._others().values()
+
+    def items(self) -> Any:
+        return self._others().items()
+
+    def __repr__(self) -> str:
+        # ModuleList's own goes by its loop.
+        return nn.Module.__repr__(cast(nn.Module, self))
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., Any], tuple[Any, ...], Any]:
+        # Pickle finds classes by their name, and this one's is its host's.
+        return _new_hiding, (self.host_class,), self.__getstate__()
+
+
+@cache
+def _hiding(host_class: Any) -> Any:
+    names = {"__module__": host_class.__module__, "__qualname__": host_class.__qualname__, "host_class": host_class}
+    return type(host_class.__name__, (_HidesBlock, host_class), names)
+
+
+def _new_hiding(host_class: Any) -> Any:
+    hiding = _hiding(host_class)
+    return hiding.__new__(hiding)

@@ -1,0 +1,135 @@
+"""Run a copy of a network once on tensors without data, to see what its submodules are called with and give."""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
+
+from latentgnn.attachment import Way, detach, find_way, holds_block
+
+_SIDES = {1: (1024, 256), 2: (224, 64, 32, 384, 512), 3: (64, 32, 128)}
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+
+
+class Call(NamedTuple):
+    """One call of a submodule."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    output: Any
+
+
+class TrialRun:
+    """A forward pass of a network's copy, without its hooks and without the blocks that it has already.
+
+    The copy's tensors have a shape, a type and a device but no data; the network itself is neither run nor changed, and
+    no hook of the user's sees the copy.
+
+    Args:
+        model: the network.
+        names: submodules to be reached. What follows them need not run without data: a detector's heads, say, cannot.
+        example_input: as in `latentgnn.insert`.
+
+    Attributes:
+        calls: the calls of every submodule, by its name in ``model.named_modules()``, in the order in which the
+            submodules first came to an end.
+        args: what the network was given.
+
+    Raises:
+        TypeError: the network cannot be copied, or does not run.
+    """
+
+    def __init__(self, model: nn.Module, names: Iterable[str], example_input: Any) -> None:
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._twin = _copy_without_data(model, self._mode)
+        self.calls: dict[str, list[Call]] = {}
+        self.args: tuple[Any, ...] = ()
+        hosts = {name: self._twin.get_submodule(name) for name in names}
+        recorders = [
+            module.register_forward_hook(partial(self._record, name), with_kwargs=True)
+            for name, module in (dict(self._twin.named_modules()) | hosts).items()
+        ]
+        failure: Exception | None = None
+        for args in _example_inputs(model, self._mode, example_input):
+            self.args = args
+            self.calls.clear()
+            try:
+                with torch.no_grad(), self._mode:
+                    self._twin(*args)
+                break
+            except Exception as error:
+                if all(name in self.calls for name in hosts):
+                    break
+                failure = error
+        else:
+            raise TypeError(
+                f"{type(model).__name__} does not run on its default input, or on example_input: pass as example_input "
+                f"what it takes, one tensor or a tuple of arguments ({type(failure).__name__}: {failure})"
+            ) from failure
+        for recorder in recorders:
+            recorder.remove()
+
+    def _record(self, name: str, module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+        self.calls.setdefault(name, []).append(Call(args, kwargs, output))
+
+    def way_of(self, name: str) -> Way | None:
+        """How a block can be attached to a submodule that was called: see `latentgnn.attachment.find_way`."""
+        call = self.calls[name][0]
+        with torch.no_grad(), self._mode:
+            return find_way(self._twin.get_submodule(name), call.args, call.kwargs)
+
+
+def _copy_without_data(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    # The memo hands out fakes for tensors, so that no weights are copied, and new dictionaries for those of hooks.
+    memo: dict[int, Any] = {id(t): mode.from_tensor(t) for t in (*model.parameters(), *model.buffers())}
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name in _HOOKS:
+                memo[id(value)] = OrderedDict()
+            elif isinstance(value, Tensor):
+                # Results of operations, as pruning leaves them as plain attributes, cannot be copied.
+                memo[id(value)] = mode.from_tensor(value.detach())
+    try:
+        twin = copy.deepcopy(model, memo).eval()
+    except Exception as error:
+        raise TypeError(
+            f"{type(model).__name__} cannot be copied, which finding the channels needs: put LatentGNN layers into it "
+            f"by hand ({type(error).__name__}: {error})"
+        ) from error
+    # Blocks that are there already change no shape, but look into their scenes, which have no data.
+    for host in list(twin.modules()):
+        if holds_block(host):
+            detach(host)
+    return twin
+
+
+def _example_inputs(model: nn.Module, mode: FakeTensorMode, example_input: Any) -> Iterator[tuple[Any, ...]]:
+    if example_input is not None:
+        args = example_input if isinstance(example_input, tuple) else (example_input,)
+        yield tree_map_only(Tensor, mode.from_tensor, args)
+        return
+    conv = next((m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)), None)
+    if conv is None:
+        raise TypeError(f"{type(model).__name__} has no convolution that tells what it takes: pass example_input")
+    dims = conv.weight.ndim - 2
+    sizes = [(side,) * dims for side in _SIDES[dims]]
+    # timm's networks say which size they are made for, and some of them take no other.
+    published = getattr(model, "pretrained_cfg", None)
+    if isinstance(published, Mapping) and len(published.get("input_size") or ()) == dims + 1:
+        sizes.insert(0, tuple(published["input_size"][1:]))
+    for size in sizes:
+        with mode:
+            x = torch.empty(1, conv.in_channels, *size, dtype=conv.weight.dtype, device=conv.weight.device)
+        yield (x,)
