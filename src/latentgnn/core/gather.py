@@ -5,6 +5,7 @@ of a group, D latents of all kernels in a group.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from latentgnn.core.nodes import Block, nodes_innermost
 from latentgnn.core.parameters import Matrices, Plan, Vectors
-from latentgnn.core.products import contract, contract_all, project, project_each
+from latentgnn.core.products import contract, contract_all, project, project_all, project_back, project_each
 from latentgnn.core.statistics import Statistics, normalize, normalize_again, normalize_backward
 from latentgnn.functional import EPS, length, reciprocal, wide
 
@@ -103,12 +104,14 @@ def values(x_sTC: Tensor, matrices: Matrices, vectors: Vectors | None, plan: Pla
     """V and L of a block: one product with both reductions, and unit length."""
     u_sTR, shift_R, down = record.raw, matrices.reduce_shift, None
     if u_sTR is None:
-        weight_RC = matrices.reduces[0] if len(matrices.reduces) == 1 else torch.cat(list(matrices.reduces))
+        weights: Sequence[Tensor] = matrices.reduces
         if plan.compute == torch.float16:
             # Rows longer than 1 may take a sum over channels out of float16's range; unit length comes next anyway.
-            down = torch.linalg.vector_norm(weight_RC, dim=1).amax().clamp_min(1).reciprocal()
-            weight_RC, shift_R = weight_RC * down, None if shift_R is None else shift_R * down
-        u_sTR = project(x_sTC, weight_RC.to(plan.compute))
+            lengths = [torch.linalg.vector_norm(weight_RC, dim=1).amax() for weight_RC in weights]
+            down = torch.stack(lengths).amax().clamp_min(1).reciprocal()
+            weights = [weight_RC * down for weight_RC in weights]
+            shift_R = None if shift_R is None else shift_R * down
+        u_sTR = project_all(x_sTC, [weight_RC.to(plan.compute) for weight_RC in weights])
     if vectors is not None:
         weight_R, bias_R = vectors.reduce
         if record.raw_statistics is None:
@@ -233,14 +236,14 @@ class Gradients:
     """Of what the core multiplies by, added up over blocks, in the wide type.
 
     Args:
-        reduce: (ways * R, C).
+        reduce: (ways * R, C), of the reductions times their scale.
         reduce_vectors: of scale and shift folded in, of which only the shift's is here, (None, shift); of a batch
             norm's weight and bias.
         assigns: (G, D, r) of each way.
         assign_vectors: likewise, of each way.
         features: of each kernel's matrix from assignments to features, (S, G, D_k, r).
         conv_vectors: of the graph convolution's norm, (K * R,).
-        expand: (C, F).
+        expand: (C, F), of the expansion times its scale.
         expand_shift: (C,).
         expand_vectors: of the weight and the bias of the output's batch norm, gamma in them.
     """
@@ -300,15 +303,11 @@ def assignments_backward(
     if plan.groups == 1:
         outer_GDr = contract_all(grad_sGTD.squeeze(1), value_sGTr.squeeze(1)).unsqueeze(0)
         gradients.assigns[way] = add(gradients.assigns[way], outer_GDr)
-        return project(grad_sGTD.squeeze(1), _transposed(matrices.assigns[way][0], plan)).unsqueeze(1)
+        return project_back(grad_sGTD.squeeze(1), matrices.assigns[way][0].to(plan.compute)).unsqueeze(1)
     outer_EDr = contract(graphs_of(grad_sGTD), graphs_of(value_sGTr))
     gradients.assigns[way] = add(gradients.assigns[way], outer_EDr.unflatten(0, (samples, -1)).sum(0))
     matrix_ErD = matrices.assigns[way].mT.to(plan.compute).repeat(samples, 1, 1)
     return project_each(graphs_of(grad_sGTD), matrix_ErD).unflatten(0, (samples, -1))
-
-
-def _transposed(matrix: Tensor, plan: Plan) -> Tensor:
-    return matrix.mT.to(plan.compute).contiguous()
 
 
 def gather_backward(
@@ -324,6 +323,8 @@ def gather_backward(
     record: Record,
 ) -> Tensor:
     """From the gradients of the latents' sums, and of scatter's L, to that of W x, (s, T, ways * R).
+
+    With norms that are affine maps, it is the gradient of W x times its scale.
 
     Args:
         block: the block.
@@ -378,8 +379,9 @@ def gather_backward(
         grad_sHTr.mul_(valid_sT1.unsqueeze(1))
     grad_sTR = to_nodes(grad_sHTr)
     if vectors is None:
-        shift = None if matrices.reduce_shift is None else sum_of_nodes(grad_sTR, grad_sTR.dtype)
-        gradients.reduce_vectors = (None, None if shift is None else add(gradients.reduce_vectors[1], shift))
+        if matrices.reduce_shift is not None:
+            shift_R = sum_of_nodes(grad_sTR, grad_sTR.dtype)
+            gradients.reduce_vectors = (None, add(gradients.reduce_vectors[1], shift_R))
         return grad_sTR.to(plan.compute)
     assert record.raw is not None
     assert record.raw_statistics is not None

@@ -119,7 +119,8 @@ class Matrices(NamedTuple):
     Norms that are affine maps, and gamma, are folded in; batch norm in training stays outside, as `Vectors`.
 
     Args:
-        reduces: (R, C) of each way, as they are: their scale and shift come after the product.
+        reduces: (R, C) of each way, as they are, like the expansion: they are large, and their scales come after the
+            product or are folded in, whichever takes less.
         reduce_scale: (ways * R,), or ``None`` for ones, like all that follow.
         reduce_shift: (ways * R,).
         assigns: (G, D, r) of each way.
@@ -127,6 +128,7 @@ class Matrices(NamedTuple):
         convs: (G, r, r) of each kernel.
         conv_shifts: (R,) of each kernel.
         expand: (C, F).
+        expand_scale: (C,).
         expand_shift: (C,).
     """
 
@@ -138,6 +140,7 @@ class Matrices(NamedTuple):
     convs: Sequence[Tensor]
     conv_shifts: Sequence[Tensor | None]
     expand: Tensor
+    expand_scale: Tensor | None
     expand_shift: Tensor | None
 
 
@@ -177,7 +180,8 @@ def fold(parts: Parts, plan: Plan) -> Matrices:
         assign_shifts=[latent_vector(shifts[way], plan) for way in of_ways],
         convs=scaled(convs),
         conv_shifts=shifts[convs],
-        expand=_scaled(matrices[-1], scales[-1]),
+        expand=matrices[-1],
+        expand_scale=scales[-1],
         expand_shift=shifts[-1],
     )
 

@@ -17,7 +17,7 @@ from latentgnn.core.gather import Gradients, Record, gather_assignments, gather_
 from latentgnn.core.mix import scatter_matrices
 from latentgnn.core.nodes import Block, blocks, empty_like_layout, nodes_per_block
 from latentgnn.core.parameters import Matrices, Parts, Plan, Vectors, fold, vectors
-from latentgnn.core.products import add_projection, contract_all
+from latentgnn.core.products import add_project_back, contract_all
 from latentgnn.core.scatter import expand, features, scatter_backward
 from latentgnn.functional import wide
 
@@ -171,7 +171,6 @@ def backward(
     with torch.enable_grad():
         parts = Parts.of(leaves, plan)
         folded, folded_vectors = fold(parts, plan), vectors(parts, plan) if plan.batch_statistics else None
-        reduce = _folded_reduction(folded)
         convs = [conv.detach().requires_grad_() for conv in folded.convs]
         sums, weights = state.sums.detach().requires_grad_(), state.weights.detach().requires_grad_()
         to_features = scatter_matrices(sums, weights, convs, plan)
@@ -215,7 +214,6 @@ def backward(
     grad_weights = torch.zeros_like(weights) if grad_weights is None else grad_weights
 
     grad_x_BNC = empty_like_layout(x_BNC, x_BNC.shape[-1]) if needs_x else None
-    reduce_CR = reduce.detach().mT.to(plan.compute).contiguous() if needs_x else None
     grads_scatter.reverse()
     for block, record in zip(todo, records, strict=True):
         valid_sT1 = block.valid(mask_BN)
@@ -226,13 +224,16 @@ def backward(
         if any(needs[:ways]):
             product_RC = contract_all(grad_sTR, _input(x_BNC, block, valid_sT1, plan))
             gradients.reduce = product_RC if gradients.reduce is None else gradients.reduce.add_(product_RC)
-        if grad_x_BNC is not None and reduce_CR is not None:
+        if grad_x_BNC is not None:
             base_sTC, out_sTC = block.of(grad_BNC), block.of(grad_x_BNC)
-            add_projection(base_sTC if plan.residual else None, grad_sTR, reduce_CR.unsqueeze(0), None, out_sTC)
+            if matrices.reduce_scale is not None:
+                grad_sTR = (grad_sTR * matrices.reduce_scale).to(plan.compute)
+            reduces = [matrix.to(plan.compute) for matrix in matrices.reduces]
+            add_project_back(base_sTC if plan.residual else None, grad_sTR, reduces, out_sTC)
             if valid_sT1 is not None and not plan.residual:
                 out_sTC.copy_(torch.where(valid_sT1, out_sTC, base_sTC))
         _release(record)
-    outputs, found = _folded_gradients(folded, folded_vectors, reduce, grad_convs, gradients)
+    outputs, found = _folded_gradients(folded, folded_vectors, grad_convs, gradients, plan)
     wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
     grads = iter(_gradients(outputs, wanted, found))
     return grad_x_BNC, [
@@ -240,22 +241,23 @@ def backward(
     ]
 
 
-def _folded_reduction(folded: Matrices) -> Tensor:
-    """The reductions of both ways with their scale, (ways * R, C)."""
-    matrix = folded.reduces[0] if len(folded.reduces) == 1 else torch.cat(list(folded.reduces))
-    return matrix if folded.reduce_scale is None else matrix * folded.reduce_scale.unsqueeze(1)
-
-
 def _detached(tensors: Matrices | Vectors):  # type: ignore[no-untyped-def]
     return torch.utils._pytree.tree_map(lambda tensor: None if tensor is None else tensor.detach(), tensors)
 
 
 def _folded_gradients(
-    folded: Matrices, folded_vectors: Vectors | None, reduce: Tensor, grad_convs: Sequence[Tensor | None],
+    folded: Matrices,
+    folded_vectors: Vectors | None,
+    grad_convs: Sequence[Tensor | None],
     gradients: Gradients,
+    plan: Plan,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """What the core multiplied by, as autograd recorded it, and its gradients."""
-    pairs: list[tuple[Tensor | None, Tensor | None]] = [(reduce, gradients.reduce), (folded.expand, gradients.expand)]
+    pairs: list[tuple[Tensor | None, Tensor | None]] = []
+    if gradients.reduce is not None:
+        pairs += _unscaled(gradients.reduce, folded.reduces, folded.reduce_scale)
+    if gradients.expand is not None:
+        pairs += _unscaled(gradients.expand, [folded.expand], folded.expand_scale)
     assert gradients.assigns is not None
     assert gradients.assign_vectors is not None
     pairs += zip(folded.assigns, gradients.assigns, strict=True)
@@ -275,6 +277,24 @@ def _folded_gradients(
         pairs += zip(folded_vectors.expand, gradients.expand_vectors, strict=True)
     known = [(output, grad) for output, grad in pairs if output is not None and grad is not None]
     return [output for output, _ in known], [grad for _, grad in known]
+
+
+def _unscaled(
+    grad_RC: Tensor, matrices: Sequence[Tensor], scale_R: Tensor | None
+) -> list[tuple[Tensor, Tensor | None]]:
+    """From the gradient of matrices below one another, times a scale, to those of the matrices and of the scale.
+
+    By hand, and in place, for they are the largest of what is learnt.
+    """
+    grads = grad_RC.split([matrix.shape[0] for matrix in matrices])
+    if scale_R is None:
+        return list(zip(matrices, grads, strict=True))
+    pairs: list[tuple[Tensor, Tensor | None]] = []
+    if scale_R.requires_grad:
+        sums = [(grad * matrix.detach()).sum(1) for grad, matrix in zip(grads, matrices, strict=True)]
+        pairs.append((scale_R, sums[0] if len(sums) == 1 else torch.cat(sums)))
+    grad_RC.mul_(scale_R.detach().unsqueeze(1))
+    return [*pairs, *zip(matrices, grads, strict=True)]
 
 
 def _gradients(

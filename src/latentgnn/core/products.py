@@ -7,6 +7,7 @@ processor, the type and the sizes alone, so that a resumed run takes the same an
 Axes: s rows of the input, T nodes, E graphs (samples by groups); C, F, K, O channels.
 """
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -54,11 +55,80 @@ def project(x_sTC: Tensor, matrix_OC: Tensor) -> Tensor:
         for x_CT, y_TO in zip(x_sCT, y_sTO, strict=True):
             y_TO.copy_(_linear(matrix_OC, x_CT.contiguous().mT).mT)
         return y_sTO
-    if _onednn(x_sTC) and channels >= _CONVOLUTION_CHANNELS and nodes > 1:
+    if _convolves(x_sTC, matrix_OC.shape[0]) and samples > 1:
         return torch.conv1d(x_sCT, matrix_OC.unsqueeze(-1)).mT
     if samples == 1:
         return (matrix_OC @ x_sCT[0]).unsqueeze(0).mT
     return torch.bmm(matrix_OC.expand(samples, -1, -1), x_sCT).mT
+
+
+def project_back(grad_sTO: Tensor, matrix_OC: Tensor) -> Tensor:
+    """g W, the gradient of x where `project` gave x W^T: (s, T, C), with nodes innermost where they are in ``grad``."""
+    samples, nodes, outputs = grad_sTO.shape
+    channels = matrix_OC.shape[1]
+    few = samples * nodes < min(outputs, channels) // 2
+    if not nodes_innermost(grad_sTO):
+        rows = grad_sTO.reshape(-1, outputs)
+        if _onednn(grad_sTO) and outputs >= _MANY_CHANNELS and not few:
+            return _linear(rows, matrix_OC.mT.contiguous()).unflatten(0, (samples, nodes))
+        return (rows @ matrix_OC).unflatten(0, (samples, nodes))
+    if samples == 1 and (few or nodes < _MANY_NODES or not _onednn(grad_sTO)):
+        return (matrix_OC.mT @ grad_sTO.mT[0]).unsqueeze(0).mT
+    if _convolves(grad_sTO, channels) and samples > 1:
+        # A convolution's own backward takes the matrix as it is.
+        return _convolution_backward(grad_sTO, matrix_OC)
+    return project(grad_sTO, matrix_OC.mT.contiguous())
+
+
+def _convolution_backward(grad_sTO: Tensor, matrix_OC: Tensor) -> Tensor:
+    samples, nodes, _ = grad_sTO.shape
+    like = grad_sTO.new_empty(1).expand(samples, matrix_OC.shape[1], nodes, 1)
+    grad_x, _, _ = torch.ops.aten.convolution_backward(
+        *(grad_sTO.mT.unsqueeze(-1), like, matrix_OC[:, :, None, None], None),
+        *([1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, False, False]),
+    )
+    return grad_x.squeeze(-1).mT
+
+
+def _convolves(x_sTC: Tensor, channels: int) -> bool:
+    """Whether a sample has so few nodes, and so many channels, that a convolution is faster."""
+    many = max(channels, x_sTC.shape[-1]) >= _CONVOLUTION_CHANNELS
+    return _onednn(x_sTC) and many and 1 < x_sTC.shape[1] < _MANY_NODES
+
+
+def project_all(x_sTC: Tensor, matrices_RC: Sequence[Tensor]) -> Tensor:
+    """x W^T for matrices below one another, (s, T, rows of all)."""
+    if len(matrices_RC) == 1:
+        return project(x_sTC, matrices_RC[0])
+    samples, nodes, channels = x_sTC.shape
+    if samples * nodes >= channels // 2:
+        return project(x_sTC, torch.cat(list(matrices_RC)))
+    # Few nodes: the matrices are the larger part, and to join them would take longer than what it saves.
+    parts = [project(x_sTC, matrix_RC) for matrix_RC in matrices_RC]
+    return torch.cat([part.mT for part in parts], 1).mT if nodes_innermost(x_sTC) else torch.cat(parts, -1)
+
+
+def add_project_back(
+    base_sTC: Tensor | None, grad_sTO: Tensor, matrices_RC: Sequence[Tensor], out_sTC: Tensor
+) -> None:
+    """out = base + g W, for the matrices of `project_all`."""
+    samples, nodes, channels = out_sTC.shape
+    if samples * nodes >= channels // 2:
+        matrix_OC = matrices_RC[0] if len(matrices_RC) == 1 else torch.cat(list(matrices_RC))
+        if not _convolves(grad_sTO, channels) or base_sTC is None or base_sTC.dtype != grad_sTO.dtype:
+            matrix_CO = matrix_OC.mT.contiguous() if _onednn(grad_sTO) else matrix_OC.mT
+            add_projection(base_sTC, grad_sTO, matrix_CO.unsqueeze(0), None, out_sTC)
+        else:
+            torch.add(base_sTC, project_back(grad_sTO, matrix_OC), out=out_sTC)
+        return
+    parts = grad_sTO.split([matrix_RC.shape[0] for matrix_RC in matrices_RC], -1)
+    for part, matrix_RC in zip(parts, matrices_RC, strict=True):
+        product_sTC = project_back(part, matrix_RC)
+        if base_sTC is None:
+            out_sTC.copy_(product_sTC)
+        else:
+            torch.add(base_sTC, product_sTC, out=out_sTC)
+        base_sTC = out_sTC
 
 
 def project_each(x_ETK: Tensor, matrix_EOK: Tensor) -> Tensor:
@@ -68,6 +138,32 @@ def project_each(x_ETK: Tensor, matrix_EOK: Tensor) -> Tensor:
     if nodes_innermost(x_ETK):
         return torch.bmm(matrix_EOK, x_ETK.mT).mT
     return torch.bmm(x_ETK, matrix_EOK.mT)
+
+
+def add_scaled_projection(
+    base_sTC: Tensor | None,
+    x_sTK: Tensor,
+    matrix_CK: Tensor,
+    scale_C: Tensor | None,
+    shift_C: Tensor | None,
+    out_sTC: Tensor,
+) -> None:
+    """out = base + (x W^T) * scale + shift."""
+    samples, nodes, channels = out_sTC.shape
+    if scale_C is None:
+        return add_projection(base_sTC, x_sTK, matrix_CK.to(x_sTK.dtype).unsqueeze(0), shift_C, out_sTC)
+    if samples * nodes >= x_sTK.shape[-1] or out_sTC.dtype != x_sTK.dtype or scale_C.dtype != x_sTK.dtype:
+        matrix_CK = (matrix_CK * scale_C.unsqueeze(1)).to(x_sTK.dtype)
+        return add_projection(base_sTC, x_sTK, matrix_CK.unsqueeze(0), shift_C, out_sTC)
+    # Few nodes: the matrix is larger than the output.
+    y_sTC = project(x_sTK, matrix_CK)
+    if base_sTC is None:
+        torch.mul(y_sTC, scale_C, out=out_sTC)
+    else:
+        torch.addcmul(base_sTC, y_sTC, scale_C, out=out_sTC)
+    if shift_C is not None:
+        out_sTC.add_(shift_C)
+    return None
 
 
 def add_projection(
@@ -137,7 +233,7 @@ def contract_all(left_sTF: Tensor, right_sTK: Tensor) -> Tensor:
         )
     onednn = _onednn(left_sTF)
     large = max(left_sTF.shape[-1], right_sTK.shape[-1]) >= 4 * _MANY_CHANNELS
-    if onednn and nodes >= _MANY_NODES and (samples == 1 or large):
+    if onednn and ((nodes >= _MANY_NODES and (samples == 1 or large)) or (samples == 1 and large)):
         total_FK: Tensor | None = None
         for left_TF, right_TK in zip(left_sTF, right_sTK, strict=True):
             product_FK = _linear(left_TF.mT.contiguous(), right_TK.mT.contiguous())

@@ -28,7 +28,14 @@ from latentgnn.core.gather import (
 )
 from latentgnn.core.nodes import Block, nodes_innermost
 from latentgnn.core.parameters import Matrices, Plan, Vectors
-from latentgnn.core.products import add_projection, contract, contract_all, project
+from latentgnn.core.products import (
+    add_projection,
+    add_scaled_projection,
+    contract,
+    contract_all,
+    project,
+    project_back,
+)
 from latentgnn.core.statistics import (
     Moments,
     expansion,
@@ -116,8 +123,8 @@ def expand(
     assert record.feature is not None
     base_sTC = x_sTC if plan.residual else None
     if vectors is None:
-        matrix_CF = matrices.expand.to(plan.compute)
-        add_projection(base_sTC, record.feature, matrix_CF.unsqueeze(0), matrices.expand_shift, out_sTC)
+        scale_C, shift_C = matrices.expand_scale, matrices.expand_shift
+        add_scaled_projection(base_sTC, record.feature, matrices.expand, scale_C, shift_C, out_sTC)
     elif moments_pay(x_sTC.shape[0] * x_sTC.shape[1], record.feature.shape[-1], x_sTC.shape[-1]):
         of_features, _ = moments(record.feature)
         matrix_CF, shift_C, record.expanded_statistics = expansion(
@@ -161,10 +168,14 @@ def scatter_backward(
             gradients.expand = add(gradients.expand, contract_all(grad_sTC, feature_sTF))
         if matrices.expand_shift is not None:
             gradients.expand_shift = add(gradients.expand_shift, sum_of_nodes(grad_sTC, wide(plan.compute)))
-        matrix_CF = matrices.expand
+        matrix_CF, scale_C = matrices.expand, matrices.expand_scale
+        if scale_C is not None and grad_sTC.shape[0] * grad_sTC.shape[1] < feature_sTF.shape[-1]:
+            grad_sTC = (grad_sTC * scale_C).to(plan.compute)
+        elif scale_C is not None:
+            matrix_CF = matrix_CF * scale_C.unsqueeze(1)
     else:
         grad_sTC, matrix_CF, grad_moments = _statistics_backward(grad_sTC, matrices, vectors, gradients, plan, record)
-    grad_sTF = project(grad_sTC, matrix_CF.mT.to(plan.compute).contiguous())
+    grad_sTF = project_back(grad_sTC, matrix_CF.to(plan.compute))
     if vectors is not None and grad_moments is not None:
         grad_mean_F, grad_covariance_FF, centred_sTF = grad_moments
         count = feature_sTF.shape[0] * feature_sTF.shape[1]
