@@ -23,6 +23,11 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in a type; as it is where it has it, without a call."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 def reciprocal(size: Tensor) -> Tensor:
     """1 / size, and 0 where size is at most `EPS`: what has no length or no weight stays zero, with zero gradients.
 
@@ -45,7 +50,7 @@ def l2(x: Tensor, dim: int) -> Tensor:
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
-    return (x * reciprocal(length(x, dim))).to(x.dtype)
+    return cast(x * reciprocal(length(x, dim)), x.dtype)
 
 
 def gather(value_BNR: Tensor, assign_BND: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from latentgnn.core.nodes import Block, nodes_innermost
 from latentgnn.core.parameters import Matrices, Plan, Vectors
 from latentgnn.core.products import contract, contract_all, project, project_all, project_back, project_each
 from latentgnn.core.statistics import Statistics, normalize, normalize_again, normalize_backward
-from latentgnn.functional import EPS, length, reciprocal, wide
+from latentgnn.functional import EPS, cast, length, reciprocal, wide
 
 
 @dataclass
@@ -84,13 +84,13 @@ def inverse_length(x: Tensor) -> Tensor:
     if x.stride(-1) == 1:
         return reciprocal(length(x, -1))
     # Several times as fast on a CPU as `vector_norm` over what lies far apart.
-    x = x.to(wide(x.dtype))
+    x = cast(x, wide(x.dtype))
     return F.threshold((x * x).sum(-1, keepdim=True), EPS**2, math.inf).rsqrt_()
 
 
 def unit_backward(grad: Tensor, unit: Tensor, scale: Tensor) -> Tensor:
     """From the gradient of rows of unit length to that of what they were, in the wide type."""
-    grad, unit = grad.to(scale.dtype), unit.to(scale.dtype)
+    grad, unit = cast(grad, scale.dtype), cast(unit, scale.dtype)
     along = (grad * unit).sum(-1, keepdim=True)
     return torch.addcmul(grad, unit, along, value=-1).mul_(scale)
 
@@ -111,7 +111,7 @@ def values(x_sTC: Tensor, matrices: Matrices, vectors: Vectors | None, plan: Pla
             down = torch.stack(lengths).amax().clamp_min(1).reciprocal()
             weights = [weight_RC * down for weight_RC in weights]
             shift_R = None if shift_R is None else shift_R * down
-        u_sTR = project_all(x_sTC, [weight_RC.to(plan.compute) for weight_RC in weights])
+        u_sTR = project_all(x_sTC, [cast(weight_RC, plan.compute) for weight_RC in weights])
     if vectors is not None:
         weight_R, bias_R = vectors.reduce
         if record.raw_statistics is None:
@@ -159,23 +159,22 @@ def assignments(
         assert record.assigned_statistics is not None
         y_sTF = normalize_again(raw_sTF, *vectors.assigns[way], record.assigned_statistics[way])
         return to_graphs(y_sTF, plan.groups).relu_()
-    matrix_GDr = matrices.assigns[way].to(plan.compute)
+    matrix_GDr, shift_F = cast(matrices.assigns[way], plan.compute), matrices.assign_shifts[way]
+    shift_F = None if shift_F is None else cast(shift_F, plan.compute)
     if plan.groups == 1:
-        y_sGTD = project(value_sGTr.squeeze(1), matrix_GDr[0]).unsqueeze(1)
+        y_sGTD = project(value_sGTr.squeeze(1), matrix_GDr[0], shift_F).unsqueeze(1)
     else:
         matrix_EDr = matrix_GDr if samples == 1 else matrix_GDr.repeat(samples, 1, 1)
         y_sGTD = project_each(graphs_of(value_sGTr), matrix_EDr).unflatten(0, (samples, -1))
-    if vectors is not None:
-        raw_sTF = to_nodes(y_sGTD)
-        eps = plan.eps[plan.ways + way * len(plan.latents)]
-        y_sTF, statistics = normalize(raw_sTF, *vectors.assigns[way], eps)
-        record.assigned = [*(record.assigned or []), raw_sTF]
-        record.assigned_statistics = [*(record.assigned_statistics or []), statistics]
-        return to_graphs(y_sTF, plan.groups).relu_()
-    shift_F = matrices.assign_shifts[way]
-    if shift_F is not None:
-        y_sGTD.add_(shift_F.to(plan.compute).view(plan.groups, 1, -1))
-    return y_sGTD.relu_()
+        if shift_F is not None:
+            y_sGTD.add_(shift_F.view(plan.groups, 1, -1))
+    if vectors is None:
+        return y_sGTD.relu_()
+    raw_sTF = to_nodes(y_sGTD)
+    y_sTF, statistics = normalize(raw_sTF, *vectors.assigns[way], plan.eps[plan.ways + way * len(plan.latents)])
+    record.assigned = [*(record.assigned or []), raw_sTF]
+    record.assigned_statistics = [*(record.assigned_statistics or []), statistics]
+    return to_graphs(y_sTF, plan.groups).relu_()
 
 
 def gather_assignments(
@@ -195,10 +194,14 @@ def to_unit_length_(assign_sGTD: Tensor, plan: Plan) -> list[Tensor]:
     """Divide each kernel's assignments by their length over its latents, in place; what they were multiplied by."""
     scales = []
     for kernel in plan.kernels:
-        part = assign_sGTD[..., kernel]
+        part = of_kernel(assign_sGTD, kernel, plan)
         scales.append(inverse_length(part))
         part.mul_(scales[-1])
     return scales
+
+
+def of_kernel(assign_sGTD: Tensor, kernel: slice, plan: Plan) -> Tensor:
+    return assign_sGTD if len(plan.latents) == 1 else assign_sGTD[..., kernel]
 
 
 def sums(block: Block, record: Record, plan: Plan) -> tuple[Tensor, Tensor | None]:
@@ -303,7 +306,7 @@ def assignments_backward(
     if plan.groups == 1:
         outer_GDr = contract_all(grad_sGTD.squeeze(1), value_sGTr.squeeze(1)).unsqueeze(0)
         gradients.assigns[way] = add(gradients.assigns[way], outer_GDr)
-        return project_back(grad_sGTD.squeeze(1), matrices.assigns[way][0].to(plan.compute)).unsqueeze(1)
+        return project_back(grad_sGTD.squeeze(1), cast(matrices.assigns[way][0], plan.compute)).unsqueeze(1)
     outer_EDr = contract(graphs_of(grad_sGTD), graphs_of(value_sGTr))
     gradients.assigns[way] = add(gradients.assigns[way], outer_EDr.unflatten(0, (samples, -1)).sum(0))
     matrix_ErD = matrices.assigns[way].mT.to(plan.compute).repeat(samples, 1, 1)
@@ -344,7 +347,7 @@ def gather_backward(
     value_sGTr, assign_sGTD = of_way(record.unit, 0, plan), record.gather_assign
     grad_sums_SGDr, grad_weights_SGD = grad_sums_SGDr[block.samples], grad_weights_SGD[block.samples]
     pairs = zip(block.each_sample(value_sGTr, 2), _of_samples(grad_sums_SGDr, block), strict=True)
-    grad_assign = _joined_nodes([_product(value, grad.to(plan.compute)) for value, grad in pairs])
+    grad_assign = _joined_nodes([_product(value, cast(grad, plan.compute)) for value, grad in pairs])
     if plan.node_scale == "mean":
         ones = [grad.unsqueeze(2) for grad in _of_samples(grad_weights_SGD, block)]
         parts = zip(block.each_sample(grad_assign, 2), ones, strict=True)
@@ -367,7 +370,7 @@ def gather_backward(
     grad_value_sGTr = assignments_backward(0, grad_assign, matrices, vectors, gradients, plan, record)
     pairs = zip(block.each_sample(assign_sGTD, 2), _of_samples(grad_sums_SGDr, block), strict=True)
     grad_value_sGTr = grad_value_sGTr.add_(
-        _joined_nodes([_product(assign, grad.mT.to(plan.compute)) for assign, grad in pairs])
+        _joined_nodes([_product(assign, cast(grad.mT, plan.compute)) for assign, grad in pairs])
     )
     grads = [grad_value_sGTr]
     if not plan.symmetric:
@@ -382,7 +385,7 @@ def gather_backward(
         if matrices.reduce_shift is not None:
             shift_R = sum_of_nodes(grad_sTR, grad_sTR.dtype)
             gradients.reduce_vectors = (None, add(gradients.reduce_vectors[1], shift_R))
-        return grad_sTR.to(plan.compute)
+        return cast(grad_sTR, plan.compute)
     assert record.raw is not None
     assert record.raw_statistics is not None
     grad_sTR, *vector_pair = normalize_backward(
@@ -395,7 +398,7 @@ def gather_backward(
 def assign_unit_backward(grad_sGTD: Tensor, assign_sGTD: Tensor, scales: list[Tensor], plan: Plan) -> Tensor:
     """From the gradient of assignments of unit length to that of what they were, in the type of the products."""
     parts = [
-        unit_backward(grad_sGTD[..., kernel], assign_sGTD[..., kernel], scale).to(plan.compute)
+        cast(unit_backward(grad_sGTD[..., kernel], assign_sGTD[..., kernel], scale), plan.compute)
         for kernel, scale in zip(plan.kernels, scales, strict=True)
     ]
     if len(parts) == 1:

@@ -34,16 +34,18 @@ class Block:
         samples: among all samples.
         bounds: for packed points, where each sample's nodes begin inside the block, and the end; otherwise ``None``,
             and each row is a sample.
+        whole: the block is all of the input.
     """
 
     rows: slice
     nodes: slice
     samples: slice
     bounds: tuple[int, ...] | None = None
+    whole: bool = False
 
     def of(self, x_BN: Tensor) -> Tensor:
         """The block's part of a tensor over all nodes."""
-        return x_BN[self.rows, self.nodes]
+        return x_BN if self.whole else x_BN[self.rows, self.nodes]
 
     def valid(self, mask_BN: Tensor | None) -> Tensor | None:
         """Which of the block's nodes take part, (s, T, 1)."""
@@ -62,7 +64,7 @@ def blocks(x_BNC: Tensor, offsets: Sequence[int] | None, most: int | None) -> li
     if offsets is not None:
         return list(_packed(offsets, max(nodes, 1) if most is None else most))
     if most is None or batch * nodes <= most:
-        return [Block(slice(0, batch), slice(0, nodes), slice(0, batch))] if batch else []
+        return [Block(slice(0, batch), slice(0, nodes), slice(0, batch), whole=True)]
     together = max(most // max(nodes, 1), 1)
     found = []
     for first in range(0, batch, together):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from latentgnn.functional import NodeScale, wide
+from latentgnn.functional import NodeScale, cast, wide
 from latentgnn.norms import affine_of_statistics
 
 
@@ -160,17 +160,17 @@ def fold(parts: Parts, plan: Plan) -> Matrices:
     nothing: list[Tensor | None] = [None] * len(flat)
     scales, shifts = (nothing, nothing) if plan.batch_statistics else _affines(flat, plan.eps, dtype)
     if parts.gamma is not None and not plan.batch_statistics:
-        gamma, scale, shift = parts.gamma.to(dtype), scales[-1], shifts[-1]
+        gamma, scale, shift = cast(parts.gamma, dtype), scales[-1], shifts[-1]
         scales[-1] = gamma.expand(parts.expand.matrix.shape[0]) if scale is None else scale * gamma
         shifts[-1] = _times(shift, gamma)
-    matrices = [part.matrix.to(dtype) for part in flat]
+    matrices = [cast(part.matrix, dtype) for part in flat]
     of_ways = [slice(ways + way * kernels, ways + (way + 1) * kernels) for way in range(ways)]
     convs = slice(ways + ways * kernels, len(flat) - 1)
 
     def scaled(places: slice) -> list[Tensor]:
         """(G, rows, r) of each."""
         pairs = zip(matrices[places], scales[places], strict=True)
-        return [_scaled(matrix, scale).unflatten(0, (plan.groups, -1)) for matrix, scale in pairs]
+        return [_scaled(matrix, scale).view(plan.groups, -1, matrix.shape[1]) for matrix, scale in pairs]
 
     return Matrices(
         reduces=matrices[:ways],
@@ -199,13 +199,12 @@ def _affines(
             for part, each in zip(parts, eps, strict=True)
         ]
         return tuple(  # type: ignore[return-value]
-            [None if tensor is None else tensor.to(dtype) for tensor in column] for column in zip(*pairs, strict=True)
+            [None if tensor is None else cast(tensor, dtype) for tensor in column] for column in zip(*pairs, strict=True)
         )
     # All norms at once: they are small, and each call costs more than its arithmetic.
-    weight, bias, mean, var = (torch.cat(column).to(dtype) for column in list(zip(*parts, strict=True))[1:])
-    scale, shift = affine_of_statistics(mean, var, weight, bias, eps[0])
-    sizes = [part.matrix.shape[0] for part in parts]
-    return list(scale.split(sizes)), list(shift.split(sizes))
+    _, weights, biases, means, variances = ([cast(tensor, dtype) for tensor in column] for column in zip(*parts, strict=True))
+    scales = torch._foreach_mul(torch._foreach_rsqrt(torch._foreach_add(variances, eps[0])), weights)
+    return list(scales), list(torch._foreach_addcmul(biases, means, scales, value=-1))
 
 
 def vectors(parts: Parts, plan: Plan) -> Vectors:

@@ -19,7 +19,7 @@ from latentgnn.core.nodes import Block, blocks, empty_like_layout, nodes_per_blo
 from latentgnn.core.parameters import Matrices, Parts, Plan, Vectors, fold, vectors
 from latentgnn.core.products import add_project_back, contract_all
 from latentgnn.core.scatter import expand, features, scatter_backward
-from latentgnn.functional import wide
+from latentgnn.functional import cast, wide
 
 
 @dataclass
@@ -44,7 +44,12 @@ def _blocks(x_BNC: Tensor, offsets: Sequence[int] | None, parts: Parts, plan: Pl
     return blocks(x_BNC, offsets, nodes_per_block(x_BNC.device, 3 * reduced + 2 * latents))
 
 
-def _empty_state(x_BNC: Tensor, offsets: Sequence[int] | None, parts: Parts, plan: Plan) -> State:
+def _empty_state(
+    x_BNC: Tensor, offsets: Sequence[int] | None, parts: Parts, plan: Plan, *, sums_follow: bool
+) -> State:
+    if sums_follow and not (plan.symmetric and plan.node_scale == "published"):
+        nothing = x_BNC.new_empty(0)
+        return State(nothing, nothing, [])
     samples = x_BNC.shape[0] if offsets is None else len(offsets) - 1
     shape = (samples, plan.groups, sum(plan.latents), parts.reduces[0].matrix.shape[0] // plan.groups)
     dtype = wide(plan.compute)
@@ -53,13 +58,13 @@ def _empty_state(x_BNC: Tensor, offsets: Sequence[int] | None, parts: Parts, pla
 
 def _input(x_BNC: Tensor, block: Block, valid_sT1: Tensor | None, plan: Plan) -> Tensor:
     """A block of the input in the type of the products, with zeros where nodes take no part: NaN too may be there."""
-    x_sTC = block.of(x_BNC).to(plan.compute)
+    x_sTC = cast(block.of(x_BNC), plan.compute)
     return x_sTC if valid_sT1 is None else torch.where(valid_sT1, x_sTC, 0)
 
 
 def _features_of(state: State, matrices: Matrices, plan: Plan) -> list[Tensor]:
     return [
-        matrix_SGrD.to(plan.compute)
+        cast(matrix_SGrD, plan.compute)
         for matrix_SGrD in scatter_matrices(state.sums, state.weights, matrices.convs, plan)
     ]
 
@@ -88,9 +93,9 @@ def forward(
     """
     parts = Parts.of(tensors, plan)
     matrices, norm_vectors = fold(parts, plan), vectors(parts, plan) if plan.batch_statistics else None
-    state = _empty_state(x_BNC, offsets, parts, plan)
     out_BNC = empty_like_layout(x_BNC, x_BNC.shape[-1])
     todo = _blocks(x_BNC, offsets, parts, plan)
+    state = _empty_state(x_BNC, offsets, parts, plan, sums_follow=len(todo) == 1)
     waiting = []
     for block in todo:
         valid_sT1, record = block.valid(mask_BN), Record()
@@ -195,7 +200,7 @@ def backward(
                 values(block.of(x_BNC), matrices, norm_vectors, plan, record)
             gather_assignments(block, valid_sT1, matrices, norm_vectors, plan, record)
             features(block, valid_sT1, multiplied, matrices, norm_vectors, plan, record)
-        grad_sTC = block.of(grad_BNC).to(plan.compute)
+        grad_sTC = cast(block.of(grad_BNC), plan.compute)
         if valid_sT1 is not None:
             grad_sTC = torch.where(valid_sT1, grad_sTC, 0)
         grads_scatter.append(
@@ -227,8 +232,8 @@ def backward(
         if grad_x_BNC is not None:
             base_sTC, out_sTC = block.of(grad_BNC), block.of(grad_x_BNC)
             if matrices.reduce_scale is not None:
-                grad_sTR = (grad_sTR * matrices.reduce_scale).to(plan.compute)
-            reduces = [matrix.to(plan.compute) for matrix in matrices.reduces]
+                grad_sTR = cast(grad_sTR * matrices.reduce_scale, plan.compute)
+            reduces = [cast(matrix, plan.compute) for matrix in matrices.reduces]
             add_project_back(base_sTC if plan.residual else None, grad_sTR, reduces, out_sTC)
             if valid_sT1 is not None and not plan.residual:
                 out_sTC.copy_(torch.where(valid_sT1, out_sTC, base_sTC))
@@ -301,7 +306,7 @@ def _gradients(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], grads: Sequence[Tensor]
 ) -> Sequence[Tensor | None]:
     recorded = [
-        (output, grad.to(output.dtype)) for output, grad in zip(outputs, grads, strict=True) if output.requires_grad
+        (output, cast(grad, output.dtype)) for output, grad in zip(outputs, grads, strict=True) if output.requires_grad
     ]
     if not recorded or not inputs:
         return [None] * len(inputs)
@@ -310,7 +315,7 @@ def _gradients(
 
 
 def _as_given(grad: Tensor | None, leaf: Tensor) -> Tensor:
-    return torch.zeros_like(leaf) if grad is None else grad.to(leaf.dtype)
+    return torch.zeros_like(leaf) if grad is None else cast(grad, leaf.dtype)
 
 
 def _release(record: Record) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from latentgnn.core.nodes import empty_like_layout, nodes_innermost
-from latentgnn.functional import wide
+from latentgnn.functional import cast, wide
 
 # oneDNN's linear map takes over from so many nodes of a sample, and so many channels on; as measured.
 _MANY_NODES = 400
@@ -35,30 +35,43 @@ def _onednn(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.device.type == "cpu" and _has_onednn()
 
 
-def _linear(left_MK: Tensor, right_NK: Tensor) -> Tensor:
-    """left right^T; both must have a dimension along which they lie densely."""
-    return torch.ops.mkldnn._linear_pointwise(left_MK, right_NK, None, "none", [], "")
+def _linear(left_MK: Tensor, right_NK: Tensor, shift_N: Tensor | None = None) -> Tensor:
+    """left right^T + shift; both must be dense: oneDNN is thousands of times slower on rows with gaps."""
+    return torch.ops.mkldnn._linear_pointwise(left_MK, right_NK, shift_N, "none", [], "")
 
 
-def project(x_sTC: Tensor, matrix_OC: Tensor) -> Tensor:
-    """x W^T, (s, T, O), with nodes innermost where they are in ``x``."""
+def project(x_sTC: Tensor, matrix_OC: Tensor, shift_O: Tensor | None = None) -> Tensor:
+    """x W^T + shift, (s, T, O), with nodes innermost where they are in ``x``."""
     samples, nodes, channels = x_sTC.shape
     if not nodes_innermost(x_sTC):
         rows = x_sTC.reshape(-1, channels)
-        y = _linear(rows, matrix_OC) if _onednn(x_sTC) and channels >= _MANY_CHANNELS else rows @ matrix_OC.mT
-        return y.unflatten(0, (samples, nodes))
+        if _onednn(x_sTC) and channels >= _MANY_CHANNELS:
+            y = _linear(rows, matrix_OC, shift_O)
+        else:
+            y = torch.mm(rows, matrix_OC.mT) if shift_O is None else torch.addmm(shift_O, rows, matrix_OC.mT)
+        return y.view(samples, nodes, -1)
     x_sCT = x_sTC.mT
-    if _onednn(x_sTC) and nodes >= _MANY_NODES and channels >= _MANY_CHANNELS and samples <= 32:
+    if samples == 1 and not (nodes >= _MANY_NODES and channels >= _MANY_CHANNELS and _onednn(x_sTC)):
+        if shift_O is None:
+            return torch.mm(matrix_OC, x_sCT[0]).unsqueeze(0).mT
+        return torch.addmm(shift_O.unsqueeze(1), matrix_OC, x_sCT[0]).unsqueeze(0).mT
+    y_sTO = _project_innermost(x_sTC, matrix_OC)
+    return y_sTO if shift_O is None else y_sTO.add_(shift_O)
+
+
+def _project_innermost(x_sTC: Tensor, matrix_OC: Tensor) -> Tensor:
+    """`project` where nodes lie innermost."""
+    samples, nodes, channels = x_sTC.shape
+    x_sCT = x_sTC.mT
+    if nodes >= _MANY_NODES and channels >= _MANY_CHANNELS and samples <= 32 and _onednn(x_sTC):
         if samples == 1:
             return _linear(matrix_OC, x_sCT[0].contiguous().mT).unsqueeze(0).mT
         y_sTO = empty_like_layout(x_sTC, matrix_OC.shape[0])
         for x_CT, y_TO in zip(x_sCT, y_sTO, strict=True):
             y_TO.copy_(_linear(matrix_OC, x_CT.contiguous().mT).mT)
         return y_sTO
-    if _convolves(x_sTC, matrix_OC.shape[0]) and samples > 1:
+    if samples > 1 and _convolves(x_sTC, matrix_OC.shape[0]):
         return torch.conv1d(x_sCT, matrix_OC.unsqueeze(-1)).mT
-    if samples == 1:
-        return (matrix_OC @ x_sCT[0]).unsqueeze(0).mT
     return torch.bmm(matrix_OC.expand(samples, -1, -1), x_sCT).mT
 
 
@@ -151,9 +164,9 @@ def add_scaled_projection(
     """out = base + (x W^T) * scale + shift."""
     samples, nodes, channels = out_sTC.shape
     if scale_C is None:
-        return add_projection(base_sTC, x_sTK, matrix_CK.to(x_sTK.dtype).unsqueeze(0), shift_C, out_sTC)
+        return add_projection(base_sTC, x_sTK, cast(matrix_CK, x_sTK.dtype).unsqueeze(0), shift_C, out_sTC)
     if samples * nodes >= x_sTK.shape[-1] or out_sTC.dtype != x_sTK.dtype or scale_C.dtype != x_sTK.dtype:
-        matrix_CK = (matrix_CK * scale_C.unsqueeze(1)).to(x_sTK.dtype)
+        matrix_CK = cast(matrix_CK * scale_C.unsqueeze(1), x_sTK.dtype)
         return add_projection(base_sTC, x_sTK, matrix_CK.unsqueeze(0), shift_C, out_sTC)
     # Few nodes: the matrix is larger than the output.
     y_sTC = project(x_sTK, matrix_CK)
@@ -173,13 +186,13 @@ def add_projection(
     samples, nodes, channels = out_sTC.shape
     shared = matrix_SCK.shape[0] == 1
     if shift_C is not None:
-        shift_C = shift_C.to(x_sTK.dtype)
+        shift_C = cast(shift_C, x_sTK.dtype)
     if base_sTC is not None and (base_sTC.dtype != x_sTK.dtype or out_sTC.dtype != x_sTK.dtype):
         matrix_sCK = matrix_SCK.expand(samples, -1, -1)
         y_sTC = project_each(x_sTK, matrix_sCK)
         torch.add(base_sTC, y_sTC if shift_C is None else y_sTC + shift_C, out=out_sTC)
         return
-    if shared and _onednn(x_sTK) and channels >= _MANY_CHANNELS:
+    if shared and channels >= _MANY_CHANNELS and samples * nodes >= _MANY_NODES and _onednn(x_sTK):
         # In parts, whose product is still in a cache when the base is added.
         length = max(_AT_ONCE // channels, _MANY_NODES)
         rows = max(length // nodes, 1)
@@ -218,7 +231,7 @@ def contract(left_ETF: Tensor, right_ETK: Tensor) -> Tensor:
         return torch.bmm(left_ETF.mT, right_ETK * (1 / root)).float() * root
     if left_ETF.shape[0] == 1:
         return contract_all(left_ETF, right_ETK).unsqueeze(0)
-    return torch.bmm(left_ETF.mT, right_ETK).to(wide(left_ETF.dtype))
+    return cast(torch.bmm(left_ETF.mT, right_ETK), wide(left_ETF.dtype))
 
 
 def contract_all(left_sTF: Tensor, right_sTK: Tensor) -> Tensor:
@@ -241,7 +254,7 @@ def contract_all(left_sTF: Tensor, right_sTK: Tensor) -> Tensor:
         assert total_FK is not None
         return total_FK
     if samples == 1:
-        return (left_sTF[0].mT @ right_sTK[0]).to(wide(left_sTF.dtype))
+        return cast(torch.mm(left_sTF[0].mT, right_sTK[0]), wide(left_sTF.dtype))
     if large:
         # Samples of few nodes side by side: one product over all of them.
         left_FM = left_sTF.permute(2, 0, 1).reshape(left_sTF.shape[-1], -1)

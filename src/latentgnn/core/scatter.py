@@ -20,6 +20,7 @@ from latentgnn.core.gather import (
     assignments,
     assignments_backward,
     graphs_of,
+    of_kernel,
     rectifier_backward_,
     sum_of_nodes,
     to_graphs,
@@ -45,7 +46,7 @@ from latentgnn.core.statistics import (
     normalize_again,
     normalize_backward,
 )
-from latentgnn.functional import wide
+from latentgnn.functional import cast, wide
 
 
 def features(
@@ -81,7 +82,7 @@ def features(
     parts = []
     for kernel, matrix_SGrD in zip(plan.kernels, to_features, strict=True):
         each = zip(
-            block.each_sample(record.scatter_assign[..., kernel], 2),
+            block.each_sample(of_kernel(record.scatter_assign, kernel, plan), 2),
             _of_samples(matrix_SGrD[block.samples], block),
             strict=True,
         )
@@ -95,7 +96,7 @@ def features(
             )
         elif matrices.conv_shifts[0] is not None:
             shifts = [shift for shift in matrices.conv_shifts if shift is not None]
-            feature_sTF.add_((shifts[0] if len(shifts) == 1 else torch.cat(shifts)).to(feature_sTF.dtype))
+            feature_sTF.add_(cast(shifts[0] if len(shifts) == 1 else torch.cat(shifts), feature_sTF.dtype))
         feature_sTF.relu_()
     record.feature = feature_sTF
 
@@ -170,12 +171,12 @@ def scatter_backward(
             gradients.expand_shift = add(gradients.expand_shift, sum_of_nodes(grad_sTC, wide(plan.compute)))
         matrix_CF, scale_C = matrices.expand, matrices.expand_scale
         if scale_C is not None and grad_sTC.shape[0] * grad_sTC.shape[1] < feature_sTF.shape[-1]:
-            grad_sTC = (grad_sTC * scale_C).to(plan.compute)
+            grad_sTC = cast(grad_sTC * scale_C, plan.compute)
         elif scale_C is not None:
             matrix_CF = matrix_CF * scale_C.unsqueeze(1)
     else:
         grad_sTC, matrix_CF, grad_moments = _statistics_backward(grad_sTC, matrices, vectors, gradients, plan, record)
-    grad_sTF = project_back(grad_sTC, matrix_CF.to(plan.compute))
+    grad_sTF = project_back(grad_sTC, cast(matrix_CF, plan.compute))
     if vectors is not None and grad_moments is not None:
         grad_mean_F, grad_covariance_FF, centred_sTF = grad_moments
         count = feature_sTF.shape[0] * feature_sTF.shape[1]
@@ -197,7 +198,7 @@ def scatter_backward(
     width = feature_sTF.shape[-1] // len(plan.latents)
     for index, (kernel, matrix_SGrD) in enumerate(zip(plan.kernels, to_features, strict=True)):
         grad_sGTr = to_graphs(grad_sTF[..., index * width : (index + 1) * width], plan.groups)
-        assign_sGTk = record.scatter_assign[..., kernel]
+        assign_sGTk = of_kernel(record.scatter_assign, kernel, plan)
         outers, products = [], []
         for grad, assign, matrix in zip(
             block.each_sample(grad_sGTr, 2),
