@@ -10,7 +10,6 @@ import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 NodeScale = Literal["published", "mean"]
@@ -34,7 +33,7 @@ def reciprocal(size: Tensor) -> Tensor:
     A division by max(size, EPS) gives the same values, but gradients of 1e12 at an all-zero pixel.
     """
     # Infinity has the reciprocal 0, and lets no gradient through.
-    return F.threshold(size, EPS, math.inf).reciprocal()
+    return torch.threshold(size, EPS, math.inf).reciprocal()
 
 
 def length(x: Tensor, dim: int) -> Tensor:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from latentgnn.core.nodes import Block, nodes_innermost
@@ -85,7 +84,7 @@ def inverse_length(x: Tensor) -> Tensor:
         return reciprocal(length(x, -1))
     # Several times as fast on a CPU as `vector_norm` over what lies far apart.
     x = cast(x, wide(x.dtype))
-    return F.threshold((x * x).sum(-1, keepdim=True), EPS**2, math.inf).rsqrt_()
+    return torch.threshold((x * x).sum(-1, keepdim=True), EPS**2, math.inf).rsqrt_()
 
 
 def unit_backward(grad: Tensor, unit: Tensor, scale: Tensor) -> Tensor:

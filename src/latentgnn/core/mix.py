@@ -6,7 +6,7 @@ Axes: S samples, G groups, D latents of all kernels in a group (D_k of one), r c
 import math
 from collections.abc import Sequence
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from latentgnn.core.parameters import Plan
@@ -19,7 +19,7 @@ def mixed(sums_SGDr: Tensor, weights_SGD: Tensor, plan: Plan) -> list[Tensor]:
     if plan.node_scale == "mean":
         latent_SGDr = sums_SGDr * reciprocal(weights_SGD).unsqueeze(-1)
     elif not plan.symmetric:
-        inverse_SGD = F.threshold(weights_SGD, EPS**2, math.inf).rsqrt()
+        inverse_SGD = torch.threshold(weights_SGD, EPS**2, math.inf).rsqrt()
         latent_SGDr = sums_SGDr * inverse_SGD.unsqueeze(-1)
     return [mix(latent_SGDr[:, :, kernel]) for kernel in plan.kernels]
 

@@ -6,6 +6,7 @@ that the output is expanded from (K * R).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -49,7 +50,7 @@ class Plan:
         """How many reductions and assignments there are: one if gather and scatter share them."""
         return 1 if self.symmetric else 2
 
-    @property
+    @cached_property
     def kernels(self) -> list[slice]:
         """Each kernel's latents among all."""
         return [slice(*ends) for ends in pairwise(accumulate(self.latents, initial=0))]

@@ -19,6 +19,8 @@ from latentgnn.functional import cast, wide
 # oneDNN's linear map takes over from so many nodes of a sample, and so many channels on; as measured.
 _MANY_NODES = 400
 _MANY_CHANNELS = 64
+# A single sample's product takes it from so many multiply-adds on: below, a call costs more than it saves.
+_MANY_OPERATIONS = 1 << 23
 # From so many channels on, samples with fewer nodes go through a convolution.
 _CONVOLUTION_CHANNELS = 512
 # So many numbers of an output are made at once where a sum follows, so that they are still in a cache then.
@@ -51,7 +53,7 @@ def project(x_sTC: Tensor, matrix_OC: Tensor, shift_O: Tensor | None = None) -> 
             y = torch.mm(rows, matrix_OC.mT) if shift_O is None else torch.addmm(shift_O, rows, matrix_OC.mT)
         return y.view(samples, nodes, -1)
     x_sCT = x_sTC.mT
-    if samples == 1 and not (nodes >= _MANY_NODES and channels >= _MANY_CHANNELS and _onednn(x_sTC)):
+    if samples == 1 and not (nodes * channels * matrix_OC.shape[0] >= _MANY_OPERATIONS and _onednn(x_sTC)):
         if shift_O is None:
             return torch.mm(matrix_OC, x_sCT[0]).unsqueeze(0).mT
         return torch.addmm(shift_O.unsqueeze(1), matrix_OC, x_sCT[0]).unsqueeze(0).mT
@@ -63,9 +65,9 @@ def _project_innermost(x_sTC: Tensor, matrix_OC: Tensor) -> Tensor:
     """`project` where nodes lie innermost."""
     samples, nodes, channels = x_sTC.shape
     x_sCT = x_sTC.mT
+    if samples == 1:
+        return _linear(matrix_OC, x_sCT[0].contiguous().mT).unsqueeze(0).mT
     if nodes >= _MANY_NODES and channels >= _MANY_CHANNELS and samples <= 32 and _onednn(x_sTC):
-        if samples == 1:
-            return _linear(matrix_OC, x_sCT[0].contiguous().mT).unsqueeze(0).mT
         y_sTO = empty_like_layout(x_sTC, matrix_OC.shape[0])
         for x_CT, y_TO in zip(x_sCT, y_sTO, strict=True):
             y_TO.copy_(_linear(matrix_OC, x_CT.contiguous().mT).mT)
