@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from sweep import make_layer, relative_error
 from torch import Tensor, nn
 
+from benchmarks.measure import held_bytes
 from latentgnn import FrozenBatchNorm, LatentGNN, composed, folding, operators, reference, tiles
-from latentgnn.benchmark import held_bytes
 
 AFFINE_NORMS = {"frozen": FrozenBatchNorm, "evaluation": nn.BatchNorm1d, "none": nn.Identity}
 
