@@ -9,8 +9,8 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from benchmarks.contexts import AllNodes, LearnedQueries, NonLocal
 from benchmarks.published import Published, PublishedPacked, PublishedTokens
 from benchmarks.shapes import Case, Shape
 from latentgnn import FrozenBatchNorm, LatentGNN, PackedLatentGNN, published_state_dict, reference
@@ -105,73 +105,10 @@ class _Reference(nn.Module):
         return reference.forward(self.layer, x)
 
 
-class AllNodes(nn.Module):
-    """`scaled_dot_product_attention` over all nodes, as wide inside as the layer.
-
-    Args:
-        channels: C.
-        reduction: C over the channels inside.
-    """
-
-    def __init__(self, channels: int, reduction: int) -> None:
-        super().__init__()
-        width = channels // reduction
-        self.query, self.key, self.value = (nn.Linear(channels, width, bias=False) for _ in range(3))
-        self.out = nn.Linear(width, channels, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        nodes = x.flatten(2).mT
-        mixed = F.scaled_dot_product_attention(self.query(nodes), self.key(nodes), self.value(nodes))
-        return x + self.out(mixed).mT.unflatten(2, x.shape[2:])
-
-
-class LearnedQueries(nn.Module):
-    """Gather and scatter by two `scaled_dot_product_attention` with learned latent queries, as FLARE does.
-
-    Args:
-        channels: C.
-        latents: number of queries.
-        reduction: C over the channels inside.
-    """
-
-    def __init__(self, channels: int, latents: int, reduction: int) -> None:
-        super().__init__()
-        width = channels // reduction
-        self.queries = nn.Parameter(torch.randn(latents, width))
-        self.key, self.value = (nn.Linear(channels, width, bias=False) for _ in range(2))
-        self.out = nn.Linear(width, channels, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        nodes = x.flatten(2).mT
-        key, queries = self.key(nodes), self.queries.expand(x.shape[0], -1, -1)
-        latents = F.scaled_dot_product_attention(queries, key, self.value(nodes))
-        mixed = F.scaled_dot_product_attention(key, queries, latents)
-        return x + self.out(mixed).mT.unflatten(2, x.shape[2:])
-
-
-class _NonLocal(nn.Module):
-    """timm's non-local block, for any number of spatial dimensions."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        require("timm", extra="detection")
-        from timm.layers.non_local_attn import NonLocalAttn
-
-        self.block = NonLocalAttn(channels, rd_ratio=0.5, rd_divisor=1)  # type: ignore[no-untyped-call]
-        # It starts as an identity, which would leave nothing to check.
-        nn.init.ones_(self.block.norm.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.block(x.flatten(2).unsqueeze(-1))).view_as(x)
-
-
 def _layer(layer: LatentGNN, case: Case) -> nn.Module:
-    shape = case.input
-    return (
-        _WithOffsets(layer, make_offsets(shape))
-        if isinstance(layer, PackedLatentGNN) and shape.kind == "packed"
-        else layer
-    )
+    if isinstance(layer, PackedLatentGNN) and case.input.kind == "packed":
+        return _WithOffsets(layer, make_offsets(case.input))
+    return layer
 
 
 def _published(layer: LatentGNN, case: Case) -> nn.Module:
@@ -189,16 +126,15 @@ def _published(layer: LatentGNN, case: Case) -> nn.Module:
     return module
 
 
-def _reference(layer: LatentGNN, case: Case) -> nn.Module:
-    if case.input.kind != "map":
-        raise Refused("it takes (B, C, *spatial)")
-    return _Reference(layer)
-
-
 def _only_maps(case: Case) -> Shape:
     if case.input.kind != "map":
         raise Refused("it takes (B, C, *spatial)")
     return case.input
+
+
+def _reference(layer: LatentGNN, case: Case) -> nn.Module:
+    _only_maps(case)
+    return _Reference(layer)
 
 
 def _non_local(layer: LatentGNN, case: Case) -> nn.Module:
@@ -206,7 +142,7 @@ def _non_local(layer: LatentGNN, case: Case) -> nn.Module:
     affinity = 3 * shape.batch * shape.nodes**2 * 4
     if affinity > 8 << 30:
         raise Refused(f"its affinity and the softmax of it take {affinity / 2**30:,.0f} GiB")
-    return _NonLocal(shape.channels)
+    return NonLocal(shape.channels)
 
 
 def _all_nodes(layer: LatentGNN, case: Case) -> nn.Module:

@@ -1,13 +1,15 @@
 """What the benchmarks measure with: inputs, peers, floors, bytes. No test here looks at a time."""
 
 import dataclasses
+import doctest
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import floors, measure, peers, shapes
+from benchmarks import floors, measure, options, peers, report, shapes
 from benchmarks.shapes import MODES, SHAPES, SQUARES, Case, Shape, cases
 from latentgnn import LatentGNN, PackedLatentGNN, reference
 from latentgnn.errors import UserError
@@ -217,3 +219,10 @@ def test_held_and_peak_bytes_are_counted() -> None:
     with torch.no_grad():
         assert measure.peak_bytes(lambda: (x + 1) + 1, x) == pytest.approx(3 * size, rel=0.02)
         assert measure.peak_bytes(lambda: x.clone().add_(1), x) == pytest.approx(2 * size, rel=0.02)
+
+
+@pytest.mark.parametrize("module", [floors, measure, options, report, shapes], ids=lambda module: module.__name__)
+def test_examples_give_what_they_show(module: ModuleType) -> None:
+    failures, tried = doctest.testmod(module)
+    assert tried > 0
+    assert failures == 0
