@@ -21,6 +21,9 @@ from latentgnn.files import write_json, write_text
 
 LAYERS = ("latentgnn", "compiled latentgnn")
 
+# Processes in which the literal peer must be the slower one before a table is refused.
+LITERAL_ATTEMPTS = 3
+
 
 def run_pair(case: Case, sides: tuple[str, str], *, rounds: int, threads: int | None) -> dict[str, Any]:
     """What `benchmarks.pair` measures, in a process of its own.
@@ -46,15 +49,17 @@ def literal_ratios(case: Case, *, rounds: int, threads: int | None) -> dict[str,
         threads: of torch.
 
     Raises:
-        UserError: it is slower, in two processes one after the other.
+        UserError: it is slower, in each of several processes.
     """
-    measured = run_pair(case, ("published", "reference"), rounds=rounds, threads=threads)
-    try:
-        report.check_literal(case.name, measured)
-    except UserError:
-        # Once may be chance: another program may have taken a core.
+    for attempt in range(LITERAL_ATTEMPTS):
         measured = run_pair(case, ("published", "reference"), rounds=rounds, threads=threads)
-        report.check_literal(case.name, measured)
+        try:
+            report.check_literal(case.name, measured)
+            break
+        except UserError:
+            # Once may be chance: another program may have taken a core.
+            if attempt == LITERAL_ATTEMPTS - 1:
+                raise
     return {key: measured[key] for key in ("forward_ratio", "step_ratio")}
 
 
