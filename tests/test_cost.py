@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measure import held_bytes
 from latentgnn import FrozenBatchNorm, LatentGNN, LatentGNNConfig, fast, folding, tiles
-from latentgnn.benchmark import held_bytes
+from latentgnn.cli import main
 from latentgnn.cost import cost, non_local_cost, table
 from latentgnn.tiles import Plan
 
@@ -102,3 +103,18 @@ def test_a_wrong_shape_is_told() -> None:
     with pytest.raises(ValueError, match=r"expected a shape \(S, 16, \*spatial\), got \(2, 8, 5\)"):
         cost(config, (2, 8, 5))
     assert "non-local" in table(config, (1, 16, 8, 8))
+
+
+def test_the_cost_command_counts_the_layers_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["cost", "--channels", "64", "--size", "10x12", "--latents", "8,4", "--graph-conv"]
+    assert main(argv) == 0
+    layer = LatentGNN(64, num_latents=(8, 4), graph_conv=True)
+    shown = capsys.readouterr().out
+    assert f"{sum(parameter.numel() for parameter in layer.parameters()):,}" in shown
+    # What is not counted with batch statistics is not shown for them.
+    (operations,) = [line for line in shown.splitlines() if line.startswith("forward operations")]
+    assert operations.split().count("-") == 1
+    assert main(["cost", "--channels", "60", "--size", "10", "--latents", "8"]) == 2
+    assert "divisible" in capsys.readouterr().err
+    assert main(["cost", "--channels", "64", "--size", "10x0", "--latents", "8"]) == 2
+    assert "expected numbers from 1 on" in capsys.readouterr().err

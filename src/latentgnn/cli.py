@@ -1,4 +1,4 @@
-"""The command line: ``latentgnn train | evaluate | predict | check-data | recipes | cost | benchmark``.
+"""The command line: ``latentgnn train | evaluate | predict | check-data | recipes | cost``.
 
 Exit codes: 0 done; 1 the command failed, or was interrupted; 2 the command line, or the configuration that it names,
 says something that cannot be understood. Nothing heavy is imported before a command needs it.
@@ -360,46 +360,6 @@ def _cost(arguments: argparse.Namespace, overrides: Overrides) -> int:
     return 0
 
 
-def _benchmark_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=["layer"], help="the layer beside its peers")
-    parser.add_argument("--shapes", metavar="NAME,..", help="C3, C4, C5, published, map, video, million (all)")
-    parser.add_argument("--peers", metavar="NAME,..", help="what to compare with (all; none for no peer)")
-    parser.add_argument("--norms", metavar="NAME,..", default="frozen,training", help="(frozen,training)")
-    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="(7)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N", help="(all cores)")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="(cpu)")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="(float32)")
-    parser.add_argument("--no-sweeps", action="store_true", help="leave out what is measured over numbers of nodes")
-    parser.add_argument("--out", type=Path, default=Path("benchmark"), metavar="FOLDER", help="(benchmark)")
-
-
-def _benchmark(arguments: argparse.Namespace, overrides: Overrides) -> int:
-    from latentgnn import benchmark
-
-    def chosen(option: str, text: str | None, known: Iterable[str]) -> list[str]:
-        names = list(known) if text is None else [name for name in text.split(",") if name not in ("", "none")]
-        for name in names:
-            if name not in known:
-                raise UsageError(f"--{option}: there is no {name!r}; {', '.join(known)}{nearest(name, known)}")
-        return names
-
-    if arguments.rounds < 1 or arguments.threads < 1:
-        raise UsageError("--rounds and --threads must be 1 or more")
-    benchmark.run(
-        shapes=chosen("shapes", arguments.shapes, benchmark.SHAPES),
-        peers=chosen("peers", arguments.peers, benchmark.PEERS),
-        norms=chosen("norms", arguments.norms, benchmark.NORMS),
-        rounds=arguments.rounds,
-        threads=arguments.threads,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        sweeps=not arguments.no_sweeps,
-        out=arguments.out,
-        command=f"latentgnn {' '.join(sys.argv[1:])}",
-    )
-    return 0
-
-
 COMMANDS = {
     "train": Command(
         "Train a model; without arguments, a small one on data made on the fly.", _train_arguments, _train
@@ -411,7 +371,6 @@ COMMANDS = {
     ),
     "recipes": Command("List the recipes, or print one.", _recipes_arguments, _recipes, settings=False),
     "cost": Command("Print what a layer costs, beside a non-local block.", _cost_arguments, _cost, settings=False),
-    "benchmark": Command("Measure the layer beside its peers.", _benchmark_arguments, _benchmark, settings=False),
 }
 
 

@@ -1,4 +1,6 @@
-"""What the machine offers: how large a tile should be, which kernels to use, and memory that is quick to touch."""
+"""What the machine offers: its processor, how large a tile should be, which kernels to use, and memory that is quick to
+touch.
+"""
 
 import ctypes
 import os
@@ -16,6 +18,18 @@ _USUAL_CACHE = 1 << 20
 
 # An accelerator hides nothing behind a small tile; only the largest inputs are cut, so that memory stays bounded.
 _ACCELERATOR_BYTES = 1 << 31
+
+
+def processor_name() -> str:
+    """The name of the processor, with those of its instruction sets that matter to matrix products."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    known = [flag for flag in ("avx2", "avx512f", "amx_tile") if flag in flags]
+    return f"{model} ({', '.join(known)})" if known else model
 
 
 @cache

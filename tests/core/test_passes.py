@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.measure import held_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sweep import make_layer, relative_error
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 from latentgnn import FrozenBatchNorm, LatentGNN, reference
 from latentgnn.core import operators, passes
 from latentgnn.paths import memory
-from latentgnn.benchmark import held_bytes
 
 AFFINE_NORMS = {"frozen": FrozenBatchNorm, "evaluation": nn.BatchNorm1d, "none": nn.Identity}
 

@@ -1,0 +1,127 @@
+"""A detector's training step with blocks and without, in one process: prints and writes their times.
+
+python -m benchmarks.detector [--device cuda] [--dtype bfloat16]
+"""
+
+import argparse
+import dataclasses
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measure import LEAST_SECONDS, ratio, take_turns
+from benchmarks.options import RESULTS, add_run_options, header, positive, require_device
+from latentgnn.errors import UserError
+from latentgnn.files import write_json
+from latentgnn.tasks.blocks import BlockConfig
+from latentgnn.tasks.detection.config import ModelConfig
+from latentgnn.tasks.detection.model import build_detector
+
+# The paper's: one block after each of C3, C4 and C5, with graph convolution.
+PAPER = ModelConfig(blocks={"C3": 150, "C4": 100, "C5": 50}, block=BlockConfig(graph_conv=True))
+CLASSES = 80
+
+
+def measure(
+    config: ModelConfig,
+    *,
+    images: int,
+    size: tuple[int, int],
+    rounds: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    least_seconds: float = LEAST_SECONDS,
+) -> dict[str, Any]:
+    """A training step (losses, backward pass) of the same detector with and without its blocks.
+
+    Args:
+        config: of the detector with blocks.
+        images: in a batch.
+        size: of an image.
+        rounds: measurements of each.
+        device: where.
+        dtype: of autocast; float32 for none.
+        least_seconds: that one measurement lasts.
+    """
+    height, width = size
+    batch = [torch.rand(3, height, width, device=device) for _ in range(images)]
+    mask = torch.zeros(1, height, width, dtype=torch.uint8, device=device)
+    mask[:, height // 4 : height // 2, width // 4 : width // 2] = 1
+    box = torch.tensor([[width // 4, height // 4, width // 2, height // 2]], dtype=torch.float32, device=device)
+    target = {"boxes": box, "labels": torch.ones(1, dtype=torch.int64, device=device), "masks": mask}
+
+    def step_of(model: nn.Module) -> Callable[[], object]:
+        def step() -> None:
+            model.zero_grad(set_to_none=True)
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+                losses: dict[str, Tensor] = model(batch, [target] * images)
+            torch.stack(list(losses.values())).sum().backward()
+
+        return step
+
+    models = []
+    for one in (config, dataclasses.replace(config, blocks={})):
+        torch.manual_seed(0)
+        models.append(build_detector(one, CLASSES).to(device).train())
+    taken = take_turns([step_of(model) for model in models], rounds=rounds, device=device, least_seconds=least_seconds)
+    return {
+        "detector": config.detector,
+        "backbone": config.backbone,
+        "blocks": dict(config.blocks),
+        "images": images,
+        "size": list(size),
+        "step_seconds": statistics.median(taken[0]),
+        "step_seconds_without": statistics.median(taken[1]),
+        "with_over_without": ratio(taken[0], taken[1])._asdict(),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure Mask R-CNN R-50 with the paper's blocks, and write ``detector-DATE-DEVICE.json``.
+
+    Args:
+        argv: the arguments; ``None`` takes the process's.
+
+    Returns:
+        The exit code.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.detector", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--images", type=positive, default=2, metavar="N", help="in a batch (2)")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
+    add_run_options(parser)
+    given = parser.parse_args(argv)
+    try:
+        require_device(given.device)
+        if given.threads is not None:
+            torch.set_num_threads(given.threads)
+        report = header("benchmarks.detector", argv, device=given.device, dtype=given.dtype, threads=given.threads)
+        report |= measure(
+            PAPER,
+            images=given.images,
+            size=(800, 1333),
+            rounds=given.rounds,
+            device=torch.device(given.device),
+            dtype=getattr(torch, given.dtype),
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    parts = ["detector", report["date"][:10], given.device]
+    parts += [given.dtype] if given.dtype != "float32" else []
+    parts += ["triton"] if report["triton"] else []
+    path = given.out / f"{'-'.join(parts)}.json"
+    write_json(path, report)
+    factor = report["with_over_without"]["median"]
+    print(f"a step takes {1e3 * report['step_seconds']:.1f} ms with blocks, {factor:.2f} times as long as without")
+    print(f"written to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""What no program could beat: the operations that the algebra leaves, and the bytes that must move, at the best rates.
+
+The rates are those that this machine reaches in the same process: of several routines for float32 products the fastest,
+and of a large copy.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+
+import torch
+import torch.nn.functional as F
+
+from latentgnn import LatentGNNConfig
+
+
+def floor_operations(config: LatentGNNConfig, shape: Sequence[int]) -> int:
+    """Operations of a forward pass that the algebra leaves.
+
+    U, and with graph convolution G, stands on the latents or on the nodes, whichever takes fewer operations.
+
+    Args:
+        config: of an asymmetric layer with one group.
+        shape: of the input, (S, C, *spatial).
+
+    Example:
+        >>> config = LatentGNNConfig(channels=8, num_latents=4, graph_conv=True)
+        >>> floor_operations(config, (1, 8, 10))  # 10 (6 C R + 8 R D), mixing 4 R D D, G on the latents 2 R R D
+        872
+    """
+    samples, nodes = shape[0], prod(shape[2:])
+    channels, reduced = config.channels, config.reduced_channels
+    kernels, latents = len(config.latents), sum(config.latents)
+    # Two reductions, two assignments and the gather step; then the affinity of latents and its product.
+    operations = nodes * (4 * channels * reduced + 6 * reduced * latents)
+    operations += sum(4 * reduced * count**2 for count in config.latents)
+    expand_nodes = nodes * 2 * channels * kernels * reduced
+    scatter_nodes = nodes * 2 * reduced * latents
+    if config.graph_conv:
+        convolve = min(nodes * 2 * kernels * reduced**2, 2 * reduced**2 * latents)
+        operations += scatter_nodes + convolve + expand_nodes
+    else:
+        operations += min(scatter_nodes + expand_nodes, (nodes + reduced) * 2 * channels * latents)
+    return samples * operations
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _least_seconds(call: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
+    call()
+    taken = []
+    for _ in range(repeats):
+        _synchronize(device)
+        start = time.perf_counter()
+        call()
+        _synchronize(device)
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+class Rates:
+    """The routines that rates are measured with, and their tensors.
+
+    Args:
+        device: where.
+        dtype: of the numbers.
+        scale: divides every size; 1 but for tests.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, *, scale: int = 1) -> None:
+        self.device = device
+        # A GPU needs more of everything to be busy.
+        more = 8 if device.type == "cuda" else 1
+        square, rows, inputs, outputs = (size * more // scale for size in (1024, 4096, 512, 512))
+        a_SS = torch.randn(square, square, device=device, dtype=dtype)
+        x_TK = torch.randn(rows, inputs, device=device, dtype=dtype)
+        w_OK = torch.randn(outputs, inputs, device=device, dtype=dtype)
+        x_1KT1 = x_TK.mT.contiguous()[None, :, :, None]
+        w_OK11 = w_OK[:, :, None, None]
+        linear = 2 * rows * inputs * outputs
+        self._products: dict[str, tuple[int, Callable[[], object]]] = {
+            "torch.mm": (2 * square**3, lambda: torch.mm(a_SS, a_SS)),
+            "linear": (linear, lambda: F.linear(x_TK, w_OK)),
+            "1x1 convolution": (linear, lambda: F.conv2d(x_1KT1, w_OK11)),
+        }
+        if device.type == "cpu" and torch.backends.mkldnn.is_available() and dtype == torch.float32:
+            pointwise = torch.ops.mkldnn._linear_pointwise
+            self._products["oneDNN linear"] = (linear, lambda: pointwise(x_TK, w_OK, None, "none", [], ""))
+        self._source = torch.empty((128 << 20) * more // scale, dtype=torch.uint8, device=device)
+        self._copy = torch.empty_like(self._source)
+
+    def products(self) -> dict[str, float]:
+        """Operations a second of each routine, now."""
+        return {name: count / _least_seconds(call, self.device) for name, (count, call) in self._products.items()}
+
+    def bandwidth(self) -> float:
+        """Bytes a second that a large copy reads and writes, now."""
+        return 2 * self._source.numel() / _least_seconds(lambda: self._copy.copy_(self._source), self.device)
+
+
+def floor_seconds(operations: int, input_bytes: int, products: Mapping[str, float], bandwidth: float) -> float:
+    """The least time of a forward pass: its operations at the best rate, or X read twice and the output written once.
+
+    Args:
+        operations: that remain.
+        input_bytes: of X.
+        products: operations a second of each routine.
+        bandwidth: bytes a second.
+
+    Example:
+        >>> floor_seconds(100, 10, {"slow": 10.0, "fast": 50.0}, 100.0)
+        2.0
+    """
+    return max(operations / max(products.values()), 3 * input_bytes / bandwidth)

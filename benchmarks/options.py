@@ -1,0 +1,103 @@
+"""Options that the programs of this package share, and the header of their result files."""
+
+import argparse
+import difflib
+import platform
+import shlex
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latentgnn.errors import UserError
+from latentgnn.machine import processor_name, wants_triton
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that all measurements have in common: rounds, threads, device and type.
+
+    Args:
+        parser: that takes them.
+    """
+    parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="measurements of each side (7)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="of torch (torch's default)")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="(cpu)")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="(float32)")
+
+
+def positive(text: str) -> int:
+    """An option's value as a whole number from 1 on.
+
+    Args:
+        text: as given.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
+def require_device(device: str) -> None:
+    """Say what to do where a GPU is asked for and there is none.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        UserError: PyTorch sees no CUDA device.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch sees no CUDA device here; leave it out to measure on the CPU")
+
+
+def names_of(known: Iterable[str], text: str) -> list[str]:
+    """An option's value as names with commas between.
+
+    Args:
+        known: the names that there are.
+        text: as given; ``all`` for all of them.
+
+    Raises:
+        argparse.ArgumentTypeError: a name that is not known, with those that are.
+
+    Example:
+        >>> names_of(["C3", "C4", "C5"], "C3,C5")
+        ['C3', 'C5']
+    """
+    known = list(known)
+    names = known if text == "all" else text.split(",")
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise argparse.ArgumentTypeError(f"there is no {name!r}; {', '.join(known)}{hint}")
+    return names
+
+
+def header(program: str, arguments: Iterable[str], *, device: str, dtype: str, threads: int | None) -> dict[str, Any]:
+    """What a result file says of its making: command, date, hardware and versions.
+
+    Args:
+        program: the module.
+        arguments: that it was given.
+        device: ``cpu`` or ``cuda``.
+        dtype: a type's name.
+        threads: of torch; ``None`` for torch's default.
+    """
+    return {
+        "command": shlex.join(["python", "-m", program, *arguments]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processor": processor_name(),
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "dtype": dtype,
+        "triton": wants_triton(torch.device(device)),
+        "threads": threads or torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }

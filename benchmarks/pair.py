@@ -1,0 +1,170 @@
+"""Two sides at one input, alone in a process: prints their times, ratios, memory and floor as one line of JSON.
+
+python -m benchmarks.pair --shape C4 --norm batch --mode training --sides latentgnn,published
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.floors import Rates, floor_operations, floor_seconds
+from benchmarks.measure import LEAST_SECONDS, held_bytes, peak_bytes, ratio, take_turns
+from benchmarks.options import add_run_options, require_device
+from benchmarks.peers import SIDES, Refused, Side, check, check_context, make_input, make_layer, make_side
+from benchmarks.shapes import MODES, SHAPES, SQUARES, Case
+from latentgnn import LatentGNN
+from latentgnn.errors import UserError
+
+
+def compare(
+    case: Case,
+    sides: tuple[str, str],
+    *,
+    rounds: int,
+    least_seconds: float = LEAST_SECONDS,
+    rates: Rates | None = None,
+) -> dict[str, Any]:
+    """Measure two sides.
+
+    Args:
+        case: the input, norm, mode and layout.
+        sides: two names of `benchmarks.peers.SIDES`; ratios are of the second's time over the first's.
+        rounds: measurements of each.
+        least_seconds: that one measurement lasts.
+        rates: what the floor is measured with; made for the case's device and type if not given.
+
+    Returns:
+        The ratios of a forward pass and of a step (forward and backward), the floor, and of each side its seconds, its
+        forward time over the floor, and its held and peak bytes over the input's; or ``refused`` with the reason.
+
+    Raises:
+        UserError: a side's output is wrong.
+    """
+    layer = make_layer(case)
+    x = make_input(case)
+    try:
+        built = {name: make_side(name, layer, case) for name in sides}
+    except Refused as reason:
+        return {"refused": str(reason)}
+    _check(case, built, layer, x)
+
+    device, dtype = torch.device(case.device), getattr(torch, case.dtype)
+    rates = Rates(device, dtype) if rates is None else rates
+    shape = case.input
+    operations = floor_operations(shape.config, (shape.batch, shape.channels, *shape.spatial))
+    size = x.numel() * x.element_size()
+    products: list[dict[str, float]] = []
+    bandwidths: list[float] = []
+
+    def measure_rates() -> None:
+        products.append(rates.products())
+        bandwidths.append(rates.bandwidth())
+
+    modules = [side.module for side in built.values()]
+    with torch.no_grad():
+        forwards = take_turns(
+            [_forward(module, x) for module in modules],
+            rounds=rounds,
+            device=device,
+            least_seconds=least_seconds,
+            between=measure_rates,
+        )
+    x.requires_grad_()
+    grad = torch.randn_like(x)
+    steps = take_turns(
+        [_step(module, x, grad) for module in modules], rounds=rounds, device=device, least_seconds=least_seconds
+    )
+    floors = [
+        floor_seconds(operations, size, rate, bandwidth) for rate, bandwidth in zip(products, bandwidths, strict=True)
+    ]
+    result: dict[str, Any] = {
+        "forward_ratio": ratio(forwards[1], forwards[0])._asdict(),
+        "step_ratio": ratio(steps[1], steps[0])._asdict(),
+        "floor_seconds": statistics.median(floors),
+        "floor_operations": operations,
+        "products_per_second": {name: statistics.median(rate[name] for rate in products) for name in products[0]},
+        "bandwidth": statistics.median(bandwidths),
+        "sides": {},
+    }
+    for index, (name, module) in enumerate(zip(sides, modules, strict=True)):
+        with torch.no_grad():
+            peak = peak_bytes(_forward(module, x), x)
+        result["sides"][name] = {
+            "forward_seconds": statistics.median(forwards[index]),
+            "step_seconds": statistics.median(steps[index]),
+            "over_floor": ratio(forwards[index], floors)._asdict(),
+            "held": held_bytes(module, x, module) / size,
+            "peak": peak / size,
+        }
+    return result
+
+
+def _check(case: Case, sides: dict[str, Side], layer: LatentGNN, x: Tensor) -> None:
+    with torch.no_grad():
+        expected = make_side("latentgnn", layer, case).module(x)
+        for name, side in sides.items():
+            check(name, side, x, expected)
+            if not side.exact:
+                side.module.eval()
+                check_context(name, side.module, x)
+                side.module.train(case.mode == "training")
+
+
+def _forward(module: nn.Module, x: Tensor) -> Callable[[], object]:
+    return lambda: module(x)
+
+
+def _step(module: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], object]:
+    def step() -> None:
+        module.zero_grad(set_to_none=True)
+        x.grad = None
+        module(x).backward(grad)
+
+    return step
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure one pair.
+
+    Args:
+        argv: the arguments; ``None`` takes the process's.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pair", allow_abbrev=False)
+    parser.add_argument("--shape", required=True, choices=[*SHAPES, *SQUARES], metavar="NAME")
+    parser.add_argument("--norm", default="batch", choices=list(MODES), help="(batch)")
+    parser.add_argument("--mode", choices=["evaluation", "training"], help="(the norm's first)")
+    parser.add_argument("--layout", default="contiguous", choices=["contiguous", "channels-last"], help="(contiguous)")
+    parser.add_argument("--sides", default="latentgnn,published", metavar="A,B", help=f"two of {', '.join(SIDES)}")
+    add_run_options(parser)
+    arguments = parser.parse_args(argv)
+    sides = tuple(arguments.sides.split(","))
+    if len(sides) != 2 or not set(sides) <= set(SIDES):
+        parser.error(f"--sides: expected two of {', '.join(SIDES)}, with a comma between; got {arguments.sides!r}")
+    mode = arguments.mode or MODES[arguments.norm][0]
+    if mode not in MODES[arguments.norm]:
+        parser.error(f"--mode: {arguments.norm} norm is measured in {', '.join(MODES[arguments.norm])}; got {mode}")
+    case = Case(arguments.shape, arguments.norm, mode, arguments.layout, arguments.device, arguments.dtype)
+    if case.layout not in case.input.layouts:
+        parser.error(f"--layout: {case.shape} can be {', '.join(case.input.layouts)}; got {case.layout}")
+    try:
+        require_device(case.device)
+        if arguments.threads is not None:
+            torch.set_num_threads(arguments.threads)
+        print(json.dumps(compare(case, (sides[0], sides[1]), rounds=arguments.rounds)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""The layer beside its peers over the number of nodes, packed scenes beside padded ones, and time a node.
+
+python -m benchmarks.sweeps [--parts nodes,packed,per-node]
+"""
+
+import argparse
+import io
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.child import run_child
+from benchmarks.layer import run_pair
+from benchmarks.options import RESULTS, header, names_of, positive
+from benchmarks.points import CHANNELS, COUNTS, LATENTS, SCENES
+from benchmarks.report import input_mebibytes, markdown_table, spread
+from benchmarks.shapes import SQUARES, Case
+from latentgnn.errors import UserError, require
+from latentgnn.files import write_bytes, write_json, write_text
+
+PARTS = ("nodes", "packed", "per-node")
+PEERS = ("published", "attention", "latent queries")
+
+
+def by_nodes(peers: Sequence[str], *, rounds: int, threads: int | None) -> list[dict[str, Any]]:
+    """Each peer beside the layer at square maps of growing size, with frozen norms.
+
+    Args:
+        peers: names of `benchmarks.peers.SIDES`.
+        rounds: measurements of each side.
+        threads: of torch.
+    """
+    results = []
+    for name, shape in SQUARES.items():
+        case = Case(name, norm="frozen", mode="training")
+        for peer in peers:
+            measured = run_pair(case, ("latentgnn", peer), rounds=rounds, threads=threads)
+            results.append({"nodes": shape.nodes, "size": shape.size, "peer": peer, **measured})
+    return results
+
+
+def plot(pairs: Sequence[Mapping[str, Any]]) -> bytes:
+    """Times over the layer's, and memory, against the number of nodes, on logarithmic axes, as PNG.
+
+    Args:
+        pairs: from `by_nodes`.
+    """
+    require("matplotlib", extra="viz")
+    from matplotlib.figure import Figure
+
+    measured = [pair for pair in pairs if "refused" not in pair]
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    forward, step, held = figure.subplots(1, 3)
+    for peer in dict.fromkeys(pair["peer"] for pair in measured):
+        of_peer = [pair for pair in measured if pair["peer"] == peer]
+        nodes = [pair["nodes"] for pair in of_peer]
+        forward.loglog(nodes, [pair["forward_ratio"]["median"] for pair in of_peer], marker="o", label=peer)
+        step.loglog(nodes, [pair["step_ratio"]["median"] for pair in of_peer], marker="o", label=peer)
+        mebibytes = [pair["sides"][peer]["held"] * input_mebibytes(pair) for pair in of_peer]
+        held.loglog(nodes, mebibytes, marker="o", label=peer)
+    layer = {pair["nodes"]: pair["sides"]["latentgnn"]["held"] * input_mebibytes(pair) for pair in measured}
+    held.loglog(list(layer), list(layer.values()), marker="o", lw=2.5, color="black", label="latentgnn")
+    for axes, title in (
+        (forward, "forward, over latentgnn's"),
+        (step, "step, over latentgnn's"),
+        (held, "held for backward, MiB"),
+    ):
+        axes.set_title(title)
+        axes.set_xlabel("nodes")
+        axes.grid(visible=True, which="major", alpha=0.3)
+    for axes in (forward, step):
+        axes.axhline(1, color="black", lw=1)
+    held.legend(fontsize=8)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=120)
+    return stream.getvalue()
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """A report for reading.
+
+    Args:
+        report: as written to JSON.
+    """
+    head = {key: value for key, value in report.items() if key not in PARTS}
+    parts = ["# The layer over the number of nodes", f"```json\n{json.dumps(head, indent=2)}\n```"]
+    if "nodes" in report:
+        rows = []
+        for pair in report["nodes"]:
+            name = [f"{pair['nodes']:,}", pair["peer"]]
+            if "refused" in pair:
+                rows.append([*name, f"not run: {pair['refused']}", "", ""])
+                continue
+            milliseconds = f"{1e3 * pair['sides']['latentgnn']['forward_seconds']:.2f} ms"
+            rows.append([*name, spread(pair["forward_ratio"]), spread(pair["step_ratio"]), milliseconds])
+        head_row = ["nodes", "peer", "forward ratio", "step ratio", "latentgnn forward"]
+        parts += [
+            "Square maps of 256 channels, 64 latents, frozen norms; the peer's time over the layer's:",
+            markdown_table(head_row, rows),
+        ]
+    if "packed" in report:
+        rows = [
+            [
+                *(f"{one[key]:,}" for key in ("scenes", "points", "largest")),
+                f"{1e3 * one['packed_seconds']:.0f} ms",
+                spread(one["padded_over_packed"]),
+            ]
+            for one in report["packed"]
+        ]
+        parts += [
+            "Scenes packed against padded to the largest, forward:",
+            markdown_table(["scenes", "points", "largest", "packed", "padded over packed"], rows),
+        ]
+    if "per-node" in report:
+        rows = [[f"{one['nodes']:,}", f"{one['nanoseconds']:.0f} ns"] for one in report["per-node"]]
+        parts += [
+            f"Forward time a node, {CHANNELS} channels, {LATENTS} latents:",
+            markdown_table(["nodes", "each"], rows),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure the chosen parts on the CPU, and write ``sweeps-DATE-cpu`` as JSON, Markdown and PNG.
+
+    Args:
+        argv: the arguments; ``None`` takes the process's.
+
+    Returns:
+        The exit code.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sweeps", description=__doc__, allow_abbrev=False)
+    names = partial(partial, names_of)
+    parser.add_argument(
+        "--parts", type=names(PARTS), default="all", metavar="NAME,..", help=f"{', '.join(PARTS)} (all)"
+    )
+    parser.add_argument("--rounds", type=positive, default=5, metavar="N", help="measurements of each side (5)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="of torch (torch's default)")
+    parser.add_argument(
+        "--most", type=positive, default=COUNTS[-1], metavar="NODES", help="of time a node; 10,000,000 need 8 GB (all)"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
+    given = parser.parse_args(argv)
+    report = header("benchmarks.sweeps", argv, device="cpu", dtype="float32", threads=given.threads)
+    stem = given.out / f"sweeps-{report['date'][:10]}-cpu"
+    common = ["--rounds", str(given.rounds)]
+    common += [] if given.threads is None else ["--threads", str(given.threads)]
+    try:
+        for part in given.parts:
+            if part == "nodes":
+                report[part] = by_nodes(PEERS, rounds=given.rounds, threads=given.threads)
+                write_bytes(stem.with_suffix(".png"), plot(report[part]))
+            elif part == "packed":
+                report[part] = [run_child("benchmarks.points", ["packed", name, *common]) for name in SCENES]
+            else:
+                counts = [count for count in COUNTS if count <= given.most]
+                report[part] = [run_child("benchmarks.points", ["per-node", str(count), *common]) for count in counts]
+            write_json(stem.with_suffix(".json"), report)
+            write_text(stem.with_suffix(".md"), markdown(report))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(markdown(report))
+    print(f"written to {stem}.json and .md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""What the benchmarks measure with: inputs, peers, floors, bytes. No test here looks at a time."""
+
+import dataclasses
+import doctest
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks import floors, measure, options, peers, report, shapes
+from benchmarks.shapes import MODES, SHAPES, SQUARES, Case, Shape, cases
+from latentgnn import LatentGNN, PackedLatentGNN, reference
+from latentgnn.errors import UserError
+
+TINY = {
+    "line": Shape(2, 16, (30,), (5,), reduction=4),
+    "map": Shape(2, 16, (5, 6), (5, 3), graph_conv=True, reduction=4),
+    "volume": Shape(2, 16, (3, 2, 5), (5,), reduction=4),
+    "tokens": Shape(2, 16, (30,), (5,), reduction=4, kind="tokens"),
+    "packed": Shape(3, 16, (30,), (5, 3), reduction=4, kind="packed", graph_conv=True),
+}
+NORM_MODES = [(norm, mode) for norm, modes in MODES.items() for mode in modes]
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "SHAPES", TINY)
+
+
+def test_every_shape_has_a_layer_and_an_input() -> None:
+    everyday = [shape for shape in SHAPES.values() if shape.everyday]
+    assert {shape.kind for shape in everyday} == {"map", "tokens", "packed"}
+    for name, shape in {**SHAPES, **SQUARES}.items():
+        assert shape.config.reduced_channels == shape.channels // shape.reduction, name
+        assert shape.size[-1 if shape.kind != "map" else 1] == shape.channels
+    assert SHAPES["C3"].size == (2, 512, 100, 168)
+    assert SHAPES["tokens-b8"].size == (8, 196, 768)
+    assert SHAPES["packed-b8"].size == (8 * 4096, 64)
+
+
+def test_cases_leave_out_what_there_is_not() -> None:
+    found = cases(["C3", "million"], ["batch", "frozen"], ["evaluation", "training"], ["contiguous", "channels-last"])
+    names = [case.name for case in found]
+    assert len(names) == len(set(names)) == 3 * 2 + 3
+    assert "C3 frozen training channels-last" in names
+    assert not any("million" in name and "channels-last" in name for name in names)
+
+
+def as_samples(shape: Shape, x: Tensor) -> Tensor:
+    """Any input as (B, C, N)."""
+    if shape.kind == "packed":
+        return x.unflatten(0, (shape.batch, -1)).mT
+    return x.mT if shape.kind == "tokens" else x
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(("norm", "mode"), NORM_MODES)
+@pytest.mark.parametrize(("name", "layout"), [(name, layout) for name in TINY for layout in TINY[name].layouts])
+def test_the_published_peer_is_the_reference(name: str, norm: str, mode: str, layout: str) -> None:
+    shape = TINY[name]
+    case = Case(name, norm, mode, layout, dtype="float64")
+    layer = peers.make_layer(case)
+    peer = peers.make_side("published", layer, case)
+    assert peer.exact
+    # A layer for (B, C, N) with the same weights, in which the reference can take tokens and scenes of equal sizes.
+    oracle = LatentGNN.from_config(layer.config, dtype=torch.float64)
+    oracle.load_state_dict(layer.state_dict())
+    oracle.train(mode == "training")
+    x = peers.make_input(case).requires_grad_()
+    x_oracle = x.detach().clone().requires_grad_()
+    if layout == "channels-last":
+        assert not x.is_contiguous()
+    out = as_samples(shape, peer.module(x))
+    expected = reference.forward(oracle, as_samples(shape, x_oracle))
+    assert (expected - as_samples(shape, x)).abs().max() > 0.1
+    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
+    weight = torch.randn_like(expected)
+    (out * weight).sum().backward()
+    (expected * weight).sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, x_oracle.grad, rtol=1e-8, atol=1e-9)
+    ours = {key: value.grad for key, value in peer.module.named_parameters()}
+    assert all(value is not None for value in ours.values())
+    torch.testing.assert_close(ours["gamma"].flatten(), oracle.gamma.grad.flatten(), rtol=1e-8, atol=1e-9)  # type: ignore[union-attr]
+    if norm == "batch":
+        running = peer.module.get_submodule("up_channel.1").running_mean
+        torch.testing.assert_close(running, oracle.expand.norm.running_mean)
+
+
+def test_the_published_peer_uses_pytorchs_own_modules_for_maps() -> None:
+    case = Case("narrow32-b8")
+    kinds = {type(module) for module in peers.make_side("published", peers.make_layer(case), case).module.modules()}
+    assert {nn.Conv2d, nn.BatchNorm2d} <= kinds
+    assert not {nn.Conv1d, nn.BatchNorm1d} & kinds
+
+
+@pytest.mark.parametrize("name", [name for name in peers.SIDES if "compiled" not in name])
+def test_every_side_runs_at_a_map(name: str) -> None:
+    case = Case("convnext14-b8", norm="frozen", mode="training")
+    layer = peers.make_layer(case)
+    x = peers.make_input(case)[:1]
+    side = peers.make_side(name, layer, case)
+    with torch.no_grad():
+        peers.check(name, side, x, layer(x))
+        if not side.exact:
+            peers.check_context(name, side.module.eval(), x)
+
+
+def test_sides_that_an_input_is_not_for_say_why() -> None:
+    for name, side, reason in (
+        ("million", "LiteMLA", "two dimensions"),
+        ("million", "non-local", "GiB"),
+        ("million", "attention", "operations"),
+        ("tokens-b8", "latent queries", "spatial"),
+        ("packed-b8", "reference", "spatial"),
+        ("unreduced16-b25", "LiteMLA", "reduction"),
+    ):
+        case = Case(name)
+        with pytest.raises(peers.Refused, match=reason):
+            peers.make_side(side, LatentGNN(8, num_latents=1), case)
+
+
+class Double(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+class Fewer(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :2]
+
+
+def test_a_wrong_side_is_not_timed() -> None:
+    x = torch.randn(1, 4, 6, 6)
+    with pytest.raises(UserError, match="differs by"):
+        peers.check("double", peers.Side(Double(), exact=True), x, x)
+    peers.check("double", peers.Side(Double(), exact=False), x, x)
+    with pytest.raises(UserError, match="not finite and of shape"):
+        peers.check("fewer", peers.Side(Fewer(), exact=False), x, x)
+    with pytest.raises(UserError, match="does not feel the last"), torch.no_grad():
+        peers.check_context("convolution", nn.Conv2d(4, 4, 3, padding=1), x)
+
+
+def test_packed_scenes_do_not_mix() -> None:
+    case = Case("packed-b8", norm="layer", mode="training")
+    layer = peers.make_layer(case)
+    assert isinstance(layer, PackedLatentGNN)
+    x = peers.make_input(case)
+    moved = x.clone()
+    moved[:4096] += 1
+    module = peers.make_side("published", layer, case).module
+    with torch.no_grad():
+        assert torch.equal(module(x)[4096:], module(moved)[4096:])
+
+
+@pytest.mark.parametrize("graph_conv", [True, False])
+@pytest.mark.parametrize("nodes", [3, 100_000])
+def test_the_floor_takes_the_cheaper_place_for_the_matrices(graph_conv: bool, nodes: int) -> None:
+    c, r, d = 64, 8, 4
+    config = dataclasses.replace(Shape(2, c, (nodes,), (d,)).config, graph_conv=graph_conv)
+    common = nodes * (4 * c * r + 6 * r * d) + 4 * r * d * d
+    scatter, expand = 2 * nodes * r * d, 2 * nodes * c * r
+    if graph_conv:
+        expected = common + scatter + expand + min(2 * nodes * r * r, 2 * r * r * d)
+    else:
+        expected = common + min(scatter + expand, 2 * c * r * d + 2 * nodes * c * d)
+    assert floors.floor_operations(config, (2, c, nodes)) == 2 * expected
+
+
+def test_the_floor_is_the_larger_of_operations_and_bytes() -> None:
+    rates = {"a": 10.0, "b": 20.0}
+    assert floors.floor_seconds(200, 1, rates, 1e9) == 10
+    assert floors.floor_seconds(1, 100, rates, 30.0) == 10
+
+
+def test_rates_are_of_several_routines() -> None:
+    rates = floors.Rates(torch.device("cpu"), torch.float32, scale=16)
+    products = rates.products()
+    assert {"torch.mm", "linear", "1x1 convolution"} <= set(products)
+    assert ("oneDNN linear" in products) == torch.backends.mkldnn.is_available()
+    assert min(*products.values(), rates.bandwidth()) > 0
+
+
+def test_the_onednn_routine_is_a_product() -> None:
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this build of PyTorch has no oneDNN")
+    x, w = torch.randn(8, 4), torch.randn(3, 4)
+    found = torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
+    torch.testing.assert_close(found, x @ w.T)
+
+
+def test_sides_take_turns() -> None:
+    calls: list[Any] = []
+    sides = [lambda: calls.append("A"), lambda: calls.append("B")]
+    taken = measure.take_turns(
+        sides, rounds=2, device=torch.device("cpu"), least_seconds=0, between=lambda: calls.append("-")
+    )
+    assert [len(one) for one in taken] == [2, 2]
+    # Three calls each to settle and to count the repeats; then one that is not timed before each that is.
+    assert "".join(calls) == "AAABBB-AABB-BBAA"
+
+
+def test_short_calls_are_repeated() -> None:
+    calls: list[int] = []
+    measure.take_turns([lambda: calls.append(1)], rounds=1, device=torch.device("cpu"), least_seconds=1e-4)
+    assert len(calls) > 10
+
+
+def test_held_and_peak_bytes_are_counted() -> None:
+    x = torch.randn(1000, requires_grad=True)
+    size = x.numel() * 4
+    module = nn.Linear(1000, 10)
+    # A square keeps its input, a sine of it the square.
+    assert measure.held_bytes(lambda x: (x * x).sin(), x, module) == 2 * size
+    # Parameters are there anyway.
+    assert measure.held_bytes(module, x, module) == size
+    with torch.no_grad():
+        assert measure.peak_bytes(lambda: (x + 1) + 1, x) == pytest.approx(3 * size, rel=0.02)
+        assert measure.peak_bytes(lambda: x.clone().add_(1), x) == pytest.approx(2 * size, rel=0.02)
+
+
+@pytest.mark.parametrize("module", [floors, measure, options, report, shapes], ids=lambda module: module.__name__)
+def test_examples_give_what_they_show(module: ModuleType) -> None:
+    failures, tried = doctest.testmod(module)
+    assert tried > 0
+    assert failures == 0
