@@ -5,43 +5,10 @@ and of a large copy.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from math import prod
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
-
-from latentgnn import LatentGNNConfig
-
-
-def floor_operations(config: LatentGNNConfig, shape: Sequence[int]) -> int:
-    """Operations of a forward pass that the algebra leaves.
-
-    U, and with graph convolution G, stands on the latents or on the nodes, whichever takes fewer operations.
-
-    Args:
-        config: of an asymmetric layer with one group.
-        shape: of the input, (S, C, *spatial).
-
-    Example:
-        >>> config = LatentGNNConfig(channels=8, num_latents=4, graph_conv=True)
-        >>> floor_operations(config, (1, 8, 10))  # 10 (6 C R + 8 R D), mixing 4 R D D, G on the latents 2 R R D
-        872
-    """
-    samples, nodes = shape[0], prod(shape[2:])
-    channels, reduced = config.channels, config.reduced_channels
-    kernels, latents = len(config.latents), sum(config.latents)
-    # Two reductions, two assignments and the gather step; then the affinity of latents and its product.
-    operations = nodes * (4 * channels * reduced + 6 * reduced * latents)
-    operations += sum(4 * reduced * count**2 for count in config.latents)
-    expand_nodes = nodes * 2 * channels * kernels * reduced
-    scatter_nodes = nodes * 2 * reduced * latents
-    if config.graph_conv:
-        convolve = min(nodes * 2 * kernels * reduced**2, 2 * reduced**2 * latents)
-        operations += scatter_nodes + convolve + expand_nodes
-    else:
-        operations += min(scatter_nodes + expand_nodes, (nodes + reduced) * 2 * channels * latents)
-    return samples * operations
 
 
 def _synchronize(device: torch.device) -> None:

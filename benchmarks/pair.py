@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.floors import Rates, floor_operations, floor_seconds
+from benchmarks.floors import Rates, floor_seconds
 from benchmarks.measure import LEAST_SECONDS, held_bytes, peak_bytes, ratio, take_turns
 from benchmarks.options import add_run_options, require_device
 from benchmarks.peers import SIDES, Refused, Side, check, check_context, make_input, make_layer, make_side
 from benchmarks.shapes import MODES, SHAPES, SQUARES, Case
 from latentgnn import LatentGNN
+from latentgnn.cost import floor_operations
 from latentgnn.errors import UserError
 
 

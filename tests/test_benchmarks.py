@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from benchmarks import floors, measure, options, peers, report, shapes
 from benchmarks.shapes import MODES, SHAPES, SQUARES, Case, Shape, cases
 from latentgnn import LatentGNN, PackedLatentGNN, reference
+from latentgnn.cost import floor_operations
 from latentgnn.errors import UserError
 
 TINY = {
@@ -166,7 +167,7 @@ def test_the_floor_takes_the_cheaper_place_for_the_matrices(graph_conv: bool, no
         expected = common + scatter + expand + min(2 * nodes * r * r, 2 * r * r * d)
     else:
         expected = common + min(scatter + expand, 2 * c * r * d + 2 * nodes * c * d)
-    assert floors.floor_operations(config, (2, c, nodes)) == 2 * expected
+    assert floor_operations(config, (2, c, nodes)) == 2 * expected
 
 
 def test_the_floor_is_the_larger_of_operations_and_bytes() -> None:

@@ -1,6 +1,8 @@
 """The arithmetic of costs against PyTorch's counter and against what is really held."""
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -8,23 +10,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import held_bytes
-from latentgnn import FrozenBatchNorm, LatentGNN, LatentGNNConfig, fast, folding, tiles
+from latentgnn import FrozenBatchNorm, LatentGNN, LatentGNNConfig
 from latentgnn.cli import main
+from latentgnn.core import operators
 from latentgnn.cost import cost, non_local_cost, table
-from latentgnn.tiles import Plan
-
-
-def plan_of(layer: LatentGNN) -> Plan:
-    config = layer.config
-    return Plan(
-        config.num_groups,
-        config.latents,
-        config.symmetric,
-        config.graph_conv,
-        config.residual,
-        config.node_scale,
-        torch.float32,
-    )
+from latentgnn.paths import memory
 
 
 @pytest.mark.parametrize(
@@ -43,16 +33,25 @@ def test_operations_are_those_that_pytorch_counts(
         num_groups=num_groups,
         norm=FrozenBatchNorm,
     )
-    x, plan = torch.randn(2, 31, 32), plan_of(layer)
-    with torch.no_grad():
-        weights = folding.fold(fast.projections(layer, torch.float32), plan)
-    with FlopCounterMode(display=False) as counter:
-        out, sums, squares = tiles.forward(x, None, None, weights, plan)
-    found = cost(layer.config, (2, 32, 31))
-    assert found.forward_operations == counter.get_total_flops()
-    with FlopCounterMode(display=False) as counter:
-        tiles.backward(out, x, None, None, weights, sums, squares, plan, needs_x=True)
-    assert found.backward_operations == counter.get_total_flops()
+    x = torch.randn(2, 32, 31, dtype=torch.float64)
+    layer.double()
+    for choice in ("hold", "recompute"):
+        counted = cost(layer.config, (2, 32, 31), held=choice == "hold")
+        given = x.clone().requires_grad_()
+        with memory(choice), FlopCounterMode(display=False) as counter, _eager():
+            output = layer(given)
+        assert counted.forward_operations == counter.get_total_flops()
+        with FlopCounterMode(display=False) as counter:
+            output.backward(x)
+        assert counted.backward_operations == counter.get_total_flops()
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Under a dispatch mode the layer is an operator; here the counter is to see what is inside."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(operators, "is_in_torch_dispatch_mode", lambda: False)
+        yield
 
 
 def test_the_counter_sees_the_operators() -> None:

@@ -1,7 +1,7 @@
 """What a layer costs: parameters, operations, bytes moved, bytes held for the backward pass.
 
-Plain arithmetic on a configuration and a shape, for the core (`latentgnn.core`) with norms that are affine maps, and for
-batch norm in training what is held more. A multiply-add counts as two operations.
+Plain arithmetic on a configuration and a shape, for the core (`latentgnn.core`) with norms that are affine maps, and
+for batch norm in training what is held more. A multiply-add counts as two operations.
 
 Symbols: S samples, N nodes, C channels, R reduced channels, G groups, K kernels, D_k latents of a kernel in a group.
 """
@@ -122,22 +122,33 @@ def cost(
 
 
 def floor_operations(config: LatentGNNConfig, shape: Sequence[int]) -> int:
-    """Operations of a forward pass that the algebra leaves, over the nodes alone.
+    """Operations of a forward pass that the algebra leaves.
 
-    U, or with graph convolution G, on the latents or on the nodes, whichever takes less.
+    U, and with graph convolution G, stands on the latents or on the nodes, whichever takes fewer operations.
 
     Args:
-        config: of the layer.
+        config: of an asymmetric layer with one group.
         shape: of the input, (S, C, *spatial).
+
+    Example:
+        >>> config = LatentGNNConfig(channels=8, num_latents=4, graph_conv=True)
+        >>> floor_operations(config, (1, 8, 10))  # 10 (6 C R + 8 R D), mixing 4 R D D, G on the latents 2 R R D
+        872
     """
     samples, nodes = shape[0], prod(shape[2:])
-    counted = cost(config, shape)
-    channels, reduced, latents = config.channels, config.reduced_channels, config.num_groups * sum(config.latents)
+    channels, reduced = config.channels, config.reduced_channels
+    kernels, latents = len(config.latents), sum(config.latents)
+    # Two reductions, two assignments and the gather step; then the affinity of latents and its product.
+    operations = nodes * (4 * channels * reduced + 6 * reduced * latents)
+    operations += sum(4 * reduced * count**2 for count in config.latents)
+    expand_nodes = nodes * 2 * channels * kernels * reduced
+    scatter_nodes = nodes * 2 * reduced * latents
     if config.graph_conv:
-        return counted.forward_operations
-    moved = 2 * nodes * (channels * latents - reduced * sum(config.latents) - channels * len(config.latents) * reduced)
-    moved += sum(2 * count * reduced * channels for count in config.latents)
-    return counted.forward_operations + samples * min(moved, 0)
+        convolve = min(nodes * 2 * kernels * reduced**2, 2 * reduced**2 * latents)
+        operations += scatter_nodes + convolve + expand_nodes
+    else:
+        operations += min(scatter_nodes + expand_nodes, (nodes + reduced) * 2 * channels * latents)
+    return samples * operations
 
 
 def _parameters(config: LatentGNNConfig) -> int:

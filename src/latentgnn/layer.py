@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from latentgnn import paths
 from latentgnn.config import LatentGNNConfig
@@ -195,8 +195,9 @@ class LatentGNN(nn.Module):
             TypeError: an input or a mask of the wrong type.
             ValueError: an input or a mask of the wrong shape or on another device, an empty batch, or no nodes.
         """
-        if isinstance(x, fx.Proxy):
-            return cast(Tensor, as_one_node(self, x, mask=mask))
+        node = as_one_node(self, x, mask=mask)
+        if node is not None:
+            return cast(Tensor, node)
         self._check(x)
         if not 3 <= x.dim() <= 5:
             raise ValueError(
@@ -254,5 +255,3 @@ def check_mask(mask: Tensor, x: Tensor, shape: tuple[int, ...], axes: str) -> No
         raise ValueError(f"mask must have the shape {axes} = {shape}, got {tuple(mask.shape)}")
     if mask.device != x.device:
         raise ValueError(f"the mask is on {mask.device}, the input on {x.device}; move one to the other")
-
-

@@ -5,14 +5,13 @@ Axes: B batch, N nodes, C channels.
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import get_world_size, is_initialized
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from latentgnn.functional import wide
+from latentgnn.functional import cast, wide
 
 NormFactory = Callable[[int], nn.Module]
 
@@ -229,7 +228,9 @@ def tracks(norm: nn.Module) -> bool:
     return isinstance(norm, _BatchNorm) and norm.training and norm.track_running_stats and norm.running_mean is not None
 
 
-def update_running(norms: Sequence[_BatchNorm], means: Sequence[Tensor], variances: Sequence[Tensor], count: int) -> None:
+def update_running(
+    norms: Sequence[_BatchNorm], means: Sequence[Tensor], variances: Sequence[Tensor], count: int
+) -> None:
     """Update the running statistics of norms with one momentum, a few calls for all.
 
     Args:
@@ -246,10 +247,11 @@ def update_running(norms: Sequence[_BatchNorm], means: Sequence[Tensor], varianc
         return
     tracked = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
     torch._foreach_add_(tracked, 1)
-    running = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
     unbiased = torch._foreach_mul(list(variances), count / max(count - 1, 1))
-    batch = [statistic for pair in zip(means, unbiased, strict=True) for statistic in pair]
-    torch._foreach_lerp_(running, [value.to(old.dtype) for value, old in zip(batch, running, strict=True)], norms[0].momentum)
+    for name, batch in (("running_mean", means), ("running_var", unbiased)):
+        running: list[Tensor] = [getattr(norm, name) for norm in norms]
+        batch = [cast(value, old.dtype) for value, old in zip(batch, running, strict=True)]
+        torch._foreach_lerp_(running, batch, norms[0].momentum)
 
 
 def _update_running(norm: _BatchNorm, mean_C: Tensor, var_C: Tensor, count: Tensor | int) -> None:

@@ -149,7 +149,9 @@ def _recomputes(config: LatentGNNConfig, x_BNC: Tensor) -> bool:
 
 def _empty(layer: Arrangement, x_BNC: Tensor) -> Tensor:
     """No nodes give no nodes, and zero gradients."""
-    total = sum(parameter.sum() for part in layer.projections for parameter in part.parameters())
+    total = x_BNC.new_zeros(1)
+    for parameter in (parameter for part in layer.projections for parameter in part.parameters()):
+        total = total + parameter.sum()
     return x_BNC + 0 * (total if layer.gamma is None else total + layer.gamma).to(x_BNC.dtype)
 
 
@@ -175,8 +177,7 @@ def _core(
         eps=tuple(getattr(norm, "eps", 0.0) for norm in norms),
         batch_statistics=batch_statistics,
         compute=compute,
-        holds=not torch.compiler.is_compiling()
-        and holds(config, x_BNC.shape[0], x_BNC.shape[1], x_BNC.element_size()),
+        holds=not torch.compiler.is_compiling() and holds(config, x_BNC.shape[0], x_BNC.shape[1], x_BNC.element_size()),
     )
     out_BNC, statistics = operators.run(x_BNC, mask_BN, offsets, [*tensors, layer.gamma], plan)
     if statistics is not None:
@@ -186,7 +187,8 @@ def _core(
 
 def _learn(layer: Arrangement, statistics: operators.BatchStatistics, plan: Plan, count: int) -> None:
     """Update the running statistics of batch norms in training."""
-    means, inverses = [], []
+    means: list[Tensor] = []
+    inverses: list[Tensor] = []
 
     def take(found: Statistics | None, split: Callable[[Tensor], Sequence[Tensor]]) -> None:
         if found is not None:

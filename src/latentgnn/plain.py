@@ -7,7 +7,7 @@ Axes: B batch, N nodes, C channels, R reduced channels, G groups, r = R / G, D l
 the scenes of packed points). Tensors over nodes are (B, N, channels) whatever their strides.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -107,7 +107,9 @@ def _output(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtyp
 
 def _values(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype) -> list[Tensor]:
     """V, and unless symmetric L: (B, N, G, r)."""
-    weight_RC = torch.cat([part.weight for part in layer.reduces]) if len(layer.reduces) > 1 else layer.reduces[0].weight
+    weight_RC = (
+        torch.cat([part.weight for part in layer.reduces]) if len(layer.reduces) > 1 else layer.reduces[0].weight
+    )
     scale = None
     if compute == torch.float16:
         # Rows longer than 1 may take a sum over channels out of float16's range.
@@ -122,9 +124,7 @@ def _values(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtyp
     ]
 
 
-def _context(
-    layer: Arrangement, value_BNGr: Tensor, gather_BNGD: Tensor, scatter_BNGD: Tensor, nodes: Nodes
-) -> Tensor:
+def _context(layer: Arrangement, value_BNGr: Tensor, gather_BNGD: Tensor, scatter_BNGD: Tensor, nodes: Nodes) -> Tensor:
     """Gather, mix and scatter of one kernel: (B, N, R)."""
     config, parts = layer.config, []
     for value, assign, back in zip(

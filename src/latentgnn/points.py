@@ -3,7 +3,7 @@
 from typing import cast
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from latentgnn.core.operators import check_offsets
 from latentgnn.layer import LatentGNN, check_mask
@@ -55,8 +55,9 @@ class PackedLatentGNN(LatentGNN):
             ValueError: an argument of the wrong shape or on another device, packed points without offsets or batch, or
                 offsets that do not rise from 0 to T.
         """
-        if isinstance(x, fx.Proxy):
-            return cast(Tensor, as_one_node(self, x, offsets=offsets, batch=batch, mask=mask))
+        node = as_one_node(self, x, offsets=offsets, batch=batch, mask=mask)
+        if node is not None:
+            return cast(Tensor, node)
         if isinstance(x, Tensor) and x.is_nested:
             return self._jagged(x, offsets, batch, mask)
         self._check(x)
@@ -90,14 +91,16 @@ class PackedLatentGNN(LatentGNN):
     def _jagged(self, x: Tensor, offsets: Tensor | None, batch: Tensor | None, mask: Tensor | None) -> Tensor:
         if any(argument is not None for argument in (offsets, batch, mask)):
             raise ValueError("a nested tensor has its own offsets; offsets, batch and mask are for other inputs")
-        if x.layout != torch.jagged or x.dim() != 3 or x._lengths is not None:
+        if x.layout != torch.jagged or x.dim() != 3:
             raise ValueError(
-                f"nested tensors must be (B, jagged, {self.config.channels}) with layout=torch.jagged and without "
-                "gaps; got "
-                + (f"{x.dim()} dimensions and layout {x.layout}" if x.layout != torch.jagged or x.dim() != 3 else "gaps")
+                f"nested tensors must be (B, jagged, {self.config.channels}) with layout=torch.jagged; got "
+                f"{x.dim()} dimensions and layout {x.layout}"
             )
-        values = self.forward(x.values(), x.offsets())
-        return torch.nested.nested_tensor_from_jagged(values, x.offsets())
+        nested: Any = x
+        if nested.lengths() is not None:
+            raise ValueError("nested tensors must have no gaps between their samples; give x.contiguous()")
+        values = self.forward(nested.values(), nested.offsets())
+        return torch.nested.nested_tensor_from_jagged(values, nested.offsets())
 
 
 def _check_index(index: Tensor, name: str) -> None:

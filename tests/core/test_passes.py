@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.measure import held_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sweep import make_layer, relative_error
 from torch import Tensor, nn
 
+from benchmarks.measure import held_bytes
 from latentgnn import FrozenBatchNorm, LatentGNN, reference
 from latentgnn.core import operators, passes
 from latentgnn.paths import memory
@@ -251,5 +251,3 @@ def test_float32_is_about_as_exact_as_the_reference() -> None:
             ratios["gradient" if index else "output"].append(float(ratio.log()))
     assert math.exp(sum(ratios["output"]) / len(ratios["output"])) < 1.2
     assert math.exp(sum(ratios["gradient"]) / len(ratios["gradient"])) < 2
-
-

@@ -355,7 +355,9 @@ def gather_backward(
     elif not plan.symmetric:
         doubled = (2 * grad_weights_SGD).to(plan.compute).unsqueeze(2)
         for part, assign, double in zip(
-            block.each_sample(grad_assign, 2), block.each_sample(assign_sGTD, 2), _of_samples(doubled, block),
+            block.each_sample(grad_assign, 2),
+            block.each_sample(assign_sGTD, 2),
+            _of_samples(doubled, block),
             strict=True,
         ):
             part.addcmul_(assign, double)

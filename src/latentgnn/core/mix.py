@@ -24,9 +24,7 @@ def mixed(sums_SGDr: Tensor, weights_SGD: Tensor, plan: Plan) -> list[Tensor]:
     return [mix(latent_SGDr[:, :, kernel]) for kernel in plan.kernels]
 
 
-def scatter_matrices(
-    sums_SGDr: Tensor, weights_SGD: Tensor, convs: Sequence[Tensor], plan: Plan
-) -> list[Tensor]:
+def scatter_matrices(sums_SGDr: Tensor, weights_SGD: Tensor, convs: Sequence[Tensor], plan: Plan) -> list[Tensor]:
     """What takes each kernel's assignments to features, Y^T or with graph convolution G Y^T: (S, G, r, D_k)."""
     latents = mixed(sums_SGDr, weights_SGD, plan)
     if not plan.graph_conv:

@@ -200,10 +200,13 @@ def _affines(
             for part, each in zip(parts, eps, strict=True)
         ]
         return tuple(  # type: ignore[return-value]
-            [None if tensor is None else cast(tensor, dtype) for tensor in column] for column in zip(*pairs, strict=True)
+            [None if tensor is None else cast(tensor, dtype) for tensor in column]
+            for column in zip(*pairs, strict=True)
         )
     # All norms at once: they are small, and each call costs more than its arithmetic.
-    _, weights, biases, means, variances = ([cast(tensor, dtype) for tensor in column] for column in zip(*parts, strict=True))
+    _, weights, biases, means, variances = (
+        [cast(tensor, dtype) for tensor in column] for column in zip(*parts, strict=True)
+    )
     scales = torch._foreach_mul(torch._foreach_rsqrt(torch._foreach_add(variances, eps[0])), weights)
     return list(scales), list(torch._foreach_addcmul(biases, means, scales, value=-1))
 

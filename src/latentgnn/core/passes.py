@@ -44,9 +44,7 @@ def _blocks(x_BNC: Tensor, offsets: Sequence[int] | None, parts: Parts, plan: Pl
     return blocks(x_BNC, offsets, nodes_per_block(x_BNC.device, 3 * reduced + 2 * latents))
 
 
-def _empty_state(
-    x_BNC: Tensor, offsets: Sequence[int] | None, parts: Parts, plan: Plan, *, sums_follow: bool
-) -> State:
+def _empty_state(x_BNC: Tensor, offsets: Sequence[int] | None, parts: Parts, plan: Plan, *, sums_follow: bool) -> State:
     if sums_follow and not (plan.symmetric and plan.node_scale == "published"):
         nothing = x_BNC.new_empty(0)
         return State(nothing, nothing, [])
@@ -205,7 +203,14 @@ def backward(
             grad_sTC = torch.where(valid_sT1, grad_sTC, 0)
         grads_scatter.append(
             scatter_backward(
-                block, grad_sTC, multiplied, matrices, norm_vectors, gradients, plan, record,
+                block,
+                grad_sTC,
+                multiplied,
+                matrices,
+                norm_vectors,
+                gradients,
+                plan,
+                record,
                 needs_expand=any(needs[-6:]),
             )
         )
@@ -223,7 +228,15 @@ def backward(
     for block, record in zip(todo, records, strict=True):
         valid_sT1 = block.valid(mask_BN)
         grad_sTR = gather_backward(
-            block, valid_sT1, grads_scatter.pop(), grad_sums, grad_weights, matrices, norm_vectors, gradients, plan,
+            block,
+            valid_sT1,
+            grads_scatter.pop(),
+            grad_sums,
+            grad_weights,
+            matrices,
+            norm_vectors,
+            gradients,
+            plan,
             record,
         )
         if any(needs[:ways]):
@@ -302,9 +315,7 @@ def _unscaled(
     return [*pairs, *zip(matrices, grads, strict=True)]
 
 
-def _gradients(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], grads: Sequence[Tensor]
-) -> Sequence[Tensor | None]:
+def _gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], grads: Sequence[Tensor]) -> Sequence[Tensor | None]:
     recorded = [
         (output, cast(grad, output.dtype)) for output, grad in zip(outputs, grads, strict=True) if output.requires_grad
     ]

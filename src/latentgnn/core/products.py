@@ -123,9 +123,7 @@ def project_all(x_sTC: Tensor, matrices_RC: Sequence[Tensor]) -> Tensor:
     return torch.cat([part.mT for part in parts], 1).mT if nodes_innermost(x_sTC) else torch.cat(parts, -1)
 
 
-def add_project_back(
-    base_sTC: Tensor | None, grad_sTO: Tensor, matrices_RC: Sequence[Tensor], out_sTC: Tensor
-) -> None:
+def add_project_back(base_sTC: Tensor | None, grad_sTO: Tensor, matrices_RC: Sequence[Tensor], out_sTC: Tensor) -> None:
     """out = base + g W, for the matrices of `project_all`."""
     samples, nodes, channels = out_sTC.shape
     if samples * nodes >= channels // 2:

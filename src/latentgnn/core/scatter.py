@@ -187,7 +187,10 @@ def scatter_backward(
             assert record.convolved is not None
             assert record.convolved_statistics is not None
             grad_sTF, *pair = normalize_backward(
-                grad_sTF, record.convolved, vectors.conv[0], record.convolved_statistics,
+                grad_sTF,
+                record.convolved,
+                vectors.conv[0],
+                record.convolved_statistics,
                 plan.eps[-1 - len(plan.latents)],
             )
             gradients.conv_vectors = (pair[0], pair[1])
@@ -245,19 +248,21 @@ def _statistics_backward(
         gradients.expand_vectors = (pair[0], pair[1])
         return grad_sTC, matrices.expand, None
     of_features, centred_sTF = moments(record.feature)
+    norm = [None if vector is None else vector.detach().requires_grad_() for vector in (weight_C, bias_C)]
+    matrix_CF = matrices.expand.detach().requires_grad_()
+    leaves = Moments(*(tensor.detach().requires_grad_() for tensor in of_features))
     with torch.enable_grad():
-        leaves = [matrices.expand.detach(), *of_features, weight_C, bias_C]
-        leaves = [None if leaf is None else leaf.detach().requires_grad_() for leaf in leaves]
-        matrix_CF, shift_C, _ = expansion(leaves[0], Moments(leaves[1], leaves[2]), *leaves[3:], plan.eps[-1])
+        scaled_CF, shift_C, _ = expansion(matrix_CF, leaves, norm[0], norm[1], plan.eps[-1])
     outer_CF = contract_all(grad_sTC, record.feature)
-    known = [leaf for leaf in leaves if leaf is not None]
-    found = iter(
-        torch.autograd.grad([matrix_CF, shift_C], known, [outer_CF, sum_of_nodes(grad_sTC, outer_CF.dtype)])
+    given = [outer_CF, sum_of_nodes(grad_sTC, outer_CF.dtype)]
+    known = [vector for vector in norm if vector is not None]
+    gradients.expand, grad_mean_F, grad_covariance_FF, *found = torch.autograd.grad(
+        [scaled_CF, shift_C], [matrix_CF, *leaves, *known], given
     )
-    grads = [None if leaf is None else next(found) for leaf in leaves]
-    gradients.expand, grad_mean_F, grad_covariance_FF = grads[:3]
-    gradients.expand_vectors = (grads[3], grads[4])
-    assert grad_mean_F is not None
-    assert grad_covariance_FF is not None
+    vectors_found = iter(found)
+    gradients.expand_vectors = (
+        None if norm[0] is None else next(vectors_found),
+        None if norm[1] is None else next(vectors_found),
+    )
     symmetric_FF = (grad_covariance_FF + grad_covariance_FF.mT) / 2
-    return grad_sTC, matrix_CF.detach(), (grad_mean_F, symmetric_FF, centred_sTF)
+    return grad_sTC, scaled_CF.detach(), (grad_mean_F, symmetric_FF, centred_sTF)

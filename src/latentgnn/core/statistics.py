@@ -22,9 +22,7 @@ class Statistics(NamedTuple):
     inverse: Tensor
 
 
-def normalize(
-    raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, eps: float
-) -> tuple[Tensor, Statistics]:
+def normalize(raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, eps: float) -> tuple[Tensor, Statistics]:
     """Batch norm, and the statistics that it took."""
     if not nodes_innermost(raw_sTF):
         y, mean, inverse = torch.native_batch_norm(raw_sTF.flatten(0, 1), weight_F, bias_F, None, None, True, 0.0, eps)
@@ -41,9 +39,7 @@ def normalize(
     return torch.addcmul(bias_F, centred_sTF, scale_F, out=centred_sTF), Statistics(mean_F, inverse_F)
 
 
-def normalize_again(
-    raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, statistics: Statistics
-) -> Tensor:
+def normalize_again(raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, statistics: Statistics) -> Tensor:
     """Batch norm with statistics that are known."""
     scale_F = statistics.inverse if weight_F is None else statistics.inverse * weight_F
     shift_F = -statistics.mean * scale_F

@@ -29,7 +29,6 @@ from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from latentgnn.errors import UserError
-from latentgnn.layer import LatentGNN
 from latentgnn.masks import node_mask
 from latentgnn.norms import group_norm
 from latentgnn.tasks.blocks import insert_blocks
