@@ -5,6 +5,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from latentgnn import norms, paths, reference
     from latentgnn.checkpoints import load_published, published_state_dict
     from latentgnn.config import LatentGNNConfig
     from latentgnn.insertion import insert, remove
@@ -38,14 +39,17 @@ _HOMES = {
     "published_state_dict": "checkpoints",
     "remove": "insertion",
 }
+_MODULES = ("norms", "paths", "reference")
 
 
 def __getattr__(name: str) -> object:
     # Loaded at first use, so that the command line answers --help without importing torch.
     if name in _HOMES:
         return getattr(import_module(f"latentgnn.{_HOMES[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"latentgnn.{name}")
     raise AttributeError(f"module 'latentgnn' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+    return sorted([*__all__, *_MODULES, "__version__"])

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
+from torch import nn
+
 from latentgnn.files import write_json
 from latentgnn.functional import NodeScale
 from latentgnn.norms import NORMS, NormFactory
@@ -78,6 +80,12 @@ class LatentGNNConfig:
         if isinstance(self.norm, str):
             if self.norm not in NORMS:
                 raise ValueError(f"norm must be a callable or one of {', '.join(NORMS)}; got {self.norm!r}")
+        elif isinstance(self.norm, nn.Module):
+            raise TypeError(
+                f"norm must be a callable from a channel count to a module, for the layer has norms over several "
+                f"channel counts; got one module, {self.norm!r}; give its class, {type(self.norm).__name__}, with "
+                "arguments of its own through functools.partial"
+            )
         elif not callable(self.norm):
             raise TypeError(f"norm must be a callable from a channel count to a module, got {self.norm!r}")
         # A norm that has a name goes by it, so that a configuration equals itself after being saved and loaded.

@@ -1,7 +1,7 @@
 """The LatentGNN layer as a module: parameters, shapes and errors; `latentgnn.paths` runs it."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,8 @@ class LatentGNN(nn.Module):
         residual: add the result, times gamma, to the input; without it, gamma is an unused buffer.
         norm: callable from a channel count to a norm: ``nn.BatchNorm1d`` or 2d, `latentgnn.norms.FrozenBatchNorm`,
             torchvision's ``FrozenBatchNorm2d``, ``nn.GroupNorm`` through a partial, ``nn.LayerNorm``, ``nn.Identity``;
-            any other module is given (B, C, N) and takes no mask.
+            any other module is given (B, C, N) and takes no mask. A name stands for one of `latentgnn.norms.NORMS`:
+            ``batch_norm``, ``frozen_batch_norm``, ``group_norm``, ``layer_norm``, ``none``.
         num_groups: groups of the reduced channels, each with latent graphs of its own.
         gamma_init: where gamma starts.
         node_scale: ``published``, or ``mean`` to make each latent a weighted mean of its nodes, so that the output's
@@ -95,7 +96,7 @@ class LatentGNN(nn.Module):
         symmetric: bool = False,
         graph_conv: bool = False,
         residual: bool = True,
-        norm: NormFactory = nn.BatchNorm1d,
+        norm: NormFactory | str = nn.BatchNorm1d,
         num_groups: int = 1,
         gamma_init: float = 0.0,
         node_scale: NodeScale = "published",
@@ -235,8 +236,15 @@ class LatentGNN(nn.Module):
             raise TypeError(f"{name} takes floating-point inputs, got {x.dtype}")
         if x.device != weight.device:
             raise ValueError(f"the input is on {x.device}, the layer on {weight.device}; move one to the other")
-        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        if x.dtype != weight.dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type)):
             raise TypeError(f"the input is {x.dtype}, the layer {weight.dtype}; convert one, or use torch.autocast")
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        # Earlier versions of this layer saved gamma without a dimension.
+        gamma = state_dict.get(f"{prefix}gamma")
+        if isinstance(gamma, Tensor) and gamma.dim() == 0:
+            state_dict[f"{prefix}gamma"] = gamma.reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
         config = self.config

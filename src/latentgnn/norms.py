@@ -258,18 +258,26 @@ def _update_running(norm: _BatchNorm, mean_C: Tensor, var_C: Tensor, count: Tens
     assert norm.running_mean is not None
     assert norm.running_var is not None
     assert norm.num_batches_tracked is not None
-    norm.num_batches_tracked.add_(1)
-    share: float | Tensor = (
-        norm.num_batches_tracked.to(var_C.dtype).reciprocal() if norm.momentum is None else norm.momentum
-    )
+    seen = norm.num_batches_tracked + 1
+    share: float | Tensor = seen.to(var_C.dtype).reciprocal() if norm.momentum is None else norm.momentum
     if isinstance(count, Tensor):
         # A batch whose mask leaves nothing has no statistics to learn from.
         share = (count > 0).to(var_C.dtype) * share
         unbiased_C = var_C * (count / (count - 1).clamp(min=1))
     else:
         unbiased_C = var_C * (count / max(count - 1, 1))
-    norm.running_mean.copy_(norm.running_mean + share * (mean_C - norm.running_mean))
-    norm.running_var.copy_(norm.running_var + share * (unbiased_C - norm.running_var))
+    try:
+        norm.running_mean.copy_(norm.running_mean + share * (mean_C - norm.running_mean))
+        norm.running_var.copy_(norm.running_var + share * (unbiased_C - norm.running_var))
+        norm.num_batches_tracked.copy_(seen)
+    except RuntimeError as error:
+        if torch._C._functorch.peek_interpreter_stack() is None:
+            raise
+        raise RuntimeError(
+            "inside a transform of torch.func, batch norm in training cannot update running statistics that the "
+            "transform does not know: call eval(), replace them with torch.func.replace_all_batch_norm_modules_, or "
+            "give them to the transformed function as an argument, through torch.func.functional_call"
+        ) from error
 
 
 def _over_processes(

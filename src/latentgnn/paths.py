@@ -93,7 +93,7 @@ def why_not_core(x_BNC: Tensor, mask_BN: Tensor | None, norms: list[nn.Module], 
         return None
     if not all(isinstance(norm, _BatchNorm) and uses_batch_statistics(norm) for norm in norms):
         return "norms whose statistics are those of a node or a sample, or of several kinds"
-    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or not operators.has_values(x_BNC):
         return "a compiler fuses batch norm in training better"
     if mask_BN is not None:
         return "batch statistics of the nodes in a mask"
@@ -124,7 +124,7 @@ def run(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tens
         (B, N, C) in the input's type.
     """
     device = x_BNC.device.type
-    autocast = torch.is_autocast_enabled(device) and x_BNC.dtype != torch.float64
+    autocast = not x_BNC.is_meta and torch.is_autocast_enabled(device) and x_BNC.dtype != torch.float64
     compute = torch.get_autocast_dtype(device) if autocast else x_BNC.dtype
     # The types of the products are chosen inside, so that sums over nodes stay in float32.
     with torch.autocast(device, enabled=False) if autocast else nullcontext():
@@ -133,10 +133,17 @@ def run(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tens
         norms = [projection.norm for projection in layer.projections]
         if why_not_core(x_BNC, mask_BN, norms, compute) is None:
             return _core(layer, x_BNC, mask_BN, offsets, compute)
-        bounds = None if offsets is None else offsets.tolist()
         return plain.latent_gnn(
-            layer, x_BNC, plain.Nodes(mask_BN, bounds), compute, recompute=_recomputes(layer.config, x_BNC)
+            layer, x_BNC, _nodes(x_BNC, mask_BN, offsets), compute, recompute=_recomputes(layer.config, x_BNC)
         )
+
+
+def _nodes(x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None) -> plain.Nodes:
+    if offsets is None:
+        return plain.Nodes(mask_BN)
+    if torch.compiler.is_exporting() or not operators.has_values(offsets):
+        return plain.Nodes(member_SN=plain.members(offsets.to(x_BNC.device), x_BNC.shape[1]))
+    return plain.Nodes(offsets=offsets.tolist())
 
 
 def _recomputes(config: LatentGNNConfig, x_BNC: Tensor) -> bool:

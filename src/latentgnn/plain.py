@@ -28,16 +28,42 @@ class Nodes:
     Args:
         mask_BN: nodes that take part; ``None`` for all.
         offsets: where each sample begins among the nodes of a single row, and the end; ``None`` if rows are samples.
+        member_SN: instead of the offsets where these are not known in advance, which nodes of a single row belong to
+            each sample; what is done for each sample is then done for all nodes, S times as often as needed.
     """
 
     mask_BN: Tensor | None = None
     offsets: Sequence[int] | None = None
+    member_SN: Tensor | None = None
+
+    @property
+    def are_packed(self) -> bool:
+        """Whether several samples share a row."""
+        return self.offsets is not None or self.member_SN is not None
 
     def split(self, x_BNF: Tensor) -> list[Tensor]:
-        """Parts whose rows are samples: all at once, or one for each scene."""
+        """Parts whose rows are samples: all at once, or one for each scene; nodes are in the second dimension."""
+        if self.member_SN is not None:
+            return [torch.where(_like(self.member_SN, x_BNF), x_BNF, 0)]
         if self.offsets is None:
             return [x_BNF]
         return [x_BNF[:, first:last] for first, last in pairwise(self.offsets)]
+
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """The rows that `split` took apart."""
+        if self.member_SN is not None:
+            return torch.where(_like(self.member_SN, parts[0]), parts[0], 0).sum(0, keepdim=True)
+        return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
+
+
+def members(offsets: Tensor, nodes: int) -> Tensor:
+    """Which of the nodes belong to each sample, (S, N), from offsets (S + 1,)."""
+    index_N = torch.arange(nodes, device=offsets.device)
+    return (offsets[:-1, None] <= index_N) & (index_N < offsets[1:, None])
+
+
+def _like(member_SN: Tensor, x_BNF: Tensor) -> Tensor:
+    return member_SN.view(*member_SN.shape, *[1] * (x_BNF.dim() - 2))
 
 
 def latent_gnn(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, *, recompute: bool) -> Tensor:
@@ -54,21 +80,26 @@ def latent_gnn(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.d
         (B, N, C) in the input's type.
     """
     if recompute and all(is_repeatable(projection.norm) for projection in layer.projections):
-        return _recomputed(layer, x_BNC, nodes, compute)
+        read = [x_BNC, nodes.mask_BN, layer.gamma]
+        read += [tensor for part in layer.projections for tensor in (*part.parameters(), *part.buffers())]
+        state = [tensor for tensor in read if tensor is not None]
+        if any(tensor.requires_grad for tensor in state):
+            return _recomputed(layer, x_BNC, nodes, compute, state)
     return _output(layer, x_BNC, nodes, compute)
 
 
-def _recomputed(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype) -> Tensor:
-    state = [tensor for part in layer.projections for tensor in (*part.parameters(), *part.buffers())]
-    state += [] if layer.gamma is None else [layer.gamma]
+def _recomputed(
+    layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, state: Sequence[Tensor]
+) -> Tensor:
+    """`_output`, computed again in the backward pass from what it reads, ``state``, which must not have changed."""
     versions = [tensor._version for tensor in state]
 
     def run(x_BNC: Tensor) -> Tensor:
         if [tensor._version for tensor in state] != versions:
             raise RuntimeError(
-                "one of the layer's parameters or buffers was modified by an in-place operation between its forward "
-                "and its backward pass; call backward first, or hold what it needs with "
-                "latentgnn.paths.memory('hold')"
+                "the layer's input, its mask, or one of its parameters or buffers was modified by an in-place "
+                "operation between the forward and the backward pass, which computes the layer again; call backward "
+                "first, or change a copy"
             )
         return _output(layer, x_BNC, nodes, compute)
 
@@ -135,7 +166,7 @@ def _context(layer: Arrangement, value_BNGr: Tensor, gather_BNGD: Tensor, scatte
         if not config.symmetric or config.node_scale == "mean":
             latent_BGDr = latent_BGDr * reciprocal(node_weight(assign_BGND, node_scale=config.node_scale))
         parts.append(scatter(mix(latent_BGDr), back.transpose(1, 2)).transpose(1, 2).flatten(2))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    return nodes.joined(parts)
 
 
 def _projected(part: Projection, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, groups: int = 1) -> Tensor:
@@ -158,10 +189,12 @@ def _product(x_BNC: Tensor, weight_OC: Tensor, groups: int = 1) -> Tensor:
 
 def _normalized(norm: nn.Module, x_BNF: Tensor, nodes: Nodes) -> Tensor:
     """A norm over the nodes of each sample; a batch norm over those of all."""
-    if nodes.offsets is None or not _differs_by_sample(norm):
+    if not nodes.are_packed or not _differs_by_sample(norm):
         return normalize(norm, x_BNF, nodes.mask_BN)
-    parts = [normalize(norm, part, None) for part in nodes.split(x_BNF) if part.shape[1] > 0]
-    return torch.cat(parts, 1)
+    parts = nodes.split(x_BNF)
+    if nodes.member_SN is not None:
+        return nodes.joined([normalize(norm, part, nodes.member_SN) for part in parts])
+    return nodes.joined([normalize(norm, part, None) for part in parts if part.shape[1] > 0])
 
 
 def _differs_by_sample(norm: nn.Module) -> bool:

@@ -5,7 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from latentgnn.core.operators import check_offsets
+from latentgnn.core.operators import check_offsets, has_values
 from latentgnn.layer import LatentGNN, check_mask
 from latentgnn.tracing import as_one_node
 
@@ -114,9 +114,12 @@ def _check_index(index: Tensor, name: str) -> None:
 def _checked_offsets(offsets: Tensor, points: int) -> Tensor:
     """Offsets with the leading 0, on the CPU, where they are read one by one."""
     _check_index(offsets, "offsets")
+    if not has_values(offsets):
+        return torch.nn.functional.pad(offsets.to(torch.int64), (1, 0))
     offsets = offsets.detach().to("cpu", torch.int64)
     if torch.compiler.is_compiling():
-        return offsets
+        # Whether they begin with 0 is not known here; if they do, the first scene is an empty one.
+        return torch.nn.functional.pad(offsets, (1, 0))
     if offsets[0] != 0:
         offsets = torch.nn.functional.pad(offsets, (1, 0))
     check_offsets(offsets.tolist(), points)
@@ -128,6 +131,11 @@ def _scenes(batch: Tensor, points: int) -> tuple[Tensor | None, Tensor]:
     _check_index(batch, "batch")
     if len(batch) != points:
         raise ValueError(f"batch must name the scene of each of the {points} points, got {len(batch)} entries")
+    if torch.compiler.is_exporting() or not has_values(batch):
+        raise ValueError(
+            "how many scenes batch names depends on its values, which are not known on the meta device, in "
+            "FakeTensorMode and in an export; put the points of each scene together and give offsets"
+        )
     if points == 0:
         return None, torch.zeros(1, dtype=torch.int64)
     if batch.min() < 0:

@@ -33,7 +33,10 @@ class Projection(nn.Module):
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
-        self.norm = _made(norm, out_features).to(device=device, dtype=dtype)
+        self.norm = _made(norm, out_features)
+        if device is not None or dtype is not None:
+            # Not without need: in FakeTensorMode, modules cannot be moved.
+            self.norm.to(device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         """Start as PyTorch's convolutions do; the norm as its own kind does."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils.flop_counter import register_flop_formula
@@ -28,7 +29,8 @@ _SECOND = (
 )
 
 _library = torch.library.Library("latentgnn", "DEF")
-_LAYER = "Tensor x, Tensor? mask, Tensor? offsets, Tensor?[] tensors"
+# PyTorch passes gradients on to a list of tensors, but not to one with gaps; `present` says where these are.
+_LAYER = "Tensor x, Tensor? mask, Tensor? offsets, Tensor[] tensors, bool[] present"
 _library.define(f"forward({_LAYER}, {SCHEMA}) -> (Tensor, Tensor, Tensor)")
 _library.define(
     f"backward(Tensor grad, {_LAYER}, Tensor sums, Tensor weights, bool needs_x, bool[] needs, {SCHEMA}) -> Tensor[]"
@@ -52,6 +54,11 @@ class BatchStatistics:
         self.expand = record.expanded_statistics
 
 
+def has_values(tensor: Tensor) -> bool:
+    """Whether a tensor has numbers: those on the meta device and in FakeTensorMode have only a shape."""
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor))
+
+
 def run(
     x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, tensors: Sequence[Tensor | None], plan: Plan
 ) -> tuple[Tensor, BatchStatistics | None]:
@@ -64,8 +71,10 @@ def run(
         tensors: as `latentgnn.core.parameters.Parts.of` takes them.
         plan: of the layer.
     """
-    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
-        return torch.ops.latentgnn.forward(x_BNC, mask_BN, offsets, list(tensors), *plan.arguments())[0], None
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or not has_values(x_BNC):
+        given = [tensor for tensor in tensors if tensor is not None]
+        present = [tensor is not None for tensor in tensors]
+        return torch.ops.latentgnn.forward(x_BNC, mask_BN, offsets, given, present, *plan.arguments())[0], None
     bounds = _bounds(offsets, x_BNC)
     needs_grad = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (x_BNC, *tensors)
@@ -156,20 +165,26 @@ def _bounds(offsets: Tensor | None, x_BNC: Tensor) -> list[int] | None:
     return bounds
 
 
+def _with_gaps(given: Sequence[Any], present: Sequence[bool]) -> list[Any]:
+    """Each of `given` where `present` says so, ``None`` elsewhere."""
+    values = iter(given)
+    return [next(values) if there else None for there in present]
+
+
 def _forward(
-    x: Tensor, mask: Tensor | None, offsets: Tensor | None, tensors: Sequence[Tensor | None], *plan: Any
+    x: Tensor, mask: Tensor | None, offsets: Tensor | None, given: Sequence[Tensor], present: Sequence[bool], *plan: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
+    tensors = _with_gaps(given, present)
     out, state = passes.forward(x, mask, _bounds(offsets, x), tensors, Plan.of(*plan), keep=False)
     return out, state.sums, state.weights
 
 
 def _fake_forward(
-    x: Tensor, mask: Tensor | None, offsets: Tensor | None, tensors: Sequence[Tensor | None], *plan: Any
+    x: Tensor, mask: Tensor | None, offsets: Tensor | None, given: Sequence[Tensor], present: Sequence[bool], *plan: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     decoded = Plan.of(*plan)
-    assert tensors[0] is not None
     samples = x.shape[0] if offsets is None else offsets.shape[0] - 1
-    shape = (samples, decoded.groups, sum(decoded.latents), tensors[0].shape[0] // decoded.groups)
+    shape = (samples, decoded.groups, sum(decoded.latents), given[0].shape[0] // decoded.groups)
     dtype = wide(decoded.compute)
     sums, weights = x.new_empty(shape, dtype=dtype), x.new_empty(shape[:-1], dtype=dtype)
     return empty_like_layout(x, x.shape[-1]), sums, weights
@@ -180,13 +195,15 @@ def _backward(
     x: Tensor,
     mask: Tensor | None,
     offsets: Tensor | None,
-    tensors: Sequence[Tensor | None],
+    given: Sequence[Tensor],
+    present: Sequence[bool],
     sums: Tensor,
     weights: Tensor,
     needs_x: bool,
     needs: Sequence[bool],
     *plan: Any,
 ) -> list[Tensor]:
+    tensors, wanted = _with_gaps(given, present), [bool(need) for need in _with_gaps(needs, present)]
     with torch.autocast(x.device.type, enabled=False):
         grad_x, grads = passes.backward(
             grad,
@@ -197,7 +214,7 @@ def _backward(
             passes.State(sums, weights, []),
             Plan.of(*plan),
             needs_x=needs_x,
-            needs=needs,
+            needs=wanted,
         )
     # Outputs of an operator must not share memory.
     return [grad for grad in (grad_x, *(None if grad is None else grad.clone() for grad in grads)) if grad is not None]
@@ -208,7 +225,8 @@ def _fake_backward(
     x: Tensor,
     mask: Tensor | None,
     offsets: Tensor | None,
-    tensors: Sequence[Tensor | None],
+    given: Sequence[Tensor],
+    present: Sequence[bool],
     sums: Tensor,
     weights: Tensor,
     needs_x: bool,
@@ -216,24 +234,26 @@ def _fake_backward(
     *plan: Any,
 ) -> list[Tensor]:
     found = [empty_like_layout(x, x.shape[-1])] if needs_x else []
-    return found + [torch.empty_like(t) for t, need in zip(tensors, needs, strict=True) if need and t is not None]
+    return found + [torch.empty_like(tensor) for tensor, need in zip(given, needs, strict=True) if need]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, mask, offsets, tensors, *ctx.plan = inputs
+    x, mask, offsets, given, ctx.present, *ctx.plan = inputs
     _, sums, weights = output
     ctx.mark_non_differentiable(sums, weights)
-    ctx.save_for_backward(x, mask, offsets, sums, weights, *tensors)
+    ctx.save_for_backward(x, mask, offsets, sums, weights, *given)
 
 
 def _differentiate(ctx: Any, grad: Tensor, _sums: None, _weights: None) -> tuple[Any, ...]:
-    x, mask, offsets, sums, weights, *tensors = ctx.saved_tensors
+    x, mask, offsets, sums, weights, *given = ctx.saved_tensors
     needs_x, needs = ctx.needs_input_grad[0], list(ctx.needs_input_grad[3])
     found = iter(
-        torch.ops.latentgnn.backward(grad, x, mask, offsets, tensors, sums, weights, needs_x, needs, *ctx.plan)
+        torch.ops.latentgnn.backward(
+            grad, x, mask, offsets, given, ctx.present, sums, weights, needs_x, needs, *ctx.plan
+        )
     )
     grad_x = next(found) if needs_x else None
-    return grad_x, None, None, [next(found) if need else None for need in needs], *[None] * len(ctx.plan)
+    return grad_x, None, None, [next(found) if need else None for need in needs], None, *[None] * len(ctx.plan)
 
 
 def _no_second_derivative(ctx: Any, *grads: Any) -> Any:
@@ -248,13 +268,12 @@ torch.library.register_autograd("latentgnn::forward", _differentiate, setup_cont
 torch.library.register_autograd("latentgnn::backward", _no_second_derivative, lib=_library)
 
 
-def _operations(x: Sequence[int], tensors: Sequence[Sequence[int] | None], plan: Plan) -> tuple[int, int]:
+def _operations(x: Sequence[int], given: Sequence[Sequence[int]], plan: Plan) -> tuple[int, int]:
     """Forward and backward operations for shapes of the input and of the tensors."""
-    assert tensors[0] is not None
     config = LatentGNNConfig(
         channels=x[2],
         num_latents=plan.latents,
-        reduction=x[2] // tensors[0][0],
+        reduction=x[2] // given[0][0],
         symmetric=plan.symmetric,
         graph_conv=plan.graph_conv,
         num_groups=plan.groups,
@@ -265,8 +284,8 @@ def _operations(x: Sequence[int], tensors: Sequence[Sequence[int] | None], plan:
 
 
 @register_flop_formula(torch.ops.latentgnn.forward)
-def _forward_operations(x: Any, mask: Any, offsets: Any, tensors: Any, *plan: Any, **_: object) -> int:
-    return _operations(x, tensors, Plan.of(*plan))[0]
+def _forward_operations(x: Any, mask: Any, offsets: Any, given: Any, present: Any, *plan: Any, **_: object) -> int:
+    return _operations(x, given, Plan.of(*plan))[0]
 
 
 @register_flop_formula(torch.ops.latentgnn.backward)
@@ -275,7 +294,8 @@ def _backward_operations(
     x: Any,
     mask: Any,
     offsets: Any,
-    tensors: Any,
+    given: Any,
+    present: Any,
     sums: Any,
     weights: Any,
     needs_x: Any,
@@ -283,4 +303,4 @@ def _backward_operations(
     *plan: Any,
     **_: object,
 ) -> int:
-    return _operations(x, tensors, Plan.of(*plan))[1]
+    return _operations(x, given, Plan.of(*plan))[1]

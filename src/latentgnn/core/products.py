@@ -162,7 +162,7 @@ def add_scaled_projection(
     out_sTC: Tensor,
 ) -> None:
     """out = base + (x W^T) * scale + shift."""
-    samples, nodes, channels = out_sTC.shape
+    samples, nodes, _ = out_sTC.shape
     if scale_C is None:
         return add_projection(base_sTC, x_sTK, cast(matrix_CK, x_sTK.dtype).unsqueeze(0), shift_C, out_sTC)
     if samples * nodes >= x_sTK.shape[-1] or out_sTC.dtype != x_sTK.dtype or scale_C.dtype != x_sTK.dtype:
