@@ -1,6 +1,6 @@
 """The layer for sets of points: packed scenes, and tokens."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor

@@ -4,99 +4,27 @@ Axes: s rows of the input, T nodes, C channels, G groups, H = ways * G (gather's
 of a group, D latents of all kernels in a group.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from latentgnn.core.assign import assignments, assignments_backward
+from latentgnn.core.graphs import cat, graphs_of, of_samples, of_way, product, to_graphs, to_nodes
+from latentgnn.core.lengths import (
+    assign_unit_backward,
+    inverse_length,
+    rectifier_backward_,
+    sum_of_nodes,
+    to_unit_length_,
+    unit_backward,
+)
 from latentgnn.core.nodes import Block, nodes_innermost
 from latentgnn.core.parameters import Matrices, Plan, Vectors
-from latentgnn.core.products import contract, contract_all, project, project_all, project_back, project_each
-from latentgnn.core.statistics import Statistics, normalize, normalize_again, normalize_backward
-from latentgnn.functional import EPS, cast, length, reciprocal, wide
-
-
-@dataclass
-class Record:
-    """What a block has computed; what its backward pass needs, or will compute again.
-
-    Args:
-        raw: W x of every way before a norm with batch statistics, (s, T, ways * R).
-        raw_statistics: that the norm took.
-        unit: V, and after it L, of unit length, (s, H, T, r); L alone where the rest was let go.
-        scale: what they were multiplied by, (s, H, T, 1).
-        assigned: Psi V of each way before a norm with batch statistics, (s, T, G * D).
-        assigned_statistics: that the norms took.
-        gather_assign: P, (s, G, T, D); if symmetric of unit length over each kernel's latents.
-        scatter_assign: Q, likewise, of unit length.
-        assign_scales: what each kernel's part of Q was multiplied by, (s, G, T, 1).
-        convolved: G O of all kernels before a norm with batch statistics, (s, T, K * R).
-        convolved_statistics: that the norm took.
-        feature: what the output is expanded from, (s, T, F).
-        expanded: f U^T before a norm with batch statistics, (s, T, C), where these come from itself.
-        expanded_statistics: that the norm took.
-    """
-
-    raw: Tensor | None = None
-    raw_statistics: Statistics | None = None
-    unit: Tensor | None = None
-    scale: Tensor | None = None
-    assigned: list[Tensor] | None = None
-    assigned_statistics: list[Statistics] | None = None
-    gather_assign: Tensor | None = None
-    scatter_assign: Tensor | None = None
-    assign_scales: list[Tensor] | None = None
-    convolved: Tensor | None = None
-    convolved_statistics: Statistics | None = None
-    feature: Tensor | None = None
-    expanded: Tensor | None = None
-    expanded_statistics: Statistics | None = None
-
-
-def to_graphs(x_sTF: Tensor, groups: int) -> Tensor:
-    """A view (s, T, G * r) as (s, G, T, r): a group is one more graph."""
-    if groups == 1:
-        return x_sTF.unsqueeze(1)
-    return x_sTF.unflatten(-1, (groups, -1)).transpose(1, 2)
-
-
-def to_nodes(x_sGTr: Tensor) -> Tensor:
-    """(s, G, T, r) as (s, T, G * r), with nodes innermost where they are."""
-    if x_sGTr.shape[1] == 1:
-        return x_sGTr.squeeze(1)
-    if nodes_innermost(x_sGTr[0]):
-        return x_sGTr.mT.flatten(1, 2).mT
-    return x_sGTr.transpose(1, 2).flatten(2)
-
-
-def graphs_of(x_sGTr: Tensor) -> Tensor:
-    """(s, G, T, r) as (s * G, T, r), with nodes innermost where they are."""
-    if nodes_innermost(x_sGTr[0]):
-        return x_sGTr.mT.flatten(0, 1).mT
-    return x_sGTr.flatten(0, 1)
-
-
-def inverse_length(x: Tensor) -> Tensor:
-    """1 / length of each row, and 0 for what has none: (..., 1) in the wide type."""
-    if x.stride(-1) == 1:
-        return reciprocal(length(x, -1))
-    # Several times as fast on a CPU as `vector_norm` over what lies far apart.
-    x = cast(x, wide(x.dtype))
-    return torch.threshold((x * x).sum(-1, keepdim=True), EPS**2, math.inf).rsqrt_()
-
-
-def unit_backward(grad: Tensor, unit: Tensor, scale: Tensor) -> Tensor:
-    """From the gradient of rows of unit length to that of what they were, in the wide type."""
-    grad, unit = cast(grad, scale.dtype), cast(unit, scale.dtype)
-    along = (grad * unit).sum(-1, keepdim=True)
-    return torch.addcmul(grad, unit, along, value=-1).mul_(scale)
-
-
-def rectifier_backward_(grad: Tensor, value: Tensor) -> Tensor:
-    """Zero the gradient in place where a ReLU gave zero."""
-    return torch.ops.aten.threshold_backward.grad_input(grad, value, 0, grad_input=grad)
+from latentgnn.core.products import contract, project_all
+from latentgnn.core.records import Gradients, Record, add
+from latentgnn.core.statistics import normalize, normalize_again, normalize_backward
+from latentgnn.functional import cast, wide
 
 
 def values(x_sTC: Tensor, matrices: Matrices, vectors: Vectors | None, plan: Plan, record: Record) -> None:
@@ -139,68 +67,17 @@ def _scaled_and_shifted(u_sTR: Tensor, scale_R: Tensor | None, shift_R: Tensor |
     return torch.addcmul(shift_R, u_sTR.to(scale_R.dtype), scale_R)
 
 
-def of_way(x_sH: Tensor, way: int, plan: Plan) -> Tensor:
-    """Gather's (0) or scatter's (1) part of a tensor over all graphs of a block."""
-    if plan.symmetric or x_sH.shape[1] == plan.groups:
-        return x_sH
-    return x_sH[:, way * plan.groups : (way + 1) * plan.groups]
-
-
-def assignments(
-    way: int, block: Block, matrices: Matrices, vectors: Vectors | None, plan: Plan, record: Record
-) -> Tensor:
-    """relu(norm(Psi V)), (s, G, T, D)."""
-    assert record.unit is not None
-    value_sGTr = of_way(record.unit, way, plan)
-    samples = value_sGTr.shape[0]
-    if vectors is not None and record.assigned is not None and way < len(record.assigned):
-        raw_sTF = record.assigned[way]
-        assert record.assigned_statistics is not None
-        y_sTF = normalize_again(raw_sTF, *vectors.assigns[way], record.assigned_statistics[way])
-        return to_graphs(y_sTF, plan.groups).relu_()
-    matrix_GDr, shift_F = cast(matrices.assigns[way], plan.compute), matrices.assign_shifts[way]
-    shift_F = None if shift_F is None else cast(shift_F, plan.compute)
-    if plan.groups == 1:
-        y_sGTD = project(value_sGTr.squeeze(1), matrix_GDr[0], shift_F).unsqueeze(1)
-    else:
-        matrix_EDr = matrix_GDr if samples == 1 else matrix_GDr.repeat(samples, 1, 1)
-        y_sGTD = project_each(graphs_of(value_sGTr), matrix_EDr).unflatten(0, (samples, -1))
-        if shift_F is not None:
-            y_sGTD.add_(shift_F.view(plan.groups, 1, -1))
-    if vectors is None:
-        return y_sGTD.relu_()
-    raw_sTF = to_nodes(y_sGTD)
-    y_sTF, statistics = normalize(raw_sTF, *vectors.assigns[way], plan.eps[plan.ways + way * len(plan.latents)])
-    record.assigned = [*(record.assigned or []), raw_sTF]
-    record.assigned_statistics = [*(record.assigned_statistics or []), statistics]
-    return to_graphs(y_sTF, plan.groups).relu_()
-
-
 def gather_assignments(
     block: Block, valid_sT1: Tensor | None, matrices: Matrices, vectors: Vectors | None, plan: Plan, record: Record
 ) -> None:
     """P of a block; if symmetric it is Q too."""
-    assign_sGTD = assignments(0, block, matrices, vectors, plan, record)
+    assign_sGTD = assignments(0, matrices, vectors, plan, record)
     if valid_sT1 is not None:
         assign_sGTD.mul_(valid_sT1.unsqueeze(1))
     record.gather_assign = assign_sGTD
     if plan.symmetric:
         record.assign_scales = to_unit_length_(assign_sGTD, plan)
         record.scatter_assign = assign_sGTD
-
-
-def to_unit_length_(assign_sGTD: Tensor, plan: Plan) -> list[Tensor]:
-    """Divide each kernel's assignments by their length over its latents, in place; what they were multiplied by."""
-    scales = []
-    for kernel in plan.kernels:
-        part = of_kernel(assign_sGTD, kernel, plan)
-        scales.append(inverse_length(part))
-        part.mul_(scales[-1])
-    return scales
-
-
-def of_kernel(assign_sGTD: Tensor, kernel: slice, plan: Plan) -> Tensor:
-    return assign_sGTD if len(plan.latents) == 1 else assign_sGTD[..., kernel]
 
 
 def sums(block: Block, record: Record, plan: Plan) -> tuple[Tensor, Tensor | None]:
@@ -231,85 +108,6 @@ def _column_squares(x_sGTD: Tensor, dtype: torch.dtype) -> Tensor:
         return torch.linalg.vector_norm(x_sGTD, dim=2, dtype=dtype).square_()
     x_sGTD = x_sGTD.to(dtype)
     return (x_sGTD * x_sGTD).sum(2)
-
-
-@dataclass
-class Gradients:
-    """Of what the core multiplies by, added up over blocks, in the wide type.
-
-    Args:
-        reduce: (ways * R, C), of the reductions times their scale.
-        reduce_vectors: of scale and shift folded in, of which only the shift's is here, (None, shift); of a batch
-            norm's weight and bias.
-        assigns: (G, D, r) of each way.
-        assign_vectors: likewise, of each way.
-        features: of each kernel's matrix from assignments to features, (S, G, D_k, r).
-        conv_vectors: of the graph convolution's norm, (K * R,).
-        expand: (C, F), of the expansion times its scale.
-        expand_shift: (C,).
-        expand_vectors: of the weight and the bias of the output's batch norm, gamma in them.
-    """
-
-    reduce: Tensor | None = None
-    reduce_vectors: tuple[Tensor | None, Tensor | None] = (None, None)
-    assigns: list[Tensor | None] | None = None
-    assign_vectors: list[tuple[Tensor | None, Tensor | None]] | None = None
-    features: list[Tensor] | None = None
-    conv_vectors: tuple[Tensor | None, Tensor | None] = (None, None)
-    expand: Tensor | None = None
-    expand_shift: Tensor | None = None
-    expand_vectors: tuple[Tensor | None, Tensor | None] = (None, None)
-
-
-def add(total: Tensor | None, part: Tensor) -> Tensor:
-    """total + part, where the first part starts the total."""
-    return part if total is None else total.add_(part)
-
-
-def sum_of_nodes(grad_sTF: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sum over rows and nodes, (F,)."""
-    if nodes_innermost(grad_sTF):
-        return grad_sTF.sum(1, dtype=dtype).sum(0)
-    return grad_sTF.sum((0, 1), dtype=dtype)
-
-
-def assignments_backward(
-    way: int,
-    grad_sGTD: Tensor,
-    matrices: Matrices,
-    vectors: Vectors | None,
-    gradients: Gradients,
-    plan: Plan,
-    record: Record,
-) -> Tensor:
-    """From the gradient of Psi V after its norm to that of V, (s, G, T, r); adds to those of Psi and its norm."""
-    assert record.unit is not None
-    assert gradients.assigns is not None
-    assert gradients.assign_vectors is not None
-    value_sGTr = of_way(record.unit, way, plan)
-    samples = value_sGTr.shape[0]
-    vector = gradients.assign_vectors[way]
-    if vectors is not None:
-        assert record.assigned is not None
-        assert record.assigned_statistics is not None
-        eps = plan.eps[plan.ways + way * len(plan.latents)]
-        weight_F, statistics = vectors.assigns[way][0], record.assigned_statistics[way]
-        grad_sTF, *vector_pair = normalize_backward(
-            to_nodes(grad_sGTD), record.assigned[way], weight_F, statistics, eps
-        )
-        gradients.assign_vectors[way] = (vector_pair[0], vector_pair[1])
-        grad_sGTD = to_graphs(grad_sTF, plan.groups)
-    else:
-        shift = sum_of_nodes(to_nodes(grad_sGTD), wide(plan.compute))
-        gradients.assign_vectors[way] = (None, add(vector[1], shift))
-    if plan.groups == 1:
-        outer_GDr = contract_all(grad_sGTD.squeeze(1), value_sGTr.squeeze(1)).unsqueeze(0)
-        gradients.assigns[way] = add(gradients.assigns[way], outer_GDr)
-        return project_back(grad_sGTD.squeeze(1), cast(matrices.assigns[way][0], plan.compute)).unsqueeze(1)
-    outer_EDr = contract(graphs_of(grad_sGTD), graphs_of(value_sGTr))
-    gradients.assigns[way] = add(gradients.assigns[way], outer_EDr.unflatten(0, (samples, -1)).sum(0))
-    matrix_ErD = matrices.assigns[way].mT.to(plan.compute).repeat(samples, 1, 1)
-    return project_each(graphs_of(grad_sGTD), matrix_ErD).unflatten(0, (samples, -1))
 
 
 def gather_backward(
@@ -345,10 +143,10 @@ def gather_backward(
     assert record.gather_assign is not None
     value_sGTr, assign_sGTD = of_way(record.unit, 0, plan), record.gather_assign
     grad_sums_SGDr, grad_weights_SGD = grad_sums_SGDr[block.samples], grad_weights_SGD[block.samples]
-    pairs = zip(block.each_sample(value_sGTr, 2), _of_samples(grad_sums_SGDr, block), strict=True)
-    grad_assign = _joined_nodes([_product(value, cast(grad, plan.compute)) for value, grad in pairs])
+    pairs = zip(block.each_sample(value_sGTr, 2), of_samples(grad_sums_SGDr, block), strict=True)
+    grad_assign = cat([product(value, cast(grad, plan.compute)) for value, grad in pairs], 2)
     if plan.node_scale == "mean":
-        ones = [grad.unsqueeze(2) for grad in _of_samples(grad_weights_SGD, block)]
+        ones = [grad.unsqueeze(2) for grad in of_samples(grad_weights_SGD, block)]
         parts = zip(block.each_sample(grad_assign, 2), ones, strict=True)
         for part, one in parts:
             part.add_(one.to(plan.compute))
@@ -357,7 +155,7 @@ def gather_backward(
         for part, assign, double in zip(
             block.each_sample(grad_assign, 2),
             block.each_sample(assign_sGTD, 2),
-            _of_samples(doubled, block),
+            of_samples(doubled, block),
             strict=True,
         ):
             part.addcmul_(assign, double)
@@ -369,15 +167,15 @@ def gather_backward(
         grad_assign = assign_unit_backward(grad_assign, assign_sGTD, record.assign_scales, plan)
     rectifier_backward_(grad_assign, assign_sGTD)
     grad_value_sGTr = assignments_backward(0, grad_assign, matrices, vectors, gradients, plan, record)
-    pairs = zip(block.each_sample(assign_sGTD, 2), _of_samples(grad_sums_SGDr, block), strict=True)
+    pairs = zip(block.each_sample(assign_sGTD, 2), of_samples(grad_sums_SGDr, block), strict=True)
     grad_value_sGTr = grad_value_sGTr.add_(
-        _joined_nodes([_product(assign, cast(grad.mT, plan.compute)) for assign, grad in pairs])
+        cat([product(assign, cast(grad.mT, plan.compute)) for assign, grad in pairs], 2)
     )
     grads = [grad_value_sGTr]
     if not plan.symmetric:
         assert grad_scatter_sGTr is not None
         grads.append(grad_scatter_sGTr)
-    grad_sHTr = grads[0] if plan.symmetric else _stacked(grads)
+    grad_sHTr = cat(grads, 1)
     grad_sHTr = unit_backward(grad_sHTr, record.unit, record.scale)
     if valid_sT1 is not None:
         grad_sHTr.mul_(valid_sT1.unsqueeze(1))
@@ -394,44 +192,3 @@ def gather_backward(
     )
     gradients.reduce_vectors = (vector_pair[0], vector_pair[1])
     return grad_sTR
-
-
-def assign_unit_backward(grad_sGTD: Tensor, assign_sGTD: Tensor, scales: list[Tensor], plan: Plan) -> Tensor:
-    """From the gradient of assignments of unit length to that of what they were, in the type of the products."""
-    parts = [
-        cast(unit_backward(grad_sGTD[..., kernel], assign_sGTD[..., kernel], scale), plan.compute)
-        for kernel, scale in zip(plan.kernels, scales, strict=True)
-    ]
-    if len(parts) == 1:
-        return parts[0]
-    if nodes_innermost(grad_sGTD[0]):
-        return torch.cat([part.mT for part in parts], 2).mT
-    return torch.cat(parts, -1)
-
-
-def _of_samples(matrix_S: Tensor, block: Block) -> list[Tensor]:
-    """A tensor over a block's samples, cut to go with `Block.each_sample`."""
-    several = block.bounds is not None and len(block.bounds) > 2
-    return list(matrix_S.split(1)) if several else [matrix_S]
-
-
-def _product(x_sGTK: Tensor, matrix_sGOK: Tensor) -> Tensor:
-    """x W^T with a matrix for each graph, (s, G, T, O)."""
-    samples = x_sGTK.shape[0]
-    return project_each(graphs_of(x_sGTK), matrix_sGOK.flatten(0, 1)).unflatten(0, (samples, -1))
-
-
-def _joined_nodes(parts: list[Tensor]) -> Tensor:
-    """Parts of consecutive nodes as one, (s, G, T, r), with nodes innermost where they are."""
-    if len(parts) == 1:
-        return parts[0]
-    if nodes_innermost(parts[0][0]):
-        return torch.cat([part.mT for part in parts], -1).mT
-    return torch.cat(parts, 2)
-
-
-def _stacked(parts: list[Tensor]) -> Tensor:
-    """Graphs of both ways as one, (s, H, T, r), with nodes innermost where they are."""
-    if nodes_innermost(parts[0][0]):
-        return torch.cat([part.mT for part in parts], 1).mT
-    return torch.cat(parts, 1)

@@ -17,9 +17,9 @@ from torch.utils.flop_counter import register_flop_formula
 
 from latentgnn.config import LatentGNNConfig
 from latentgnn.core import passes
-from latentgnn.core.gather import Record
 from latentgnn.core.nodes import empty_like_layout
 from latentgnn.core.parameters import SCHEMA, Plan
+from latentgnn.core.records import Record
 from latentgnn.cost import cost
 from latentgnn.functional import wide
 

@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from latentgnn.core.gather import Gradients, Record, gather_assignments, gather_backward, of_way, sums, values
+from latentgnn.core.gather import gather_assignments, gather_backward, sums, values
+from latentgnn.core.graphs import of_way
 from latentgnn.core.mix import scatter_matrices
 from latentgnn.core.nodes import Block, blocks, empty_like_layout, nodes_per_block
 from latentgnn.core.parameters import Matrices, Parts, Plan, Vectors, fold, vectors
 from latentgnn.core.products import add_project_back, contract_all
+from latentgnn.core.records import Gradients, Record
 from latentgnn.core.scatter import expand, features, scatter_backward
 from latentgnn.functional import cast, wide
 

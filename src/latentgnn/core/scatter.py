@@ -9,25 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from latentgnn.core.gather import (
-    Gradients,
-    Record,
-    _joined_nodes,
-    _of_samples,
-    _product,
-    add,
-    assign_unit_backward,
-    assignments,
-    assignments_backward,
-    graphs_of,
-    of_kernel,
-    rectifier_backward_,
-    sum_of_nodes,
-    to_graphs,
-    to_nodes,
-    to_unit_length_,
-)
-from latentgnn.core.nodes import Block, nodes_innermost
+from latentgnn.core.assign import assignments, assignments_backward
+from latentgnn.core.graphs import cat, graphs_of, of_kernel, of_samples, product, to_graphs, to_nodes
+from latentgnn.core.lengths import assign_unit_backward, rectifier_backward_, sum_of_nodes, to_unit_length_
+from latentgnn.core.nodes import Block
 from latentgnn.core.parameters import Matrices, Plan, Vectors
 from latentgnn.core.products import (
     add_projection,
@@ -37,6 +22,7 @@ from latentgnn.core.products import (
     project,
     project_back,
 )
+from latentgnn.core.records import Gradients, Record, add
 from latentgnn.core.statistics import (
     Moments,
     expansion,
@@ -70,7 +56,7 @@ def features(
         record: of the block.
     """
     if record.scatter_assign is None:
-        assign_sGTD = assignments(1, block, matrices, vectors, plan, record)
+        assign_sGTD = assignments(1, matrices, vectors, plan, record)
         if valid_sT1 is not None:
             assign_sGTD.mul_(valid_sT1.unsqueeze(1))
         record.assign_scales = to_unit_length_(assign_sGTD, plan)
@@ -83,11 +69,11 @@ def features(
     for kernel, matrix_SGrD in zip(plan.kernels, to_features, strict=True):
         each = zip(
             block.each_sample(of_kernel(record.scatter_assign, kernel, plan), 2),
-            _of_samples(matrix_SGrD[block.samples], block),
+            of_samples(matrix_SGrD[block.samples], block),
             strict=True,
         )
-        parts.append(to_nodes(_joined_nodes([_product(assign, matrix) for assign, matrix in each])))
-    feature_sTF = _side_by_side(parts)
+        parts.append(to_nodes(cat([product(assign, matrix) for assign, matrix in each], 2)))
+    feature_sTF = cat(parts, 2)
     if plan.graph_conv:
         if vectors is not None:
             record.convolved = feature_sTF
@@ -99,15 +85,6 @@ def features(
             feature_sTF.add_(cast(shifts[0] if len(shifts) == 1 else torch.cat(shifts), feature_sTF.dtype))
         feature_sTF.relu_()
     record.feature = feature_sTF
-
-
-def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
-    """Features of all kernels, (s, T, F), with nodes innermost where they are."""
-    if len(parts) == 1:
-        return parts[0]
-    if nodes_innermost(parts[0]):
-        return torch.cat([part.mT for part in parts], 1).mT
-    return torch.cat(list(parts), -1)
 
 
 def expand(
@@ -206,25 +183,19 @@ def scatter_backward(
         for grad, assign, matrix in zip(
             block.each_sample(grad_sGTr, 2),
             block.each_sample(assign_sGTk, 2),
-            _of_samples(matrix_SGrD[block.samples], block),
+            of_samples(matrix_SGrD[block.samples], block),
             strict=True,
         ):
             outers.append(contract(graphs_of(grad), graphs_of(assign)).unflatten(0, (-1, plan.groups)))
-            products.append(_product(grad, matrix.mT))
+            products.append(product(grad, matrix.mT))
         gradients.features[index][block.samples].add_(outers[0] if len(outers) == 1 else torch.cat(outers))
-        grads.append(_joined_nodes(products))
-    grad_sGTD = grads[0] if len(grads) == 1 else _latents_side_by_side(grads)
+        grads.append(cat(products, 2))
+    grad_sGTD = cat(grads, 3)
     if plan.symmetric:
         return grad_sGTD
     grad_sGTD = assign_unit_backward(grad_sGTD, record.scatter_assign, record.assign_scales, plan)
     rectifier_backward_(grad_sGTD, record.scatter_assign)
     return assignments_backward(1, grad_sGTD, matrices, vectors, gradients, plan, record)
-
-
-def _latents_side_by_side(parts: Sequence[Tensor]) -> Tensor:
-    if nodes_innermost(parts[0][0]):
-        return torch.cat([part.mT for part in parts], 2).mT
-    return torch.cat(list(parts), -1)
 
 
 def _statistics_backward(

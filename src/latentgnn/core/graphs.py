@@ -1,0 +1,71 @@
+"""Tensors over the nodes of a block, seen as graphs: a sample and a group are a graph.
+
+Axes: s rows of the input, T nodes, C channels, G groups, H = ways * G (gather's groups before scatter's), r channels
+of a group, D latents of all kernels in a group.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from latentgnn.core.nodes import Block, nodes_innermost
+from latentgnn.core.parameters import Plan
+from latentgnn.core.products import project_each
+
+
+def to_graphs(x_sTF: Tensor, groups: int) -> Tensor:
+    """A view (s, T, G * r) as (s, G, T, r): a group is one more graph."""
+    if groups == 1:
+        return x_sTF.unsqueeze(1)
+    return x_sTF.unflatten(-1, (groups, -1)).transpose(1, 2)
+
+
+def to_nodes(x_sGTr: Tensor) -> Tensor:
+    """(s, G, T, r) as (s, T, G * r), with nodes innermost where they are."""
+    if x_sGTr.shape[1] == 1:
+        return x_sGTr.squeeze(1)
+    if nodes_innermost(x_sGTr[0]):
+        return x_sGTr.mT.flatten(1, 2).mT
+    return x_sGTr.transpose(1, 2).flatten(2)
+
+
+def graphs_of(x_sGTr: Tensor) -> Tensor:
+    """(s, G, T, r) as (s * G, T, r), with nodes innermost where they are."""
+    if nodes_innermost(x_sGTr[0]):
+        return x_sGTr.mT.flatten(0, 1).mT
+    return x_sGTr.flatten(0, 1)
+
+
+def of_way(x_sH: Tensor, way: int, plan: Plan) -> Tensor:
+    """Gather's (0) or scatter's (1) part of a tensor over all graphs of a block."""
+    if plan.symmetric or x_sH.shape[1] == plan.groups:
+        return x_sH
+    return x_sH[:, way * plan.groups : (way + 1) * plan.groups]
+
+
+def of_kernel(assign_sGTD: Tensor, kernel: slice, plan: Plan) -> Tensor:
+    return assign_sGTD if len(plan.latents) == 1 else assign_sGTD[..., kernel]
+
+
+def of_samples(matrix_S: Tensor, block: Block) -> list[Tensor]:
+    """A tensor over a block's samples, cut to go with `Block.each_sample`."""
+    several = block.bounds is not None and len(block.bounds) > 2
+    return list(matrix_S.split(1)) if several else [matrix_S]
+
+
+def product(x_sGTK: Tensor, matrix_sGOK: Tensor) -> Tensor:
+    """x W^T with a matrix for each graph, (s, G, T, O)."""
+    samples = x_sGTK.shape[0]
+    return project_each(graphs_of(x_sGTK), matrix_sGOK.flatten(0, 1)).unflatten(0, (samples, -1))
+
+
+def cat(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Tensors over nodes as one, with nodes innermost where they are; ``dim`` counts from the front."""
+    if len(parts) == 1:
+        return parts[0]
+    nodes = parts[0].dim() - 2
+    if not nodes_innermost(parts[0] if nodes == 1 else parts[0][0]):
+        return torch.cat(list(parts), dim)
+    turned = {nodes: nodes + 1, nodes + 1: nodes}.get(dim, dim)
+    return torch.cat([part.mT for part in parts], turned).mT

@@ -1,0 +1,62 @@
+"""Unit length, rectifiers and sums over nodes, and the way back through them.
+
+Axes: s rows of the input, T nodes, C channels, G groups, H = ways * G (gather's groups before scatter's), r channels
+of a group, D latents of all kernels in a group.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from latentgnn.core.graphs import cat, of_kernel
+from latentgnn.core.nodes import nodes_innermost
+from latentgnn.core.parameters import Plan
+from latentgnn.functional import EPS, cast, length, reciprocal, wide
+
+
+def inverse_length(x: Tensor) -> Tensor:
+    """1 / length of each row, and 0 for what has none: (..., 1) in the wide type."""
+    if x.stride(-1) == 1:
+        return reciprocal(length(x, -1))
+    # Several times as fast on a CPU as `vector_norm` over what lies far apart.
+    x = cast(x, wide(x.dtype))
+    return torch.threshold((x * x).sum(-1, keepdim=True), EPS**2, math.inf).rsqrt_()
+
+
+def unit_backward(grad: Tensor, unit: Tensor, scale: Tensor) -> Tensor:
+    """From the gradient of rows of unit length to that of what they were, in the wide type."""
+    grad, unit = cast(grad, scale.dtype), cast(unit, scale.dtype)
+    along = (grad * unit).sum(-1, keepdim=True)
+    return torch.addcmul(grad, unit, along, value=-1).mul_(scale)
+
+
+def rectifier_backward_(grad: Tensor, value: Tensor) -> Tensor:
+    """Zero the gradient in place where a ReLU gave zero."""
+    return torch.ops.aten.threshold_backward.grad_input(grad, value, 0, grad_input=grad)
+
+
+def sum_of_nodes(grad_sTF: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum over rows and nodes, (F,)."""
+    if nodes_innermost(grad_sTF):
+        return grad_sTF.sum(1, dtype=dtype).sum(0)
+    return grad_sTF.sum((0, 1), dtype=dtype)
+
+
+def to_unit_length_(assign_sGTD: Tensor, plan: Plan) -> list[Tensor]:
+    """Divide each kernel's assignments by their length over its latents, in place; what they were multiplied by."""
+    scales = []
+    for kernel in plan.kernels:
+        part = of_kernel(assign_sGTD, kernel, plan)
+        scales.append(inverse_length(part))
+        part.mul_(scales[-1])
+    return scales
+
+
+def assign_unit_backward(grad_sGTD: Tensor, assign_sGTD: Tensor, scales: list[Tensor], plan: Plan) -> Tensor:
+    """From the gradient of assignments of unit length to that of what they were, in the type of the products."""
+    parts = [
+        cast(unit_backward(grad_sGTD[..., kernel], assign_sGTD[..., kernel], scale), plan.compute)
+        for kernel, scale in zip(plan.kernels, scales, strict=True)
+    ]
+    return cat(parts, 3)

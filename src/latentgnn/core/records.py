@@ -1,0 +1,81 @@
+"""What a block has computed, and the gradients that blocks add up.
+
+Axes: s rows of the input, T nodes, C channels, S samples, G groups, H = ways * G, r channels of a group, D latents of
+all kernels in a group, K kernels, F features.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from latentgnn.core.statistics import Statistics
+
+
+@dataclass
+class Record:
+    """What a block has computed; what its backward pass needs, or will compute again.
+
+    Args:
+        raw: W x of every way before a norm with batch statistics, (s, T, ways * R).
+        raw_statistics: that the norm took.
+        unit: V, and after it L, of unit length, (s, H, T, r); L alone where the rest was let go.
+        scale: what they were multiplied by, (s, H, T, 1).
+        assigned: Psi V of each way before a norm with batch statistics, (s, T, G * D).
+        assigned_statistics: that the norms took.
+        gather_assign: P, (s, G, T, D); if symmetric of unit length over each kernel's latents.
+        scatter_assign: Q, likewise, of unit length.
+        assign_scales: what each kernel's part of Q was multiplied by, (s, G, T, 1).
+        convolved: G O of all kernels before a norm with batch statistics, (s, T, K * R).
+        convolved_statistics: that the norm took.
+        feature: what the output is expanded from, (s, T, F).
+        expanded: f U^T before a norm with batch statistics, (s, T, C), where these come from itself.
+        expanded_statistics: that the norm took.
+    """
+
+    raw: Tensor | None = None
+    raw_statistics: Statistics | None = None
+    unit: Tensor | None = None
+    scale: Tensor | None = None
+    assigned: list[Tensor] | None = None
+    assigned_statistics: list[Statistics] | None = None
+    gather_assign: Tensor | None = None
+    scatter_assign: Tensor | None = None
+    assign_scales: list[Tensor] | None = None
+    convolved: Tensor | None = None
+    convolved_statistics: Statistics | None = None
+    feature: Tensor | None = None
+    expanded: Tensor | None = None
+    expanded_statistics: Statistics | None = None
+
+
+@dataclass
+class Gradients:
+    """Of what the core multiplies by, added up over blocks, in the wide type.
+
+    Args:
+        reduce: (ways * R, C), of the reductions times their scale.
+        reduce_vectors: of scale and shift folded in, of which only the shift's is here, (None, shift); of a batch
+            norm's weight and bias.
+        assigns: (G, D, r) of each way.
+        assign_vectors: likewise, of each way.
+        features: of each kernel's matrix from assignments to features, (S, G, D_k, r).
+        conv_vectors: of the graph convolution's norm, (K * R,).
+        expand: (C, F), of the expansion times its scale.
+        expand_shift: (C,).
+        expand_vectors: of the weight and the bias of the output's batch norm, gamma in them.
+    """
+
+    reduce: Tensor | None = None
+    reduce_vectors: tuple[Tensor | None, Tensor | None] = (None, None)
+    assigns: list[Tensor | None] | None = None
+    assign_vectors: list[tuple[Tensor | None, Tensor | None]] | None = None
+    features: list[Tensor] | None = None
+    conv_vectors: tuple[Tensor | None, Tensor | None] = (None, None)
+    expand: Tensor | None = None
+    expand_shift: Tensor | None = None
+    expand_vectors: tuple[Tensor | None, Tensor | None] = (None, None)
+
+
+def add(total: Tensor | None, part: Tensor) -> Tensor:
+    """total + part, where the first part starts the total."""
+    return part if total is None else total.add_(part)
