@@ -22,7 +22,10 @@ __all__ = [
     "insert",
     "load_published",
     "node_mask",
+    "norms",
+    "paths",
     "published_state_dict",
+    "reference",
     "remove",
 ]
 
@@ -52,4 +55,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_MODULES, "__version__"])
+    return sorted([*__all__, "__version__"])

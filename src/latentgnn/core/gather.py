@@ -68,7 +68,7 @@ def _scaled_and_shifted(u_sTR: Tensor, scale_R: Tensor | None, shift_R: Tensor |
 
 
 def gather_assignments(
-    block: Block, valid_sT1: Tensor | None, matrices: Matrices, vectors: Vectors | None, plan: Plan, record: Record
+    valid_sT1: Tensor | None, matrices: Matrices, vectors: Vectors | None, plan: Plan, record: Record
 ) -> None:
     """P of a block; if symmetric it is Q too."""
     assign_sGTD = assignments(0, matrices, vectors, plan, record)

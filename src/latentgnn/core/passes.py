@@ -100,7 +100,7 @@ def forward(
     for block in todo:
         valid_sT1, record = block.valid(mask_BN), Record()
         values(_input(x_BNC, block, valid_sT1, plan), matrices, norm_vectors, plan, record)
-        gather_assignments(block, valid_sT1, matrices, norm_vectors, plan, record)
+        gather_assignments(valid_sT1, matrices, norm_vectors, plan, record)
         sums_SGDr, weights_SGD = sums(block, record, plan)
         if len(todo) == 1:
             state.sums, state.weights = sums_SGDr, state.weights if weights_SGD is None else weights_SGD
@@ -198,7 +198,7 @@ def backward(
                 values(_input(x_BNC, block, valid_sT1, plan), matrices, norm_vectors, plan, record)
             else:
                 values(block.of(x_BNC), matrices, norm_vectors, plan, record)
-            gather_assignments(block, valid_sT1, matrices, norm_vectors, plan, record)
+            gather_assignments(valid_sT1, matrices, norm_vectors, plan, record)
             features(block, valid_sT1, multiplied, matrices, norm_vectors, plan, record)
         grad_sTC = cast(block.of(grad_BNC), plan.compute)
         if valid_sT1 is not None:
