@@ -24,7 +24,7 @@ from latentgnn import reference
 from latentgnn.errors import UserError, require
 from latentgnn.files import write_bytes, write_json, write_text
 from latentgnn import LatentGNN, PackedLatentGNN
-from latentgnn.machine import wants_triton
+from latentgnn.kernels import wants_triton
 from latentgnn.norms import FrozenBatchNorm
 
 Forward = Callable[[Tensor], Tensor]

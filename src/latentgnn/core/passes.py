@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from latentgnn import kernels
 from latentgnn.core.gather import Gradients, Record, gather_assignments, gather_backward, of_way, sums, values
 from latentgnn.core.mix import scatter_matrices
 from latentgnn.core.nodes import Block, blocks, empty_like_layout, nodes_per_block
@@ -88,6 +89,8 @@ def forward(
     """
     parts = Parts.of(tensors, plan)
     matrices, norm_vectors = fold(parts, plan), vectors(parts, plan) if plan.batch_statistics else None
+    if kernels.why_not_kernels(matrices, plan, keep=keep) is None:
+        return _forward_by_kernels(x_BNC, mask_BN, offsets, parts, matrices, plan)
     state = _empty_state(x_BNC, offsets, parts, plan)
     out_BNC = empty_like_layout(x_BNC, x_BNC.shape[-1])
     todo = _blocks(x_BNC, offsets, parts, plan)
@@ -113,6 +116,36 @@ def forward(
         if keep or plan.batch_statistics:
             state.records.append(_held(record, plan))
     state.records.reverse()
+    return out_BNC, state
+
+
+def _forward_by_kernels(
+    x_BNC: Tensor,
+    mask_BN: Tensor | None,
+    offsets: Sequence[int] | None,
+    parts: Parts,
+    matrices: Matrices,
+    plan: Plan,
+) -> tuple[Tensor, State]:
+    """`forward` by Triton kernels; nothing is held but the sums."""
+    kernels.require_triton()
+    from latentgnn.kernels.steps import Steps
+
+    steps, state = Steps(matrices, plan), _empty_state(x_BNC, offsets, parts, plan)
+    out_BNC = empty_like_layout(x_BNC, x_BNC.shape[-1])
+    todo = _blocks(x_BNC, offsets, parts, plan)
+    waiting = []
+    for block in todo:
+        valid_sT1 = block.valid(mask_BN)
+        sums_SGDr, weights_SGD, u_sTR = steps.gather(block, _input(x_BNC, block, valid_sT1, plan), valid_sT1)
+        state.sums[block.samples].add_(sums_SGDr)
+        state.weights[block.samples].add_(weights_SGD)
+        waiting.append(u_sTR if len(todo) == 1 else u_sTR.clone())
+    to_features = _features_of(state, matrices, plan)
+    for block in reversed(todo):
+        valid_sT1, out_sTC = block.valid(mask_BN), block.of(out_BNC)
+        record = Record(feature=steps.scatter(block, waiting.pop(), valid_sT1, to_features, out_sTC))
+        expand(block, block.of(x_BNC), valid_sT1, matrices, None, plan, record, out_sTC)
     return out_BNC, state
 
 
