@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from latentgnn.errors import UserError
-from latentgnn.machine import processor_name, wants_triton
+from latentgnn.kernels import wants_triton
+from latentgnn.machine import processor_name
 
 RESULTS = Path(__file__).parent / "results"
 

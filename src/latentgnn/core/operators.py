@@ -17,6 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from latentgnn.config import LatentGNNConfig
 from latentgnn.core import passes
+from latentgnn.core.backward import backward
 from latentgnn.core.nodes import empty_like_layout
 from latentgnn.core.parameters import SCHEMA, Plan
 from latentgnn.core.records import Record
@@ -88,7 +89,7 @@ def run(
 
 
 class _Core(torch.autograd.Function):
-    """`latentgnn.core.passes` as one node of autograd."""
+    """`latentgnn.core` as one node of autograd."""
 
     @staticmethod
     def forward(
@@ -117,7 +118,7 @@ class _Core(torch.autograd.Function):
         needs_x, *needs = ctx.needs_input_grad[4:]
         # Who calls for gradients inside autocast still gets them in the types of the forward pass.
         with torch.no_grad(), torch.autocast(x_BNC.device.type, enabled=False):
-            grad_x_BNC, grads = passes.backward(
+            grad_x_BNC, grads = backward(
                 grad_BNC,
                 x_BNC,
                 mask_BN,
@@ -205,7 +206,7 @@ def _backward(
 ) -> list[Tensor]:
     tensors, wanted = _with_gaps(given, present), [bool(need) for need in _with_gaps(needs, present)]
     with torch.autocast(x.device.type, enabled=False):
-        grad_x, grads = passes.backward(
+        grad_x, grads = backward(
             grad,
             x,
             mask,
