@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from latentgnn import cost, plain
 from latentgnn.config import LatentGNNConfig
-from latentgnn.core import operators
+from latentgnn.core import node
 from latentgnn.core.parameters import Plan, split_latent_vector
 from latentgnn.core.statistics import Statistics
 from latentgnn.norms import (
@@ -93,7 +93,7 @@ def why_not_core(x_BNC: Tensor, mask_BN: Tensor | None, norms: list[nn.Module], 
         return None
     if not all(isinstance(norm, _BatchNorm) and uses_batch_statistics(norm) for norm in norms):
         return "norms whose statistics are those of a node or a sample, or of several kinds"
-    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or not operators.has_values(x_BNC):
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or not node.has_values(x_BNC):
         return "a compiler fuses batch norm in training better"
     if mask_BN is not None:
         return "batch statistics of the nodes in a mask"
@@ -141,7 +141,7 @@ def run(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tens
 def _nodes(x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None) -> plain.Nodes:
     if offsets is None:
         return plain.Nodes(mask_BN)
-    if torch.compiler.is_exporting() or not operators.has_values(offsets):
+    if torch.compiler.is_exporting() or not node.has_values(offsets):
         return plain.Nodes(member_SN=plain.members(offsets.to(x_BNC.device), x_BNC.shape[1]))
     return plain.Nodes(offsets=offsets.tolist())
 
@@ -186,13 +186,13 @@ def _core(
         compute=compute,
         holds=not torch.compiler.is_compiling() and holds(config, x_BNC.shape[0], x_BNC.shape[1], x_BNC.element_size()),
     )
-    out_BNC, statistics = operators.run(x_BNC, mask_BN, offsets, [*tensors, layer.gamma], plan)
+    out_BNC, statistics = node.run(x_BNC, mask_BN, offsets, [*tensors, layer.gamma], plan)
     if statistics is not None:
         _learn(layer, statistics, plan, x_BNC.shape[0] * x_BNC.shape[1])
     return out_BNC
 
 
-def _learn(layer: Arrangement, statistics: operators.BatchStatistics, plan: Plan, count: int) -> None:
+def _learn(layer: Arrangement, statistics: node.BatchStatistics, plan: Plan, count: int) -> None:
     """Update the running statistics of batch norms in training."""
     means: list[Tensor] = []
     inverses: list[Tensor] = []

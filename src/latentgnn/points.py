@@ -5,7 +5,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from latentgnn.core.operators import check_offsets, has_values
+from latentgnn.core.node import has_values
+from latentgnn.core.nodes import check_offsets
 from latentgnn.layer import LatentGNN, check_mask
 from latentgnn.tracing import as_one_node
 

@@ -58,6 +58,23 @@ class Block:
         return [x.narrow(dim, first, last - first) for first, last in pairwise(self.bounds)]
 
 
+def check_offsets(offsets: Sequence[int], points: int) -> None:
+    """Refuse offsets that leave points out."""
+    if offsets[0] != 0 or offsets[-1] != points or any(last < first for first, last in pairwise(offsets)):
+        shown = list(offsets) if len(offsets) <= 8 else [*offsets[:4], "...", *offsets[-3:]]
+        raise ValueError(f"offsets must rise from 0 to the number of points, {points}; got {shown}")
+
+
+def bounds_of(offsets: Tensor | None, x_BNC: Tensor) -> list[int] | None:
+    """Offsets as numbers, checked."""
+    if offsets is None:
+        return None
+    bounds = offsets.tolist()
+    # The layer checks them too, and adds a leading 0, but cannot where a compiler traces it.
+    check_offsets(bounds, x_BNC.shape[1])
+    return bounds
+
+
 def blocks(x_BNC: Tensor, offsets: Sequence[int] | None, most: int | None) -> list[Block]:
     """Cut an input into blocks of at most ``most`` nodes; ``None`` makes one block of all."""
     batch, nodes, _ = x_BNC.shape
