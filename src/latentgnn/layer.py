@@ -211,7 +211,7 @@ class LatentGNN(nn.Module):
         if mask is not None:
             check_mask(mask, x, (x.shape[0], *x.shape[2:]), "(B, *spatial)")
         out_BNC = self._output(x.flatten(2).mT, None if mask is None else mask.flatten(1))
-        return out_BNC.mT.unflatten(2, x.shape[2:])
+        return reshape(out_BNC.mT, x.shape)
 
     def _output(self, x_BNC: Tensor, mask_BN: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
         return paths.run(self._arrangement(), x_BNC, mask_BN, offsets)
@@ -254,6 +254,14 @@ class LatentGNN(nn.Module):
         )
 
 
+def reshape(out: Tensor, shape: Sequence[int]) -> Tensor:
+    """An output that nobody else has, in another shape, but not as a view of itself.
+
+    Hooks of the module, FSDP2's above all, would be lost where an operation changes a view in place.
+    """
+    return torch.ops.aten._unsafe_view.default(out, shape)
+
+
 def check_mask(mask: Tensor, x: Tensor, shape: tuple[int, ...], axes: str) -> None:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
@@ -262,5 +270,3 @@ def check_mask(mask: Tensor, x: Tensor, shape: tuple[int, ...], axes: str) -> No
         raise ValueError(f"mask must have the shape {axes} = {shape}, got {tuple(mask.shape)}")
     if mask.device != x.device:
         raise ValueError(f"the mask is on {mask.device}, the input on {x.device}; move one to the other")
-
-

@@ -229,7 +229,9 @@ def tracks(norm: nn.Module) -> bool:
     return isinstance(norm, _BatchNorm) and norm.training and norm.track_running_stats and norm.running_mean is not None
 
 
-def update_running(norms: Sequence[_BatchNorm], means: Sequence[Tensor], variances: Sequence[Tensor], count: int) -> None:
+def update_running(
+    norms: Sequence[_BatchNorm], means: Sequence[Tensor], variances: Sequence[Tensor], count: int
+) -> None:
     """Update the running statistics of norms with one momentum, a few calls for all.
 
     Args:
@@ -249,7 +251,9 @@ def update_running(norms: Sequence[_BatchNorm], means: Sequence[Tensor], varianc
     running = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
     unbiased = torch._foreach_mul(list(variances), count / max(count - 1, 1))
     batch = [statistic for pair in zip(means, unbiased, strict=True) for statistic in pair]
-    torch._foreach_lerp_(running, [value.to(old.dtype) for value, old in zip(batch, running, strict=True)], norms[0].momentum)
+    torch._foreach_lerp_(
+        running, [value.to(old.dtype) for value, old in zip(batch, running, strict=True)], norms[0].momentum
+    )
 
 
 def _update_running(norm: _BatchNorm, mean_C: Tensor, var_C: Tensor, count: Tensor | int) -> None:

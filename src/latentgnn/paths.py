@@ -182,8 +182,7 @@ def _core(
         eps=tuple(getattr(norm, "eps", 0.0) for norm in norms),
         batch_statistics=batch_statistics,
         compute=compute,
-        holds=not torch.compiler.is_compiling()
-        and holds(config, x_BNC.shape[0], x_BNC.shape[1], x_BNC.element_size()),
+        holds=not torch.compiler.is_compiling() and holds(config, x_BNC.shape[0], x_BNC.shape[1], x_BNC.element_size()),
     )
     out_BNC, statistics = operators.run(x_BNC, mask_BN, offsets, [*tensors, layer.gamma], plan)
     if statistics is not None:

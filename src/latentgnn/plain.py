@@ -138,7 +138,9 @@ def _output(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtyp
 
 def _values(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype) -> list[Tensor]:
     """V, and unless symmetric L: (B, N, G, r)."""
-    weight_RC = torch.cat([part.weight for part in layer.reduces]) if len(layer.reduces) > 1 else layer.reduces[0].weight
+    weight_RC = (
+        torch.cat([part.weight for part in layer.reduces]) if len(layer.reduces) > 1 else layer.reduces[0].weight
+    )
     scale = None
     if compute == torch.float16:
         # Rows longer than 1 may take a sum over channels out of float16's range.
@@ -153,9 +155,7 @@ def _values(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtyp
     ]
 
 
-def _context(
-    layer: Arrangement, value_BNGr: Tensor, gather_BNGD: Tensor, scatter_BNGD: Tensor, nodes: Nodes
-) -> Tensor:
+def _context(layer: Arrangement, value_BNGr: Tensor, gather_BNGD: Tensor, scatter_BNGD: Tensor, nodes: Nodes) -> Tensor:
     """Gather, mix and scatter of one kernel: (B, N, R)."""
     config, parts = layer.config, []
     for value, assign, back in zip(

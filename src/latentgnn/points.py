@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx
 
 from latentgnn.core.operators import check_offsets, has_values
-from latentgnn.layer import LatentGNN, check_mask
+from latentgnn.layer import LatentGNN, check_mask, reshape
 from latentgnn.tracing import as_one_node
 
 
@@ -80,11 +80,11 @@ class PackedLatentGNN(LatentGNN):
                 f"(1, {len(x)}, {self.config.channels})"
             )
         if offsets is not None:
-            return self._output(x[None], None, _checked_offsets(offsets, len(x)))[0]
+            return reshape(self._output(x[None], None, _checked_offsets(offsets, x.shape[0])), x.shape)
         assert batch is not None
-        order, offsets = _scenes(batch, len(x))
+        order, offsets = _scenes(batch, x.shape[0])
         if order is None:
-            return self._output(x[None], None, offsets)[0]
+            return reshape(self._output(x[None], None, offsets), x.shape)
         return torch.empty_like(x).index_copy(0, order, self._output(x[order][None], None, offsets)[0])
 
     def _jagged(self, x: Tensor, offsets: Tensor | None, batch: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -94,7 +94,11 @@ class PackedLatentGNN(LatentGNN):
             raise ValueError(
                 f"nested tensors must be (B, jagged, {self.config.channels}) with layout=torch.jagged and without "
                 "gaps; got "
-                + (f"{x.dim()} dimensions and layout {x.layout}" if x.layout != torch.jagged or x.dim() != 3 else "gaps")
+                + (
+                    f"{x.dim()} dimensions and layout {x.layout}"
+                    if x.layout != torch.jagged or x.dim() != 3
+                    else "gaps"
+                )
             )
         values = self.forward(x.values(), x.offsets())
         return torch.nested.nested_tensor_from_jagged(values, x.offsets())

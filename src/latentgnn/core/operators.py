@@ -118,8 +118,15 @@ class _Core(torch.autograd.Function):
         # Who calls for gradients inside autocast still gets them in the types of the forward pass.
         with torch.no_grad(), torch.autocast(x_BNC.device.type, enabled=False):
             grad_x_BNC, grads = passes.backward(
-                grad_BNC, x_BNC, mask_BN, ctx.bounds, tensors, passes.State(sums, weights, records), ctx.plan,
-                needs_x=needs_x, needs=needs,
+                grad_BNC,
+                x_BNC,
+                mask_BN,
+                ctx.bounds,
+                tensors,
+                passes.State(sums, weights, records),
+                ctx.plan,
+                needs_x=needs_x,
+                needs=needs,
             )
         if torch.is_grad_enabled():
             # With create_graph=True: the gradients are right, but may not be differentiated again.
@@ -199,8 +206,15 @@ def _backward(
     tensors, wanted = _with_gaps(given, present), [bool(need) for need in _with_gaps(needs, present)]
     with torch.autocast(x.device.type, enabled=False):
         grad_x, grads = passes.backward(
-            grad, x, mask, _bounds(offsets, x), tensors, passes.State(sums, weights, []), Plan.of(*plan),
-            needs_x=needs_x, needs=wanted,
+            grad,
+            x,
+            mask,
+            _bounds(offsets, x),
+            tensors,
+            passes.State(sums, weights, []),
+            Plan.of(*plan),
+            needs_x=needs_x,
+            needs=wanted,
         )
     # Outputs of an operator must not share memory.
     return [grad for grad in (grad_x, *(None if grad is None else grad.clone() for grad in grads)) if grad is not None]
@@ -276,7 +290,17 @@ def _forward_operations(x: Any, mask: Any, offsets: Any, given: Any, present: An
 
 @register_flop_formula(torch.ops.latentgnn.backward)
 def _backward_operations(
-    grad: Any, x: Any, mask: Any, offsets: Any, given: Any, present: Any, sums: Any, weights: Any, needs_x: Any,
-    needs: Any, *plan: Any, **_: object,
+    grad: Any,
+    x: Any,
+    mask: Any,
+    offsets: Any,
+    given: Any,
+    present: Any,
+    sums: Any,
+    weights: Any,
+    needs_x: Any,
+    needs: Any,
+    *plan: Any,
+    **_: object,
 ) -> int:
     return _operations(x, given, Plan.of(*plan))[1]
