@@ -120,5 +120,5 @@ def test_gamma_without_a_dimension_loads() -> None:
     fresh = nn.Sequential(LatentGNN(16, num_latents=3))
     fresh.load_state_dict({**state, "0.gamma": torch.tensor(0.25)})
     assert fresh[0].gamma.tolist() == [0.25]
-    with pytest.raises(RuntimeError, match="size mismatch for 0.gamma"):
+    with pytest.raises(RuntimeError, match=r"size mismatch for 0\.gamma"):
         fresh.load_state_dict({**state, "0.gamma": torch.zeros(2)})

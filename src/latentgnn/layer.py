@@ -196,7 +196,7 @@ class LatentGNN(nn.Module):
             TypeError: an input or a mask of the wrong type.
             ValueError: an input or a mask of the wrong shape or on another device, an empty batch, or no nodes.
         """
-        if isinstance(x, fx.Proxy):
+        if isinstance(cast(object, x), fx.Proxy):
             return cast(Tensor, as_one_node(self, x, mask=mask))
         self._check(x)
         if not 3 <= x.dim() <= 5:

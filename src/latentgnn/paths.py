@@ -7,7 +7,7 @@ training; the plain path (`latentgnn.plain`) is the equations as PyTorch operati
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ def why_not_core(x_BNC: Tensor, mask_BN: Tensor | None, norms: list[nn.Module], 
         return "a compiler fuses batch norm in training better"
     if mask_BN is not None:
         return "batch statistics of the nodes in a mask"
-    if is_traceable_wrapper_subclass(x_BNC):
+    if is_traceable_wrapper_subclass(cast(object, x_BNC)):
         return "batch statistics of nodes that are spread over devices, as in a DTensor"
     if any(synchronizes(norm) for norm in norms):
         return "batch statistics of several processes"

@@ -1,6 +1,6 @@
 """The layer for sets of points: packed scenes, and tokens."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -55,7 +55,7 @@ class PackedLatentGNN(LatentGNN):
             ValueError: an argument of the wrong shape or on another device, packed points without offsets or batch, or
                 offsets that do not rise from 0 to T.
         """
-        if isinstance(x, fx.Proxy):
+        if isinstance(cast(object, x), fx.Proxy):
             return cast(Tensor, as_one_node(self, x, offsets=offsets, batch=batch, mask=mask))
         if isinstance(x, Tensor) and x.is_nested:
             return self._jagged(x, offsets, batch, mask)
@@ -90,7 +90,7 @@ class PackedLatentGNN(LatentGNN):
     def _jagged(self, x: Tensor, offsets: Tensor | None, batch: Tensor | None, mask: Tensor | None) -> Tensor:
         if any(argument is not None for argument in (offsets, batch, mask)):
             raise ValueError("a nested tensor has its own offsets; offsets, batch and mask are for other inputs")
-        if x.layout != torch.jagged or x.dim() != 3 or x._lengths is not None:
+        if x.layout != torch.jagged or x.dim() != 3 or getattr(x, "_lengths", None) is not None:
             raise ValueError(
                 f"nested tensors must be (B, jagged, {self.config.channels}) with layout=torch.jagged and without "
                 "gaps; got "
@@ -100,8 +100,8 @@ class PackedLatentGNN(LatentGNN):
                     else "gaps"
                 )
             )
-        values = self.forward(x.values(), x.offsets())
-        return torch.nested.nested_tensor_from_jagged(values, x.offsets())
+        own: Tensor = cast(Any, x).offsets()
+        return torch.nested.nested_tensor_from_jagged(self.forward(x.values(), own), own)
 
 
 def _check_index(index: Tensor, name: str) -> None:
