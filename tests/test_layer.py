@@ -97,6 +97,17 @@ def test_keeps_shape_type_and_strides(layout: str, config: str, training: bool) 
     assert relative_error(output, reference.forward(layer, x.contiguous())) < 1e-11
 
 
+@pytest.mark.parametrize("layout", strided_inputs())
+@pytest.mark.parametrize("norm", ["batch", "group", "layer"])
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("residual", [True, False])
+def test_keeps_strides_with_any_norm(layout: str, norm: str, masked: bool, residual: bool) -> None:
+    x = strided_inputs()[layout]
+    layer = make_layer("asymmetric" if residual else "no_residual", norm, training=True)
+    mask = torch.ones(x.shape[0], *x.shape[2:], dtype=torch.bool) if masked else None
+    assert layer(x, mask).stride() == x.stride()
+
+
 @pytest.mark.parametrize("view", ["every_other_row", "transposed", "expanded"])
 def test_any_strides_are_read_right(view: str) -> None:
     x = make_input(2, 32, 6, 8)
@@ -270,6 +281,9 @@ def test_state_dict_round_trip_and_reset() -> None:
         ({"num_latents": (4, 2.0)}, TypeError, "num_latents must be an int"),
         ({"norm": "batch"}, ValueError, "batch_norm"),
         ({"norm": None}, TypeError, "callable"),
+        ({"norm": nn.BatchNorm1d(32)}, TypeError, r"got one module, BatchNorm1d\(32.*give its class, BatchNorm1d"),
+        ({"norm": nn.GroupNorm}, TypeError, r"partial\(nn\.GroupNorm, 32\), or take latentgnn\.norms\.group_norm"),
+        ({"norm": partial(nn.GroupNorm, 3)}, ValueError, r"does not take 4 channels.*latentgnn\.norms\.group_norm"),
         ({"norm": lambda channels: None}, TypeError, "norm must give a module.*NoneType"),
         ({"norm": partial(GroupNormAct, num_groups=1)}, TypeError, "GroupNormAct has the activation ReLU"),
         ({"node_scale": "sum"}, ValueError, "published, mean"),

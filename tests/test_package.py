@@ -28,6 +28,7 @@ def test_the_public_names() -> None:
     ]
     assert all(callable(getattr(latentgnn, name)) for name in latentgnn.__all__)
     assert set(latentgnn.__all__) < set(dir(latentgnn))
+    assert {"norms", "paths", "reference"} < set(dir(latentgnn))
     with pytest.raises(AttributeError, match="no attribute 'LatentGnn'"):
         latentgnn.LatentGnn  # noqa: B018
 
@@ -41,6 +42,16 @@ def test_the_core_imports_nothing_heavier_than_torch() -> None:
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_modules_need_no_import_of_their_own() -> None:
+    program = (
+        "import sys, latentgnn; assert 'torch' not in sys.modules;"
+        "found = latentgnn.reference.forward, latentgnn.norms.group_norm, latentgnn.paths.memory;"
+        "print(*(function.__name__ for function in found))"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["forward", "group_norm", "memory"]
 
 
 def test_a_missing_extra_names_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,9 @@ def reciprocal(size: Tensor) -> Tensor:
 
 def length(x: Tensor, dim: int) -> Tensor:
     """Euclidean length along `dim`, which is kept, in the wide type."""
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+        # A transform may ask for second derivatives, which `vector_norm` does not have where the length is 0.
+        return x.to(wide(x.dtype)).square().sum(dim, keepdim=True).clamp_min((EPS / 2) ** 2).sqrt()
     return torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=wide(x.dtype))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from latentgnn import paths
 from latentgnn.config import LatentGNNConfig
@@ -196,9 +196,8 @@ class LatentGNN(nn.Module):
             TypeError: an input or a mask of the wrong type.
             ValueError: an input or a mask of the wrong shape or on another device, an empty batch, or no nodes.
         """
-        node = as_one_node(self, x, mask=mask)
-        if node is not None:
-            return cast(Tensor, node)
+        if isinstance(cast(object, x), fx.Proxy):
+            return cast(Tensor, as_one_node(self, x, mask=mask))
         self._check(x)
         if not 3 <= x.dim() <= 5:
             raise ValueError(
@@ -212,7 +211,7 @@ class LatentGNN(nn.Module):
         if mask is not None:
             check_mask(mask, x, (x.shape[0], *x.shape[2:]), "(B, *spatial)")
         out_BNC = self._output(x.flatten(2).mT, None if mask is None else mask.flatten(1))
-        return out_BNC.mT.unflatten(2, x.shape[2:])
+        return reshape(out_BNC.mT, x.shape)
 
     def _output(self, x_BNC: Tensor, mask_BN: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
         return paths.run(self._arrangement(), x_BNC, mask_BN, offsets)
@@ -253,6 +252,14 @@ class LatentGNN(nn.Module):
             f"symmetric={config.symmetric}, graph_conv={config.graph_conv}, num_groups={config.num_groups}, "
             f"node_scale={config.node_scale!r}"
         )
+
+
+def reshape(out: Tensor, shape: Sequence[int]) -> Tensor:
+    """An output that nobody else has, in another shape, but not as a view of itself.
+
+    Hooks of the module, FSDP2's above all, would be lost where an operation changes a view in place.
+    """
+    return torch.ops.aten._unsafe_view.default(out, shape)
 
 
 def check_mask(mask: Tensor, x: Tensor, shape: tuple[int, ...], axes: str) -> None:

@@ -7,13 +7,13 @@ training; the plain path (`latentgnn.plain`) is the equations as PyTorch operati
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode, is_traceable_wrapper_subclass
 
 from latentgnn import cost, plain
 from latentgnn.config import LatentGNNConfig
@@ -97,6 +97,8 @@ def why_not_core(x_BNC: Tensor, mask_BN: Tensor | None, norms: list[nn.Module], 
         return "a compiler fuses batch norm in training better"
     if mask_BN is not None:
         return "batch statistics of the nodes in a mask"
+    if is_traceable_wrapper_subclass(cast(object, x_BNC)):
+        return "batch statistics of nodes that are spread over devices, as in a DTensor"
     if any(synchronizes(norm) for norm in norms):
         return "batch statistics of several processes"
     if compute not in (torch.float32, torch.float64) or x_BNC.dtype != compute:

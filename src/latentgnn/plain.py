@@ -133,7 +133,11 @@ def _output(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtyp
     if layer.gamma is not None:
         out_BNC = inside_BNC + layer.gamma * out_BNC
     out_BNC = out_BNC.to(x_BNC.dtype)
-    return out_BNC if valid_BN1 is None else torch.where(valid_BN1, out_BNC, x_BNC)
+    out_BNC = out_BNC if valid_BN1 is None else torch.where(valid_BN1, out_BNC, x_BNC)
+    if x_BNC.stride(-1) != 1 and out_BNC.stride(-1) == 1 and not torch.compiler.is_compiling():
+        # A map comes back in its own order of strides, whatever the norms and the mask made of it.
+        return out_BNC.mT.contiguous().mT
+    return out_BNC
 
 
 def _values(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype) -> list[Tensor]:

@@ -3,11 +3,11 @@
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from latentgnn.core.node import has_values
 from latentgnn.core.nodes import check_offsets
-from latentgnn.layer import LatentGNN, check_mask
+from latentgnn.layer import LatentGNN, check_mask, reshape
 from latentgnn.tracing import as_one_node
 
 
@@ -56,9 +56,8 @@ class PackedLatentGNN(LatentGNN):
             ValueError: an argument of the wrong shape or on another device, packed points without offsets or batch, or
                 offsets that do not rise from 0 to T.
         """
-        node = as_one_node(self, x, offsets=offsets, batch=batch, mask=mask)
-        if node is not None:
-            return cast(Tensor, node)
+        if isinstance(cast(object, x), fx.Proxy):
+            return cast(Tensor, as_one_node(self, x, offsets=offsets, batch=batch, mask=mask))
         if isinstance(x, Tensor) and x.is_nested:
             return self._jagged(x, offsets, batch, mask)
         self._check(x)
@@ -82,11 +81,11 @@ class PackedLatentGNN(LatentGNN):
                 f"(1, {len(x)}, {self.config.channels})"
             )
         if offsets is not None:
-            return self._output(x[None], None, _checked_offsets(offsets, len(x)))[0]
+            return reshape(self._output(x[None], None, _checked_offsets(offsets, x.shape[0])), x.shape)
         assert batch is not None
-        order, offsets = _scenes(batch, len(x))
+        order, offsets = _scenes(batch, x.shape[0])
         if order is None:
-            return self._output(x[None], None, offsets)[0]
+            return reshape(self._output(x[None], None, offsets), x.shape)
         return torch.empty_like(x).index_copy(0, order, self._output(x[order][None], None, offsets)[0])
 
     def _jagged(self, x: Tensor, offsets: Tensor | None, batch: Tensor | None, mask: Tensor | None) -> Tensor:
