@@ -51,7 +51,7 @@ def project(x_sTC: Tensor, matrix_OC: Tensor, shift_O: Tensor | None = None) -> 
             y = _linear(rows, matrix_OC, shift_O)
         else:
             y = torch.mm(rows, matrix_OC.mT) if shift_O is None else torch.addmm(shift_O, rows, matrix_OC.mT)
-        return y.view(samples, nodes, -1)
+        return y.view(samples, nodes, matrix_OC.shape[0])
     x_sCT = x_sTC.mT
     if samples == 1 and not (nodes * channels * matrix_OC.shape[0] >= _MANY_OPERATIONS and _onednn(x_sTC)):
         if shift_O is None:
