@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import prod
 
 from latentgnn.config import LatentGNNConfig
+from latentgnn.norms import NormKind
 
 
 @dataclass(frozen=True)
@@ -39,26 +40,37 @@ class Cost:
 HOLD_BYTES = 22 << 20
 
 
-def holds(config: LatentGNNConfig, nodes: int, element_size: int) -> bool:
+def holds(config: LatentGNNConfig, nodes: int, element_size: int, *, norm: NormKind = "affine") -> bool:
     """Whether a layer holds what it computes for the backward pass, and does not compute it again there.
 
     Args:
         config: of the layer.
         nodes: of all samples together.
         element_size: bytes of a number.
+        norm: what kind the norms are.
 
     Example:
         >>> config = LatentGNNConfig(channels=1024, num_latents=100)
         >>> holds(config, 8 * 14 * 14, 4), holds(config, 8 * 56 * 56, 4)
         (True, False)
     """
-    return nodes * element_size * (config.channels + _held_numbers(config)) <= HOLD_BYTES
+    numbers = config.channels + _computed_numbers(config)
+    if norm != "affine":
+        numbers += _normalized_numbers(config) + config.channels
+    return nodes * element_size * numbers <= HOLD_BYTES
 
 
-def _held_numbers(config: LatentGNNConfig) -> int:
+def _computed_numbers(config: LatentGNNConfig) -> int:
     """Numbers a node that are computed on the way: values, assignments, features."""
     ways, latents = 1 if config.symmetric else 2, config.num_groups * sum(config.latents)
     return ways * (config.reduced_channels + latents) + len(config.latents) * config.reduced_channels
+
+
+def _normalized_numbers(config: LatentGNNConfig) -> int:
+    """Numbers a node that norms before the output's are applied to."""
+    ways, latents = 1 if config.symmetric else 2, config.num_groups * sum(config.latents)
+    convolved = len(config.latents) * config.reduced_channels if config.graph_conv else 0
+    return ways * (config.reduced_channels + latents) + convolved
 
 
 def cost(
@@ -66,7 +78,7 @@ def cost(
     shape: Sequence[int],
     *,
     element_size: int = 4,
-    batch_statistics: bool = False,
+    norm: NormKind = "affine",
     held: bool | None = None,
 ) -> Cost:
     """The cost of a layer.
@@ -75,7 +87,7 @@ def cost(
         config: of the layer.
         shape: of the input, (S, C, *spatial).
         element_size: bytes of a number.
-        batch_statistics: whether the norms take statistics from the batch, as batch norm does in training.
+        norm: what kind the norms are.
         held: whether what is computed is held for the backward pass; as `holds` says by default.
 
     Raises:
@@ -92,7 +104,7 @@ def cost(
     channels, reduced, groups = config.channels, config.reduced_channels, config.num_groups
     kernels, latents = len(config.latents), sum(config.latents)
     ways = 1 if config.symmetric else 2
-    held = holds(config, samples * nodes, element_size) if held is None else held
+    held = holds(config, samples * nodes, element_size, norm=norm) if held is None else held
 
     # For each node; a product's gradient takes two more of its size.
     reduce, expand = 2 * channels * ways * reduced, 2 * channels * kernels * reduced
@@ -108,9 +120,11 @@ def cost(
     small_backward = 3 * small_forward
     size = samples * nodes * channels * element_size
     sums = samples * groups * latents * (reduced // groups + 1) * max(element_size, 4)
-    more = _held_numbers(config) if held else 0
-    if batch_statistics:
-        more += ways * (reduced + groups * latents) + (kernels * reduced if config.graph_conv else 0)
+    more = _computed_numbers(config) if held else 0
+    if norm == "batch" or (held and norm != "affine"):
+        more += _normalized_numbers(config)
+    if held and norm in ("group", "layer", "rms"):
+        more += channels
     return Cost(
         parameters=_parameters(config),
         forward_operations=samples * (nodes * forward + small_forward),
@@ -197,7 +211,7 @@ def table(config: LatentGNNConfig, shape: Sequence[int]) -> str:
     frozen = cost(config, shape)
     columns = {
         "LatentGNN": frozen,
-        "training batch norm": cost(config, shape, batch_statistics=True),
+        "training batch norm": cost(config, shape, norm="batch"),
         "non-local": non_local_cost(config.channels, shape),
     }
     rows: dict[str, Callable[[Cost], str]] = {

@@ -5,6 +5,7 @@ Axes: B batch, N nodes, C channels.
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from latentgnn.functional import cast, wide
 
 NormFactory = Callable[[int], nn.Module]
+
+# What statistics norms take: those that they have (an affine map), or those of the batch, of a sample's groups of
+# channels, of a node's channels.
+NormKind = Literal["affine", "batch", "group", "layer", "rms"]
 
 _FROZEN_STARTS = (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0))
 
@@ -118,6 +123,16 @@ def is_affine(norm: nn.Module) -> bool:
     return isinstance(norm, _BatchNorm) and not uses_batch_statistics(norm)
 
 
+def kind_of(norms: Sequence[nn.Module]) -> NormKind | None:
+    """What kind all of a layer's norms are, ``None`` if they differ or are of none that is known."""
+    if all(is_affine(norm) for norm in norms):
+        return "affine"
+    if all(isinstance(norm, _BatchNorm) and uses_batch_statistics(norm) for norm in norms):
+        return "batch"
+    kinds: Mapping[type[nn.Module], NormKind] = {nn.GroupNorm: "group", nn.LayerNorm: "layer", nn.RMSNorm: "rms"}
+    return kinds.get(type(norms[0])) if len({type(norm) for norm in norms}) == 1 else None
+
+
 def affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
     """The scale and shift per channel that a norm amounts to, ``None`` where it depends on its input or has none."""
     if isinstance(norm, nn.Identity) or not is_affine(norm):
@@ -129,6 +144,8 @@ def norm_tensors(norm: nn.Module) -> tuple[Tensor | None, Tensor | None, Tensor 
     """Weight, bias, running mean and running variance of a norm, ``None`` for what it does not have."""
     if isinstance(norm, nn.Identity):
         return None, None, None, None
+    if isinstance(norm, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
+        return norm.weight, getattr(norm, "bias", None), None, None
     return norm.weight, norm.bias, norm.running_mean, norm.running_var  # type: ignore[return-value]
 
 

@@ -12,7 +12,6 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode, is_traceable_wrapper_subclass
 
 from latentgnn import cost, plain
@@ -20,14 +19,7 @@ from latentgnn.config import LatentGNNConfig
 from latentgnn.core import node
 from latentgnn.core.parameters import Plan, split_latent_vector
 from latentgnn.core.statistics import Statistics
-from latentgnn.norms import (
-    is_affine,
-    norm_tensors,
-    synchronizes,
-    tracks,
-    update_running,
-    uses_batch_statistics,
-)
+from latentgnn.norms import NormKind, kind_of, norm_tensors, synchronizes, tracks, update_running
 from latentgnn.projections import Arrangement
 
 Memory = Literal["auto", "hold", "recompute"]
@@ -61,12 +53,12 @@ def memory(choice: Memory) -> Iterator[None]:
         _memory.reset(token)
 
 
-def holds(config: LatentGNNConfig, samples: int, nodes: int, element_size: int) -> bool:
+def holds(config: LatentGNNConfig, x_BNC: Tensor, norm: NormKind | None) -> bool:
     """Whether what the forward pass computes is held for the backward pass; it follows from sizes alone."""
     choice = _memory.get()
     if choice != "auto":
         return choice == "hold"
-    return cost.holds(config, samples * nodes, element_size)
+    return cost.holds(config, x_BNC.shape[0] * x_BNC.shape[1], x_BNC.element_size(), norm=norm or "affine")
 
 
 def _is_transformed() -> bool:
@@ -76,39 +68,57 @@ def _is_transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
-def why_not_core(x_BNC: Tensor, mask_BN: Tensor | None, norms: list[nn.Module], compute: torch.dtype) -> str | None:
+def why_not_core(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, compute: torch.dtype) -> str | None:
     """Why a layer cannot take the core for an input, ``None`` if it can.
 
     Args:
+        layer: its parameters.
         x_BNC: the input.
         mask_BN: nodes that take part.
-        norms: of the layer.
         compute: type of the products over nodes.
     """
     if torch.compiler.is_exporting():
         return "exported programs must run where this library is not installed"
     if _is_transformed():
         return "a transform of torch.func is active, or forward-mode derivatives are being computed"
-    if all(is_affine(norm) for norm in norms):
+    norms = [projection.norm for projection in layer.projections]
+    kind = kind_of(norms)
+    if kind == "affine":
         return None
-    if not all(isinstance(norm, _BatchNorm) and uses_batch_statistics(norm) for norm in norms):
-        return "norms whose statistics are those of a node or a sample, or of several kinds"
+    if kind is None:
+        return "norms of several kinds, or of a kind that the core does not know"
     if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or not node.has_values(x_BNC):
-        return "a compiler fuses batch norm in training better"
+        return "a compiler fuses norms that take statistics better"
+    if is_traceable_wrapper_subclass(cast(object, x_BNC)):
+        return "statistics of nodes that are spread over devices, as in a DTensor"
+    if compute not in (torch.float32, torch.float64) or x_BNC.dtype != compute:
+        return "statistics in half precision"
+    if len({norm.eps for norm in norms}) > 1:
+        return "norms that differ in eps"
+    if len({(norm.weight is None, getattr(norm, "bias", None) is None) for norm in norms}) > 1:
+        return "norms of which some have weights and some not"
+    return _why_not_batch(norms, x_BNC, mask_BN) if kind == "batch" else _why_not_sample(kind, layer, mask_BN)
+
+
+def _why_not_batch(norms: Sequence[nn.Module], x_BNC: Tensor, mask_BN: Tensor | None) -> str | None:
     if mask_BN is not None:
         return "batch statistics of the nodes in a mask"
-    if is_traceable_wrapper_subclass(cast(object, x_BNC)):
-        return "batch statistics of nodes that are spread over devices, as in a DTensor"
     if any(synchronizes(norm) for norm in norms):
         return "batch statistics of several processes"
-    if compute not in (torch.float32, torch.float64) or x_BNC.dtype != compute:
-        return "batch statistics in half precision"
     if x_BNC.shape[0] * x_BNC.shape[1] < 2:
         return "a single node has no spread"
-    if len({norm.eps for norm in norms}) > 1 or len({norm.momentum for norm in norms}) > 1:
-        return "batch norms that differ in eps or momentum"
-    if any((norm.weight is None) != (norms[0].weight is None) for norm in norms):
-        return "batch norms of which some have weights and some not"
+    if len({norm.momentum for norm in norms}) > 1:
+        return "batch norms that differ in momentum"
+    return None
+
+
+def _why_not_sample(kind: NormKind, layer: Arrangement, mask_BN: Tensor | None) -> str | None:
+    if len(layer.config.latents) > 1:
+        return "norms over the latents of each of several kernels"
+    if kind == "group" and mask_BN is not None:
+        return "statistics of the nodes in a mask"
+    if kind == "layer" and layer.config.num_groups > 1:
+        return "layer norm over the channels of several groups"
     return None
 
 
@@ -132,8 +142,7 @@ def run(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tens
     with torch.autocast(device, enabled=False) if autocast else nullcontext():
         if x_BNC.numel() == 0:
             return _empty(layer, x_BNC)
-        norms = [projection.norm for projection in layer.projections]
-        if why_not_core(x_BNC, mask_BN, norms, compute) is None:
+        if why_not_core(layer, x_BNC, mask_BN, compute) is None:
             return _core(layer, x_BNC, mask_BN, offsets, compute)
         return plain.latent_gnn(
             layer, x_BNC, _nodes(x_BNC, mask_BN, offsets), compute, recompute=_recomputes(layer.config, x_BNC)
@@ -153,7 +162,7 @@ def _recomputes(config: LatentGNNConfig, x_BNC: Tensor) -> bool:
         return False
     if _is_transformed():
         return False
-    return not holds(config, x_BNC.shape[0], x_BNC.shape[1], x_BNC.element_size())
+    return not holds(config, x_BNC, None)
 
 
 def _empty(layer: Arrangement, x_BNC: Tensor) -> Tensor:
@@ -169,11 +178,12 @@ def _core(
 ) -> Tensor:
     config, projections = layer.config, layer.projections
     norms = [projection.norm for projection in projections]
-    batch_statistics = not is_affine(norms[0])
+    kind = kind_of(norms)
+    assert kind is not None
     tensors: list[Tensor | None] = []
     for projection in projections:
         tensors += [projection.weight, *norm_tensors(projection.norm)]
-    if batch_statistics:
+    if kind == "batch":
         for index in range(0, len(tensors), 5):
             tensors[index + 3] = tensors[index + 4] = None
     plan = Plan(
@@ -183,15 +193,22 @@ def _core(
         graph_conv=config.graph_conv,
         residual=config.residual,
         node_scale=config.node_scale,
-        eps=tuple(getattr(norm, "eps", 0.0) for norm in norms),
-        batch_statistics=batch_statistics,
+        norm=kind,
+        eps=tuple(_eps(norm, compute) for norm in norms),
+        norm_groups=tuple(norm.num_groups for norm in norms if isinstance(norm, nn.GroupNorm)),
         compute=compute,
-        holds=not torch.compiler.is_compiling() and holds(config, x_BNC.shape[0], x_BNC.shape[1], x_BNC.element_size()),
+        holds=not torch.compiler.is_compiling() and holds(config, x_BNC, kind),
     )
     out_BNC, statistics = node.run(x_BNC, mask_BN, offsets, [*tensors, layer.gamma], plan)
     if statistics is not None:
         _learn(layer, statistics, plan, x_BNC.shape[0] * x_BNC.shape[1])
     return out_BNC
+
+
+def _eps(norm: nn.Module, dtype: torch.dtype) -> float:
+    eps = getattr(norm, "eps", 0.0)
+    # RMS norm's default.
+    return torch.finfo(dtype).eps if eps is None else eps
 
 
 def _learn(layer: Arrangement, statistics: node.BatchStatistics, plan: Plan, count: int) -> None:
@@ -201,6 +218,7 @@ def _learn(layer: Arrangement, statistics: node.BatchStatistics, plan: Plan, cou
 
     def take(found: Statistics | None, split: Callable[[Tensor], Sequence[Tensor]]) -> None:
         if found is not None:
+            assert found.mean is not None
             means.extend(split(found.mean))
             inverses.extend(split(found.inverse))
 

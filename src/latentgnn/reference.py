@@ -72,9 +72,9 @@ def forward(layer: LatentGNN, x: Tensor) -> Tensor:
     """The output of `layer` for `x`, (B, C, *spatial), by the published equations; updates running statistics.
 
     Example:
-        >>> layer = LatentGNN(16, num_latents=4, gamma_init=1.0)
-        >>> x = torch.randn(2, 16, 5, 6)
-        >>> torch.allclose(forward(layer, x), layer(x), atol=1e-5)
+        >>> layer = LatentGNN(16, num_latents=4, gamma_init=1.0, dtype=torch.float64)
+        >>> x = torch.randn(2, 16, 5, 6, dtype=torch.float64)
+        >>> torch.allclose(forward(layer, x), layer(x))
         True
     """
     x_BCN = x.flatten(2)

@@ -7,15 +7,16 @@ of a group, D latents of all kernels in a group.
 from torch import Tensor
 
 from latentgnn.core.graphs import graphs_of, of_way, to_graphs, to_nodes
-from latentgnn.core.lengths import sum_of_nodes
+from latentgnn.core.nodes import Block
 from latentgnn.core.parameters import Matrices, Plan, Vectors
-from latentgnn.core.products import contract, contract_all, project, project_back, project_each
-from latentgnn.core.records import Gradients, Record, add
-from latentgnn.core.statistics import normalize, normalize_again, normalize_backward
+from latentgnn.core.products import contract, contract_all, project, project_back, project_each, sum_of_nodes
+from latentgnn.core.records import Gradients, Record, add, add_pair
 from latentgnn.functional import cast, wide
 
 
-def assignments(way: int, matrices: Matrices, vectors: Vectors | None, plan: Plan, record: Record) -> Tensor:
+def assignments(
+    way: int, block: Block, matrices: Matrices, vectors: Vectors | None, plan: Plan, record: Record
+) -> Tensor:
     """relu(norm(Psi V)), (s, G, T, D)."""
     assert record.unit is not None
     value_sGTr = of_way(record.unit, way, plan)
@@ -23,7 +24,7 @@ def assignments(way: int, matrices: Matrices, vectors: Vectors | None, plan: Pla
     if vectors is not None and record.assigned is not None and way < len(record.assigned):
         raw_sTF = record.assigned[way]
         assert record.assigned_statistics is not None
-        y_sTF = normalize_again(raw_sTF, *vectors.assigns[way], record.assigned_statistics[way])
+        y_sTF = plan.assign_norm(way).again(raw_sTF, *vectors.assigns[way], record.assigned_statistics[way])
         return to_graphs(y_sTF, plan.groups).relu_()
     matrix_GDr, shift_F = cast(matrices.assigns[way], plan.compute), matrices.assign_shifts[way]
     shift_F = None if shift_F is None else cast(shift_F, plan.compute)
@@ -37,7 +38,7 @@ def assignments(way: int, matrices: Matrices, vectors: Vectors | None, plan: Pla
     if vectors is None:
         return y_sGTD.relu_()
     raw_sTF = to_nodes(y_sGTD)
-    y_sTF, statistics = normalize(raw_sTF, *vectors.assigns[way], plan.eps[plan.ways + way * len(plan.latents)])
+    y_sTF, statistics = plan.assign_norm(way).normalize(raw_sTF, *vectors.assigns[way], block)
     record.assigned = [*(record.assigned or []), raw_sTF]
     record.assigned_statistics = [*(record.assigned_statistics or []), statistics]
     return to_graphs(y_sTF, plan.groups).relu_()
@@ -45,6 +46,7 @@ def assignments(way: int, matrices: Matrices, vectors: Vectors | None, plan: Pla
 
 def assignments_backward(
     way: int,
+    block: Block,
     grad_sGTD: Tensor,
     matrices: Matrices,
     vectors: Vectors | None,
@@ -58,20 +60,18 @@ def assignments_backward(
     assert gradients.assign_vectors is not None
     value_sGTr = of_way(record.unit, way, plan)
     samples = value_sGTr.shape[0]
-    vector = gradients.assign_vectors[way]
     if vectors is not None:
         assert record.assigned is not None
         assert record.assigned_statistics is not None
-        eps = plan.eps[plan.ways + way * len(plan.latents)]
         weight_F, statistics = vectors.assigns[way][0], record.assigned_statistics[way]
-        grad_sTF, *vector_pair = normalize_backward(
-            to_nodes(grad_sGTD), record.assigned[way], weight_F, statistics, eps
+        grad_sTF, *pair = plan.assign_norm(way).backward(
+            to_nodes(grad_sGTD), record.assigned[way], weight_F, statistics, block
         )
-        gradients.assign_vectors[way] = (vector_pair[0], vector_pair[1])
+        gradients.assign_vectors[way] = add_pair(gradients.assign_vectors[way], pair)
         grad_sGTD = to_graphs(grad_sTF, plan.groups)
     else:
         shift = sum_of_nodes(to_nodes(grad_sGTD), wide(plan.compute))
-        gradients.assign_vectors[way] = (None, add(vector[1], shift))
+        gradients.assign_vectors[way] = add_pair(gradients.assign_vectors[way], (None, shift))
     if plan.groups == 1:
         outer_GDr = contract_all(grad_sGTD.squeeze(1), value_sGTr.squeeze(1)).unsqueeze(0)
         gradients.assigns[way] = add(gradients.assigns[way], outer_GDr)

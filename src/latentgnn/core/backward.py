@@ -1,7 +1,7 @@
 """The layer backward: scatter over all blocks, mix, gather over all blocks.
 
-What a block computed on the way is held, or computed again: with norms that are affine maps all of it, from the input
-and the latents' sums; with batch norm in training from what each norm was applied to.
+What a block computed on the way is held, or computed again: all of it from the input and the latents' sums; with batch
+norm in training from what each norm was applied to.
 
 Axes: B batch, N nodes, C channels, S samples, G groups, R reduced channels, D latents of all kernels in a group, r
 channels of a group.
@@ -56,7 +56,7 @@ def backward(
     ]
     with torch.enable_grad():
         parts = Parts.of(leaves, plan)
-        folded, folded_vectors = fold(parts, plan), vectors(parts, plan) if plan.batch_statistics else None
+        folded, folded_vectors = fold(parts, plan), vectors(parts, plan) if plan.takes_statistics else None
         convs = [conv.detach().requires_grad_() for conv in folded.convs]
         sums, weights = state.sums.detach().requires_grad_(), state.weights.detach().requires_grad_()
         to_features = scatter_matrices(sums, weights, convs, plan)
@@ -76,10 +76,10 @@ def backward(
         valid_sT1 = block.valid(mask_BN)
         if record.feature is None:
             if record.raw is None:
-                values(input_of(x_BNC, block, valid_sT1, plan), matrices, norm_vectors, plan, record)
+                values(block, input_of(x_BNC, block, valid_sT1, plan), matrices, norm_vectors, plan, record)
             else:
-                values(block.of(x_BNC), matrices, norm_vectors, plan, record)
-            gather_assignments(valid_sT1, matrices, norm_vectors, plan, record)
+                values(block, block.of(x_BNC), matrices, norm_vectors, plan, record)
+            gather_assignments(block, valid_sT1, matrices, norm_vectors, plan, record)
             features(block, valid_sT1, multiplied, matrices, norm_vectors, plan, record)
         grad_sTC = cast(block.of(grad_BNC), plan.compute)
         if valid_sT1 is not None:

@@ -15,19 +15,19 @@ from latentgnn.core.lengths import (
     assign_unit_backward,
     inverse_length,
     rectifier_backward_,
-    sum_of_nodes,
     to_unit_length_,
     unit_backward,
 )
 from latentgnn.core.nodes import Block, nodes_innermost
 from latentgnn.core.parameters import Matrices, Plan, Vectors
-from latentgnn.core.products import contract, project_all
-from latentgnn.core.records import Gradients, Record, add
-from latentgnn.core.statistics import normalize, normalize_again, normalize_backward
+from latentgnn.core.products import contract, project_all, sum_of_nodes
+from latentgnn.core.records import Gradients, Record, add_pair
 from latentgnn.functional import cast, wide
 
 
-def values(x_sTC: Tensor, matrices: Matrices, vectors: Vectors | None, plan: Plan, record: Record) -> None:
+def values(
+    block: Block, x_sTC: Tensor, matrices: Matrices, vectors: Vectors | None, plan: Plan, record: Record
+) -> None:
     """V and L of a block: one product with both reductions, and unit length."""
     u_sTR, shift_R, down = record.raw, matrices.reduce_shift, None
     if u_sTR is None:
@@ -43,9 +43,9 @@ def values(x_sTC: Tensor, matrices: Matrices, vectors: Vectors | None, plan: Pla
         weight_R, bias_R = vectors.reduce
         if record.raw_statistics is None:
             record.raw = u_sTR
-            u_sTR, record.raw_statistics = normalize(u_sTR, weight_R, bias_R, plan.eps[0])
+            u_sTR, record.raw_statistics = plan.norm_at(0, plan.ways).normalize(u_sTR, weight_R, bias_R, block)
         else:
-            u_sTR = normalize_again(u_sTR, weight_R, bias_R, record.raw_statistics)
+            u_sTR = plan.norm_at(0, plan.ways).again(u_sTR, weight_R, bias_R, record.raw_statistics)
     else:
         u_sTR = _scaled_and_shifted(u_sTR, matrices.reduce_scale, shift_R)
     unit_sHTr = to_graphs(u_sTR, plan.ways * plan.groups)
@@ -68,10 +68,10 @@ def _scaled_and_shifted(u_sTR: Tensor, scale_R: Tensor | None, shift_R: Tensor |
 
 
 def gather_assignments(
-    valid_sT1: Tensor | None, matrices: Matrices, vectors: Vectors | None, plan: Plan, record: Record
+    block: Block, valid_sT1: Tensor | None, matrices: Matrices, vectors: Vectors | None, plan: Plan, record: Record
 ) -> None:
     """P of a block; if symmetric it is Q too."""
-    assign_sGTD = assignments(0, matrices, vectors, plan, record)
+    assign_sGTD = assignments(0, block, matrices, vectors, plan, record)
     if valid_sT1 is not None:
         assign_sGTD.mul_(valid_sT1.unsqueeze(1))
     record.gather_assign = assign_sGTD
@@ -133,7 +133,7 @@ def gather_backward(
         grad_sums_SGDr: of the sums.
         grad_weights_SGD: of what they are divided by.
         matrices: of the layer.
-        vectors: of norms with batch statistics.
+        vectors: of norms with statistics.
         gradients: added to.
         plan: of the layer.
         record: of the block.
@@ -166,7 +166,7 @@ def gather_backward(
         grad_assign = grad_assign.to(wide(plan.compute)).add_(grad_scatter_sGTr)
         grad_assign = assign_unit_backward(grad_assign, assign_sGTD, record.assign_scales, plan)
     rectifier_backward_(grad_assign, assign_sGTD)
-    grad_value_sGTr = assignments_backward(0, grad_assign, matrices, vectors, gradients, plan, record)
+    grad_value_sGTr = assignments_backward(0, block, grad_assign, matrices, vectors, gradients, plan, record)
     pairs = zip(block.each_sample(assign_sGTD, 2), of_samples(grad_sums_SGDr, block), strict=True)
     grad_value_sGTr = grad_value_sGTr.add_(
         cat([product(assign, cast(grad.mT, plan.compute)) for assign, grad in pairs], 2)
@@ -183,12 +183,12 @@ def gather_backward(
     if vectors is None:
         if matrices.reduce_shift is not None:
             shift_R = sum_of_nodes(grad_sTR, grad_sTR.dtype)
-            gradients.reduce_vectors = (None, add(gradients.reduce_vectors[1], shift_R))
+            gradients.reduce_vectors = add_pair(gradients.reduce_vectors, (None, shift_R))
         return cast(grad_sTR, plan.compute)
     assert record.raw is not None
     assert record.raw_statistics is not None
-    grad_sTR, *vector_pair = normalize_backward(
-        grad_sTR, record.raw, vectors.reduce[0], record.raw_statistics, plan.eps[0]
+    grad_sTR, *pair = plan.norm_at(0, plan.ways).backward(
+        grad_sTR, record.raw, vectors.reduce[0], record.raw_statistics, block
     )
-    gradients.reduce_vectors = (vector_pair[0], vector_pair[1])
+    gradients.reduce_vectors = add_pair(gradients.reduce_vectors, pair)
     return grad_sTR

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from latentgnn.core.graphs import cat, of_kernel
-from latentgnn.core.nodes import nodes_innermost
 from latentgnn.core.parameters import Plan
 from latentgnn.functional import EPS, cast, length, reciprocal, wide
 
@@ -34,13 +33,6 @@ def unit_backward(grad: Tensor, unit: Tensor, scale: Tensor) -> Tensor:
 def rectifier_backward_(grad: Tensor, value: Tensor) -> Tensor:
     """Zero the gradient in place where a ReLU gave zero."""
     return torch.ops.aten.threshold_backward.grad_input(grad, value, 0, grad_input=grad)
-
-
-def sum_of_nodes(grad_sTF: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sum over rows and nodes, (F,)."""
-    if nodes_innermost(grad_sTF):
-        return grad_sTF.sum(1, dtype=dtype).sum(0)
-    return grad_sTF.sum((0, 1), dtype=dtype)
 
 
 def to_unit_length_(assign_sGTD: Tensor, plan: Plan) -> list[Tensor]:

@@ -64,7 +64,7 @@ def run(
     )
     if not needs_grad:
         out_BNC, state = passes.forward(x_BNC, mask_BN, bounds, tensors, plan, keep=False)
-        return out_BNC, BatchStatistics(state.records[0]) if plan.batch_statistics else None
+        return out_BNC, BatchStatistics(state.records[0]) if plan.norm == "batch" else None
     found: list[BatchStatistics] = []
     out_BNC = _Core.apply(plan, found, mask_BN, bounds, x_BNC, *tensors)
     return out_BNC, found[0] if found else None
@@ -84,7 +84,7 @@ class _Core(torch.autograd.Function):
         *tensors: Tensor | None,
     ) -> Tensor:
         out_BNC, state = passes.forward(x_BNC, mask_BN, bounds, tensors, plan, keep=True)
-        if plan.batch_statistics:
+        if plan.norm == "batch":
             found.append(BatchStatistics(state.records[0]))
         # Saved, so that saved-tensor hooks see them, and an operation in place between the passes raises.
         held, ctx.structure = pytree.tree_flatten([vars(record) for record in state.records])

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from latentgnn.core.statistics import Norm, OfBatch, OfNode, OfSample
 from latentgnn.functional import NodeScale, cast, wide
-from latentgnn.norms import affine_of_statistics
+from latentgnn.norms import NormKind, affine_of_statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,9 @@ class Plan:
         graph_conv: scatter ends in a graph convolution.
         residual: the input is added to the output.
         node_scale: what the latents' sums are divided by.
+        norm: what kind the norms are: ``affine`` for those that are an affine map, or whose statistics they take.
         eps: of each projection's norm, in the order of `Parts`.
-        batch_statistics: the norms take their statistics from the batch.
+        norm_groups: of each projection's group norm, likewise; empty for other norms.
         compute: type of the products over nodes.
         holds: what the blocks compute is held for the backward pass, and not computed again there.
     """
@@ -40,10 +42,38 @@ class Plan:
     graph_conv: bool
     residual: bool
     node_scale: NodeScale
+    norm: NormKind
     eps: tuple[float, ...]
-    batch_statistics: bool
+    norm_groups: tuple[int, ...] = ()
     compute: torch.dtype
     holds: bool
+
+    @property
+    def takes_statistics(self) -> bool:
+        """Whether the norms take statistics from what they are applied to."""
+        return self.norm != "affine"
+
+    def norm_at(self, place: int, parts: int = 1) -> Norm:
+        """The norm with statistics of its own behind the projection at a place, in the order of `Parts`.
+
+        Args:
+            place: of the projection.
+            parts: how many projections of equal size were joined to one.
+        """
+        if self.norm == "batch":
+            return OfBatch(self.eps[place])
+        if self.norm == "group":
+            return OfSample(self.eps[place], self.norm_groups[place] * parts)
+        return OfNode(self.eps[place], parts)
+
+    def assign_norm(self, way: int) -> Norm:
+        """The norm behind the assignments of gather (0) or scatter (1)."""
+        return self.norm_at(self.ways + way * len(self.latents))
+
+    @property
+    def conv_norm(self) -> Norm:
+        """The norm behind the graph convolutions."""
+        return self.norm_at(-1 - len(self.latents))
 
     @property
     def ways(self) -> int:
@@ -64,7 +94,7 @@ class Plan:
 
     @staticmethod
     def of(groups: int, latents: Sequence[int], *rest: Any) -> "Plan":
-        """From what `arguments` gave; operators hold nothing, and take no batch statistics."""
+        """From what `arguments` gave; operators hold nothing, and take no statistics."""
         symmetric, graph_conv, residual, node_scale, eps, compute = rest
         return Plan(
             groups=groups,
@@ -73,8 +103,8 @@ class Plan:
             graph_conv=graph_conv,
             residual=residual,
             node_scale=node_scale,
+            norm="affine",
             eps=tuple(eps),
-            batch_statistics=False,
             compute=compute,
             holds=False,
         )
@@ -117,7 +147,7 @@ class Parts(NamedTuple):
 class Matrices(NamedTuple):
     """What the core multiplies by, in the wide type.
 
-    Norms that are affine maps, and gamma, are folded in; batch norm in training stays outside, as `Vectors`.
+    Norms that are affine maps, and gamma, are folded in; what other norms have stays outside, as `Vectors`.
 
     Args:
         reduces: (R, C) of each way, as they are, like the expansion: they are large, and their scales come after the
@@ -146,7 +176,7 @@ class Matrices(NamedTuple):
 
 
 class Vectors(NamedTuple):
-    """Weights and biases of batch norms in training, (weight, bias), in the layout of the products they follow."""
+    """Weights and biases of norms with statistics, (weight, bias), in the layout of the products they follow."""
 
     reduce: tuple[Tensor | None, Tensor | None]
     assigns: Sequence[tuple[Tensor | None, Tensor | None]]
@@ -159,12 +189,15 @@ def fold(parts: Parts, plan: Plan) -> Matrices:
     dtype, ways, kernels = wide(plan.compute), plan.ways, len(plan.latents)
     flat = [*parts.reduces, *(part for way in parts.assigns for part in way), *parts.convs, parts.expand]
     nothing: list[Tensor | None] = [None] * len(flat)
-    scales, shifts = (nothing, nothing) if plan.batch_statistics else _affines(flat, plan.eps, dtype)
-    if parts.gamma is not None and not plan.batch_statistics:
+    scales, shifts = (nothing, nothing) if plan.takes_statistics else _affines(flat, plan.eps, dtype)
+    if parts.gamma is not None and not plan.takes_statistics:
         gamma, scale, shift = cast(parts.gamma, dtype), scales[-1], shifts[-1]
         scales[-1] = gamma.expand(parts.expand.matrix.shape[0]) if scale is None else scale * gamma
         shifts[-1] = _times(shift, gamma)
     matrices = [cast(part.matrix, dtype) for part in flat]
+    if plan.norm == "layer":
+        # What such a matrix gives has the mean 0 over its channels, and layer norm is then RMS norm.
+        matrices = [matrix - matrix.mean(0) for matrix in matrices]
     of_ways = [slice(ways + way * kernels, ways + (way + 1) * kernels) for way in range(ways)]
     convs = slice(ways + ways * kernels, len(flat) - 1)
 
@@ -212,7 +245,7 @@ def _affines(
 
 
 def vectors(parts: Parts, plan: Plan) -> Vectors:
-    """Weights and biases of norms with batch statistics; with gradients, where autograd records."""
+    """Weights and biases of norms with statistics; with gradients, where autograd records."""
 
     def pair(projected: Sequence[NormedMatrix], join: Callable[[Sequence[Tensor | None]], Tensor | None]):  # type: ignore[no-untyped-def]
         return join([one.weight for one in projected]), join([one.bias for one in projected])

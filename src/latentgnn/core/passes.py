@@ -5,6 +5,7 @@ Axes: B batch, N nodes, C channels, S samples, G groups, D latents of all kernel
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -36,10 +37,15 @@ class State:
 
 
 def blocks_of(x_BNC: Tensor, offsets: Sequence[int] | None, parts: Parts, plan: Plan) -> list[Block]:
-    if plan.batch_statistics:
+    if plan.norm == "batch":
         return blocks(x_BNC, offsets, None)
     reduced, latents = parts.reduces[0].matrix.shape[0], plan.groups * sum(plan.latents)
-    return blocks(x_BNC, offsets, nodes_per_block(x_BNC.device, 3 * reduced + 2 * latents))
+    most = nodes_per_block(x_BNC.device, 3 * reduced + 2 * latents)
+    if plan.norm == "group":
+        # Samples are not cut: the statistics are over all nodes of one.
+        largest = x_BNC.shape[1] if offsets is None else max(last - first for first, last in pairwise(offsets))
+        most = max(most, largest)
+    return blocks(x_BNC, offsets, most)
 
 
 def _empty_state(x_BNC: Tensor, offsets: Sequence[int] | None, parts: Parts, plan: Plan, *, sums_follow: bool) -> State:
@@ -88,7 +94,7 @@ def forward(
         (B, N, C) in the input's type and order of strides; the state, whose records hold what ``plan`` says.
     """
     parts = Parts.of(tensors, plan)
-    matrices, norm_vectors = fold(parts, plan), vectors(parts, plan) if plan.batch_statistics else None
+    matrices, norm_vectors = fold(parts, plan), vectors(parts, plan) if plan.takes_statistics else None
     if kernels.why_not_kernels(matrices, plan, keep=keep) is None:
         return _forward_by_kernels(x_BNC, mask_BN, offsets, parts, matrices, plan)
     out_BNC = empty_like_layout(x_BNC, x_BNC.shape[-1])
@@ -97,8 +103,8 @@ def forward(
     waiting = []
     for block in todo:
         valid_sT1, record = block.valid(mask_BN), Record()
-        values(input_of(x_BNC, block, valid_sT1, plan), matrices, norm_vectors, plan, record)
-        gather_assignments(valid_sT1, matrices, norm_vectors, plan, record)
+        values(block, input_of(x_BNC, block, valid_sT1, plan), matrices, norm_vectors, plan, record)
+        gather_assignments(block, valid_sT1, matrices, norm_vectors, plan, record)
         sums_SGDr, weights_SGD = sums(block, record, plan)
         if len(todo) == 1:
             state.sums, state.weights = sums_SGDr, state.weights if weights_SGD is None else weights_SGD
@@ -113,7 +119,7 @@ def forward(
         features(block, valid_sT1, to_features, matrices, norm_vectors, plan, record)
         out_sTC, x_sTC = block.of(out_BNC), block.of(x_BNC)
         expand(block, x_sTC, valid_sT1, matrices, norm_vectors, plan, record, out_sTC)
-        if keep or plan.batch_statistics:
+        if keep or plan.norm == "batch":
             state.records.append(_held(record, plan))
     state.records.reverse()
     return out_BNC, state
@@ -160,6 +166,8 @@ def _for_scatter(record: Record, plan: Plan) -> Record:
 def _held(record: Record, plan: Plan) -> Record:
     if plan.holds:
         return replace(record, raw=None if record.raw_statistics is None else record.raw)
+    if plan.norm != "batch":
+        return Record(expanded_statistics=record.expanded_statistics)
     return Record(
         raw=record.raw,
         raw_statistics=record.raw_statistics,

@@ -261,3 +261,10 @@ def contract_all(left_sTF: Tensor, right_sTK: Tensor) -> Tensor:
         right_KM = right_sTK.permute(2, 0, 1).reshape(right_sTK.shape[-1], -1)
         return _linear(left_FM, right_KM) if onednn else (left_FM @ right_KM.mT).to(wide(left_sTF.dtype))
     return torch.bmm(left_sTF.mT, right_sTK).to(wide(left_sTF.dtype)).sum(0)
+
+
+def sum_of_nodes(grad_sTF: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum over rows and nodes, (F,)."""
+    if nodes_innermost(grad_sTF):
+        return grad_sTF.sum(1, dtype=dtype).sum(0)
+    return grad_sTF.sum((0, 1), dtype=dtype)

@@ -4,6 +4,7 @@ Axes: s rows of the input, T nodes, C channels, S samples, G groups, H = ways * 
 all kernels in a group, K kernels, F features.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -16,19 +17,19 @@ class Record:
     """What a block has computed; what its backward pass needs, or will compute again.
 
     Args:
-        raw: W x of every way before a norm with batch statistics, (s, T, ways * R).
+        raw: W x of every way before a norm with statistics, (s, T, ways * R).
         raw_statistics: that the norm took.
         unit: V, and after it L, of unit length, (s, H, T, r); L alone where the rest was let go.
         scale: what they were multiplied by, (s, H, T, 1).
-        assigned: Psi V of each way before a norm with batch statistics, (s, T, G * D).
+        assigned: Psi V of each way before a norm with statistics, (s, T, G * D).
         assigned_statistics: that the norms took.
         gather_assign: P, (s, G, T, D); if symmetric of unit length over each kernel's latents.
         scatter_assign: Q, likewise, of unit length.
         assign_scales: what each kernel's part of Q was multiplied by, (s, G, T, 1).
-        convolved: G O of all kernels before a norm with batch statistics, (s, T, K * R).
+        convolved: G O of all kernels before a norm with statistics, (s, T, K * R).
         convolved_statistics: that the norm took.
         feature: what the output is expanded from, (s, T, F).
-        expanded: f U^T before a norm with batch statistics, (s, T, C), where these come from itself.
+        expanded: f U^T before a norm with statistics, (s, T, C), where these come from itself.
         expanded_statistics: that the norm took.
     """
 
@@ -74,6 +75,14 @@ class Gradients:
     expand: Tensor | None = None
     expand_shift: Tensor | None = None
     expand_vectors: tuple[Tensor | None, Tensor | None] = (None, None)
+
+
+def add_pair(
+    total: tuple[Tensor | None, Tensor | None], part: Sequence[Tensor | None]
+) -> tuple[Tensor | None, Tensor | None]:
+    """`add` for a weight and a bias, either of which may not be there."""
+    weight, bias = (old if new is None else add(old, new) for old, new in zip(total, part, strict=True))
+    return weight, bias
 
 
 def add(total: Tensor | None, part: Tensor) -> Tensor:

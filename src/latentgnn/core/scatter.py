@@ -11,7 +11,8 @@ from torch import Tensor
 
 from latentgnn.core.assign import assignments, assignments_backward
 from latentgnn.core.graphs import cat, graphs_of, of_kernel, of_samples, product, to_graphs, to_nodes
-from latentgnn.core.lengths import assign_unit_backward, rectifier_backward_, sum_of_nodes, to_unit_length_
+from latentgnn.core.lengths import assign_unit_backward, rectifier_backward_, to_unit_length_
+from latentgnn.core.moments import Moments, expansion, moments, moments_pay
 from latentgnn.core.nodes import Block
 from latentgnn.core.parameters import Matrices, Plan, Vectors
 from latentgnn.core.products import (
@@ -21,17 +22,9 @@ from latentgnn.core.products import (
     contract_all,
     project,
     project_back,
+    sum_of_nodes,
 )
-from latentgnn.core.records import Gradients, Record, add
-from latentgnn.core.statistics import (
-    Moments,
-    expansion,
-    moments,
-    moments_pay,
-    normalize,
-    normalize_again,
-    normalize_backward,
-)
+from latentgnn.core.records import Gradients, Record, add, add_pair
 from latentgnn.functional import cast, wide
 
 
@@ -51,19 +44,19 @@ def features(
         valid_sT1: which of its nodes take part.
         to_features: of each kernel, (S, G, r, D_k), in the type of the products.
         matrices: of the layer.
-        vectors: of norms with batch statistics.
+        vectors: of norms with statistics.
         plan: of the layer.
         record: of the block.
     """
     if record.scatter_assign is None:
-        assign_sGTD = assignments(1, matrices, vectors, plan, record)
+        assign_sGTD = assignments(1, block, matrices, vectors, plan, record)
         if valid_sT1 is not None:
             assign_sGTD.mul_(valid_sT1.unsqueeze(1))
         record.assign_scales = to_unit_length_(assign_sGTD, plan)
         record.scatter_assign = assign_sGTD
     if vectors is not None and record.convolved is not None:
         assert record.convolved_statistics is not None
-        record.feature = normalize_again(record.convolved, *vectors.conv, record.convolved_statistics).relu_()
+        record.feature = plan.conv_norm.again(record.convolved, *vectors.conv, record.convolved_statistics).relu_()
         return
     parts = []
     for kernel, matrix_SGrD in zip(plan.kernels, to_features, strict=True):
@@ -77,9 +70,7 @@ def features(
     if plan.graph_conv:
         if vectors is not None:
             record.convolved = feature_sTF
-            feature_sTF, record.convolved_statistics = normalize(
-                feature_sTF, *vectors.conv, plan.eps[-1 - len(plan.latents)]
-            )
+            feature_sTF, record.convolved_statistics = plan.conv_norm.normalize(feature_sTF, *vectors.conv, block)
         elif matrices.conv_shifts[0] is not None:
             shifts = [shift for shift in matrices.conv_shifts if shift is not None]
             feature_sTF.add_(cast(shifts[0] if len(shifts) == 1 else torch.cat(shifts), feature_sTF.dtype))
@@ -103,7 +94,7 @@ def expand(
     if vectors is None:
         scale_C, shift_C = matrices.expand_scale, matrices.expand_shift
         add_scaled_projection(base_sTC, record.feature, matrices.expand, scale_C, shift_C, out_sTC)
-    elif moments_pay(x_sTC.shape[0] * x_sTC.shape[1], record.feature.shape[-1], x_sTC.shape[-1]):
+    elif _takes_moments(x_sTC, record.feature, plan):
         of_features, _ = moments(record.feature)
         matrix_CF, shift_C, record.expanded_statistics = expansion(
             matrices.expand, of_features, *vectors.expand, plan.eps[-1]
@@ -111,7 +102,7 @@ def expand(
         add_projection(base_sTC, record.feature, matrix_CF.unsqueeze(0), shift_C, out_sTC)
     else:
         record.expanded = project(record.feature, matrices.expand)
-        y_sTC, record.expanded_statistics = normalize(record.expanded, *vectors.expand, plan.eps[-1])
+        y_sTC, record.expanded_statistics = plan.norm_at(-1).normalize(record.expanded, *vectors.expand, block)
         if base_sTC is None:
             out_sTC.copy_(y_sTC)
         else:
@@ -152,7 +143,9 @@ def scatter_backward(
         elif scale_C is not None:
             matrix_CF = matrix_CF * scale_C.unsqueeze(1)
     else:
-        grad_sTC, matrix_CF, grad_moments = _statistics_backward(grad_sTC, matrices, vectors, gradients, plan, record)
+        grad_sTC, matrix_CF, grad_moments = _statistics_backward(
+            block, grad_sTC, matrices, vectors, gradients, plan, record
+        )
     grad_sTF = project_back(grad_sTC, cast(matrix_CF, plan.compute))
     if vectors is not None and grad_moments is not None:
         grad_mean_F, grad_covariance_FF, centred_sTF = grad_moments
@@ -163,17 +156,13 @@ def scatter_backward(
         if vectors is not None:
             assert record.convolved is not None
             assert record.convolved_statistics is not None
-            grad_sTF, *pair = normalize_backward(
-                grad_sTF,
-                record.convolved,
-                vectors.conv[0],
-                record.convolved_statistics,
-                plan.eps[-1 - len(plan.latents)],
+            grad_sTF, *pair = plan.conv_norm.backward(
+                grad_sTF, record.convolved, vectors.conv[0], record.convolved_statistics, block
             )
-            gradients.conv_vectors = (pair[0], pair[1])
+            gradients.conv_vectors = add_pair(gradients.conv_vectors, pair)
         elif matrices.conv_shifts[0] is not None:
             shift = sum_of_nodes(grad_sTF, wide(plan.compute))
-            gradients.conv_vectors = (None, add(gradients.conv_vectors[1], shift))
+            gradients.conv_vectors = add_pair(gradients.conv_vectors, (None, shift))
     grads = []
     width = feature_sTF.shape[-1] // len(plan.latents)
     for index, (kernel, matrix_SGrD) in enumerate(zip(plan.kernels, to_features, strict=True)):
@@ -195,13 +184,24 @@ def scatter_backward(
         return grad_sGTD
     grad_sGTD = assign_unit_backward(grad_sGTD, record.scatter_assign, record.assign_scales, plan)
     rectifier_backward_(grad_sGTD, record.scatter_assign)
-    return assignments_backward(1, grad_sGTD, matrices, vectors, gradients, plan, record)
+    return assignments_backward(1, block, grad_sGTD, matrices, vectors, gradients, plan, record)
+
+
+def _takes_moments(x_sTC: Tensor, feature_sTF: Tensor, plan: Plan) -> bool:
+    nodes, channels = x_sTC.shape[0] * x_sTC.shape[1], x_sTC.shape[2]
+    return plan.norm == "batch" and moments_pay(nodes, feature_sTF.shape[2], channels)
 
 
 def _statistics_backward(
-    grad_sTC: Tensor, matrices: Matrices, vectors: Vectors, gradients: Gradients, plan: Plan, record: Record
+    block: Block,
+    grad_sTC: Tensor,
+    matrices: Matrices,
+    vectors: Vectors,
+    gradients: Gradients,
+    plan: Plan,
+    record: Record,
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
-    """Through the output's norm with batch statistics.
+    """Through the output's norm with statistics.
 
     Returns:
         What to multiply by what to come to the features' gradient, and what is to be added to it: the gradients of
@@ -210,13 +210,11 @@ def _statistics_backward(
     assert record.feature is not None
     assert record.expanded_statistics is not None
     weight_C, bias_C = vectors.expand
-    if record.expanded is not None or not moments_pay(
-        grad_sTC.shape[0] * grad_sTC.shape[1], record.feature.shape[-1], grad_sTC.shape[-1]
-    ):
+    if record.expanded is not None or not _takes_moments(grad_sTC, record.feature, plan):
         expanded_sTC = record.expanded if record.expanded is not None else project(record.feature, matrices.expand)
-        grad_sTC, *pair = normalize_backward(grad_sTC, expanded_sTC, weight_C, record.expanded_statistics, plan.eps[-1])
-        gradients.expand = contract_all(grad_sTC, record.feature)
-        gradients.expand_vectors = (pair[0], pair[1])
+        grad_sTC, *pair = plan.norm_at(-1).backward(grad_sTC, expanded_sTC, weight_C, record.expanded_statistics, block)
+        gradients.expand = add(gradients.expand, contract_all(grad_sTC, record.feature))
+        gradients.expand_vectors = add_pair(gradients.expand_vectors, pair)
         return grad_sTC, matrices.expand, None
     of_features, centred_sTF = moments(record.feature)
     norm = [None if vector is None else vector.detach().requires_grad_() for vector in (weight_C, bias_C)]

@@ -1,101 +1,219 @@
-"""Batch norm in training: the statistics of what a norm is applied to, and the gradients through them.
+"""Norms that take statistics from what they are applied to: of the batch, of a sample's groups of channels, of a node.
 
-Inside the layer a norm follows a product and has the product at hand. The output's norm need not: the mean and the
-variance of f U^T follow from those of f, which has fewer channels.
+Each computes its output, its output again from statistics that are known, and the gradients through both.
 
-Axes: s rows of the input, T nodes, F features; C channels, M = s * T.
+Axes: s rows of the input, T nodes, F channels of what is normalised, S samples of a block.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from latentgnn.core.nodes import nodes_innermost
-from latentgnn.core.products import contract_all
+from latentgnn.core.nodes import Block, nodes_innermost
+from latentgnn.core.products import sum_of_nodes
 
 
 class Statistics(NamedTuple):
-    """Mean and inverse standard deviation of each channel."""
+    """What a norm took: mean, where there is one, and inverse standard deviation."""
 
-    mean: Tensor
+    mean: Tensor | None
     inverse: Tensor
 
 
-def normalize(raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, eps: float) -> tuple[Tensor, Statistics]:
-    """Batch norm, and the statistics that it took."""
-    if not nodes_innermost(raw_sTF):
-        y, mean, inverse = torch.native_batch_norm(raw_sTF.flatten(0, 1), weight_F, bias_F, None, None, True, 0.0, eps)
-        return y.view(raw_sTF.shape), Statistics(mean, inverse)
-    # Sums along what lies next to one another: several times as fast on a CPU as PyTorch's batch norm.
-    count = raw_sTF.shape[0] * raw_sTF.shape[1]
-    mean_F = raw_sTF.sum(1).sum(0) / count
-    centred_sTF = raw_sTF - mean_F
-    squares_F = torch.linalg.vector_norm(centred_sTF, dim=1).square_().sum(0)
-    inverse_F = torch.rsqrt(squares_F / count + eps)
-    scale_F = inverse_F if weight_F is None else inverse_F * weight_F
+class Norm(Protocol):
+    """A norm with statistics of its own; ``weight_F`` and ``bias_F`` are ``None`` for ones and zeros."""
+
+    def normalize(
+        self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, block: Block
+    ) -> tuple[Tensor, Statistics]:
+        """The norm of new memory, and the statistics that it took."""
+
+    def again(self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, statistics: Statistics) -> Tensor:
+        """The norm with statistics that are known."""
+
+    def backward(
+        self, grad_sTF: Tensor, raw_sTF: Tensor, weight_F: Tensor | None, statistics: Statistics, block: Block
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Gradients of what was normalised, of the weight and of the bias."""
+
+
+@dataclass(frozen=True)
+class OfBatch:
+    """Batch norm in training: each channel over all nodes of the batch, which are one block."""
+
+    eps: float
+
+    def normalize(
+        self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, block: Block
+    ) -> tuple[Tensor, Statistics]:
+        if not nodes_innermost(raw_sTF):
+            rows = raw_sTF.flatten(0, 1)
+            y, mean, inverse = torch.native_batch_norm(rows, weight_F, bias_F, None, None, True, 0.0, self.eps)
+            return y.view(raw_sTF.shape), Statistics(mean, inverse)
+        # Sums along what lies next to one another: several times as fast on a CPU as PyTorch's batch norm.
+        count = raw_sTF.shape[0] * raw_sTF.shape[1]
+        mean_F = raw_sTF.sum(1).sum(0) / count
+        centred_sTF = raw_sTF - mean_F
+        squares_F = torch.linalg.vector_norm(centred_sTF, dim=1).square_().sum(0)
+        inverse_F = torch.rsqrt(squares_F / count + self.eps)
+        return _scaled_(centred_sTF, _times(inverse_F, weight_F), bias_F), Statistics(mean_F, inverse_F)
+
+    def again(self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, statistics: Statistics) -> Tensor:
+        assert statistics.mean is not None
+        scale_F = _times(statistics.inverse, weight_F)
+        shift_F = -statistics.mean * scale_F
+        return torch.addcmul(shift_F if bias_F is None else shift_F + bias_F, raw_sTF, scale_F)
+
+    def backward(
+        self, grad_sTF: Tensor, raw_sTF: Tensor, weight_F: Tensor | None, statistics: Statistics, block: Block
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        wanted = [True, weight_F is not None, weight_F is not None]
+        innermost = nodes_innermost(raw_sTF)
+        # Three or two dimensions: with four, PyTorch's gradients are wrong for some strides.
+        grad, raw = (grad_sTF.mT, raw_sTF.mT) if innermost else (grad_sTF.flatten(0, 1), raw_sTF.flatten(0, 1))
+        grad_raw, grad_weight_F, grad_bias_F = torch.ops.aten.native_batch_norm_backward(
+            grad.contiguous(), raw, weight_F, None, None, statistics.mean, statistics.inverse, True, self.eps, wanted
+        )
+        return grad_raw.mT if innermost else grad_raw.view(raw_sTF.shape), grad_weight_F, grad_bias_F
+
+
+@dataclass(frozen=True)
+class OfSample:
+    """Group norm: groups of channels over all nodes of a sample, whose nodes are in one block.
+
+    Args:
+        eps: added to the variance.
+        groups: of the channels.
+    """
+
+    eps: float
+    groups: int
+
+    def normalize(
+        self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, block: Block
+    ) -> tuple[Tensor, Statistics]:
+        parts, means, inverses = [], [], []
+        for raw in block.each_sample(raw_sTF, 1):
+            if raw.shape[1] == 0:
+                means.append(raw.new_zeros(raw.shape[0], self.groups))
+                inverses.append(means[-1])
+                continue
+            x = _channels_first(raw)
+            y, mean, inverse = torch.native_group_norm(
+                x, weight_F, bias_F, x.shape[0], x.shape[1], raw.shape[1], self.groups, self.eps
+            )
+            parts.append(_channels_last(y))
+            means.append(mean)
+            inverses.append(inverse)
+        return _cat_nodes(parts), Statistics(torch.cat(means), torch.cat(inverses))
+
+    def again(self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, statistics: Statistics) -> Tensor:
+        raise AssertionError("a group norm's statistics are never held without its output")
+
+    def backward(
+        self, grad_sTF: Tensor, raw_sTF: Tensor, weight_F: Tensor | None, statistics: Statistics, block: Block
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        assert statistics.mean is not None
+        wanted = [True, weight_F is not None, weight_F is not None]
+        innermost, first = nodes_innermost(raw_sTF), 0
+        parts: list[Tensor] = []
+        totals: list[Tensor | None] = [None, None]
+        for grad, raw in zip(block.each_sample(grad_sTF, 1), block.each_sample(raw_sTF, 1), strict=True):
+            x = _channels_first(raw)
+            own = slice(first, first + raw.shape[0])
+            first = own.stop
+            if raw.shape[1] == 0:
+                continue
+            grad_x, *grads = torch.ops.aten.native_group_norm_backward(
+                *(_channels_first(grad, innermost=innermost), x, statistics.mean[own], statistics.inverse[own]),
+                *(weight_F, x.shape[0], x.shape[1], raw.shape[1], self.groups, wanted),
+            )
+            parts.append(_channels_last(grad_x))
+            if weight_F is not None:
+                totals = [new if total is None else total + new for total, new in zip(totals, grads, strict=True)]
+        return _cat_nodes(parts), totals[0], totals[1]
+
+
+def _channels_first(x_sTF: Tensor, *, innermost: bool | None = None) -> Tensor:
+    """(s, F, T) where nodes lie innermost; otherwise (s, F, 1, T) in PyTorch's channels-last order."""
+    if nodes_innermost(x_sTF) if innermost is None else innermost:
+        return x_sTF.mT.contiguous()
+    return x_sTF.contiguous().mT.unsqueeze(2)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """Back from `_channels_first`."""
+    return x.mT if x.dim() == 3 else x.squeeze(2).mT
+
+
+def _cat_nodes(parts: Sequence[Tensor]) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([part.mT for part in parts], 2).mT if nodes_innermost(parts[0]) else torch.cat(list(parts), 1)
+
+
+@dataclass(frozen=True)
+class OfNode:
+    """RMS norm: channels of each node. Layer norm is the same, behind a matrix whose columns have the mean 0.
+
+    Args:
+        eps: added to the mean of squares.
+        parts: of the channels, each normalised by itself.
+    """
+
+    eps: float
+    parts: int
+
+    def normalize(
+        self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, block: Block
+    ) -> tuple[Tensor, Statistics]:
+        split = self._split(raw_sTF)
+        if raw_sTF.stride(-1) == 1:
+            squares = torch.linalg.vector_norm(split, dim=-1, keepdim=True).square_()
+        else:
+            # Several times as fast on a CPU as `vector_norm` over what lies far apart.
+            squares = (split * split).sum(-1, keepdim=True)
+        inverse = squares.div_(split.shape[-1]).add_(self.eps).rsqrt_()
+        return self._scaled(split * inverse, weight_F, bias_F), Statistics(None, inverse)
+
+    def again(self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, statistics: Statistics) -> Tensor:
+        return self._scaled(self._split(raw_sTF) * statistics.inverse, weight_F, bias_F)
+
+    def backward(
+        self, grad_sTF: Tensor, raw_sTF: Tensor, weight_F: Tensor | None, statistics: Statistics, block: Block
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        unit = self._split(raw_sTF) * statistics.inverse
+        if weight_F is None:
+            grad_weight_F = grad_bias_F = None
+        else:
+            grad_weight_F = sum_of_nodes(grad_sTF * self._joined(unit), grad_sTF.dtype)
+            grad_bias_F = sum_of_nodes(grad_sTF, grad_sTF.dtype)
+            grad_sTF = grad_sTF * weight_F
+        grad = self._split(grad_sTF)
+        along = (grad * unit).mean(-1, keepdim=True)
+        grad = torch.addcmul(grad, unit, along, value=-1).mul_(statistics.inverse)
+        return self._joined(grad), grad_weight_F, grad_bias_F
+
+    def _split(self, x_sTF: Tensor) -> Tensor:
+        return x_sTF if self.parts == 1 else x_sTF.unflatten(-1, (self.parts, -1))
+
+    def _joined(self, x: Tensor) -> Tensor:
+        return x if self.parts == 1 else x.flatten(-2)
+
+    def _scaled(self, y: Tensor, weight_F: Tensor | None, bias_F: Tensor | None) -> Tensor:
+        y_sTF = self._joined(y)
+        return y_sTF if weight_F is None else _scaled_(y_sTF, weight_F, bias_F)
+
+
+def _times(inverse_F: Tensor, weight_F: Tensor | None) -> Tensor:
+    return inverse_F if weight_F is None else inverse_F * weight_F
+
+
+def _scaled_(x_sTF: Tensor, scale_F: Tensor, bias_F: Tensor | None) -> Tensor:
+    """x * scale + bias, in place."""
     if bias_F is None:
-        return centred_sTF.mul_(scale_F), Statistics(mean_F, inverse_F)
-    return torch.addcmul(bias_F, centred_sTF, scale_F, out=centred_sTF), Statistics(mean_F, inverse_F)
-
-
-def normalize_again(raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, statistics: Statistics) -> Tensor:
-    """Batch norm with statistics that are known."""
-    scale_F = statistics.inverse if weight_F is None else statistics.inverse * weight_F
-    shift_F = -statistics.mean * scale_F
-    return torch.addcmul(shift_F if bias_F is None else shift_F + bias_F, raw_sTF, scale_F)
-
-
-def normalize_backward(
-    grad_sTF: Tensor, raw_sTF: Tensor, weight_F: Tensor | None, statistics: Statistics, eps: float
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients of what was normalised, of the weight and of the bias."""
-    wanted = [True, weight_F is not None, weight_F is not None]
-    innermost = nodes_innermost(raw_sTF)
-    # Three or two dimensions: with four, PyTorch's gradients are wrong for some strides.
-    grad, raw = (grad_sTF.mT, raw_sTF.mT) if innermost else (grad_sTF.flatten(0, 1), raw_sTF.flatten(0, 1))
-    grad_raw, grad_weight_F, grad_bias_F = torch.ops.aten.native_batch_norm_backward(
-        grad.contiguous(), raw, weight_F, None, None, statistics.mean, statistics.inverse, True, eps, wanted
-    )
-    return grad_raw.mT if innermost else grad_raw.view(raw_sTF.shape), grad_weight_F, grad_bias_F
-
-
-class Moments(NamedTuple):
-    """Of features over all nodes: mean (F,), and covariance (F, F)."""
-
-    mean: Tensor
-    covariance: Tensor
-
-
-def moments(feature_sTF: Tensor) -> tuple[Moments, Tensor]:
-    """The features' moments, and the features less their mean.
-
-    They are centred first: E[f^2] - E[f]^2 would lose every digit, as a mean is often ten times its spread.
-    """
-    count = max(feature_sTF.shape[0] * feature_sTF.shape[1], 1)
-    mean_F = feature_sTF.sum((0, 1)) / count
-    centred_sTF = feature_sTF - mean_F
-    return Moments(mean_F, contract_all(centred_sTF, centred_sTF) / count), centred_sTF
-
-
-def expansion(
-    matrix_CF: Tensor, of_features: Moments, weight_C: Tensor | None, bias_C: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Statistics]:
-    """The matrix and the shift of norm(f U^T), and the statistics of f U^T; with gradients, where autograd records."""
-    mean_C = matrix_CF @ of_features.mean
-    var_C = ((matrix_CF @ of_features.covariance) * matrix_CF).sum(1)
-    inverse_C = torch.rsqrt(var_C + eps)
-    scale_C = inverse_C if weight_C is None else inverse_C * weight_C
-    shift_C = -mean_C * scale_C
-    if bias_C is not None:
-        shift_C = shift_C + bias_C
-    return matrix_CF * scale_C.unsqueeze(1), shift_C, Statistics(mean_C, inverse_C)
-
-
-def moments_pay(nodes: int, features: int, channels: int) -> bool:
-    """Whether the output's statistics cost less by the features' moments than by the output itself.
-
-    Moments take two products of F x F, one over the nodes and one over the channels; the output's own take about six
-    passes over C numbers a node, each worth about twenty multiply-adds, as measured.
-    """
-    return features * features * (nodes + channels) < 60 * nodes * channels
+        return x_sTF.mul_(scale_F)
+    return torch.addcmul(bias_F, x_sTF, scale_F, out=x_sTF)

@@ -41,8 +41,8 @@ def why_not_kernels(matrices: Matrices, plan: Plan, *, keep: bool) -> str | None
         return f"Triton compiles for CUDA, the layer is on {device.type}"
     if not wants_triton(device):
         return "LATENTGNN_TRITON=1 is not set in the environment"
-    if plan.batch_statistics:
-        return "batch norm in training needs its statistics between the steps that a kernel joins"
+    if plan.takes_statistics:
+        return "norms need their statistics between the steps that a kernel joins"
     if keep and plan.holds:
         return "the kernels write nothing of what is to be held for the backward pass"
     if plan.symmetric:

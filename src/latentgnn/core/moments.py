@@ -1,0 +1,55 @@
+"""The output's batch norm in training from the moments of its features, without the output.
+
+The mean and the variance of f U^T follow from those of f, which has fewer channels.
+
+Axes: s rows of the input, T nodes, F features, C channels.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from latentgnn.core.products import contract_all
+from latentgnn.core.statistics import Statistics
+
+
+class Moments(NamedTuple):
+    """Of features over all nodes: mean (F,), and covariance (F, F)."""
+
+    mean: Tensor
+    covariance: Tensor
+
+
+def moments(feature_sTF: Tensor) -> tuple[Moments, Tensor]:
+    """The features' moments, and the features less their mean.
+
+    They are centred first: E[f^2] - E[f]^2 would lose every digit, as a mean is often ten times its spread.
+    """
+    count = max(feature_sTF.shape[0] * feature_sTF.shape[1], 1)
+    mean_F = feature_sTF.sum((0, 1)) / count
+    centred_sTF = feature_sTF - mean_F
+    return Moments(mean_F, contract_all(centred_sTF, centred_sTF) / count), centred_sTF
+
+
+def expansion(
+    matrix_CF: Tensor, of_features: Moments, weight_C: Tensor | None, bias_C: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Statistics]:
+    """The matrix and the shift of norm(f U^T), and the statistics of f U^T; with gradients, where autograd records."""
+    mean_C = matrix_CF @ of_features.mean
+    var_C = ((matrix_CF @ of_features.covariance) * matrix_CF).sum(1)
+    inverse_C = torch.rsqrt(var_C + eps)
+    scale_C = inverse_C if weight_C is None else inverse_C * weight_C
+    shift_C = -mean_C * scale_C
+    if bias_C is not None:
+        shift_C = shift_C + bias_C
+    return matrix_CF * scale_C.unsqueeze(1), shift_C, Statistics(mean_C, inverse_C)
+
+
+def moments_pay(nodes: int, features: int, channels: int) -> bool:
+    """Whether the output's statistics cost less by the features' moments than by the output itself.
+
+    Moments take two products of F x F, one over the nodes and one over the channels; the output's own take about six
+    passes over C numbers a node, each worth about twenty multiply-adds, as measured.
+    """
+    return features * features * (nodes + channels) < 60 * nodes * channels
