@@ -40,7 +40,8 @@ def blocks_of(x_BNC: Tensor, offsets: Sequence[int] | None, parts: Parts, plan: 
     if plan.norm == "batch":
         return blocks(x_BNC, offsets, None)
     reduced, latents = parts.reduces[0].matrix.shape[0], plan.groups * sum(plan.latents)
-    most = nodes_per_block(x_BNC.device, 3 * reduced + 2 * latents)
+    numbers = 3 * reduced + 2 * latents + (x_BNC.shape[2] if plan.takes_statistics else 0)
+    most = nodes_per_block(x_BNC.device, numbers)
     if plan.norm == "group":
         # Samples are not cut: the statistics are over all nodes of one.
         largest = x_BNC.shape[1] if offsets is None else max(last - first for first, last in pairwise(offsets))

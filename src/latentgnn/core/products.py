@@ -1,30 +1,30 @@
 """Products over nodes, by the routine that this machine runs fastest.
 
-On a CPU, PyTorch's matrix product is MKL. On AMD's processors with AVX-512 oneDNN is faster, as a linear map of rows
-that lie contiguously, or as a 1x1 convolution where a sample has few nodes. Which routine runs depends on the
-processor, the type and the sizes alone, so that a resumed run takes the same and ends with the same bits.
+On a CPU, PyTorch's matrix product is MKL. On AMD's processors with AVX-512 oneDNN is faster, as a linear map of dense
+matrices. Which routine runs depends on the processor, the type and the sizes alone, so that a resumed run takes the
+same and ends with the same bits.
 
-Axes: s rows of the input, T nodes, E graphs (samples by groups); C, F, K, O channels.
+Where nodes lie innermost, what is computed for several samples on a CPU has the nodes of all of them side by side in
+memory, (channels, s * T): what is done to each node is then one matrix product, and not one for each sample.
+
+Axes: s rows of the input, T nodes, M = s * T; E graphs (samples by groups); C, F, K, O channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from latentgnn.core.nodes import empty_like_layout, nodes_innermost
+from latentgnn.core.nodes import nodes_innermost
 from latentgnn.functional import cast, wide
 
-# oneDNN's linear map takes over from so many nodes of a sample, and so many channels on; as measured.
-_MANY_NODES = 400
-_MANY_CHANNELS = 64
-# A single sample's product takes it from so many multiply-adds on: below, a call costs more than it saves.
-_MANY_OPERATIONS = 1 << 23
-# From so many channels on, samples with fewer nodes go through a convolution.
-_CONVOLUTION_CHANNELS = 512
+# oneDNN takes over from so many multiply-adds on, as measured: below, its call costs more than it saves.
+_MANY_OPERATIONS = 1 << 21
+# Samples are put side by side up to so many nodes: more are as fast by themselves, and need no copy.
+_NODES_AT_ONCE = 2048
 # So many numbers of an output are made at once where a sum follows, so that they are still in a cache then.
-_AT_ONCE = 1 << 19
+_NUMBERS_AT_ONCE = 1 << 19
 
 
 @cache
@@ -33,82 +33,75 @@ def _has_onednn() -> bool:
     return vector and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def _onednn(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and x.device.type == "cpu" and _has_onednn()
+def _takes_onednn(left_PK: Tensor, outputs: int) -> bool:
+    if left_PK.dtype != torch.float32 or left_PK.device.type != "cpu" or not _has_onednn():
+        return False
+    return left_PK.numel() * outputs >= _MANY_OPERATIONS
 
 
-def _linear(left_MK: Tensor, right_NK: Tensor, shift_N: Tensor | None = None) -> Tensor:
-    """left right^T + shift; both must be dense: oneDNN is thousands of times slower on rows with gaps."""
-    return torch.ops.mkldnn._linear_pointwise(left_MK, right_NK, shift_N, "none", [], "")
+def _outer(left_PK: Tensor, right_QK: Tensor, shift_Q: Tensor | None = None) -> Tensor:
+    """left right^T + shift, (P, Q)."""
+    if _takes_onednn(left_PK, right_QK.shape[0]):
+        # oneDNN is thousands of times slower on rows with gaps, and slower where the left matrix is a transposed one.
+        right_QK = right_QK.contiguous() if right_QK.stride(1) == 1 else right_QK.mT.contiguous().mT
+        return torch.ops.mkldnn._linear_pointwise(left_PK.contiguous(), right_QK, shift_Q, "none", [], "")
+    if shift_Q is None:
+        return torch.mm(left_PK, right_QK.mT)
+    return torch.addmm(shift_Q, left_PK, right_QK.mT)
+
+
+def _columns(x_sTC: Tensor) -> Tensor:
+    """(C, M): a view where the nodes of all samples lie side by side, or channels innermost."""
+    return x_sTC[0].mT if x_sTC.shape[0] == 1 else x_sTC.permute(2, 0, 1).reshape(x_sTC.shape[2], -1)
+
+
+def _from_columns(x_CM: Tensor, samples: int) -> Tensor:
+    """(s, T, C), a view with nodes innermost."""
+    return x_CM.mT.unsqueeze(0) if samples == 1 else x_CM.unflatten(1, (samples, -1)).permute(1, 2, 0)
+
+
+def _lie_together(x_sTC: Tensor) -> bool:
+    """Whether the nodes of all samples follow one another, so that `_columns` is a view."""
+    return x_sTC.shape[0] == 1 or x_sTC.stride(0) == x_sTC.shape[1] * x_sTC.stride(1)
+
+
+def _sample_parts(x_sTC: Tensor) -> Iterator[slice]:
+    """Samples that are put side by side at once."""
+    together = x_sTC.shape[0] if _lie_together(x_sTC) else max(_NODES_AT_ONCE // max(x_sTC.shape[1], 1), 1)
+    return (slice(first, first + together) for first in range(0, x_sTC.shape[0], together))
+
+
+def _by_samples(x_sTC: Tensor) -> bool:
+    """Whether samples that lie apart are better multiplied in a batch than put side by side first."""
+    return x_sTC.device.type != "cpu" and not _lie_together(x_sTC)
 
 
 def project(x_sTC: Tensor, matrix_OC: Tensor, shift_O: Tensor | None = None) -> Tensor:
     """x W^T + shift, (s, T, O), with nodes innermost where they are in ``x``."""
     samples, nodes, channels = x_sTC.shape
     if not nodes_innermost(x_sTC):
-        rows = x_sTC.reshape(-1, channels)
-        if _onednn(x_sTC) and channels >= _MANY_CHANNELS:
-            y = _linear(rows, matrix_OC, shift_O)
-        else:
-            y = torch.mm(rows, matrix_OC.mT) if shift_O is None else torch.addmm(shift_O, rows, matrix_OC.mT)
-        return y.view(samples, nodes, matrix_OC.shape[0])
-    x_sCT = x_sTC.mT
-    if samples == 1 and not (nodes * channels * matrix_OC.shape[0] >= _MANY_OPERATIONS and _onednn(x_sTC)):
-        if shift_O is None:
-            return torch.mm(matrix_OC, x_sCT[0]).unsqueeze(0).mT
-        return torch.addmm(shift_O.unsqueeze(1), matrix_OC, x_sCT[0]).unsqueeze(0).mT
-    y_sTO = _project_innermost(x_sTC, matrix_OC)
-    return y_sTO if shift_O is None else y_sTO.add_(shift_O)
-
-
-def _project_innermost(x_sTC: Tensor, matrix_OC: Tensor) -> Tensor:
-    """`project` where nodes lie innermost."""
-    samples, nodes, channels = x_sTC.shape
-    x_sCT = x_sTC.mT
-    if samples == 1:
-        return _linear(matrix_OC, x_sCT[0].contiguous().mT).unsqueeze(0).mT
-    if nodes >= _MANY_NODES and channels >= _MANY_CHANNELS and samples <= 32 and _onednn(x_sTC):
-        y_sTO = empty_like_layout(x_sTC, matrix_OC.shape[0])
-        for x_CT, y_TO in zip(x_sCT, y_sTO, strict=True):
-            y_TO.copy_(_linear(matrix_OC, x_CT.contiguous().mT).mT)
-        return y_sTO
-    if samples > 1 and _convolves(x_sTC, matrix_OC.shape[0]):
-        return torch.conv1d(x_sCT, matrix_OC.unsqueeze(-1)).mT
-    return torch.bmm(matrix_OC.expand(samples, -1, -1), x_sCT).mT
+        return _outer(x_sTC.reshape(-1, channels), matrix_OC, shift_O).view(samples, nodes, matrix_OC.shape[0])
+    if _by_samples(x_sTC):
+        y_sTO = torch.bmm(matrix_OC.expand(samples, -1, -1), x_sTC.mT).mT
+        return y_sTO if shift_O is None else y_sTO.add_(shift_O)
+    if shift_O is not None and samples == 1 and not _takes_onednn(matrix_OC, nodes):
+        return torch.addmm(shift_O.unsqueeze(1), matrix_OC, x_sTC[0].mT).mT.unsqueeze(0)
+    parts = list(_sample_parts(x_sTC))
+    if len(parts) == 1:
+        y_OM = _outer(matrix_OC, _columns(x_sTC).mT)
+    else:
+        y_OM = x_sTC.new_empty(matrix_OC.shape[0], samples * nodes)
+        for part in parts:
+            columns_CM = _columns(x_sTC[part])
+            y_OM.narrow(1, part.start * nodes, columns_CM.shape[1]).copy_(_outer(matrix_OC, columns_CM.mT))
+    if shift_O is not None:
+        y_OM.add_(shift_O.unsqueeze(1))
+    return _from_columns(y_OM, samples)
 
 
 def project_back(grad_sTO: Tensor, matrix_OC: Tensor) -> Tensor:
     """g W, the gradient of x where `project` gave x W^T: (s, T, C), with nodes innermost where they are in ``grad``."""
-    samples, nodes, outputs = grad_sTO.shape
-    channels = matrix_OC.shape[1]
-    few = samples * nodes < min(outputs, channels) // 2
-    if not nodes_innermost(grad_sTO):
-        rows = grad_sTO.reshape(-1, outputs)
-        if _onednn(grad_sTO) and outputs >= _MANY_CHANNELS and not few:
-            return _linear(rows, matrix_OC.mT.contiguous()).unflatten(0, (samples, nodes))
-        return (rows @ matrix_OC).unflatten(0, (samples, nodes))
-    if samples == 1 and (few or nodes < _MANY_NODES or not _onednn(grad_sTO)):
-        return (matrix_OC.mT @ grad_sTO.mT[0]).unsqueeze(0).mT
-    if _convolves(grad_sTO, channels) and samples > 1:
-        # A convolution's own backward takes the matrix as it is.
-        return _convolution_backward(grad_sTO, matrix_OC)
-    return project(grad_sTO, matrix_OC.mT.contiguous())
-
-
-def _convolution_backward(grad_sTO: Tensor, matrix_OC: Tensor) -> Tensor:
-    samples, nodes, _ = grad_sTO.shape
-    like = grad_sTO.new_empty(1).expand(samples, matrix_OC.shape[1], nodes, 1)
-    grad_x, _, _ = torch.ops.aten.convolution_backward(
-        *(grad_sTO.mT.unsqueeze(-1), like, matrix_OC[:, :, None, None], None),
-        *([1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, False, False]),
-    )
-    return grad_x.squeeze(-1).mT
-
-
-def _convolves(x_sTC: Tensor, channels: int) -> bool:
-    """Whether a sample has so few nodes, and so many channels, that a convolution is faster."""
-    many = max(channels, x_sTC.shape[-1]) >= _CONVOLUTION_CHANNELS
-    return _onednn(x_sTC) and many and 1 < x_sTC.shape[1] < _MANY_NODES
+    return project(grad_sTO, matrix_OC.mT)
 
 
 def project_all(x_sTC: Tensor, matrices_RC: Sequence[Tensor]) -> Tensor:
@@ -119,38 +112,36 @@ def project_all(x_sTC: Tensor, matrices_RC: Sequence[Tensor]) -> Tensor:
     if samples * nodes >= channels // 2:
         return project(x_sTC, torch.cat(list(matrices_RC)))
     # Few nodes: the matrices are the larger part, and to join them would take longer than what it saves.
-    parts = [project(x_sTC, matrix_RC) for matrix_RC in matrices_RC]
-    return torch.cat([part.mT for part in parts], 1).mT if nodes_innermost(x_sTC) else torch.cat(parts, -1)
+    if not nodes_innermost(x_sTC):
+        return torch.cat([project(x_sTC, matrix_RC) for matrix_RC in matrices_RC], -1)
+    if _by_samples(x_sTC):
+        return torch.cat([project(x_sTC, matrix_RC).mT for matrix_RC in matrices_RC], 1).mT
+    columns_MC = _columns(x_sTC).mT
+    return _from_columns(torch.cat([_outer(matrix_RC, columns_MC) for matrix_RC in matrices_RC]), samples)
 
 
 def add_project_back(base_sTC: Tensor | None, grad_sTO: Tensor, matrices_RC: Sequence[Tensor], out_sTC: Tensor) -> None:
     """out = base + g W, for the matrices of `project_all`."""
     samples, nodes, channels = out_sTC.shape
-    if samples * nodes >= channels // 2:
-        matrix_OC = matrices_RC[0] if len(matrices_RC) == 1 else torch.cat(list(matrices_RC))
-        if not _convolves(grad_sTO, channels) or base_sTC is None or base_sTC.dtype != grad_sTO.dtype:
-            matrix_CO = matrix_OC.mT.contiguous() if _onednn(grad_sTO) else matrix_OC.mT
-            add_projection(base_sTC, grad_sTO, matrix_CO.unsqueeze(0), None, out_sTC)
-        else:
-            torch.add(base_sTC, project_back(grad_sTO, matrix_OC), out=out_sTC)
-        return
+    if len(matrices_RC) > 1 and samples * nodes >= channels // 2:
+        matrices_RC = [torch.cat(list(matrices_RC))]
     parts = grad_sTO.split([matrix_RC.shape[0] for matrix_RC in matrices_RC], -1)
     for part, matrix_RC in zip(parts, matrices_RC, strict=True):
-        product_sTC = project_back(part, matrix_RC)
-        if base_sTC is None:
-            out_sTC.copy_(product_sTC)
-        else:
-            torch.add(base_sTC, product_sTC, out=out_sTC)
+        add_projection(base_sTC, part, matrix_RC.mT, None, out_sTC)
         base_sTC = out_sTC
 
 
 def project_each(x_ETK: Tensor, matrix_EOK: Tensor) -> Tensor:
     """x W^T with a matrix for each graph, (E, T, O), with nodes innermost where they are in ``x``."""
-    if x_ETK.shape[0] == 1:
+    graphs, nodes, _ = x_ETK.shape
+    if graphs == 1:
         return project(x_ETK, matrix_EOK[0])
-    if nodes_innermost(x_ETK):
+    if not nodes_innermost(x_ETK):
+        return torch.bmm(x_ETK, matrix_EOK.mT)
+    if x_ETK.device.type != "cpu":
         return torch.bmm(matrix_EOK, x_ETK.mT).mT
-    return torch.bmm(x_ETK, matrix_EOK.mT)
+    y_EOT = x_ETK.new_empty(matrix_EOK.shape[1], graphs, nodes).transpose(0, 1)
+    return torch.bmm(matrix_EOK, x_ETK.mT, out=y_EOT).mT
 
 
 def add_scaled_projection(
@@ -164,10 +155,10 @@ def add_scaled_projection(
     """out = base + (x W^T) * scale + shift."""
     samples, nodes, _ = out_sTC.shape
     if scale_C is None:
-        return add_projection(base_sTC, x_sTK, cast(matrix_CK, x_sTK.dtype).unsqueeze(0), shift_C, out_sTC)
+        return add_projection(base_sTC, x_sTK, cast(matrix_CK, x_sTK.dtype), shift_C, out_sTC)
     if samples * nodes >= x_sTK.shape[-1] or out_sTC.dtype != x_sTK.dtype or scale_C.dtype != x_sTK.dtype:
         matrix_CK = cast(matrix_CK * scale_C.unsqueeze(1), x_sTK.dtype)
-        return add_projection(base_sTC, x_sTK, matrix_CK.unsqueeze(0), shift_C, out_sTC)
+        return add_projection(base_sTC, x_sTK, matrix_CK, shift_C, out_sTC)
     # Few nodes: the matrix is larger than the output.
     y_sTC = project(x_sTK, matrix_CK)
     if base_sTC is None:
@@ -180,42 +171,35 @@ def add_scaled_projection(
 
 
 def add_projection(
-    base_sTC: Tensor | None, x_sTK: Tensor, matrix_SCK: Tensor, shift_C: Tensor | None, out_sTC: Tensor
+    base_sTC: Tensor | None, x_sTK: Tensor, matrix_CK: Tensor, shift_C: Tensor | None, out_sTC: Tensor
 ) -> None:
-    """out = base + x W^T + shift, with one matrix (1, C, K) for all rows or one for each."""
+    """out = base + x W^T + shift; ``base`` may be ``out``."""
     samples, nodes, channels = out_sTC.shape
-    shared = matrix_SCK.shape[0] == 1
-    if shift_C is not None:
-        shift_C = cast(shift_C, x_sTK.dtype)
-    if base_sTC is not None and (base_sTC.dtype != x_sTK.dtype or out_sTC.dtype != x_sTK.dtype):
-        matrix_sCK = matrix_SCK.expand(samples, -1, -1)
-        y_sTC = project_each(x_sTK, matrix_sCK)
-        torch.add(base_sTC, y_sTC if shift_C is None else y_sTC + shift_C, out=out_sTC)
+    shift_C = None if shift_C is None else cast(shift_C, x_sTK.dtype)
+    onednn = _takes_onednn(matrix_CK, samples * nodes)
+    if base_sTC is not None and not onednn and base_sTC.dtype == out_sTC.dtype == x_sTK.dtype:
+        _add_batch(base_sTC, x_sTK, matrix_CK, shift_C, out_sTC)
         return
-    if shared and channels >= _MANY_CHANNELS and samples * nodes >= _MANY_NODES and _onednn(x_sTK):
-        # In parts, whose product is still in a cache when the base is added.
-        length = max(_AT_ONCE // channels, _MANY_NODES)
-        rows = max(length // nodes, 1)
-        for first in range(0, samples, rows):
-            for start in range(0, nodes, length):
-                part = slice(first, first + rows), slice(start, start + length)
-                y_sTC = project(x_sTK[part], matrix_SCK[0])
-                if shift_C is not None:
-                    y_sTC = y_sTC.add_(shift_C)
-                if base_sTC is None:
-                    out_sTC[part].copy_(y_sTC)
-                else:
-                    torch.add(base_sTC[part], y_sTC, out=out_sTC[part])
-        return
-    left, right, out = x_sTK, matrix_SCK.mT.expand(samples, -1, -1), out_sTC
-    base = base_sTC
+    # In parts, whose product is still in a cache when the base is added.
+    length = max(_NUMBERS_AT_ONCE // channels, 256) if onednn else nodes
+    together = max(length // max(nodes, 1), 1) if onednn else samples
+    for first in range(0, samples, max(together, 1)):
+        for start in range(0, nodes, max(length, 1)):
+            part = slice(first, first + together), slice(start, start + length)
+            y_stC = project(x_sTK[part], matrix_CK, shift_C)
+            if base_sTC is None:
+                out_sTC[part].copy_(y_stC)
+            else:
+                torch.add(base_sTC[part], y_stC, out=out_sTC[part])
+
+
+def _add_batch(base_sTC: Tensor, x_sTK: Tensor, matrix_CK: Tensor, shift_C: Tensor | None, out_sTC: Tensor) -> None:
+    """`add_projection` in one call."""
+    base, left, right, out = base_sTC, x_sTK, matrix_CK.mT.expand(len(x_sTK), -1, -1), out_sTC
     if nodes_innermost(out_sTC):
-        left, right, out = matrix_SCK.expand(samples, -1, -1), x_sTK.mT, out_sTC.mT
-        base = None if base is None else base.mT
+        base, left, right, out = base.mT, matrix_CK.expand(len(x_sTK), -1, -1), x_sTK.mT, out_sTC.mT
         shift_C = None if shift_C is None else shift_C.unsqueeze(-1)
-    if base is None:
-        torch.bmm(left, right, out=out)
-    elif samples == 1:
+    if len(x_sTK) == 1:
         torch.addmm(base[0], left[0], right[0], out=out[0])
     else:
         torch.baddbmm(base, left, right, out=out)
@@ -236,35 +220,22 @@ def contract(left_ETF: Tensor, right_ETK: Tensor) -> Tensor:
 
 def contract_all(left_sTF: Tensor, right_sTK: Tensor) -> Tensor:
     """left^T right, the sum over the nodes of all rows, (F, K), in the wide type."""
-    samples, nodes, _ = left_sTF.shape
     if left_sTF.dtype == torch.float16:
         return contract(left_sTF, right_sTK).sum(0)
-    innermost = nodes_innermost(left_sTF) and nodes_innermost(right_sTK)
-    if not innermost:
-        return (left_sTF.reshape(-1, left_sTF.shape[-1]).mT @ right_sTK.reshape(-1, right_sTK.shape[-1])).to(
-            wide(left_sTF.dtype)
-        )
-    onednn = _onednn(left_sTF)
-    large = max(left_sTF.shape[-1], right_sTK.shape[-1]) >= 4 * _MANY_CHANNELS
-    if onednn and ((nodes >= _MANY_NODES and (samples == 1 or large)) or (samples == 1 and large)):
-        total_FK: Tensor | None = None
-        for left_TF, right_TK in zip(left_sTF, right_sTK, strict=True):
-            product_FK = _linear(left_TF.mT.contiguous(), right_TK.mT.contiguous())
-            total_FK = product_FK if total_FK is None else total_FK.add_(product_FK)
-        assert total_FK is not None
-        return total_FK
-    if samples == 1:
-        return cast(torch.mm(left_sTF[0].mT, right_sTK[0]), wide(left_sTF.dtype))
-    if large:
-        # Samples of few nodes side by side: one product over all of them.
-        left_FM = left_sTF.permute(2, 0, 1).reshape(left_sTF.shape[-1], -1)
-        right_KM = right_sTK.permute(2, 0, 1).reshape(right_sTK.shape[-1], -1)
-        return _linear(left_FM, right_KM) if onednn else (left_FM @ right_KM.mT).to(wide(left_sTF.dtype))
-    return torch.bmm(left_sTF.mT, right_sTK).to(wide(left_sTF.dtype)).sum(0)
+    dtype = wide(left_sTF.dtype)
+    if _by_samples(left_sTF) or _by_samples(right_sTK):
+        return cast(torch.bmm(left_sTF.mT, right_sTK), dtype).sum(0)
+    total_FK: Tensor | None = None
+    apart = right_sTK if _lie_together(left_sTF) else left_sTF
+    for part in _sample_parts(apart):
+        product_FK = cast(_outer(_columns(left_sTF[part]), _columns(right_sTK[part])), dtype)
+        total_FK = product_FK if total_FK is None else total_FK.add_(product_FK)
+    assert total_FK is not None
+    return total_FK
 
 
-def sum_of_nodes(grad_sTF: Tensor, dtype: torch.dtype) -> Tensor:
+def sum_of_nodes(x_sTF: Tensor, dtype: torch.dtype) -> Tensor:
     """Sum over rows and nodes, (F,)."""
-    if nodes_innermost(grad_sTF):
-        return grad_sTF.sum(1, dtype=dtype).sum(0)
-    return grad_sTF.sum((0, 1), dtype=dtype)
+    if nodes_innermost(x_sTF):
+        return x_sTF.sum(1, dtype=dtype).sum(0)
+    return x_sTF.sum((0, 1), dtype=dtype)

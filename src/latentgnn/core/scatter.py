@@ -99,7 +99,7 @@ def expand(
         matrix_CF, shift_C, record.expanded_statistics = expansion(
             matrices.expand, of_features, *vectors.expand, plan.eps[-1]
         )
-        add_projection(base_sTC, record.feature, matrix_CF.unsqueeze(0), shift_C, out_sTC)
+        add_projection(base_sTC, record.feature, matrix_CF, shift_C, out_sTC)
     else:
         record.expanded = project(record.feature, matrices.expand)
         y_sTC, record.expanded_statistics = plan.norm_at(-1).normalize(record.expanded, *vectors.expand, block)
