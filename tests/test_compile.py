@@ -7,6 +7,7 @@ import pytest
 import torch
 from sweep import NORMS, make_layer, relative_error
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from latentgnn import FrozenBatchNorm, PackedLatentGNN, reference
 
@@ -151,3 +152,17 @@ def test_gradients_of_one_graph_with_every_norm(norm: str, training: bool) -> No
         assert relative_error(ours, theirs) < 1e-8
     for ours, theirs in zip(layer.buffers(), twin.buffers(), strict=True):
         assert relative_error(ours, theirs) < 1e-10
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("norm", ["batch", "frozen", "group", "none"])
+def test_gradients_while_operations_are_counted(norm: str, training: bool) -> None:
+    """In a dispatch mode, such as the one that counts operations."""
+    layer, twin = (make_layer("graph_conv_two_kernels", norm, training=training) for _ in range(2))
+    x = torch.randn(2, 32, 5, 6, dtype=torch.float64, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        found = torch.autograd.grad(layer(x).sin().sum(), [x, *layer.parameters()])
+    assert counter.get_total_flops() > 0
+    wanted = torch.autograd.grad(reference.forward(twin, x).sin().sum(), [x, *twin.parameters()])
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert relative_error(ours, theirs) < 1e-8

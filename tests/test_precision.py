@@ -104,24 +104,29 @@ def test_gradients_over_more_nodes_than_float16_has_numbers(
     """Assignments, squares and ones of 70,000 nodes add up to more than 65,504, in maps and in a scene of points."""
     torch.manual_seed(0)
     layer = LatentGNN(16, num_latents=2, reduction=2, gamma_init=0.5, norm=norm, **options).eval()
+    for kernel in layer.kernel_list:
+        for assign in (kernel.gather_assign, kernel.scatter_assign):
+            if assign is not None:
+                # Every node has an assignment: where it is next to none, rounding decides where its unit length points.
+                nn.init.constant_(assign.norm.bias.data, 3.0)
     layer.load_state_dict({name: value.to(dtype).float() for name, value in layer.state_dict().items()})
     x = (torch.randn(1, 16, 70_000) + 1).to(dtype)
     x32 = x.float().requires_grad_()
     expected = layer(x32)
-    wanted = torch.autograd.grad(expected.mean(), [x32, *layer.parameters()])
+    # Times 16, as gradients of the mean alone are below what float16 can hold.
+    wanted = torch.autograd.grad(16 * expected.mean(), [x32, *layer.parameters()])
+    largest = max(gradient.norm() for gradient in wanted[1:])
     layer.to(dtype)
     points = PackedLatentGNN.from_config(layer.config, dtype=dtype).eval()
     points.load_state_dict(layer.state_dict())
     given = x.requires_grad_()
     packed = points(given[0].mT, torch.tensor([0, 70_000])).mT[None]
     for output, module in ((layer(given), layer), (packed, points)):
-        assert relative_error(output, expected) < TOLERANCE[dtype]
-        found = torch.autograd.grad(output.float().mean(), [given, *module.parameters()])
+        assert relative_error(output, expected) < 2 * TOLERANCE[dtype]
+        found = torch.autograd.grad(16 * output.float().mean(), [given, *module.parameters()])
         for ours, theirs in zip(found, wanted, strict=True):
             assert ours.isfinite().all()
-            # Single gradients of the mean are below what float16 can hold: the sums over nodes are compared.
-            if theirs.numel() < x.numel():
-                assert (ours.float() - theirs).norm() <= 0.15 * theirs.norm() + 5e-3
+            assert (ours.float() - theirs).norm() <= 0.1 * theirs.norm() + 0.02 * largest
 
 
 def test_batch_norm_statistics_are_summed_in_float32() -> None:
