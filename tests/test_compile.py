@@ -1,7 +1,13 @@
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
-from sweep import make_layer, relative_error
-from torch import nn
+from sweep import NORMS, make_layer, relative_error
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from latentgnn import FrozenBatchNorm, PackedLatentGNN, reference
 
@@ -81,3 +87,83 @@ def test_exports_with_dynamic_batch_and_size(config: str) -> None:
     for shape in [(2, 3, 8, 10), (1, 3, 5, 7), (3, 3, 17, 4)]:
         x = torch.randn(*shape)
         assert relative_error(exported.module()(x), network(x)) < 1e-6
+
+
+PROGRAM = """
+import sys
+sys.modules["latentgnn"] = None  # an import of it fails
+import torch
+folder = sys.argv[1]
+for name in sys.argv[2:]:
+    program = torch.export.load(f"{folder}/{name}.pt2")
+    given = torch.load(f"{folder}/{name}.inputs.pt", weights_only=True)
+    torch.save(program.module()(*given), f"{folder}/{name}.output.pt")
+print(sorted(module for module in sys.modules if module.startswith("latentgnn.")))
+"""
+
+
+@pytest.mark.filterwarnings("default")
+def test_exported_programs_run_where_the_library_is_not(tmp_path: Path) -> None:
+    """Saved to a file and run in a process that cannot import the library, at other sizes than those exported."""
+    dim = torch.export.Dim
+    batch, height, width = dim("b", min=2), dim("h", min=2), dim("w", min=2)
+    points, bounds = dim("t", min=2), dim("s", min=2)
+    expected: dict[str, Tensor] = {}
+
+    def save(name: str, layer: nn.Module, example: tuple[Tensor, ...], dynamic: Any, given: tuple[Tensor, ...]) -> None:
+        torch.export.save(torch.export.export(layer, example, dynamic_shapes=dynamic), tmp_path / f"{name}.pt2")
+        torch.save(given, tmp_path / f"{name}.inputs.pt")
+        expected[name] = layer(*given).detach()
+
+    for norm in ("batch", "frozen", "group", "layer", "none"):
+        layer = make_layer("graph_conv_two_kernels", norm).float()
+        shape = {0: batch, 2: height, 3: width}
+        save(f"map_{norm}", layer, (torch.randn(2, 32, 6, 8),), (shape,), (torch.randn(3, 32, 5, 4),))
+    mask, other = torch.rand(2, 6, 8) > 0.3, torch.rand(3, 5, 4) > 0.3
+    shapes = ({0: batch, 2: height, 3: width}, {0: batch, 1: height, 2: width})
+    for config in ("symmetric", "groups", "mean"):
+        layer = make_layer(config, "group").float()
+        save(f"mask_{config}", layer, (torch.randn(2, 32, 6, 8), mask), shapes, (torch.randn(3, 32, 5, 4), other))
+    scenes, others = torch.tensor([0, 12, 20]), torch.tensor([0, 3, 9, 15])
+    for norm in (FrozenBatchNorm, nn.LayerNorm):
+        packed = PackedLatentGNN(32, num_latents=4, norm=norm, gamma_init=0.5).eval()
+        example, given = (torch.randn(20, 32), scenes), (torch.randn(15, 32), others)
+        save(f"packed_{norm.__name__}", packed, example, ({0: points}, {0: bounds}), given)
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path), *expected]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("[]")
+    for name, output in expected.items():
+        assert relative_error(torch.load(tmp_path / f"{name}.output.pt", weights_only=True), output) < 1e-5, name
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("norm", [name for name in NORMS if name not in ("batch2d", "torchvision_frozen", "rms")])
+def test_gradients_of_one_graph_with_every_norm(norm: str, training: bool) -> None:
+    layer, twin = (make_layer("graph_conv", norm, training=training) for _ in range(2))
+    x = torch.randn(2, 32, 5, 6, dtype=torch.float64, requires_grad=True)
+    output = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
+    expected = reference.forward(twin, x)
+    assert relative_error(output, expected) < 1e-10
+    found = torch.autograd.grad(output.sin().sum(), [x, *layer.parameters()])
+    wanted = torch.autograd.grad(expected.sin().sum(), [x, *twin.parameters()])
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert relative_error(ours, theirs) < 1e-8
+    for ours, theirs in zip(layer.buffers(), twin.buffers(), strict=True):
+        assert relative_error(ours, theirs) < 1e-10
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("norm", ["batch", "frozen", "group", "none"])
+def test_gradients_while_operations_are_counted(norm: str, training: bool) -> None:
+    """In a dispatch mode, such as the one that counts operations."""
+    layer, twin = (make_layer("graph_conv_two_kernels", norm, training=training) for _ in range(2))
+    x = torch.randn(2, 32, 5, 6, dtype=torch.float64, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        layer(x).sin().sum().backward()
+    found = [x.grad, *(parameter.grad for parameter in layer.parameters())]
+    assert counter.get_total_flops() > 0
+    wanted = torch.autograd.grad(reference.forward(twin, x).sin().sum(), [x, *twin.parameters()])
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert relative_error(ours, theirs) < 1e-8

@@ -96,6 +96,16 @@ def test_vmap_takes_masks_and_other_dimensions() -> None:
     assert relative_error(vmap(layer, in_dims=(None, 0), out_dims=1)(x, masks), expected) < 1e-11
 
 
+@pytest.mark.parametrize("argument", ["offsets", "batch"])
+def test_vmap_over_scenes_is_refused(argument: str) -> None:
+    layer = PackedLatentGNN(16, num_latents=3)
+    x, index = torch.randn(2, 5, 16), torch.tensor([[0, 2, 5], [0, 3, 5]])
+    if argument == "batch":
+        index = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 1, 1]])
+    with pytest.raises(ValueError, match=f"{argument} cannot differ along .*vmap.*in_dims=None"):
+        vmap(lambda x, index: layer(x, **{argument: index}))(x, index)
+
+
 def test_vmap_over_layers_is_an_ensemble() -> None:
     layers = [make_layer("two_kernels", seed=seed) for seed in range(3)]
     parameters, buffers = torch.func.stack_module_state(layers)

@@ -275,7 +275,12 @@ class LoopOverChildren(nn.Module):
             ValueError,
             r"'loop' \(Loop\) has no place.*Name one of its children \('loop.0'",
         ),
-        (resnet18, {"layer3": {"reduction": 7}}, ValueError, "after 'layer3', which gives 256 channels"),
+        (
+            resnet18,
+            {"layer3": {"reduction": 7}},
+            ValueError,
+            "after 'layer3', which gives 256 channels.*got 256 and 7; take a reduction that divides them, such as 4",
+        ),
         (lambda: timm.create_model("vit_tiny_patch16_224"), {"blocks.3": {}}, TypeError, r"\(1, 197, 192\)"),
         (lambda: timm.create_model("vit_tiny_patch16_224"), {"patch_embed": {}}, TypeError, r"\(1, 196, 192\)"),
         (lambda: timm.create_model("swin_tiny_patch4_window7_224"), {"layers.1": {}}, TypeError, r"\(1, 28, 28, 192\)"),
@@ -434,6 +439,35 @@ def test_the_users_hooks_do_not_see_the_trial_and_are_not_copied():
         handle.remove()
     remove(model)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_hooks_of_all_modules_do_not_see_the_trial():
+    """As profilers register them."""
+    model, seen = resnet18(), []
+    register = torch.nn.modules.module
+    handles = [
+        register.register_module_forward_hook(lambda *_: seen.append("after")),
+        register.register_module_forward_hook(lambda *_: seen.append("always"), always_call=True),
+        register.register_module_forward_pre_hook(lambda *_: seen.append("before")),
+    ]
+    try:
+        insert(model, {"layer3": 4})
+        assert not seen
+        nn.Identity()(torch.zeros(1))
+        assert sorted(seen) == ["after", "always", "before"]
+    finally:
+        for handle in handles:
+            handle.remove()
+    nn.Identity()(torch.zeros(1))
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("name", ["layer3.latentgnn", "layer3.latentgnn.expand.norm"])
+def test_a_block_takes_no_block(name):
+    model = resnet18()
+    insert(model, {"layer3": 4})
+    with pytest.raises(ValueError, match=f"'{name}' is part of the block after 'layer3'; name a submodule of the net"):
+        insert(model, {name: 4})
 
 
 def test_a_pruned_network():

@@ -267,10 +267,11 @@ def test_state_dict_round_trip_and_reset() -> None:
     [
         ({"channels": 0}, ValueError, "channels must be at least 1"),
         ({"channels": -8}, ValueError, "channels must be at least 1"),
-        ({"channels": 30}, ValueError, "divisible by reduction"),
+        ({"channels": 30}, ValueError, "divisible by reduction, got 30 and 8; .*divides them, such as 6"),
         ({"channels": 32.0}, TypeError, "channels must be an int"),
         ({"reduction": 0}, ValueError, "reduction must be at least 1"),
-        ({"num_groups": 3}, ValueError, "divisible by num_groups"),
+        ({"num_groups": 3}, ValueError, "divisible by num_groups, got 3; .*divides them, such as 2"),
+        ({"num_groups": 9}, ValueError, "divisible by num_groups, got 9; .*divides them, such as 4"),
         ({"num_groups": 0}, ValueError, "num_groups must be at least 1"),
         ({"num_latents": 0}, ValueError, "num_latents must be at least 1"),
         ({"num_latents": (4, -1)}, ValueError, "num_latents must be at least 1"),

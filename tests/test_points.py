@@ -83,6 +83,18 @@ def test_forms_of_naming_the_scenes_agree(norm: str) -> None:
     torch.testing.assert_close(layer(x, with_empty), expected)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("norm", ["batch", "frozen", "group", "layer", "none"])
+@pytest.mark.parametrize("offsets", [[0, 0, 4, 9], [0, 4, 4, 4, 9], [0, 4, 9, 9]])
+def test_empty_scenes_are_as_if_not_there(offsets: list[int], norm: str, training: bool) -> None:
+    layer, twin = (packed(make_layer("groups_graph_conv", norm, training=training)) for _ in range(2))
+    x = torch.randn(9, 32, dtype=torch.float64, requires_grad=True)
+    found, expected = layer(x, torch.tensor(offsets)), twin(x, torch.tensor([0, 4, 9]))
+    assert relative_error(found, expected) < 1e-11
+    for ours, theirs in zip(gradients(found, x, layer), gradients(expected, x, twin), strict=True):
+        assert relative_error(ours, theirs) < 1e-9
+
+
 def test_an_empty_scene_gives_finite_gradients() -> None:
     for norm in (FrozenBatchNorm, nn.BatchNorm1d, nn.LayerNorm):
         layer = PackedLatentGNN(16, num_latents=4, norm=norm, graph_conv=True, gamma_init=1.0)

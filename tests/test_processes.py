@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -16,7 +17,15 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_modul
 
 from latentgnn import LatentGNN
 
-NORMS = ["frozen", "layer"]
+# Configuration, norm, and whether in training.
+LAYERS = [
+    ("graph_conv", "frozen", True),
+    ("graph_conv", "layer", True),
+    ("graph_conv", "batch", True),
+    ("groups_symmetric", "batch", False),
+    ("groups_symmetric", "group", True),
+    ("no_residual", "none", True),
+]
 
 
 def _fully_sharded(layer: LatentGNN, mesh: DeviceMesh) -> nn.Module:
@@ -52,21 +61,33 @@ def _whole(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
+def given_to(name: tuple[str, str, bool]) -> list[Tensor]:
+    """A map, and a mask except with group norm, which then is PyTorch's own."""
+    mask = torch.ones(4, 4, 5, dtype=torch.bool)
+    mask[0, 1:] = mask[3, :, 2] = False
+    return [make_input(4, 32, 4, 5), mask][: 1 if name[1] == "group" else 2]
+
+
 def _process(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
-    x, results = make_input(4, 32, 4, 5), {}
+    results = {}
     for way, spread in WAYS.items():
-        for norm in NORMS:
-            layer = make_layer("graph_conv", norm, training=True)
-            module = spread(layer, mesh)
-            output = module(distribute_tensor(x, mesh, [Shard(0)]) if "dtensors" in way else x.chunk(2)[rank])
+        for name in LAYERS:
+            layer = make_layer(*name[:2], training=name[2])
+            if name[1:] == ("batch", True) and "dtensors" not in way:
+                if way == "data_parallel":
+                    continue  # it refuses synchronised batch norm without a GPU
+                layer = cast(LatentGNN, nn.SyncBatchNorm.convert_sync_batchnorm(layer))
+            module = spread(layer, mesh).train(name[2])
+            own = distribute_tensor if "dtensors" in way else lambda value, *_, rank=rank: value.chunk(2)[rank]
+            output = module(*(own(value, mesh, [Shard(0)]) for value in given_to(name)))
             output.sin().sum().backward()
             # Data-parallel gradients are means over processes.
             share = 1 if "dtensors" in way else 2
-            gradients = {name: share * _whole(value.grad) for name, value in layer.named_parameters()}
-            results[f"{way}.{norm}"] = {"output": _whole(output.detach()), **gradients}
+            gradients = {key: share * _whole(value.grad) for key, value in layer.named_parameters()}
+            results[f"{way}.{name}"] = {"output": _whole(output.detach()), **gradients}
     torch.save(results, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -81,14 +102,20 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", LAYERS, ids=str)
 @pytest.mark.parametrize("way", WAYS)
-def test_two_processes_are_one(way: str, norm: str, results: list[dict[str, dict[str, Tensor]]]) -> None:
-    layer = make_layer("graph_conv", norm, training=True)
-    output = layer(make_input(4, 32, 4, 5))
+def test_two_processes_are_one(
+    way: str, name: tuple[str, str, bool], results: list[dict[str, dict[str, Tensor]]]
+) -> None:
+    """Masks and split parameters too."""
+    if way == "data_parallel" and name[1:] == ("batch", True):
+        assert f"{way}.{name}" not in results[0]
+        return
+    layer = make_layer(*name[:2], training=name[2])
+    output = layer(*given_to(name))
     output.sin().sum().backward()
-    found = [result[f"{way}.{norm}"] for result in results]
+    found = [result[f"{way}.{name}"] for result in results]
     outputs = [found[0]["output"]] if "dtensors" in way else [part["output"] for part in found]
     assert relative_error(torch.cat(outputs), output) < 1e-11
-    for name, parameter in layer.named_parameters():
-        assert relative_error(found[1][name], parameter.grad) < 1e-9, name
+    for key, parameter in layer.named_parameters():
+        assert relative_error(found[1][key], parameter.grad) < 1e-9, key

@@ -42,12 +42,12 @@ def _targets(layer: LatentGNN) -> dict[str, Tensor]:
 
 def _prefix(state_dict: Mapping[str, Tensor], prefix: str | None) -> str:
     """The prefix of one published layer in a state dict of perhaps many."""
-    found = sorted(key.removesuffix(_MARK) for key in state_dict if key.endswith(_MARK))
-    matching = [candidate for candidate in found if prefix is None or _ends_in(candidate, prefix.rstrip("."))]
+    prefixes = sorted(key.removesuffix(_MARK) for key in state_dict if key.endswith(_MARK))
+    matching = [candidate for candidate in prefixes if prefix is None or _ends_in(candidate, prefix.rstrip("."))]
     if len(matching) == 1:
         return matching[0]
-    listed = ", ".join(repr(candidate) for candidate in found)
-    if not found:
+    listed = ", ".join(repr(candidate) for candidate in prefixes)
+    if not prefixes:
         raise ValueError(f"no published layer in the state dict: no key ends in {_MARK!r}")
     if not matching:
         raise ValueError(f"no published layer has the prefix {prefix!r}; the state dict has {listed}")

@@ -69,11 +69,15 @@ class LatentGNNConfig:
         if not math.isfinite(self.gamma_init):
             raise ValueError(f"gamma_init must be finite, got {self.gamma_init}")
         if self.channels % self.reduction:
-            raise ValueError(f"channels must be divisible by reduction, got {self.channels} and {self.reduction}")
+            raise ValueError(
+                f"channels must be divisible by reduction, got {self.channels} and {self.reduction}; take a reduction "
+                f"that divides them, such as {_divisor(self.channels, self.reduction)}"
+            )
         if self.reduced_channels % self.num_groups:
             raise ValueError(
                 f"the reduced channels, channels // reduction = {self.reduced_channels}, must be divisible by "
-                f"num_groups, got {self.num_groups}"
+                f"num_groups, got {self.num_groups}; take a number of groups that divides them, such as "
+                f"{_divisor(self.reduced_channels, self.num_groups)}"
             )
         if self.node_scale not in get_args(NodeScale):
             raise ValueError(f"node_scale must be one of {', '.join(get_args(NodeScale))}; got {self.node_scale!r}")
@@ -139,6 +143,11 @@ class LatentGNNConfig:
                 f"got {sorted(values) if isinstance(values, dict) else type(values).__name__}"
             )
         return cls(**values)
+
+
+def _divisor(count: int, most: int) -> int:
+    """The largest divisor of a count that is at most ``most``."""
+    return next(divisor for divisor in range(min(most, count), 0, -1) if count % divisor == 0)
 
 
 def _latents(num_latents: int | Sequence[int]) -> tuple[int, ...]:

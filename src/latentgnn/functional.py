@@ -1,6 +1,7 @@
 """The three steps of LatentGNN as pure functions of tensors, one equation each.
 
-Axes: B batch, N visible nodes, D latent nodes, R reduced channels.
+Axes: B batch, N visible nodes, D latent nodes, R reduced channels. Equations have nodes last, as in docs/layer.md: V is
+(R, N), P and Q are (D, N), Z and Y are (D, R). Tensors have them before channels, so that V is ``value_BNR``.
 
 Source: Zhang, Yan, He: "LatentGNN: Learning Efficient Non-local Relations for Visual Recognition", ICML 2019,
 arXiv 1905.11634, section 3.
@@ -56,7 +57,7 @@ def l2(x: Tensor, dim: int) -> Tensor:
 
 
 def gather(value_BNR: Tensor, assign_BND: Tensor) -> Tensor:
-    """Visible to latent, Z = P V: each latent sums the values of its nodes, weighted by their assignment.
+    """Visible to latent, Z = P V^T: each latent sums the values of its nodes, weighted by their assignment.
 
     The sums add up over any partition of the nodes.
 
@@ -103,5 +104,5 @@ def mix(latent_BDR: Tensor) -> Tensor:
 
 
 def scatter(latent_BDR: Tensor, assign_BND: Tensor) -> Tensor:
-    """Latent to visible, O = Q Y: each node sums the latents, weighted by its assignment, (B, N, R)."""
+    """Latent to visible, O = Y^T Q: each node sums the latents, weighted by its assignment, (B, N, R)."""
     return assign_BND @ latent_BDR.to(assign_BND.dtype)

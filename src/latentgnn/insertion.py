@@ -175,6 +175,10 @@ def _find_host(model: nn.Module, name: str) -> nn.Module:
         raise ValueError(
             f"no submodule {name!r} in {type(model).__name__}; nearest: {', '.join(map(repr, near)) or 'none'}"
         )
+    for path, module in modules.items():
+        block = f"{path}.{CHILD}" if path else CHILD
+        if holds_block(module) and (name == block or name.startswith(f"{block}.")):
+            raise ValueError(f"{name!r} is part of the block after {path!r}; name a submodule of the network itself")
     if hasattr(modules[name], CHILD):
         raise ValueError(f"{name!r} has a {CHILD!r} already; take it out first with remove(model, {name!r})")
     return modules[name]
@@ -225,7 +229,7 @@ def _output_of(name: str, model: nn.Module, host: nn.Module, trial: TrialRun) ->
 
 def _larger_maps(name: str, model: nn.Module, trial: TrialRun) -> dict[str, tuple[int, ...]]:
     """The last places before a submodule, no deeper in the network, that a block could follow."""
-    found: dict[str, tuple[int, ...]] = {}
+    larger: dict[str, tuple[int, ...]] = {}
     for place, calls in trial.calls.items():
         if place == name:
             break
@@ -233,8 +237,8 @@ def _larger_maps(name: str, model: nn.Module, trial: TrialRun) -> dict[str, tupl
         if len(calls) > 1 or place.count(".") > name.count(".") or not isinstance(output, Tensor):
             continue
         if _is_map(model.get_submodule(place), output) and output.shape[2:].numel() > 1:
-            found[place] = tuple(output.shape)
-    return dict(list(found.items())[-3:])
+            larger[place] = tuple(output.shape)
+    return dict(list(larger.items())[-3:])
 
 
 def _way_of(name: str, host: nn.Module, trial: TrialRun) -> Way:

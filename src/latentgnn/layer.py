@@ -5,6 +5,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.stateless import _reparametrize_module
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from latentgnn import paths
 from latentgnn.config import LatentGNNConfig
@@ -45,9 +47,10 @@ class LatentKernel(nn.Module):
 class LatentGNN(nn.Module):
     """Give every node of a feature map the context of all others, through a few latent nodes.
 
-    ``out = x + gamma * norm(U O)``, where ``O = Q Y``, ``Y = softmax(z z^T) Z``, ``Z = P^T V``: nodes gather into
-    latents, latents mix, and scatter back; the affinity of all pairs of nodes is never formed and the cost is linear
-    in the number of nodes. Source: Zhang, Yan, He, ICML 2019, arXiv 1905.11634.
+    Nodes gather into latents, ``Z = P V^T``; the latents mix, ``Y = softmax(z z^T) Z``; and scatter back,
+    ``O = Y^T Q``: ``out = x + gamma norm(U O)``. V are values of the nodes, P and Q their assignments to the latents.
+    The affinity of all pairs of nodes is never formed, and the cost is linear in the number of nodes. Source: Zhang,
+    Yan, He, ICML 2019, arXiv 1905.11634.
 
     At the start gamma is 0 and the layer an identity, so that a trained network may be extended by it. In the first
     step only gamma receives a gradient; the others follow as it leaves 0.
@@ -214,7 +217,31 @@ class LatentGNN(nn.Module):
         return reshape(out_BNC.mT, x.shape)
 
     def _output(self, x_BNC: Tensor, mask_BN: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
-        return paths.run(self._arrangement(), x_BNC, mask_BN, offsets)
+        layer = self._arrangement()
+        if any(type(part.weight) is not nn.Parameter for part in layer.projections) and (whole := self._whole()):
+            with _reparametrize_module(self, whole):
+                return paths.run(self._arrangement(), x_BNC, mask_BN, offsets)
+        return paths.run(layer, x_BNC, mask_BN, offsets)
+
+    def _whole(self) -> dict[str, Tensor]:
+        """Parameters that are split over processes, gathered; gradients go back to the parts.
+
+        Products of a split matrix with split nodes have wrong gradients in PyTorch.
+        """
+        split: dict[str, Any] = {
+            name: value
+            for name, value in self.named_parameters()
+            if is_traceable_wrapper_subclass(cast(object, value))
+            and any(p.is_shard() for p in getattr(value, "placements", ()))
+        }
+        if not split:
+            return {}
+        # Imported here: nothing else needs it, and it is missing in builds without distributed support.
+        from torch.distributed.tensor import Replicate
+
+        return {
+            name: value.redistribute(placements=[Replicate()] * value.device_mesh.ndim) for name, value in split.items()
+        }
 
     def _arrangement(self) -> Arrangement:
         kernels = self.kernel_list

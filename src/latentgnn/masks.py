@@ -45,8 +45,11 @@ def node_mask(model: nn.Module, mask: Tensor) -> Iterator[None]:
         raise TypeError(f"the mask must be bool, True for valid; got {mask.dtype}")
     hook = partial(_pass_mask, mask)
     # Packed points have no padding, and no place in an image.
-    found = [layer for layer in model.modules() if isinstance(layer, LatentGNN)]
-    layers = [layer for layer in found if not isinstance(layer, PackedLatentGNN)]
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, LatentGNN) and not isinstance(module, PackedLatentGNN)
+    ]
     handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
     try:
         # Compiled code does not notice new hooks: it would leave the mask out, or keep an old one, and not say so.
@@ -77,8 +80,8 @@ def _resize(mask: Tensor, size: tuple[int, ...]) -> Tensor:
     if full == size:
         return mask
     pixels = mask[:, None].float()
-    strides = tuple(-(-many // few) for many, few in zip(full, size, strict=True))
-    if all(-(-many // stride) == few for many, few, stride in zip(full, size, strides, strict=True)):
+    strides = tuple(-(-pixel_count // node_count) for pixel_count, node_count in zip(full, size, strict=True))
+    if tuple(-(-pixel_count // stride) for pixel_count, stride in zip(full, strides, strict=True)) == size:
         nodes = _POOL[len(size)](pixels, strides, ceil_mode=True)
     else:  # no whole stride leads from the one to the other, as after convolutions without padding
         nodes = _ADAPTIVE_POOL[len(size)](pixels, size)

@@ -6,11 +6,13 @@ Axes: B batch, N nodes, C channels.
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
+from typing import cast as cast_type
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import get_world_size, is_initialized
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from latentgnn.functional import cast, wide
 
@@ -190,7 +192,8 @@ def _widened(parameter: Tensor | None, like: Tensor) -> Tensor | None:
 
 
 def _group_norm(norm: nn.GroupNorm, y_BNC: Tensor, mask_BN: Tensor | None) -> Tensor:
-    if mask_BN is None and y_BNC.stride(-1) != 1:
+    # PyTorch's backward pass of group norm takes a DTensor's shape for that of its part.
+    if mask_BN is None and y_BNC.stride(-1) != 1 and not is_traceable_wrapper_subclass(cast_type(object, y_BNC)):
         weight_C, bias_C = _widened(norm.weight, y_BNC), _widened(norm.bias, y_BNC)
         return nn.functional.group_norm(y_BNC.mT, norm.num_groups, weight_C, bias_C, norm.eps).mT
     y_BNGc = y_BNC.unflatten(-1, (norm.num_groups, -1))

@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
+from torch._C._functorch import is_batchedtensor
 
 from latentgnn.core.node import has_values
 from latentgnn.core.nodes import check_offsets
@@ -107,6 +108,11 @@ def _check_index(index: Tensor, name: str) -> None:
     if not isinstance(index, Tensor) or index.dtype not in (torch.int32, torch.int64):
         kind = index.dtype if isinstance(index, Tensor) else type(index).__name__
         raise TypeError(f"{name} must be a tensor of integers, got {kind}")
+    if is_batchedtensor(index):
+        raise ValueError(
+            f"{name} cannot differ along the dimension that torch.func.vmap maps over, as its values say where scenes "
+            f"begin; use in_dims=None for {name}, or pack all scenes into one call without vmap"
+        )
     if index.dim() != 1 or (index.numel() == 0 and name == "offsets"):
         raise ValueError(f"{name} must have one dimension and at least one entry, got {tuple(index.shape)}")
 

@@ -3,6 +3,7 @@
 import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,6 +22,13 @@ _HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
 )
+_HOOKS_OF_ALL = (
+    "_global_forward_hooks",
+    "_global_forward_hooks_with_kwargs",
+    "_global_forward_hooks_always_called",
+    "_global_forward_pre_hooks",
+)
+"""Where `torch.nn.modules.module` keeps the hooks of all modules, as profilers register them."""
 
 
 class Call(NamedTuple):
@@ -66,7 +74,7 @@ class TrialRun:
             self.args = args
             self.calls.clear()
             try:
-                with torch.no_grad(), self._mode:
+                with torch.no_grad(), self._mode, _without_hooks_of_all():
                     self._twin(*args)
                 break
             except Exception as error:
@@ -87,8 +95,22 @@ class TrialRun:
     def way_of(self, name: str) -> Way | None:
         """How a block can be attached to a submodule that was called: see `latentgnn.attachment.find_way`."""
         call = self.calls[name][0]
-        with torch.no_grad(), self._mode:
+        with torch.no_grad(), self._mode, _without_hooks_of_all():
             return find_way(self._twin.get_submodule(name), call.args, call.kwargs)
+
+
+@contextmanager
+def _without_hooks_of_all() -> Iterator[None]:
+    """Set the hooks aside that are registered for all modules of the process."""
+    stores = [getattr(torch.nn.modules.module, name) for name in _HOOKS_OF_ALL]
+    kept = [dict(store) for store in stores]
+    for store in stores:
+        store.clear()
+    try:
+        yield
+    finally:
+        for store, hooks in zip(stores, kept, strict=True):
+            store.update(hooks)
 
 
 def _copy_without_data(model: nn.Module, mode: FakeTensorMode) -> nn.Module:

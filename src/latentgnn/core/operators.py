@@ -4,7 +4,8 @@ The operators are ``torch.ops.latentgnn.forward`` and ``torch.ops.latentgnn.back
 nothing for the backward pass but the input and the latents' sums, and have no second derivatives.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ def _backward(
     *plan: Any,
 ) -> list[Tensor]:
     tensors, wanted = _with_gaps(given, present), [bool(need) for need in _with_gaps(needs, present)]
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(x.device.type, enabled=False), _above_autograd():
         grad_x, grads = backward(
             grad,
             x,
@@ -86,6 +87,16 @@ def _backward(
         )
     # Outputs of an operator must not share memory.
     return [grad for grad in (grad_x, *(None if grad is None else grad.clone() for grad in grads)) if grad is not None]
+
+
+@contextmanager
+def _above_autograd() -> Iterator[None]:
+    """Let autograd record again: operators run below it, and gradients of mixing and folding are autograd's."""
+    include, exclude = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    for name in ("AutogradFunctionality", "ADInplaceOrView", "AutogradOther"):
+        exclude = exclude.remove(getattr(torch._C.DispatchKey, name))
+    with torch._C._ForceDispatchKeyGuard(include, exclude):
+        yield
 
 
 def _fake_backward(

@@ -1,4 +1,4 @@
-"""Latent to visible, Q = l2(relu(norm(Psi L))), f = Q Y or relu(norm(G Q Y)), out = x + norm(U f): both directions.
+"""Latent to visible, Q = l2(relu(norm(Psi L))), f = Y^T Q or relu(norm(G Y^T Q)), out = x + norm(U f): both directions.
 
 Axes: s rows of the input, T nodes, C channels, S samples, G groups, r channels of a group, D latents of all kernels in
 a group, F features of all kernels (K * R).

@@ -1,4 +1,4 @@
-"""Latent to visible, L = l2(norm(W x)), Q = l2(relu(norm(Psi L))), f = Q Y or relu(norm(G Q Y)), from W x in one pass.
+"""Latent to visible, L = l2(norm(W x)), Q = l2(relu(norm(Psi L))), f = Y^T Q or relu(norm(G Y^T Q)): one pass over W x.
 
 Meant for norms that are affine maps, in single and half precision, where only f is wanted. Not meant for
 
