@@ -205,7 +205,9 @@ def test_evaluate_takes_overrides_and_results(tmp_path, calls):
     assert config.evaluation.max_detections == (1, 10, 300)
     assert config.evaluation.per_category
     assert config.evaluation.sample_pictures == 3
-    assert keywords == {"results": None, "out": tmp_path / "run" / "evaluation"}
+    assert keywords == {"results": None, "out": tmp_path / "run" / "evaluation", "overwrite": False}
+    assert main([*argv, "--overwrite"]) == 0
+    assert calls[1][2]["overwrite"]
 
 
 def test_evaluate_results_needs_no_run(tmp_path, calls):
@@ -224,7 +226,10 @@ def test_predict(tmp_path, calls):
     [(name, (config, source, inputs), keywords)] = calls
     assert (name, source, inputs) == ("predict", tmp_path / "run", ["a.png", "b*.png"])
     assert config == DetectionConfig()
-    assert keywords == {"out": tmp_path / "out", "score_threshold": 0.25, "pictures": False}
+    expected = {"out": tmp_path / "out", "overwrite": False, "score_threshold": 0.25, "pictures": False}
+    assert keywords == expected
+    assert main([*argv, "--out", str(tmp_path / "out"), "--overwrite"]) == 0
+    assert calls[1][2] == {**expected, "overwrite": True}
 
 
 def test_check_data_answers_with_its_exit_code(calls):
@@ -306,4 +311,4 @@ def test_output_into_a_closed_pipe_is_no_fault():
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait() == 1
+        assert process.wait() == 141
