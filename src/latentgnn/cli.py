@@ -6,6 +6,7 @@ before a command needs it.
 """
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -21,13 +22,15 @@ from typing import Any, NoReturn
 
 from latentgnn.configuration.recipes import list_recipes, load_recipe, read_recipe, to_yaml
 from latentgnn.configuration.settings import Option, describe, nearest, options, parse_config, plain_data
-from latentgnn.errors import UserError, concerning, require, system_error, told
+from latentgnn.errors import UserError, require, system_error, told
 from latentgnn.training.runs import RunFolder
 
 DEFAULT_RECIPE = "context"
 
 # What shells report of a program that is ended by SIGPIPE.
 _CLOSED_PIPE = 141
+
+_ON_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -107,11 +110,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _guarded(argv: list[str]) -> int:
     """The exit code of a command whatever happens in it, with what is wrong in words."""
     try:
-        code = _run(argv)
+        try:
+            code = _run(argv)
+        except SystemExit as stop:
+            # The end of --help and --version.
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         # Without a standard output, `print` does nothing.
         if sys.stdout is not None:
-            with concerning("standard output"):
-                sys.stdout.flush()
+            sys.stdout.flush()
         return code
     except UsageError as error:
         return _complain(str(error), 2)
@@ -119,14 +125,13 @@ def _guarded(argv: list[str]) -> int:
         return _complain(str(error), 1)
     except KeyboardInterrupt:
         return _complain("interrupted", 1)
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BrokenPipeError:
         # The reader of our output has closed it, as `| head` does.
         return _CLOSED_PIPE
     except Exception as error:
         if (fault := system_error(error)) is not None:
-            return _complain(told(fault), 1)
+            # Who writes a file names it in errors; what names none comes from `print`.
+            return _complain(told(fault, "standard output" if fault.errno in _ON_WRITING else None), 1)
         absent = error.name if isinstance(error, ModuleNotFoundError) else None
         if absent is not None and absent.split(".")[0] != "latentgnn":
             return _complain(f"this needs {absent!r}, which is not installed: pip install 'latentgnn[all]'", 1)
@@ -161,10 +166,9 @@ def _complain(message: str, code: int) -> int:
 def _end_output() -> None:
     """Let go of an output that takes nothing more: the interpreter would try again, and fail, at its end."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is None:
-            continue
         try:
-            stream.flush()
+            if stream is not None:
+                stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
