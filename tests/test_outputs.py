@@ -1,8 +1,7 @@
 import errno
 import json
 import os
-import resource
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,17 +9,6 @@ import pytest
 from latentgnn.errors import UserError, is_lasting, system_error, told
 from latentgnn.files import write_bytes
 from latentgnn.outputs import LIST, Results, refuse_to_replace
-
-
-@contextmanager
-def files_up_to(size):
-    """A limit on the size of files, in bytes, for this process."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def content(folder):
@@ -220,7 +208,7 @@ def test_a_growing_list_is_whole_after_every_item(tmp_path):
     assert not partial.exists()
 
 
-def test_a_list_that_cannot_grow_keeps_what_it_has(tmp_path):
+def test_a_list_that_cannot_grow_keeps_what_it_has(tmp_path, files_up_to):
     out = tmp_path / "out"
 
     def work():
@@ -274,7 +262,7 @@ def test_an_error_of_the_system_is_found_in_a_librarys_own():
     assert system_error(full) is full
 
 
-def test_a_failed_write_names_the_file_and_not_its_temporary_name(tmp_path):
+def test_a_failed_write_names_the_file_and_not_its_temporary_name(tmp_path, files_up_to):
     with pytest.raises(OSError, match="File too large") as error, files_up_to(1000):
         write_bytes(tmp_path / "a.bin", bytes(2000))
     assert error.value.filename == str(tmp_path / "a.bin")

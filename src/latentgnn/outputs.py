@@ -199,7 +199,11 @@ class JsonList:
         partial.parent.mkdir(parents=True, exist_ok=True)
         with concerning(partial):
             self._file = partial.open("xb", buffering=0)
-            self._write(b"[]\n", 0)
+            try:
+                self._write(b"[]\n", 0)
+            except BaseException:
+                self._file.close()
+                raise
 
     def __enter__(self) -> "JsonList":
         return self
