@@ -5,8 +5,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 
-from latentgnn.errors import UserError, is_lasting, system_error, told
+from latentgnn.errors import UserError, concerning, is_lasting, system_error, told
 from latentgnn.files import write_bytes
 from latentgnn.outputs import LIST, Results, refuse_to_replace
 
@@ -260,6 +261,20 @@ def test_an_error_of_the_system_is_found_in_a_librarys_own():
     # A fault of the program while it handles an error is not the system's.
     assert wrapped("", TypeError) is None
     assert system_error(full) is full
+
+
+def test_a_failed_write_of_torch_is_an_error_of_the_system(tmp_path, files_up_to):
+    content = {"a": torch.zeros(100_000)}
+    with (
+        (tmp_path / "a.ckpt").open("wb") as file,
+        files_up_to(100_000),
+        pytest.raises(RuntimeError) as error,
+        concerning("a.ckpt"),
+    ):
+        torch.save(content, file)
+    fault = system_error(error.value)
+    assert fault is not None
+    assert (fault.errno, fault.filename) == (errno.EFBIG, "a.ckpt")
 
 
 def test_a_failed_write_names_the_file_and_not_its_temporary_name(tmp_path, files_up_to):

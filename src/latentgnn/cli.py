@@ -8,6 +8,7 @@ before a command needs it.
 import argparse
 import errno
 import importlib
+import io
 import os
 import sys
 import textwrap
@@ -101,6 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name may hold what the terminal's encoding does not; as in errors, it is shown in escapes.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _guarded(list(sys.argv[1:] if argv is None else argv))
     finally:

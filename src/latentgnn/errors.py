@@ -87,9 +87,9 @@ def concerning(path: Path | str) -> Iterator[None]:
     """Give errors of the operating system this path, where they name none or a temporary name."""
     try:
         yield
-    except OSError as error:
-        if error.errno is not None:
-            error.filename, error.filename2 = str(path), None
+    except Exception as error:
+        if (fault := system_error(error)) is not None:
+            fault.filename, fault.filename2 = str(path), None
         raise
 
 

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -274,6 +276,24 @@ def test_an_interrupted_prediction_keeps_what_it_has_found(run, images, capsys, 
     found = json.loads(Path("out/predictions.json.partial").read_text())
     assert {record["file_name"] for record in found} == {"pictures/x.png", "pictures/y.png"}
     assert [path.name for path in Path("out/pictures").iterdir()] == ["x.png"]
+
+
+def test_a_killed_prediction_keeps_what_it_has_found(run, tmp_path):
+    for number in range(100):
+        write_image(tmp_path / "in" / f"{number:03}.png")
+    program = "import sys; from latentgnn.cli import main; sys.exit(main())"
+    argv = ["predict", run, tmp_path / "in", "--score-threshold", "0", "--out", tmp_path / "out"]
+    with subprocess.Popen([sys.executable, "-c", program, *map(str, argv)]) as process:
+        while not (tmp_path / "out" / "pictures" / "002.png").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    found = json.loads((tmp_path / "out" / "predictions.json.partial").read_text())
+    assert {f"00{number}.png" for number in range(3)} <= {Path(record["file_name"]).name for record in found}
+    assert not (tmp_path / "out" / "predictions.json").exists()
+    for path in (tmp_path / "out" / "pictures").glob("*.png"):
+        with Image.open(path) as picture:
+            picture.load()
 
 
 def test_one_bad_image_does_not_stop_the_others(run, images, capsys):
