@@ -1,4 +1,5 @@
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -299,6 +300,27 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(module, ar
     assert re.fullmatch(
         rf"latentgnn: this needs '{module}[\w.]*', which is not installed: pip install 'latentgnn\[\w+\]'\n",
         done.stderr,
+    )
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("argv", [["recipes"], ["--version"]])
+def test_output_onto_a_full_disk_is_told(argv):
+    program = "import sys; from latentgnn.cli import main; sys.exit(main())"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *argv], stdout=full, stderr=subprocess.PIPE, text=True, env=environment
+        )
+    expected = "standard output: no space left on device: free some space, or write to another place"
+    assert (done.returncode, done.stderr) == (1, f"latentgnn: {expected}\n")
+
+
+def test_an_error_of_the_system_is_told_without_a_traceback(capsys, calls):
+    calls.error = PermissionError(13, "Permission denied", "runs/x")
+    assert fails(capsys, ["train"], 1) == (
+        "latentgnn: runs/x: permission denied: change its permissions or those of the folders above it, or name "
+        "another place\n"
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from latentgnn.errors import UserError, concerning, told
+from latentgnn.errors import UserError, concerning, system_error, told
 from latentgnn.files import write_bytes
 
 LIST = ".latentgnn-results"
@@ -104,8 +104,10 @@ class Results:
                 "or replace them with --overwrite"
             )
         self.reads(self._reads)
+        # By identity: a file system that ignores case has other names for the same file.
+        replaced = {_identity(path) for path in self._old}
         for path in (folder / name for name in self._names):
-            if path not in self._old:
+            if path not in self._old and _identity(path) not in replaced:
                 _refuse_present(path)
         try_folder(folder)
         return self
@@ -122,9 +124,10 @@ class Results:
         kept = f"what was written before is kept in {self.folder}"
         if isinstance(error, KeyboardInterrupt):
             raise UserError(f"interrupted; {kept}") from error
+        fault = system_error(error) if isinstance(error, OSError | RuntimeError) else None
         # A closed pipe is for the command line: it is no fault.
-        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, BrokenPipeError):
-            raise UserError(f"{told(error)}\n{kept}") from error
+        if fault is not None and not isinstance(fault, BrokenPipeError):
+            raise UserError(f"{told(fault)}\n{kept}") from error
 
     def reads(self, paths: Iterable[Path]) -> None:
         """Say what the command reads, where it was not known before.

@@ -3,6 +3,7 @@
 import glob
 import os
 import stat
+import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,8 +73,8 @@ def regular_file(path: Path | str, kind: str = "file") -> Path:
 def result_names(paths: Sequence[Path]) -> list[Path]:
     """A name without suffix for what comes of each file: its path below the folder that all files have in common.
 
-    Files that differ in nothing but the suffix or in upper and lower case are numbered, as they would meet in file
-    systems that ignore case.
+    Files that differ in nothing but the suffix are numbered, and those that differ in upper and lower case or in the
+    code points of accents, because they would meet in file systems that ignore these.
 
     Example:
         >>> [name.as_posix() for name in result_names([Path("a/x.png"), Path("b/x.png"), Path("b/x.jpg")])]
@@ -86,16 +87,14 @@ def result_names(paths: Sequence[Path]) -> list[Path]:
     except ValueError:
         # Several drives have no folder in common.
         names = [Path(path.stem) for path in full]
-    unique: list[Path] = []
-    taken: set[str] = set()
+    unique: dict[str, Path] = {}
     for name in names:
         free, number = name, 1
-        while str(free).casefold() in taken:
+        while _one_case(free) in unique:
             number += 1
             free = name.with_name(f"{name.name}-{number}")
-        taken.add(str(free).casefold())
-        unique.append(free)
-    return unique
+        unique[_one_case(free)] = free
+    return list(unique.values())
 
 
 @contextmanager
@@ -123,6 +122,10 @@ def raise_faults(faults: Sequence[str], *, inputs: int, kind: str, out: Path) ->
     if faults:
         listed = "\n  ".join(faults)
         raise UserError(f"{len(faults)} of {inputs} {kind}s failed; the others are done, in {out}:\n  {listed}")
+
+
+def _one_case(path: Path) -> str:
+    return unicodedata.normalize("NFC", str(path).casefold())
 
 
 def _expand(entry: str | Path, suffixes: Collection[str], kind: str, check: Callable[[Path], None]) -> list[Path]:
