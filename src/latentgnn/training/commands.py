@@ -182,8 +182,9 @@ def _resumable(run: Path, command: str) -> Iterator[None]:
         fault = system_error(error)
         if fault is None or not (run / "config.yaml").is_file():
             raise
+        where = "standard output" if isinstance(fault, BrokenPipeError) else run
         hint = f"then continue with: latentgnn {command} --resume {run}"
-        raise UserError(f"{told(fault, run)}\n{hint}") from error
+        raise UserError(f"{told(fault, where)}\n{hint}") from error
 
 
 def _difference(with_blocks: Mapping[str, float], without: Mapping[str, float]) -> dict[str, float]:

@@ -234,6 +234,31 @@ def test_training_on_a_full_disk_says_how_to_go_on(data, recipe, small_disk, cap
     assert main(["train", "--resume", str(disk / "run")]) == 0
 
 
+def test_output_into_a_closed_pipe(run, data, recipe, images, tmp_path, capsys, monkeypatch):
+    def closed():
+        reader, writer = os.pipe()
+        os.close(reader)
+        return open(writer, "w")
+
+    # As with `| head`: nobody wants more of it.
+    with monkeypatch.context() as patch, closed() as pipe:
+        patch.setattr("sys.stdout", pipe)
+        code = main(["predict", str(run), "pictures", "--out", "out"])
+    assert (code, capsys.readouterr().err) == (141, "")
+    assert Path("out/predictions.json").is_file()
+    # Training is not given up without a word.
+    argv = ["train", "--config", recipe, "--data.root", data, "--out", tmp_path / "run", "--training.steps", "1"]
+    with monkeypatch.context() as patch, closed() as pipe:
+        patch.setattr("sys.stdout", pipe)
+        code = main([str(argument) for argument in argv])
+    assert (code, capsys.readouterr().err) == (
+        1,
+        "latentgnn: standard output: broken pipe: the program that took the output has ended\n"
+        f"then continue with: latentgnn train --resume {tmp_path / 'run'}\n",
+    )
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+
+
 def test_evaluating_on_a_full_disk_still_shows_the_figures(run, small_disk, capsys, tmp_path):
     assert main(["evaluate", str(run), "--out", str(tmp_path / "whole")]) == 0
     table = capsys.readouterr().out.rpartition("written to")[0]
