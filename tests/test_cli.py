@@ -1,4 +1,5 @@
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -205,7 +206,9 @@ def test_evaluate_takes_overrides_and_results(tmp_path, calls):
     assert config.evaluation.max_detections == (1, 10, 300)
     assert config.evaluation.per_category
     assert config.evaluation.sample_pictures == 3
-    assert keywords == {"results": None, "out": tmp_path / "run" / "evaluation"}
+    assert keywords == {"results": None, "out": tmp_path / "run" / "evaluation", "overwrite": False}
+    assert main([*argv, "--overwrite"]) == 0
+    assert calls[1][2]["overwrite"]
 
 
 def test_evaluate_results_needs_no_run(tmp_path, calls):
@@ -224,7 +227,10 @@ def test_predict(tmp_path, calls):
     [(name, (config, source, inputs), keywords)] = calls
     assert (name, source, inputs) == ("predict", tmp_path / "run", ["a.png", "b*.png"])
     assert config == DetectionConfig()
-    assert keywords == {"out": tmp_path / "out", "score_threshold": 0.25, "pictures": False}
+    expected = {"out": tmp_path / "out", "overwrite": False, "score_threshold": 0.25, "pictures": False}
+    assert keywords == expected
+    assert main([*argv, "--out", str(tmp_path / "out"), "--overwrite"]) == 0
+    assert calls[1][2] == {**expected, "overwrite": True}
 
 
 def test_check_data_answers_with_its_exit_code(calls):
@@ -297,6 +303,27 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(module, ar
     )
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("argv", [["recipes"], ["--version"]])
+def test_output_onto_a_full_disk_is_told(argv):
+    program = "import sys; from latentgnn.cli import main; sys.exit(main())"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *argv], stdout=full, stderr=subprocess.PIPE, text=True, env=environment
+        )
+    expected = "standard output: no space left on device: free some space, or write to another place"
+    assert (done.returncode, done.stderr) == (1, f"latentgnn: {expected}\n")
+
+
+def test_an_error_of_the_system_is_told_without_a_traceback(capsys, calls):
+    calls.error = PermissionError(13, "Permission denied", "runs/x")
+    assert fails(capsys, ["train"], 1) == (
+        "latentgnn: runs/x: permission denied: change its permissions or those of the folders above it, or name "
+        "another place\n"
+    )
+
+
 def test_output_into_a_closed_pipe_is_no_fault():
     program = "import sys; from latentgnn.cli import main; sys.exit(main())"
     with subprocess.Popen(
@@ -306,4 +333,4 @@ def test_output_into_a_closed_pipe_is_no_fault():
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait() == 1
+        assert process.wait() == 141

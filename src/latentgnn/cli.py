@@ -1,16 +1,20 @@
 """The command line: ``latentgnn train | evaluate | predict | check-data | recipes | cost``.
 
 Exit codes: 0 done; 1 the command failed, or was interrupted; 2 the command line, or the configuration that it names,
-says something that cannot be understood. Nothing heavy is imported before a command needs it.
+says something that cannot be understood; 141 the program that reads the output has ended. Nothing heavy is imported
+before a command needs it.
 """
 
 import argparse
+import errno
 import importlib
+import io
 import os
 import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,10 +23,15 @@ from typing import Any, NoReturn
 
 from latentgnn.configuration.recipes import list_recipes, load_recipe, read_recipe, to_yaml
 from latentgnn.configuration.settings import Option, describe, nearest, options, parse_config, plain_data
-from latentgnn.errors import UserError, require
+from latentgnn.errors import UserError, require, system_error, told
 from latentgnn.training.runs import RunFolder
 
 DEFAULT_RECIPE = "context"
+
+# What shells report of a program that is ended by SIGPIPE.
+_CLOSED_PIPE = 141
+
+_ON_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -93,10 +102,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name may hold what the terminal's encoding does not; as in errors, it is shown in escapes.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = _run(argv)
-        sys.stdout.flush()
+        return _guarded(list(sys.argv[1:] if argv is None else argv))
+    finally:
+        _end_output()
+
+
+def _guarded(argv: list[str]) -> int:
+    """The exit code of a command whatever happens in it, with what is wrong in words."""
+    try:
+        try:
+            code = _run(argv)
+        except SystemExit as stop:
+            # The end of --help and --version.
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        # Without a standard output, `print` does nothing.
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except UsageError as error:
         return _complain(str(error), 2)
@@ -104,13 +129,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error), 1)
     except KeyboardInterrupt:
         return _complain("interrupted", 1)
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BrokenPipeError:
-        # The reader of our output has closed it, as `| head` does; the interpreter must not try to flush it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        # The reader of our output has closed it, as `| head` does.
+        return _CLOSED_PIPE
     except Exception as error:
+        if (fault := system_error(error)) is not None:
+            # Who writes a file names it in errors; what names none comes from `print`.
+            return _complain(told(fault, "standard output" if fault.errno in _ON_WRITING else None), 1)
         absent = error.name if isinstance(error, ModuleNotFoundError) else None
         if absent is not None and absent.split(".")[0] != "latentgnn":
             return _complain(f"this needs {absent!r}, which is not installed: pip install 'latentgnn[all]'", 1)
@@ -136,8 +161,20 @@ def _run(argv: list[str]) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"latentgnn: {message}", file=sys.stderr)
+    # Where nobody can be told, the exit code still says it.
+    with suppress(OSError):
+        print(f"latentgnn: {message}", file=sys.stderr)
     return code
+
+
+def _end_output() -> None:
+    """Let go of an output that takes nothing more: the interpreter would try again, and fail, at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _split(argv: Sequence[str], own: Iterable[str], settings: Iterable[str]) -> tuple[list[str], Overrides]:
@@ -253,6 +290,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, nargs="?", metavar="RUN_OR_CHECKPOINT", help="what train has written")
     parser.add_argument("--results", type=Path, metavar="FILE", help="score this COCO-results file (detection)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (evaluation/ inside the run)")
+    _overwrite_argument(parser)
 
 
 def _evaluate(arguments: argparse.Namespace, overrides: Overrides) -> int:
@@ -268,14 +306,23 @@ def _evaluate(arguments: argparse.Namespace, overrides: Overrides) -> int:
     else:
         task, config = _configuration_of_model(model, overrides)
     default = model / "evaluation" if model is not None and model.is_dir() else Path("evaluation")
-    task.commands.evaluate(config, model, results=arguments.results, out=arguments.out or default)
+    task.commands.evaluate(
+        config, model, results=arguments.results, out=arguments.out or default, overwrite=arguments.overwrite
+    )
     return 0
+
+
+def _overwrite_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier command in --out")
 
 
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="RUN_OR_CHECKPOINT", help="what train has written")
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders and globs")
-    parser.add_argument("--out", type=Path, default=Path("predictions"), metavar="FOLDER", help="(predictions)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("predictions"), metavar="FOLDER", help="a new or empty folder (predictions)"
+    )
+    _overwrite_argument(parser)
     parser.add_argument(
         "--score-threshold", type=float, metavar="SCORE", help="leave out detections that score less (detection; 0.5)"
     )
@@ -291,6 +338,7 @@ def _predict(arguments: argparse.Namespace, overrides: Overrides) -> int:
         arguments.model,
         arguments.inputs,
         out=arguments.out,
+        overwrite=arguments.overwrite,
         score_threshold=arguments.score_threshold,
         pictures=not arguments.no_pictures,
     )

@@ -1,11 +1,96 @@
-"""Errors that are the user's to mend, and the check for optional packages."""
+"""Errors that are the user's to mend: their own class, those of the operating system in words, absent packages."""
 
+import errno
 import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
+
+_LONGEST_PATH = 200
+
+# What to do about an error of the operating system, where its own words do not say it.
+_ADVICE = {
+    errno.ENOSPC: "free some space, or write to another place",
+    errno.EDQUOT: "free some of your quota, or write to another place",
+    errno.EROFS: "write to another place",
+    errno.EACCES: "change its permissions or those of the folders above it, or name another place",
+    errno.EPERM: "change its permissions or those of the folders above it, or name another place",
+    errno.EFBIG: "the limit on the size of files is reached (`ulimit -f`, or the file system's own)",
+    errno.EIO: "the disk, or the connection to it, fails",
+    errno.EISDIR: "a file is needed, but this is a folder",
+    errno.ENOTDIR: "a part of this path is a file, but a folder is needed",
+    errno.EEXIST: "something else is there; name another place",
+    errno.ENAMETOOLONG: "give it a shorter name",
+    errno.ELOOP: "its symbolic links lead in a circle",
+    errno.EMFILE: "raise `ulimit -n`, or take fewer loading processes (--training.workers)",
+    errno.ENFILE: "close other programs, or take fewer loading processes (--training.workers)",
+    errno.ENOMEM: "close other programs, or take smaller batches or fewer loading processes",
+    errno.EPIPE: "the program that took the output has ended",
+}
+
+# The next file would meet these too.
+_LASTING = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EPIPE),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENODEV, errno.ENXIO, errno.ESTALE),
+}
 
 
 class UserError(Exception):
     """A mistake in data, configuration or set-up; its message says what came, what was expected and what to do."""
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """The error of the operating system that an error is, or that a library has wrapped in one of its own.
+
+    Example:
+        >>> system_error(FileNotFoundError(2, "No such file or directory", "a.png")).filename
+        'a.png'
+        >>> system_error(ZeroDivisionError()) is None
+        True
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    # Not the context of any error: what goes wrong while an error is being handled is a fault of its own.
+    wrapped = error.__context__ if isinstance(error, OSError | RuntimeError) else None
+    inner = error.__cause__ or (None if error.__suppress_context__ else wrapped)
+    return system_error(inner) if inner is not None else None
+
+
+def told(error: OSError, where: Path | str | None = None) -> str:
+    """An error of the operating system in one line: the path, what is wrong with it, and what to do.
+
+    Args:
+        error: with ``errno``.
+        where: the path, if the error names none.
+
+    Example:
+        >>> told(OSError(errno.ENOSPC, "No space left on device", "out/a.png"))
+        'out/a.png: no space left on device: free some space, or write to another place'
+    """
+    what = error.strerror or (os.strerror(error.errno) if error.errno is not None else str(error))
+    what = f"{what[:1].lower()}{what[1:]}"
+    advice = _ADVICE.get(error.errno or 0)
+    name = error.filename if error.filename is not None else where
+    path = "" if name is None else f"{_shortened(os.fsdecode(name) if isinstance(name, bytes) else str(name))}: "
+    return f"{path}{what}: {advice}" if advice else f"{path}{what}"
+
+
+def is_lasting(error: OSError) -> bool:
+    """Whether the next file would most likely meet the same error, as when the disk is full."""
+    return error.errno in _LASTING
+
+
+@contextmanager
+def concerning(path: Path | str) -> Iterator[None]:
+    """Give errors of the operating system this path, where they name none or a temporary name."""
+    try:
+        yield
+    except Exception as error:
+        if (fault := system_error(error)) is not None:
+            fault.filename, fault.filename2 = str(path), None
+        raise
 
 
 def require(module: str, *, extra: str) -> ModuleType:
@@ -24,3 +109,8 @@ def require(module: str, *, extra: str) -> ModuleType:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise
         raise UserError(f"this needs {module!r}, which is not installed: pip install 'latentgnn[{extra}]'") from None
+
+
+def _shortened(path: str) -> str:
+    half = _LONGEST_PATH // 2
+    return path if len(path) <= _LONGEST_PATH else f"{path[:half]}...{path[-half:]}"

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from latentgnn.errors import concerning
+
 
 def write_bytes(path: Path | str, data: bytes) -> None:
     """Write a whole file in one step, with the folders above it."""
@@ -13,11 +15,12 @@ def write_bytes(path: Path | str, data: bytes) -> None:
     # One temporary name a process: several processes of a run may write side by side.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with concerning(path), temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        with concerning(path):
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,10 +1,22 @@
-"""Files that a user names outright, by folders and by patterns."""
+"""Files that a user names outright, by folders and by patterns; what comes of each, under which name."""
 
 import glob
-from collections.abc import Callable, Collection, Sequence
+import os
+import stat
+import unicodedata
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from latentgnn.errors import UserError
+from latentgnn.errors import UserError, is_lasting, told
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 
 def expand_inputs(
@@ -35,18 +47,85 @@ def expand_inputs(
     return list(files.values())
 
 
-def unique_stems(paths: Sequence[Path]) -> list[str]:
-    """Each path's stem, numbered where it was taken, as file systems that ignore case see it too."""
-    stems: list[str] = []
-    taken: set[str] = set()
-    for path in paths:
-        stem, number = path.stem, 1
-        while stem.casefold() in taken:
+def regular_file(path: Path | str, kind: str = "file") -> Path:
+    """The path of an ordinary file. Opening a pipe or a device may wait for ever, and reading it may never end.
+
+    Args:
+        path: where it should be.
+        kind: what it is called in errors.
+
+    Raises:
+        UserError: something else is there, or nothing.
+    """
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such {kind}") from None
+    except OSError as error:
+        raise UserError(told(error, path)) from None
+    if not stat.S_ISREG(mode):
+        present = next((name for fits, name in _KINDS if fits(mode)), "something else")
+        raise UserError(f"{path}: expected a file; this is {present}")
+    return path
+
+
+def result_names(paths: Sequence[Path]) -> list[Path]:
+    """A name without suffix for what comes of each file: its path below the folder that all files have in common.
+
+    Files that differ in nothing but the suffix are numbered, and those that differ in upper and lower case or in the
+    code points of accents, because they would meet in file systems that ignore these.
+
+    Example:
+        >>> [name.as_posix() for name in result_names([Path("a/x.png"), Path("b/x.png"), Path("b/x.jpg")])]
+        ['a/x', 'b/x', 'b/x-2']
+    """
+    full = [Path(os.path.abspath(path)) for path in paths]
+    try:
+        common = os.path.commonpath([path.parent for path in full]) if full else ""
+        names = [path.relative_to(common).with_suffix("") for path in full]
+    except ValueError:
+        # Several drives have no folder in common.
+        names = [Path(path.stem) for path in full]
+    unique: dict[str, Path] = {}
+    for name in names:
+        free, number = name, 1
+        while _one_case(free) in unique:
             number += 1
-            stem = f"{path.stem}-{number}"
-        taken.add(stem.casefold())
-        stems.append(stem)
-    return stems
+            free = name.with_name(f"{name.name}-{number}")
+        unique[_one_case(free)] = free
+    return list(unique.values())
+
+
+@contextmanager
+def noted(faults: list[str]) -> Iterator[None]:
+    """The work on one input of several: if it fails, the fault is added to the list, and the next may follow.
+
+    What the next would meet too is raised, such as a full disk.
+    """
+    try:
+        yield
+    except UserError as error:
+        faults.append(str(error))
+    except OSError as error:
+        if error.errno is None or is_lasting(error):
+            raise
+        faults.append(told(error))
+
+
+def raise_faults(faults: Sequence[str], *, inputs: int, kind: str, out: Path) -> None:
+    """Say what failed after all inputs were worked on.
+
+    Raises:
+        UserError: there are faults, and it lists them.
+    """
+    if faults:
+        listed = "\n  ".join(faults)
+        raise UserError(f"{len(faults)} of {inputs} {kind}s failed; the others are done, in {out}:\n  {listed}")
+
+
+def _one_case(path: Path) -> str:
+    return unicodedata.normalize("NFC", str(path).casefold())
 
 
 def _expand(entry: str | Path, suffixes: Collection[str], kind: str, check: Callable[[Path], None]) -> list[Path]:
@@ -63,7 +142,7 @@ def _expand(entry: str | Path, suffixes: Collection[str], kind: str, check: Call
         return files
     # A file is a file, also with a bracket in its name.
     if path.exists():
-        check(path)
+        check(regular_file(path))
         return [path]
     if not glob.has_magic(str(entry)):
         raise UserError(f"{entry}: no such file or folder")

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor, nn
 
-from latentgnn.errors import UserError
+from latentgnn.errors import UserError, concerning
 from latentgnn.files import write_bytes
 
 _PREFIX = "model."
@@ -105,7 +105,8 @@ def _load(path: Path, *, map_location: Any) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
     try:
-        content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        with concerning(path):
+            content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
     except (UnpicklingError, LookupError, RuntimeError, EOFError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
     return content

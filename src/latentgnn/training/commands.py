@@ -9,8 +9,9 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from latentgnn.configuration.settings import plain_data
-from latentgnn.errors import UserError
-from latentgnn.files import write_json
+from latentgnn.errors import UserError, system_error, told
+from latentgnn.files import write_bytes, write_json
+from latentgnn.outputs import refuse_to_replace, try_folder
 from latentgnn.training.checkpoints import Checkpoint, read_checkpoint
 from latentgnn.training.config import TrainingConfig
 from latentgnn.training.loop import fit
@@ -146,8 +147,25 @@ def precision_of(config: TrainingConfig, device: torch.device) -> torch.autocast
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
+def write_pictures(run: RunFolder, pictures: Iterable[tuple[Path, bytes]], *, reads: Collection[Path]) -> None:
+    """Write a run's sample pictures, over earlier ones of the same run.
+
+    Args:
+        run: the folder.
+        pictures: names relative to ``pictures/``, and the files' content.
+        reads: files of the data, which are not written to.
+    """
+    for name, content in pictures:
+        path = run.pictures / name
+        refuse_to_replace([path], reads=reads)
+        write_bytes(path, content)
+
+
 def _folder(out: Path | None, name: str, *, resume: bool) -> RunFolder:
-    return RunFolder.open(out) if resume and out is not None else RunFolder.create(out, task=name)
+    run = RunFolder.open(out) if resume and out is not None else RunFolder.create(out, task=name)
+    if run.writes:
+        try_folder(run.path)
+    return run
 
 
 @contextmanager
@@ -160,6 +178,13 @@ def _resumable(run: Path, command: str) -> Iterator[None]:
         if not (run / "config.yaml").is_file():
             raise
         raise UserError(f"interrupted; continue with: latentgnn {command} --resume {run}") from error
+    except (OSError, RuntimeError) as error:
+        fault = system_error(error)
+        if fault is None or not (run / "config.yaml").is_file():
+            raise
+        where = "standard output" if isinstance(fault, BrokenPipeError) else run
+        hint = f"then continue with: latentgnn {command} --resume {run}"
+        raise UserError(f"{told(fault, where)}\n{hint}") from error
 
 
 def _difference(with_blocks: Mapping[str, float], without: Mapping[str, float]) -> dict[str, float]:

@@ -283,7 +283,7 @@ def _file_fault(folder, name, record):
 
 def test_missing_image(folder):
     (folder / "b.jpg").unlink()
-    assert "no such image" in _file_fault(folder, "b.jpg", "images[1], id 20")
+    assert "there is no such image" in _file_fault(folder, "b.jpg", "images[1], id 20")
 
 
 @pytest.mark.parametrize(("name", "record"), [("a.png", "images[0], id 10"), ("b.jpg", "images[1], id 20")])

@@ -14,6 +14,7 @@ from latentgnn.cli import main
 from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import parse_config
 from latentgnn.errors import UserError
+from latentgnn.outputs import LIST
 from latentgnn.tasks.detection import commands
 from latentgnn.tasks.detection.config import DetectionConfig
 
@@ -150,10 +151,10 @@ def test_predicting_needs_the_checkpoint_alone(run, data, tmp_path, monkeypatch)
         "train1.png",
     }
     assert {record["category_id"] for record in records} <= {3, 7}
-    assert len(list((tmp_path / "out" / "pictures").iterdir())) == 5
+    assert len(list((tmp_path / "out" / "pictures").rglob("*.png"))) == 5
 
     assert main(["predict", str(run), str(data / "val"), "--no-pictures", "--out", "bare"]) == 0
-    assert [path.name for path in (tmp_path / "bare").iterdir()] == ["predictions.json"]
+    assert sorted(path.name for path in (tmp_path / "bare").iterdir()) == [LIST, "predictions.json"]
 
 
 def test_a_stopped_run_resumes_to_the_same_weights(run, data, recipe, tmp_path, monkeypatch, capsys):

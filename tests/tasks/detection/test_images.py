@@ -90,7 +90,7 @@ def test_annotations_of_the_stored_pixels_keep_them(tmp_path):
 
 
 def test_unreadable_files_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"absent\.png: no such image"):
+    with pytest.raises(UserError, match=r"absent\.png: there is no such image"):
         read_image(tmp_path / "absent.png")
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(UserError, match=r"text\.png: not an image"):

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import nn
 
 from latentgnn.errors import UserError
+from latentgnn.outputs import LIST
 from latentgnn.tasks.detection.coco import decode_masks
 from latentgnn.tasks.detection.evaluation import CocoEvaluator, load_results
 from latentgnn.tasks.detection.pictures import colour_of
@@ -108,7 +109,7 @@ def test_pictures_and_results_are_written(tmp_path):
     assert mask[5:20, 10:30].all()
     assert mask.sum() == 300
     assert torch.allclose(model.seen[0][:, 0, 0], torch.tensor([50.0, 60, 70]) / 255)
-    assert sorted(p.name for p in out.rglob("*") if p.is_file()) == ["a.png", "b.png", "predictions.json"]
+    assert sorted(p.name for p in out.rglob("*") if p.is_file()) == [LIST, "a.png", "b.png", "predictions.json"]
     assert seen == [(paths[0], 1), (paths[1], 1)]
     with Image.open(out / "pictures" / "a.png") as picture:
         assert picture.size == (800, 600)
@@ -122,14 +123,15 @@ def test_the_threshold_and_the_options(tmp_path):
     records = predict_paths(Fixed(masks=False), [path], out=tmp_path / "out", score_threshold=0.25, **options)
     assert [(r["image_id"], r["category_id"]) for r in records] == [(42, 8), (42, 3)]
     assert "segmentation" not in records[0]
-    assert predict_paths(Fixed(), [path], out=tmp_path / "out", score_threshold=0.8, **options) == []
-    assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == []
-    assert not (tmp_path / "out" / "pictures").exists()
+    assert predict_paths(Fixed(), [path], out=tmp_path / "none", score_threshold=0.8, **options) == []
+    assert json.loads((tmp_path / "none" / "predictions.json").read_text()) == []
+    assert not (tmp_path / "none" / "pictures").exists()
 
 
 def test_the_file_can_be_scored(tmp_path):
     path = write_image(tmp_path / "a.png")
-    predict_paths(Fixed(), [path], out=tmp_path, category_names=NAMES, score_threshold=0, image_ids={path: 9})
+    out = tmp_path / "out"
+    predict_paths(Fixed(), [path], out=out, category_names=NAMES, score_threshold=0, image_ids={path: 9})
     dataset = {
         "images": [{"id": 9, "width": 40, "height": 30, "file_name": "a.png"}],
         "categories": [{"id": i, "name": name} for i, name in NAMES],
@@ -145,16 +147,17 @@ def test_the_file_can_be_scored(tmp_path):
             }
         ],
     }
-    metrics = CocoEvaluator(dataset).score(load_results(tmp_path / "predictions.json", dataset)).metrics
+    metrics = CocoEvaluator(dataset).score(load_results(out / "predictions.json", dataset)).metrics
     assert metrics["bbox/AP"] == metrics["segm/AP"] == pytest.approx(1)
 
 
-def test_same_names_get_pictures_of_their_own(tmp_path):
+def test_pictures_lie_as_their_images_do(tmp_path):
     names = ("x/a.png", "y/A.png", "y/a.jpg", "z/a-2.png")
     paths = [write_image(tmp_path / name) for name in names]
     predict_paths(Fixed(), paths, out=tmp_path / "out", category_names=NAMES)
-    pictures = sorted(p.name for p in (tmp_path / "out" / "pictures").iterdir())
-    assert pictures == ["A-2.png", "a-2-2.png", "a-3.png", "a.png"]
+    folder = tmp_path / "out" / "pictures"
+    pictures = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
+    assert pictures == ["x/a.png", "y/A.png", "y/a-2.png", "z/a-2.png"]
 
 
 def test_images_turn_as_in_training(tmp_path):
@@ -174,7 +177,7 @@ def test_a_broken_image_does_not_stop_the_others(tmp_path):
     Image.fromarray(noise).save(cut)
     cut.write_bytes(cut.read_bytes()[:2000])
     paths = [write_image(tmp_path / "a.png"), cut, write_image(tmp_path / "c.png")]
-    with pytest.raises(UserError, match=r"1 of 3 images could not be read.*\n.*b\.png"):
+    with pytest.raises(UserError, match=r"1 of 3 images failed.*\n.*b\.png"):
         predict_paths(Fixed(), paths, out=tmp_path / "out", category_names=NAMES)
     records = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [r["image_id"] for r in records] == [0, 2]

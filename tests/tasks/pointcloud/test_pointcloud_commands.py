@@ -10,6 +10,7 @@ import yaml
 from latentgnn.cli import main
 from latentgnn.configuration.recipes import list_recipes, load_recipe
 from latentgnn.configuration.settings import parse_config, plain_data
+from latentgnn.outputs import LIST
 from latentgnn.tasks.pointcloud import commands
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
 from latentgnn.tasks.pointcloud.scans import RawScan, read_scan, write_scan
@@ -113,7 +114,7 @@ def test_evaluating_the_run_gives_the_figures_of_its_end(run, tmp_path, capsys):
 def test_predictions_are_scans_with_classes(run, data, tmp_path, capsys):
     assert main(["predict", str(run), str(data / "val"), "--out", str(tmp_path / "out"), "--no-pictures"]) == 0
     assert "1,500 points" in capsys.readouterr().out
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["x.laz", "y.laz"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [LIST, "x.laz", "y.laz"]
     written, source = read_scan(tmp_path / "out" / "x.laz"), read_scan(data / "val" / "x.laz")
     np.testing.assert_array_equal(written.points, source.points)
     assert set(np.unique(written.classes)) <= {2, 6}

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from latentgnn.errors import UserError
+from latentgnn.outputs import LIST
 from latentgnn.tasks.pointcloud.config import DataConfig
 from latentgnn.tasks.pointcloud.model import PointNetwork
 from latentgnn.tasks.pointcloud.pictures import draw_scan
@@ -127,7 +128,7 @@ def test_a_file_that_cannot_be_read_does_not_stop_the_others(model, tmp_path):
     paths = expand_scans([tmp_path])
     with pytest.raises(UserError, match=r"(?s)2 of 4 scans.*b.npz.*d.npz: it has no intensity"):
         predict_files(model, paths, config=_config(), out=tmp_path / "out", pictures=False)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.npz", "c.npz"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [LIST, "a.npz", "c.npz"]
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(UserError, match=r"notes\.txt: expected a scan"):
         expand_scans([tmp_path / "notes.txt"])
@@ -158,7 +159,7 @@ def test_a_prediction_does_not_take_its_sources_place(model, tmp_path):
     path = tmp_path / "a.npz"
     write_scan(path, RawScan(points=points, columns={"intensity": features[:, 0]}, classes=np.full(400, 5)))
     before = path.read_bytes()
-    with pytest.raises(UserError, match=r"a\.npz would be overwritten"):
+    with pytest.raises(UserError, match=r"is not empty, and what it holds \(a\.npz\)"):
         predict_files(model, [path], config=_config(), out=tmp_path)
     assert path.read_bytes() == before
 

@@ -16,6 +16,7 @@ from latentgnn.errors import UserError
 from latentgnn.tasks.checks import fault_lines
 from latentgnn.tasks.detection.coco import CocoAnnotations
 from latentgnn.tasks.detection.images import read_image
+from latentgnn.tasks.inputs import regular_file
 
 Kind = Literal["images", "annotations", "categories"]
 
@@ -407,7 +408,7 @@ def _rle_faults(encoding: dict[str, Any], width: int, height: int) -> Iterator[s
 
 def _image_fault(path: Path, size: tuple[int, int]) -> str | None:
     try:
-        if not _is_whole_jpeg(path, size):
+        if not _is_whole_jpeg(regular_file(path, "image"), size):
             read_image(path, size=size)
     except UserError as error:
         return str(error).removeprefix(f"{path}: ")

@@ -1,7 +1,9 @@
 """What the commands do for detection, after the command line is parsed."""
 
 import sys
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from latentgnn.errors import UserError
-from latentgnn.files import write_bytes, write_json
+from latentgnn.outputs import JsonList, Results
 from latentgnn.tasks.checks import Split, check_splits
 from latentgnn.tasks.detection.check import check_split, load_split
 from latentgnn.tasks.detection.coco import CocoAnnotations, CocoValidationSet, find_split
@@ -24,6 +26,7 @@ from latentgnn.tasks.detection.model import build_detector
 from latentgnn.tasks.detection.pictures import png_bytes, side_by_side
 from latentgnn.tasks.detection.prediction import expand_images, predict_paths
 from latentgnn.tasks.detection.task import DetectionTask, kinds_of_detector
+from latentgnn.tasks.inputs import result_names
 from latentgnn.training import commands
 from latentgnn.training.runs import RunFolder, is_first_process
 
@@ -46,36 +49,48 @@ def compare(config: DetectionConfig, out: Path | None, *, name: str, resume: boo
     return commands.compare(_JOB, config, out, name=name, resume=resume)
 
 
-def evaluate(config: DetectionConfig, source: Path | None, *, results: Path | None, out: Path) -> Scores:
+def evaluate(
+    config: DetectionConfig, source: Path | None, *, results: Path | None, out: Path, overwrite: bool = False
+) -> Scores:
     """Score a trained model on the validation set, or a file of results.
 
     Args:
         config: the model's, with what is to be different.
         source: a run's folder or a checkpoint; with ``results`` it is not needed.
         results: a COCO-results file to score instead of a model's detections.
-        out: folder for ``metrics.json`` and, from a model, ``predictions.json`` and ``pictures/``.
+        out: folder, new or empty, for ``metrics.json`` and, from a model, ``predictions.json`` and ``pictures/``.
+        overwrite: replace the results of an earlier command in ``out``.
     """
-    val_set = _load_split(config.data, "val", source if source is not None and source.is_dir() else out)
-    if results is not None:
-        records = load_results(results, val_set.dataset)
-        kinds = kinds_of(records)
-    else:
-        if source is None:
-            raise UserError("there is neither a model nor a file of results to score")
-        kinds = kinds_of_detector(config.model.detector)
-    evaluator = CocoEvaluator(
-        val_set.dataset,
-        kinds=kinds,
-        max_detections=_limits(config),
-        per_category=config.evaluation.per_category,
-    )
-    if results is None and source is not None:
-        records = _detect(config, source, val_set, evaluator)
-        write_json(out / "predictions.json", records)
-        _write_samples(val_set, records, out / "pictures", config.evaluation.sample_pictures)
-    scores = evaluator.score(records)
-    write_json(out / "metrics.json", scores.to_json())
-    print(f"{scores.table()}\nwritten to {out}")
+    if results is None and source is None:
+        raise UserError("there is neither a model nor a file of results to score")
+    limits = _limits(config)
+    with ExitStack() as stack:
+        names = ("metrics.json", "predictions.json")
+        written = stack.enter_context(Results(out, names, reads=[results] if results else (), overwrite=overwrite))
+        # A run has its embedded set; for a checkpoint alone, one is made for the time of the evaluation.
+        made_in = source if source is not None and source.is_dir() else _temporary_folder(stack)
+        val_set = _load_split(config.data, "val", made_in)
+        written.reads(_files_of(val_set))
+        if results is not None:
+            records = load_results(results, val_set.dataset)
+            kinds = kinds_of(records)
+        else:
+            kinds = kinds_of_detector(config.model.detector)
+        evaluator = CocoEvaluator(
+            val_set.dataset, kinds=kinds, max_detections=limits, per_category=config.evaluation.per_category
+        )
+        if results is None and source is not None:
+            model, device = _trained(config, source)
+            with written.json_list("predictions.json") as found:
+                records = _detect(model, device, config, val_set, evaluator, found)
+        scores = evaluator.score(records)
+        # Before anything else is written that may fail.
+        print(scores.table())
+        written.write_json("metrics.json", scores.to_json())
+        if results is None:
+            for name, picture in _samples(val_set, records, config.evaluation.sample_pictures):
+                written.write(Path("pictures") / name, picture)
+    print(f"written to {out}")
     return scores
 
 
@@ -85,6 +100,7 @@ def predict(
     inputs: Sequence[str],
     *,
     out: Path,
+    overwrite: bool = False,
     score_threshold: float | None,
     pictures: bool,
 ) -> list[Record]:
@@ -94,7 +110,8 @@ def predict(
         config: the model's.
         source: a run's folder or a checkpoint.
         inputs: files, folders and globs.
-        out: folder for ``predictions.json`` and ``pictures/``.
+        out: folder, new or empty, for ``predictions.json`` and ``pictures/``.
+        overwrite: replace the results of an earlier command in ``out``.
         score_threshold: detections below it are left out; ``None`` takes 0.5.
         pictures: write annotated pictures.
     """
@@ -107,6 +124,7 @@ def predict(
             model,
             paths,
             out=out,
+            overwrite=overwrite,
             category_names=_categories(config, source),
             score_threshold=score_threshold,
             device=device,
@@ -137,7 +155,8 @@ def _train(config: DetectionConfig, run: RunFolder, data: Data, resume: bool) ->
             scores = Scores(metrics=metrics, kinds=kinds, max_detections=_limits(config))
         else:
             scores = task.scores
-            _write_samples(val_set, task.results, run.pictures, config.evaluation.sample_pictures)
+            samples = _samples(val_set, task.results, config.evaluation.sample_pictures)
+            commands.write_pictures(run, samples, reads=_files_of(val_set))
         print(f"{scores.table()}\nwritten to {run.path}")
     return metrics
 
@@ -211,9 +230,16 @@ def _trained(config: DetectionConfig, source: Path) -> tuple[nn.Module, torch.de
     return model, device
 
 
-def _detect(config: DetectionConfig, source: Path, val_set: CocoAnnotations, evaluator: CocoEvaluator) -> list[Record]:
-    model, device = _trained(config, source)
-    category_of_label = {label: id for label, (id, _) in enumerate(_categories(config, source), 1)}
+def _detect(
+    model: nn.Module,
+    device: torch.device,
+    config: DetectionConfig,
+    val_set: CocoAnnotations,
+    evaluator: CocoEvaluator,
+    found: JsonList,
+) -> list[Record]:
+    """What a model finds in a set, kept in a file as it comes."""
+    category_of_label = {label: id for label, (id, _) in enumerate(config.data.categories or (), 1)}
     images: DataLoader[Any] = DataLoader(
         CocoValidationSet(val_set),  # type: ignore[arg-type]
         batch_size=None,
@@ -223,22 +249,33 @@ def _detect(config: DetectionConfig, source: Path, val_set: CocoAnnotations, eva
     records: list[Record] = []
     with torch.inference_mode(), commands.precision_of(config.training, device):
         for image, target in shown:
-            records += evaluator.results_of([model([image.to(device)])[0]], [target["image_id"]], category_of_label)
+            new = evaluator.results_of([model([image.to(device)])[0]], [target["image_id"]], category_of_label)
+            found.add(new)
+            records += new
     return records
 
 
-def _write_samples(val_set: CocoAnnotations, results: Sequence[Record], folder: Path, number: int) -> None:
-    """Pictures of some images spread over the set, ground truth beside predictions."""
+def _files_of(annotations: CocoAnnotations) -> list[Path]:
+    """What is read of a set after its annotations."""
+    return [image.path for image in annotations.images]
+
+
+def _temporary_folder(stack: ExitStack) -> Path:
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="latentgnn-")))
+
+
+def _samples(val_set: CocoAnnotations, results: Sequence[Record], number: int) -> Iterator[tuple[Path, bytes]]:
+    """Names and pictures of some images spread over the set, ground truth beside predictions."""
     number = min(number, len(val_set))
-    for index in (position * len(val_set) // number for position in range(number)):
-        image = val_set.images[index]
+    images = [val_set.images[position * len(val_set) // number] for position in range(number)]
+    for image, name in zip(images, result_names([image.path for image in images]), strict=True):
         picture = side_by_side(
             read_image(image.path, size=(image.width, image.height)),
             val_set.annotations_of(image.id),
             [record for record in results if record["image_id"] == image.id],
             val_set.categories,
         )
-        write_bytes(folder / f"{Path(image.file_name).stem}.png", png_bytes(picture))
+        yield name.with_name(f"{name.name}.png"), png_bytes(picture)
 
 
 def _titles(names: Iterable[str]) -> dict[str, str]:

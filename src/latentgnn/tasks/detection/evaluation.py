@@ -19,6 +19,7 @@ from torch import Tensor
 from latentgnn.errors import UserError
 from latentgnn.tasks.detection.coco import to_rle
 from latentgnn.tasks.figures import figure_text, mean_of_defined
+from latentgnn.tasks.inputs import regular_file
 
 Kind = Literal["bbox", "segm"]
 Record = dict[str, Any]
@@ -273,7 +274,7 @@ def load_results(path: Path | str, dataset: Mapping[str, Any]) -> list[Record]:
         UserError: the file is missing or malformed, a record lacks a key, or its image or category is unknown.
     """
     try:
-        results = json.loads(Path(path).read_text(encoding="utf-8"))
+        results = json.loads(regular_file(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
     except UnicodeDecodeError as error:

@@ -8,6 +8,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from latentgnn.errors import UserError
+from latentgnn.tasks.inputs import regular_file
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """Suffixes, in lower case, by which images are found in a folder."""
@@ -30,6 +31,7 @@ def read_image(path: Path | str, *, size: tuple[int, int] | None = None) -> Imag
     Raises:
         UserError: the file is missing, damaged, not an image, of a mode without a meaning in RGB, or not of ``size``.
     """
+    regular_file(path, "image")
     try:
         with Image.open(path) as image:
             image.load()
@@ -40,8 +42,6 @@ def read_image(path: Path | str, *, size: tuple[int, int] | None = None) -> Imag
                     f"annotations are for {size[0]} x {size[1]}; mend the record or the file"
                 )
             return _to_rgb(oriented, path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such image file") from None
     except UnidentifiedImageError:
         raise UserError(f"{path}: not an image, or one in a format that Pillow cannot read") from None
     except _UNREADABLE as error:

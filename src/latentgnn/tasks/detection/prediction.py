@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import nn
 
-from latentgnn.errors import UserError
-from latentgnn.files import write_bytes, write_json
+from latentgnn.errors import UserError, told
+from latentgnn.outputs import Results
 from latentgnn.tasks.detection.evaluation import records_of
 from latentgnn.tasks.detection.images import IMAGE_SUFFIXES, read_image, to_tensor
 from latentgnn.tasks.detection.pictures import draw_detections, png_bytes
-from latentgnn.tasks.inputs import expand_inputs, unique_stems
+from latentgnn.tasks.inputs import expand_inputs, noted, raise_faults, result_names
 
 
 def expand_images(inputs: Sequence[str | Path]) -> list[Path]:
@@ -25,8 +25,10 @@ def _check_image(path: Path) -> None:
     try:
         with Image.open(path):
             pass
-    except OSError:
+    except UnidentifiedImageError:
         raise UserError(f"{path}: not an image, or one in a format that Pillow cannot read") from None
+    except OSError as error:
+        raise UserError(told(error, path)) from None
 
 
 def predict_paths(
@@ -34,6 +36,7 @@ def predict_paths(
     paths: Sequence[Path],
     *,
     out: Path,
+    overwrite: bool = False,
     category_names: Sequence[tuple[int, str]],
     score_threshold: float = 0.5,
     device: torch.device | str = "cpu",
@@ -43,14 +46,15 @@ def predict_paths(
 ) -> list[dict[str, Any]]:
     """Run a detector on image files, one after the other, and write what it finds.
 
-    Writes ``predictions.json``, a list of COCO-results records with a ``file_name`` each, and ``pictures/<name>.png``;
-    where several images have one name, the later pictures get ``-2``, ``-3`` and so on. An image that cannot be read
-    does not stop the others: all that were read are written before the error is raised.
+    Writes ``predictions.json``, a list of COCO-results records with a ``file_name`` each, and ``pictures/<name>.png``
+    under the names of `latentgnn.tasks.inputs.result_names`. An image that cannot be read does not stop the others; the
+    error comes after all of them. What ends the work early leaves all that was found in ``predictions.json.partial``.
 
     Args:
         model: a detector with torchvision's interface; it is put on ``device`` and in evaluation mode.
         paths: image files (see `expand_images`).
-        out: folder to write to.
+        out: folder to write to, new or empty.
+        overwrite: replace the results of an earlier command in ``out``.
         category_names: id and name of each category, in the order of the labels from 1 on.
         score_threshold: detections below it are left out, from the pictures and from the file.
         device: where to run.
@@ -62,39 +66,36 @@ def predict_paths(
         The records.
 
     Raises:
-        UserError: images could not be read, and it lists them; or ``out`` is a file.
+        UserError: images could not be read, and it lists them; or ``out`` is not for results (see
+            `latentgnn.outputs.Results`).
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: a folder to write to is needed, but this is a file")
     category_of_label = {label: category_id for label, (category_id, _) in enumerate(category_names, 1)}
-    stems = unique_stems(paths)
+    targets = [Path("pictures") / f"{name}.png" for name in result_names(paths)]
+    names = ["predictions.json", *(targets if pictures else ())]
     records: list[dict[str, Any]] = []
     faults: list[str] = []
     model.to(device).eval()
-    for index, path in enumerate(paths):
-        try:
-            image = read_image(path)
-        except UserError as error:
-            faults.append(str(error))
-            continue
-        with torch.inference_mode():
-            (output,) = model([to_tensor(image).to(device)])
-        kept = output["scores"] >= score_threshold
-        detections = records_of(
-            {name: value[kept] for name, value in output.items()},
-            index if image_ids is None else image_ids[path],
-            category_of_label,
-        )
-        records += [{"file_name": str(path), **record} for record in detections]
-        if pictures:
-            picture = draw_detections(image, detections, category_names)
-            write_bytes(out / "pictures" / f"{stems[index]}.png", png_bytes(picture))
-        if on_image is not None:
-            on_image(path, len(detections))
-    write_json(out / "predictions.json", records)
-    if faults:
-        raise UserError(
-            f"{len(faults)} of {len(paths)} images could not be read; the others are done, in {out}:\n  "
-            + "\n  ".join(faults)
-        )
+    with (
+        Results(out, names, reads=paths, overwrite=overwrite) as results,
+        results.json_list("predictions.json") as found,
+    ):
+        for index, (path, target) in enumerate(zip(paths, targets, strict=True)):
+            with noted(faults):
+                image = read_image(path)
+                with torch.inference_mode():
+                    (output,) = model([to_tensor(image).to(device)])
+                kept = output["scores"] >= score_threshold
+                detections = records_of(
+                    {name: value[kept] for name, value in output.items()},
+                    index if image_ids is None else image_ids[path],
+                    category_of_label,
+                )
+                named = [{"file_name": str(path), **record} for record in detections]
+                found.add(named)
+                records += named
+                if pictures:
+                    results.write(target, png_bytes(draw_detections(image, detections, category_names)))
+                if on_image is not None:
+                    on_image(path, len(detections))
+    raise_faults(faults, inputs=len(paths), kind="image", out=out)
     return records

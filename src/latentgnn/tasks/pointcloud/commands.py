@@ -1,7 +1,7 @@
 """What the commands do for point clouds, after the command line is parsed."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from latentgnn.errors import UserError
-from latentgnn.files import write_bytes, write_json
+from latentgnn.files import write_json
+from latentgnn.outputs import Results
 from latentgnn.tasks.checks import Split, check_splits
-from latentgnn.tasks.inputs import unique_stems
+from latentgnn.tasks.inputs import result_names
 from latentgnn.tasks.pointcloud.check import check_split, load_set
 from latentgnn.tasks.pointcloud.config import DataConfig, PointCloudConfig
 from latentgnn.tasks.pointcloud.datasets import ScanSet, feature_columns
@@ -42,20 +43,37 @@ def compare(config: PointCloudConfig, out: Path | None, *, name: str, resume: bo
     return commands.compare(_JOB, config, out, name=name, resume=resume)
 
 
-def evaluate(config: PointCloudConfig, source: Path | None, *, results: Path | None, out: Path) -> Scores:
+def evaluate(
+    config: PointCloudConfig, source: Path | None, *, results: Path | None, out: Path, overwrite: bool = False
+) -> Scores:
     """Score a trained model on the validation scans, every original point of them.
 
     Args:
         config: the model's, with what is to be different.
         source: a run's folder or a checkpoint.
         results: must be ``None``: files of results are detection's.
-        out: folder for ``metrics.json`` and ``pictures/``.
+        out: folder, new or empty, for ``metrics.json`` and ``pictures/``.
+        overwrite: replace the results of an earlier command in ``out``.
     """
     if results is not None or source is None:
         raise UserError("--results scores detections; for point clouds, give a run's folder or a checkpoint")
     _check(config)
-    model = _trained(config, source)
-    val_set = _load_split(config.data, "val")
+    with Results(out, ("metrics.json",), overwrite=overwrite) as written:
+        model = _trained(config, source)
+        val_set = _load_split(config.data, "val")
+        written.reads(_files_of(val_set))
+        _check_alike(config, val_set)
+        scores, predicted = _score(model, val_set, config)
+        # Before anything is written that may fail.
+        print(scores.table())
+        written.write_json("metrics.json", scores.to_json())
+        for name, picture in _samples(val_set, predicted):
+            written.write(Path("pictures") / name, picture)
+    print(f"written to {out}")
+    return scores
+
+
+def _check_alike(config: PointCloudConfig, val_set: ScanSet) -> None:
     for name in ("classes", "features"):
         # The folder's own dataset.yaml replaces the model's settings, so the two must agree.
         trained, present = getattr(config.data, name), getattr(val_set.config, name)
@@ -64,6 +82,12 @@ def evaluate(config: PointCloudConfig, source: Path | None, *, results: Path | N
                 f"the model was trained for the {name} {list(trained or ())}, but the scans in {config.data.root} have "
                 f"{list(present or ())}"
             )
+
+
+def _score(
+    model: PointNetwork, val_set: ScanSet, config: PointCloudConfig
+) -> tuple[Scores, dict[int, NDArray[np.int64]]]:
+    """The figures, and what was predicted for the scans that are drawn, by their index."""
     scans, confusion, predicted = WholeScans(val_set), np.zeros((model.num_classes,) * 2, np.int64), {}
     shown = shown_scans(len(val_set), config.evaluation.sample_pictures)
     with commands.precision_of(config.training, commands.device_of(config.training.accelerator)):
@@ -72,11 +96,7 @@ def evaluate(config: PointCloudConfig, source: Path | None, *, results: Path | N
             confusion += result.confusion
             if result.predicted is not None:
                 predicted[index] = result.predicted
-    scores = Scores(class_names=val_set.class_names, confusion=confusion)
-    write_json(out / "metrics.json", scores.to_json())
-    _write_samples(val_set, predicted, out / "pictures")
-    print(f"{scores.table()}\nwritten to {out}")
-    return scores
+    return Scores(class_names=val_set.class_names, confusion=confusion), predicted
 
 
 def predict(
@@ -85,6 +105,7 @@ def predict(
     inputs: Sequence[str],
     *,
     out: Path,
+    overwrite: bool = False,
     score_threshold: float | None,
     pictures: bool,
 ) -> list[Predicted]:
@@ -94,7 +115,8 @@ def predict(
         config: the model's.
         source: a run's folder or a checkpoint.
         inputs: files, folders and globs.
-        out: folder for the scans and ``pictures/``.
+        out: folder, new or empty, for the scans and ``pictures/``.
+        overwrite: replace the results of an earlier command in ``out``.
         score_threshold: must be ``None``: every point gets a class.
         pictures: draw each scan.
     """
@@ -109,6 +131,7 @@ def predict(
             paths,
             config=config.data,
             out=out,
+            overwrite=overwrite,
             votes=config.evaluation.votes,
             pictures=pictures,
             on_scan=lambda scan: print(f"{scan.source}: {scan.counts.sum():,} points, written to {scan.path}"),
@@ -131,7 +154,7 @@ def _train(config: PointCloudConfig, run: RunFolder, data: Data, resume: bool) -
             print("  ".join(f"{name} {metrics[name]:.3f}" for name in ("mIoU", "mAcc", "OA")))
         else:
             write_json(run.path / "scores.json", task.scores.to_json())
-            _write_samples(val_set, task.predicted, run.pictures)
+            commands.write_pictures(run, _samples(val_set, task.predicted), reads=_files_of(val_set))
             print(task.scores.table())
         print(f"written to {run.path}")
     return metrics
@@ -184,13 +207,20 @@ def _trained(config: PointCloudConfig, source: Path) -> PointNetwork:
     return model.to(commands.device_of(config.training.accelerator)).eval()
 
 
-def _write_samples(scans: ScanSet, predicted: Mapping[int, NDArray[np.int64]], folder: Path) -> None:
-    """Pictures of scans, ground truth beside predictions."""
-    stems = unique_stems([Path(f"{scans.names[index]}.png") for index in predicted])
-    for stem, (index, classes) in zip(stems, predicted.items(), strict=True):
+def _files_of(scans: ScanSet) -> list[Path]:
+    """What a set reads again and again."""
+    return [source.path for source in scans.sources]
+
+
+def _samples(scans: ScanSet, predicted: Mapping[int, NDArray[np.int64]]) -> Iterator[tuple[Path, bytes]]:
+    """Names and pictures of scans, ground truth beside predictions."""
+    names = result_names([Path(f"{scans.names[index]}.png") for index in predicted])
+    for name, (index, classes) in zip(names, predicted.items(), strict=True):
         scan = scans.scan(index)
-        picture = draw_scan(scan.points, scans.class_names, predicted=classes, labels=scan.labels)
-        write_bytes(folder / f"{stem}.png", picture)
+        yield (
+            name.with_name(f"{name.name}.png"),
+            draw_scan(scan.points, scans.class_names, predicted=classes, labels=scan.labels),
+        )
 
 
 def _titles(names: Iterable[str]) -> dict[str, str]:

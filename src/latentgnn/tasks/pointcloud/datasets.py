@@ -16,6 +16,7 @@ from latentgnn.configuration.recipes import read_yaml
 from latentgnn.configuration.settings import parse_config
 from latentgnn.errors import UserError
 from latentgnn.tasks.checks import Split
+from latentgnn.tasks.inputs import regular_file
 from latentgnn.tasks.pointcloud.config import DataConfig, Feature, Layout
 from latentgnn.tasks.pointcloud.scans import IGNORE, SUFFIXES, RawScan, Scan, read_scan
 from latentgnn.tasks.pointcloud.voxels import height_above_ground
@@ -340,7 +341,7 @@ def _read_s3dis(room: Path, classes: Sequence[tuple[int, str]]) -> RawScan:
 def _read_rows(file: Path) -> NDArray[np.float64]:
     """Six numbers a line; an error names the line."""
     try:
-        if not file.stat().st_size:
+        if not regular_file(file).stat().st_size:
             return np.zeros((0, 6))
         rows = np.loadtxt(file, np.float64, ndmin=2, comments=None, encoding="latin-1")
     except OSError as error:

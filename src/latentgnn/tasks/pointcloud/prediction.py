@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from latentgnn.errors import UserError
-from latentgnn.files import write_bytes
-from latentgnn.tasks.inputs import expand_inputs, unique_stems
+from latentgnn.outputs import Results
+from latentgnn.tasks.inputs import expand_inputs, noted, raise_faults, result_names
 from latentgnn.tasks.pointcloud.config import DataConfig
 from latentgnn.tasks.pointcloud.datasets import ScanSet
 from latentgnn.tasks.pointcloud.model import PointNetwork
@@ -86,59 +86,54 @@ def predict_files(
     *,
     config: DataConfig,
     out: Path,
+    overwrite: bool = False,
     votes: int = 1,
     pictures: bool = True,
     on_scan: Callable[[Predicted], None] | None = None,
 ) -> list[Predicted]:
     """Predict scan files one after the other, and write each again with the predicted classes.
 
-    LAS and LAZ become LAZ, with all else that they hold; PLY and NPZ keep their format. A file that cannot be read or
-    written does not stop the others; the error comes after all of them.
+    LAS and LAZ become LAZ, with all else that they hold; PLY and NPZ keep their format. Their names are those of
+    `latentgnn.tasks.inputs.result_names`. A file that cannot be read or written does not stop the others; the error
+    comes after all of them.
 
     Args:
         model: in evaluation mode.
         paths: LAS, LAZ, PLY or NPZ files.
         config: with classes, features and blocks.
-        out: folder for the scans and, with ``pictures``, ``pictures/``.
+        out: folder, new or empty, for the scans and, with ``pictures``, ``pictures/``.
+        overwrite: replace the results of an earlier command in ``out``.
         votes: see `predict_scan`.
         pictures: draw each scan.
         on_scan: called after each scan.
 
     Raises:
-        UserError: files could not be read or written, and it lists them; ``out`` is a file, or a prediction would take
-            its source's place.
+        UserError: files could not be read or written, and it lists them; or ``out`` is not for results (see
+            `latentgnn.outputs.Results`).
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: a folder to write to is needed, but this is a file")
+    results_of = result_names(paths)
     targets = [
-        out / f"{stem}{'.laz' if path.suffix.lower() == '.las' else path.suffix.lower()}"
-        for path, stem in zip(paths, unique_stems(paths), strict=True)
+        name.with_name(f"{name.name}{'.laz' if path.suffix.lower() == '.las' else path.suffix.lower()}")
+        for path, name in zip(paths, results_of, strict=True)
     ]
-    if overwritten := {path.resolve() for path in paths} & {target.resolve() for target in targets}:
-        raise UserError(f"{overwritten.pop()} would be overwritten by its prediction: choose another folder than {out}")
+    drawn = [Path("pictures") / f"{name}.png" for name in results_of]
     scans = ScanSet.of_files(paths, config)
     class_ids = np.array(scans.class_ids, np.int64)
     done: list[Predicted] = []
     faults: list[str] = []
-    for index, (path, target) in enumerate(zip(paths, targets, strict=True)):
-        try:
-            scan = _sound(scans.scan(index), path)
-            labels = predict_scan(model, scan.points, scan.features, config, votes=votes).argmax(axis=1)
-            write_classes(target, class_ids[labels], source=path)
-        except UserError as error:
-            faults.append(str(error))
-            continue
-        if pictures:
-            picture = draw_scan(scan.points, scans.class_names, predicted=labels)
-            write_bytes(out / "pictures" / f"{target.stem}.png", picture)
-        done.append(Predicted(path, target, np.bincount(labels, minlength=scans.num_classes)))
-        if on_scan is not None:
-            on_scan(done[-1])
-    if faults:
-        listed = "\n  ".join(faults)
-        raise UserError(
-            f"{len(faults)} of {len(paths)} scans could not be predicted; the others are done, in {out}:\n  {listed}"
-        )
+    with Results(out, [*targets, *(drawn if pictures else ())], reads=paths, overwrite=overwrite) as results:
+        for index, path in enumerate(paths):
+            with noted(faults):
+                scan = _sound(scans.scan(index), path)
+                labels = predict_scan(model, scan.points, scan.features, config, votes=votes).argmax(axis=1)
+                target = results.place(targets[index])
+                write_classes(target, class_ids[labels], source=path)
+                done.append(Predicted(path, target, np.bincount(labels, minlength=scans.num_classes)))
+                if on_scan is not None:
+                    on_scan(done[-1])
+                if pictures:
+                    results.write(drawn[index], draw_scan(scan.points, scans.class_names, predicted=labels))
+    raise_faults(faults, inputs=len(paths), kind="scan", out=out)
     return done
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from latentgnn.errors import UserError, require
 from latentgnn.files import write_bytes
+from latentgnn.tasks.inputs import regular_file
 
 IGNORE = -1
 """The label of a point that is neither learnt nor scored."""
@@ -71,8 +72,7 @@ def read_scan(path: Path | str) -> RawScan:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file")
+    regular_file(path)
     try:
         scan = reader(path)
     except UserError:

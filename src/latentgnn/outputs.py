@@ -1,0 +1,290 @@
+"""What a command writes, and where: into a folder of its own, one whole file after the other.
+
+The rule is that a command only ever makes files. Nothing that is there is written to, by whatever path, so nothing that
+the command reads can be. The one exception is told and listed: with ``--overwrite``, the results that an earlier
+command has left in the same folder are removed, those that its list names and no others, and only if the command does
+not read them.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from latentgnn.errors import UserError, concerning, system_error, told
+from latentgnn.files import write_bytes
+
+LIST = ".latentgnn-results"
+"""The file in a folder of results that names them, a JSON string a line; a name is there before its file is."""
+
+
+def try_folder(folder: Path) -> None:
+    """Make a folder, and write into it and remove what was written, so that a command fails before its work.
+
+    Raises:
+        OSError: it cannot be made or written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with concerning(folder), tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(4096))
+        file.flush()
+
+
+def refuse_to_replace(targets: Iterable[Path], *, reads: Iterable[Path]) -> None:
+    """Make sure that no target is, by a link or under another spelling, a file that is read.
+
+    Raises:
+        UserError: one is, and it is named.
+    """
+    # Most targets are new, and then no file needs to be looked at.
+    present = {identity: target for target in targets if (identity := _identity(target)) is not None}
+    for path in reads if present else ():
+        identity = _identity(path)
+        if identity in present:
+            raise UserError(
+                f"{present[identity]} would be replaced, but it is {path}, which is read: write to another folder"
+            )
+
+
+class Results:
+    """A folder for a command's results; a context manager that checks and tries it before any work.
+
+    Results appear one by one, each whole. Where the work ends early, those that are there stay, and the error says so.
+    A folder that was made for results and got none is removed.
+
+    Args:
+        folder: new or empty; or with the results of an earlier command, if they may be replaced.
+        names: the files that will be written, as far as they are known, relative to the folder.
+        reads: files that the command reads, as far as they are known.
+        overwrite: remove the results of an earlier command; they stay until the first new one is written.
+
+    Raises:
+        UserError: the folder is a file, holds something else, or holds results that may not be replaced.
+        OSError: it cannot be made or written to.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        names: Iterable[Path | str] = (),
+        *,
+        reads: Iterable[Path] = (),
+        overwrite: bool = False,
+    ) -> None:
+        self.folder = folder
+        self._names = [Path(name) for name in names]
+        self._reads = list(reads)
+        self._overwrite = overwrite
+        self._old: list[Path] = []
+        self._list: BinaryIO | None = None
+        self._made = False
+        self._had_list = False
+
+    def __enter__(self) -> "Results":
+        folder = self.folder
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder}: a folder to write to is needed, but this is a file")
+        self._made = not folder.exists()
+        self._old = _listed(folder)
+        self._had_list = _is_list(folder / LIST)
+        present = [] if self._made else sorted(path.name for path in folder.iterdir())
+        if present and not self._had_list:
+            raise UserError(
+                f"{folder} is not empty, and what it holds ({_some(present)}) is not known as a command's results: "
+                "name a new or an empty folder with --out"
+            )
+        if self._old and not self._overwrite:
+            names = [str(path.relative_to(folder)) for path in self._old]
+            raise UserError(
+                f"{folder} holds the results of an earlier command ({_some(names)}): name another folder with --out, "
+                "or replace them with --overwrite"
+            )
+        self.reads(self._reads)
+        # By identity: a file system that ignores case has other names for the same file.
+        replaced = {_identity(path) for path in self._old}
+        for path in (folder / name for name in self._names):
+            if path not in self._old and _identity(path) not in replaced:
+                _refuse_present(path)
+        try_folder(folder)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._list is None:
+            if self._made:
+                with suppress(OSError):
+                    self.folder.rmdir()
+            return
+        self._list.close()
+        kept = f"what was written before is kept in {self.folder}"
+        if isinstance(error, KeyboardInterrupt):
+            raise UserError(f"interrupted; {kept}") from error
+        fault = system_error(error) if isinstance(error, OSError | RuntimeError) else None
+        # A closed pipe is for the command line: it is no fault.
+        if fault is not None and not isinstance(fault, BrokenPipeError):
+            raise UserError(f"{told(fault)}\n{kept}") from error
+
+    def reads(self, paths: Iterable[Path]) -> None:
+        """Say what the command reads, where it was not known before.
+
+        Raises:
+            UserError: one of the files is a result that is to be replaced.
+        """
+        refuse_to_replace(self._old, reads=paths)
+
+    def place(self, name: Path | str) -> Path:
+        """The path for a new result, which is listed; the folders above it are made by the one who writes it.
+
+        Raises:
+            UserError: something is there.
+        """
+        path = self.folder / name
+        if self._list is None:
+            self._begin()
+        assert self._list is not None
+        _refuse_present(path)
+        with concerning(self.folder / LIST):
+            self._list.write(json.dumps(str(name)).encode() + b"\n")
+        return path
+
+    def write(self, name: Path | str, data: bytes) -> Path:
+        """Write a result in one step."""
+        path = self.place(name)
+        write_bytes(path, data)
+        return path
+
+    def write_json(self, name: Path | str, value: Any) -> Path:
+        """Write a result as indented JSON."""
+        return self.write(name, json.dumps(value, indent=2).encode() + b"\n")
+
+    def json_list(self, name: str) -> "JsonList":
+        """A result that grows; see `JsonList`."""
+        partial = self.place(f"{name}.partial")
+        return JsonList(partial, self.place(name))
+
+    def _begin(self) -> None:
+        for path in self._old:
+            path.unlink(missing_ok=True)
+        emptied = {parent for path in self._old for parent in path.parents if self.folder in parent.parents}
+        for parent in sorted(emptied, reverse=True):
+            # What else is in it is not ours; then it stays.
+            with suppress(OSError):
+                parent.rmdir()
+        if self._had_list:
+            (self.folder / LIST).unlink(missing_ok=True)
+        try:
+            self._list = (self.folder / LIST).open("xb", buffering=0)
+        except FileExistsError:
+            raise UserError(f"another command has begun to write into {self.folder}: name another folder") from None
+
+
+class JsonList:
+    """A list in a JSON file, an item a line, which holds all items so far after each of them.
+
+    While it grows, the file has the name ``partial``; a context manager gives it its own name at the end. After an
+    error it keeps the partial name, and is still whole JSON.
+
+    Args:
+        partial: the name until then.
+        path: the name at the end.
+    """
+
+    def __init__(self, partial: Path, path: Path) -> None:
+        self._partial = partial
+        self._path = path
+        self._end = 1
+        self._separator = b"\n"
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        with concerning(partial):
+            self._file = partial.open("xb", buffering=0)
+            try:
+                self._write(b"[]\n", 0)
+            except BaseException:
+                self._file.close()
+                raise
+
+    def __enter__(self) -> "JsonList":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._file:
+            if error is not None:
+                return
+            with concerning(self._path):
+                os.fsync(self._file.fileno())
+        with concerning(self._path):
+            self._partial.replace(self._path)
+
+    def add(self, items: Sequence[Any]) -> None:
+        """Append items; if they cannot be written, the file is as before."""
+        data = b"".join(
+            (self._separator if index == 0 else b",\n") + json.dumps(item).encode() for index, item in enumerate(items)
+        )
+        if not data:
+            return
+        try:
+            with concerning(self._path):
+                self._write(data + b"\n]\n", self._end)
+        except BaseException:
+            # First in place, where the file has its space already, and then shorter.
+            closing = b"]\n" if self._end == 1 else b"\n]\n"
+            self._write(closing, self._end)
+            self._file.truncate(self._end + len(closing))
+            raise
+        self._end += len(data)
+        self._separator = b",\n"
+
+    def _write(self, data: bytes, place: int) -> None:
+        self._file.seek(place)
+        left = memoryview(data)
+        while left:
+            left = left[self._file.write(left) :]
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What is the same for all names of a file; ``None`` where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _is_list(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _listed(folder: Path) -> list[Path]:
+    """The files that are there of those that a folder's list names, if they lie within the folder."""
+    if not _is_list(folder / LIST):
+        return []
+    inside = folder.resolve()
+    paths: dict[Path, None] = {}
+    for line in (folder / LIST).read_bytes().splitlines():
+        try:
+            name = json.loads(line)
+        except ValueError:
+            # The last line of a command that was killed.
+            continue
+        if not isinstance(name, str) or not name or Path(name).is_absolute() or ".." in Path(name).parts:
+            continue
+        path = folder / name
+        if (path.is_file() or path.is_symlink()) and path.parent.resolve().is_relative_to(inside):
+            paths[path] = None
+    return list(paths)
+
+
+def _refuse_present(path: Path) -> None:
+    if os.path.lexists(path):
+        raise UserError(f"{path} is there already, and is no result to replace: move it, or write to another folder")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,63 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from latentgnn.errors import UserError
+from latentgnn.tasks.inputs import noted, raise_faults, regular_file, result_names
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        ([], []),
+        (["x.png"], ["x"]),
+        (["a/x.png", "a/y.png"], ["x", "y"]),
+        (["a/x.png", "b/x.png"], ["a/x", "b/x"]),
+        (["a/x.png", "a/deep/x.png"], ["x", "deep/x"]),
+        (["a/../b/x.png", "b/y.png"], ["x", "y"]),
+        (["/one/x.png", "/two/x.png"], ["one/x", "two/x"]),
+        # The suffix alone, case, and two ways to write an accent.
+        (["x.png", "x.jpg", "X.png", "x-2.png"], ["x", "x-2", "X-3", "x-2-2"]),
+        (["A/x.png", "a/x.png"], ["A/x", "a/x-2"]),
+        (["e\u0301.png", "\u00e9.png"], ["e\u0301", "\u00e9-2"]),
+        (["scan.v2.laz", "scan.v3.laz"], ["scan.v2", "scan.v3"]),
+    ],
+)
+def test_results_lie_as_their_inputs_do(paths, names):
+    assert [name.as_posix() for name in result_names([Path(path) for path in paths])] == names
+
+
+def test_what_is_no_file_is_named(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "link").symlink_to("file")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    assert regular_file(tmp_path / "link") == tmp_path / "link"
+    for path, message in (
+        (tmp_path, "expected a file; this is a folder"),
+        (tmp_path / "pipe", "expected a file; this is a pipe"),
+        ("/dev/null", "expected a file; this is a device"),
+        (tmp_path / "absent", "there is no such image"),
+        (tmp_path / "file" / "x", "not a directory"),
+        (tmp_path / "loop", "in a circle"),
+        (tmp_path / ("x" * 300), "name too long"),
+    ):
+        with pytest.raises(UserError, match=message):
+            regular_file(path, "image")
+
+
+def test_faults_are_noted_but_for_those_that_all_would_meet():
+    faults = []
+    for error in (UserError("a.png: torn"), OSError(27, "File too large", "b.png")):
+        with noted(faults):
+            raise error
+    for error in (OSError(28, "No space left on device"), BrokenPipeError(32, "Broken pipe"), ZeroDivisionError()):
+        with pytest.raises(type(error)), noted(faults):
+            raise error
+    assert [fault.partition(":")[0] for fault in faults] == ["a.png", "b.png"]
+    with pytest.raises(
+        UserError, match=r"2 of 3 images failed; the others are done, in out:\n  a\.png: torn\n  b\.png"
+    ):
+        raise_faults(faults, inputs=3, kind="image", out=Path("out"))
+    raise_faults([], inputs=3, kind="image", out=Path("out"))
