@@ -10,6 +10,7 @@ from typing import cast as cast_type
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.distributed import get_world_size, is_initialized
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -162,9 +163,11 @@ def normalize(norm: nn.Module, y_BNC: Tensor, mask_BN: Tensor | None) -> Tensor:
     Raises:
         ValueError: a mask with a norm of unknown kind, whose statistics nothing is known of.
     """
-    y_BNC = y_BNC.to(wide(y_BNC.dtype))
+    y_BNC = cast(y_BNC, wide(y_BNC.dtype))
     if isinstance(norm, nn.Identity):
         return y_BNC
+    if mask_BN is None and isinstance(norm, _BatchNorm) and _takes_one_call(norm, y_BNC):
+        return _batch_norm(norm, y_BNC)
     if isinstance(norm, nn.LayerNorm):
         weight_C, bias_C = _widened(norm.weight, y_BNC), _widened(norm.bias, y_BNC)
         return nn.functional.layer_norm(y_BNC, norm.normalized_shape, weight_C, bias_C, norm.eps)
@@ -185,6 +188,34 @@ def normalize(norm: nn.Module, y_BNC: Tensor, mask_BN: Tensor | None) -> Tensor:
             f"layer norm or none; got {type(norm).__name__}"
         )
     return norm(y_BNC.mT).mT
+
+
+def _takes_one_call(norm: _BatchNorm, y_BNC: Tensor) -> bool:
+    """Whether PyTorch's batch norm may be called as it is; it knows no transforms and no parts of a batch."""
+    if torch.compiler.is_compiling() or is_transformed() or is_traceable_wrapper_subclass(cast_type(object, y_BNC)):
+        return False
+    if (norm.weight is not None and norm.weight.dtype != y_BNC.dtype) or synchronizes(norm):
+        return False
+    return not uses_batch_statistics(norm) or (norm.momentum is not None and y_BNC.shape[0] * y_BNC.shape[1] > 1)
+
+
+def _batch_norm(norm: _BatchNorm, y_BNC: Tensor) -> Tensor:
+    batch = uses_batch_statistics(norm)
+    running = (norm.running_mean, norm.running_var) if tracks(norm) or not batch else (None, None)
+    if tracks(norm) and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    arguments = *running, norm.weight, norm.bias, batch, norm.momentum or 0.0, norm.eps
+    # Three or two dimensions: with four, PyTorch's gradients are wrong for some strides.
+    if y_BNC.stride(-1) == 1:
+        return nn.functional.batch_norm(y_BNC.flatten(0, 1), *arguments).view(y_BNC.shape)
+    return nn.functional.batch_norm(y_BNC.mT, *arguments).mT
+
+
+def is_transformed() -> bool:
+    """Whether derivatives are wanted that only PyTorch's own operations have; a compiler looks after that itself."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def _widened(parameter: Tensor | None, like: Tensor) -> Tensor | None:

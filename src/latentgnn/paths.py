@@ -11,7 +11,6 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode, is_traceable_wrapper_subclass
 
 from latentgnn import cost, plain
@@ -19,7 +18,7 @@ from latentgnn.config import LatentGNNConfig
 from latentgnn.core import node
 from latentgnn.core.parameters import Plan, split_latent_vector
 from latentgnn.core.statistics import Statistics
-from latentgnn.norms import NormKind, kind_of, norm_tensors, synchronizes, tracks, update_running
+from latentgnn.norms import NormKind, is_transformed, kind_of, norm_tensors, synchronizes, tracks, update_running
 from latentgnn.projections import Arrangement
 
 Memory = Literal["auto", "hold", "recompute"]
@@ -61,13 +60,6 @@ def holds(config: LatentGNNConfig, x_BNC: Tensor, norm: NormKind | None) -> bool
     return cost.holds(config, x_BNC.shape[0] * x_BNC.shape[1], x_BNC.element_size(), norm=norm or "affine")
 
 
-def _is_transformed() -> bool:
-    """Whether derivatives are wanted that only PyTorch's own operations have; a compiler looks after that itself."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-
-
 def why_not_core(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, compute: torch.dtype) -> str | None:
     """Why a layer cannot take the core for an input, ``None`` if it can.
 
@@ -79,7 +71,7 @@ def why_not_core(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, comp
     """
     if torch.compiler.is_exporting():
         return "exported programs must run where this library is not installed"
-    if _is_transformed():
+    if is_transformed():
         return "a transform of torch.func is active, or forward-mode derivatives are being computed"
     norms = [projection.norm for projection in layer.projections]
     kind = kind_of(norms)
@@ -160,7 +152,7 @@ def _nodes(x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None) -> pla
 def _recomputes(config: LatentGNNConfig, x_BNC: Tensor) -> bool:
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
-    if _is_transformed():
+    if is_transformed():
         return False
     return not holds(config, x_BNC, None)
 

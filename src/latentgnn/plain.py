@@ -131,7 +131,7 @@ def _output(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtyp
     context_BNF = contexts[0] if len(contexts) == 1 else torch.cat(contexts, -1)
     out_BNC = _projected(layer.expand, context_BNF, nodes, compute)
     if layer.gamma is not None:
-        out_BNC = inside_BNC + layer.gamma * out_BNC
+        out_BNC = torch.addcmul(inside_BNC, layer.gamma, out_BNC)
     out_BNC = out_BNC.to(x_BNC.dtype)
     out_BNC = out_BNC if valid_BN1 is None else torch.where(valid_BN1, out_BNC, x_BNC)
     if x_BNC.stride(-1) != 1 and out_BNC.stride(-1) == 1 and not torch.compiler.is_compiling():
@@ -169,8 +169,16 @@ def _context(layer: Arrangement, value_BNGr: Tensor, gather_BNGD: Tensor, scatte
         latent_BGDr = gather(value_BGNr, assign_BGND)
         if not config.symmetric or config.node_scale == "mean":
             latent_BGDr = latent_BGDr * reciprocal(node_weight(assign_BGND, node_scale=config.node_scale))
-        parts.append(scatter(mix(latent_BGDr), back.transpose(1, 2)).transpose(1, 2).flatten(2))
+        parts.append(_scattered(mix(latent_BGDr), back.transpose(1, 2)))
     return nodes.joined(parts)
+
+
+def _scattered(latent_BGDr: Tensor, assign_BGND: Tensor) -> Tensor:
+    """`scatter` of all groups, (B, N, R), with nodes innermost where they are in the assignments."""
+    if assign_BGND.stride(-1) == 1 or torch.compiler.is_exporting():
+        return scatter(latent_BGDr, assign_BGND).transpose(1, 2).flatten(2)
+    # The same product turned, O^T = Y^T Q^T.
+    return (latent_BGDr.to(assign_BGND.dtype).mT @ assign_BGND.mT).flatten(1, 2).mT
 
 
 def _projected(part: Projection, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, groups: int = 1) -> Tensor:
