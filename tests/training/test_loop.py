@@ -18,8 +18,8 @@ from latentgnn.layer import LatentGNN
 from latentgnn.training.checkpoints import read_checkpoint
 from latentgnn.training.config import OptimizerConfig, ScheduleConfig
 from latentgnn.training.loop import fit
-from latentgnn.training.module import NonFiniteLoss
 from latentgnn.training.randomness import seed_generators
+from latentgnn.training.steps import NonFiniteLoss
 
 
 def block_model() -> nn.Module:
