@@ -13,6 +13,7 @@ from latentgnn.training.checkpoints import Checkpoint
 from latentgnn.training.config import TrainingConfig, check
 from latentgnn.training.course import check_resumable, course_of, last_checkpoint
 from latentgnn.training.devices import launch, make_fabric, quiet
+from latentgnn.training.faults import faults_told
 from latentgnn.training.lifeline import Lifeline
 from latentgnn.training.loading import batches, make_loader
 from latentgnn.training.progress import CsvLog, Progress
@@ -107,7 +108,11 @@ def _train(
         stopped=lambda: signals.name is not None,
     )
     try:
-        with signals, batches(_training_loader(task, config, fabric, per_device, steps.done)) as stream:
+        with (
+            signals,
+            faults_told(lambda: f"in step {steps.done + 1} on {fabric.device}"),
+            batches(_training_loader(task, config, fabric, per_device, steps.done)) as stream,
+        ):
             progress.start(steps.done)
             stop = False
             # A run stopped in the middle of a validation has the step but not its metrics.

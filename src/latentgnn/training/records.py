@@ -95,7 +95,7 @@ class Records:
             UserError: the metric to choose by is none of the task's, or memory did not suffice.
         """
         step, alone = self._steps.done, self._fabric.world_size == 1
-        with faults_told(f"in the validation after step {step} on {self._fabric.device}"):
+        with faults_told(lambda: f"in the validation after step {step} on {self._fabric.device}"):
             metrics = validate(
                 self._fabric,
                 self._task,

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from latentgnn.errors import UserError
 from latentgnn.training.checkpoints import Checkpoint
 from latentgnn.training.config import TrainingConfig
-from latentgnn.training.faults import faults_told
 from latentgnn.training.optimization import blocks_of, build_optimizer
 from latentgnn.training.randomness import seed_generators
 from latentgnn.training.schedule import rate_factor
@@ -74,25 +73,24 @@ class OptimizerSteps:
 
         Raises:
             NonFiniteLoss: in all processes, if one of them has such a loss.
-            UserError: a sample could not be loaded, or memory did not suffice.
+            UserError: a sample could not be loaded.
         """
         since = time.perf_counter()
-        with faults_told(f"in step {self.done + 1} on {self._fabric.device}"):
-            self._set_rate()
-            self._optimizer.zero_grad()
-            for part in range(self._config.accumulate):
-                batch = self._fabric.to_device(next(batches))
-                seed_generators(self._config.seed, self.done, part, self._fabric.global_rank)
-                with self._fabric.no_backward_sync(self._forward, enabled=part < self._config.accumulate - 1):
-                    losses: Losses = self._forward(partial(self._task.losses, batch))
-                    self._check_and_note(losses, batch)
-                    self._fabric.backward(torch.stack(list(losses.values())).sum() / self._config.accumulate)
-            if self._config.clip_norm is not None:
-                # Scaled 16-bit gradients overflow now and then; the scaler leaves such a step out.
-                self._fabric.clip_gradients(
-                    self._forward, self._optimizer, max_norm=self._config.clip_norm, error_if_nonfinite=False
-                )
-            self._optimizer.step()
+        self._set_rate()
+        self._optimizer.zero_grad()
+        for part in range(self._config.accumulate):
+            batch = self._fabric.to_device(next(batches))
+            seed_generators(self._config.seed, self.done, part, self._fabric.global_rank)
+            with self._fabric.no_backward_sync(self._forward, enabled=part < self._config.accumulate - 1):
+                losses: Losses = self._forward(partial(self._task.losses, batch))
+                self._check_and_note(losses, batch)
+                self._fabric.backward(torch.stack(list(losses.values())).sum() / self._config.accumulate)
+        if self._config.clip_norm is not None:
+            # Scaled 16-bit gradients overflow now and then; the scaler leaves such a step out.
+            self._fabric.clip_gradients(
+                self._forward, self._optimizer, max_norm=self._config.clip_norm, error_if_nonfinite=False
+            )
+        self._optimizer.step()
         self.done += 1
         self.seconds += time.perf_counter() - since
 
