@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from latentgnn.errors import UserError
+from latentgnn.training.loading import LoadingProcessGone
 
 # PyTorch has a class of its own for lack of memory on accelerators alone.
 _NO_MEMORY = (
@@ -44,7 +45,7 @@ def faults_told(place: Callable[[], str]) -> Iterator[None]:
                 "(model.blocks); where the accelerator has it, training.precision bf16-mixed; with many loading "
                 "processes, fewer of them (training.workers)"
             ) from error
-        if str(error).startswith(_DEAD_WORKER):
+        if isinstance(error, LoadingProcessGone) or str(error).startswith(_DEAD_WORKER):
             raise UserError(
                 f"a loading process ended {place()} ({first_line}): where it was killed for lack of memory, lower "
                 "training.workers or take smaller samples"

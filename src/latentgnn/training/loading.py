@@ -52,15 +52,20 @@ def batches(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
 
     Raises:
         UserError: from the iterator, in one line: a sample could not be loaded.
+        LoadingProcessGone: a loading process was killed; torch has errors of its own for most such cases.
     """
     iterator = iter(loader)
     try:
-        yield map(_sound, iterator)
+        yield _sound(iterator)
     finally:
         # Not left to garbage collection: the traceback of an error holds the iterator until the interpreter ends, which
         # then asks the processes to end with a signal that they ignore, and waits for them.
         if loader.num_workers:
             _end(iterator)
+
+
+class LoadingProcessGone(RuntimeError):
+    """A loading process ended in the middle of its work."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +100,27 @@ def _collate(collate: Callable[[list[Any]], Any], samples: list[Any]) -> Any:
     return next((sample for sample in samples if isinstance(sample, _Fault)), None) or collate(samples)
 
 
-def _sound(batch: Any) -> Any:
-    if isinstance(batch, _Fault):
-        raise UserError(batch.message)
-    return batch
+def _sound(iterator: Any) -> Iterator[Any]:
+    """The batches of a loader's iterator, as long as there is no fault among them."""
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except (OSError, EOFError) as error:
+            # A process that is killed takes with it the batches that it has announced, but not handed over.
+            if any(_has_ended(worker) for worker in getattr(iterator, "_workers", ())):
+                raise LoadingProcessGone(str(error)) from error
+            raise
+        if isinstance(batch, _Fault):
+            raise UserError(batch.message)
+        yield batch
+
+
+def _has_ended(worker: multiprocessing.Process) -> bool:
+    # Its connections are closed a moment before it has ended.
+    worker.join(timeout=1)
+    return not worker.is_alive()
 
 
 def _start_worker(worker: int) -> None:
