@@ -7,7 +7,7 @@ from training_toy import ToyTask, config, new_run
 
 import latentgnn.files
 from latentgnn.errors import UserError
-from latentgnn.training.checkpoints import AtomicCheckpointIO, read_checkpoint
+from latentgnn.training.checkpoints import read_checkpoint, write_checkpoint
 from latentgnn.training.loop import fit
 
 
@@ -49,15 +49,14 @@ def test_unknown_monitor(tmp_path: Path) -> None:
 
 def test_crash_in_the_write_keeps_the_file_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last.ckpt"
-    checkpoints = AtomicCheckpointIO()
-    checkpoints.save_checkpoint({"step": 1}, path)
+    write_checkpoint(path, {"step": 1})
 
     def fail(number: int) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(latentgnn.files.os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        checkpoints.save_checkpoint({"step": 2}, path)
+        write_checkpoint(path, {"step": 2})
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 

@@ -131,7 +131,7 @@ def new_run(path: Path) -> RunFolder:
 def state_of(run: RunFolder) -> dict[str, Any]:
     """Weights and optimizer state of the last checkpoint, read with nothing of ours."""
     content = torch.load(run.checkpoint("last"), weights_only=True)
-    return {"weights": content["state_dict"], "optimizer": content["optimizer_states"][0]["state"]}
+    return {"weights": content["state_dict"], "optimizer": content["optimizer"]["state"]}
 
 
 def same(a: Any, b: Any) -> bool:

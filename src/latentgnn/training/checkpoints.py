@@ -1,34 +1,29 @@
 """Checkpoints: one file each, written completely or not at all, and read without running any code in it."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor, nn
 
 from latentgnn.errors import UserError, concerning
 from latentgnn.files import write_bytes
 
-_PREFIX = "model."
 
+def write_checkpoint(path: Path | str, content: dict[str, Any]) -> None:
+    """Write a checkpoint; a crash in the middle leaves the file before it intact.
 
-class AtomicCheckpointIO(CheckpointIO):
-    """Writes a checkpoint under a temporary name and renames it, so that a crash leaves the previous file intact."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write_bytes(path, buffer.getvalue())
-
-    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
-        return _load(Path(path), map_location=map_location)
-
-    def remove_checkpoint(self, path: Any) -> None:
-        Path(path).unlink(missing_ok=True)
+    Args:
+        path: the file.
+        content: ``latentgnn`` with ``step``, ``config`` and ``course``; ``state_dict``, the model's weights under the
+            model's own names; ``optimizer``, its state dict; ``precision``, that of the scaling of losses.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +35,16 @@ class Checkpoint:
         config: the run's resolved configuration.
         course: what a run that continues it must agree on.
         weights: the model's state dict, under the model's own names.
+        optimizer: the optimizer's state dict.
+        precision: the state of mixed precision's scaling; empty where nothing is scaled.
     """
 
     step: int
     config: dict[str, Any]
     course: dict[str, Any]
     weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    precision: dict[str, Any] = field(default_factory=dict)
 
     def load_into(self, model: nn.Module) -> None:
         """Copy the weights into a model.
@@ -67,12 +66,18 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         UserError: there is no such file, or it is damaged or something else.
     """
     path = Path(path)
-    content = _load(path, map_location="cpu")
+    content = _load(path)
     try:
         record = content["latentgnn"]
-        weights = {name.removeprefix(_PREFIX): value for name, value in content["state_dict"].items()}
-        return Checkpoint(step=record["step"], config=record["config"], course=record["course"], weights=weights)
-    except (KeyError, TypeError, AttributeError):
+        return Checkpoint(
+            step=record["step"],
+            config=record["config"],
+            course=record["course"],
+            weights=dict(content["state_dict"]),
+            optimizer=content["optimizer"],
+            precision=content.get("precision", {}),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path} is no checkpoint of a latentgnn training run") from None
 
 
@@ -101,12 +106,12 @@ def check_weights(weights: dict[str, Tensor], model: nn.Module, source: str) -> 
         raise UserError(f"{source} does not fit the model ({listed}): build the model with the checkpoint's config")
 
 
-def _load(path: Path, *, map_location: Any) -> dict[str, Any]:
+def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
     try:
         with concerning(path):
-            content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, LookupError, RuntimeError, EOFError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
     return content

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from rich.progress import track
 from torch import nn
-from torch.utils.data import DataLoader
 
 from latentgnn.errors import UserError
 from latentgnn.outputs import JsonList, Results
@@ -28,6 +27,7 @@ from latentgnn.tasks.detection.prediction import expand_images, predict_paths
 from latentgnn.tasks.detection.task import DetectionTask, kinds_of_detector
 from latentgnn.tasks.inputs import result_names
 from latentgnn.training import commands
+from latentgnn.training.loading import batches, make_loader
 from latentgnn.training.runs import RunFolder, is_first_process
 
 Data = tuple[CocoAnnotations, CocoAnnotations]
@@ -240,15 +240,12 @@ def _detect(
 ) -> list[Record]:
     """What a model finds in a set, kept in a file as it comes."""
     category_of_label = {label: id for label, (id, _) in enumerate(config.data.categories or (), 1)}
-    images: DataLoader[Any] = DataLoader(
-        CocoValidationSet(val_set),  # type: ignore[arg-type]
-        batch_size=None,
-        num_workers=config.training.workers,
-    )
-    shown = track(images, "evaluate", total=len(val_set), transient=True, disable=not sys.stdout.isatty())
+    images = make_loader(CocoValidationSet(val_set), list, workers=config.training.workers, seed=0, batch_size=1)
     records: list[Record] = []
-    with torch.inference_mode(), commands.precision_of(config.training, device):
-        for image, target in shown:
+    with torch.inference_mode(), commands.precision_of(config.training, device), batches(images) as loaded:
+        for [(image, target)] in track(
+            loaded, "evaluate", total=len(val_set), transient=True, disable=not sys.stdout.isatty()
+        ):
             new = evaluator.results_of([model([image.to(device)])[0]], [target["image_id"]], category_of_label)
             found.add(new)
             records += new
