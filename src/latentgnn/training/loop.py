@@ -17,10 +17,11 @@ from torch.utils.data import DataLoader
 
 from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
-from latentgnn.training.checkpoints import AtomicCheckpointIO, check_weights, read_checkpoint
+from latentgnn.training.checkpoints import AtomicCheckpointIO, Checkpoint, check_finite, check_weights
 from latentgnn.training.config import TrainingConfig
 from latentgnn.training.module import TrainingModule
 from latentgnn.training.progress import CsvLog, Progress
+from latentgnn.training.resuming import check_data, start_of
 from latentgnn.training.runs import RunFolder
 from latentgnn.training.sampling import BatchStream, share
 from latentgnn.training.stopping import StopSignals, TrainingStopped, ignore_stop_signals
@@ -36,6 +37,7 @@ _FREE = {
     "log_every",
     "machines",
     "monitor",
+    "on_changed_data",
     "validate_every",
     "workers",
 }
@@ -73,9 +75,10 @@ def fit(
         task: model, data, losses and scores; the model is trained in place.
         config: steps, batches, optimizer, hardware.
         run: where logs, metrics and checkpoints go; its ``config`` is kept in every checkpoint.
-        resume: continue after the run's last checkpoint; without one, begin at the first step. The configuration must
-            be the same but for what has no influence on the weights (logging, validation, checkpoints, workers,
-            accelerator). The number of steps must be the same too, because most schedules depend on it.
+        resume: continue after the run's newest checkpoint that is sound; without any, begin at the first step. The
+            configuration must be the same but for what has no influence on the weights (logging, validation,
+            checkpoints, workers, accelerator). The number of steps must be the same too, because most schedules depend
+            on it. The data must be the same, or ``config.on_changed_data`` say that others are accepted.
         may_change: dotted beginnings of names in ``run.config`` that a resumed run may change also, such as
             ``evaluation`` or ``data.root``.
 
@@ -87,12 +90,14 @@ def fit(
     _check(config)
     # Lightning logs each of its stages, and advertisements; this loop has its own messages.
     with _quiet(), StopSignals() as signals:
-        first_step = _first_step(run, resume=resume)
+        start = start_of(run, resume=resume)
+        first_step = start.step if start else 0
         trainer = _trainer(config, run, first_step=first_step)
         per_device = _per_device(config, trainer.world_size)
-        course = _course(task, config, run, processes=trainer.world_size)
-        if first_step:
-            _check_resumable(task, run, course, may_change)
+        course = _course(config, run, processes=trainer.world_size)
+        if start:
+            _check_resumable(task, run, start, course, may_change)
+        data = check_data(task, run, start, accept=config.on_changed_data == "accept")
         progress = Progress(run, steps=config.steps)
         finished = run.metrics()
         if finished is not None and first_step == config.steps:
@@ -102,9 +107,8 @@ def fit(
         if first_step:
             progress.say(f"continuing after step {first_step} of {config.steps}")
 
-        module = TrainingModule(
-            task, config, first_step=first_step, record={"config": plain_data(run.config), "course": course}
-        )
+        record = {"config": plain_data(run.config), "course": course, "data": data}
+        module = TrainingModule(task, config, first_step=first_step, record=record)
         module.train()
         steps = _Steps(
             config,
@@ -120,7 +124,7 @@ def fit(
             trainer.fit(
                 module,
                 _training_loader(task, config, trainer, per_device, first_step),
-                ckpt_path=run.checkpoint("last") if first_step else None,
+                ckpt_path=start.path if start else None,
                 weights_only=True,
             )
         except (KeyboardInterrupt, SystemExit) as error:
@@ -261,12 +265,8 @@ class _Steps(Callback):
         return next((record for record in reversed(self.validations) if record["best"]), None)
 
     def _save(self, trainer: Trainer, module: TrainingModule, name: Any) -> None:
-        bad = [key for key, value in module.model.named_parameters() if not torch.isfinite(value).all()]
-        if bad:
-            raise UserError(
-                f"after step {module.step}, weights are infinite or not numbers: {', '.join(bad[:5])}. The last "
-                "checkpoint is as it was. Lower the learning rate, lengthen the warm-up or clip the gradient"
-            )
+        # In every process, not only in the one that writes: all end together.
+        check_finite({"latentgnn": {"step": module.step}, "state_dict": module.model.state_dict()})
         trainer.save_checkpoint(self.run.checkpoint(name), weights_only=False)
 
     def _log(self, trainer: Trainer, module: TrainingModule, rate: float) -> None:
@@ -339,19 +339,10 @@ def _per_device(config: TrainingConfig, processes: int) -> int:
     return config.batch_size // parts
 
 
-def _first_step(run: RunFolder, *, resume: bool) -> int:
-    path = run.checkpoint("last")
-    if not path.exists():
-        return 0
-    if not resume:
-        raise UserError(f"{run.path} holds a run with a checkpoint already: resume it, or use another folder")
-    return read_checkpoint(path).step
-
-
-def _course(task: TrainingTask, config: TrainingConfig, run: RunFolder, *, processes: int) -> dict[str, Any]:
+def _course(config: TrainingConfig, run: RunFolder, *, processes: int) -> dict[str, Any]:
     """All settings, and what else the weights depend on, under dotted names."""
     settings = {**plain_data(run.config), "training": plain_data(config)}
-    return {**dict(_flat(settings)), "processes": processes, "training samples": len(task.training_set)}
+    return {**dict(_flat(settings)), "processes": processes}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -362,9 +353,9 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{name}", value
 
 
-def _check_resumable(task: TrainingTask, run: RunFolder, course: dict[str, Any], may_change: Collection[str]) -> None:
-    path = run.checkpoint("last")
-    checkpoint = read_checkpoint(path)
+def _check_resumable(
+    task: TrainingTask, run: RunFolder, checkpoint: Checkpoint, course: dict[str, Any], may_change: Collection[str]
+) -> None:
     free = (*may_change, *(f"training.{name}" for name in _FREE))
     absent = "(absent)"
     differences = [
@@ -378,7 +369,7 @@ def _check_resumable(task: TrainingTask, run: RunFolder, course: dict[str, Any],
             f"the run in {run.path} cannot be resumed with another course: {'; '.join(differences)}. "
             "Resume it as it was, or start a new run"
         )
-    check_weights(checkpoint.weights, task.model, str(path))
+    check_weights(checkpoint.weights, task.model, str(checkpoint.path))
 
 
 def _trainer(config: TrainingConfig, run: RunFolder, *, first_step: int) -> Trainer:

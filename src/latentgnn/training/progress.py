@@ -2,8 +2,9 @@
 
 import csv
 import io
+import os
+import re
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as RichProgress
 
 from latentgnn.files import write_text
+from latentgnn.training.run_files import Damaged
 from latentgnn.training.runs import RunFolder
+
+_STEP = re.compile(r"[0-9]{1,18}")
 
 
 class CsvLog(Logger):
@@ -29,8 +33,12 @@ class CsvLog(Logger):
         self._path = run.path / "metrics.csv"
         self._writes = run.writes
         self._columns: list[str] = []
-        if self._writes and self._path.exists():
-            rows = [row for row in self._rows() if int(row["step"]) <= first_step]
+        if self._writes and os.path.lexists(self._path):
+            try:
+                rows = [row for row in self._rows() if int(row["step"]) <= first_step]
+            except Damaged as error:
+                run.do_without(error, self._path)
+                return
             self._columns = list(rows[0]) if rows else []
             self._write_all(rows)
 
@@ -59,8 +67,19 @@ class CsvLog(Logger):
             csv.DictWriter(file, self._columns, restval="").writerow(row)
 
     def _rows(self) -> list[dict[str, Any]]:
-        with self._path.open(newline="") as file:
-            return list(csv.DictReader(file))
+        """The rows that are whole: a process that was killed may have written part of its last one."""
+        if not self._path.is_file():
+            raise Damaged(f"{self._path} is damaged (it is no file)")
+        try:
+            with self._path.open(newline="", encoding="utf-8", errors="strict") as file:
+                reader = csv.DictReader(file)
+                columns = reader.fieldnames or []
+                rows = [row for row in reader if None not in row and None not in row.values()]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise Damaged(f"{self._path} is damaged ({error})") from None
+        if (columns and "step" not in columns) or not all(_STEP.fullmatch(row["step"]) for row in rows):
+            raise Damaged(f"{self._path} is damaged (expected a step in each row)")
+        return rows
 
     def _write_all(self, rows: list[dict[str, Any]]) -> None:
         buffer = io.StringIO(newline="")
@@ -123,7 +142,7 @@ class Progress:
         )
         if self._bar is not None and self._training is not None:
             self._bar.update(self._training, figures=f"loss {metrics['loss']:.4f}  rate {metrics['rate']:.3g}")
-            self._keep(line)
+            self._run.keep_line(line)
         else:
             self.say(line)
 
@@ -142,15 +161,11 @@ class Progress:
         """A line for the person, and for ``log.txt``."""
         if not self._shown:
             return
-        if self._bar is not None:
-            self._bar.console.print(line, markup=False, highlight=False)
-        else:
-            print(line, flush=True)
-        self._keep(line)
-
-    def _keep(self, line: str) -> None:
-        with self._run.log.open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
+        if self._bar is None:
+            self._run.say(line)
+            return
+        self._bar.console.print(line, markup=False, highlight=False)
+        self._run.keep_line(line)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
