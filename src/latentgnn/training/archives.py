@@ -12,6 +12,7 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 _MARK = b"sha256:"
 _COMMENT = len(_MARK) + 64
+_END = 22  # bytes of an archive's last record, which its comment's length ends
 _BLOCK = 2**20
 
 
@@ -57,6 +58,9 @@ def check_archive(file: BinaryIO) -> bool:
     sealed = comment.startswith(_MARK)
     if sealed and _digest(file, size - _COMMENT) != comment.removeprefix(_MARK):
         raise ValueError("its digest differs from its content's")
+    # zipfile and PyTorch put up with a comment that is cut short or gone.
+    if not sealed and not (comment[-_END:].startswith(b"PK\5\6") and comment.endswith(b"\0\0")):
+        raise ValueError("its end is not a checkpoint's: it was cut short, or is something else")
     try:
         with ZipFile(file) as archive:
             _check_records(archive, size, sealed=sealed)
@@ -66,8 +70,6 @@ def check_archive(file: BinaryIO) -> bool:
 
 
 def _check_records(archive: ZipFile, size: int, *, sealed: bool) -> None:
-    if not sealed and archive.comment:
-        raise ValueError("its digest cannot be read")
     # What unpacks to more than the file holds was made to fill the memory.
     records = archive.infolist()
     if any(record.compress_type != ZIP_STORED for record in records) or sum(r.file_size for r in records) > size:

@@ -1,13 +1,14 @@
 """Checkpoints: one file each, written completely or not at all, and read without running any code in it."""
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor, nn
 
 from latentgnn.errors import UserError
@@ -18,8 +19,6 @@ from latentgnn.training.run_files import Damaged, check_plain, is_step
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 NAMES = (LAST, PREVIOUS, BEST)
-
-_PREFIX = "model."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +32,8 @@ class Checkpoint:
         course: what a run that continues it must agree on.
         data: fingerprints of the sets, by their names for people; empty where it was kept without.
         weights: the model's state dict, under the model's own names.
-        content: the whole of it: ``optimizer`` and what else a run needs to go on.
+        optimizer: the optimizer's state dict.
+        precision: the state of mixed precision's scaling; empty where nothing is scaled.
         lost: the damaged ones that were passed over for it, and what is wrong with them; see `newest_checkpoint`.
     """
 
@@ -43,7 +43,8 @@ class Checkpoint:
     course: dict[str, Any]
     data: dict[str, Fingerprint]
     weights: dict[str, Tensor]
-    content: dict[str, Any]
+    optimizer: dict[str, Any]
+    precision: dict[str, Any]
     lost: Mapping[Path, Damaged] = field(default_factory=dict)
 
     def load_into(self, model: nn.Module) -> None:
@@ -61,17 +62,20 @@ class Checkpoint:
         Raises:
             UserError: its state is another optimizer's, or another model's.
         """
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         try:
-            optimizer.load_state_dict(self.content["optimizer"])
+            kept = [index for group in self.optimizer["param_groups"] for index in group["params"]]
+            wrong = [
+                f"{name} has the shape {tuple(value.shape)}, its parameter {tuple(parameter.shape)}"
+                for index, parameter in zip(kept, parameters, strict=True)
+                for name, value in self.optimizer["state"].get(index, {}).items()
+                if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape
+            ]
+            if wrong:
+                raise ValueError(wrong[0])
+            optimizer.load_state_dict(self.optimizer)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{self.path} does not fit the optimizer ({error}): start a new run") from error
-        for parameter, state in optimizer.state.items():
-            for name, value in state.items():
-                if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
-                    raise UserError(
-                        f"{self.path} does not fit the optimizer ({name} has the shape {tuple(value.shape)}, its "
-                        f"parameter {tuple(parameter.shape)}): start a new run"
-                    )
 
 
 def write_checkpoint(path: Path | str, content: dict[str, Any]) -> None:
@@ -80,12 +84,13 @@ def write_checkpoint(path: Path | str, content: dict[str, Any]) -> None:
     Args:
         path: the file.
         content: ``latentgnn`` (a dict of ``step``, ``config``, ``course`` and ``data``, see `Checkpoint`),
-            ``state_dict`` (the weights, under the model's own names), ``optimizer``, and what else a run needs.
+            ``state_dict`` (the weights, under the model's own names), ``optimizer`` (its state dict), and ``precision``
+            (that of the scaling of losses) where losses are scaled.
 
     Raises:
         UserError: weights or optimizer state are not finite; nothing was written.
     """
-    check_finite(content)
+    check_finite(content, step=content["latentgnn"]["step"])
     path = Path(path)
 
     def keep() -> None:
@@ -97,20 +102,20 @@ def write_checkpoint(path: Path | str, content: dict[str, Any]) -> None:
         seal(file)
 
 
-def check_finite(content: Mapping[str, Any]) -> None:
+def check_finite(content: Mapping[str, Any], *, step: int) -> None:
     """Refuse to keep weights and optimizer state that training cannot go on from.
 
     Args:
-        content: as `write_checkpoint` takes it, or ``state_dict`` alone.
+        content: as `write_checkpoint` takes it.
+        step: for the error.
 
     Raises:
         UserError: naming some of what is infinite or not a number.
     """
     bad = [name for part in ("state_dict", "optimizer") for name in _non_finite(content.get(part), "")]
     if bad:
-        step = content.get("latentgnn", {}).get("step")
         raise UserError(
-            f"{'' if step is None else f'after step {step}, '}weights or the optimizer's state are infinite or not "
+            f"after step {step}, weights or the optimizer's state are infinite or not "
             f"numbers: {', '.join(bad[:5])}. The last checkpoint is as it was. Lower the learning rate, lengthen the "
             "warm-up or clip the gradient"
         )
@@ -192,25 +197,6 @@ def check_weights(weights: Mapping[str, Tensor], model: nn.Module, source: str) 
         raise UserError(f"{source} does not fit the model ({listed}): build the model with the checkpoint's config")
 
 
-class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's checkpoints in the form of `write_checkpoint`."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        content = dict(checkpoint)
-        weights = content.pop("state_dict")
-        content["state_dict"] = {name.removeprefix(_PREFIX): value for name, value in weights.items()}
-        (content["optimizer"],) = content.pop("optimizer_states")
-        write_checkpoint(path, content)
-
-    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
-        content = read_checkpoint(path).content
-        weights = {f"{_PREFIX}{name}": value for name, value in content["state_dict"].items()}
-        return {**content, "state_dict": weights, "optimizer_states": [content["optimizer"]]}
-
-    def remove_checkpoint(self, path: Any) -> None:
-        Path(path).unlink(missing_ok=True)
-
-
 def _second_name(path: Path, previous: Path) -> None:
     """Give a file a second name; at no moment does it have none."""
     link = temporary_name(previous)
@@ -237,12 +223,18 @@ def _read(path: Path) -> Checkpoint:
             raise Damaged(f"{path} is damaged ({error})") from None
         file.seek(0)
         try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                # PyTorch warns of kinds of tensors that are refused here.
+                warnings.simplefilter("ignore")
+                content = torch.load(file, map_location="cpu", weights_only=True)
         except OSError:
             raise
         except Exception as error:
-            # PyTorch's reader has no error of its own for a file that it cannot make sense of.
-            message = f"{path} cannot be read as a checkpoint: {str(error).partition(chr(10))[0]}"
+            # PyTorch's reader has no error of its own for a file that it cannot make sense of. What it says of objects
+            # that it does not load is how to load them all the same, which would run code from the file.
+            strange = isinstance(error, UnpicklingError)
+            reason = "it holds more than tensors and plain data" if strange else str(error).partition("\n")[0]
+            message = f"{path} cannot be read as a checkpoint ({reason})"
             raise (UserError(message) if sealed else Damaged(message)) from error
     try:
         return _checked(path, content)
@@ -268,6 +260,9 @@ def _checked(path: Path, content: Any) -> Checkpoint:
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(f"its weight {name!r:.40} is {type(value).__name__}, expected a tensor")
+    precision = content.get("precision", {})
+    if not isinstance(precision, dict):
+        raise ValueError(f"its precision is {type(precision).__name__}, expected a mapping")
     for name, tensor in _tensors(content, ""):
         if not _holds_its_values(tensor):
             raise ValueError(f"{name} in it has no memory for its {tensor.numel()} values")
@@ -284,7 +279,8 @@ def _checked(path: Path, content: Any) -> Checkpoint:
         course=record["course"],
         data={name: Fingerprint.from_plain(plain) for name, plain in sets.items()},
         weights=weights,
-        content=content,
+        optimizer=content["optimizer"],
+        precision=precision,
     )
 
 

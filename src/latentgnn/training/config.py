@@ -1,7 +1,11 @@
 """How a model is trained: steps, batches, optimizer, schedule, hardware. The same for every task."""
 
+import math
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Literal
+
+from latentgnn.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,3 +92,56 @@ class TrainingConfig:
     monitor: str | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+
+# The least and the largest value of each number. The largest are beyond any use: with more, a run would not fail but
+# seem to hang, such as at starting a million processes.
+_MANY, _PROCESSES = 2**31 - 1, 4096
+_RANGES: dict[str, tuple[float, float]] = {
+    "steps": (1, _MANY),
+    "batch_size": (1, _MANY),
+    "accumulate": (1, _MANY),
+    "devices": (1, _PROCESSES),
+    "machines": (1, _PROCESSES),
+    "workers": (0, _PROCESSES),
+    # What torch's generators take.
+    "seed": (0, 2**63 - 1),
+    "log_every": (1, _MANY),
+    "validate_every": (1, _MANY),
+    "checkpoint_every": (1, _MANY),
+    "optimizer.learning_rate": (0, math.inf),
+    "optimizer.momentum": (0, 1),
+    "optimizer.weight_decay": (0, math.inf),
+    "optimizer.norm_weight_decay": (0, math.inf),
+    "optimizer.block_factor": (0, math.inf),
+    "schedule.warmup_steps": (0, _MANY),
+    "schedule.warmup_factor": (0, math.inf),
+    "schedule.decay": (0, math.inf),
+}
+
+
+def check(config: TrainingConfig) -> None:
+    """Refuse numbers that make no sense.
+
+    Raises:
+        UserError: naming the setting, what it is and what it may be.
+    """
+    for name, (least, most) in _RANGES.items():
+        value = attrgetter(name)(config)
+        if value is None or value == "auto":
+            continue
+        # Written so that what is not a number is refused too.
+        if not (least <= value <= most and value < math.inf):
+            expected = f"{least} or more" if value < least or most == math.inf else f"{least} to {most}"
+            raise UserError(f"training.{name} is {value}, expected {expected}")
+    # A norm of nothing would stop all learning.
+    if config.clip_norm is not None and not 0 < config.clip_norm < math.inf:
+        raise UserError(f"training.clip_norm is {config.clip_norm}, expected a number above 0, or null not to clip")
+    milestones = list(config.schedule.milestones)
+    if milestones != sorted(milestones) or any(milestone < 0 for milestone in milestones):
+        raise UserError(f"training.schedule.milestones must ascend, from 0 on, got {milestones}")
+    if config.schedule.name == "cosine" and config.schedule.warmup_steps >= config.steps:
+        raise UserError(
+            f"training.schedule.warmup_steps is {config.schedule.warmup_steps}, "
+            f"which leaves nothing of {config.steps} steps for the cosine"
+        )

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch.loggers.logger import Logger
+from lightning.fabric.loggers.logger import Logger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
@@ -33,13 +33,16 @@ class CsvLog(Logger):
         self._path = run.path / "metrics.csv"
         self._writes = run.writes
         self._columns: list[str] = []
+        self._last: dict[str, str] = {}
         if self._writes and os.path.lexists(self._path):
             try:
                 rows = [row for row in self._rows() if int(row["step"]) <= first_step]
             except Damaged as error:
                 run.do_without(error, self._path)
                 return
-            self._columns = list(rows[0]) if rows else []
+            if rows:
+                self._columns = list(rows[0])
+                self._last = {name: value for name, value in rows[-1].items() if value}
             self._write_all(rows)
 
     @property
@@ -57,6 +60,9 @@ class CsvLog(Logger):
         if not self._writes:
             return
         row = {"step": step, **metrics}
+        # A validation that a killed run had logged and not noted is repeated, with the same figures.
+        if {name: str(value) for name, value in row.items()} == self._last:
+            return
         new = [name for name in row if name not in self._columns]
         if new:
             rows = self._rows() if self._columns else []
