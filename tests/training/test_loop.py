@@ -179,7 +179,7 @@ def test_without_a_validation_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed"])
-def test_precision_and_channels_last(tmp_path: Path, precision: Any) -> None:
+def test_precision_and_channels_last(tmp_path: Path, precision: Any, capfd: pytest.CaptureFixture[str]) -> None:
     types = set()
 
     class Watches(ToyTask):
@@ -190,6 +190,7 @@ def test_precision_and_channels_last(tmp_path: Path, precision: Any) -> None:
 
     fit(Watches(), config(precision=precision, channels_last=True), new_run(tmp_path))
     assert types == {(torch.bfloat16, True)}
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -200,6 +201,22 @@ def test_precision_and_channels_last(tmp_path: Path, precision: Any) -> None:
         ({"workers": -1}, "training.workers is -1"),
         ({"validate_every": 0}, "training.validate_every is 0"),
         ({"devices": 0}, "training.devices is 0"),
+        ({"workers": 10**9}, "training.workers is 1000000000, expected 0 to 4096"),
+        ({"seed": 10**22}, "training.seed is 10000000000000000000000, expected 0 to 9223372036854775807"),
+        ({"clip_norm": -1.0}, "training.clip_norm is -1.0, expected a number above 0"),
+        ({"clip_norm": float("nan")}, "training.clip_norm is nan"),
+        ({"optimizer": OptimizerConfig(weight_decay=-1e-4)}, "training.optimizer.weight_decay is -0.0001"),
+        ({"optimizer": OptimizerConfig(norm_weight_decay=-1.0)}, "training.optimizer.norm_weight_decay is -1.0"),
+        (
+            {"optimizer": OptimizerConfig(learning_rate=-0.1)},
+            "optimizer.learning_rate is -0.1, expected 0 or more",
+        ),
+        ({"optimizer": OptimizerConfig(learning_rate=float("inf"))}, "training.optimizer.learning_rate is inf"),
+        ({"optimizer": OptimizerConfig(momentum=1.5)}, "training.optimizer.momentum is 1.5, expected 0 to 1"),
+        ({"schedule": ScheduleConfig(warmup_steps=-1)}, "training.schedule.warmup_steps is -1, expected 0 or more"),
+        ({"schedule": ScheduleConfig(decay=float("nan"))}, "training.schedule.decay is nan"),
+        ({"schedule": ScheduleConfig(milestones=(-3, 5))}, "must ascend, from 0 on"),
+        ({"accelerator": "tpu"}, "accelerator 'tpu', devices 1.* do not fit this machine"),
         ({"accelerator": "abacus"}, "do not fit this machine: .*abacus"),
         ({"schedule": ScheduleConfig(milestones=(5, 3))}, "must ascend"),
         ({"schedule": ScheduleConfig(name="cosine", warmup_steps=9)}, "nothing of 9 steps"),

@@ -11,7 +11,7 @@ from latentgnn.errors import UserError
 from latentgnn.training.config import OptimizerConfig
 from latentgnn.training.loop import fit
 from latentgnn.training.runs import RunFolder
-from latentgnn.training.stopping import TrainingStopped
+from latentgnn.training.stopping import STOP_SIGNALS, TrainingStopped
 
 
 def stop_in_call(number: int, name: int = signal.SIGTERM) -> Any:
@@ -97,11 +97,24 @@ def test_stopped_in_the_last_validation(tmp_path: Path, whole: Any) -> None:
     assert same(state_of(run), expected)
 
 
-def test_signal_handlers_are_put_back(tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with pytest.raises(TrainingStopped):
-        fit(ToyTask(on_losses=stop_in_call(1)), config(), new_run(tmp_path))
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1"])
+def test_signals_stop_after_the_step_and_their_handlers_are_put_back(tmp_path: Path, name: str) -> None:
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    run = new_run(tmp_path)
+    with pytest.raises(TrainingStopped, match=f"stopped by {name} after step 2 of 9"):
+        fit(ToyTask(on_losses=stop_in_call(3, getattr(signal, name))), config(), run)
+    assert torch.load(run.checkpoint("last"), weights_only=True)["latentgnn"]["step"] == 2
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+
+
+def test_a_hang_up_that_is_ignored_on_purpose_stays_ignored(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run = new_run(tmp_path)
+        fit(ToyTask(on_losses=stop_in_call(3, signal.SIGHUP)), config(), run)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert torch.load(run.checkpoint("last"), weights_only=True)["latentgnn"]["step"] == 9
 
 
 def test_second_interrupt_stops_at_once(tmp_path: Path) -> None:

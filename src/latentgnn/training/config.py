@@ -132,7 +132,7 @@ def check(config: TrainingConfig) -> None:
             continue
         # Written so that what is not a number is refused too.
         if not (least <= value <= most and value < math.inf):
-            expected = f"{least} or more" if value < least or most == math.inf else f"{least} to {most}"
+            expected = f"{least} to {most}" if value > most else f"{least} or more"
             raise UserError(f"training.{name} is {value}, expected {expected}")
     # A norm of nothing would stop all learning.
     if config.clip_norm is not None and not 0 < config.clip_norm < math.inf:

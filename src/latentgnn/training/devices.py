@@ -3,7 +3,6 @@
 import atexit
 import logging
 import subprocess
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,9 +12,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from latentgnn.errors import UserError
 from latentgnn.training.config import TrainingConfig
-
-# Whether a parameter takes part depends on the batch; in most batches all do.
-_ALL_USED = "find_unused_parameters=True was specified in DDP constructor, but did not find any unused parameters"
 
 
 def make_fabric(config: TrainingConfig, loggers: list[Logger]) -> Fabric:
@@ -61,16 +57,16 @@ def launch(fabric: Fabric, config: TrainingConfig) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Fabric's reports of its stages, for this loop has its own; its warnings stay."""
-    logger = logging.getLogger("lightning.fabric")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    """Without Lightning's reports of its stages, for this loop has its own; its warnings stay."""
+    loggers = [logging.getLogger(name) for name in ("lightning.fabric", "lightning.pytorch")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=_ALL_USED)
-            yield
+        yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager

@@ -1,11 +1,13 @@
 """What a run prints, and its ``log.txt`` and ``metrics.csv``."""
 
 import csv
+import errno
 import io
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.fabric.loggers.logger import Logger
@@ -107,11 +109,12 @@ class Progress:
     def __init__(self, run: RunFolder, *, steps: int, terminal: bool | None = None) -> None:
         self._run = run
         self._steps = steps
-        self._shown = run.writes
+        self._writes = run.writes
+        self._seen = True
         self._bar: RichProgress | None = None
         self._training: TaskID | None = None
         self._validation: TaskID | None = None
-        if self._shown and (sys.stdout.isatty() if terminal is None else terminal):
+        if run.writes and (sys.stdout.isatty() if terminal is None else terminal):
             self._bar = RichProgress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -125,13 +128,15 @@ class Progress:
     def start(self, step: int) -> None:
         """Show the bar, at the steps done before."""
         if self._bar is not None:
-            self._training = self._bar.add_task("train", total=self._steps, completed=step, figures="")
-            self._bar.start()
+            with self._while_seen():
+                self._training = self._bar.add_task("train", total=self._steps, completed=step, figures="")
+                self._bar.start()
 
     def advance(self, step: int) -> None:
         """Move the bar."""
         if self._bar is not None and self._training is not None:
-            self._bar.update(self._training, completed=step)
+            with self._while_seen():
+                self._bar.update(self._training, completed=step)
 
     def figures(self, step: int, metrics: Mapping[str, float], *, seconds_left: float) -> None:
         """Show the figures of the steps since the last time.
@@ -147,7 +152,8 @@ class Progress:
             f"{metrics['samples_per_second']:.1f} samples/s  left {_duration(seconds_left)}"
         )
         if self._bar is not None and self._training is not None:
-            self._bar.update(self._training, figures=f"loss {metrics['loss']:.4f}  rate {metrics['rate']:.3g}")
+            with self._while_seen():
+                self._bar.update(self._training, figures=f"loss {metrics['loss']:.4f}  rate {metrics['rate']:.3g}")
             self._run.keep_line(line)
         else:
             self.say(line)
@@ -156,27 +162,43 @@ class Progress:
         """Show how far a validation is; gone at its end."""
         if self._bar is None:
             return
-        if self._validation is None:
-            self._validation = self._bar.add_task("validate", total=batches, figures="")
-        self._bar.update(self._validation, completed=batch)
-        if batch == batches:
-            self._bar.remove_task(self._validation)
-            self._validation = None
+        with self._while_seen():
+            if self._validation is None:
+                self._validation = self._bar.add_task("validate", total=batches, figures="")
+            self._bar.update(self._validation, completed=batch)
+            if batch == batches:
+                self._bar.remove_task(self._validation)
+                self._validation = None
 
     def say(self, line: str) -> None:
         """A line for the person, and for ``log.txt``."""
-        if not self._shown:
+        if not self._writes:
             return
-        if self._bar is None:
-            self._run.say(line)
-            return
-        self._bar.console.print(line, markup=False, highlight=False)
+        # Kept first: what is written to a person may be read by no one any more.
         self._run.keep_line(line)
+        if self._seen:
+            with self._while_seen():
+                if self._bar is not None:
+                    self._bar.console.print(line, markup=False, highlight=False)
+                else:
+                    print(line, flush=True)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._bar is not None:
-            self._bar.stop()
+            with self._while_seen():
+                self._bar.stop()
+
+    @contextmanager
+    def _while_seen(self) -> Iterator[None]:
+        """Show something; the run goes on where the terminal is gone (SIGHUP) or the reader of a pipe has ended."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EPIPE):
+                raise
+            self._seen = False
+            self._bar = None
 
 
 def _duration(seconds: float) -> str:

@@ -184,8 +184,8 @@ class RunFolder:
     def say(self, line: str) -> None:
         """A line for the person, and for ``log.txt``."""
         if self.writes:
-            print(line, flush=True)
             self.keep_line(line)
+            print(line, flush=True)
 
     def keep_line(self, line: str) -> None:
         """A line for ``log.txt``, with the time."""

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -177,6 +178,21 @@ def test_a_stopped_run_resumes_to_the_same_weights(run, data, recipe, tmp_path, 
     whole, resumed = weights_of(run), weights_of(folder)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_an_image_that_vanishes_ends_the_run_with_one_line(data, recipe, tmp_path, monkeypatch, capfd):
+    root, folder = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(data, root)
+    losses = commands.DetectionTask.losses
+
+    def vanish(self, batch):
+        (root / "train" / "train2.png").unlink(missing_ok=True)
+        return losses(self, batch)
+
+    monkeypatch.setattr(commands.DetectionTask, "losses", vanish)
+    argv = ["train", "--config", str(recipe), "--data.root", str(root), "--out", str(folder)]
+    assert main([*argv, "--training.steps", "100", "--training.workers", "2"]) == 1
+    assert capfd.readouterr().err == f"latentgnn: {root / 'train' / 'train2.png'}: no such image file\n"
 
 
 def test_resuming_with_another_course_is_refused_and_leaves_the_folder_as_it_was(run, capsys):

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from rich.progress import track
 from torch import nn
-from torch.utils.data import DataLoader
 
 from latentgnn.errors import UserError
 from latentgnn.files import write_bytes, write_json
@@ -25,6 +24,7 @@ from latentgnn.tasks.detection.pictures import png_bytes, side_by_side
 from latentgnn.tasks.detection.prediction import expand_images, predict_paths
 from latentgnn.tasks.detection.task import DetectionTask, kinds_of_detector
 from latentgnn.training import commands
+from latentgnn.training.loading import batches, make_loader
 from latentgnn.training.runs import RunFolder, is_first_process
 
 Data = tuple[CocoAnnotations, CocoAnnotations]
@@ -214,15 +214,12 @@ def _trained(config: DetectionConfig, source: Path) -> tuple[nn.Module, torch.de
 def _detect(config: DetectionConfig, source: Path, val_set: CocoAnnotations, evaluator: CocoEvaluator) -> list[Record]:
     model, device = _trained(config, source)
     category_of_label = {label: id for label, (id, _) in enumerate(_categories(config, source), 1)}
-    images: DataLoader[Any] = DataLoader(
-        CocoValidationSet(val_set),  # type: ignore[arg-type]
-        batch_size=None,
-        num_workers=config.training.workers,
-    )
-    shown = track(images, "evaluate", total=len(val_set), transient=True, disable=not sys.stdout.isatty())
+    images = make_loader(CocoValidationSet(val_set), list, workers=config.training.workers, seed=0, batch_size=1)
     records: list[Record] = []
-    with torch.inference_mode(), commands.precision_of(config.training, device):
-        for image, target in shown:
+    with torch.inference_mode(), commands.precision_of(config.training, device), batches(images) as loaded:
+        for [(image, target)] in track(
+            loaded, "evaluate", total=len(val_set), transient=True, disable=not sys.stdout.isatty()
+        ):
             records += evaluator.results_of([model([image.to(device)])[0]], [target["image_id"]], category_of_label)
     return records
 

@@ -1,5 +1,6 @@
 """Semantic segmentation as the training loop sees it: a point network, its scans and their scores."""
 
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -154,14 +155,13 @@ class PointCloudTask:
 
     def fingerprints(self) -> dict[str, Fingerprint]:
         """The scans' files, and how many points of each class they hold together."""
-        return {
-            name: Fingerprint.of(
-                scans.config.root or "",
-                (Record(name=source.name, files=source.files) for source in scans.sources),
-                totals=_points(scans),
-            )
-            for name, scans in self._sets.items()
-        }
+        return {name: _fingerprint(scans) for name, scans in self._sets.items()}
+
+
+def _fingerprint(scans: ScanSet) -> Fingerprint:
+    root = scans.config.root or ""
+    records = (Record(name=os.path.relpath(scan.path, root), files=scan.files) for scan in scans.sources)
+    return Fingerprint.of(root, records, totals=_points(scans))
 
 
 def _points(scans: ScanSet) -> dict[str, int]:
