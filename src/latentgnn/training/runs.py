@@ -15,7 +15,6 @@ from latentgnn.files import is_temporary, leftovers, write_json, write_text
 from latentgnn.training.environment import environment
 from latentgnn.training.locks import LOCK, sole_use
 from latentgnn.training.run_files import (
-    LARGEST,
     Damaged,
     check_mapping,
     check_metrics,
@@ -252,8 +251,6 @@ def _configuration(run: Path) -> dict[str, Any]:
     try:
         if not file.is_file():
             raise UserError(f"{run} is not a run's folder: it has no config.yaml")
-        if file.stat().st_size > LARGEST:
-            raise UserError(f"{file} is damaged ({file.stat().st_size:,} bytes; {LARGEST:,} are allowed)")
         return load_recipe(file.resolve())
     except UserError as error:
         if not any((run / "checkpoints").glob("*.ckpt")):
