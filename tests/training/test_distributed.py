@@ -70,7 +70,7 @@ def test_one_process_with_a_non_finite_loss_stops_all(tmp_path: Path) -> None:
     ("mode", "gone", "code"),
     [
         ("kill other", "process 1 of 2 (counted from 0) is gone", 1),
-        ("kill first", "process 0 of 2 (counted from 0) is gone", -9),
+        pytest.param("kill first", "process 0 of 2 (counted from 0) is gone", -9, marks=pytest.mark.slow),
         # The first is where nothing tells it, and is ended.
         ("busy", "process 1 of 2 (counted from 0) is gone", 1),
     ],

@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric import Fabric
+from lightning.fabric.plugins import MixedPrecision
 from training_toy import ToyTask, config, new_run, same, state_of
 
 from latentgnn.errors import UserError
-from latentgnn.training.config import OptimizerConfig
+from latentgnn.training.config import OptimizerConfig, TrainingConfig
 from latentgnn.training.loop import fit
 from latentgnn.training.runs import RunFolder
 from latentgnn.training.stopping import STOP_SIGNALS, TrainingStopped
@@ -161,3 +163,22 @@ def test_another_course_is_refused(tmp_path: Path) -> None:
     run.write_config({"model": {"width": 9}, "data": {"root": "there"}})
     with pytest.raises(UserError, match=r"another course: model.width was 8, is 9\. "):
         fit(ToyTask(), config(), run, resume=True, may_change=["data"])
+
+
+def test_the_scale_of_losses_in_16_bits_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scaled(settings: TrainingConfig, loggers: list[Any]) -> Fabric:
+        # As on a GPU, but on the CPU; the scale doubles after every third step.
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
+        precision = MixedPrecision("16-mixed", "cpu", scaler)
+        return Fabric(accelerator="cpu", devices=1, plugins=[precision], loggers=loggers)
+
+    monkeypatch.setattr("latentgnn.training.loop.make_fabric", scaled)
+    whole, parts = new_run(tmp_path / "whole"), new_run(tmp_path / "parts")
+    fit(ToyTask(), config(), whole)
+    with pytest.raises(TrainingStopped, match="after step 4"):
+        fit(ToyTask(on_losses=stop_in_call(8)), config(), parts)
+    kept = torch.load(parts.checkpoint("last"), weights_only=True)["precision"]
+    assert (kept["scale"], kept["_growth_tracker"]) == (16.0, 1)
+    fit(ToyTask(), config(), parts, resume=True)
+    assert same(state_of(parts), state_of(whole))
+    assert torch.load(parts.checkpoint("last"), weights_only=True)["precision"]["scale"] == 64.0
