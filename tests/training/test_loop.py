@@ -90,7 +90,7 @@ def test_non_finite_weights_are_not_kept(tmp_path: Path) -> None:
             return losses
 
     run = new_run(tmp_path)
-    with pytest.raises(UserError, match=r"after step 6, weights are infinite or not numbers: "):
+    with pytest.raises(UserError, match=r"after step 6, .* state are infinite or not numbers: 0"):
         fit(Explodes(), config(clip_norm=None), run)
     assert read_checkpoint(run.checkpoint("last")).step == 4
 

@@ -152,8 +152,8 @@ def test_another_course_is_refused(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     with pytest.raises(TrainingStopped):
         fit(ToyTask(on_losses=stop_in_call(5)), config(), run)
-    with pytest.raises(UserError, match=r"training.seed was 0, is 3; training samples was 22, is 20"):
-        fit(ToyTask(count=20), config(seed=3), run, resume=True)
+    with pytest.raises(UserError, match=r"training.seed was 0, is 3\. "):
+        fit(ToyTask(), config(seed=3), run, resume=True)
     with pytest.raises(UserError, match=r"training.steps was 9, is 12"):
         fit(ToyTask(), config(steps=12), run, resume=True)
     with pytest.raises(UserError, match="does not fit the model"):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from latentgnn.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
+from latentgnn.training.fingerprint import Fingerprint, Record
 from latentgnn.training.runs import RunFolder
 
 
@@ -102,6 +103,10 @@ class ToyTask:
     def score(self, results: Sequence[Any]) -> dict[str, float]:
         self.scored.append(list(results))
         return {"score": -sum(abs(value) for _, value in results), "count": len(results)}
+
+    def fingerprints(self) -> dict[str, Fingerprint]:
+        records = [Record(name=f"sample {index}") for index in range(len(self.training_set))]
+        return {"training set": Fingerprint.of("toys", records)}
 
 
 def config(**changes: Any) -> TrainingConfig:

@@ -67,6 +67,8 @@ class TrainingConfig:
         log_every: steps between two log lines.
         validate_every: steps between two validations; ``null`` validates once, at the end.
         checkpoint_every: steps between two checkpoints.
+        on_changed_data: ``stop`` where a resumed run meets other data than it was stopped with, or ``accept`` them and
+            say what differs.
         monitor: the metric whose highest value makes a checkpoint the best one; ``null`` takes the task's own.
         optimizer: see `OptimizerConfig`.
         schedule: see `ScheduleConfig`.
@@ -86,6 +88,7 @@ class TrainingConfig:
     log_every: int = 20
     validate_every: int | None = None
     checkpoint_every: int = 1000
+    on_changed_data: Literal["stop", "accept"] = "stop"
     monitor: str | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

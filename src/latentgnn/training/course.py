@@ -5,7 +5,7 @@ from typing import Any
 
 from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
-from latentgnn.training.checkpoints import Checkpoint, check_weights, read_checkpoint
+from latentgnn.training.checkpoints import Checkpoint, check_weights
 from latentgnn.training.config import TrainingConfig
 from latentgnn.training.runs import RunFolder
 from latentgnn.training.task import TrainingTask
@@ -19,29 +19,16 @@ _FREE = (
     "log_every",
     "machines",
     "monitor",
+    "on_changed_data",
     "validate_every",
     "workers",
 )
 
 
-def last_checkpoint(run: RunFolder, *, resume: bool) -> Checkpoint | None:
-    """Where a run goes on; ``None`` at the first step.
-
-    Raises:
-        UserError: there is a checkpoint, and the run is not meant to be resumed.
-    """
-    path = run.checkpoint("last")
-    if not path.exists():
-        return None
-    if not resume:
-        raise UserError(f"{run.path} holds a run with a checkpoint already: resume it, or use another folder")
-    return read_checkpoint(path)
-
-
-def course_of(task: TrainingTask, config: TrainingConfig, run: RunFolder, *, processes: int) -> dict[str, Any]:
+def course_of(config: TrainingConfig, run: RunFolder, *, processes: int) -> dict[str, Any]:
     """All settings, and what else the weights depend on, under dotted names."""
     settings = {**plain_data(run.config), "training": plain_data(config)}
-    return {**dict(_flat(settings)), "processes": processes, "training samples": len(task.training_set)}
+    return {**dict(_flat(settings)), "processes": processes}
 
 
 def check_resumable(
@@ -72,7 +59,7 @@ def check_resumable(
             f"the run in {run.path} cannot be resumed with another course: {'; '.join(differences)}. "
             "Resume it as it was, or start a new run"
         )
-    check_weights(checkpoint.weights, task.model, str(run.checkpoint("last")))
+    check_weights(checkpoint.weights, task.model, str(checkpoint.path))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,16 +8,18 @@ from lightning.fabric import Fabric
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from torch.utils.data import DataLoader
 
+from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
 from latentgnn.training.checkpoints import Checkpoint
 from latentgnn.training.config import TrainingConfig, check
-from latentgnn.training.course import check_resumable, course_of, last_checkpoint
+from latentgnn.training.course import check_resumable, course_of
 from latentgnn.training.devices import launch, make_fabric, quiet
 from latentgnn.training.faults import faults_told
 from latentgnn.training.lifeline import Lifeline
 from latentgnn.training.loading import batches, make_loader
 from latentgnn.training.progress import CsvLog, Progress
 from latentgnn.training.records import Records
+from latentgnn.training.resuming import check_data, start_of
 from latentgnn.training.runs import RunFolder
 from latentgnn.training.sampling import BatchStream, share
 from latentgnn.training.steps import OptimizerSteps
@@ -43,9 +45,10 @@ def fit(
         task: model, data, losses and scores; the model is trained in place.
         config: steps, batches, optimizer, hardware.
         run: where logs, metrics and checkpoints go; its ``config`` is kept in every checkpoint.
-        resume: continue after the run's last checkpoint; without one, begin at the first step. The configuration must
-            be the same but for what has no influence on the weights (logging, validation, checkpoints, workers,
-            accelerator). The number of steps must be the same too, because most schedules depend on it.
+        resume: continue after the run's newest checkpoint that is sound; without any, begin at the first step. The
+            configuration must be the same but for what has no influence on the weights (logging, validation,
+            checkpoints, workers, accelerator). The number of steps must be the same too, because most schedules depend
+            on it. The data must be the same, or ``config.on_changed_data`` say that others are accepted.
         may_change: dotted beginnings of names in ``run.config`` that a resumed run may change also, such as
             ``evaluation`` or ``data.root``.
 
@@ -58,12 +61,15 @@ def fit(
     check(config)
     progress = Progress(run, steps=config.steps)
     with quiet():
-        checkpoint = last_checkpoint(run, resume=resume)
+        checkpoint = start_of(run, resume=resume)
         fabric = make_fabric(config, _loggers(run, first_step=checkpoint.step if checkpoint else 0))
         per_device = _per_device(config, fabric.world_size)
-        course = course_of(task, config, run, processes=fabric.world_size)
+        course = course_of(config, run, processes=fabric.world_size)
         if checkpoint is not None:
             check_resumable(checkpoint, task, run, course, may_change)
+        data = check_data(task, run, checkpoint, accept=config.on_changed_data == "accept")
+        record = {"config": plain_data(run.config), "course": course, "data": data}
+        if checkpoint is not None:
             finished = run.metrics()
             if finished is not None and checkpoint.step == config.steps:
                 progress.say(f"this run is finished: all {config.steps} steps are done")
@@ -72,7 +78,7 @@ def fit(
             progress.say(f"continuing after step {checkpoint.step} of {config.steps}")
         launch(fabric, config)
         with _connected(fabric, run, progress) as lifeline:
-            metrics = _train(fabric, task, config, run, course, checkpoint, progress, per_device)
+            metrics = _train(fabric, task, config, run, record, checkpoint, progress, per_device)
             lifeline.done()
     return metrics
 
@@ -82,7 +88,7 @@ def _train(
     task: TrainingTask,
     config: TrainingConfig,
     run: RunFolder,
-    course: dict[str, Any],
+    record: dict[str, Any],
     checkpoint: Checkpoint | None,
     progress: Progress,
     per_device: int,
@@ -101,7 +107,7 @@ def _train(
         task,
         config,
         run,
-        course,
+        record,
         steps,
         progress,
         validation=validation,

@@ -3,8 +3,9 @@
 import csv
 import errno
 import io
+import os
+import re
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as RichProgress
 
 from latentgnn.files import write_text
+from latentgnn.training.run_files import Damaged
 from latentgnn.training.runs import RunFolder
+
+_STEP = re.compile(r"[0-9]{1,18}")
 
 
 class CsvLog(Logger):
@@ -31,9 +35,16 @@ class CsvLog(Logger):
         self._path = run.path / "metrics.csv"
         self._writes = run.writes
         self._columns: list[str] = []
-        if self._writes and self._path.exists():
-            rows = [row for row in self._rows() if int(row["step"]) <= first_step]
-            self._columns = list(rows[0]) if rows else []
+        self._last: dict[str, str] = {}
+        if self._writes and os.path.lexists(self._path):
+            try:
+                rows = [row for row in self._rows() if int(row["step"]) <= first_step]
+            except Damaged as error:
+                run.do_without(error, self._path)
+                return
+            if rows:
+                self._columns = list(rows[0])
+                self._last = {name: value for name, value in rows[-1].items() if value}
             self._write_all(rows)
 
     @property
@@ -51,6 +62,9 @@ class CsvLog(Logger):
         if not self._writes:
             return
         row = {"step": step, **metrics}
+        # A validation that a killed run had logged and not noted is repeated, with the same figures.
+        if {name: str(value) for name, value in row.items()} == self._last:
+            return
         new = [name for name in row if name not in self._columns]
         if new:
             rows = self._rows() if self._columns else []
@@ -61,8 +75,19 @@ class CsvLog(Logger):
             csv.DictWriter(file, self._columns, restval="").writerow(row)
 
     def _rows(self) -> list[dict[str, Any]]:
-        with self._path.open(newline="") as file:
-            return list(csv.DictReader(file))
+        """The rows that are whole: a process that was killed may have written part of its last one."""
+        if not self._path.is_file():
+            raise Damaged(f"{self._path} is damaged (it is no file)")
+        try:
+            with self._path.open(newline="", encoding="utf-8", errors="strict") as file:
+                reader = csv.DictReader(file)
+                columns = reader.fieldnames or []
+                rows = [row for row in reader if None not in row and None not in row.values()]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise Damaged(f"{self._path} is damaged ({error})") from None
+        if (columns and "step" not in columns) or not all(_STEP.fullmatch(row["step"]) for row in rows):
+            raise Damaged(f"{self._path} is damaged (expected a step in each row)")
+        return rows
 
     def _write_all(self, rows: list[dict[str, Any]]) -> None:
         buffer = io.StringIO(newline="")
@@ -129,7 +154,7 @@ class Progress:
         if self._bar is not None and self._training is not None:
             with self._while_seen():
                 self._bar.update(self._training, figures=f"loss {metrics['loss']:.4f}  rate {metrics['rate']:.3g}")
-            self._keep(line)
+            self._run.keep_line(line)
         else:
             self.say(line)
 
@@ -150,7 +175,7 @@ class Progress:
         if not self._writes:
             return
         # Kept first: what is written to a person may be read by no one any more.
-        self._keep(line)
+        self._run.keep_line(line)
         if self._seen:
             with self._while_seen():
                 if self._bar is not None:
@@ -163,10 +188,6 @@ class Progress:
         if self._bar is not None:
             with self._while_seen():
                 self._bar.stop()
-
-    def _keep(self, line: str) -> None:
-        with self._run.log.open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
 
     @contextmanager
     def _while_seen(self) -> Iterator[None]:

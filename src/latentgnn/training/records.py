@@ -6,7 +6,6 @@ from typing import Any, Literal
 from lightning.fabric import Fabric
 from torch.utils.data import DataLoader
 
-from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
 from latentgnn.training.checkpoints import write_checkpoint
 from latentgnn.training.config import TrainingConfig
@@ -25,8 +24,8 @@ class Records:
         fabric: launched, with the loggers.
         task: predicts and scores.
         config: the run.
-        run: the folder; its ``config`` is kept in every checkpoint.
-        course: what a checkpoint says of what a resumed run must agree on.
+        run: the folder.
+        record: what every checkpoint says of the run: ``config``, ``course`` and ``data``.
         steps: the model and how far it is.
         progress: shows it.
         validation: this process's share of the validation set.
@@ -39,14 +38,14 @@ class Records:
         task: TrainingTask,
         config: TrainingConfig,
         run: RunFolder,
-        course: dict[str, Any],
+        record: dict[str, Any],
         steps: OptimizerSteps,
         progress: Progress,
         *,
         validation: DataLoader[Any],
         stopped: Callable[[], bool],
     ) -> None:
-        self._fabric, self._task, self._config, self._run, self._course = fabric, task, config, run, course
+        self._fabric, self._task, self._config, self._run, self._record = fabric, task, config, run, record
         self._steps, self._progress, self._validation, self._stopped = steps, progress, validation, stopped
         self._monitor = config.monitor or task.monitor
         self._validations = [record for record in run.validations() if record["step"] <= steps.done]
@@ -76,7 +75,7 @@ class Records:
         """
         state = self._steps.state()
         if self._fabric.is_global_zero:
-            record = {"step": self._steps.done, "config": plain_data(self._run.config), "course": self._course}
+            record = {"step": self._steps.done, **self._record}
             write_checkpoint(self._run.checkpoint(name), {"latentgnn": record, **state})
 
     def validation_is_due(self) -> bool:
@@ -116,8 +115,9 @@ class Records:
         if is_best:
             self.save("best")
         self._validations.append({"step": step, "best": is_best, "metrics": metrics})
-        self._run.write_validations(self._validations)
+        # Noted last: where a run is killed in between, it validates again.
         self._fabric.log_dict(metrics, step=step)
+        self._run.write_validations(self._validations)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self._progress.say(f"step {step}/{self._config.steps}  validation: {shown}{'  (best)' if is_best else ''}")
 

@@ -12,7 +12,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from latentgnn.errors import UserError
-from latentgnn.training.checkpoints import Checkpoint
+from latentgnn.training.checkpoints import Checkpoint, check_finite
 from latentgnn.training.config import TrainingConfig
 from latentgnn.training.optimization import blocks_of, build_optimizer
 from latentgnn.training.randomness import seed_generators
@@ -62,7 +62,7 @@ class OptimizerSteps:
         )
         if checkpoint is not None:
             self.done = checkpoint.step
-            self._optimizer.load_state_dict(checkpoint.optimizer)
+            checkpoint.load_optimizer_into(self._optimizer)
             fabric.strategy.precision.load_state_dict(checkpoint.precision)
 
     def take(self, batches: Iterator[Any]) -> None:
@@ -98,16 +98,11 @@ class OptimizerSteps:
         """What a checkpoint keeps of model and optimizer.
 
         Raises:
-            UserError: weights are infinite or not numbers.
+            UserError: weights or the optimizer's state are infinite or not numbers.
         """
-        model = self._task.model
-        bad = [name for name, value in model.named_parameters() if not torch.isfinite(value).all()]
-        if bad:
-            raise UserError(
-                f"after step {self.done}, weights are infinite or not numbers: {', '.join(bad[:5])}. The last "
-                "checkpoint is as it was. Lower the learning rate, lengthen the warm-up or clip the gradient"
-            )
-        state = {"state_dict": model.state_dict(), "optimizer": self._optimizer.state_dict()}
+        state = {"state_dict": self._task.model.state_dict(), "optimizer": self._optimizer.state_dict()}
+        # In every process, not in the one that writes alone: all end together.
+        check_finite(state, step=self.done)
         if precision := self._fabric.strategy.precision.state_dict():
             state["precision"] = precision
         return state

@@ -97,6 +97,7 @@ class CocoAnnotations:
         skipped: what was left out and why, for people; empty if nothing was.
 
     Attributes:
+        folder: where the file names point.
         images: the images, in the file's order.
         categories: (id, name), by ascending id.
         category_of_label: from a label, 1 to the number of categories, to the category's id; they ascend together.
@@ -112,7 +113,7 @@ class CocoAnnotations:
         skipped_annotations: int = 0,
         skipped: str = "",
     ) -> None:
-        folder = Path(image_folder)
+        self.folder = folder = Path(image_folder)
         self.dataset = dataset
         self.skipped_images = skipped_images
         self.skipped_annotations = skipped_annotations

@@ -57,6 +57,14 @@ class Source:
     path: Path
     read: Callable[[], RawScan]
 
+    @property
+    def files(self) -> list[Path]:
+        """All that is read: its file, and ScanNet's labels beside it; or the objects in its folder."""
+        if self.path.is_dir():
+            return _objects(self.path)
+        labels = _labels_beside(self.path)
+        return [self.path, labels] if labels.exists() else [self.path]
+
 
 def feature_columns(features: Sequence[Feature]) -> tuple[str, ...]:
     """What the columns of `Scan.features` are: ``color`` and ``normal`` take three, all others one."""
@@ -289,9 +297,13 @@ def _find_scannet(root: Path, named: Sequence[str] | None, split: Split, config:
     return sources
 
 
+def _labels_beside(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.labels.ply")
+
+
 def _read_scannet(path: Path) -> RawScan:
     scan = read_scan(path)
-    labels_path = path.with_name(f"{path.stem}.labels.ply")
+    labels_path = _labels_beside(path)
     classes = read_scan(labels_path).classes
     if classes is None:
         raise UserError(f"{labels_path}: its vertices have no 'label'")
@@ -317,11 +329,15 @@ def _find_s3dis(root: Path, named: Sequence[str] | None, split: Split, config: D
     return sources
 
 
+def _objects(room: Path) -> list[Path]:
+    return sorted((room / "Annotations").glob("*.txt"))
+
+
 def _read_s3dis(room: Path, classes: Sequence[tuple[int, str]]) -> RawScan:
     """A room from its objects, ``Annotations/<class>_<number>.txt`` with a line ``x y z r g b`` a point."""
     id_of = {name: id for id, name in classes}
     rows, ids = [], []
-    files = sorted((room / "Annotations").glob("*.txt"))
+    files = _objects(room)
     if not files:
         raise UserError(f"{room / 'Annotations'}: there are no objects <class>_<number>.txt")
     for file in files:
