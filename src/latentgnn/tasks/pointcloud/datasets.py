@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from latentgnn.configuration.recipes import read_yaml
 from latentgnn.configuration.settings import parse_config
 from latentgnn.errors import UserError
+from latentgnn.reading import read_yaml
 from latentgnn.tasks.checks import Split
 from latentgnn.tasks.pointcloud.config import DataConfig, Feature, Layout
 from latentgnn.tasks.pointcloud.scans import IGNORE, SUFFIXES, RawScan, Scan, read_scan
