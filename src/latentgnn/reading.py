@@ -67,9 +67,9 @@ def regular_file(path: Path | str, what: str = "file") -> Path:
         # A NUL, or half of a surrogate pair.
         raise UnreadableError(path, "", f"no such {what}: no file's name has such characters") from None
     if stat.S_ISDIR(mode):
-        raise UnreadableError(path, "", f"expected a {what}; it is a folder")
+        raise UnreadableError(path, "", f"expected an ordinary {what}; it is a folder")
     if not stat.S_ISREG(mode):
-        raise UnreadableError(path, "", f"expected a {what}; it is a pipe, a socket or a device")
+        raise UnreadableError(path, "", f"expected an ordinary {what}; it is a pipe, a socket or a device")
     return path
 
 

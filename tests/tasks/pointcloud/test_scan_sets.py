@@ -92,7 +92,7 @@ def test_what_the_folder_says_of_itself(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("classes: [", "dataset.yaml, line 1, column 11"),
+        ("classes: [", "dataset.yaml: line 1, column 11"),
         ("- 1", "expected a mapping of settings, got list"),
         ("voxel: 3", "expected a mapping of any of layout, .*; got voxel"),
         ("features: [colour]", r"dataset\.yaml: features: expected .*got \['colour'\]"),
@@ -269,7 +269,7 @@ def test_scannet_faults(tmp_path):
     write_scan(labels, RawScan(points=np.zeros((4, 3))))
     assert "labels.ply: its vertices have no 'label'" in only()
     labels.unlink()
-    assert "labels.ply: there is no such file" in only()
+    assert "labels.ply: no such file" in only()
     (tmp_path / "scannetv2_val.txt").unlink()
     with pytest.raises(UserError, match=r"no split file scannetv2_val\.txt; looked for .*Benchmark"):
         check_split(config, "val")

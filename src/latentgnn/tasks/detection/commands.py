@@ -66,7 +66,7 @@ def evaluate(config: DetectionConfig, source: Path | None, *, results: Path | No
     evaluator = CocoEvaluator(
         val_set.dataset,
         kinds=kinds,
-        max_detections=_limits(config),
+        max_detections=config.evaluation.max_detections,
         per_category=config.evaluation.per_category,
     )
     if results is None and source is not None:
@@ -134,7 +134,7 @@ def _train(config: DetectionConfig, run: RunFolder, data: Data, resume: bool) ->
     if run.writes:
         if task.scores is None:
             kinds = kinds_of_detector(config.model.detector)
-            scores = Scores(metrics=metrics, kinds=kinds, max_detections=_limits(config))
+            scores = Scores(metrics=metrics, kinds=kinds, max_detections=config.evaluation.max_detections)
         else:
             scores = task.scores
             _write_samples(val_set, task.results, run.pictures, config.evaluation.sample_pictures)
@@ -145,16 +145,8 @@ def _train(config: DetectionConfig, run: RunFolder, data: Data, resume: bool) ->
 def _task(config: DetectionConfig, train_set: CocoAnnotations, val_set: CocoAnnotations) -> DetectionTask:
     # The seed of the weights; the loop seeds each step by itself.
     torch.manual_seed(config.training.seed)
-    _limits(config)
     model = build_detector(config.model, len(train_set.categories))
     return DetectionTask(model, config, train=train_set, val=val_set)
-
-
-def _limits(config: DetectionConfig) -> tuple[int, int, int]:
-    limits = config.evaluation.max_detections
-    if not 0 < limits[0] < limits[1] < limits[2]:
-        raise UserError(f"evaluation.max_detections: expected three ascending limits; got {list(limits)}")
-    return limits
 
 
 def _load(config: DetectionConfig, folder: Path) -> Data:

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import nn
 
 from latentgnn.errors import UserError
 from latentgnn.files import write_bytes, write_json
+from latentgnn.reading import regular_file
 from latentgnn.tasks.detection.evaluation import records_of
-from latentgnn.tasks.detection.images import IMAGE_SUFFIXES, read_image, to_tensor
+from latentgnn.tasks.detection.images import IMAGE_SUFFIXES, open_image, read_image, to_tensor
 from latentgnn.tasks.detection.pictures import draw_detections, png_bytes
 from latentgnn.tasks.inputs import expand_inputs, unique_stems
 
@@ -22,11 +22,7 @@ def expand_images(inputs: Sequence[str | Path]) -> list[Path]:
 
 
 def _check_image(path: Path) -> None:
-    try:
-        with Image.open(path):
-            pass
-    except OSError:
-        raise UserError(f"{path}: not an image, or one in a format that Pillow cannot read") from None
+    open_image(regular_file(path, "image file")).close()
 
 
 def predict_paths(

@@ -66,9 +66,8 @@ def resolve(config: DataConfig) -> DataConfig:
     """The configuration with what the data folder says about itself: layout, classes, and its ``dataset.yaml``.
 
     Raises:
-        UserError: no such folder, values out of range, or a ``dataset.yaml`` that cannot be understood.
+        UserError: no such folder, or a ``dataset.yaml`` that cannot be understood.
     """
-    _check_values(config)
     root = _root(config)
     if (root / DATASET_FILE).is_file():
         config = replace(config, **_dataset_settings(root / DATASET_FILE))
@@ -148,10 +147,9 @@ class ScanSet:
             config: with ``classes`` and ``features``; ``root`` is not looked at.
 
         Raises:
-            UserError: values out of range.
+            UserError: the classes have no names.
         """
-        _check_values(config)
-        _check_classes(config)
+            _check_classes(config)
         sources = [Source(name=Path(path).stem, path=Path(path), read=partial(read_scan, path)) for path in paths]
         return cls(sources, config, unknown="ignore")
 
@@ -409,23 +407,6 @@ def _check_classes(config: DataConfig) -> None:
         raise UserError(f"data.classes: several classes are named {_list(same)}; give each a name of its own")
     if both:
         raise UserError(f"data.ignored: class ids {_list(both)} are among data.classes too")
-
-
-def _check_values(config: DataConfig) -> None:
-    for name, sound, expected in (
-        ("voxel", config.voxel >= 0, "0 or more"),
-        ("block_size", config.block_size > 0, "more than 0"),
-        ("height_radius", config.height_radius > 0, "more than 0"),
-        ("overlap", 0 <= config.overlap < 1, "0 or more and less than 1"),
-        ("balance", 0 <= config.balance <= 1, "from 0 to 1"),
-        ("blocks_per_scan", config.blocks_per_scan >= 1, "1 or more"),
-        ("max_points", config.max_points is None or config.max_points >= 1, "1 or more, or null"),
-        ("cached_points", config.cached_points >= 0, "0 or more"),
-        ("class_weighting", 0 <= config.class_weighting <= 1, "from 0 to 1"),
-        ("features", len(set(config.features)) == len(config.features), "each feature once"),
-    ):
-        if not sound:
-            raise UserError(f"data.{name}: expected {expected}; got {getattr(config, name)}")
 
 
 def _list(values: Iterable[Any]) -> str:

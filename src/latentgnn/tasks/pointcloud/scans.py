@@ -15,11 +15,15 @@ from numpy.typing import NDArray
 
 from latentgnn.errors import UserError, require
 from latentgnn.files import write_bytes
+from latentgnn.reading import regular_file
 
 IGNORE = -1
 """The label of a point that is neither learnt nor scored."""
 
 SUFFIXES = (".las", ".laz", ".ply", ".npz")
+
+_FARTHEST = 1e8
+"""Metres: the Earth's circumference is two fifths of it."""
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -71,10 +75,11 @@ def read_scan(path: Path | str) -> RawScan:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file")
+    regular_file(path)
     try:
-        scan = reader(path)
+        # What overflows is told by `coordinate_fault`.
+        with np.errstate(all="ignore"):
+            scan = reader(path)
     except UserError:
         raise
     except Exception as error:
@@ -84,6 +89,17 @@ def read_scan(path: Path | str) -> RawScan:
         ) from error
     _check_shapes(path, scan)
     return scan
+
+
+def coordinate_fault(points: NDArray[np.float64]) -> str | None:
+    """What is wrong with the points of a scan, shape (N, 3), or ``None``: they must be near enough for float64."""
+    if not len(points):
+        return "it has no points"
+    if number := int((~np.isfinite(points)).any(axis=1).sum()):
+        return f"{number} of its {len(points)} points have coordinates that are not finite numbers"
+    if (farthest := float(np.abs(points).max())) > _FARTHEST:
+        return f"it has coordinates of {farthest:.3g} m; expected {_FARTHEST:.0e} m at most"
+    return None
 
 
 def write_scan(path: Path | str, scan: RawScan) -> None:
@@ -228,7 +244,7 @@ def _read_ply(path: Path) -> RawScan:
     elif (corners := _triangles(elements.get("face"))) is not None:
         columns["normal"] = _vertex_normals(points, corners)
     label = next((name for name in _PLY_LABELS if name in vertices), None)
-    return RawScan(points=points, columns=columns, classes=None if label is None else vertices[label].astype(np.int64))
+    return RawScan(points=points, columns=columns, classes=None if label is None else _classes(path, vertices[label]))
 
 
 def _values_of(element: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
@@ -299,17 +315,29 @@ def _read_npz(path: Path) -> RawScan:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         if "points" not in arrays:
             raise UserError(f"{path}: expected an array 'points'; it has {', '.join(arrays) or 'none'}")
-        columns = {name: arrays[name] for name in (*_SCALARS, "color", "normal") if name in arrays}
+        names = [name for name in (*_SCALARS, "color", "normal") if name in arrays]
+        points, *values = (_numbers(path, name, arrays[name]) for name in ("points", *names))
+        columns = dict(zip(names, values, strict=True))
         if "color" in columns and columns["color"].dtype.kind in "iu":
             columns["color"] = (columns["color"] / np.iinfo(columns["color"].dtype).max).astype(np.float32)
-        classes = arrays.get("labels")
-        if classes is not None and classes.dtype.kind not in "iu":
-            raise UserError(f"{path}: expected labels of whole numbers; got {classes.dtype}")
-        return RawScan(
-            points=arrays["points"].astype(np.float64),
-            columns=columns,
-            classes=None if classes is None else classes.astype(np.int64),
-        )
+        classes = _classes(path, arrays["labels"]) if "labels" in arrays else None
+        return RawScan(points=points.astype(np.float64), columns=columns, classes=classes)
+
+
+def _numbers(path: Path, name: str, values: NDArray[Any]) -> NDArray[Any]:
+    if values.dtype.kind not in "iuf":
+        raise UserError(f"{path}: expected {name} of real numbers; got {values.dtype}")
+    return values
+
+
+def _classes(path: Path, values: NDArray[Any]) -> NDArray[np.int64]:
+    """Class ids; floats that hold whole numbers are taken, for some programs write no others."""
+    values = _numbers(path, "labels", values)
+    # The largest float64 below 2**63 is an integer, so that nothing that passes overflows.
+    unsound = ~(np.isfinite(values) & (values >= -(2.0**63)) & (values < 2.0**63) & (values == np.trunc(values)))
+    if unsound.any():
+        raise UserError(f"{path}: expected labels of whole numbers of 64 bits; got {values[unsound].flat[0]}")
+    return values.astype(np.int64)
 
 
 def _write_npz(path: Path, scan: RawScan) -> bytes:
