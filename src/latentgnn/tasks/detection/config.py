@@ -2,13 +2,15 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from latentgnn.configuration.settings import expect
 from latentgnn.tasks.blocks import MOST_CHANNELS, MOST_LATENTS, BlockConfig, latents_are_sound
 from latentgnn.training.config import TrainingConfig
 
 Stage = Literal["C2", "C3", "C4", "C5"]
+Detector = Literal["mask_rcnn", "faster_rcnn", "retinanet"]
+Norm = Literal["batch_norm", "frozen_batch_norm", "group_norm"]
 
 _MOST_DETECTIONS = 10_000
 _MOST_PROPOSALS = 1_000_000
@@ -47,10 +49,10 @@ class ModelConfig:
         detections_per_image: detections kept.
     """
 
-    detector: Literal["mask_rcnn", "faster_rcnn", "retinanet"] = "mask_rcnn"
+    detector: Detector = "mask_rcnn"
     backbone: str = "resnet50"
     weights_backbone: str | None = None
-    norm: Literal["batch_norm", "frozen_batch_norm", "group_norm"] = "frozen_batch_norm"
+    norm: Norm = "frozen_batch_norm"
     trainable_stages: int = 3
     blocks: dict[Stage, int | tuple[int, ...]] = field(default_factory=dict)
     block: BlockConfig = field(default_factory=BlockConfig)
@@ -78,23 +80,31 @@ class ModelConfig:
             values = values if isinstance(values, tuple) else (values,)
             return bool(values) and all(low <= value <= high for value in values), f"{low:,} to {high:,}"
 
-        positive = all(0 < value < math.inf for value in (*self.image_std, *self.anchor_ratios))
+        ratios = self.anchor_ratios
         expect(
             self,
             {
+                "detector": (self.detector in get_args(Detector), f"one of {', '.join(get_args(Detector))}"),
+                "norm": (self.norm in get_args(Norm), f"one of {', '.join(get_args(Norm))}"),
                 "trainable_stages": within("trainable_stages", 0, 5),
-                "blocks": (latents_are_sound(self.blocks), f"1 to {MOST_LATENTS:,} latents a kernel"),
+                "blocks": (
+                    set(self.blocks) <= set(get_args(Stage)) and latents_are_sound(self.blocks),
+                    f"stages among {', '.join(get_args(Stage))} with 1 to {MOST_LATENTS:,} latents a kernel",
+                ),
                 "fpn_channels": within("fpn_channels", 1, MOST_CHANNELS),
                 "min_size": within("min_size", 1, _MOST_PIXELS),
                 # Images may be 50 times as long as wide.
                 "max_size": within("max_size", 64, _MOST_PIXELS),
                 "image_mean": (all(map(math.isfinite, self.image_mean)), "finite numbers"),
-                "image_std": (positive, "numbers above 0"),
+                "image_std": (all(0 < value < math.inf for value in self.image_std), "numbers above 0"),
                 "anchor_sizes": (
                     len(self.anchor_sizes) == 5 and within("anchor_sizes", 1, _MOST_PIXELS)[0],
                     f"five sizes of 1 to {_MOST_PIXELS:,}, one a pyramid level",
                 ),
-                "anchor_ratios": (positive and 1 <= len(self.anchor_ratios) <= 100, "1 to 100 numbers above 0"),
+                "anchor_ratios": (
+                    1 <= len(ratios) <= 100 and all(0 < value < math.inf for value in ratios),
+                    "1 to 100 numbers above 0",
+                ),
                 "rpn_pre_nms": within("rpn_pre_nms", 1, _MOST_PROPOSALS),
                 "rpn_post_nms": within("rpn_post_nms", 1, _MOST_PROPOSALS),
                 "rpn_batch_size": within("rpn_batch_size", 1, _MOST_PROPOSALS),

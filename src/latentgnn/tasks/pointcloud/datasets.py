@@ -149,7 +149,7 @@ class ScanSet:
         Raises:
             UserError: the classes have no names.
         """
-            _check_classes(config)
+        _check_classes(config)
         sources = [Source(name=Path(path).stem, path=Path(path), read=partial(read_scan, path)) for path in paths]
         return cls(sources, config, unknown="ignore")
 
