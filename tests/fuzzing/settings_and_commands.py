@@ -16,12 +16,8 @@ from tests.fuzzing.strategies import ODD_TEXTS, damaged, mutated
 
 SETTINGS = sorted({*options(DetectionConfig), *options(PointCloudConfig)})
 RECIPES = [load_recipe(name) for name in ("context", "nuclei_small", "mask_rcnn_r50_c345", "lidar_small")]
-BOMB = "\n".join(
-    [
-        "a0: &a0 [x, x, x, x, x, x, x, x, x, x]",
-        *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)),
-    ]
-)
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+BOMB += "\n".join(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]" for level in range(1, 9))
 TEXTS = [
     *(BOMB, "[" * 100_000, "- " * 3000, "a: &a [*a]", "extends: recipe.yaml", "extends: [context, lidar_small]"),
     *("%YAML 1.99999\n---\na: 1", "a: !!python/name:os.system x", "training: {seed: " + "9" * 5000 + "}", "? [1]\n: 2"),

@@ -12,7 +12,13 @@ GROUPS = ("images_and_annotations", "scans_and_sets", "settings_and_commands", "
 
 
 def fuzz(group: str, cases: int, how: str, seconds: float) -> None:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "MALLOC_ARENA_MAX": "2",
+    }
     done = subprocess.run(
         [sys.executable, "-m", "tests.fuzzing.child", group, str(cases), how],
         cwd=ROOT,

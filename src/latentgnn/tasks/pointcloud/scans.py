@@ -167,8 +167,33 @@ def _laspy() -> ModuleType:
 
 def _las(path: Path) -> Any:
     laspy = _laspy()
+    _check_chunks(path)
     # The parallel backend's threads do not survive a fork: loading processes would wait for them for ever.
     return laspy.read(path, laz_backend=laspy.LazBackend.Lazrs)
+
+
+def _check_chunks(path: Path) -> None:
+    """Refuse a compressed file that claims more chunks than it has bytes: its decoder would end the process.
+
+    Where things lie is said by the LAS specification (the header) and by LASzip's (the table of chunks).
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header = file.read(105)
+        if len(header) < 105 or not header[104] & 0x80:
+            return
+        file.seek(int.from_bytes(header[96:100], "little"))
+        table = int.from_bytes(file.read(8), "little", signed=True)
+        if table == -1 and size >= 8:
+            # Written in one pass: the place stands at the end.
+            file.seek(size - 8)
+            table = int.from_bytes(file.read(8), "little", signed=True)
+        if not 0 <= table <= size - 8:
+            raise UserError(f"{path}: it is damaged or cut short: its table of chunks lies outside it")
+        file.seek(table + 4)
+        chunks = int.from_bytes(file.read(4), "little")
+        if chunks > size:
+            raise UserError(f"{path}: it is damaged: it claims {chunks:,} chunks in {size:,} bytes")
 
 
 def _read_las(path: Path) -> RawScan:
