@@ -28,6 +28,9 @@ from latentgnn.errors import UserError
 SECONDS = 20
 """Of one case; a busy machine has a core for several of them."""
 
+LAST_CASE = Path(os.environ.get("LATENTGNN_LAST_CASE", os.devnull))
+"""Where each case is written before it runs: some end the process."""
+
 BYTES = 3 * 2**30
 """That the cases may take beyond what the imports have."""
 
@@ -69,6 +72,7 @@ def property_of(case: Case, strategy: st.SearchStrategy[Any], cases: int, repeat
     )
     @given(strategy)
     def limited(content: Any) -> None:
+        LAST_CASE.write_text(repr(content), encoding="utf-8", errors="backslashreplace")
         faulthandler.dump_traceback_later(SECONDS, exit=True)
         try:
             with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):

@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[2]
 GROUPS = ("images_and_annotations", "scans_and_sets", "settings_and_commands", "run_files")
 
 
-def fuzz(group: str, cases: int, how: str, seconds: float) -> None:
+def fuzz(group: str, cases: int, how: str, folder: Path, seconds: float) -> None:
+    last = folder / "case.txt"
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -28,15 +29,16 @@ def fuzz(group: str, cases: int, how: str, seconds: float) -> None:
         errors="replace",
         timeout=seconds,
     )
-    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-12000:]}"
+    told = f"{done.stdout[-2000:]}\n{done.stderr[-12000:]}"
+    assert done.returncode == 0, f"{told}\nthe last case, in {last}: {last.read_text(encoding='utf-8')[:2000]}"
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_some_hundreds_of_cases(group: str) -> None:
-    fuzz(group, 100, "repeatable", 300)
+def test_some_hundreds_of_cases(tmp_path: Path, group: str) -> None:
+    fuzz(group, 150, "repeatable", tmp_path, 300)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
-def test_thousands_of_cases(group: str) -> None:
-    fuzz(group, int(os.environ.get("LATENTGNN_FUZZING_CASES", "3000")), "at random", 3 * 3600)
+def test_thousands_of_cases(tmp_path: Path, group: str) -> None:
+    fuzz(group, int(os.environ.get("LATENTGNN_FUZZING_CASES", "3000")), "at random", tmp_path, 3 * 3600)

@@ -317,6 +317,24 @@ def test_points_out_of_this_world():
     )
 
 
+@pytest.mark.parametrize(
+    ("place", "what"),
+    [(100, "records"), (243, "records"), (None, "chunks")],
+)
+def test_claims_beyond_the_file_are_told(tmp_path, place, what):
+    path = tmp_path / "a.laz"
+    write_scan(path, RawScan(points=np.zeros((5, 3))))
+    content = bytearray(path.read_bytes())
+    if place is None:
+        points = int.from_bytes(content[96:100], "little")
+        # The table of chunks begins with a version.
+        place = int.from_bytes(content[points : points + 8], "little") + 4
+    content[place : place + 4] = b"\xff\xff\xff\x7f"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"a\.laz: it is damaged: it claims 2,147,483,647 {what}"):
+        read_scan(path)
+
+
 def test_scales_without_sense_are_told(tmp_path):
     path = tmp_path / "a.las"
     write_scan(path, RawScan(points=np.array([[0.0, 0, 0], [1, 1, 1]])))

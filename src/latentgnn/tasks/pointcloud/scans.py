@@ -167,20 +167,29 @@ def _laspy() -> ModuleType:
 
 def _las(path: Path) -> Any:
     laspy = _laspy()
-    _check_chunks(path)
+    _check_claims(path)
     # The parallel backend's threads do not survive a fork: loading processes would wait for them for ever.
     return laspy.read(path, laz_backend=laspy.LazBackend.Lazrs)
 
 
-def _check_chunks(path: Path) -> None:
-    """Refuse a compressed file that claims more chunks than it has bytes: its decoder would end the process.
+def _check_claims(path: Path) -> None:
+    """Refuse a file that claims more records or chunks than it has bytes for.
 
-    Where things lie is said by the LAS specification (the header) and by LASzip's (the table of chunks).
+    laspy would read records for hours, and the decoder of chunks would end the process for want of memory. Where things
+    lie is said by the LAS specification (the header) and by LASzip's (the table of chunks).
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        header = file.read(105)
-        if len(header) < 105 or not header[104] & 0x80:
+        header = file.read(375)
+        if len(header) < 227:
+            return
+        records = [(int.from_bytes(header[100:104], "little"), 54)]
+        if header[25] >= 4 and len(header) >= 247:
+            records.append((int.from_bytes(header[243:247], "little"), 60))
+        for number, least in records:
+            if number * least > size:
+                raise UserError(f"{path}: it is damaged: it claims {number:,} records in {size:,} bytes")
+        if not header[104] & 0x80:
             return
         file.seek(int.from_bytes(header[96:100], "little"))
         table = int.from_bytes(file.read(8), "little", signed=True)
