@@ -193,7 +193,7 @@ def test_an_image_that_vanishes_ends_the_run_with_one_line(data, recipe, tmp_pat
     monkeypatch.setattr(commands.DetectionTask, "losses", vanish)
     argv = ["train", "--config", str(recipe), "--data.root", str(root), "--out", str(folder)]
     assert main([*argv, "--training.steps", "100", "--training.workers", "2"]) == 1
-    assert capfd.readouterr().err == f"latentgnn: {root / 'train' / 'train2.png'}: no such image file\n"
+    assert capfd.readouterr().err == f"latentgnn: {root / 'train' / 'train2.png'}: there is no such image\n"
 
 
 def test_resuming_with_another_course_is_refused_and_leaves_the_folder_as_it_was(run, capsys):
