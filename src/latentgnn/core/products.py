@@ -24,7 +24,7 @@ _MANY_OPERATIONS = 1 << 21
 # Samples are put side by side up to so many nodes: more are as fast by themselves, and need no copy.
 _NODES_AT_ONCE = 2048
 # So many numbers of an output are made at once where a sum follows, so that they are still in a cache then.
-_NUMBERS_AT_ONCE = 1 << 19
+NUMBERS_AT_ONCE = 1 << 19
 
 
 @cache
@@ -50,30 +50,30 @@ def _outer(left_PK: Tensor, right_QK: Tensor, shift_Q: Tensor | None = None) -> 
     return torch.addmm(shift_Q, left_PK, right_QK.mT)
 
 
-def _columns(x_sTC: Tensor) -> Tensor:
+def columns(x_sTC: Tensor) -> Tensor:
     """(C, M): a view where the nodes of all samples lie side by side, or channels innermost."""
     return x_sTC[0].mT if x_sTC.shape[0] == 1 else x_sTC.permute(2, 0, 1).reshape(x_sTC.shape[2], -1)
 
 
-def _from_columns(x_CM: Tensor, samples: int) -> Tensor:
+def from_columns(x_CM: Tensor, samples: int) -> Tensor:
     """(s, T, C), a view with nodes innermost."""
     return x_CM.mT.unsqueeze(0) if samples == 1 else x_CM.unflatten(1, (samples, -1)).permute(1, 2, 0)
 
 
-def _lie_together(x_sTC: Tensor) -> bool:
+def lie_together(x_sTC: Tensor) -> bool:
     """Whether the nodes of all samples follow one another, so that `_columns` is a view."""
     return x_sTC.shape[0] == 1 or x_sTC.stride(0) == x_sTC.shape[1] * x_sTC.stride(1)
 
 
 def _sample_parts(x_sTC: Tensor) -> Iterator[slice]:
     """Samples that are put side by side at once."""
-    together = x_sTC.shape[0] if _lie_together(x_sTC) else max(_NODES_AT_ONCE // max(x_sTC.shape[1], 1), 1)
+    together = x_sTC.shape[0] if lie_together(x_sTC) else max(_NODES_AT_ONCE // max(x_sTC.shape[1], 1), 1)
     return (slice(first, first + together) for first in range(0, x_sTC.shape[0], together))
 
 
 def _by_samples(x_sTC: Tensor) -> bool:
     """Whether samples that lie apart are better multiplied in a batch than put side by side first."""
-    return x_sTC.device.type != "cpu" and not _lie_together(x_sTC)
+    return x_sTC.device.type != "cpu" and not lie_together(x_sTC)
 
 
 def project(x_sTC: Tensor, matrix_OC: Tensor, shift_O: Tensor | None = None) -> Tensor:
@@ -88,15 +88,15 @@ def project(x_sTC: Tensor, matrix_OC: Tensor, shift_O: Tensor | None = None) -> 
         return torch.addmm(shift_O.unsqueeze(1), matrix_OC, x_sTC[0].mT).mT.unsqueeze(0)
     parts = list(_sample_parts(x_sTC))
     if len(parts) == 1:
-        y_OM = _outer(matrix_OC, _columns(x_sTC).mT)
+        y_OM = _outer(matrix_OC, columns(x_sTC).mT)
     else:
         y_OM = x_sTC.new_empty(matrix_OC.shape[0], samples * nodes)
         for part in parts:
-            columns_CM = _columns(x_sTC[part])
+            columns_CM = columns(x_sTC[part])
             y_OM.narrow(1, part.start * nodes, columns_CM.shape[1]).copy_(_outer(matrix_OC, columns_CM.mT))
     if shift_O is not None:
         y_OM.add_(shift_O.unsqueeze(1))
-    return _from_columns(y_OM, samples)
+    return from_columns(y_OM, samples)
 
 
 def project_back(grad_sTO: Tensor, matrix_OC: Tensor) -> Tensor:
@@ -116,8 +116,8 @@ def project_all(x_sTC: Tensor, matrices_RC: Sequence[Tensor]) -> Tensor:
         return torch.cat([project(x_sTC, matrix_RC) for matrix_RC in matrices_RC], -1)
     if _by_samples(x_sTC):
         return torch.cat([project(x_sTC, matrix_RC).mT for matrix_RC in matrices_RC], 1).mT
-    columns_MC = _columns(x_sTC).mT
-    return _from_columns(torch.cat([_outer(matrix_RC, columns_MC) for matrix_RC in matrices_RC]), samples)
+    columns_MC = columns(x_sTC).mT
+    return from_columns(torch.cat([_outer(matrix_RC, columns_MC) for matrix_RC in matrices_RC]), samples)
 
 
 def add_project_back(base_sTC: Tensor | None, grad_sTO: Tensor, matrices_RC: Sequence[Tensor], out_sTC: Tensor) -> None:
@@ -181,7 +181,7 @@ def add_projection(
         _add_batch(base_sTC, x_sTK, matrix_CK, shift_C, out_sTC)
         return
     # In parts, whose product is still in a cache when the base is added.
-    length = max(_NUMBERS_AT_ONCE // channels, 256) if onednn else nodes
+    length = max(NUMBERS_AT_ONCE // channels, 256) if onednn else nodes
     together = max(length // max(nodes, 1), 1) if onednn else samples
     for first in range(0, samples, max(together, 1)):
         for start in range(0, nodes, max(length, 1)):
@@ -226,9 +226,9 @@ def contract_all(left_sTF: Tensor, right_sTK: Tensor) -> Tensor:
     if _by_samples(left_sTF) or _by_samples(right_sTK):
         return cast(torch.bmm(left_sTF.mT, right_sTK), dtype).sum(0)
     total_FK: Tensor | None = None
-    apart = right_sTK if _lie_together(left_sTF) else left_sTF
+    apart = right_sTK if lie_together(left_sTF) else left_sTF
     for part in _sample_parts(apart):
-        product_FK = cast(_outer(_columns(left_sTF[part]), _columns(right_sTK[part])), dtype)
+        product_FK = cast(_outer(columns(left_sTF[part]), columns(right_sTK[part])), dtype)
         total_FK = product_FK if total_FK is None else total_FK.add_(product_FK)
     assert total_FK is not None
     return total_FK
