@@ -16,7 +16,6 @@ from latentgnn.core.parameters import Matrices, Plan, Vectors
 from latentgnn.core.products import (
     NUMBERS_AT_ONCE,
     add_projection,
-    add_scaled_projection,
     contract_all,
     project,
     project_back,
@@ -45,12 +44,12 @@ def expand(
     base_sTC = x_sTC if plan.residual else None
     if vectors is None:
         scale_C, shift_C = matrices.expand_scale, matrices.expand_shift
-        add_scaled_projection(base_sTC, record.feature, matrices.expand, scale_C, shift_C, out_sTC)
+        add_projection(base_sTC, record.feature, matrices.expand, scale_C, shift_C, out_sTC)
     elif _takes_moments(x_sTC, record.feature, plan):
         of_features, _ = moments(record.feature)
         matrix_CF, shift_C, statistics = expansion(matrices.expand, of_features, *vectors.expand, plan.eps[-1])
         record.expanded_statistics = [statistics]
-        add_projection(base_sTC, record.feature, matrix_CF, shift_C, out_sTC)
+        add_projection(base_sTC, record.feature, matrix_CF, None, shift_C, out_sTC)
     else:
         record.expanded_statistics = []
         for part, norm in _channel_parts(out_sTC, plan):

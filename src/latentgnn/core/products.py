@@ -127,7 +127,7 @@ def add_project_back(base_sTC: Tensor | None, grad_sTO: Tensor, matrices_RC: Seq
         matrices_RC = [torch.cat(list(matrices_RC))]
     parts = grad_sTO.split([matrix_RC.shape[0] for matrix_RC in matrices_RC], -1)
     for part, matrix_RC in zip(parts, matrices_RC, strict=True):
-        add_projection(base_sTC, part, matrix_RC.mT, None, out_sTC)
+        add_projection(base_sTC, part, matrix_RC.mT, None, None, out_sTC)
         base_sTC = out_sTC
 
 
@@ -144,7 +144,7 @@ def project_each(x_ETK: Tensor, matrix_EOK: Tensor) -> Tensor:
     return torch.bmm(matrix_EOK, x_ETK.mT, out=y_EOT).mT
 
 
-def add_scaled_projection(
+def add_projection(
     base_sTC: Tensor | None,
     x_sTK: Tensor,
     matrix_CK: Tensor,
@@ -152,49 +152,43 @@ def add_scaled_projection(
     shift_C: Tensor | None,
     out_sTC: Tensor,
 ) -> None:
-    """out = base + (x W^T) * scale + shift."""
-    samples, nodes, _ = out_sTC.shape
-    if scale_C is None:
-        return add_projection(base_sTC, x_sTK, cast(matrix_CK, x_sTK.dtype), shift_C, out_sTC)
-    if samples * nodes >= x_sTK.shape[-1] or out_sTC.dtype != x_sTK.dtype or scale_C.dtype != x_sTK.dtype:
-        matrix_CK = cast(matrix_CK * scale_C.unsqueeze(1), x_sTK.dtype)
-        return add_projection(base_sTC, x_sTK, matrix_CK, shift_C, out_sTC)
-    # Few nodes: the matrix is larger than the output.
-    y_sTC = project(x_sTK, matrix_CK)
-    if base_sTC is None:
-        torch.mul(y_sTC, scale_C, out=out_sTC)
-    else:
-        torch.addcmul(base_sTC, y_sTC, scale_C, out=out_sTC)
-    if shift_C is not None:
-        out_sTC.add_(shift_C)
-    return None
-
-
-def add_projection(
-    base_sTC: Tensor | None, x_sTK: Tensor, matrix_CK: Tensor, shift_C: Tensor | None, out_sTC: Tensor
-) -> None:
-    """out = base + x W^T + shift; ``base`` may be ``out``."""
+    """out = base + (x W^T) * scale + shift, with ``None`` for ones and zeros; ``base`` may be ``out``."""
     samples, nodes, channels = out_sTC.shape
-    shift_C = None if shift_C is None else cast(shift_C, x_sTK.dtype)
     onednn = _takes_onednn(matrix_CK, samples * nodes)
-    if base_sTC is not None and not onednn and base_sTC.dtype == out_sTC.dtype == x_sTK.dtype:
-        _add_batch(base_sTC, x_sTK, matrix_CK, shift_C, out_sTC)
-        return
+    # With few nodes the matrix is larger than the output, and scaling it takes longer.
+    if not onednn and (scale_C is None or samples * nodes >= x_sTK.shape[2] or x_sTK.dtype != scale_C.dtype):
+        matrix_CK = matrix_CK if scale_C is None else matrix_CK * scale_C.unsqueeze(1)
+        return _add_batch(base_sTC, x_sTK, cast(matrix_CK, x_sTK.dtype), shift_C, out_sTC)
+    matrix_CK = matrix_CK.contiguous()
     # In parts, whose product is still in a cache when the base is added.
-    length = max(NUMBERS_AT_ONCE // channels, 256) if onednn else nodes
-    together = max(length // max(nodes, 1), 1) if onednn else samples
-    for first in range(0, samples, max(together, 1)):
-        for start in range(0, nodes, max(length, 1)):
+    length = max(NUMBERS_AT_ONCE // channels, 256)
+    together = max(length // nodes, 1)
+    for first in range(0, samples, together):
+        for start in range(0, nodes, length):
             part = slice(first, first + together), slice(start, start + length)
-            y_stC = project(x_sTK[part], matrix_CK, shift_C)
+            y_stC = project(x_sTK[part], matrix_CK)
+            if shift_C is not None:
+                y_stC = y_stC.add_(shift_C) if scale_C is None else torch.addcmul(shift_C, y_stC, scale_C, out=y_stC)
+            elif scale_C is not None:
+                y_stC = y_stC.mul_(scale_C)
             if base_sTC is None:
                 out_sTC[part].copy_(y_stC)
             else:
                 torch.add(base_sTC[part], y_stC, out=out_sTC[part])
+    return None
 
 
-def _add_batch(base_sTC: Tensor, x_sTK: Tensor, matrix_CK: Tensor, shift_C: Tensor | None, out_sTC: Tensor) -> None:
-    """`add_projection` in one call."""
+def _add_batch(
+    base_sTC: Tensor | None, x_sTK: Tensor, matrix_CK: Tensor, shift_C: Tensor | None, out_sTC: Tensor
+) -> None:
+    """out = base + x W^T + shift, in one call where the types are alike."""
+    shift_C = None if shift_C is None else cast(shift_C, x_sTK.dtype)
+    if base_sTC is None:
+        out_sTC.copy_(project(x_sTK, matrix_CK, shift_C))
+        return
+    if not base_sTC.dtype == out_sTC.dtype == x_sTK.dtype:
+        torch.add(base_sTC, project(x_sTK, matrix_CK, shift_C), out=out_sTC)
+        return
     base, left, right, out = base_sTC, x_sTK, matrix_CK.mT.expand(len(x_sTK), -1, -1), out_sTC
     if nodes_innermost(out_sTC):
         base, left, right, out = base.mT, matrix_CK.expand(len(x_sTK), -1, -1), x_sTK.mT, out_sTC.mT
