@@ -145,5 +145,5 @@ def test_what_images_claim(tmp_path, name, content, message):
 def test_what_is_no_file_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path / "pipe.png", "/dev/zero"):
-        with pytest.raises(UserError, match="expected a file; this is a (pipe|device)"):
+        with pytest.raises(UserError, match=r"expected a file; this is a (pipe|device)"):
             read_image(path)
