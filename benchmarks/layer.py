@@ -150,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--processes", type=positive, default=1, metavar="N", help="for each pair, one after another (1)"
     )
+    parser.add_argument("--label", default="", metavar="WORD", help="in the result files' names, to keep tables apart")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     add_run_options(parser)
     given = parser.parse_args(argv)
@@ -157,6 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         require_device(given.device)
         head = header("benchmarks.layer", argv, device=given.device, dtype=given.dtype, threads=given.threads)
         parts = ["layer", head["date"][:10], given.device]
+        parts += [given.label] if given.label else []
         parts += [given.dtype] if given.dtype != "float32" else []
         parts += ["compiled"] if given.first != LAYERS[0] else []
         parts += ["triton"] if head["triton"] else []
