@@ -1,10 +1,9 @@
-import os
 from pathlib import Path
 
 import pytest
 
 from latentgnn.errors import UserError
-from latentgnn.tasks.inputs import noted, raise_faults, regular_file, result_names
+from latentgnn.tasks.inputs import noted, raise_faults, result_names
 
 
 @pytest.mark.parametrize(
@@ -28,36 +27,28 @@ def test_results_lie_as_their_inputs_do(paths, names):
     assert [name.as_posix() for name in result_names([Path(path) for path in paths])] == names
 
 
-def test_what_is_no_file_is_named(tmp_path):
-    (tmp_path / "file").write_bytes(b"")
-    (tmp_path / "link").symlink_to("file")
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "loop").symlink_to("loop")
-    assert regular_file(tmp_path / "link") == tmp_path / "link"
-    for path, message in (
-        (tmp_path, "expected a file; this is a folder"),
-        (tmp_path / "pipe", "expected a file; this is a pipe"),
-        ("/dev/null", "expected a file; this is a device"),
-        (tmp_path / "absent", "there is no such image"),
-        (tmp_path / "file" / "x", "not a directory"),
-        (tmp_path / "loop", "in a circle"),
-        (tmp_path / ("x" * 300), "name too long"),
-    ):
-        with pytest.raises(UserError, match=message):
-            regular_file(path, "image")
-
-
 def test_faults_are_noted_but_for_those_that_all_would_meet():
     faults = []
-    for error in (UserError("a.png: torn"), OSError(27, "File too large", "b.png")):
-        with noted(faults):
-            raise error
-    for error in (OSError(28, "No space left on device"), BrokenPipeError(32, "Broken pipe"), ZeroDivisionError()):
-        with pytest.raises(type(error)), noted(faults):
-            raise error
-    assert [fault.partition(":")[0] for fault in faults] == ["a.png", "b.png"]
-    with pytest.raises(
-        UserError, match=r"2 of 3 images failed; the others are done, in out:\n  a\.png: torn\n  b\.png"
+    for error in (
+        *(UserError("a.png: torn"), OSError(27, "File too large", "b.png"), OSError(27, "File too large")),
+        *(MemoryError(), OSError(12, "Cannot allocate memory"), RuntimeError("CUDA out of memory.\nTried 8 GiB")),
     ):
-        raise_faults(faults, inputs=3, kind="image", out=Path("out"))
+        with noted(faults, Path("c.png")):
+            raise error
+    for error in (
+        *(OSError(28, "No space left on device"), BrokenPipeError(32, "Broken pipe"), ZeroDivisionError()),
+        RuntimeError("sizes do not fit"),
+    ):
+        with pytest.raises(type(error)), noted(faults, Path("c.png")):
+            raise error
+    assert [fault.partition(":")[0] for fault in faults] == ["a.png", "b.png", *["c.png"] * 4]
+    assert [fault.split("(")[1].split(")")[0] for fault in faults[3:]] == [
+        "MemoryError",
+        "[Errno 12] Cannot allocate memory",
+        "CUDA out of memory.",
+    ]
+    with pytest.raises(
+        UserError, match=r"6 of 7 images failed; the others are done, in out:\n  a\.png: torn\n  b\.png"
+    ):
+        raise_faults(faults, inputs=7, kind="image", out=Path("out"))
     raise_faults([], inputs=3, kind="image", out=Path("out"))

@@ -1,12 +1,16 @@
-"""What `test_distributed` runs: a short training on two processes; Lightning starts the second itself."""
+"""What `test_distributed` runs: a short training on two processes; Fabric starts the second itself."""
 
 import os
 import signal
 import sys
+import time
+from pathlib import Path
 
 from torch import nn
 from training_toy import ToyTask, config, linear_model
 
+import latentgnn.training.lifeline
+from latentgnn.errors import UserError
 from latentgnn.training.loop import fit
 from latentgnn.training.runs import RunFolder
 
@@ -28,15 +32,28 @@ class Unused(nn.Module):
 
 
 def fail(call):
-    if mode == "unused" and call == 5 and run.writes:
+    """In the fifth step, by the mode."""
+    if call != 5:
+        return None
+    if mode == "unused" and run.writes:
         os.kill(os.getpid(), signal.SIGTERM)
-    return float("nan") if mode == "nan" and call == 5 and not run.writes else None
+    if (mode == "kill first" and run.writes) or (mode in ("kill other", "busy") and not run.writes):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if mode == "busy":
+        # Where no operation of several processes fails.
+        latentgnn.training.lifeline._GRACE = 1
+        time.sleep(600)
+    return float("nan") if mode == "nan" and not run.writes else None
 
 
-run = RunFolder.create(folder, task="toy")
+resume = (Path(folder) / "config.yaml").exists()
+run = RunFolder.open(folder) if resume else RunFolder.create(folder, task="toy")
 run.write_config({})
 task = ToyTask(noise=False, model=Unused if mode == "unused" else linear_model)
 task.on_losses = fail
 settings = config(steps=6, accumulate=1, devices=2, clip_norm=None)
-metrics = fit(task, settings, run)
+try:
+    metrics = fit(task, settings, run, resume=resume)
+except UserError as error:
+    sys.exit(f"latentgnn: {error}")
 print(f"process {'first' if run.writes else 'other'} got {metrics} from {len(task.scored)} scores", flush=True)

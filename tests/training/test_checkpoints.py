@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from training_toy import ToyTask, config, new_run
 
 import latentgnn.files
 from latentgnn.errors import UserError
-from latentgnn.training.checkpoints import AtomicCheckpointIO, read_checkpoint
+from latentgnn.training.checkpoints import read_checkpoint, write_checkpoint
 from latentgnn.training.loop import fit
 
 
@@ -49,16 +50,19 @@ def test_unknown_monitor(tmp_path: Path) -> None:
 
 def test_crash_in_the_write_keeps_the_file_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last.ckpt"
-    checkpoints = AtomicCheckpointIO()
-    checkpoints.save_checkpoint({"step": 1}, path)
+
+    def content(step: int) -> dict[str, Any]:
+        return {"latentgnn": {"step": step, "config": {}, "course": {}}, "state_dict": {}, "optimizer": {}}
+
+    write_checkpoint(path, content(1))
 
     def fail(number: int) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(latentgnn.files.os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        checkpoints.save_checkpoint({"step": 2}, path)
-    assert torch.load(path, weights_only=True) == {"step": 1}
+        write_checkpoint(path, content(2))
+    assert torch.load(path, weights_only=True) == content(1)
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 
 
@@ -68,10 +72,10 @@ def test_errors_name_the_file_and_the_fault(tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.ckpt"
     torch.save({"latentgnn": {}}, damaged)
     damaged.write_bytes(damaged.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"damaged.ckpt cannot be read"):
+    with pytest.raises(UserError, match=r"damaged.ckpt is damaged \(its end is not a checkpoint's: it was cut short"):
         read_checkpoint(damaged)
     torch.save({"weights": torch.zeros(2)}, tmp_path / "other.ckpt")
-    with pytest.raises(UserError, match="no checkpoint of a latentgnn training run"):
+    with pytest.raises(UserError, match="no sound checkpoint of a latentgnn training run"):
         read_checkpoint(tmp_path / "other.ckpt")
     torch.save(nn.Linear(2, 2), tmp_path / "code.ckpt")
     with pytest.raises(UserError, match=r"code.ckpt cannot be read"):

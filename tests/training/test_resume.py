@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric import Fabric
+from lightning.fabric.plugins import MixedPrecision
 from training_toy import ToyTask, config, new_run, same, state_of
 
 from latentgnn.errors import UserError
-from latentgnn.training.config import OptimizerConfig
+from latentgnn.training.config import OptimizerConfig, TrainingConfig
 from latentgnn.training.loop import fit
 from latentgnn.training.runs import RunFolder
-from latentgnn.training.stopping import TrainingStopped
+from latentgnn.training.stopping import STOP_SIGNALS, TrainingStopped
 
 
 def stop_in_call(number: int, name: int = signal.SIGTERM) -> Any:
@@ -97,11 +99,24 @@ def test_stopped_in_the_last_validation(tmp_path: Path, whole: Any) -> None:
     assert same(state_of(run), expected)
 
 
-def test_signal_handlers_are_put_back(tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with pytest.raises(TrainingStopped):
-        fit(ToyTask(on_losses=stop_in_call(1)), config(), new_run(tmp_path))
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1"])
+def test_signals_stop_after_the_step_and_their_handlers_are_put_back(tmp_path: Path, name: str) -> None:
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    run = new_run(tmp_path)
+    with pytest.raises(TrainingStopped, match=f"stopped by {name} after step 2 of 9"):
+        fit(ToyTask(on_losses=stop_in_call(3, getattr(signal, name))), config(), run)
+    assert torch.load(run.checkpoint("last"), weights_only=True)["latentgnn"]["step"] == 2
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+
+
+def test_a_hang_up_that_is_ignored_on_purpose_stays_ignored(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run = new_run(tmp_path)
+        fit(ToyTask(on_losses=stop_in_call(3, signal.SIGHUP)), config(), run)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert torch.load(run.checkpoint("last"), weights_only=True)["latentgnn"]["step"] == 9
 
 
 def test_second_interrupt_stops_at_once(tmp_path: Path) -> None:
@@ -137,8 +152,8 @@ def test_another_course_is_refused(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     with pytest.raises(TrainingStopped):
         fit(ToyTask(on_losses=stop_in_call(5)), config(), run)
-    with pytest.raises(UserError, match=r"training.seed was 0, is 3; training samples was 22, is 20"):
-        fit(ToyTask(count=20), config(seed=3), run, resume=True)
+    with pytest.raises(UserError, match=r"training.seed was 0, is 3\. "):
+        fit(ToyTask(), config(seed=3), run, resume=True)
     with pytest.raises(UserError, match=r"training.steps was 9, is 12"):
         fit(ToyTask(), config(steps=12), run, resume=True)
     with pytest.raises(UserError, match="does not fit the model"):
@@ -148,3 +163,22 @@ def test_another_course_is_refused(tmp_path: Path) -> None:
     run.write_config({"model": {"width": 9}, "data": {"root": "there"}})
     with pytest.raises(UserError, match=r"another course: model.width was 8, is 9\. "):
         fit(ToyTask(), config(), run, resume=True, may_change=["data"])
+
+
+def test_the_scale_of_losses_in_16_bits_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scaled(settings: TrainingConfig, loggers: list[Any]) -> Fabric:
+        # As on a GPU, but on the CPU; the scale doubles after every third step.
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
+        precision = MixedPrecision("16-mixed", "cpu", scaler)
+        return Fabric(accelerator="cpu", devices=1, plugins=[precision], loggers=loggers)
+
+    monkeypatch.setattr("latentgnn.training.loop.make_fabric", scaled)
+    whole, parts = new_run(tmp_path / "whole"), new_run(tmp_path / "parts")
+    fit(ToyTask(), config(), whole)
+    with pytest.raises(TrainingStopped, match="after step 4"):
+        fit(ToyTask(on_losses=stop_in_call(8)), config(), parts)
+    kept = torch.load(parts.checkpoint("last"), weights_only=True)["precision"]
+    assert (kept["scale"], kept["_growth_tracker"]) == (16.0, 1)
+    fit(ToyTask(), config(), parts, resume=True)
+    assert same(state_of(parts), state_of(whole))
+    assert torch.load(parts.checkpoint("last"), weights_only=True)["precision"]["scale"] == 64.0

@@ -50,9 +50,18 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_folders_in_use_are_refused(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run", task="toy")
     RunFolder.create(run.path, task="toy")  # empty: nothing to lose
-    run.write_config({})
-    with pytest.raises(UserError, match="holds a run already"):
+    # What a run has before its first step can be begun again.
+    (run.path / "data").mkdir()
+    with pytest.raises(UserError, match="not empty and holds no run"):
         RunFolder.create(run.path, task="toy")
+    run.write_config({})
+    run.write_environment()
+    RunFolder.create(run.path, task="toy")
+    for name in ("log.txt", "notes.txt"):
+        (run.path / name).touch()
+        with pytest.raises(UserError, match="holds a run already"):
+            RunFolder.create(run.path, task="toy")
+        (run.path / name).unlink()
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").touch()
     with pytest.raises(UserError, match="not empty and holds no run"):
@@ -67,7 +76,7 @@ def test_opening(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no config\.yaml"):
         RunFolder.open(tmp_path)
     (tmp_path / "config.yaml").write_text("a: [1")
-    with pytest.raises(UserError, match=r"config\.yaml, line 1, column 6"):
+    with pytest.raises(UserError, match=r"config\.yaml: line 1, column 6"):
         RunFolder.open(tmp_path)
     (tmp_path / "config.yaml").write_text("- 1")
     with pytest.raises(UserError, match=r"config\.yaml: expected a mapping of settings, got list"):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from latentgnn.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
+from latentgnn.training.fingerprint import Fingerprint, Record
 from latentgnn.training.runs import RunFolder
 
 
@@ -103,6 +104,10 @@ class ToyTask:
         self.scored.append(list(results))
         return {"score": -sum(abs(value) for _, value in results), "count": len(results)}
 
+    def fingerprints(self) -> dict[str, Fingerprint]:
+        records = [Record(name=f"sample {index}") for index in range(len(self.training_set))]
+        return {"training set": Fingerprint.of("toys", records)}
+
 
 def config(**changes: Any) -> TrainingConfig:
     settings: dict[str, Any] = {
@@ -131,7 +136,7 @@ def new_run(path: Path) -> RunFolder:
 def state_of(run: RunFolder) -> dict[str, Any]:
     """Weights and optimizer state of the last checkpoint, read with nothing of ours."""
     content = torch.load(run.checkpoint("last"), weights_only=True)
-    return {"weights": content["state_dict"], "optimizer": content["optimizer_states"][0]["state"]}
+    return {"weights": content["state_dict"], "optimizer": content["optimizer"]["state"]}
 
 
 def same(a: Any, b: Any) -> bool:

@@ -2,21 +2,13 @@
 
 import glob
 import os
-import stat
 import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from latentgnn.errors import UserError, is_lasting, told
-
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
+from latentgnn.errors import UserError, first_line, is_lack_of_memory, is_lasting, told
+from latentgnn.reading import regular_file
 
 
 def expand_inputs(
@@ -47,29 +39,6 @@ def expand_inputs(
     return list(files.values())
 
 
-def regular_file(path: Path | str, kind: str = "file") -> Path:
-    """The path of an ordinary file. Opening a pipe or a device may wait for ever, and reading it may never end.
-
-    Args:
-        path: where it should be.
-        kind: what it is called in errors.
-
-    Raises:
-        UserError: something else is there, or nothing.
-    """
-    path = Path(path)
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such {kind}") from None
-    except OSError as error:
-        raise UserError(told(error, path)) from None
-    if not stat.S_ISREG(mode):
-        present = next((name for fits, name in _KINDS if fits(mode)), "something else")
-        raise UserError(f"{path}: expected a file; this is {present}")
-    return path
-
-
 def result_names(paths: Sequence[Path]) -> list[Path]:
     """A name without suffix for what comes of each file: its path below the folder that all files have in common.
 
@@ -98,19 +67,26 @@ def result_names(paths: Sequence[Path]) -> list[Path]:
 
 
 @contextmanager
-def noted(faults: list[str]) -> Iterator[None]:
+def noted(faults: list[str], path: Path) -> Iterator[None]:
     """The work on one input of several: if it fails, the fault is added to the list, and the next may follow.
 
-    What the next would meet too is raised, such as a full disk.
+    What the next would meet too is raised, such as a full disk. Lack of memory is not: the next may be smaller.
+
+    Args:
+        faults: the list.
+        path: the input, for faults that name no file.
     """
     try:
         yield
     except UserError as error:
         faults.append(str(error))
-    except OSError as error:
-        if error.errno is None or is_lasting(error):
+    except (MemoryError, RuntimeError, OSError) as error:
+        if is_lack_of_memory(error):
+            faults.append(f"{path}: out of memory ({first_line(error)}): close other programs, or split or shrink it")
+        elif isinstance(error, OSError) and error.errno is not None and not is_lasting(error):
+            faults.append(told(error, path))
+        else:
             raise
-        faults.append(told(error))
 
 
 def raise_faults(faults: Sequence[str], *, inputs: int, kind: str, out: Path) -> None:

@@ -1,34 +1,24 @@
 """Checkpoints: one file each, written completely or not at all, and read without running any code in it."""
 
-import io
-from dataclasses import dataclass
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor, nn
 
-from latentgnn.errors import UserError, concerning
-from latentgnn.files import write_bytes
+from latentgnn.errors import UserError, concerning, system_error
+from latentgnn.files import replacing, temporary_name
+from latentgnn.training.archives import check_archive, seal
+from latentgnn.training.fingerprint import Fingerprint
+from latentgnn.training.run_files import Damaged, check_plain, is_step
 
-_PREFIX = "model."
-
-
-class AtomicCheckpointIO(CheckpointIO):
-    """Writes a checkpoint under a temporary name and renames it, so that a crash leaves the previous file intact."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write_bytes(path, buffer.getvalue())
-
-    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
-        return _load(Path(path), map_location=map_location)
-
-    def remove_checkpoint(self, path: Any) -> None:
-        Path(path).unlink(missing_ok=True)
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+NAMES = (LAST, PREVIOUS, BEST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,25 +26,99 @@ class Checkpoint:
     """A checkpoint as it is read for resuming, evaluation and prediction.
 
     Args:
+        path: the file.
         step: optimizer steps done.
         config: the run's resolved configuration.
         course: what a run that continues it must agree on.
+        data: fingerprints of the sets, by their names for people; empty where it was kept without.
         weights: the model's state dict, under the model's own names.
+        optimizer: the optimizer's state dict.
+        precision: the state of mixed precision's scaling; empty where nothing is scaled.
+        lost: the damaged ones that were passed over for it, and what is wrong with them; see `newest_checkpoint`.
     """
 
+    path: Path
     step: int
     config: dict[str, Any]
     course: dict[str, Any]
+    data: dict[str, Fingerprint]
     weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    precision: dict[str, Any]
+    lost: Mapping[Path, Damaged] = field(default_factory=dict)
 
     def load_into(self, model: nn.Module) -> None:
         """Copy the weights into a model.
 
         Raises:
-            UserError: the model's names or shapes are others.
+            UserError: the model's names, shapes or types are others.
         """
-        check_weights(self.weights, model, "the checkpoint")
+        check_weights(self.weights, model, str(self.path))
         model.load_state_dict(self.weights)
+
+    def load_optimizer_into(self, optimizer: torch.optim.Optimizer) -> None:
+        """Continue an optimizer where it was.
+
+        Raises:
+            UserError: its state is another optimizer's, or another model's.
+        """
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        try:
+            kept = [index for group in self.optimizer["param_groups"] for index in group["params"]]
+            wrong = [
+                f"{name} has the shape {tuple(value.shape)}, its parameter {tuple(parameter.shape)}"
+                for index, parameter in zip(kept, parameters, strict=True)
+                for name, value in self.optimizer["state"].get(index, {}).items()
+                if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape
+            ]
+            if wrong:
+                raise ValueError(wrong[0])
+            optimizer.load_state_dict(self.optimizer)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{self.path} does not fit the optimizer ({error}): start a new run") from error
+
+
+def write_checkpoint(path: Path | str, content: dict[str, Any]) -> None:
+    """Write a checkpoint with its digest; the ``last.ckpt`` before it stays as ``previous.ckpt``.
+
+    Args:
+        path: the file.
+        content: ``latentgnn`` (a dict of ``step``, ``config``, ``course`` and ``data``, see `Checkpoint`),
+            ``state_dict`` (the weights, under the model's own names), ``optimizer`` (its state dict), and ``precision``
+            (that of the scaling of losses) where losses are scaled.
+
+    Raises:
+        UserError: weights or optimizer state are not finite; nothing was written.
+    """
+    check_finite(content, step=content["latentgnn"]["step"])
+    path = Path(path)
+
+    def keep() -> None:
+        if path.name == LAST and path.exists():
+            _second_name(path, path.with_name(PREVIOUS))
+
+    with replacing(path, before=keep) as file:
+        torch.save(content, file)
+        seal(file)
+
+
+def check_finite(content: Mapping[str, Any], *, step: int) -> None:
+    """Refuse to keep weights and optimizer state that training cannot go on from.
+
+    Args:
+        content: as `write_checkpoint` takes it.
+        step: for the error.
+
+    Raises:
+        UserError: naming some of what is infinite or not a number.
+    """
+    bad = [name for part in ("state_dict", "optimizer") for name in _non_finite(content.get(part), "")]
+    if bad:
+        raise UserError(
+            f"after step {step}, weights or the optimizer's state are infinite or not "
+            f"numbers: {', '.join(bad[:5])}. The last checkpoint is as it was. Lower the learning rate, lengthen the "
+            "warm-up or clip the gradient"
+        )
 
 
 def read_checkpoint(path: Path | str) -> Checkpoint:
@@ -64,32 +128,64 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         path: the file, such as ``checkpoints/best.ckpt`` in a run folder.
 
     Raises:
-        UserError: there is no such file, or it is damaged or something else.
+        UserError: there is no such file, or it is damaged (then sound ones beside it are named) or something else.
     """
     path = Path(path)
-    content = _load(path, map_location="cpu")
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}")
     try:
-        record = content["latentgnn"]
-        weights = {name.removeprefix(_PREFIX): value for name, value in content["state_dict"].items()}
-        return Checkpoint(step=record["step"], config=record["config"], course=record["course"], weights=weights)
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is no checkpoint of a latentgnn training run") from None
+        return _read(path)
+    except Damaged as error:
+        others, _ = _sound(path.with_name(name) for name in NAMES if name != path.name)
+        if not others:
+            raise
+        told = ", ".join(f"{other.path} (step {other.step})" for other in others)
+        raise Damaged(f"{error}; sound beside it: {told}") from error
 
 
-def check_weights(weights: dict[str, Tensor], model: nn.Module, source: str) -> None:
-    """Compare names and shapes of weights with a model's.
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The checkpoint to go on from: ``last.ckpt``, or where that is damaged, the one of the most steps that is sound.
+
+    Args:
+        folder: with the checkpoints of a run.
+
+    Returns:
+        The checkpoint, or ``None`` where there is none.
 
     Raises:
-        UserError: naming what is missing, unexpected or of another shape.
+        UserError: there are some, and all are damaged.
+    """
+    found, lost = _sound([folder / LAST])
+    if not found:
+        found, more = _sound([folder / PREVIOUS, folder / BEST])
+        lost |= more
+    if not found and lost:
+        raise UserError(f"{'; '.join(map(str, lost.values()))}; no checkpoint is sound: start a new run")
+    if not found:
+        return None
+    return replace(max(found, key=lambda checkpoint: checkpoint.step), lost=lost)
+
+
+def check_weights(weights: Mapping[str, Tensor], model: nn.Module, source: str) -> None:
+    """Compare names, shapes and types of weights with a model's.
+
+    Raises:
+        UserError: naming what is missing, unexpected or of another shape or type.
     """
     wanted = model.state_dict()
+    common = [name for name in wanted if name in weights]
     faults = {
         "missing": [name for name in wanted if name not in weights],
         "unexpected": [name for name in weights if name not in wanted],
         "of another shape": [
-            f"{name} {tuple(weights[name].shape)} instead of {tuple(value.shape)}"
-            for name, value in wanted.items()
-            if name in weights and weights[name].shape != value.shape
+            f"{name} {tuple(weights[name].shape)} instead of {tuple(wanted[name].shape)}"
+            for name in common
+            if weights[name].shape != wanted[name].shape
+        ],
+        "of another type": [
+            f"{name} {weights[name].dtype} instead of {wanted[name].dtype}"
+            for name in common
+            if _kind(weights[name]) != _kind(wanted[name])
         ],
     }
     if any(faults.values()):
@@ -101,12 +197,134 @@ def check_weights(weights: dict[str, Tensor], model: nn.Module, source: str) -> 
         raise UserError(f"{source} does not fit the model ({listed}): build the model with the checkpoint's config")
 
 
-def _load(path: Path, *, map_location: Any) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}")
+def _second_name(path: Path, previous: Path) -> None:
+    """Give a file a second name; at no moment does it have none."""
+    link = temporary_name(previous)
     try:
-        with concerning(path):
-            content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
-    except (UnpicklingError, LookupError, RuntimeError, EOFError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
-    return content
+        link.unlink(missing_ok=True)
+        try:
+            os.link(path, link)
+        except OSError:
+            # A file system without hard links: until the new file has its name, `previous` stands for both.
+            os.replace(path, previous)
+        else:
+            os.replace(link, previous)
+    finally:
+        link.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Checkpoint:
+    if not path.is_file():
+        raise Damaged(f"{path} is damaged (it is no file)")
+    with concerning(path), path.open("rb") as file:
+        try:
+            sealed = check_archive(file)
+        except ValueError as error:
+            raise Damaged(f"{path} is damaged ({error})") from None
+        file.seek(0)
+        try:
+            with warnings.catch_warnings():
+                # PyTorch warns of kinds of tensors that are refused here.
+                warnings.simplefilter("ignore")
+                content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:
+            if system_error(error) is not None:
+                raise
+            # PyTorch's reader has no error of its own for a file that it cannot make sense of. What it says of objects
+            # that it does not load is how to load them all the same, which would run code from the file.
+            strange = isinstance(error, UnpicklingError)
+            reason = "it holds more than tensors and plain data" if strange else str(error).partition("\n")[0]
+            message = f"{path} cannot be read as a checkpoint ({reason})"
+            raise (UserError(message) if sealed else Damaged(message)) from error
+    try:
+        return _checked(path, content)
+    except ValueError as error:
+        raise Damaged(f"{path} is no sound checkpoint of a latentgnn training run ({error})") from None
+
+
+def _checked(path: Path, content: Any) -> Checkpoint:
+    """A checkpoint whose fields are what they are taken for; `ValueError` says what is not."""
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a mapping, got {type(content).__name__}")
+    missing = [name for name in ("latentgnn", "state_dict", "optimizer") if not isinstance(content.get(name), dict)]
+    if missing:
+        raise ValueError(f"it has no {' and no '.join(missing)}")
+    record, weights = content["latentgnn"], content["state_dict"]
+    for name in ("config", "course"):
+        if not isinstance(record.get(name), dict):
+            raise ValueError(f"its {name} is {type(record.get(name)).__name__}, expected a mapping")
+        check_plain(record[name])
+    step, steps = record.get("step"), record["course"].get("training.steps")
+    if not is_step(step) or (is_step(steps) and step > steps):
+        raise ValueError(f"it says step {step!r:.40} of {steps!r:.40}")
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ValueError(f"its weight {name!r:.40} is {type(value).__name__}, expected a tensor")
+    precision = content.get("precision", {})
+    if not isinstance(precision, dict):
+        raise ValueError(f"its precision is {type(precision).__name__}, expected a mapping")
+    for name, tensor in _tensors(content, ""):
+        if not _holds_its_values(tensor):
+            raise ValueError(f"{name} in it has no memory for its {tensor.numel()} values")
+    bad = [name for part in ("state_dict", "optimizer") for name in _non_finite(content[part], "")]
+    if bad:
+        raise ValueError(f"infinite or not numbers: {', '.join(bad[:5])}")
+    sets = record.get("data", {})
+    if not isinstance(sets, dict) or not all(isinstance(name, str) for name in sets):
+        raise ValueError("its fingerprints of the data are of another shape")
+    return Checkpoint(
+        path=path,
+        step=step,
+        config=record["config"],
+        course=record["course"],
+        data={name: Fingerprint.from_plain(plain) for name, plain in sets.items()},
+        weights=weights,
+        optimizer=content["optimizer"],
+        precision=precision,
+    )
+
+
+def _sound(paths: Iterable[Path]) -> tuple[list[Checkpoint], dict[Path, Damaged]]:
+    """Of the checkpoints that exist, those that can be read, and why the others cannot."""
+    found, lost = [], {}
+    for path in paths:
+        if os.path.lexists(path):
+            try:
+                found.append(_read(path))
+            except Damaged as error:
+                lost[path] = error
+    return found, lost
+
+
+def _tensors(tree: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in nested mappings and lists, with their places; each container is looked into once."""
+    stack, seen = [(name, tree)], set()
+    while stack:
+        place, value = stack.pop()
+        if isinstance(value, Tensor):
+            yield place, value
+        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            stack += [(f"{place}.{key}" if place else str(key), inner) for key, inner in items]
+
+
+def _non_finite(tree: Any, name: str) -> list[str]:
+    """Where in nested mappings and lists there are tensors with values that are infinite or not numbers."""
+    bad = [
+        place
+        for place, value in _tensors(tree, name)
+        if (value.is_floating_point() or value.is_complex()) and not bool(torch.isfinite(value.detach()).all())
+    ]
+    return sorted(bad)
+
+
+def _holds_its_values(tensor: Tensor) -> bool:
+    """Whether each value has a place of its own in memory: a few bytes can claim to be a tensor of any size."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()

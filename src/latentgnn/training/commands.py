@@ -12,8 +12,9 @@ from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError, system_error, told
 from latentgnn.files import write_bytes, write_json
 from latentgnn.outputs import refuse_to_replace, try_folder
-from latentgnn.training.checkpoints import Checkpoint, read_checkpoint
+from latentgnn.training.checkpoints import Checkpoint, newest_checkpoint, read_checkpoint
 from latentgnn.training.config import TrainingConfig
+from latentgnn.training.lifeline import ProcessGone
 from latentgnn.training.loop import fit
 from latentgnn.training.runs import RunFolder
 from latentgnn.training.stopping import TrainingStopped
@@ -61,7 +62,10 @@ def train(job: Job[Data], config: Any, out: Path | None, *, name: str, resume: b
         raise UserError(
             f"{run.path} holds a comparison; continue it with: latentgnn train --compare --resume {run.path}"
         )
-    with _resumable(run.path, "train"):
+    with run.held(), _resumable(run.path, "train"):
+        if not resume:
+            # Before the data are read or made, which may take long: a run that was killed there can be resumed too.
+            run.write_config(plain_data(config))
         return job.train(config, run, job.load(config, run.path), resume)
 
 
@@ -80,20 +84,22 @@ def compare(job: Job[Data], config: Any, out: Path | None, *, name: str, resume:
     if both.checkpoint("last").exists():
         raise UserError(f"{both.path} holds a single run; continue it with: latentgnn train --resume {both.path}")
     config = replace(config, training=replace(config.training, devices=1))
-    both.write_config(plain_data(config))
     runs = dict(zip(_COMPARED, (config, replace(config, model=replace(config.model, blocks={}))), strict=True))
-    with _resumable(both.path, "train --compare"):
+    with both.held(), _resumable(both.path, "train --compare"):
+        both.write_config(plain_data(config))
         data = job.load(config, both.path)
         metrics: dict[str, dict[str, float]] = {}
         for title, run_config in runs.items():
             print(f"\n{title.replace('_', ' ')}:")
             begun = (both.path / title / "config.yaml").exists()
             run = RunFolder.open(both.path / title) if begun else RunFolder.create(both.path / title, task=title)
-            metrics[title] = job.train(run_config, run, data, begun)
-    comparison = {**metrics, "difference": _difference(*metrics.values())}
-    write_json(both.path / "comparison.json", comparison)
-    table = _comparison_table(comparison, job.titles(comparison["with_blocks"]))
-    print(f"\n{table}\nwritten to {both.path / 'comparison.json'}")
+            with run.held():
+                metrics[title] = job.train(run_config, run, data, begun)
+        comparison = {**metrics, "difference": _difference(*metrics.values())}
+        # Before anything else is written that may fail.
+        print(f"\n{_comparison_table(comparison, job.titles(comparison['with_blocks']))}")
+        write_json(both.path / "comparison.json", comparison)
+    print(f"written to {both.path / 'comparison.json'}")
     return comparison
 
 
@@ -101,8 +107,8 @@ def fit_in(
     run: RunFolder, task: TrainingTask, config: Any, *, resume: bool, may_change: Collection[str]
 ) -> dict[str, float]:
     """`latentgnn.training.loop.fit` in a run's folder, with configuration and environment written beside it."""
-    if resume:
-        # The loop first compares this configuration with the last checkpoint's; until then the file stays as it is.
+    if resume and run.has_checkpoint:
+        # The loop first compares this configuration with the checkpoint's; until then the file stays as it is.
         run.config = plain_data(config)
     else:
         run.write_config(plain_data(config))
@@ -118,9 +124,12 @@ def trained_weights(source: Path) -> Checkpoint:
         return read_checkpoint(source)
     run = RunFolder.open(source)
     written = [file for file in (run.checkpoint("best"), run.checkpoint("last")) if file.exists()]
-    if not written:
+    if written:
+        return read_checkpoint(written[0])
+    checkpoint = newest_checkpoint(run.checkpoints)
+    if checkpoint is None:
         raise UserError(f"the run in {source} has no checkpoint yet")
-    return read_checkpoint(written[0])
+    return checkpoint
 
 
 def device_of(accelerator: str) -> torch.device:
@@ -172,7 +181,7 @@ def _folder(out: Path | None, name: str, *, resume: bool) -> RunFolder:
 def _resumable(run: Path, command: str) -> Iterator[None]:
     try:
         yield
-    except TrainingStopped as error:
+    except (TrainingStopped, ProcessGone) as error:
         raise UserError(f"{error}\ncontinue with: latentgnn {command} --resume {run}") from error
     except KeyboardInterrupt as error:
         if not (run / "config.yaml").is_file():

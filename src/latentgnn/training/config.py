@@ -1,7 +1,15 @@
 """How a model is trained: steps, batches, optimizer, schedule, hardware. The same for every task."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
+
+from latentgnn.configuration.settings import expect
+from latentgnn.errors import UserError
+
+# The largest are beyond any use: with more, a run would not fail but seem to hang, such as at starting a million
+# processes.
+_MANY, _PROCESSES = 2**31 - 1, 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +32,19 @@ class OptimizerConfig:
     norm_weight_decay: float | None = None
     block_factor: float = 1.0
 
+    def __post_init__(self) -> None:
+        norms = self.norm_weight_decay
+        expect(
+            self,
+            {
+                "learning_rate": (0 <= self.learning_rate < math.inf, "0 or more"),
+                "momentum": (0 <= self.momentum <= 1, "from 0 to 1"),
+                "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more"),
+                "norm_weight_decay": (norms is None or 0 <= norms < math.inf, "0 or more, or null"),
+                "block_factor": (0 <= self.block_factor < math.inf, "0 or more"),
+            },
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
@@ -42,6 +63,21 @@ class ScheduleConfig:
     warmup_factor: float = 1.0 / 3.0
     milestones: tuple[int, ...] = ()
     decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        milestones = list(self.milestones)
+        expect(
+            self,
+            {
+                "warmup_steps": (0 <= self.warmup_steps <= _MANY, f"0 to {_MANY:,}"),
+                "warmup_factor": (0 <= self.warmup_factor < math.inf, "0 or more"),
+                "milestones": (
+                    milestones == sorted(milestones) and all(step >= 0 for step in milestones),
+                    "ascending steps from 0 on",
+                ),
+                "decay": (0 <= self.decay < math.inf, "0 or more"),
+            },
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +99,8 @@ class TrainingConfig:
         log_every: steps between two log lines.
         validate_every: steps between two validations; ``null`` validates once, at the end.
         checkpoint_every: steps between two checkpoints.
+        on_changed_data: ``stop`` where a resumed run meets other data than it was stopped with, or ``accept`` them and
+            say what differs.
         monitor: the metric whose highest value makes a checkpoint the best one; ``null`` takes the task's own.
         optimizer: see `OptimizerConfig`.
         schedule: see `ScheduleConfig`.
@@ -82,6 +120,39 @@ class TrainingConfig:
     log_every: int = 20
     validate_every: int | None = None
     checkpoint_every: int = 1000
+    on_changed_data: Literal["stop", "accept"] = "stop"
     monitor: str | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+    def __post_init__(self) -> None:
+        many, processes = f"1 to {_MANY:,}", f"1 to {_PROCESSES:,}"
+        expect(
+            self,
+            {
+                "steps": (1 <= self.steps <= _MANY, many),
+                "batch_size": (1 <= self.batch_size <= _MANY, many),
+                "accumulate": (1 <= self.accumulate <= _MANY, many),
+                # A norm of nothing would stop all learning.
+                "clip_norm": (
+                    self.clip_norm is None or 0 < self.clip_norm < math.inf,
+                    "a number above 0, or null not to clip",
+                ),
+                "devices": (self.devices == "auto" or 1 <= self.devices <= _PROCESSES, f"{processes}, or auto"),
+                "machines": (1 <= self.machines <= _PROCESSES, processes),
+                "workers": (0 <= self.workers <= _PROCESSES, f"0 to {_PROCESSES:,}"),
+                # What torch's generators take.
+                "seed": (0 <= self.seed < 2**63, f"0 to {2**63 - 1}"),
+                "log_every": (1 <= self.log_every <= _MANY, many),
+                "validate_every": (
+                    self.validate_every is None or 1 <= self.validate_every <= _MANY,
+                    f"{many}, or null",
+                ),
+                "checkpoint_every": (1 <= self.checkpoint_every <= _MANY, many),
+            },
+        )
+        if self.schedule.name == "cosine" and self.schedule.warmup_steps >= self.steps:
+            raise UserError(
+                f"schedule.warmup_steps: expected fewer than all {self.steps} steps, for the rest is the cosine; "
+                f"got {self.schedule.warmup_steps}"
+            )

@@ -1,19 +1,25 @@
 """What a run prints, and its ``log.txt`` and ``metrics.csv``."""
 
 import csv
+import errno
 import io
+import os
+import re
 import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from lightning.pytorch.loggers.logger import Logger
+from lightning.fabric.loggers.logger import Logger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from latentgnn.files import write_text
+from latentgnn.files import append_text, write_text
+from latentgnn.training.run_files import Damaged
 from latentgnn.training.runs import RunFolder
+
+_STEP = re.compile(r"[0-9]{1,18}")
 
 
 class CsvLog(Logger):
@@ -29,9 +35,16 @@ class CsvLog(Logger):
         self._path = run.path / "metrics.csv"
         self._writes = run.writes
         self._columns: list[str] = []
-        if self._writes and self._path.exists():
-            rows = [row for row in self._rows() if int(row["step"]) <= first_step]
-            self._columns = list(rows[0]) if rows else []
+        self._last: dict[str, str] = {}
+        if self._writes and os.path.lexists(self._path):
+            try:
+                rows = [row for row in self._rows() if int(row["step"]) <= first_step]
+            except Damaged as error:
+                run.do_without(error, self._path)
+                return
+            if rows:
+                self._columns = list(rows[0])
+                self._last = {name: value for name, value in rows[-1].items() if value}
             self._write_all(rows)
 
     @property
@@ -49,25 +62,40 @@ class CsvLog(Logger):
         if not self._writes:
             return
         row = {"step": step, **metrics}
+        # A validation that a killed run had logged and not noted is repeated, with the same figures.
+        if {name: str(value) for name, value in row.items()} == self._last:
+            return
         new = [name for name in row if name not in self._columns]
         if new:
             rows = self._rows() if self._columns else []
             self._columns += new
             self._write_all([*rows, row])
             return
-        with self._path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns, restval="").writerow(row)
+        append_text(self._path, self._text([row]))
 
     def _rows(self) -> list[dict[str, Any]]:
-        with self._path.open(newline="") as file:
-            return list(csv.DictReader(file))
+        """The rows that are whole: a process that was killed may have written part of its last one."""
+        if not self._path.is_file():
+            raise Damaged(f"{self._path} is damaged (it is no file)")
+        try:
+            with self._path.open(newline="", encoding="utf-8", errors="strict") as file:
+                reader = csv.DictReader(file)
+                columns = reader.fieldnames or []
+                rows = [row for row in reader if None not in row and None not in row.values()]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise Damaged(f"{self._path} is damaged ({error})") from None
+        if (columns and "step" not in columns) or not all(_STEP.fullmatch(row["step"]) for row in rows):
+            raise Damaged(f"{self._path} is damaged (expected a step in each row)")
+        return rows
 
     def _write_all(self, rows: list[dict[str, Any]]) -> None:
+        names = {name: name for name in self._columns}
+        write_text(self._path, self._text([names, *rows]))
+
+    def _text(self, rows: list[dict[str, Any]]) -> str:
         buffer = io.StringIO(newline="")
-        writer = csv.DictWriter(buffer, self._columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(self._path, buffer.getvalue())
+        csv.DictWriter(buffer, self._columns, restval="").writerows(rows)
+        return buffer.getvalue()
 
 
 class Progress:
@@ -82,11 +110,12 @@ class Progress:
     def __init__(self, run: RunFolder, *, steps: int, terminal: bool | None = None) -> None:
         self._run = run
         self._steps = steps
-        self._shown = run.writes
+        self._writes = run.writes
+        self._seen = True
         self._bar: RichProgress | None = None
         self._training: TaskID | None = None
         self._validation: TaskID | None = None
-        if self._shown and (sys.stdout.isatty() if terminal is None else terminal):
+        if run.writes and (sys.stdout.isatty() if terminal is None else terminal):
             self._bar = RichProgress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -100,13 +129,15 @@ class Progress:
     def start(self, step: int) -> None:
         """Show the bar, at the steps done before."""
         if self._bar is not None:
-            self._training = self._bar.add_task("train", total=self._steps, completed=step, figures="")
-            self._bar.start()
+            with self._while_seen():
+                self._training = self._bar.add_task("train", total=self._steps, completed=step, figures="")
+                self._bar.start()
 
     def advance(self, step: int) -> None:
         """Move the bar."""
         if self._bar is not None and self._training is not None:
-            self._bar.update(self._training, completed=step)
+            with self._while_seen():
+                self._bar.update(self._training, completed=step)
 
     def figures(self, step: int, metrics: Mapping[str, float], *, seconds_left: float) -> None:
         """Show the figures of the steps since the last time.
@@ -122,8 +153,9 @@ class Progress:
             f"{metrics['samples_per_second']:.1f} samples/s  left {_duration(seconds_left)}"
         )
         if self._bar is not None and self._training is not None:
-            self._bar.update(self._training, figures=f"loss {metrics['loss']:.4f}  rate {metrics['rate']:.3g}")
-            self._keep(line)
+            with self._while_seen():
+                self._bar.update(self._training, figures=f"loss {metrics['loss']:.4f}  rate {metrics['rate']:.3g}")
+            self._run.keep_line(line)
         else:
             self.say(line)
 
@@ -131,31 +163,43 @@ class Progress:
         """Show how far a validation is; gone at its end."""
         if self._bar is None:
             return
-        if self._validation is None:
-            self._validation = self._bar.add_task("validate", total=batches, figures="")
-        self._bar.update(self._validation, completed=batch)
-        if batch == batches:
-            self._bar.remove_task(self._validation)
-            self._validation = None
+        with self._while_seen():
+            if self._validation is None:
+                self._validation = self._bar.add_task("validate", total=batches, figures="")
+            self._bar.update(self._validation, completed=batch)
+            if batch == batches:
+                self._bar.remove_task(self._validation)
+                self._validation = None
 
     def say(self, line: str) -> None:
         """A line for the person, and for ``log.txt``."""
-        if not self._shown:
+        if not self._writes:
             return
-        if self._bar is not None:
-            self._bar.console.print(line, markup=False, highlight=False)
-        else:
-            print(line, flush=True)
-        self._keep(line)
-
-    def _keep(self, line: str) -> None:
-        with self._run.log.open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
+        # Kept first: what is written to a person may be read by no one any more.
+        self._run.keep_line(line)
+        if self._seen:
+            with self._while_seen():
+                if self._bar is not None:
+                    self._bar.console.print(line, markup=False, highlight=False)
+                else:
+                    print(line, flush=True)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._bar is not None:
-            self._bar.stop()
+            with self._while_seen():
+                self._bar.stop()
+
+    @contextmanager
+    def _while_seen(self) -> Iterator[None]:
+        """Show something; the run goes on where the terminal is gone (SIGHUP) or the reader of a pipe has ended."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EPIPE):
+                raise
+            self._seen = False
+            self._bar = None
 
 
 def _duration(seconds: float) -> str:

@@ -1,36 +1,44 @@
 """The folder that a run writes: its configuration, its environment, its results."""
 
-import json
 import os
-import platform
-import subprocess
-import sys
+import shutil
 import time
-from collections.abc import Mapping
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from latentgnn.configuration.recipes import load_recipe, to_yaml
 from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
-from latentgnn.files import write_json, write_text
-
-_PACKAGES = (
-    *("latentgnn", "torch", "torchvision", "timm", "lightning", "numpy", "safetensors", "faster-coco-eval"),
-    *("scipy", "trimesh", "laspy"),
+from latentgnn.files import append_text, is_temporary, leftovers, write_json, write_text
+from latentgnn.training.environment import environment
+from latentgnn.training.locks import LOCK, sole_use
+from latentgnn.training.run_files import (
+    Damaged,
+    check_mapping,
+    check_metrics,
+    check_validations,
+    read_json,
+    set_aside,
 )
+
 # Processes that Lightning starts for further devices run the same command, and find the first one's folder by it.
 _INHERITED = "LATENTGNN_RUN"
+# What a run has in its folder before its first step: a folder with nothing else has nothing to lose.
+_STARTED = frozenset({"config.yaml", "environment.json", "data"})
 
 
 class RunFolder:
     """One folder a run.
 
     ``config.yaml`` (resolved), ``environment.json``, ``log.txt``, ``metrics.csv`` (the course), ``validations.json``,
-    ``metrics.json`` (the end), ``tensorboard/``, ``checkpoints/`` and ``pictures/``. Made by ``create`` or ``open``.
+    ``metrics.json`` (the end), ``tensorboard/``, ``checkpoints/`` and ``pictures/``; ``data/`` where a task makes its
+    data for the run. Made by ``create`` or ``open``; whoever trains into it does so inside ``held``.
     Only the first process of a run writes into it; elsewhere the ``write_`` methods do nothing.
+
+    A file that is damaged does not stop a run that can do without it: it gets another name, a line says so, and the run
+    goes on as if it had never been.
 
     Args:
         path: the folder.
@@ -41,13 +49,15 @@ class RunFolder:
         self.path = path
         self.config: dict[str, Any] = dict(config or {})
         self.writes = is_first_process()
+        self._is_new = False
 
     @classmethod
     def create(cls, path: Path | str | None = None, *, task: str) -> "RunFolder":
         """A new run.
 
         Args:
-            path: the folder, new or empty; ``None`` makes ``runs/<task>-<date>-<time>``.
+            path: the folder, new or empty, or of a run that ended before its first step; ``None`` makes
+                ``runs/<task>-<date>-<time>``.
             task: the first part of the folder's name.
 
         Raises:
@@ -59,21 +69,18 @@ class RunFolder:
                 raise UserError("a run of several separately started processes needs a run folder that is named")
             return cls(Path(shared))
         if path is None:
-            path = _new_name(task)
+            path = _new_folder(task)
             os.environ[_INHERITED] = str(path)
         path = Path(path)
-        if path.exists() and not path.is_dir():
-            raise UserError(f"the run folder {path} is a file: name another")
-        if path.is_dir() and any(path.iterdir()):
-            if (path / "config.yaml").exists():
-                raise UserError(f"{path} holds a run already: resume it, or name another folder")
-            raise UserError(f"{path} is not empty and holds no run: name a new or an empty folder")
+        _refuse_used(path)
         path.mkdir(parents=True, exist_ok=True)
-        return cls(path)
+        run = cls(path)
+        run._is_new = True
+        return run
 
     @classmethod
     def open(cls, path: Path | str) -> "RunFolder":
-        """The run in an existing folder.
+        """The run in an existing folder; a checkpoint has its configuration too, if the file is damaged or gone.
 
         Raises:
             UserError: there is none.
@@ -81,14 +88,42 @@ class RunFolder:
         path = Path(path)
         if not path.is_dir():
             raise UserError(f"there is no run folder {path}")
-        file = path / "config.yaml"
-        if not file.is_file():
-            raise UserError(f"{path} is not a run's folder: it has no config.yaml")
-        return cls(path, load_recipe(file.resolve()))
+        return cls(path, _configuration(path))
 
-    def checkpoint(self, name: Literal["last", "best"]) -> Path:
-        """The file of the last or the best checkpoint, there or not."""
-        return self.path / "checkpoints" / f"{name}.ckpt"
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes out, see `latentgnn.training.locks.sole_use`, and clear away what killed ones left.
+
+        Raises:
+            UserError: another process trains into the folder, or has done so since it was made for this run.
+        """
+        if not self.writes:
+            # The first process of the run holds it for all.
+            yield
+            return
+        with sole_use(self.path):
+            if self._is_new:
+                _refuse_used(self.path)
+            for path in leftovers(self.path):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+            yield
+
+    def checkpoint(self, name: Literal["last", "previous", "best"]) -> Path:
+        """The file of the last checkpoint, the one before it, or the best, there or not."""
+        return self.checkpoints / f"{name}.ckpt"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is any, sound or not."""
+        return self.checkpoints.is_dir() and any(self.checkpoints.glob("*.ckpt"))
 
     @property
     def pictures(self) -> Path:
@@ -110,12 +145,11 @@ class RunFolder:
         """Write versions, hardware, commit and command; those of earlier starts of the same run stay in ``earlier``."""
         if not self.writes:
             return
-        file = self.path / "environment.json"
         record = environment()
-        if file.exists():
-            before = json.loads(file.read_text())
+        before = self._read("environment.json", check_mapping)
+        if before is not None:
             record["earlier"] = [*before.pop("earlier", []), before]
-        write_json(file, record)
+        write_json(self.path / "environment.json", record)
 
     def write_metrics(self, content: Mapping[str, Any]) -> None:
         """Write ``metrics.json``, which marks a run as finished."""
@@ -124,25 +158,56 @@ class RunFolder:
 
     def metrics(self) -> dict[str, Any] | None:
         """What ``metrics.json`` holds, or ``None`` while the run is not finished."""
-        return self._read("metrics.json")
+        return self._read("metrics.json", check_metrics)
 
     def validations(self) -> list[dict[str, Any]]:
-        """The validations so far: step, metrics, and whether the best checkpoint was written there."""
-        return self._read("validations.json") or []
+        """The validations so far: step, metrics, and whether the best checkpoint was written there.
+
+        Where the file is damaged there are none, and the best checkpoint, of which nothing is known then, gets another
+        name too: the next validation's would take its place, better or not.
+        """
+
+        def keep_best() -> None:
+            best, earlier = self.checkpoint("best"), self.checkpoints / "earlier-best.ckpt"
+            if best.exists():
+                os.replace(best, earlier)
+                self.say(f"the best checkpoint until now is kept as {earlier}, and the best is chosen anew")
+
+        return self._read("validations.json", check_validations, if_damaged=keep_best) or []
 
     def write_validations(self, validations: list[dict[str, Any]]) -> None:
         """Write ``validations.json``."""
         if self.writes:
             write_json(self.path / "validations.json", validations)
 
-    def _read(self, name: str) -> Any:
-        file = self.path / name
-        if not file.exists():
+    def say(self, line: str) -> None:
+        """A line for the person, and for ``log.txt``."""
+        if self.writes:
+            self.keep_line(line)
+            print(line, flush=True)
+
+    def keep_line(self, line: str) -> None:
+        """A line for ``log.txt``, with the time."""
+        if self.writes:
+            append_text(self.log, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
+
+    def do_without(self, error: Damaged, path: Path) -> None:
+        """Give a damaged file another name, and say so; in processes that do not write, nothing."""
+        if self.writes:
+            self.say(f"{error}; it is kept as {set_aside(path).name}, and the run goes on without it")
+
+    def _read(self, name: str, check: Callable[[Any], None], *, if_damaged: Callable[[], None] = lambda: None) -> Any:
+        """The content of a file, or ``None`` where there is no such file or it is damaged, in all processes alike."""
+        path = self.path / name
+        if not os.path.lexists(path):
             return None
         try:
-            return json.loads(file.read_text())
-        except ValueError as error:
-            raise UserError(f"{file} is not valid JSON: {error}") from None
+            return read_json(path, check)
+        except Damaged as error:
+            if self.writes:
+                if_damaged()
+            self.do_without(error, path)
+            return None
 
 
 def is_first_process() -> bool:
@@ -154,73 +219,47 @@ def is_first_process() -> bool:
     return os.environ.get("NODE_RANK", "0") == "0" and os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def environment() -> dict[str, Any]:
-    """Versions, hardware, commit, command and date, as plain data."""
-    # Imports torch, which the command line does not do before a command needs it.
-    from latentgnn.machine import processor_name
-
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "folder": os.getcwd(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": _versions(),
-        "commit": _commit(),
-        "cpu": {"model": processor_name(), "cores": os.cpu_count(), "usable_cores": _usable_cores()},
-        "memory_bytes": _memory(),
-        "gpus": _gpus(),
-    }
-
-
-def _new_name(task: str) -> Path:
+def _new_folder(task: str) -> Path:
+    """A folder that no other process has made: of two that start in the same second, each gets its own."""
     base = f"{task}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, number = Path("runs") / base, 2
-    while path.exists():
-        path, number = Path("runs") / f"{base}-{number}", number + 1
-    return path
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in _PACKAGES:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
         try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
+            path.mkdir()
+            return path
+        except FileExistsError:
+            path, number = Path("runs") / f"{base}-{number}", number + 1
 
 
-def _commit() -> dict[str, Any] | None:
-    """The commit of latentgnn's source and whether that is changed; ``None`` if it is not under version control."""
+def _refuse_used(path: Path) -> None:
+    """Refuse a folder in which a new run would mix its files with others."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"the run folder {path} is a file: name another")
+    names = {file.name for file in path.iterdir() if not is_temporary(file)} - {LOCK} if path.is_dir() else set()
+    if not names or ("config.yaml" in names and names <= _STARTED):
+        return
+    if "config.yaml" in names:
+        raise UserError(f"{path} holds a run already: resume it, or name another folder")
+    raise UserError(f"{path} is not empty and holds no run: name a new or an empty folder")
 
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
+def _configuration(run: Path) -> dict[str, Any]:
+    """What ``config.yaml`` of a run holds, or its newest sound checkpoint where that file is damaged or absent."""
+    file = run / "config.yaml"
     try:
-        # An installed copy may lie inside another repository, whose commit would be misleading.
-        git("ls-files", "--error-unmatch", __file__)
-        return {"id": git("rev-parse", "HEAD"), "modified": bool(git("status", "--porcelain", "--", "../.."))}
-    except (OSError, subprocess.SubprocessError):
-        return None
+        if not file.is_file():
+            raise UserError(f"{run} is not a run's folder: it has no config.yaml")
+        return load_recipe(file.resolve())
+    except UserError as error:
+        if not any((run / "checkpoints").glob("*.ckpt")):
+            raise
+        # Imports torch, which the command line does not do before a command needs it.
+        from latentgnn.training.checkpoints import newest_checkpoint
 
-
-def _usable_cores() -> int | None:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
-def _gpus() -> list[dict[str, Any]]:
-    import torch
-
-    if not torch.cuda.is_available():
-        return []
-    devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    return [{"name": device.name, "memory_bytes": device.total_memory} for device in devices]
+        checkpoint = newest_checkpoint(run / "checkpoints")
+        if checkpoint is None:
+            raise
+        if is_first_process():
+            print(f"{error}; the configuration is taken from {checkpoint.path}", flush=True)
+        return checkpoint.config

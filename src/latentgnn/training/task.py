@@ -1,9 +1,11 @@
 """What the training loop asks of a task; the loop knows nothing else of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
+
+from latentgnn.training.fingerprint import Fingerprint
 
 
 class TrainingSet(Protocol):
@@ -48,3 +50,6 @@ class TrainingTask(Protocol):
 
     def score(self, results: Sequence[Any]) -> dict[str, float]:
         """The metrics of all results of the validation set, gathered from all processes."""
+
+    def fingerprints(self) -> Mapping[str, Fingerprint]:
+        """What the sets consist of, by names for people; asked once, by the process that writes."""

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 import torch.distributed
-from lightning.pytorch import Trainer
+from lightning.fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader
 
-from latentgnn.training.module import TrainingModule
+from latentgnn.training.loading import batches
+from latentgnn.training.task import TrainingTask
 
 
 @contextmanager
@@ -26,8 +27,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def validate(
-    trainer: Trainer,
-    module: TrainingModule,
+    fabric: Fabric,
+    task: TrainingTask,
     loader: DataLoader[Any],
     *,
     after_batch: Callable[[int], None],
@@ -36,8 +37,8 @@ def validate(
     """The task's metrics of the model as it is; every process returns the same.
 
     Args:
-        trainer: moves batches, sets precision and knows the processes.
-        module: model and task.
+        fabric: moves batches, sets precision and knows the processes.
+        task: the model and its scores.
         loader: this process's share of the validation set.
         after_batch: called with the number of batches done.
         stopped: asked after each batch whether to give up.
@@ -46,18 +47,18 @@ def validate(
         The metrics, or ``None`` where ``stopped`` said so.
     """
     results: list[Any] = []
-    with evaluating(module.model), torch.no_grad(), trainer.precision_plugin.val_step_context():
-        for number, batch in enumerate(loader, start=1):
-            results.extend(module.task.predict(trainer.strategy.batch_to_device(batch)))
+    with evaluating(task.model), torch.no_grad(), fabric.autocast(), batches(loader) as loaded:
+        for number, batch in enumerate(loaded, start=1):
+            results.extend(task.predict(fabric.to_device(batch)))
             after_batch(number)
             if stopped():
                 return None
-    if trainer.world_size > 1:
-        shares: list[list[Any]] = [[] for _ in range(trainer.world_size)]
+    if fabric.world_size > 1:
+        shares: list[list[Any]] = [[] for _ in range(fabric.world_size)]
         torch.distributed.all_gather_object(shares, results)
         results = [result for share in shares for result in share]
     # One process scores, which saves work and memory; the others wait for its metrics.
     metrics: dict[str, float] = {}
-    if trainer.is_global_zero:
-        metrics = {name: float(value) for name, value in module.task.score(results).items()}
-    return trainer.strategy.broadcast(metrics)
+    if fabric.is_global_zero:
+        metrics = {name: float(value) for name, value in task.score(results).items()}
+    return fabric.broadcast(metrics)

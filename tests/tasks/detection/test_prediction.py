@@ -9,10 +9,10 @@ from torch import nn
 
 from latentgnn.errors import UserError
 from latentgnn.outputs import LIST
-from latentgnn.tasks.detection.coco import decode_masks
 from latentgnn.tasks.detection.evaluation import CocoEvaluator, load_results
 from latentgnn.tasks.detection.pictures import colour_of
 from latentgnn.tasks.detection.prediction import expand_images, predict_paths
+from latentgnn.tasks.detection.segmentations import decode_masks
 
 NAMES = [(3, "cat"), (8, "dog")]
 
@@ -182,6 +182,20 @@ def test_a_broken_image_does_not_stop_the_others(tmp_path):
     records = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [r["image_id"] for r in records] == [0, 2]
     assert sorted(p.name for p in (tmp_path / "out" / "pictures").iterdir()) == ["a.png", "c.png"]
+
+
+def test_an_image_that_takes_too_much_memory_does_not_stop_the_others(tmp_path):
+    class Large(Fixed):
+        def forward(self, images):
+            if images[0].shape[2] > 40:
+                torch.empty(2**46)
+            return super().forward(images)
+
+    paths = [write_image(tmp_path / f"{width}.png", size=(width, 30)) for width in (40, 41, 39)]
+    with pytest.raises(UserError, match=r"1 of 3 images failed.*\n  .*41\.png: out of memory \(.*allocate memory"):
+        predict_paths(Large(), paths, out=tmp_path / "out", category_names=NAMES)
+    records = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [record["file_name"] for record in records] == [str(paths[0]), str(paths[2])]
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,9 @@ from latentgnn.configuration.settings import parse_config, plain_data
 from latentgnn.outputs import LIST
 from latentgnn.tasks.pointcloud import commands
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
+from latentgnn.tasks.pointcloud.datasets import Source
 from latentgnn.tasks.pointcloud.scans import RawScan, read_scan, write_scan
+from latentgnn.training.fingerprint import changes
 
 TINY = """
 task: pointcloud
@@ -149,6 +152,53 @@ def test_a_stopped_run_resumes_to_the_same_weights(run, data, recipe, tmp_path, 
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
+def test_scans_that_changed_are_told(data, recipe, tmp_path):
+    root = shutil.copytree(data, tmp_path / "town")
+    config = parse_config(PointCloudConfig, load_recipe(recipe))
+    config = replace(config, data=replace(config.data, root=str(root)))
+
+    def fingerprints():
+        loaded = commands._load(config, tmp_path)
+        return commands._task(replace(config, data=loaded[0].config), *loaded).fingerprints()
+
+    before = fingerprints()
+    assert all(changes(kept, now) == [] for kept, now in zip(before.values(), fingerprints().values(), strict=True))
+    scan = read_scan(root / "train" / "b.laz")
+    number = int((scan.classes == 6).sum())
+    write_scan(root / "train" / "b.laz", replace(scan, classes=np.where(scan.classes == 6, 2, scan.classes)))
+    write_town(root / "train" / "d.laz", 3)
+    (root / "val" / "y.laz").unlink()
+    now = fingerprints()
+    told = changes(before["training set"], now["training set"])
+    assert told[0] == "1 added (train/d.laz)"
+    assert told[1] in (
+        "1 with files of another size (train/b.laz)",
+        "1 with files that were written since (train/b.laz)",
+    )
+    kept, there = (sets["training set"].totals for sets in (before, now))
+    added = (read_scan(root / "train" / "d.laz").classes == 6).sum()
+    assert there["points of building"] == kept["points of building"] - number + added
+    assert told[2:] == [f"{name}: was {kept[name]}, is {there[name]}" for name in kept]
+    assert changes(before["validation set"], now["validation set"])[0] == "1 removed (val/y.laz)"
+
+
+def test_the_files_of_a_scan_are_all_that_is_read(tmp_path):
+    for name in ("scene_vh_clean_2.ply", "scene_vh_clean_2.labels.ply", "alone.ply"):
+        (tmp_path / name).touch()
+    room = tmp_path / "office_1" / "Annotations"
+    room.mkdir(parents=True)
+    for name in ("chair_1.txt", "wall_1.txt", "notes.md"):
+        (room / name).touch()
+
+    def files_of(name):
+        path = tmp_path / name
+        return [file.name for file in Source(name=name, path=path, read=lambda: None).files]
+
+    assert files_of("scene_vh_clean_2.ply") == ["scene_vh_clean_2.ply", "scene_vh_clean_2.labels.ply"]
+    assert files_of("alone.ply") == ["alone.ply"]
+    assert files_of("office_1") == ["chair_1.txt", "wall_1.txt"]
+
+
 def test_a_comparison_trains_with_and_without_blocks(data, recipe, tmp_path, capsys):
     argv = ["train", "--compare", "--config", str(recipe), "--data.root", str(data), "--training.steps", "1"]
     assert main([*argv, "--out", str(tmp_path / "both")]) == 0
@@ -217,7 +267,7 @@ def test_settings_out_of_range_are_refused(run, data, recipe, tmp_path, capsys, 
             ["predict", str(run), str(data / "val")],
         )
     ):
-        assert main([*argv, "--out", str(tmp_path / str(number)), f"--{setting}", value]) == 1
+        assert main([*argv, "--out", str(tmp_path / str(number)), f"--{setting}", value]) == 2
         assert f"{setting}: expected" in capsys.readouterr().err
 
 

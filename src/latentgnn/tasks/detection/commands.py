@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from rich.progress import track
 from torch import nn
-from torch.utils.data import DataLoader
 
 from latentgnn.errors import UserError
 from latentgnn.outputs import JsonList, Results
@@ -28,6 +27,7 @@ from latentgnn.tasks.detection.prediction import expand_images, predict_paths
 from latentgnn.tasks.detection.task import DetectionTask, kinds_of_detector
 from latentgnn.tasks.inputs import result_names
 from latentgnn.training import commands
+from latentgnn.training.loading import batches, make_loader
 from latentgnn.training.runs import RunFolder, is_first_process
 
 Data = tuple[CocoAnnotations, CocoAnnotations]
@@ -63,7 +63,6 @@ def evaluate(
     """
     if results is None and source is None:
         raise UserError("there is neither a model nor a file of results to score")
-    limits = _limits(config)
     with ExitStack() as stack:
         names = ("metrics.json", "predictions.json")
         written = stack.enter_context(Results(out, names, reads=[results] if results else (), overwrite=overwrite))
@@ -77,7 +76,10 @@ def evaluate(
         else:
             kinds = kinds_of_detector(config.model.detector)
         evaluator = CocoEvaluator(
-            val_set.dataset, kinds=kinds, max_detections=limits, per_category=config.evaluation.per_category
+            val_set.dataset,
+            kinds=kinds,
+            max_detections=config.evaluation.max_detections,
+            per_category=config.evaluation.per_category,
         )
         if results is None and source is not None:
             model, device = _trained(config, source)
@@ -152,7 +154,7 @@ def _train(config: DetectionConfig, run: RunFolder, data: Data, resume: bool) ->
     if run.writes:
         if task.scores is None:
             kinds = kinds_of_detector(config.model.detector)
-            scores = Scores(metrics=metrics, kinds=kinds, max_detections=_limits(config))
+            scores = Scores(metrics=metrics, kinds=kinds, max_detections=config.evaluation.max_detections)
         else:
             scores = task.scores
             samples = _samples(val_set, task.results, config.evaluation.sample_pictures)
@@ -164,16 +166,8 @@ def _train(config: DetectionConfig, run: RunFolder, data: Data, resume: bool) ->
 def _task(config: DetectionConfig, train_set: CocoAnnotations, val_set: CocoAnnotations) -> DetectionTask:
     # The seed of the weights; the loop seeds each step by itself.
     torch.manual_seed(config.training.seed)
-    _limits(config)
     model = build_detector(config.model, len(train_set.categories))
     return DetectionTask(model, config, train=train_set, val=val_set)
-
-
-def _limits(config: DetectionConfig) -> tuple[int, int, int]:
-    limits = config.evaluation.max_detections
-    if not 0 < limits[0] < limits[1] < limits[2]:
-        raise UserError(f"evaluation.max_detections: expected three ascending limits; got {list(limits)}")
-    return limits
 
 
 def _load(config: DetectionConfig, folder: Path) -> Data:
@@ -240,15 +234,12 @@ def _detect(
 ) -> list[Record]:
     """What a model finds in a set, kept in a file as it comes."""
     category_of_label = {label: id for label, (id, _) in enumerate(config.data.categories or (), 1)}
-    images: DataLoader[Any] = DataLoader(
-        CocoValidationSet(val_set),  # type: ignore[arg-type]
-        batch_size=None,
-        num_workers=config.training.workers,
-    )
-    shown = track(images, "evaluate", total=len(val_set), transient=True, disable=not sys.stdout.isatty())
+    images = make_loader(CocoValidationSet(val_set), list, workers=config.training.workers, seed=0, batch_size=1)
     records: list[Record] = []
-    with torch.inference_mode(), commands.precision_of(config.training, device):
-        for image, target in shown:
+    with torch.inference_mode(), commands.precision_of(config.training, device), batches(images) as loaded:
+        for [(image, target)] in track(
+            loaded, "evaluate", total=len(val_set), transient=True, disable=not sys.stdout.isatty()
+        ):
             new = evaluator.results_of([model([image.to(device)])[0]], [target["image_id"]], category_of_label)
             found.add(new)
             records += new

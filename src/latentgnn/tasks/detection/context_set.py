@@ -10,7 +10,6 @@ surrounds it, up to the key, comes with either category in exactly half of the c
 """
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from latentgnn.errors import UserError
-from latentgnn.files import write_json, write_text
+from latentgnn.files import temporary_name, write_json, write_text
+from latentgnn.reading import UnreadableError, read_json
 
 CATEGORIES = ("cool", "warm")
 KEY_COLOURS = {"blue": (62, 132, 222), "orange": (232, 138, 44)}
@@ -84,7 +84,7 @@ def write_context_set(root: Path | str, *, train: int, val: int, size: int, seed
     manifest = Manifest(train=train, val=val, size=size, seed=seed)
     if _holds(root, manifest):
         return
-    temporary = root.with_name(f".{root.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(root)
     try:
         for split, (name, count) in enumerate((("train", train), ("val", val))):
             _write_split(temporary, name, [_Scene(size, (seed, split, scene)) for scene in range(count // 2)])
@@ -104,9 +104,11 @@ def _holds(root: Path, manifest: Manifest) -> bool:
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
-        present = json.loads((root / MANIFEST).read_text())
-    except (OSError, ValueError):
-        raise UserError(f"{root} is to hold the embedded set, but holds something else; take another folder") from None
+        present = read_json(root / MANIFEST)
+    except UnreadableError as error:
+        raise UserError(
+            f"{root} is to hold the embedded set, but holds something else ({error}); take another folder"
+        ) from error
     if present != asdict(manifest):
         raise UserError(
             f"{root} holds an embedded set made from {present}, not {asdict(manifest)}; take another folder"

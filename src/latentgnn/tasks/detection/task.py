@@ -1,6 +1,6 @@
 """Detection as the training loop sees it: a detector, its sets and their scores."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from latentgnn.tasks.detection.coco import CocoAnnotations, CocoTrainingSet, CocoValidationSet
 from latentgnn.tasks.detection.config import DetectionConfig
 from latentgnn.tasks.detection.evaluation import CocoEvaluator, Kind, Record, Scores
+from latentgnn.training.fingerprint import Fingerprint
+from latentgnn.training.fingerprint import Record as Source
 from latentgnn.training.task import TrainingSet, ValidationSet
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
@@ -48,6 +50,9 @@ class DetectionTask:
         self.scores: Scores | None = None
         self.results: Sequence[Record] = ()
         self._category_of_label = train.category_of_label
+        self._sets = {"training set": train, "validation set": val}
+        # The embedded set is the same wherever and whenever it is made.
+        self._is_embedded = config.data.root is None
         self._evaluator = CocoEvaluator(
             val.dataset,
             kinds=kinds,
@@ -79,3 +84,19 @@ class DetectionTask:
         self.results = results
         self.scores = self._evaluator.score(results)
         return self.scores.metrics
+
+    def fingerprints(self) -> dict[str, Fingerprint]:
+        """What is annotated on each image, and its file."""
+        return {
+            name: Fingerprint.of(annotations.folder, _sources(annotations), times=not self._is_embedded)
+            for name, annotations in self._sets.items()
+        }
+
+
+def _sources(annotations: CocoAnnotations) -> Iterator[Source]:
+    for image in annotations.images:
+        objects = [
+            [annotation.get(key) for key in ("id", "category_id", "bbox", "iscrowd", "segmentation")]
+            for annotation in annotations.annotations_of(image.id)
+        ]
+        yield Source(name=image.file_name, content=[image.id, image.width, image.height, objects], files=[image.path])

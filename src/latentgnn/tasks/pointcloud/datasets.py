@@ -12,11 +12,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from latentgnn.configuration.recipes import read_yaml
 from latentgnn.configuration.settings import parse_config
-from latentgnn.errors import UserError
+from latentgnn.errors import UserError, told
+from latentgnn.reading import read_yaml, regular_file
 from latentgnn.tasks.checks import Split
-from latentgnn.tasks.inputs import regular_file
 from latentgnn.tasks.pointcloud.config import DataConfig, Feature, Layout
 from latentgnn.tasks.pointcloud.scans import IGNORE, SUFFIXES, RawScan, Scan, read_scan
 from latentgnn.tasks.pointcloud.voxels import height_above_ground
@@ -57,6 +56,14 @@ class Source:
     path: Path
     read: Callable[[], RawScan]
 
+    @property
+    def files(self) -> list[Path]:
+        """All that is read: its file, and ScanNet's labels beside it; or the objects in its folder."""
+        if self.path.is_dir():
+            return _objects(self.path)
+        labels = _labels_beside(self.path)
+        return [self.path, labels] if labels.exists() else [self.path]
+
 
 def feature_columns(features: Sequence[Feature]) -> tuple[str, ...]:
     """What the columns of `Scan.features` are: ``color`` and ``normal`` take three, all others one."""
@@ -67,9 +74,8 @@ def resolve(config: DataConfig) -> DataConfig:
     """The configuration with what the data folder says about itself: layout, classes, and its ``dataset.yaml``.
 
     Raises:
-        UserError: no such folder, values out of range, or a ``dataset.yaml`` that cannot be understood.
+        UserError: no such folder, or a ``dataset.yaml`` that cannot be understood.
     """
-    _check_values(config)
     root = _root(config)
     if (root / DATASET_FILE).is_file():
         config = replace(config, **_dataset_settings(root / DATASET_FILE))
@@ -149,9 +155,8 @@ class ScanSet:
             config: with ``classes`` and ``features``; ``root`` is not looked at.
 
         Raises:
-            UserError: values out of range.
+            UserError: the classes have no names.
         """
-        _check_values(config)
         _check_classes(config)
         sources = [Source(name=Path(path).stem, path=Path(path), read=partial(read_scan, path)) for path in paths]
         return cls(sources, config, unknown="ignore")
@@ -289,9 +294,13 @@ def _find_scannet(root: Path, named: Sequence[str] | None, split: Split, config:
     return sources
 
 
+def _labels_beside(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.labels.ply")
+
+
 def _read_scannet(path: Path) -> RawScan:
     scan = read_scan(path)
-    labels_path = path.with_name(f"{path.stem}.labels.ply")
+    labels_path = _labels_beside(path)
     classes = read_scan(labels_path).classes
     if classes is None:
         raise UserError(f"{labels_path}: its vertices have no 'label'")
@@ -317,11 +326,15 @@ def _find_s3dis(root: Path, named: Sequence[str] | None, split: Split, config: D
     return sources
 
 
+def _objects(room: Path) -> list[Path]:
+    return sorted((room / "Annotations").glob("*.txt"))
+
+
 def _read_s3dis(room: Path, classes: Sequence[tuple[int, str]]) -> RawScan:
     """A room from its objects, ``Annotations/<class>_<number>.txt`` with a line ``x y z r g b`` a point."""
     id_of = {name: id for id, name in classes}
     rows, ids = [], []
-    files = sorted((room / "Annotations").glob("*.txt"))
+    files = _objects(room)
     if not files:
         raise UserError(f"{room / 'Annotations'}: there are no objects <class>_<number>.txt")
     for file in files:
@@ -345,7 +358,7 @@ def _read_rows(file: Path) -> NDArray[np.float64]:
             return np.zeros((0, 6))
         rows = np.loadtxt(file, np.float64, ndmin=2, comments=None, encoding="latin-1")
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+        raise UserError(told(error, file)) from None
     except ValueError:
         rows = None
     if rows is not None and rows.shape[1] == 6:
@@ -410,23 +423,6 @@ def _check_classes(config: DataConfig) -> None:
         raise UserError(f"data.classes: several classes are named {_list(same)}; give each a name of its own")
     if both:
         raise UserError(f"data.ignored: class ids {_list(both)} are among data.classes too")
-
-
-def _check_values(config: DataConfig) -> None:
-    for name, sound, expected in (
-        ("voxel", config.voxel >= 0, "0 or more"),
-        ("block_size", config.block_size > 0, "more than 0"),
-        ("height_radius", config.height_radius > 0, "more than 0"),
-        ("overlap", 0 <= config.overlap < 1, "0 or more and less than 1"),
-        ("balance", 0 <= config.balance <= 1, "from 0 to 1"),
-        ("blocks_per_scan", config.blocks_per_scan >= 1, "1 or more"),
-        ("max_points", config.max_points is None or config.max_points >= 1, "1 or more, or null"),
-        ("cached_points", config.cached_points >= 0, "0 or more"),
-        ("class_weighting", 0 <= config.class_weighting <= 1, "from 0 to 1"),
-        ("features", len(set(config.features)) == len(config.features), "each feature once"),
-    ):
-        if not sound:
-            raise UserError(f"data.{name}: expected {expected}; got {getattr(config, name)}")
 
 
 def _list(values: Iterable[Any]) -> str:

@@ -1,5 +1,6 @@
 """Semantic segmentation as the training loop sees it: a point network, its scans and their scores."""
 
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from latentgnn.tasks.pointcloud.model import PointNetwork
 from latentgnn.tasks.pointcloud.neighbors import Hierarchy, build_hierarchy, pack
 from latentgnn.tasks.pointcloud.prediction import predict_scan
 from latentgnn.tasks.pointcloud.samples import Batch, Sample, TrainingBlocks, class_weights, collate
+from latentgnn.training.fingerprint import Fingerprint, Record
 from latentgnn.training.task import TrainingSet, ValidationSet
 
 
@@ -109,6 +111,7 @@ class PointCloudTask:
         self.scores: Scores | None = None
         self.predicted: dict[int, NDArray[np.int64]] = {}
         self._config = config
+        self._sets = {"training set": train, "validation set": val}
         self._class_names = val.class_names
         self._shown = set(shown_scans(len(val), config.evaluation.sample_pictures))
         self._weights: Tensor | None = None
@@ -149,6 +152,22 @@ class PointCloudTask:
         confusion = np.sum([result.confusion for result in results], axis=0)
         self.scores = Scores(class_names=self._class_names, confusion=confusion)
         return self.scores.metrics
+
+    def fingerprints(self) -> dict[str, Fingerprint]:
+        """The scans' files, and how many points of each class they hold together."""
+        return {name: _fingerprint(scans) for name, scans in self._sets.items()}
+
+
+def _fingerprint(scans: ScanSet) -> Fingerprint:
+    root = scans.config.root or ""
+    records = (Record(name=os.path.relpath(scan.path, root), files=scan.files) for scan in scans.sources)
+    return Fingerprint.of(root, records, totals=_points(scans))
+
+
+def _points(scans: ScanSet) -> dict[str, int]:
+    if scans.counts is None:
+        return {}
+    return {f"points of {name}": n for name, n in zip(scans.class_names, scans.counts.tolist(), strict=True)}
 
 
 def score_scan(model: PointNetwork, scan: WholeScan, config: PointCloudConfig, *, keep: bool) -> Result:

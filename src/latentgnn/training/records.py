@@ -1,0 +1,145 @@
+"""What a run writes while it goes on: figures, checkpoints and validations."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from lightning.fabric import Fabric
+from torch.utils.data import DataLoader
+
+from latentgnn.errors import UserError
+from latentgnn.training.checkpoints import write_checkpoint
+from latentgnn.training.config import TrainingConfig
+from latentgnn.training.faults import faults_told
+from latentgnn.training.progress import Progress
+from latentgnn.training.runs import RunFolder
+from latentgnn.training.steps import OptimizerSteps
+from latentgnn.training.task import TrainingTask
+from latentgnn.training.validation import validate
+
+
+class Records:
+    """The records of a run, in its folder and on the terminal.
+
+    Args:
+        fabric: launched, with the loggers.
+        task: predicts and scores.
+        config: the run.
+        run: the folder.
+        record: what every checkpoint says of the run: ``config``, ``course`` and ``data``.
+        steps: the model and how far it is.
+        progress: shows it.
+        validation: this process's share of the validation set.
+        stopped: whether this process was asked to stop.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        task: TrainingTask,
+        config: TrainingConfig,
+        run: RunFolder,
+        record: dict[str, Any],
+        steps: OptimizerSteps,
+        progress: Progress,
+        *,
+        validation: DataLoader[Any],
+        stopped: Callable[[], bool],
+    ) -> None:
+        self._fabric, self._task, self._config, self._run, self._record = fabric, task, config, run, record
+        self._steps, self._progress, self._validation, self._stopped = steps, progress, validation, stopped
+        self._monitor = config.monitor or task.monitor
+        self._validations = [record for record in run.validations() if record["step"] <= steps.done]
+        self._first_step = steps.done
+        self._logged = (steps.done, 0.0)
+
+    def log(self) -> None:
+        """Write the figures since the last time."""
+        step, seconds = self._steps.done, self._steps.seconds
+        samples = (step - self._logged[0]) * self._config.batch_size
+        metrics = {
+            **self._steps.take_losses(),
+            "rate": self._steps.rate,
+            "samples_per_second": samples / (seconds - self._logged[1]),
+            **self._steps.gammas(),
+        }
+        self._logged = (step, seconds)
+        self._fabric.log_dict(metrics, step=step)
+        left = seconds / (step - self._first_step) * (self._config.steps - step)
+        self._progress.figures(step, metrics, seconds_left=left)
+
+    def save(self, name: Literal["last", "best"]) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            UserError: weights are infinite or not numbers; the checkpoint before stays.
+        """
+        state = self._steps.state()
+        if self._fabric.is_global_zero:
+            record = {"step": self._steps.done, **self._record}
+            write_checkpoint(self._run.checkpoint(name), {"latentgnn": record, **state})
+
+    def validation_is_due(self) -> bool:
+        """Whether the model as it is should be validated, and was not yet."""
+        step, interval = self._steps.done, self._config.validate_every
+        if not step or not len(self._task.validation_set):
+            return False
+        if any(record["step"] == step for record in self._validations):
+            return False
+        return step == self._config.steps or (interval is not None and step % interval == 0)
+
+    def validate(self) -> None:
+        """Validate, and keep the model as the best one if it is; given up in the middle where the run is to stop.
+
+        Raises:
+            UserError: the metric to choose by is none of the task's, or memory did not suffice.
+        """
+        step, alone = self._steps.done, self._fabric.world_size == 1
+        with faults_told(lambda: f"in the validation after step {step} on {self._fabric.device}"):
+            metrics = validate(
+                self._fabric,
+                self._task,
+                self._validation,
+                after_batch=lambda batch: self._progress.validating(batch, len(self._validation)),
+                # Several processes have unequal shares, and could not agree in the middle of them.
+                stopped=lambda: alone and self._stopped(),
+            )
+        if metrics is None:
+            return
+        if self._monitor not in metrics:
+            raise UserError(
+                f"the metric to choose the best checkpoint by, {self._monitor!r}, is none of the task's: "
+                f"{', '.join(metrics)}. The run can be resumed with another `monitor`"
+            )
+        best = self._best()
+        is_best = best is None or _order(metrics, self._monitor) > _order(best["metrics"], self._monitor)
+        if is_best:
+            self.save("best")
+        self._validations.append({"step": step, "best": is_best, "metrics": metrics})
+        # Noted last: where a run is killed in between, it validates again.
+        self._fabric.log_dict(metrics, step=step)
+        self._run.write_validations(self._validations)
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        self._progress.say(f"step {step}/{self._config.steps}  validation: {shown}{'  (best)' if is_best else ''}")
+
+    def finish(self) -> dict[str, float]:
+        """Write and return the metrics of the end."""
+        metrics: dict[str, float] = self._validations[-1]["metrics"] if self._validations else {}
+        best = self._best()
+        self._run.write_metrics(
+            {
+                "step": self._steps.done,
+                "metrics": metrics,
+                "best": {"step": best["step"], "monitor": self._monitor, "metrics": best["metrics"]} if best else None,
+            }
+        )
+        return metrics
+
+    def _best(self) -> dict[str, Any] | None:
+        """The validation whose model the best checkpoint holds."""
+        return next((record for record in reversed(self._validations) if record["best"]), None)
+
+
+def _order(metrics: Mapping[str, float], monitor: str) -> float:
+    """A metric that can be compared: one that is missing or not a number is below all others."""
+    value = metrics.get(monitor, float("-inf"))
+    return value if value == value else float("-inf")

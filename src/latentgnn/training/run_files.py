@@ -1,0 +1,123 @@
+"""What a run wrote and reads again: bounded in size and depth, and of the shape that was written."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from latentgnn import reading
+from latentgnn.errors import UserError, system_error
+
+# Far beyond what a run writes: what is larger was not written by it, and would take memory and time without end.
+LARGEST = 64 * 2**20
+_DEEPEST = 32
+_MOST = 1_000_000
+_INTEGERS = 2**63
+
+
+class Damaged(UserError):
+    """A file of a run that is not what was written; the message begins with its path."""
+
+
+def read_json(path: Path, check: Callable[[Any], None]) -> Any:
+    """What a JSON file of a run holds.
+
+    Args:
+        path: the file.
+        check: raises `ValueError` where the content is of another shape.
+
+    Raises:
+        Damaged: it is no file, none of what `latentgnn.reading.read_json` takes, or of another shape.
+        OSError: it may not be read, which is no damage.
+    """
+    try:
+        # Figures may be infinite or not numbers.
+        value = reading.read_json(path, finite=False, most_bytes=LARGEST)
+        check(value)
+    except reading.UnreadableError as error:
+        if (fault := system_error(error)) is not None:
+            raise fault from None
+        raise Damaged(f"{path} is damaged ({': '.join(filter(None, (error.place, error.message)))})") from None
+    except ValueError as error:
+        raise Damaged(f"{path} is damaged ({error})") from None
+    return value
+
+
+def check_plain(value: Any) -> None:
+    """Refuse what is not plain data of a sensible size: texts, numbers, lists, and mappings from texts.
+
+    A value that occurs many times in memory counts each time: whoever walks over it meets it each time.
+
+    Raises:
+        ValueError: saying what is wrong.
+    """
+    stack = [(value, 0)]
+    seen = 0
+    while stack:
+        item, depth = stack.pop()
+        seen += 1
+        if seen > _MOST:
+            raise ValueError(f"it holds more than {_MOST:,} values")
+        if depth > _DEEPEST:
+            raise ValueError("nested too deeply")
+        if isinstance(item, dict):
+            if not all(isinstance(key, str) for key in item):
+                raise ValueError("expected names as keys")
+            stack += [(inner, depth + 1) for inner in item.values()]
+        elif isinstance(item, list | tuple):
+            stack += [(inner, depth + 1) for inner in item]
+        elif isinstance(item, int):
+            if not -_INTEGERS <= item < _INTEGERS:
+                raise ValueError("a whole number has more than 64 bits")
+        elif item is not None and not isinstance(item, str | float):
+            raise ValueError(f"expected plain data, got {type(item).__name__}")
+
+
+def set_aside(path: Path) -> Path:
+    """Give a damaged file another name, so that it is neither read again nor takes a sound one's place."""
+    aside = path.with_name(f"{path.name}.damaged")
+    os.replace(path, aside)
+    return aside
+
+
+def is_step(value: Any) -> bool:
+    """Whether a value is a number of optimizer steps."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def check_mapping(value: Any) -> None:
+    """The shape of ``environment.json``."""
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a mapping, got {type(value).__name__}")
+    if not isinstance(value.get("earlier", []), list):
+        raise ValueError("expected a list as 'earlier'")
+
+
+def check_metrics(value: Any) -> None:
+    """The shape of ``metrics.json``."""
+    if not isinstance(value, dict) or not is_step(value.get("step")) or not _are_metrics(value.get("metrics")):
+        raise ValueError("expected 'step' and 'metrics'")
+
+
+def check_validations(value: Any) -> None:
+    """The shape of ``validations.json``."""
+    if not isinstance(value, list):
+        raise ValueError(f"expected a list of validations, got {type(value).__name__}")
+    for record in value:
+        sound = (
+            isinstance(record, dict)
+            and is_step(record.get("step"))
+            and isinstance(record.get("best"), bool)
+            and _are_metrics(record.get("metrics"))
+        )
+        if not sound:
+            raise ValueError("expected 'step', 'best' and 'metrics' in each validation")
+    steps = [record["step"] for record in value]
+    if steps != sorted(set(steps)):
+        raise ValueError("expected validations in the order of their steps")
+
+
+def _are_metrics(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(number, int | float) and not isinstance(number, bool) for number in value.values()
+    )

@@ -1,0 +1,169 @@
+"""One optimizer step: seeds, batches, losses, backward, clipping; all that depends on the place in a run alone."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from latentgnn.errors import UserError
+from latentgnn.training.checkpoints import Checkpoint, check_finite
+from latentgnn.training.config import TrainingConfig
+from latentgnn.training.optimization import blocks_of, build_optimizer
+from latentgnn.training.randomness import seed_generators
+from latentgnn.training.schedule import rate_factor
+from latentgnn.training.task import TrainingTask
+
+Losses = dict[str, Tensor]
+
+
+class NonFiniteLoss(UserError):
+    """A loss is infinite or not a number; the step that it belongs to was not taken."""
+
+
+class OptimizerSteps:
+    """Takes a run's optimizer steps, from the first one or from those of a checkpoint on.
+
+    Args:
+        fabric: launched.
+        task: the model, which is trained in place, and its losses.
+        config: the run.
+        checkpoint: what to go on from.
+
+    Attributes:
+        done: optimizer steps done in all.
+        seconds: that the steps of this process took.
+        rate: the learning rate of the last step, before any group's factor.
+    """
+
+    def __init__(
+        self, fabric: Fabric, task: TrainingTask, config: TrainingConfig, checkpoint: Checkpoint | None
+    ) -> None:
+        self.done = 0
+        self.seconds = 0.0
+        self.rate = 0.0
+        self._fabric, self._task, self._config = fabric, task, config
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+        self._blocks = blocks_of(task.model)
+        task.model.train()
+        if config.channels_last:
+            # Weights alone suffice: a convolution with channels-last weights takes its input so and gives it on so.
+            task.model.to(memory_format=torch.channels_last)
+        if checkpoint is not None:
+            checkpoint.load_into(task.model)
+        self._forward, self._optimizer = fabric.setup(
+            _Forward(task.model), build_optimizer(task.model, config.optimizer)
+        )
+        if checkpoint is not None:
+            self.done = checkpoint.step
+            checkpoint.load_optimizer_into(self._optimizer)
+            fabric.strategy.precision.load_state_dict(checkpoint.precision)
+
+    def take(self, batches: Iterator[Any]) -> None:
+        """Take the next step.
+
+        Args:
+            batches: give this process's next micro-batches.
+
+        Raises:
+            NonFiniteLoss: in all processes, if one of them has such a loss.
+            UserError: a sample could not be loaded.
+        """
+        since = time.perf_counter()
+        self._set_rate()
+        self._optimizer.zero_grad()
+        for part in range(self._config.accumulate):
+            batch = self._fabric.to_device(next(batches))
+            seed_generators(self._config.seed, self.done, part, self._fabric.global_rank)
+            with self._fabric.no_backward_sync(self._forward, enabled=part < self._config.accumulate - 1):
+                losses: Losses = self._forward(partial(self._task.losses, batch))
+                self._check_and_note(losses, batch)
+                self._fabric.backward(torch.stack(list(losses.values())).sum() / self._config.accumulate)
+        if self._config.clip_norm is not None:
+            # Scaled 16-bit gradients overflow now and then; the scaler leaves such a step out.
+            self._fabric.clip_gradients(
+                self._forward, self._optimizer, max_norm=self._config.clip_norm, error_if_nonfinite=False
+            )
+        self._optimizer.step()
+        self.done += 1
+        self.seconds += time.perf_counter() - since
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of model and optimizer.
+
+        Raises:
+            UserError: weights or the optimizer's state are infinite or not numbers.
+        """
+        state = {"state_dict": self._task.model.state_dict(), "optimizer": self._optimizer.state_dict()}
+        # In every process, not in the one that writes alone: all end together.
+        check_finite(state, step=self.done)
+        if precision := self._fabric.strategy.precision.state_dict():
+            state["precision"] = precision
+        return state
+
+    def take_losses(self) -> dict[str, float]:
+        """The mean of each loss since the last call, over all processes, with their sum as ``loss`` first."""
+        means = self._fabric.all_reduce(torch.stack(list(self._sums.values())) / self._count, reduce_op="mean")
+        assert isinstance(means, Tensor)
+        parts = dict(zip(self._sums, means.tolist(), strict=True))
+        self._sums = {}
+        self._count = 0
+        return {"loss": sum(parts.values()), **{f"loss/{name}": value for name, value in parts.items()}}
+
+    def gammas(self) -> dict[str, float]:
+        """The gamma of every block that has one, by the block's name."""
+        return {
+            f"gamma/{name}": float(block.gamma.detach())
+            for name, block in self._blocks.items()
+            if isinstance(block.gamma, Tensor)
+        }
+
+    def _set_rate(self) -> None:
+        # Set, not stepped: the rate has no history that a checkpoint would have to hold.
+        factor = rate_factor(self._config.schedule, self.done, steps=self._config.steps)
+        self.rate = self._config.optimizer.learning_rate * factor
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["base_rate"] * factor
+
+    def _check_and_note(self, losses: Losses, batch: Any) -> None:
+        values = torch.stack([loss.detach().float() for loss in losses.values()])
+        self._check_finite(dict(zip(losses, values.tolist(), strict=True)), batch)
+        for name, value in zip(losses, values, strict=True):
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._count += 1
+
+    def _check_finite(self, losses: Mapping[str, float], batch: Any) -> None:
+        """Stop all processes together, before the backward pass, if one of them has a loss that is not finite."""
+        bad = [f"{name} = {value}" for name, value in losses.items() if not math.isfinite(value)]
+        if not self._fabric.strategy.reduce_boolean_decision(bool(bad), all=False):
+            return
+        mine = f"{', '.join(bad)} for samples {self._task.sample_ids(batch)}" if bad else None
+        messages = [mine]
+        if self._fabric.world_size > 1:
+            messages = [None] * self._fabric.world_size
+            torch.distributed.all_gather_object(messages, mine)
+        raise NonFiniteLoss(
+            f"the loss is not finite in step {self.done + 1}: {'; '.join(text for text in messages if text)}. "
+            "That step was not taken and the last checkpoint is as it was. Look at those samples, or lower the "
+            "learning rate, lengthen the warm-up or clip the gradient (clip_norm)"
+        )
+
+
+class _Forward(nn.Module):
+    """Runs a function of the model as a forward pass, which is what mixed precision and several processes begin with.
+
+    The function holds its batch: Fabric would turn a batch that it sees, boxes and labels included, to 16 bits.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable[[], Losses]) -> Losses:
+        return function()
