@@ -2,11 +2,14 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from latentgnn import files
+from latentgnn.errors import UserError
 
 
 def test_what_is_written_and_what_was_there(tmp_path: Path) -> None:
@@ -75,3 +78,21 @@ def test_leftovers_are_those_of_processes_that_have_ended(tmp_path: Path) -> Non
     (folder / ended.name).touch()
     assert set(files.leftovers(tmp_path)) == {ended, own, long_ago, folder}
     assert [file for file in others if files.is_temporary(file)] == []
+
+
+def test_appending_names_the_file_in_errors_and_does_not_follow_links(
+    tmp_path: Path, files_up_to: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    path = tmp_path / "log.txt"
+    for text in ("first\n", "Zürich\n"):
+        files.append_text(path, text)
+    assert path.read_bytes() == "first\nZürich\n".encode()
+    with files_up_to(20), pytest.raises(OSError, match="File too large") as raised:
+        files.append_text(path, "third\n" * 10)
+    assert raised.value.filename == str(path)
+    users = tmp_path / "users.txt"
+    users.write_text("own")
+    (tmp_path / "link.txt").symlink_to(users)
+    with pytest.raises(UserError, match=r"link\.txt is a link to another file"):
+        files.append_text(tmp_path / "link.txt", "more")
+    assert users.read_text() == "own"

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: their own class, those of the operating system in words, absent packages."""
+"""Errors that are the user's to mend: their own class, the system's in words, lack of memory, absent packages."""
 
 import errno
 import importlib
@@ -33,8 +33,18 @@ _ADVICE = {
 # The next file would meet these too.
 _LASTING = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EPIPE),
-    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENODEV, errno.ENXIO, errno.ESTALE),
+    *(errno.EMFILE, errno.ENFILE, errno.ENODEV, errno.ENXIO, errno.ESTALE),
 }
+
+# PyTorch has a class of its own for lack of memory on accelerators alone, and its message has one of these too.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "Cannot allocate memory",
+    "Unable to allocate",
+    "_ALLOC_FAILED",
+)
 
 
 class UserError(Exception):
@@ -80,6 +90,25 @@ def told(error: OSError, where: Path | str | None = None) -> str:
 def is_lasting(error: OSError) -> bool:
     """Whether the next file would most likely meet the same error, as when the disk is full."""
     return error.errno in _LASTING
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether an error, of Python, NumPy, PyTorch or the operating system, says that memory did not suffice.
+
+    Example:
+        >>> is_lack_of_memory(RuntimeError("CUDA out of memory. Tried to allocate 8.00 GiB."))
+        True
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENOMEM
+    # An error of a loading process comes as a text, without a number.
+    spoken = isinstance(error, OSError | RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+    return isinstance(error, MemoryError) or spoken
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line, or its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from latentgnn.errors import concerning
+from latentgnn.errors import UserError, concerning
 
 # A temporary file's own name comes first, for people; it is cut because file systems limit the length of names.
 _LONGEST = 48
@@ -66,6 +66,18 @@ def write_text(path: Path | str, text: str) -> None:
 def write_json(path: Path | str, value: Any) -> None:
     """`write_bytes` of indented JSON."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def append_text(path: Path, text: str) -> None:
+    """Write UTF-8 text to the end of a file that this process, or an earlier one of the same run, has begun.
+
+    Raises:
+        UserError: it is a link, and what is appended to may be anything.
+    """
+    if path.is_symlink():
+        raise UserError(f"{path} is a link to another file, which is not written to: remove the link")
+    with concerning(path), path.open("a", encoding="utf-8", newline="") as file:
+        file.write(text)
 
 
 def temporary_name(path: Path) -> Path:

@@ -49,15 +49,26 @@ def test_what_is_no_file_is_named(tmp_path):
 
 def test_faults_are_noted_but_for_those_that_all_would_meet():
     faults = []
-    for error in (UserError("a.png: torn"), OSError(27, "File too large", "b.png")):
-        with noted(faults):
-            raise error
-    for error in (OSError(28, "No space left on device"), BrokenPipeError(32, "Broken pipe"), ZeroDivisionError()):
-        with pytest.raises(type(error)), noted(faults):
-            raise error
-    assert [fault.partition(":")[0] for fault in faults] == ["a.png", "b.png"]
-    with pytest.raises(
-        UserError, match=r"2 of 3 images failed; the others are done, in out:\n  a\.png: torn\n  b\.png"
+    for error in (
+        *(UserError("a.png: torn"), OSError(27, "File too large", "b.png"), OSError(27, "File too large")),
+        *(MemoryError(), OSError(12, "Cannot allocate memory"), RuntimeError("CUDA out of memory.\nTried 8 GiB")),
     ):
-        raise_faults(faults, inputs=3, kind="image", out=Path("out"))
+        with noted(faults, Path("c.png")):
+            raise error
+    for error in (
+        *(OSError(28, "No space left on device"), BrokenPipeError(32, "Broken pipe"), ZeroDivisionError()),
+        RuntimeError("sizes do not fit"),
+    ):
+        with pytest.raises(type(error)), noted(faults, Path("c.png")):
+            raise error
+    assert [fault.partition(":")[0] for fault in faults] == ["a.png", "b.png", *["c.png"] * 4]
+    assert [fault.split("(")[1].split(")")[0] for fault in faults[3:]] == [
+        "MemoryError",
+        "[Errno 12] Cannot allocate memory",
+        "CUDA out of memory.",
+    ]
+    with pytest.raises(
+        UserError, match=r"6 of 7 images failed; the others are done, in out:\n  a\.png: torn\n  b\.png"
+    ):
+        raise_faults(faults, inputs=7, kind="image", out=Path("out"))
     raise_faults([], inputs=3, kind="image", out=Path("out"))

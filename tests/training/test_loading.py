@@ -1,3 +1,4 @@
+import errno
 import multiprocessing
 import time
 from pathlib import Path
@@ -6,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from latentgnn.errors import UserError
+from latentgnn.errors import UserError, is_lack_of_memory
 from latentgnn.training.loading import batches, make_loader
 
 
@@ -17,13 +18,17 @@ class Files:
         self.folder = folder
 
     def __len__(self) -> int:
-        return 6
+        return 8
 
     def __getitem__(self, index: int) -> str:
         if index == 4:
             raise UserError("scan.laz: it is cut short")
         if index == 5:
             raise ValueError("a fault of the program")
+        if index == 6:
+            raise OSError(errno.EMFILE, "Too many open files")
+        if index == 7:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
         if index == 3:
             time.sleep(600)
         return (self.folder / str(index)).read_text()
@@ -50,7 +55,13 @@ def test_errors_in_loading_are_told_in_one_line(folder: Path, workers: int) -> N
     assert str(raised.value) == "scan.laz: it is cut short"
     with pytest.raises(UserError) as raised:
         read(folder, [0, 2], workers=workers)
-    assert str(raised.value) == f"{folder / '2'}: cannot be read (No such file or directory)"
+    assert str(raised.value) == f"{folder / '2'}: no such file or directory"
+    with pytest.raises(UserError, match=r"^too many open files: raise `ulimit -n`"):
+        read(folder, [0, 6], workers=workers)
+    # Told by `latentgnn.training.faults`, which knows what to lower.
+    with pytest.raises(OSError, match="Cannot allocate memory") as lack:
+        read(folder, [0, 7], workers=workers)
+    assert is_lack_of_memory(lack.value)
     assert multiprocessing.active_children() == []
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from latentgnn.errors import UserError, is_lasting, told
+from latentgnn.errors import UserError, first_line, is_lack_of_memory, is_lasting, told
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -98,19 +98,26 @@ def result_names(paths: Sequence[Path]) -> list[Path]:
 
 
 @contextmanager
-def noted(faults: list[str]) -> Iterator[None]:
+def noted(faults: list[str], path: Path) -> Iterator[None]:
     """The work on one input of several: if it fails, the fault is added to the list, and the next may follow.
 
-    What the next would meet too is raised, such as a full disk.
+    What the next would meet too is raised, such as a full disk. Lack of memory is not: the next may be smaller.
+
+    Args:
+        faults: the list.
+        path: the input, for faults that name no file.
     """
     try:
         yield
     except UserError as error:
         faults.append(str(error))
-    except OSError as error:
-        if error.errno is None or is_lasting(error):
+    except (MemoryError, RuntimeError, OSError) as error:
+        if is_lack_of_memory(error):
+            faults.append(f"{path}: out of memory ({first_line(error)}): close other programs, or split or shrink it")
+        elif isinstance(error, OSError) and error.errno is not None and not is_lasting(error):
+            faults.append(told(error, path))
+        else:
             raise
-        faults.append(told(error))
 
 
 def raise_faults(faults: Sequence[str], *, inputs: int, kind: str, out: Path) -> None:

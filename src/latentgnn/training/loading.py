@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from latentgnn.errors import UserError
+from latentgnn.errors import UserError, is_lack_of_memory, system_error, told
 from latentgnn.training.stopping import ignore_stop_signals
 
 
@@ -89,11 +89,12 @@ class _Tried(Dataset[Any]):
             return self._samples[key]
         except UserError as error:
             return _Fault(str(error))
-        except OSError as error:
-            # Without a file's name it is no file that is missing or damaged.
-            if error.filename is None:
+        except (OSError, RuntimeError) as error:
+            fault = system_error(error)
+            # Lack of memory is told by the one who knows the settings to lower.
+            if fault is None or is_lack_of_memory(fault):
                 raise
-            return _Fault(f"{error.filename}: cannot be read ({error.strerror})")
+            return _Fault(told(fault))
 
 
 def _collate(collate: Callable[[list[Any]], Any], samples: list[Any]) -> Any:

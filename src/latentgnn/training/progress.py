@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from latentgnn.files import write_text
+from latentgnn.files import append_text, write_text
 from latentgnn.training.run_files import Damaged
 from latentgnn.training.runs import RunFolder
 
@@ -71,8 +71,7 @@ class CsvLog(Logger):
             self._columns += new
             self._write_all([*rows, row])
             return
-        with self._path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns, restval="").writerow(row)
+        append_text(self._path, self._text([row]))
 
     def _rows(self) -> list[dict[str, Any]]:
         """The rows that are whole: a process that was killed may have written part of its last one."""
@@ -90,11 +89,13 @@ class CsvLog(Logger):
         return rows
 
     def _write_all(self, rows: list[dict[str, Any]]) -> None:
+        names = {name: name for name in self._columns}
+        write_text(self._path, self._text([names, *rows]))
+
+    def _text(self, rows: list[dict[str, Any]]) -> str:
         buffer = io.StringIO(newline="")
-        writer = csv.DictWriter(buffer, self._columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(self._path, buffer.getvalue())
+        csv.DictWriter(buffer, self._columns, restval="").writerows(rows)
+        return buffer.getvalue()
 
 
 class Progress:

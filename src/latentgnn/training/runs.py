@@ -11,7 +11,7 @@ from typing import Any, Literal
 from latentgnn.configuration.recipes import load_recipe, to_yaml
 from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
-from latentgnn.files import is_temporary, leftovers, write_json, write_text
+from latentgnn.files import append_text, is_temporary, leftovers, write_json, write_text
 from latentgnn.training.environment import environment
 from latentgnn.training.locks import LOCK, sole_use
 from latentgnn.training.run_files import (
@@ -189,8 +189,7 @@ class RunFolder:
     def keep_line(self, line: str) -> None:
         """A line for ``log.txt``, with the time."""
         if self.writes:
-            with self.log.open("a", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
+            append_text(self.log, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
 
     def do_without(self, error: Damaged, path: Path) -> None:
         """Give a damaged file another name, and say so; in processes that do not write, nothing."""

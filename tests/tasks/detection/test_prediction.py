@@ -184,6 +184,20 @@ def test_a_broken_image_does_not_stop_the_others(tmp_path):
     assert sorted(p.name for p in (tmp_path / "out" / "pictures").iterdir()) == ["a.png", "c.png"]
 
 
+def test_an_image_that_takes_too_much_memory_does_not_stop_the_others(tmp_path):
+    class Large(Fixed):
+        def forward(self, images):
+            if images[0].shape[2] > 40:
+                torch.empty(2**46)
+            return super().forward(images)
+
+    paths = [write_image(tmp_path / f"{width}.png", size=(width, 30)) for width in (40, 41, 39)]
+    with pytest.raises(UserError, match=r"1 of 3 images failed.*\n  .*41\.png: out of memory \(.*allocate memory"):
+        predict_paths(Large(), paths, out=tmp_path / "out", category_names=NAMES)
+    records = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [record["file_name"] for record in records] == [str(paths[0]), str(paths[2])]
+
+
 def test_an_output_that_is_a_file_is_refused(tmp_path):
     path = write_image(tmp_path / "a.png")
     with pytest.raises(UserError, match="this is a file"):

@@ -80,7 +80,7 @@ def predict_paths(
         results.json_list("predictions.json") as found,
     ):
         for index, (path, target) in enumerate(zip(paths, targets, strict=True)):
-            with noted(faults):
+            with noted(faults, path):
                 image = read_image(path)
                 with torch.inference_mode():
                     (output,) = model([to_tensor(image).to(device)])

@@ -213,7 +213,7 @@ def _trained(config: PointCloudConfig, source: Path) -> PointNetwork:
 
 def _files_of(scans: ScanSet) -> list[Path]:
     """What a set reads again and again."""
-    return [source.path for source in scans.sources]
+    return [path for source in scans.sources for path in source.files]
 
 
 def _samples(scans: ScanSet, predicted: Mapping[int, NDArray[np.int64]]) -> Iterator[tuple[Path, bytes]]:

@@ -123,7 +123,7 @@ def predict_files(
     faults: list[str] = []
     with Results(out, [*targets, *(drawn if pictures else ())], reads=paths, overwrite=overwrite) as results:
         for index, path in enumerate(paths):
-            with noted(faults):
+            with noted(faults, path):
                 scan = _sound(scans.scan(index), path)
                 labels = predict_scan(model, scan.points, scan.features, config, votes=votes).argmax(axis=1)
                 target = results.place(targets[index])
