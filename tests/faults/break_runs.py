@@ -112,12 +112,20 @@ def of_two(draw: random.Random) -> Plan:
 
 
 def break_runs(
-    folder: Path, *, number: int, rounds_of_others: int, of_two_processes: int, seed: int, seconds: float
+    folder: Path,
+    tasks: Sequence[str],
+    *,
+    number: int,
+    rounds_of_others: int,
+    of_two_processes: int,
+    seed: int,
+    seconds: float,
 ) -> tuple[list[Round], float]:
     """All rounds, and the seconds that they took.
 
     Args:
         folder: for runs.
+        tasks: whose runs.
         number: kills that must have happened, of runs of one process.
         rounds_of_others: how often each other kind of fault is tried on each task.
         of_two_processes: how many runs of two processes lose one, of each task.
@@ -139,20 +147,20 @@ def break_runs(
             for problem in one.problems:
                 print(f"    WRONG: {problem}", flush=True)
 
-    wholes = {task: Whole(make_job(task, folder / task / "user"), folder / task / "whole", starter) for task in TASKS}
+    wholes = {task: Whole(make_job(task, folder / task / "user"), folder / task / "whole", starter) for task in tasks}
     runners = {task: Runner(whole, folder / task / "rounds") for task, whole in wholes.items()}
     for _ in range(rounds_of_others):
-        for task in TASKS:
+        for task in tasks:
             for plan in others(wholes[task], draw, mounts=mounts):
                 take(runners[task], plan)
-    for task in TASKS if of_two_processes else ():
+    for task in tasks if of_two_processes else ():
         job = Job(task, folder / task / "user", _TWO)
         whole = Whole(job, folder / task / "whole of two", starter)
         runner = Runner(whole, folder / task / "rounds of two")
         for _ in range(of_two_processes):
             take(runner, of_two(draw))
     plans = {task: kills(whole, draw) for task, whole in wholes.items()}
-    for task in itertools.cycle(TASKS):
+    for task in itertools.cycle(tasks):
         done = sum(met.happened and met.kind.startswith("killed") for one in rounds for met in one.met)
         if done >= number or time.monotonic() - start >= seconds:
             break
@@ -216,6 +224,7 @@ def markdown_of(report: dict[str, Any]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.break_runs", description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=200, metavar="N", help="that must have happened (200)")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="whose runs (both)")
     parser.add_argument("--others", type=int, default=5, metavar="N", help="rounds of all other kinds of faults (5)")
     parser.add_argument("--of-two", type=int, default=5, metavar="N", help="lost processes of two, of each task (5)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (0)")
@@ -230,6 +239,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="broken-runs-"))
     rounds, seconds = break_runs(
         folder,
+        given.tasks,
         number=given.kills,
         rounds_of_others=given.others,
         of_two_processes=given.of_two,
