@@ -25,11 +25,15 @@ class Met:
         kind: of the fault.
         happened: whether it did; a run may be at its end before.
         code: the exit code, or minus the signal.
+        kept: the step of the newest sound checkpoint after it.
+        file: in whose writing the process was killed, if in one.
     """
 
     kind: str
     happened: bool
     code: int | None
+    kept: int
+    file: str
 
 
 @dataclass
@@ -122,7 +126,8 @@ class _OneRun:
         for number, fault in enumerate(faults):
             ended = self._start(fault)
             happened = self._judge(fault, ended)
-            self.result.met.append(Met(fault.kind, happened, ended.code))
+            kept = judging.newest_step(self._run)
+            self.result.met.append(Met(fault.kind, happened, ended.code, kept, fault.file))
             finished = ended.code == 0
             if finished:
                 break
