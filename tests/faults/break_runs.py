@@ -174,12 +174,15 @@ def report_of(rounds: Sequence[Round], *, seconds: float, seed: int, arguments: 
     kinds: dict[str, dict[str, Any]] = {}
     for one in rounds:
         for met in one.met:
-            row = kinds.setdefault(
-                met.kind, {"tried": 0, "happened": 0, "ended with": Counter(), "in runs gone wrong": 0}
-            )
+            counters = {name: Counter() for name in ("ended with", "kept step", "in the writing of")}
+            row = kinds.setdefault(met.kind, {"tried": 0, "happened": 0, "in runs gone wrong": 0, **counters})
             row["tried"] += 1
-            row["happened"] += met.happened
-            row["ended with"][f"{one.task}: {met.code}"] += 1
+            if met.happened:
+                row["happened"] += 1
+                row["ended with"][f"{one.task}: {met.code}"] += 1
+                row["kept step"][str(met.kept)] += 1
+                if met.file:
+                    row["in the writing of"][met.file] += 1
             row["in runs gone wrong"] += bool(one.problems)
     deaths = [met for one in rounds for met in one.met if met.happened and (met.code == -9 or "of two" in met.kind)]
     return {
