@@ -220,7 +220,7 @@ BETWEEN: dict[str, Callable[[Any], None]] = {
 }
 
 # Of each kind: the exit code that it ends with, and what is told then.
-_EXPECTED: dict[str, tuple[int, tuple[str, ...]]] = {
+EXPECTED: dict[str, tuple[int, tuple[str, ...]]] = {
     "out of memory": (1, ("out of memory in step", "training.batch_size")),
     "not numbers in the data": (1, ("the loss is not finite in step", "for samples")),
     "data vanished": (1, ("train",)),
@@ -231,8 +231,8 @@ _EXPECTED: dict[str, tuple[int, tuple[str, ...]]] = {
 
 
 def _is_expected(fault: Fault, ended: Ended) -> bool:
-    if fault.kind in _EXPECTED:
-        code, texts = _EXPECTED[fault.kind]
+    if fault.kind in EXPECTED:
+        code, texts = EXPECTED[fault.kind]
         return ended.code == code and all(text in ended.shown for text in texts) and "latentgnn: " in ended.shown
     number = -getattr(signal, fault.signal)
     if fault.signal == "SIGKILL" or ended.code == number:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.faults import judging
+from tests.faults.rounds import EXPECTED
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,6 +60,12 @@ def test_runs_with_faults_of_every_other_kind(tmp_path: Path) -> None:
 def test_a_process_of_two_that_is_lost(tmp_path: Path, task: str) -> None:
     kinds = break_runs(tmp_path / "report", "--tasks", task, "--kills", "0", "--others", "0", "--of-two", "1")
     assert kinds["a process of two killed"]["happened"] == 1
+
+
+def test_the_page_shows_what_is_told() -> None:
+    page = " ".join((ROOT / "docs" / "faults.md").read_text().replace("\n> ", " ").split())
+    texts = [text for _, texts in EXPECTED.values() for text in texts]
+    assert [text for text in texts if text not in page] == []
 
 
 @pytest.fixture

@@ -182,3 +182,25 @@ def test_the_scale_of_losses_in_16_bits_is_resumed(tmp_path: Path, monkeypatch: 
     fit(ToyTask(), config(), parts, resume=True)
     assert same(state_of(parts), state_of(whole))
     assert torch.load(parts.checkpoint("last"), weights_only=True)["precision"]["scale"] == 64.0
+
+
+def test_a_run_that_ends_before_its_results_are_written_has_them_when_resumed(tmp_path: Path) -> None:
+    class Ended(Exception):
+        pass
+
+    def end() -> None:
+        raise Ended
+
+    run, first = new_run(tmp_path / "run"), ToyTask()
+    with pytest.raises(Ended):
+        fit(first, config(), run, write_results=end)
+    assert run.metrics() is None
+    validations = run.validations()
+
+    second, written = ToyTask(), []
+    metrics = fit(second, config(), run, resume=True, write_results=lambda: written.append(second.scored[-1]))
+    assert written == [first.scored[-1]]
+    assert run.validations() == validations
+    assert metrics == validations[-1]["metrics"]
+    # A run that is finished leaves its results as they are.
+    fit(ToyTask(), config(), run, resume=True, write_results=end)
