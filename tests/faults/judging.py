@@ -73,7 +73,7 @@ def final_state(run: Path) -> dict[str, Any]:
             weights = {"weights": content["state_dict"], "optimizer": content["optimizer"]}
             state[name] = {"step": content["latentgnn"]["step"], **weights}
         elif path.name == "metrics.csv":
-            state[name] = [row["step"] for row in csv.DictReader(path.open(newline=""))]
+            state[name] = [row["step"] for row in csv.DictReader(path.read_text().splitlines())]
         elif path.name == "config.yaml":
             state[name] = {name: value for name, value in yaml.safe_load(path.read_text()).items() if name != "data"}
         else:
@@ -105,6 +105,8 @@ def _read(path: Path) -> Any:
             if (bad := archive.testzip()) is not None:
                 raise ValueError(f"{bad} in it is damaged")
         return torch.load(path, weights_only=True)
+    if path.suffix in (".json", ".yaml", ".csv") and not path.read_bytes().endswith(b"\n"):
+        raise ValueError("its last line is cut")
     if path.suffix == ".json":
         return json.loads(path.read_bytes())
     if path.suffix == ".yaml":
@@ -117,8 +119,7 @@ def _read(path: Path) -> Any:
             image.load()
         return None
     if path.suffix == ".csv":
-        text = path.read_text()
-        rows = list(csv.reader(text.splitlines()))
-        if not text.endswith("\n") or {len(row) for row in rows} != {len(rows[0])}:
-            raise ValueError("its last line is cut")
+        rows = list(csv.reader(path.read_text().splitlines()))
+        if {len(row) for row in rows} != {len(rows[0])}:
+            raise ValueError("its rows have different lengths")
     return None

@@ -20,6 +20,7 @@ import torch
 import latentgnn.tasks.detection.commands
 import latentgnn.tasks.pointcloud.commands  # noqa: F401
 from latentgnn.cli import main
+from latentgnn.training.stopping import STOP_SIGNALS
 from tests.faults.inside import Fault
 
 _LONGEST = 150  # seconds: a command that has not ended by then never will
@@ -73,6 +74,9 @@ class Starter:
 def command(argv: list[str], fault: Fault) -> None:
     """Run a command to which something happens, and end this process."""
     torch.set_num_threads(1)
+    # Whoever starts this program may ignore them, as `nohup` does, and the commands would keep that.
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     fault.install()
     sys.exit(main(argv))
 
