@@ -27,7 +27,7 @@ evaluation: {{sample_pictures: 1}}
 _RECIPES = {
     "detection": """
 model:
-  backbone: resnet18
+  backbone: timm/test_resnet
   weights_backbone: null
   norm: batch_norm
   trainable_stages: 5
