@@ -105,7 +105,7 @@ def _read(path: Path) -> Any:
             if (bad := archive.testzip()) is not None:
                 raise ValueError(f"{bad} in it is damaged")
         return torch.load(path, weights_only=True)
-    if path.suffix in (".json", ".yaml", ".csv") and not path.read_bytes().endswith(b"\n"):
+    if path.suffix in (".yaml", ".csv") and not path.read_bytes().endswith(b"\n"):
         raise ValueError("its last line is cut")
     if path.suffix == ".json":
         return json.loads(path.read_bytes())
