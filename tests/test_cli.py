@@ -63,7 +63,7 @@ def test_the_stub_has_the_names_of_the_real_commands():
 def test_help_imports_nothing_heavy():
     program = (
         "import sys; from latentgnn.cli import main; code = main(sys.argv[1:]); "
-        "heavy = {'torch', 'torchvision', 'lightning', 'numpy', 'jsonargparse', 'matplotlib', 'yaml'}; "
+        "heavy = {'torch', 'torchvision', 'lightning', 'numpy', 'matplotlib', 'yaml'}; "
         "heavy &= set(sys.modules); print('heavy:', sorted(heavy)); sys.exit(code)"
     )
     for arguments in (["--help"], ["train", "--help"], ["--version"], ["predict", "-h"]):
@@ -106,6 +106,10 @@ def test_version(capsys):
         (["train", "--training.precision=fp8"], r"--training\.precision: expected one of 32-true, .*; got 'fp8'"),
         (["train", "--model.blocks", "{C9: 3}"], r"--model\.blocks: .*got the key 'C9'"),
         (["train", "--config", "mask_rcnn_r5"], r"'mask_rcnn_r5'.*did you mean mask_rcnn_r50"),
+        (["train", "--config", ""], r"no recipe is named ''"),
+        (["train", "--config", "context", "--config=nuclei_small"], r"--config is given twice"),
+        (["train", "--training.steps", "3", "--training.steps=3"], r"--training\.steps is given twice"),
+        (["train", "--model.blocks", "[&a [*a]]"], r"--model\.blocks: .*an alias stands within"),
         (["train", "--out"], r"--out: expected one argument"),
         (["train", "--resume", "x", "--config", "nuclei_small"], r"leave out --config and --out"),
         (["train", "--resume", "x", "--out", "y"], r"leave out --config and --out"),
@@ -134,6 +138,8 @@ def test_a_faulty_file_is_named(tmp_path, capsys, calls):
     assert "mine.yaml: training.steps: expected a whole number; got 'many'" in fails(
         capsys, ["train", "--config", str(path)], 2
     )
+    path.write_text("# nothing\n")
+    assert "mine.yaml: it holds no settings" in fails(capsys, ["train", "--config", str(path)], 2)
     path.write_text("task: knitting\n")
     assert "there is no task 'knitting'; tasks: detection" in fails(capsys, ["train", "--config", str(path)], 2)
     assert calls == []
@@ -287,7 +293,6 @@ def test_the_installed_program(tmp_path):
 @pytest.mark.parametrize(
     ("module", "argv"),
     [
-        ("jsonargparse", ["train"]),
         ("yaml", ["recipes"]),
         ("faster_coco_eval", ["check-data", "--data.root", "."]),
         ("lightning", ["check-data", "--data.root", "."]),

@@ -67,6 +67,7 @@ def test_a_norm_without_a_name_cannot_be_saved() -> None:
         ('{"channels": 32}', r"num_latents.*got \['channels'\]"),
         ('{"channels": 32, "num_latents": 4, "latents": 5}', "latents"),
         ('{"channels": 30, "num_latents": 4}', "divisible by reduction"),
+        ('{"channels": 32, "num_latents": 1000000000}', "num_latents must be at most 65,536, got 1,000,000,000"),
     ],
 )
 def test_a_faulty_file_is_told(tmp_path: Path, text: str, words: str) -> None:

@@ -181,12 +181,16 @@ def _split(argv: Sequence[str], own: Iterable[str], settings: Iterable[str]) -> 
     """A command's own arguments, and the settings among them; whatever is neither is refused by name."""
     rest: list[str] = []
     overrides: list[tuple[str, str]] = []
+    given: set[str] = set()
     tokens = iter(argv)
     for token in tokens:
         if token == "--":
             rest += [token, *tokens]
             break
         option, equals, value = token.partition("=")
+        if option.startswith("--") and option in given:
+            raise UsageError(f"{option} is given twice")
+        given.add(option)
         if not option.startswith("--") or option in own:
             rest.append(token)
             continue
@@ -215,11 +219,12 @@ def _task_of(values: Mapping[str, Any], source: str) -> Task:
 
 def _configuration(source: str, overrides: Overrides) -> tuple[Task, Any]:
     """The task and the typed configuration of a recipe or file with settings laid over it."""
-    # Missing packages are not the command line's fault.
+    # A missing package is not the command line's fault.
     require("yaml", extra="train")
-    require("jsonargparse", extra="train")
     try:
         values = load_recipe(source)
+        if not values:
+            raise UserError("it holds no settings")
         task = _task_of(values, source)
         # First without the settings, so that an error says which of the two it is in.
         parse_config(task.config_class, values)
@@ -249,12 +254,12 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 def _train(arguments: argparse.Namespace, overrides: Overrides) -> int:
     run: Path | None = arguments.resume
     if run is not None:
-        if arguments.config or arguments.out:
+        if arguments.config is not None or arguments.out is not None:
             raise UsageError("--resume takes configuration and folder from the run; leave out --config and --out")
         task, config = _configuration_of_run(run, overrides)
         name = run.name
     else:
-        source = arguments.config or DEFAULT_RECIPE
+        source = DEFAULT_RECIPE if arguments.config is None else arguments.config
         task, config = _configuration(source, overrides)
         run, name = arguments.out, Path(source).stem
     if arguments.compare and not config.model.blocks:
@@ -298,7 +303,7 @@ def _evaluate(arguments: argparse.Namespace, overrides: Overrides) -> int:
     if model is None and arguments.results is None:
         raise UsageError("evaluate needs a run's folder or a checkpoint, or --results FILE")
     if model is None:
-        require("jsonargparse", extra="train")
+        require("yaml", extra="train")
         task = _task_of(dict(overrides), "--task")
         config = _with_settings(task, {}, overrides)
         if config.data.root is None:
@@ -350,7 +355,7 @@ def _check_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _check_data(arguments: argparse.Namespace, overrides: Overrides) -> int:
-    task, config = _configuration(arguments.config or DEFAULT_RECIPE, overrides)
+    task, config = _configuration(DEFAULT_RECIPE if arguments.config is None else arguments.config, overrides)
     return 0 if task.commands.check_data(config) else 1
 
 

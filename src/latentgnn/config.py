@@ -13,12 +13,17 @@ from latentgnn.files import write_json
 from latentgnn.functional import NodeScale
 from latentgnn.norms import NORMS, NormFactory
 
+_MOST_CHANNELS = 2**20
+_MOST_LATENTS = 2**16  # of a kernel, whose affinity is as large as their square
 
-def _check_count(name: str, value: object) -> None:
+
+def _check_count(name: str, value: object, most: int = _MOST_CHANNELS) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__} ({value!r})")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most:,}, got {value:,}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +44,7 @@ class LatentGNNConfig:
 
     Raises:
         TypeError: a field of the wrong kind.
-        ValueError: a count below one, or channels that do not divide.
+        ValueError: a count below one or beyond all sense, or channels that do not divide.
 
     Example:
         >>> LatentGNNConfig(channels=64, num_latents=16).num_latents
@@ -158,5 +163,5 @@ def _latents(num_latents: int | Sequence[int]) -> tuple[int, ...]:
     if not num_latents:
         raise ValueError("num_latents must name at least one kernel, got an empty sequence")
     for count in num_latents:
-        _check_count("num_latents", count)
+        _check_count("num_latents", count, _MOST_LATENTS)
     return tuple(num_latents)

@@ -56,7 +56,7 @@ def holds(config: LatentGNNConfig, nodes: int, element_size: int, *, norm: NormK
     """
     numbers = config.channels + _computed_numbers(config)
     if norm != "affine":
-        numbers += _normalized_numbers(config) + config.channels
+        numbers += _normalized_numbers(config)
     return nodes * element_size * numbers <= HOLD_BYTES
 
 
@@ -123,8 +123,6 @@ def cost(
     more = _computed_numbers(config) if held else 0
     if norm == "batch" or (held and norm != "affine"):
         more += _normalized_numbers(config)
-    if held and norm in ("group", "layer", "rms"):
-        more += channels
     return Cost(
         parameters=_parameters(config),
         forward_operations=samples * (nodes * forward + small_forward),

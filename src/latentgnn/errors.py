@@ -79,12 +79,17 @@ def told(error: OSError, where: Path | str | None = None) -> str:
         >>> told(OSError(errno.ENOSPC, "No space left on device", "out/a.png"))
         'out/a.png: no space left on device: free some space, or write to another place'
     """
+    name = error.filename if error.filename is not None else where
+    path = "" if name is None else f"{_shortened(os.fsdecode(name) if isinstance(name, bytes) else str(name))}: "
+    return f"{path}{reason(error)}"
+
+
+def reason(error: OSError) -> str:
+    """`told` without the path, for those who tell that too."""
     what = error.strerror or (os.strerror(error.errno) if error.errno is not None else str(error))
     what = f"{what[:1].lower()}{what[1:]}"
     advice = _ADVICE.get(error.errno or 0)
-    name = error.filename if error.filename is not None else where
-    path = "" if name is None else f"{_shortened(os.fsdecode(name) if isinstance(name, bytes) else str(name))}: "
-    return f"{path}{what}: {advice}" if advice else f"{path}{what}"
+    return f"{what}: {advice}" if advice else what
 
 
 def is_lasting(error: OSError) -> bool:

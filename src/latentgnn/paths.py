@@ -218,7 +218,8 @@ def _learn(layer: Arrangement, statistics: node.BatchStatistics, plan: Plan, cou
     for found in statistics.assigns:
         take(found, lambda vector: split_latent_vector(vector, plan))
     take(statistics.conv, lambda vector: vector.chunk(len(layer.convs)))
-    take(statistics.expand, lambda vector: (vector,))
+    means.append(torch.cat([part.mean for part in statistics.expand if part.mean is not None]))
+    inverses.append(torch.cat([part.inverse for part in statistics.expand]))
     learning = [
         (projection.norm, mean, inverse)
         for projection, mean, inverse in zip(layer.projections, means, inverses, strict=True)

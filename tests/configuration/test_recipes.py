@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from latentgnn.configuration.recipes import list_recipes, load_recipe, merge, read_recipe, read_yaml, to_yaml
+from latentgnn.configuration.recipes import list_recipes, load_recipe, merge, read_recipe, to_yaml
 from latentgnn.errors import UserError
+from latentgnn.reading import read_yaml
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -96,7 +97,7 @@ def test_malformed_files_say_where(tmp_path, text, message):
 def test_files_that_are_not_text_are_refused(tmp_path):
     path = tmp_path / "binary.yaml"
     path.write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(UserError, match=r"cannot read .*binary\.yaml"):
+    with pytest.raises(UserError, match=r"binary\.yaml: line 1, column 1: not UTF-8"):
         load_recipe(path)
 
 
@@ -121,3 +122,13 @@ def test_parts_of_recipes_are_not_listed():
     assert "mask_rcnn_r50_c345" in names
     assert not [name for name in names if name.startswith("_")]
     assert all(description and "\n" not in description for description in names.values())
+
+
+def test_a_file_that_many_extend_is_read_once(tmp_path):
+    write(tmp_path, "r0.yaml", "x: {r0: 1}\n")
+    for level in range(1, 16):
+        write(tmp_path, f"r{level}.yaml", f"extends: [{', '.join([f'r{level - 1}.yaml'] * 8)}]\nx: {{r{level}: 1}}\n")
+    assert load_recipe(tmp_path / "r15.yaml") == {"x": {f"r{level}": 1 for level in range(16)}}
+    last = write(tmp_path, "r16.yaml", "extends: r15.yaml\n")
+    with pytest.raises(UserError, match="more than 16 recipes extend one another"):
+        load_recipe(last)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.measure import held_bytes
 from latentgnn import LatentGNN, PackedLatentGNN, reference
-from latentgnn.core import passes, scatter
+from latentgnn.core import expand, passes, products
 from latentgnn.norms import group_norm
 from latentgnn.paths import memory, why_not_core
 
@@ -65,6 +65,7 @@ def takes_the_core(layer: LatentGNN, x: Tensor) -> bool:
     spatial=st.lists(st.integers(3, 7), min_size=1, max_size=2).filter(lambda spatial: prod(spatial) > 5),
     layout=st.sampled_from(["contiguous", "channels_last", "every_other", "part_of_more_channels"]),
     nodes=st.sampled_from([1, 3, 8, 50, 10000]),
+    numbers=st.sampled_from([1, 40, 1 << 19]),
     moments=st.booleans(),
     seed=st.integers(0, 1000),
     kept=st.sampled_from(["hold", "recompute"]),
@@ -77,6 +78,7 @@ def test_agrees_with_the_reference(
     spatial: list[int],
     layout: str,
     nodes: int,
+    numbers: int,
     moments: bool,
     seed: int,
     kept: Any,
@@ -88,7 +90,10 @@ def test_agrees_with_the_reference(
     wanted = all_gradients(expected, x, layer)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(passes, "nodes_per_block", lambda *_: nodes)
-        patch.setattr(scatter, "moments_pay", lambda *_: moments)
+        patch.setattr(expand, "moments_pay", lambda *_: moments)
+        patch.setattr(expand, "NUMBERS_AT_ONCE", numbers)
+        patch.setattr(expand, "_LEAST_CHANNELS", 1)
+        patch.setattr(products, "_NODES_AT_ONCE", nodes)
         with memory(kept):
             output = layer(x)
         found = all_gradients(output, x, layer)

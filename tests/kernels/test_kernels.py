@@ -231,7 +231,7 @@ def why_not(monkeypatch: pytest.MonkeyPatch, call: Any) -> str | None:
         ({}, None),
         ({"symmetric": True}, "share their assignments"),
         ({"dtype": torch.float64}, "sums are of float32"),
-        ({"norm": nn.BatchNorm1d}, "batch norm in training needs its statistics"),
+        ({"norm": nn.BatchNorm1d}, "norms need their statistics"),
         ({"num_latents": (5, 300)}, r"64 reduced channels .* by 300 latents .* in torch.float32 does not fit"),
     ],
 )

@@ -1,10 +1,9 @@
-import os
 from pathlib import Path
 
 import pytest
 
 from latentgnn.errors import UserError
-from latentgnn.tasks.inputs import noted, raise_faults, regular_file, result_names
+from latentgnn.tasks.inputs import noted, raise_faults, result_names
 
 
 @pytest.mark.parametrize(
@@ -26,25 +25,6 @@ from latentgnn.tasks.inputs import noted, raise_faults, regular_file, result_nam
 )
 def test_results_lie_as_their_inputs_do(paths, names):
     assert [name.as_posix() for name in result_names([Path(path) for path in paths])] == names
-
-
-def test_what_is_no_file_is_named(tmp_path):
-    (tmp_path / "file").write_bytes(b"")
-    (tmp_path / "link").symlink_to("file")
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "loop").symlink_to("loop")
-    assert regular_file(tmp_path / "link") == tmp_path / "link"
-    for path, message in (
-        (tmp_path, "expected a file; this is a folder"),
-        (tmp_path / "pipe", "expected a file; this is a pipe"),
-        ("/dev/null", "expected a file; this is a device"),
-        (tmp_path / "absent", "there is no such image"),
-        (tmp_path / "file" / "x", "not a directory"),
-        (tmp_path / "loop", "in a circle"),
-        (tmp_path / ("x" * 300), "name too long"),
-    ):
-        with pytest.raises(UserError, match=message):
-            regular_file(path, "image")
 
 
 def test_faults_are_noted_but_for_those_that_all_would_meet():

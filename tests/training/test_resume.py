@@ -1,5 +1,6 @@
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,16 @@ def test_stopped_in_the_last_validation(tmp_path: Path, whole: Any) -> None:
     assert same(state_of(run), expected)
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """No stop signal is ignored, as whoever runs the tests in the background has it, and as a run would respect."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1"])
 def test_signals_stop_after_the_step_and_their_handlers_are_put_back(tmp_path: Path, name: str) -> None:
     before = [signal.getsignal(number) for number in STOP_SIGNALS]

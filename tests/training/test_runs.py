@@ -76,7 +76,7 @@ def test_opening(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no config\.yaml"):
         RunFolder.open(tmp_path)
     (tmp_path / "config.yaml").write_text("a: [1")
-    with pytest.raises(UserError, match=r"config\.yaml, line 1, column 6"):
+    with pytest.raises(UserError, match=r"config\.yaml: line 1, column 6"):
         RunFolder.open(tmp_path)
     (tmp_path / "config.yaml").write_text("- 1")
     with pytest.raises(UserError, match=r"config\.yaml: expected a mapping of settings, got list"):

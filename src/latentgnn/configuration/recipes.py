@@ -1,22 +1,19 @@
 """Recipes: YAML files with settings, which may extend other recipes and replace some of their settings."""
 
-import re
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from latentgnn.configuration.settings import nearest
 from latentgnn.errors import UserError, require
-
-if TYPE_CHECKING:
-    from yaml import Node
+from latentgnn.reading import SCIENTIFIC, read_yaml
 
 # Mappings that are replaced, not merged: a recipe that names its blocks means these blocks and no others.
 REPLACED = frozenset({"model.blocks"})
 
-# YAML 1.1, which PyYAML reads, takes 1e-4 for a text.
-_SCIENTIFIC = ("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+_MOST_STEPS = 16  # of recipes that extend one another
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
 
 def read_recipe(name_or_path: str | Path) -> Recipe:
     """`load_recipe` with name and description."""
-    values = _resolve(_find(str(name_or_path), Path()), ())
+    values = dict(_resolve(_find(str(name_or_path), Path()), (), {}))
     description = values.pop("description", "")
     return Recipe(str(name_or_path), str(description), values)
 
@@ -73,34 +70,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], prefix: str = "") ->
     return merged
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds one mapping.
-
-    Raises:
-        UserError: it cannot be read, is not YAML (with line and column), gives a key twice, or is not a mapping.
-    """
-    yaml = require("yaml", extra="train")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    try:
-        value = yaml.load(text, Loader=_loader())
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
-        raise UserError(f"{where}: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: {error}") from None
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a mapping of settings, got {type(value).__name__}")
-    return value
-
-
 def to_yaml(values: Mapping[str, Any], *, description: str = "") -> str:
-    """YAML that `read_yaml` reads back."""
+    """YAML that `latentgnn.reading.read_yaml` reads back."""
     yaml = require("yaml", extra="train")
     head = {"description": description} if description else {}
     text: str = yaml.dump(
@@ -121,7 +92,8 @@ def _find(name: str, folder: Path) -> Path:
     if name in packaged:
         return packaged[name]
     path = folder / Path(name).expanduser()
-    if path.is_file():
+    # Not `Path.is_file`, which raises an error for a name that is too long.
+    if os.path.isfile(path):
         return path.resolve()
     if path.suffix in (".yaml", ".yml") or "/" in name:
         raise UserError(f"there is no configuration file {path} (`latentgnn recipes` lists the packaged ones)")
@@ -129,10 +101,15 @@ def _find(name: str, folder: Path) -> Path:
     raise UserError(f"no recipe is named {name!r} (`latentgnn recipes` lists all){nearest(name, known)}")
 
 
-def _resolve(path: Path, below: Sequence[Path]) -> dict[str, Any]:
+def _resolve(path: Path, below: Sequence[Path], known: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+    """A file's settings with all that it extends; each file is read once, however many extend it."""
     if path in below:
         circle = " -> ".join(step.name for step in (*below[below.index(path) :], path))
         raise UserError(f"these recipes extend each other in a circle: {circle}")
+    if len(below) == _MOST_STEPS:
+        raise UserError(f"{path}: more than {_MOST_STEPS} recipes extend one another")
+    if path in known:
+        return known[path]
     own = read_yaml(path)
     parents = own.pop("extends", [])
     if isinstance(parents, str):
@@ -145,36 +122,19 @@ def _resolve(path: Path, below: Sequence[Path]) -> dict[str, Any]:
             parent_path = _find(parent, path.parent)
         except UserError as error:
             raise UserError(f"{path}: 'extends': {error}") from None
+        inherited = _resolve(parent_path, (*below, path), known)
         # A description belongs to one file alone.
-        inherited = _resolve(parent_path, (*below, path))
-        inherited.pop("description", None)
-        values = merge(values, inherited)
-    return merge(values, own)
-
-
-def _loader() -> Any:
-    """PyYAML's safe loader that refuses a key given twice and takes ``1e-4`` for the number it is."""
-    yaml = require("yaml", extra="train")
-
-    class Loader(yaml.SafeLoader):  # type: ignore[misc, name-defined]
-        def construct_mapping(self, node: "Node", deep: bool = False) -> dict[Any, Any]:
-            keys = [key.value for key, _ in node.value]
-            for position, (key, _) in enumerate(node.value):
-                if key.value in keys[:position]:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
-            mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
-            return mapping
-
-    Loader.add_implicit_resolver(*_SCIENTIFIC)
-    return Loader
+        values = merge(values, {name: value for name, value in inherited.items() if name != "description"})
+    known[path] = merge(values, own)
+    return known[path]
 
 
 def _dumper() -> Any:
-    """PyYAML's safe dumper that quotes texts which `_loader` would take for numbers."""
+    """PyYAML's safe dumper that quotes texts which `read_yaml` would take for numbers."""
     yaml = require("yaml", extra="train")
 
     class Dumper(yaml.SafeDumper):  # type: ignore[misc, name-defined]
         pass
 
-    Dumper.add_implicit_resolver(*_SCIENTIFIC)
+    Dumper.add_implicit_resolver(*SCIENTIFIC)
     return Dumper

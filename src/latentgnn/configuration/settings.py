@@ -1,16 +1,20 @@
-"""Typed configuration from plain values: dataclasses filled by jsonargparse; errors name the nearest options."""
+"""Typed configuration from plain values: dataclasses filled strictly; errors name the setting and the nearest ones."""
 
 import difflib
+import math
 import os
 import re
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from latentgnn.errors import UserError, require
+from latentgnn.errors import UserError
+from latentgnn.reading import UnreadableError, parse_yaml
 
 C = TypeVar("C")
+
+_INT_END = 2**63
 
 
 @dataclass(frozen=True)
@@ -44,28 +48,25 @@ def options(config_class: type) -> dict[str, Option]:
 def parse_config(config_class: type[C], values: Mapping[str, Any], overrides: Sequence[tuple[str, str]] = ()) -> C:
     """A configuration from nested plain values, with single settings laid over it.
 
+    Values have the types that the class declares: no text stands for a number, and no number for a text; a whole number
+    may stand for any number.
+
     Args:
         config_class: a dataclass whose fields are plain types and dataclasses.
         values: as read from YAML.
-        overrides: dotted names and the text given for each; a later one wins.
+        overrides: dotted names and the text given for each, in YAML unless the setting takes a text; a later one wins.
 
     Raises:
-        UserError: an unknown setting (with the nearest ones) or a value of the wrong type.
+        UserError: an unknown setting (with the nearest ones), a value of the wrong type, or one that the class refuses.
     """
-    jsonargparse = require("jsonargparse", extra="train")
     known = options(config_class)
     _refuse_unknown(known, values, "")
-    for name, _ in overrides:
+    typed = {name: _typed(name, known[name].type, value, _short(value)) for name, value in _leaves(known, values, "")}
+    for name, text in overrides:
         if name not in known:
             raise UserError(f"there is no setting {name!r}{nearest(name, known)}")
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(config_class)
-    try:
-        parsed = parser.parse_object(dict(values))
-        parsed = parser.parse_args([f"--{name}={text}" for name, text in overrides], namespace=parsed)
-    except jsonargparse.ArgumentError as error:
-        raise UserError(_bad_value(str(error), known, values, dict(overrides))) from None
-    return _build(config_class, parsed, "")
+        typed[name] = _typed(name, known[name].type, _from_text(name, known[name].type, text), _short(text))
+    return _build(config_class, typed, "")
 
 
 def plain_data(value: Any) -> Any:
@@ -94,6 +95,33 @@ def plain_data(value: Any) -> Any:
     raise TypeError(f"a configuration holds plain data, got {type(value).__name__}: {value!r}")
 
 
+def expect(config: Any, expectations: Mapping[str, tuple[bool, str]]) -> None:
+    """Refuse values that have a sound type and no sense; a configuration's ``__post_init__`` calls it.
+
+    Args:
+        config: a dataclass.
+        expectations: for each field, whether its value is sound, and what is expected.
+
+    Raises:
+        UserError: the first field whose value is not sound, by its name in ``config``; `parse_config` puts the names of
+            the groups before it.
+
+    Example:
+        >>> @dataclass
+        ... class Sizes:
+        ...     edge: float
+        ...     def __post_init__(self) -> None:
+        ...         expect(self, {"edge": (self.edge > 0, "more than 0")})
+        >>> Sizes(-1.0)
+        Traceback (most recent call last):
+        ...
+        latentgnn.errors.UserError: edge: expected more than 0; got -1.0
+    """
+    for name, (is_sound, expected) in expectations.items():
+        if not is_sound:
+            raise UserError(f"{name}: expected {expected}; got {_short(plain_data(getattr(config, name)))}")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a message: what the user may have meant by ``name``, or nothing."""
     known = list(known)
@@ -109,7 +137,7 @@ def describe(hint: Any) -> str:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return " or ".join(str(value) for value in arguments) if len(arguments) < 3 else f"one of {_list(arguments)}"
-    if origin in (Union, types.UnionType):
+    if origin in _UNIONS:
         return " or ".join(describe(argument) for argument in arguments)
     if origin is tuple:
         if arguments[1:] == (Ellipsis,):
@@ -122,6 +150,7 @@ def describe(hint: Any) -> str:
     return _SINGULARS[hint]
 
 
+_UNIONS = (Union, types.UnionType)
 _SINGULARS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 _PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
 
@@ -144,49 +173,102 @@ def _argument_docs(config_class: type) -> dict[str, str]:
 def _refuse_unknown(known: Mapping[str, Option], values: Mapping[str, Any], prefix: str) -> None:
     for key, value in values.items():
         path = f"{prefix}{key}"
-        if path in known:
+        is_name = isinstance(key, str) and "." not in key
+        if is_name and path in known:
             continue
-        inside = any(name.startswith(f"{path}.") for name in known)
+        inside = is_name and any(name.startswith(f"{path}.") for name in known)
         if not inside:
-            raise UserError(f"there is no setting {path!r}{nearest(path, known)}")
+            raise UserError(f"there is no setting {_short(path)}{nearest(path, known)}")
         if not isinstance(value, Mapping):
-            raise UserError(f"{path} is a group of settings and takes a mapping; got {value!r}")
+            raise UserError(f"{path} is a group of settings and takes a mapping; got {_short(value)}")
         _refuse_unknown(known, value, f"{path}.")
 
 
-def _bad_value(
-    message: str, known: Mapping[str, Option], values: Mapping[str, Any], overrides: Mapping[str, str]
-) -> str:
-    """jsonargparse's message in the words of `describe`."""
-    parser_key = re.search(r'Parser key "([\w.]+)"', message)
-    if parser_key is None or parser_key[1] not in known:
-        return message
-    name = parser_key[1]
-    given: Any = values
-    for part in name.split("."):
-        given = given.get(part) if isinstance(given, Mapping) else None
-    return f"{name}: expected {describe(known[name].type)}; got {overrides.get(name, given)!r}"
+def _leaves(known: Mapping[str, Option], values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """The settings among nested values, by their dotted names."""
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if path in known:
+            yield path, value
+        else:
+            yield from _leaves(known, value, f"{path}.")
 
 
-def _build(config_class: type[C], parsed: Any, prefix: str) -> C:
+def _from_text(name: str, hint: Any, text: str) -> Any:
+    """The plain value that a text on the command line stands for."""
+    accepted = get_args(hint) if get_origin(hint) in _UNIONS else (hint,)
+    if str in accepted:
+        return None if text == "null" and type(None) in accepted else text
+    try:
+        return parse_yaml(text)
+    except UnreadableError as error:
+        raise UserError(f"{name}: expected {describe(hint)}; got {_short(text)} ({error})") from None
+
+
+def _typed(name: str, hint: Any, value: Any, came: str) -> Any:
+    try:
+        return _converted(hint, value)
+    except TypeError:
+        raise UserError(f"{name}: expected {describe(hint)}; got {came}") from None
+    except UserError as error:
+        raise UserError(f"{name}: expected {describe(hint)}; {error}") from None
+
+
+def _converted(hint: Any, value: Any) -> Any:
+    """A plain value as its type hint has it: lists become tuples, and whole numbers floats.
+
+    Raises:
+        TypeError: it has another type.
+        UserError: likewise, with what is wrong inside it.
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in _UNIONS:
+        for argument in arguments:
+            try:
+                return _converted(argument, value)
+            except (TypeError, UserError):
+                continue
+    elif origin is Literal:
+        if isinstance(value, str) and value in arguments:
+            return value
+    elif origin is tuple and isinstance(value, list | tuple):
+        if arguments[1:] == (Ellipsis,):
+            return tuple(_converted(arguments[0], item) for item in value)
+        if len(value) == len(arguments):
+            return tuple(map(_converted, arguments, value))
+    elif origin is dict and isinstance(value, Mapping):
+        key_hint, value_hint = arguments
+        for key in value:
+            if key not in get_args(key_hint):
+                raise UserError(f"got the key {_short(key)}")
+        return {key: _converted(value_hint, item) for key, item in value.items()}
+    elif hint is float:
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    elif hint is int:
+        if isinstance(value, int) and not isinstance(value, bool) and -_INT_END <= value < _INT_END:
+            return value
+    elif origin is None and isinstance(value, hint):
+        return value
+    raise TypeError
+
+
+def _short(value: Any) -> str:
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _build(config_class: type[C], given: Mapping[str, Any], prefix: str) -> C:
     hints = get_type_hints(config_class)
     arguments: dict[str, Any] = {}
     for field in fields(cast(Any, config_class)):
-        hint, value, name = hints[field.name], parsed[field.name], f"{prefix}{field.name}"
+        hint, name = hints[field.name], f"{prefix}{field.name}"
         if is_dataclass(hint):
-            value = _build(cast(type, hint), value, f"{name}.")
-        else:
-            _check(name, hint, value)
-        arguments[field.name] = value
-    return config_class(**arguments)
-
-
-def _check(name: str, hint: Any, value: Any) -> None:
-    """What jsonargparse lets through: null for anything, and any key of a mapping."""
-    if value is None and type(None) not in get_args(hint):
-        raise UserError(f"{name}: expected {describe(hint)}; got null")
-    if get_origin(hint) is dict:
-        key_hint = get_args(hint)[0]
-        for key in value:
-            if get_origin(key_hint) is Literal and key not in get_args(key_hint):
-                raise UserError(f"{name}: expected {describe(hint)}; got the key {key!r}")
+            arguments[field.name] = _build(cast(type, hint), given, f"{name}.")
+        elif name in given:
+            arguments[field.name] = given[name]
+    try:
+        return config_class(**arguments)
+    except UserError as error:
+        # The class names its own field; where it stands in the whole is known here.
+        raise UserError(f"{prefix}{error}") from None

@@ -97,7 +97,7 @@ def backward(
                 needs_expand=any(needs[-6:]),
             )
         )
-        record.feature = record.expanded = record.convolved = None
+        record.feature = record.convolved = None
         if not plan.symmetric:
             record.scatter_assign = None
     assert gradients.features is not None

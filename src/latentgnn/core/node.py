@@ -34,7 +34,7 @@ class BatchStatistics:
         self.reduce = record.raw_statistics
         self.assigns = record.assigned_statistics or []
         self.conv = record.convolved_statistics
-        self.expand = record.expanded_statistics
+        self.expand = record.expanded_statistics or []
 
 
 def has_values(tensor: Tensor) -> bool:

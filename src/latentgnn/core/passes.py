@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from latentgnn import kernels
+from latentgnn.core.expand import expand
 from latentgnn.core.gather import gather_assignments, sums, values
 from latentgnn.core.graphs import of_way
 from latentgnn.core.mix import scatter_matrices
 from latentgnn.core.nodes import Block, blocks, empty_like_layout, nodes_per_block
 from latentgnn.core.parameters import Matrices, Parts, Plan, fold, vectors
 from latentgnn.core.records import Record
-from latentgnn.core.scatter import expand, features
+from latentgnn.core.scatter import features
 from latentgnn.functional import cast, wide
 
 
@@ -40,7 +41,7 @@ def blocks_of(x_BNC: Tensor, offsets: Sequence[int] | None, parts: Parts, plan: 
     if plan.norm == "batch":
         return blocks(x_BNC, offsets, None)
     reduced, latents = parts.reduces[0].matrix.shape[0], plan.groups * sum(plan.latents)
-    numbers = 3 * reduced + 2 * latents + (x_BNC.shape[2] if plan.takes_statistics else 0)
+    numbers = 3 * reduced + 2 * latents + (x_BNC.shape[2] if plan.norm in ("layer", "rms") else 0)
     most = nodes_per_block(x_BNC.device, numbers)
     if plan.norm == "group":
         # Samples are not cut: the statistics are over all nodes of one.

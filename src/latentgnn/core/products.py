@@ -24,7 +24,7 @@ _MANY_OPERATIONS = 1 << 21
 # Samples are put side by side up to so many nodes: more are as fast by themselves, and need no copy.
 _NODES_AT_ONCE = 2048
 # So many numbers of an output are made at once where a sum follows, so that they are still in a cache then.
-_NUMBERS_AT_ONCE = 1 << 19
+NUMBERS_AT_ONCE = 1 << 19
 
 
 @cache
@@ -50,30 +50,30 @@ def _outer(left_PK: Tensor, right_QK: Tensor, shift_Q: Tensor | None = None) -> 
     return torch.addmm(shift_Q, left_PK, right_QK.mT)
 
 
-def _columns(x_sTC: Tensor) -> Tensor:
+def columns(x_sTC: Tensor) -> Tensor:
     """(C, M): a view where the nodes of all samples lie side by side, or channels innermost."""
     return x_sTC[0].mT if x_sTC.shape[0] == 1 else x_sTC.permute(2, 0, 1).reshape(x_sTC.shape[2], -1)
 
 
-def _from_columns(x_CM: Tensor, samples: int) -> Tensor:
+def from_columns(x_CM: Tensor, samples: int) -> Tensor:
     """(s, T, C), a view with nodes innermost."""
     return x_CM.mT.unsqueeze(0) if samples == 1 else x_CM.unflatten(1, (samples, -1)).permute(1, 2, 0)
 
 
-def _lie_together(x_sTC: Tensor) -> bool:
+def lie_together(x_sTC: Tensor) -> bool:
     """Whether the nodes of all samples follow one another, so that `_columns` is a view."""
     return x_sTC.shape[0] == 1 or x_sTC.stride(0) == x_sTC.shape[1] * x_sTC.stride(1)
 
 
 def _sample_parts(x_sTC: Tensor) -> Iterator[slice]:
     """Samples that are put side by side at once."""
-    together = x_sTC.shape[0] if _lie_together(x_sTC) else max(_NODES_AT_ONCE // max(x_sTC.shape[1], 1), 1)
+    together = x_sTC.shape[0] if lie_together(x_sTC) else max(_NODES_AT_ONCE // max(x_sTC.shape[1], 1), 1)
     return (slice(first, first + together) for first in range(0, x_sTC.shape[0], together))
 
 
 def _by_samples(x_sTC: Tensor) -> bool:
     """Whether samples that lie apart are better multiplied in a batch than put side by side first."""
-    return x_sTC.device.type != "cpu" and not _lie_together(x_sTC)
+    return x_sTC.device.type != "cpu" and not lie_together(x_sTC)
 
 
 def project(x_sTC: Tensor, matrix_OC: Tensor, shift_O: Tensor | None = None) -> Tensor:
@@ -88,15 +88,15 @@ def project(x_sTC: Tensor, matrix_OC: Tensor, shift_O: Tensor | None = None) -> 
         return torch.addmm(shift_O.unsqueeze(1), matrix_OC, x_sTC[0].mT).mT.unsqueeze(0)
     parts = list(_sample_parts(x_sTC))
     if len(parts) == 1:
-        y_OM = _outer(matrix_OC, _columns(x_sTC).mT)
+        y_OM = _outer(matrix_OC, columns(x_sTC).mT)
     else:
         y_OM = x_sTC.new_empty(matrix_OC.shape[0], samples * nodes)
         for part in parts:
-            columns_CM = _columns(x_sTC[part])
+            columns_CM = columns(x_sTC[part])
             y_OM.narrow(1, part.start * nodes, columns_CM.shape[1]).copy_(_outer(matrix_OC, columns_CM.mT))
     if shift_O is not None:
         y_OM.add_(shift_O.unsqueeze(1))
-    return _from_columns(y_OM, samples)
+    return from_columns(y_OM, samples)
 
 
 def project_back(grad_sTO: Tensor, matrix_OC: Tensor) -> Tensor:
@@ -116,8 +116,8 @@ def project_all(x_sTC: Tensor, matrices_RC: Sequence[Tensor]) -> Tensor:
         return torch.cat([project(x_sTC, matrix_RC) for matrix_RC in matrices_RC], -1)
     if _by_samples(x_sTC):
         return torch.cat([project(x_sTC, matrix_RC).mT for matrix_RC in matrices_RC], 1).mT
-    columns_MC = _columns(x_sTC).mT
-    return _from_columns(torch.cat([_outer(matrix_RC, columns_MC) for matrix_RC in matrices_RC]), samples)
+    columns_MC = columns(x_sTC).mT
+    return from_columns(torch.cat([_outer(matrix_RC, columns_MC) for matrix_RC in matrices_RC]), samples)
 
 
 def add_project_back(base_sTC: Tensor | None, grad_sTO: Tensor, matrices_RC: Sequence[Tensor], out_sTC: Tensor) -> None:
@@ -127,7 +127,7 @@ def add_project_back(base_sTC: Tensor | None, grad_sTO: Tensor, matrices_RC: Seq
         matrices_RC = [torch.cat(list(matrices_RC))]
     parts = grad_sTO.split([matrix_RC.shape[0] for matrix_RC in matrices_RC], -1)
     for part, matrix_RC in zip(parts, matrices_RC, strict=True):
-        add_projection(base_sTC, part, matrix_RC.mT, None, out_sTC)
+        add_projection(base_sTC, part, matrix_RC.mT, None, None, out_sTC)
         base_sTC = out_sTC
 
 
@@ -144,7 +144,7 @@ def project_each(x_ETK: Tensor, matrix_EOK: Tensor) -> Tensor:
     return torch.bmm(matrix_EOK, x_ETK.mT, out=y_EOT).mT
 
 
-def add_scaled_projection(
+def add_projection(
     base_sTC: Tensor | None,
     x_sTK: Tensor,
     matrix_CK: Tensor,
@@ -152,49 +152,43 @@ def add_scaled_projection(
     shift_C: Tensor | None,
     out_sTC: Tensor,
 ) -> None:
-    """out = base + (x W^T) * scale + shift."""
-    samples, nodes, _ = out_sTC.shape
-    if scale_C is None:
-        return add_projection(base_sTC, x_sTK, cast(matrix_CK, x_sTK.dtype), shift_C, out_sTC)
-    if samples * nodes >= x_sTK.shape[-1] or out_sTC.dtype != x_sTK.dtype or scale_C.dtype != x_sTK.dtype:
-        matrix_CK = cast(matrix_CK * scale_C.unsqueeze(1), x_sTK.dtype)
-        return add_projection(base_sTC, x_sTK, matrix_CK, shift_C, out_sTC)
-    # Few nodes: the matrix is larger than the output.
-    y_sTC = project(x_sTK, matrix_CK)
-    if base_sTC is None:
-        torch.mul(y_sTC, scale_C, out=out_sTC)
-    else:
-        torch.addcmul(base_sTC, y_sTC, scale_C, out=out_sTC)
-    if shift_C is not None:
-        out_sTC.add_(shift_C)
-    return None
-
-
-def add_projection(
-    base_sTC: Tensor | None, x_sTK: Tensor, matrix_CK: Tensor, shift_C: Tensor | None, out_sTC: Tensor
-) -> None:
-    """out = base + x W^T + shift; ``base`` may be ``out``."""
+    """out = base + (x W^T) * scale + shift, with ``None`` for ones and zeros; ``base`` may be ``out``."""
     samples, nodes, channels = out_sTC.shape
-    shift_C = None if shift_C is None else cast(shift_C, x_sTK.dtype)
     onednn = _takes_onednn(matrix_CK, samples * nodes)
-    if base_sTC is not None and not onednn and base_sTC.dtype == out_sTC.dtype == x_sTK.dtype:
-        _add_batch(base_sTC, x_sTK, matrix_CK, shift_C, out_sTC)
-        return
+    # With few nodes the matrix is larger than the output, and scaling it takes longer.
+    if not onednn and (scale_C is None or samples * nodes >= x_sTK.shape[2] or x_sTK.dtype != scale_C.dtype):
+        matrix_CK = matrix_CK if scale_C is None else matrix_CK * scale_C.unsqueeze(1)
+        return _add_batch(base_sTC, x_sTK, cast(matrix_CK, x_sTK.dtype), shift_C, out_sTC)
+    matrix_CK = matrix_CK.contiguous()
     # In parts, whose product is still in a cache when the base is added.
-    length = max(_NUMBERS_AT_ONCE // channels, 256) if onednn else nodes
-    together = max(length // max(nodes, 1), 1) if onednn else samples
-    for first in range(0, samples, max(together, 1)):
-        for start in range(0, nodes, max(length, 1)):
+    length = max(NUMBERS_AT_ONCE // channels, 256)
+    together = max(length // nodes, 1)
+    for first in range(0, samples, together):
+        for start in range(0, nodes, length):
             part = slice(first, first + together), slice(start, start + length)
-            y_stC = project(x_sTK[part], matrix_CK, shift_C)
+            y_stC = project(x_sTK[part], matrix_CK)
+            if shift_C is not None:
+                y_stC = y_stC.add_(shift_C) if scale_C is None else torch.addcmul(shift_C, y_stC, scale_C, out=y_stC)
+            elif scale_C is not None:
+                y_stC = y_stC.mul_(scale_C)
             if base_sTC is None:
                 out_sTC[part].copy_(y_stC)
             else:
                 torch.add(base_sTC[part], y_stC, out=out_sTC[part])
+    return None
 
 
-def _add_batch(base_sTC: Tensor, x_sTK: Tensor, matrix_CK: Tensor, shift_C: Tensor | None, out_sTC: Tensor) -> None:
-    """`add_projection` in one call."""
+def _add_batch(
+    base_sTC: Tensor | None, x_sTK: Tensor, matrix_CK: Tensor, shift_C: Tensor | None, out_sTC: Tensor
+) -> None:
+    """out = base + x W^T + shift, in one call where the types are alike."""
+    shift_C = None if shift_C is None else cast(shift_C, x_sTK.dtype)
+    if base_sTC is None:
+        out_sTC.copy_(project(x_sTK, matrix_CK, shift_C))
+        return
+    if not base_sTC.dtype == out_sTC.dtype == x_sTK.dtype:
+        torch.add(base_sTC, project(x_sTK, matrix_CK, shift_C), out=out_sTC)
+        return
     base, left, right, out = base_sTC, x_sTK, matrix_CK.mT.expand(len(x_sTK), -1, -1), out_sTC
     if nodes_innermost(out_sTC):
         base, left, right, out = base.mT, matrix_CK.expand(len(x_sTK), -1, -1), x_sTK.mT, out_sTC.mT
@@ -226,9 +220,9 @@ def contract_all(left_sTF: Tensor, right_sTK: Tensor) -> Tensor:
     if _by_samples(left_sTF) or _by_samples(right_sTK):
         return cast(torch.bmm(left_sTF.mT, right_sTK), dtype).sum(0)
     total_FK: Tensor | None = None
-    apart = right_sTK if _lie_together(left_sTF) else left_sTF
+    apart = right_sTK if lie_together(left_sTF) else left_sTF
     for part in _sample_parts(apart):
-        product_FK = cast(_outer(_columns(left_sTF[part]), _columns(right_sTK[part])), dtype)
+        product_FK = cast(_outer(columns(left_sTF[part]), columns(right_sTK[part])), dtype)
         total_FK = product_FK if total_FK is None else total_FK.add_(product_FK)
     assert total_FK is not None
     return total_FK

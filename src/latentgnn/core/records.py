@@ -29,8 +29,7 @@ class Record:
         convolved: G O of all kernels before a norm with statistics, (s, T, K * R).
         convolved_statistics: that the norm took.
         feature: what the output is expanded from, (s, T, F).
-        expanded: f U^T before a norm with statistics, (s, T, C), where these come from itself.
-        expanded_statistics: that the norm took.
+        expanded_statistics: that the norm of f U^T took, of each part of its channels.
     """
 
     raw: Tensor | None = None
@@ -45,8 +44,7 @@ class Record:
     convolved: Tensor | None = None
     convolved_statistics: Statistics | None = None
     feature: Tensor | None = None
-    expanded: Tensor | None = None
-    expanded_statistics: Statistics | None = None
+    expanded_statistics: list[Statistics] | None = None
 
 
 @dataclass

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from latentgnn.core.nodes import Block, nodes_innermost
-from latentgnn.core.products import sum_of_nodes
+from latentgnn.core.products import columns, from_columns, lie_together, sum_of_nodes
 
 
 class Statistics(NamedTuple):
@@ -25,6 +25,9 @@ class Statistics(NamedTuple):
 
 class Norm(Protocol):
     """A norm with statistics of its own; ``weight_F`` and ``bias_F`` are ``None`` for ones and zeros."""
+
+    @property
+    def eps(self) -> float: ...
 
     def normalize(
         self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, block: Block
@@ -49,17 +52,26 @@ class OfBatch:
     def normalize(
         self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, block: Block
     ) -> tuple[Tensor, Statistics]:
-        if not nodes_innermost(raw_sTF):
-            rows = raw_sTF.flatten(0, 1)
-            y, mean, inverse = torch.native_batch_norm(rows, weight_F, bias_F, None, None, True, 0.0, self.eps)
-            return y.view(raw_sTF.shape), Statistics(mean, inverse)
+        x = _channels_second(raw_sTF, raw_sTF)
+        if x.dim() == 3:
+            y, statistics = self._normalize_channels(x, weight_F, bias_F)
+        else:
+            y, *found = torch.native_batch_norm(x, weight_F, bias_F, None, None, True, 0.0, self.eps)
+            statistics = Statistics(*found)
+        return _nodes_second(y, raw_sTF), statistics
+
+    def _normalize_channels(
+        self, x_sFT: Tensor, weight_F: Tensor | None, bias_F: Tensor | None
+    ) -> tuple[Tensor, Statistics]:
         # Sums along what lies next to one another: several times as fast on a CPU as PyTorch's batch norm.
-        count = raw_sTF.shape[0] * raw_sTF.shape[1]
-        mean_F = raw_sTF.sum(1).sum(0) / count
-        centred_sTF = raw_sTF - mean_F
-        squares_F = torch.linalg.vector_norm(centred_sTF, dim=1).square_().sum(0)
+        count = x_sFT.shape[0] * x_sFT.shape[2]
+        mean_F = x_sFT.sum(2).sum(0) / count
+        centred_sFT = x_sFT - mean_F.unsqueeze(1)
+        squares_F = torch.linalg.vector_norm(centred_sFT, dim=2).square_().sum(0)
         inverse_F = torch.rsqrt(squares_F / count + self.eps)
-        return _scaled_(centred_sTF, _times(inverse_F, weight_F), bias_F), Statistics(mean_F, inverse_F)
+        scale_F1 = _times(inverse_F, weight_F).unsqueeze(1)
+        bias_F1 = None if bias_F is None else bias_F.unsqueeze(1)
+        return _scaled_(centred_sFT, scale_F1, bias_F1), Statistics(mean_F, inverse_F)
 
     def again(self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, statistics: Statistics) -> Tensor:
         assert statistics.mean is not None
@@ -71,13 +83,26 @@ class OfBatch:
         self, grad_sTF: Tensor, raw_sTF: Tensor, weight_F: Tensor | None, statistics: Statistics, block: Block
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         wanted = [True, weight_F is not None, weight_F is not None]
-        innermost = nodes_innermost(raw_sTF)
+        x, grad = _channels_second(raw_sTF, raw_sTF), _channels_second(grad_sTF, raw_sTF)
         # Three or two dimensions: with four, PyTorch's gradients are wrong for some strides.
-        grad, raw = (grad_sTF.mT, raw_sTF.mT) if innermost else (grad_sTF.flatten(0, 1), raw_sTF.flatten(0, 1))
-        grad_raw, grad_weight_F, grad_bias_F = torch.ops.aten.native_batch_norm_backward(
-            grad.contiguous(), raw, weight_F, None, None, statistics.mean, statistics.inverse, True, self.eps, wanted
+        grad_x, grad_weight_F, grad_bias_F = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight_F, None, None, statistics.mean, statistics.inverse, True, self.eps, wanted
         )
-        return grad_raw.mT if innermost else grad_raw.view(raw_sTF.shape), grad_weight_F, grad_bias_F
+        return _nodes_second(grad_x, raw_sTF), grad_weight_F, grad_bias_F
+
+
+def _channels_second(x_sTF: Tensor, like_sTF: Tensor) -> Tensor:
+    """Dense: rows (M, F); where nodes lie innermost (s, F, T), or (1, F, M) where those of all samples lie together."""
+    if not nodes_innermost(like_sTF):
+        return x_sTF.reshape(-1, x_sTF.shape[2])
+    return columns(x_sTF).contiguous().unsqueeze(0) if lie_together(like_sTF) else x_sTF.mT.contiguous()
+
+
+def _nodes_second(x: Tensor, like_sTF: Tensor) -> Tensor:
+    """Back from `_channels_second`."""
+    if x.dim() == 2:
+        return x.view(like_sTF.shape)
+    return from_columns(x[0], len(like_sTF)) if len(x) == 1 else x.mT
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,18 @@
 """The settings of the LatentGNN blocks in a task's network."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from latentgnn.configuration.settings import expect
+
 if TYPE_CHECKING:
     from torch import nn
+
+MOST_CHANNELS = 65_536
+MOST_LATENTS = 16_384
+"""Of a kernel: the affinity of so many latents takes a gigabyte."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +36,22 @@ class BlockConfig:
     norm: Literal["batch_norm", "frozen_batch_norm", "group_norm", "layer_norm", "none"] = "frozen_batch_norm"
     node_scale: Literal["published", "mean"] = "published"
     gamma_init: float = 0.0
+
+    def __post_init__(self) -> None:
+        expect(
+            self,
+            {
+                "reduction": (1 <= self.reduction <= MOST_CHANNELS, f"1 to {MOST_CHANNELS}"),
+                "num_groups": (1 <= self.num_groups <= MOST_CHANNELS, f"1 to {MOST_CHANNELS}"),
+                "gamma_init": (math.isfinite(self.gamma_init), "a finite number"),
+            },
+        )
+
+
+def latents_are_sound(latents: Mapping[Any, int | tuple[int, ...]]) -> bool:
+    """Whether every block has kernels, and each of them 1 to `MOST_LATENTS` latents."""
+    kernels = [(number,) if isinstance(number, int) else number for number in latents.values()]
+    return all(number and all(1 <= count <= MOST_LATENTS for count in number) for number in kernels)
 
 
 def insert_blocks(

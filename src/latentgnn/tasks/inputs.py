@@ -2,21 +2,13 @@
 
 import glob
 import os
-import stat
 import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from latentgnn.errors import UserError, first_line, is_lack_of_memory, is_lasting, told
-
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
+from latentgnn.reading import regular_file
 
 
 def expand_inputs(
@@ -45,29 +37,6 @@ def expand_inputs(
         for path in _expand(entry, suffixes, kind, check):
             files.setdefault(path.resolve(), path)
     return list(files.values())
-
-
-def regular_file(path: Path | str, kind: str = "file") -> Path:
-    """The path of an ordinary file. Opening a pipe or a device may wait for ever, and reading it may never end.
-
-    Args:
-        path: where it should be.
-        kind: what it is called in errors.
-
-    Raises:
-        UserError: something else is there, or nothing.
-    """
-    path = Path(path)
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such {kind}") from None
-    except OSError as error:
-        raise UserError(told(error, path)) from None
-    if not stat.S_ISREG(mode):
-        present = next((name for fits, name in _KINDS if fits(mode)), "something else")
-        raise UserError(f"{path}: expected a file; this is {present}")
-    return path
 
 
 def result_names(paths: Sequence[Path]) -> list[Path]:

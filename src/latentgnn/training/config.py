@@ -2,10 +2,14 @@
 
 import math
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Literal
 
+from latentgnn.configuration.settings import expect
 from latentgnn.errors import UserError
+
+# The largest are beyond any use: with more, a run would not fail but seem to hang, such as at starting a million
+# processes.
+_MANY, _PROCESSES = 2**31 - 1, 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,19 @@ class OptimizerConfig:
     norm_weight_decay: float | None = None
     block_factor: float = 1.0
 
+    def __post_init__(self) -> None:
+        norms = self.norm_weight_decay
+        expect(
+            self,
+            {
+                "learning_rate": (0 <= self.learning_rate < math.inf, "0 or more"),
+                "momentum": (0 <= self.momentum <= 1, "from 0 to 1"),
+                "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more"),
+                "norm_weight_decay": (norms is None or 0 <= norms < math.inf, "0 or more, or null"),
+                "block_factor": (0 <= self.block_factor < math.inf, "0 or more"),
+            },
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
@@ -46,6 +63,21 @@ class ScheduleConfig:
     warmup_factor: float = 1.0 / 3.0
     milestones: tuple[int, ...] = ()
     decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        milestones = list(self.milestones)
+        expect(
+            self,
+            {
+                "warmup_steps": (0 <= self.warmup_steps <= _MANY, f"0 to {_MANY:,}"),
+                "warmup_factor": (0 <= self.warmup_factor < math.inf, "0 or more"),
+                "milestones": (
+                    milestones == sorted(milestones) and all(step >= 0 for step in milestones),
+                    "ascending steps from 0 on",
+                ),
+                "decay": (0 <= self.decay < math.inf, "0 or more"),
+            },
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,55 +125,34 @@ class TrainingConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
-
-# The least and the largest value of each number. The largest are beyond any use: with more, a run would not fail but
-# seem to hang, such as at starting a million processes.
-_MANY, _PROCESSES = 2**31 - 1, 4096
-_RANGES: dict[str, tuple[float, float]] = {
-    "steps": (1, _MANY),
-    "batch_size": (1, _MANY),
-    "accumulate": (1, _MANY),
-    "devices": (1, _PROCESSES),
-    "machines": (1, _PROCESSES),
-    "workers": (0, _PROCESSES),
-    # What torch's generators take.
-    "seed": (0, 2**63 - 1),
-    "log_every": (1, _MANY),
-    "validate_every": (1, _MANY),
-    "checkpoint_every": (1, _MANY),
-    "optimizer.learning_rate": (0, math.inf),
-    "optimizer.momentum": (0, 1),
-    "optimizer.weight_decay": (0, math.inf),
-    "optimizer.norm_weight_decay": (0, math.inf),
-    "optimizer.block_factor": (0, math.inf),
-    "schedule.warmup_steps": (0, _MANY),
-    "schedule.warmup_factor": (0, math.inf),
-    "schedule.decay": (0, math.inf),
-}
-
-
-def check(config: TrainingConfig) -> None:
-    """Refuse numbers that make no sense.
-
-    Raises:
-        UserError: naming the setting, what it is and what it may be.
-    """
-    for name, (least, most) in _RANGES.items():
-        value = attrgetter(name)(config)
-        if value is None or value == "auto":
-            continue
-        # Written so that what is not a number is refused too.
-        if not (least <= value <= most and value < math.inf):
-            expected = f"{least} to {most}" if value > most else f"{least} or more"
-            raise UserError(f"training.{name} is {value}, expected {expected}")
-    # A norm of nothing would stop all learning.
-    if config.clip_norm is not None and not 0 < config.clip_norm < math.inf:
-        raise UserError(f"training.clip_norm is {config.clip_norm}, expected a number above 0, or null not to clip")
-    milestones = list(config.schedule.milestones)
-    if milestones != sorted(milestones) or any(milestone < 0 for milestone in milestones):
-        raise UserError(f"training.schedule.milestones must ascend, from 0 on, got {milestones}")
-    if config.schedule.name == "cosine" and config.schedule.warmup_steps >= config.steps:
-        raise UserError(
-            f"training.schedule.warmup_steps is {config.schedule.warmup_steps}, "
-            f"which leaves nothing of {config.steps} steps for the cosine"
+    def __post_init__(self) -> None:
+        many, processes = f"1 to {_MANY:,}", f"1 to {_PROCESSES:,}"
+        expect(
+            self,
+            {
+                "steps": (1 <= self.steps <= _MANY, many),
+                "batch_size": (1 <= self.batch_size <= _MANY, many),
+                "accumulate": (1 <= self.accumulate <= _MANY, many),
+                # A norm of nothing would stop all learning.
+                "clip_norm": (
+                    self.clip_norm is None or 0 < self.clip_norm < math.inf,
+                    "a number above 0, or null not to clip",
+                ),
+                "devices": (self.devices == "auto" or 1 <= self.devices <= _PROCESSES, f"{processes}, or auto"),
+                "machines": (1 <= self.machines <= _PROCESSES, processes),
+                "workers": (0 <= self.workers <= _PROCESSES, f"0 to {_PROCESSES:,}"),
+                # What torch's generators take.
+                "seed": (0 <= self.seed < 2**63, f"0 to {2**63 - 1}"),
+                "log_every": (1 <= self.log_every <= _MANY, many),
+                "validate_every": (
+                    self.validate_every is None or 1 <= self.validate_every <= _MANY,
+                    f"{many}, or null",
+                ),
+                "checkpoint_every": (1 <= self.checkpoint_every <= _MANY, many),
+            },
         )
+        if self.schedule.name == "cosine" and self.schedule.warmup_steps >= self.steps:
+            raise UserError(
+                f"schedule.warmup_steps: expected fewer than all {self.steps} steps, for the rest is the cosine; "
+                f"got {self.schedule.warmup_steps}"
+            )

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
 from latentgnn.training.checkpoints import Checkpoint
-from latentgnn.training.config import TrainingConfig, check
+from latentgnn.training.config import TrainingConfig
 from latentgnn.training.course import check_resumable, course_of
 from latentgnn.training.devices import launch, make_fabric, quiet
 from latentgnn.training.faults import faults_told
@@ -61,7 +61,6 @@ def fit(
         NonFiniteLoss: a loss is infinite or not a number.
         TrainingStopped: the run was asked to stop; what it had done is kept.
     """
-    check(config)
     progress = Progress(run, steps=config.steps)
     with quiet():
         checkpoint = start_of(run, resume=resume)

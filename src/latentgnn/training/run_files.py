@@ -1,12 +1,12 @@
 """What a run wrote and reads again: bounded in size and depth, and of the shape that was written."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from latentgnn.errors import UserError
+from latentgnn import reading
+from latentgnn.errors import UserError, system_error
 
 # Far beyond what a run writes: what is larger was not written by it, and would take memory and time without end.
 LARGEST = 64 * 2**20
@@ -27,19 +27,17 @@ def read_json(path: Path, check: Callable[[Any], None]) -> Any:
         check: raises `ValueError` where the content is of another shape.
 
     Raises:
-        Damaged: it is no file, too large, no JSON, nested too deeply, or of another shape.
+        Damaged: it is no file, none of what `latentgnn.reading.read_json` takes, or of another shape.
+        OSError: it may not be read, which is no damage.
     """
-    if not path.is_file():
-        raise Damaged(f"{path} is damaged (it is no file)")
-    size = path.stat().st_size
-    if size > LARGEST:
-        raise Damaged(f"{path} is damaged ({size:,} bytes; {LARGEST:,} are allowed)")
     try:
-        value = json.loads(path.read_bytes())
-        check_plain(value)
+        # Figures may be infinite or not numbers.
+        value = reading.read_json(path, finite=False, most_bytes=LARGEST)
         check(value)
-    except RecursionError:
-        raise Damaged(f"{path} is damaged (nested too deeply)") from None
+    except reading.UnreadableError as error:
+        if (fault := system_error(error)) is not None:
+            raise fault from None
+        raise Damaged(f"{path} is damaged ({': '.join(filter(None, (error.place, error.message)))})") from None
     except ValueError as error:
         raise Damaged(f"{path} is damaged ({error})") from None
     return value

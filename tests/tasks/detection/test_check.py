@@ -1,5 +1,6 @@
 import copy
 import json
+import os
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from latentgnn.errors import UserError
-from latentgnn.tasks.detection.check import check_split, decode_counts, load_split
-from latentgnn.tasks.detection.coco import decode_masks
+from latentgnn.tasks.detection.check import check_split, load_split
+from latentgnn.tasks.detection.segmentations import decode_counts, decode_masks
 
 # Encoded by hand: 20 * 16 = 320 pixels; runs 85 (5 + 5 * 16), 4, 12, 4 and 215 to the end.
 RUNS = [85, 4, 12, 4, 215]
@@ -102,17 +103,40 @@ RECORD_FAULTS = {
     "width of text": (_broken("images", 1, width="20"), IMAGE, 'expected a width of 1 or more, but it is "20"'),
     "no height": (_broken("images", 1, height=None), IMAGE, "height of 1 or more, but it is missing"),
     "no file name": (_broken("images", 1, file_name=None), IMAGE, "file_name, but it is missing"),
-    "image id of text": (_broken("images", 2, id="30"), "images[2]", 'integer id, but it is "30"'),
-    "no annotation id": (_broken("annotations", 1, id=None), "annotations[1]", "integer id, but it is missing"),
+    "image id of text": (_broken("images", 2, id="30"), "images[2]", 'integer id of 0 or more, but it is "30"'),
+    "no annotation id": (
+        _broken("annotations", 1, id=None),
+        "annotations[1]",
+        "integer id of 0 or more, but it is missing",
+    ),
     "no category": (_broken("annotations", 1, category_id=None), OBJECT, "category_id, but it is missing"),
     "unknown category": (_broken("annotations", 1, category_id=5), OBJECT, "unknown category: category_id 5"),
     "no image": (_broken("annotations", 1, image_id=None), OBJECT, "image_id, but it is missing"),
     "unknown image": (_broken("annotations", 1, image_id=11), OBJECT, "unknown image: image_id 11"),
     "iscrowd": (_broken("annotations", 1, iscrowd=2), OBJECT, "iscrowd of 0 or 1, but it is 2"),
-    "area": (_broken("annotations", 1, area="large"), OBJECT, 'number as area, but it is "large"'),
+    "area": (_broken("annotations", 1, area="large"), OBJECT, 'an area of 0 or more, but it is "large"'),
     "no box": (_broken("annotations", 1, bbox=None), OBJECT, "bbox of four numbers, but it is missing"),
     "box of three": (_broken("annotations", 1, bbox=[1, 2, 3]), OBJECT, "four numbers, but it is [1, 2, 3]"),
-    "box of nan": (_broken("annotations", 1, bbox=[1, 2, float("nan"), 3]), OBJECT, "but it is [1, 2, NaN, 3]"),
+    "negative id": (_broken("images", 2, id=-30), "images[2]", "integer id of 0 or more, but it is -30"),
+    "negative area": (_broken("annotations", 1, area=-1), OBJECT, "an area of 0 or more, but it is -1"),
+    "crowd of true": (_broken("annotations", 1, iscrowd=True), OBJECT, "iscrowd of 0 or 1, but it is true"),
+    "huge image": (_broken("images", 2, width=50_000, height=50_000), "images[2], id 30", "50,000 x 50,000 pixels"),
+    "oblong image": (_broken("images", 2, width=20_000, height=1), "images[2], id 30", "20000 x 1 pixels are too"),
+    "mask of no pixel": (
+        _broken("annotations", 1, segmentation={"size": [16, 20], "counts": [320]}),
+        OBJECT,
+        "the mask does not decode: it has no pixel",
+    ),
+    "polygon of no pixel": (
+        _broken("annotations", 1, segmentation=[[4.1, 4.1, 4.2, 4.1, 4.2, 4.2]]),
+        OBJECT,
+        "its polygons enclose no pixel",
+    ),
+    "mask of a float size": (
+        _broken("annotations", 1, segmentation={"size": [16.0, 20.0], "counts": [100, 20, 200]}),
+        OBJECT,
+        "its size (height, width) is [16.0, 20.0], but the image's is [16, 20]",
+    ),
     "flat box": (
         _broken("annotations", 1, bbox=[2, 2, 6, 0]),
         OBJECT,
@@ -221,6 +245,13 @@ def test_nothing_left(folder):
 
 
 FATAL = {
+    "a number that is none": (
+        _broken("annotations", 1, bbox=[1, 2, float("nan"), 3]),
+        "annotations[1].bbox[2]",
+        "nan is not a finite number",
+    ),
+    "a key twice": ('{"images": [], "images": []}', "", 'the key "images" is given twice'),
+    "deep": ('{"images": ' + "[" * 100_000, "", "nested too deeply"),
     "malformed": ('{"images": [],\n "annotations": [}', "line 2, column 18", "malformed JSON"),
     "empty file": ("", "line 1, column 1", "malformed JSON"),
     "cut short": ('{\n "images": [', "line 2, column 13", "malformed JSON"),
@@ -263,7 +294,7 @@ def test_text_that_is_no_utf8(folder):
 def test_missing_file_and_folder(folder, tmp_path):
     report = check_split(tmp_path / "absent.json", tmp_path / "nowhere")
     assert [str(fault) for fault in report.faults] == [
-        f"{tmp_path / 'absent.json'}: no such annotation file",
+        f"{tmp_path / 'absent.json'}: there is no such annotation file",
         f"{tmp_path / 'nowhere'}: no such image folder",
     ]
     with pytest.raises(UserError, match="no such annotation file"):
@@ -383,3 +414,24 @@ def test_sound_compressed_counts_pass(folder):
     compressed = {"size": [16, 20], "counts": coco_mask.encode(np.asfortranarray(mask))["counts"].decode()}
     assert decode_counts(compressed["counts"]).tolist() == RUNS
     assert check_split(_write(folder, _broken("annotations", 1, segmentation=compressed)), folder).faults == []
+
+
+def test_masks_that_memory_should_not_hold(folder):
+    dataset = _sound()
+    dataset["images"][2] |= {"width": 4000, "height": 4000}
+    Image.new("L", (4000, 4000)).save(folder / "empty.png")
+    whole = {"size": [4000, 4000], "counts": [0, 16_000_000]}
+    # 134 masks of 16 million bytes are less than 2 GiB, 135 are more.
+    dataset["annotations"] += [_annotation(100 + number, 30, whole) for number in range(134)]
+    assert check_split(_write(folder, dataset), folder).faults == []
+    dataset["annotations"].append(_annotation(500, 30, whole))
+    fault = _only(check_split(_write(folder, dataset), folder))
+    assert fault.record == "images[2], id 30"
+    assert "the masks of its 135 objects take 2.0 GiB" in fault.message
+
+
+def test_what_is_no_file(folder):
+    (folder / "empty.png").unlink()
+    os.mkfifo(folder / "empty.png")
+    fault = _only(check_split(_write(folder, _sound()), folder))
+    assert "expected a file; this is a pipe" in fault.message

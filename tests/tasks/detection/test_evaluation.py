@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from latentgnn.errors import UserError
-from latentgnn.tasks.detection.coco import decode_masks
 from latentgnn.tasks.detection.evaluation import (
     CocoEvaluator,
     encode_masks,
@@ -15,6 +14,7 @@ from latentgnn.tasks.detection.evaluation import (
     load_results,
     records_of,
 )
+from latentgnn.tasks.detection.segmentations import decode_masks
 
 EXPECTED_NAMES = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
@@ -287,16 +287,30 @@ def test_mask_codec_is_the_published_format():
         {"size": [401, 400], "counts": [401 * 400]},
         {"size": [400, 400], "counts": [11, 2]},
         {"size": [400, 400], "counts": "PPPPP1"},
+        {"size": [400, 400], "counts": "\u00e9garbage"},
+        {"size": [400.0, 400.0], "counts": [400 * 400]},
+        {"size": ["400", 400], "counts": [400 * 400]},
+        {"size": None, "counts": [400 * 400]},
+        [[1.0, 2.0, 1e12, 3.0, 5.0, 6.0]],
         {"size": [400, 400]},
         "text",
         [["a", "b"]],
         None,
     ],
 )
-def test_segmentations_that_do_not_decode(segmentation):
+def test_segmentations_that_do_not_decode(tmp_path, segmentation):
     record = detected((0, 0, 10, 10), 0.9) | {"segmentation": segmentation}
-    with pytest.raises(UserError, match="record 0 has a segmentation that cannot be decoded"):
+    with pytest.raises(UserError, match="record 0 has a segmentation that cannot be used"):
         CocoEvaluator(truth([(0, 0, 10, 10)])).score([record])
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([record]))
+    with pytest.raises(UserError, match=r"results\.json: record 0 has a segmentation"):
+        load_results(path, truth([(0, 0, 10, 10)]))
+
+
+def test_a_detection_may_have_no_pixel():
+    record = detected((0, 0, 10, 10), 0.9) | {"segmentation": {"size": [400, 400], "counts": [400 * 400]}}
+    assert CocoEvaluator(truth([(0, 0, 10, 10)])).score([record]).metrics["segm/AP"] == 0
 
 
 @pytest.mark.parametrize(
@@ -304,11 +318,13 @@ def test_segmentations_that_do_not_decode(segmentation):
     [
         ({"image_id": 8}, "record 1 is for image 8"),
         ({"category_id": 5}, "record 1 has category 5; the annotations have 1"),
-        ({"score": float("nan")}, "record 1 has score nan"),
-        ({"score": "high"}, "record 1 has score 'high'"),
+        ({"score": float("nan")}, "score.* finite number"),
+        ({"image_id": [1]}, r"record 1 is for image \[1\]"),
+        ({"category_id": True}, "record 1 has category true"),
+        ({"score": "high"}, 'record 1 has score "high"'),
         ({"bbox": [1, 2, 3]}, r"record 1 has bbox \[1, 2, 3\]"),
         ({"bbox": [1, 2, -3, 4]}, "width, height"),
-        ({"score": None}, "score None"),
+        ({"score": None}, "score null"),
     ],
 )
 def test_faulty_records_are_named(tmp_path, change, message):
@@ -338,7 +354,7 @@ def test_missing_keys_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[\n  {"image_id": 7,}\n]', "malformed JSON at line 2, column"),
+        ('[\n  {"image_id": 7,}\n]', "line 2, column .*malformed JSON"),
         ('{"annotations": []}', "a list of result records was expected, not an object; this looks like an annotation"),
         ("3", "a list of result records was expected, not int"),
         ("[4]", "record 0 is int, not an object"),

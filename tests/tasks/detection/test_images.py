@@ -1,3 +1,7 @@
+import os
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -112,3 +116,34 @@ def test_tensor_is_channels_first_in_zero_to_one():
     assert tensor[:, 0, 0].tolist() == [1, 0, 0]
     assert tensor[:, 7, 0].tolist() == [0, 1, 0]
     assert tensor[:, 0, 11].tolist() == [0, 0, 1]
+
+
+def _png_of(width, height):
+    """A PNG file that claims a size and holds no pixel."""
+    chunks = (b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0), b"IDAT" + zlib.compress(b""))
+    parts = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("bomb.png", _png_of(50_000, 50_000), "more than 178 million pixels; expected at most 134,217,728"),
+        ("line.png", _png_of(20_000, 1), "20000 x 1 pixels are too oblong"),
+        # Pillow would run Ghostscript on it.
+        ("eps.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n", "not an image"),
+    ],
+    ids=["bomb", "line", "eps"],
+)
+def test_what_images_claim(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name}: .*{message}"):
+        read_image(path)
+
+
+def test_what_is_no_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", "/dev/zero"):
+        with pytest.raises(UserError, match=r"expected a file; this is a (pipe|device)"):
+            read_image(path)

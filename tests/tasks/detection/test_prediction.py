@@ -9,10 +9,10 @@ from torch import nn
 
 from latentgnn.errors import UserError
 from latentgnn.outputs import LIST
-from latentgnn.tasks.detection.coco import decode_masks
 from latentgnn.tasks.detection.evaluation import CocoEvaluator, load_results
 from latentgnn.tasks.detection.pictures import colour_of
 from latentgnn.tasks.detection.prediction import expand_images, predict_paths
+from latentgnn.tasks.detection.segmentations import decode_masks
 
 NAMES = [(3, "cat"), (8, "dog")]
 

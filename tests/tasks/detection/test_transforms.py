@@ -242,5 +242,5 @@ def test_values_out_of_range_are_named(values):
     name, value = next(iter(values.items()))
     with pytest.raises(UserError) as caught:
         build_transform(AugmentConfig(**values))
-    assert f"augment.{name}" in str(caught.value)
-    assert str(value) in str(caught.value)
+    assert f"{name}: expected" in str(caught.value)
+    assert str(list(value) if isinstance(value, tuple) else value) in str(caught.value)

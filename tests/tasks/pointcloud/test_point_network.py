@@ -147,13 +147,13 @@ def test_all_parameters_learn():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"widths": (8,)}, "model.widths.*two or more"),
-        ({"depths": (1, 1)}, "model.depths.*expected 3"),
-        ({"grids": (1.0, 0.5)}, "model.grids.*ascending"),
+        ({"widths": (8,)}, "widths: expected 2 to 8"),
+        ({"depths": (1, 1)}, "depths: expected 3"),
+        ({"grids": (1.0, 0.5)}, "grids: expected 2 ascending"),
         ({"grids": (1.0,)}, "expected 2 ascending"),
-        ({"neighbors": 0}, "model.neighbors"),
-        ({"dropout": 1.0}, "model.dropout"),
-        ({"blocks": {"L3": 4}}, "no level 'L3'; levels: L0, L1, L2"),
+        ({"neighbors": 0}, "neighbors: expected 1 to 1000"),
+        ({"dropout": 1.0}, "dropout: expected"),
+        ({"blocks": {"L3": 4}}, "levels among L0, L1, L2"),
         ({"blocks": {"L1": 4}, "block": BlockConfig(reduction=5)}, "model.blocks.*divisible"),
     ],
 )

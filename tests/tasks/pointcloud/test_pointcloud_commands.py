@@ -267,7 +267,7 @@ def test_settings_out_of_range_are_refused(run, data, recipe, tmp_path, capsys, 
             ["predict", str(run), str(data / "val")],
         )
     ):
-        assert main([*argv, "--out", str(tmp_path / str(number)), f"--{setting}", value]) == 1
+        assert main([*argv, "--out", str(tmp_path / str(number)), f"--{setting}", value]) == 2
         assert f"{setting}: expected" in capsys.readouterr().err
 
 

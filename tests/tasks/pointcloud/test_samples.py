@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 
-from latentgnn.errors import UserError
 from latentgnn.tasks.pointcloud.config import AugmentConfig, DataConfig
 from latentgnn.tasks.pointcloud.datasets import ScanSet
 from latentgnn.tasks.pointcloud.samples import Sample, TrainingBlocks, class_weights, collate
@@ -119,12 +118,6 @@ def test_centres_are_labelled(scans):
     config = _config(block="sphere", block_size=1e-6, blocks_per_scan=100)
     blocks = TrainingBlocks(scans(config), config, seed=0)
     assert all((blocks[0, index].labels >= 0).all() for index in range(200))
-
-
-def test_augmentation_is_checked(scans):
-    config = _config(augment=AugmentConfig(flip=2.0))
-    with pytest.raises(UserError, match=r"data\.augment\.flip"):
-        TrainingBlocks(scans(config), config, seed=0)
 
 
 def test_batches_are_packed():

@@ -162,12 +162,3 @@ def test_a_prediction_does_not_take_its_sources_place(model, tmp_path):
     with pytest.raises(UserError, match=r"is not empty, and what it holds \(a\.npz\)"):
         predict_files(model, [path], config=_config(), out=tmp_path)
     assert path.read_bytes() == before
-
-
-def test_settings_out_of_range_are_refused(model, tmp_path):
-    points, features = _scan()
-    path = tmp_path / "a.npz"
-    write_scan(path, RawScan(points=points, columns={"intensity": features[:, 0]}))
-    for changes, message in (({"overlap": 1.0}, "data.overlap"), ({"block_size": 0.0}, "data.block_size")):
-        with pytest.raises(UserError, match=message):
-            predict_files(model, [path], config=_config(**changes), out=tmp_path / "out")

@@ -1,4 +1,5 @@
 import io
+import struct
 
 import laspy
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 import trimesh
 
 from latentgnn.errors import UserError
-from latentgnn.tasks.pointcloud.scans import RawScan, read_scan, write_classes, write_scan
+from latentgnn.tasks.pointcloud.scans import RawScan, coordinate_fault, read_scan, write_classes, write_scan
 
 # Lambert 93, as in the French elevation data: float32 knows such a northing to half a metre.
 FAR = np.array([770_600.0, 6_277_500.0, 20.0])
@@ -254,11 +255,28 @@ def _npz(**arrays):
         ("a.npz", _npz(points=np.zeros((2, 2))), r"points of shape \(N, 3\); got \(2, 2\)"),
         ("a.npz", _npz(points=np.zeros(())), r"points of shape \(N, 3\); got \(\)"),
         ("a.npz", _npz(points=np.zeros((2, 3)), labels=np.zeros(3, int)), r"2 points, but labels of shape \(3,\)"),
-        ("a.npz", _npz(points=np.zeros((2, 3)), labels=np.zeros(2)), "labels of whole numbers; got float64"),
+        ("a.npz", _npz(points=np.zeros((2, 3)), labels=np.array([1.0, 1.5])), "labels of whole numbers .*; got 1.5"),
+        ("a.npz", _npz(points=np.zeros((2, 3)), labels=np.array([1, np.nan])), "labels of whole numbers .*; got nan"),
+        ("a.npz", _npz(points=np.zeros((1, 3)), labels=np.array([2**63], "u8")), "of 64 bits; got 9223372036854775808"),
+        ("a.npz", _npz(points=np.zeros((1, 3)), labels=np.array([True])), "labels of real numbers; got bool"),
+        ("a.npz", _npz(points=np.zeros((2, 3), complex)), "points of real numbers; got complex128"),
+        ("a.npz", _npz(points=np.zeros((2, 3), bool)), "points of real numbers; got bool"),
+        ("a.npz", _npz(points=np.full((2, 3), "x")), "points of real numbers; got <U1"),
+        ("a.npz", _npz(points=np.zeros((1, 3)), intensity=np.array(["x"])), "intensity of real numbers; got <U1"),
         ("a.npz", _npz(points=np.zeros((2, 3)), color=np.zeros((2, 4))), r"color of shape \(2, 3\).*got \(2, 4\)"),
         ("a.npz", _npz(points=np.array([[None] * 3])), "cannot be read.*pickle"),
         ("a.ply", b"ply\nformat ascii 1.0\nelement face 0\nend_header\n", "has an element 'vertex'; it has face"),
-        ("a.ply", b"ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nend_header\n1\n", "cannot be read.*'y'"),
+        (
+            "a.ply",
+            b"ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nend_header\n1\n",
+            "cannot be read.*'y'",
+        ),
+        (
+            "a.ply",
+            b"ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nproperty float y\nproperty float z\n"
+            b"property float label\nend_header\n1 2 3 4.5\n",
+            "labels of whole numbers .*; got 4.5",
+        ),
     ],
 )
 def test_other_content(tmp_path, name, content, message):
@@ -281,3 +299,47 @@ def test_what_cannot_be_written(tmp_path):
     with pytest.raises(UserError, match="file name that ends in"):
         write_scan(tmp_path / "a.xyz", scan)
     assert not list(tmp_path.iterdir())
+
+
+def test_floats_that_hold_whole_numbers_are_labels(tmp_path):
+    (tmp_path / "a.npz").write_bytes(_npz(points=np.zeros((2, 3)), labels=np.array([3.0, -1.0])))
+    classes = read_scan(tmp_path / "a.npz").classes
+    assert classes is not None
+    assert classes.tolist() == [3, -1]
+
+
+def test_points_out_of_this_world():
+    assert coordinate_fault(np.array([[0, 0, 1e8]])) is None
+    assert coordinate_fault(np.array([[0, -1e12, 0.0]])) == "it has coordinates of 1e+12 m; expected 1e+08 m at most"
+    assert coordinate_fault(np.zeros((0, 3))) == "it has no points"
+    assert coordinate_fault(np.array([[0, 0, np.inf], [0.0, 0, 0]])) == (
+        "1 of its 2 points have coordinates that are not finite numbers"
+    )
+
+
+@pytest.mark.parametrize(
+    ("place", "what"),
+    [(100, "records"), (243, "records"), (None, "chunks")],
+)
+def test_claims_beyond_the_file_are_told(tmp_path, place, what):
+    path = tmp_path / "a.laz"
+    write_scan(path, RawScan(points=np.zeros((5, 3))))
+    content = bytearray(path.read_bytes())
+    if place is None:
+        points = int.from_bytes(content[96:100], "little")
+        # The table of chunks begins with a version.
+        place = int.from_bytes(content[points : points + 8], "little") + 4
+    content[place : place + 4] = b"\xff\xff\xff\x7f"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"a\.laz: it is damaged: it claims 2,147,483,647 {what}"):
+        read_scan(path)
+
+
+def test_scales_without_sense_are_told(tmp_path):
+    path = tmp_path / "a.las"
+    write_scan(path, RawScan(points=np.array([[0.0, 0, 0], [1, 1, 1]])))
+    content = bytearray(path.read_bytes())
+    # The scale of x in LAS's header.
+    content[131:139] = struct.pack("<d", 1e300)
+    path.write_bytes(content)
+    assert "coordinates of 1e+304 m" in str(coordinate_fault(read_scan(path).points))

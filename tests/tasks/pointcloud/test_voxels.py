@@ -173,3 +173,10 @@ def test_height_above_ground():
     assert height.dtype == np.float32
     with pytest.raises(AssertionError):
         np.testing.assert_allclose(height, height_above_ground(points, 1.0), atol=0.1)
+
+
+def test_columns_around_a_far_outlier_are_few():
+    points = np.concatenate([np.random.default_rng(0).random((200, 3)) * 4, [[1e8, 1e8, 0.0]]])
+    inside = list(blocks(points, shape="column", size=1.0, overlap=0.9))
+    assert sorted(set(np.concatenate(inside).tolist())) == list(range(201))
+    assert all((np.ptp(points[indices, :2], axis=0) <= 1 + 1e-6).all() for indices in inside)

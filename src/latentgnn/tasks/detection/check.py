@@ -1,22 +1,19 @@
 """The check of a COCO-format set before anything is trained on it: every record, every image file."""
 
-import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
 from latentgnn.errors import UserError
+from latentgnn.reading import UnreadableError, read_json, regular_file, shown
 from latentgnn.tasks.checks import fault_lines
 from latentgnn.tasks.detection.coco import CocoAnnotations
-from latentgnn.tasks.detection.images import read_image
-from latentgnn.tasks.inputs import regular_file
+from latentgnn.tasks.detection.images import open_image, read_image, size_fault
+from latentgnn.tasks.detection.segmentations import segmentation_fault
 
 Kind = Literal["images", "annotations", "categories"]
 
@@ -24,6 +21,9 @@ _SHOWN = 20  # faults that an error lists before it only counts them
 
 # Boxes drawn along the edge often end a fraction of a pixel outside; they are clamped when they are read.
 _TOLERANCE = 1.0
+
+# A training image's masks are decoded together, a byte a pixel and object.
+_MOST_MASK_BYTES = 2 * 2**30
 
 _ORIENTATION_TAG = 0x0112
 _QUARTER_TURNED = (5, 6, 7, 8)
@@ -84,9 +84,10 @@ def check_split(annotation_path: Path | str, image_folder: Path | str) -> Report
 
     Faults are: a file or folder that is missing; malformed JSON; lists, records or fields that are missing or of the
     wrong type; an id used twice; an annotation of an unknown image or category; a box of no area, or more than a pixel
-    outside its image; a mask that does not decode, or is missing while other annotations have one; an image file that
-    is missing, damaged, cut short, or of another size than its record says (as stored and as its EXIF orientation
-    turns it).
+    outside its image; a negative area; a mask that does not decode, has no pixel, or is missing while other annotations
+    have one; an image of more pixels or a longer side than is read, or with more masks than memory should hold; an
+    image file that is missing, damaged, cut short, or of another size than its record says (as stored and as its EXIF
+    orientation turns it).
 
     JPEG files are decoded only where their end is missing: their decoder makes a picture of whatever else is damaged,
     so that decoding would find no more. All other files are decoded.
@@ -130,41 +131,6 @@ def load_split(
     )
 
 
-def decode_counts(counts: str) -> NDArray[np.int64]:
-    """The run lengths of a compressed COCO run-length encoding.
-
-    Each number is a little-endian string of 5-bit digits, the last one signed, shifted to printable characters with a
-    bit for "more follows"; from the fourth number on it is the difference to the number two before (``rleToString`` of
-    the COCO API). The native decoder does not check its input, so this
-    one does.
-
-    Raises:
-        ValueError: the string is no such encoding.
-    """
-    try:
-        codes = np.frombuffer(counts.encode("latin-1"), np.uint8).astype(np.int64) - 48
-    except UnicodeEncodeError:
-        raise ValueError("its compressed counts have characters outside the encoding's alphabet") from None
-    if codes.size == 0:
-        raise ValueError("its compressed counts are empty")
-    if codes.min() < 0 or codes.max() > 63:
-        raise ValueError("its compressed counts have characters outside the encoding's alphabet")
-    is_last = (codes & 32) == 0
-    if not is_last[-1]:
-        raise ValueError("its compressed counts are cut short")
-    ends = np.flatnonzero(is_last)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - starts + 1
-    if lengths.max() > 7:
-        raise ValueError("its compressed counts hold a number of more than 32 bits")
-    places = 5 * (np.arange(codes.size) - np.repeat(starts, lengths))
-    runs: NDArray[np.int64] = np.add.reduceat((codes & 31) << places, starts)
-    runs -= np.where(codes[ends] & 16, np.int64(1) << (5 * lengths), 0)
-    runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])
-    return runs
-
-
 def _check(annotation_path: Path, image_folder: Path) -> tuple[dict[str, Any], Report]:
     report = Report(file=annotation_path)
     dataset = _parse(annotation_path, report)
@@ -183,28 +149,16 @@ def _parse(path: Path, report: Report) -> dict[str, Any]:
         return {}
 
     try:
-        text = path.read_bytes()
-    except FileNotFoundError:
-        return fatal("", "no such annotation file")
-    except OSError as error:
-        return fatal("", f"the annotation file cannot be read ({error.strerror})")
-    try:
-        dataset = json.loads(text)
-    except json.JSONDecodeError as error:
-        return fatal(f"line {error.lineno}, column {error.colno}", f"malformed JSON: {error.msg}")
-    except UnicodeDecodeError as error:
-        line = text.count(b"\n", 0, error.start) + 1
-        column = error.start - text.rfind(b"\n", 0, error.start)
-        return fatal(f"line {line}, column {column}", f"malformed JSON: {error.reason}")
-    except RecursionError:
-        return fatal("", "malformed JSON: nested too deeply")
+        dataset = read_json(path, "annotation file")
+    except UnreadableError as error:
+        return fatal(error.place, error.message)
     if not isinstance(dataset, dict):
-        return fatal("", f"expected a JSON object at the top, but it is {_shown(dataset)}")
+        return fatal("", f"expected a JSON object at the top, but it is {shown(dataset)}")
     for name in ("images", "annotations", "categories"):
         if name not in dataset:
             fatal("", f"the list {name!r} is missing at the top level")
         elif not isinstance(dataset[name], list):
-            fatal(name, f"expected a list, but it is {_shown(dataset[name])}")
+            fatal(name, f"expected a list, but it is {shown(dataset[name])}")
         elif not dataset[name] and name != "annotations":
             fatal(name, "the list is empty")
     return dataset
@@ -218,6 +172,7 @@ class _Checker:
         self.dataset = dataset
         self.image_folder = image_folder
         self.sizes: dict[int, tuple[int, int] | None] = {}
+        self.objects: Counter[int] = Counter()
         self.categories: set[int] = set()
         self.has_masks = any(
             isinstance(annotation, dict) and annotation.get("segmentation") for annotation in dataset["annotations"]
@@ -227,6 +182,8 @@ class _Checker:
         self._categories()
         files = self._images()
         self._annotations()
+        if self.has_masks:
+            self._mask_memory(files)
         self._files(files)
         annotations = [record for record in self.dataset["annotations"] if isinstance(record, dict)]
         crowds = sum(record.get("iscrowd") == 1 for record in annotations)
@@ -270,23 +227,34 @@ class _Checker:
             yield f"unknown image: image_id {image_id} is not among the images"
         else:
             size = self.sizes[image_id]
+            self.objects[image_id] += 1
         if type(category_id) is not int:
             yield f"expected an integer category_id, but it is {_field(annotation, 'category_id')}"
         elif category_id not in self.categories:
             yield f"unknown category: category_id {category_id} is not among the categories"
-        if annotation.get("iscrowd", 0) not in (0, 1):
+        if type(annotation.get("iscrowd", 0)) is not int or annotation.get("iscrowd", 0) not in (0, 1):
             yield f"expected iscrowd of 0 or 1, but it is {_field(annotation, 'iscrowd')}"
-        if "area" in annotation and not _is_number(annotation["area"]):
-            yield f"expected a number as area, but it is {_field(annotation, 'area')}"
+        if "area" in annotation and not (_is_number(annotation["area"]) and annotation["area"] >= 0):
+            yield f"expected an area of 0 or more, but it is {_field(annotation, 'area')}"
         yield from _box_faults(annotation, size)
         if annotation.get("segmentation"):
             if size is not None:
-                yield from _mask_faults(annotation["segmentation"], *size)
+                fault = segmentation_fault(annotation["segmentation"], *size, may_be_empty=False)
+                if fault is not None:
+                    yield fault
         elif self.has_masks:
             yield "it has no segmentation, which other annotations have"
 
+    def _mask_memory(self, files: list[tuple[str, int, Path, tuple[int, int]]]) -> None:
+        for record, id, _, (width, height) in files:
+            if (size := self.objects[id] * width * height) > _MOST_MASK_BYTES:
+                message = (
+                    f"the masks of its {self.objects[id]:,} objects take {size / 2**30:.1f} GiB when they are decoded; "
+                    f"expected at most {_MOST_MASK_BYTES / 2**30:.0f} GiB: cut the image into tiles"
+                )
+                self._fault("images", record, message, id)
+
     def _files(self, files: list[tuple[str, int, Path, tuple[int, int]]]) -> None:
-        Image.init()  # registers the formats once, before threads would at the same time
         with ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 4)) as pool:
             messages = pool.map(lambda file: _image_fault(file[2], file[3]), files)
             for (record, id, path, _), message in zip(files, messages, strict=True):
@@ -299,9 +267,9 @@ class _Checker:
         for index, record in enumerate(self.dataset[kind]):
             called = f"{kind}[{index}]"
             if not isinstance(record, dict):
-                self._fault(kind, called, f"expected an object, but it is {_shown(record)}")
-            elif type(record.get("id")) is not int:
-                self._fault(kind, called, f"expected an integer id, but it is {_field(record, 'id')}")
+                self._fault(kind, called, f"expected an object, but it is {shown(record)}")
+            elif type(record.get("id")) is not int or record["id"] < 0:
+                self._fault(kind, called, f"expected an integer id of 0 or more, but it is {_field(record, 'id')}")
             else:
                 records.append((f"{called}, id {record['id']}", record, record["id"]))
         first: dict[int, str] = {}
@@ -323,7 +291,10 @@ def _without_faults(dataset: dict[str, Any], report: Report) -> dict[str, Any]:
         return [
             record
             for record in records
-            if isinstance(record, dict) and type(record.get("id")) is int and record["id"] not in bad
+            if isinstance(record, dict)
+            and type(record.get("id")) is int
+            and record["id"] >= 0
+            and record["id"] not in bad
         ]
 
     images = sound(dataset["images"], report.bad_images)
@@ -340,6 +311,9 @@ def _image_record_faults(image: dict[str, Any]) -> Iterator[str]:
     for side in ("width", "height"):
         if type(image.get(side)) is not int or image[side] < 1:
             yield f"expected a {side} of 1 or more, but it is {_field(image, side)}"
+            return
+    if (fault := size_fault(image["width"], image["height"])) is not None:
+        yield fault
     if not isinstance(image.get("file_name"), str) or not image["file_name"]:
         yield f"expected a file_name, but it is {_field(image, 'file_name')}"
 
@@ -357,53 +331,6 @@ def _box_faults(annotation: dict[str, Any], size: tuple[int, int] | None) -> Ite
         overhang = max(-left, -top, right - size[0], bottom - size[1])
         if overhang > _TOLERANCE or right <= 0 or bottom <= 0 or left >= size[0] or top >= size[1]:
             yield f"the box {box} (x, y, width, height) lies outside the image of {size[0]} x {size[1]}"
-
-
-def _mask_faults(segmentation: Any, width: int, height: int) -> Iterator[str]:
-    if isinstance(segmentation, dict):
-        yield from (f"the mask does not decode: {message}" for message in _rle_faults(segmentation, width, height))
-    elif isinstance(segmentation, list):
-        for number, polygon in enumerate(segmentation):
-            message = _polygon_fault(polygon, width, height)
-            if message:
-                yield f"the mask does not decode: polygon {number} {message}"
-                return
-    else:
-        yield f"expected polygons or a run-length encoding as segmentation, but it is {_shown(segmentation)}"
-
-
-def _polygon_fault(polygon: Any, width: int, height: int) -> str | None:
-    if not isinstance(polygon, list) or not set(map(type, polygon)) <= {int, float}:
-        return f"is {_shown(polygon)}, not a list of numbers"
-    if len(polygon) < 6 or len(polygon) % 2:
-        return f"has {len(polygon)} numbers; an even number of 6 or more is needed"
-    # A little outside is common and gets cut off; the native decoder walks all of an outline, however far it leads.
-    near_x = all(-width <= x <= 2 * width for x in polygon[::2])
-    near_y = all(-height <= y <= 2 * height for y in polygon[1::2])
-    return None if near_x and near_y else f"reaches far outside the image of {width} x {height}"
-
-
-def _rle_faults(encoding: dict[str, Any], width: int, height: int) -> Iterator[str]:
-    if encoding.get("size") != [height, width]:
-        yield f"its size (height, width) is {_field(encoding, 'size')}, but the image's is {[height, width]}"
-        return
-    counts = encoding.get("counts")
-    if isinstance(counts, str):
-        try:
-            runs = decode_counts(counts)
-        except ValueError as error:
-            yield str(error)
-            return
-        lowest, total = int(runs.min()), int(runs.sum())
-    elif isinstance(counts, list) and set(map(type, counts)) == {int}:
-        lowest, total = min(counts), sum(counts)
-    else:
-        yield f"expected counts as a string or a list of integers, but it is {_field(encoding, 'counts')}"
-        return
-    if lowest < 0:
-        yield f"it has a run of {lowest} pixels"
-    elif total != width * height:
-        yield f"its runs add up to {total} pixels, but the image has {width * height}"
 
 
 def _image_fault(path: Path, size: tuple[int, int]) -> str | None:
@@ -427,11 +354,10 @@ def _is_whole_jpeg(path: Path, size: tuple[int, int]) -> bool:
             file.seek(-64, os.SEEK_END)
             if b"\xff\xd9" not in file.read():
                 return False
-            file.seek(0)
-            with Image.open(file) as image:
-                turned = image.getexif().get(_ORIENTATION_TAG) in _QUARTER_TURNED
-                return size == image.size or (turned and size == image.size[::-1])
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        with open_image(path) as image:
+            turned = image.getexif().get(_ORIENTATION_TAG) in _QUARTER_TURNED
+            return size == image.size or (turned and size == image.size[::-1])
+    except Exception:  # decoders raise errors of every kind
         return False  # the caller then reads the whole file, whose error says what is wrong
 
 
@@ -440,9 +366,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _field(record: dict[str, Any], name: str) -> str:
-    return _shown(record[name]) if name in record else "missing"
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shown(record[name]) if name in record else "missing"

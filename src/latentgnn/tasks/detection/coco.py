@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from faster_coco_eval.core import mask as coco_mask
-from numpy.typing import NDArray
 from torch import Tensor
 from torchvision import tv_tensors
 
@@ -18,6 +16,7 @@ from latentgnn.errors import UserError
 from latentgnn.tasks.checks import Split
 from latentgnn.tasks.detection.config import AugmentConfig, DataConfig
 from latentgnn.tasks.detection.images import read_image, to_tensor
+from latentgnn.tasks.detection.segmentations import decode_masks, to_rle
 from latentgnn.tasks.detection.transforms import build_transform
 
 _YEARS = ("2017", "2014", "")
@@ -154,29 +153,6 @@ def _area(annotation: dict[str, Any], height: int, width: int) -> float:
     return float(annotation["bbox"][2] * annotation["bbox"][3])
 
 
-def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """A segmentation as COCO's compressed run-length encoding.
-
-    Args:
-        segmentation: polygons, or a run-length encoding with ``counts`` as a list or compressed.
-        height: of the image.
-        width: of the image.
-    """
-    if isinstance(segmentation, dict):
-        if not isinstance(segmentation["counts"], list):
-            return segmentation
-        return dict(coco_mask.frPyObjects(segmentation, height, width))
-    return dict(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
-
-
-def decode_masks(segmentations: Sequence[Any], height: int, width: int) -> NDArray[np.uint8]:
-    """Segmentations, as `to_rle` takes them, as masks of 0 and 1, shape (n, height, width)."""
-    if not segmentations:
-        return np.zeros((0, height, width), np.uint8)
-    masks_HWN = coco_mask.decode([to_rle(segmentation, height, width) for segmentation in segmentations])
-    return np.ascontiguousarray(np.moveaxis(masks_HWN, -1, 0))
-
-
 class CocoTrainingSet:
     """Augmented samples whose randomness depends on the seed, the epoch and the image's id alone.
 
@@ -188,9 +164,6 @@ class CocoTrainingSet:
         augment: what may happen to an image.
         seed: of the augmentation.
         group_by_aspect: whether `group_of` tells wide and tall images apart.
-
-    Raises:
-        UserError: a value of ``augment`` is out of its range.
     """
 
     def __init__(

@@ -63,7 +63,6 @@ def evaluate(
     """
     if results is None and source is None:
         raise UserError("there is neither a model nor a file of results to score")
-    limits = _limits(config)
     with ExitStack() as stack:
         names = ("metrics.json", "predictions.json")
         written = stack.enter_context(Results(out, names, reads=[results] if results else (), overwrite=overwrite))
@@ -77,7 +76,10 @@ def evaluate(
         else:
             kinds = kinds_of_detector(config.model.detector)
         evaluator = CocoEvaluator(
-            val_set.dataset, kinds=kinds, max_detections=limits, per_category=config.evaluation.per_category
+            val_set.dataset,
+            kinds=kinds,
+            max_detections=config.evaluation.max_detections,
+            per_category=config.evaluation.per_category,
         )
         if results is None and source is not None:
             model, device = _trained(config, source)
@@ -158,7 +160,7 @@ def _train(config: DetectionConfig, run: RunFolder, data: Data, resume: bool) ->
     if run.writes:
         if task.scores is None:
             kinds = kinds_of_detector(config.model.detector)
-            scores = Scores(metrics=metrics, kinds=kinds, max_detections=_limits(config))
+            scores = Scores(metrics=metrics, kinds=kinds, max_detections=config.evaluation.max_detections)
         else:
             scores = task.scores
         print(f"{scores.table()}\nwritten to {run.path}")
@@ -168,16 +170,8 @@ def _train(config: DetectionConfig, run: RunFolder, data: Data, resume: bool) ->
 def _task(config: DetectionConfig, train_set: CocoAnnotations, val_set: CocoAnnotations) -> DetectionTask:
     # The seed of the weights; the loop seeds each step by itself.
     torch.manual_seed(config.training.seed)
-    _limits(config)
     model = build_detector(config.model, len(train_set.categories))
     return DetectionTask(model, config, train=train_set, val=val_set)
-
-
-def _limits(config: DetectionConfig) -> tuple[int, int, int]:
-    limits = config.evaluation.max_detections
-    if not 0 < limits[0] < limits[1] < limits[2]:
-        raise UserError(f"evaluation.max_detections: expected three ascending limits; got {list(limits)}")
-    return limits
 
 
 def _load(config: DetectionConfig, folder: Path) -> Data:

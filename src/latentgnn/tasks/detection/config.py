@@ -1,12 +1,20 @@
 """What a detection run is made of, as plain data: model, data, training, evaluation."""
 
+import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
-from latentgnn.tasks.blocks import BlockConfig
+from latentgnn.configuration.settings import expect
+from latentgnn.tasks.blocks import MOST_CHANNELS, MOST_LATENTS, BlockConfig, latents_are_sound
 from latentgnn.training.config import TrainingConfig
 
 Stage = Literal["C2", "C3", "C4", "C5"]
+Detector = Literal["mask_rcnn", "faster_rcnn", "retinanet"]
+Norm = Literal["batch_norm", "frozen_batch_norm", "group_norm"]
+
+_MOST_DETECTIONS = 10_000
+_MOST_PROPOSALS = 1_000_000
+_MOST_PIXELS = 16_384  # of a side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +49,10 @@ class ModelConfig:
         detections_per_image: detections kept.
     """
 
-    detector: Literal["mask_rcnn", "faster_rcnn", "retinanet"] = "mask_rcnn"
+    detector: Detector = "mask_rcnn"
     backbone: str = "resnet50"
     weights_backbone: str | None = None
-    norm: Literal["batch_norm", "frozen_batch_norm", "group_norm"] = "frozen_batch_norm"
+    norm: Norm = "frozen_batch_norm"
     trainable_stages: int = 3
     blocks: dict[Stage, int | tuple[int, ...]] = field(default_factory=dict)
     block: BlockConfig = field(default_factory=BlockConfig)
@@ -65,6 +73,50 @@ class ModelConfig:
     score_threshold: float = 0.05
     nms_threshold: float = 0.5
     detections_per_image: int = 100
+
+    def __post_init__(self) -> None:
+        def within(name: str, low: float, high: float) -> tuple[bool, str]:
+            values = getattr(self, name)
+            values = values if isinstance(values, tuple) else (values,)
+            return bool(values) and all(low <= value <= high for value in values), f"{low:,} to {high:,}"
+
+        ratios = self.anchor_ratios
+        expect(
+            self,
+            {
+                "detector": (self.detector in get_args(Detector), f"one of {', '.join(get_args(Detector))}"),
+                "norm": (self.norm in get_args(Norm), f"one of {', '.join(get_args(Norm))}"),
+                "trainable_stages": within("trainable_stages", 0, 5),
+                "blocks": (
+                    set(self.blocks) <= set(get_args(Stage)) and latents_are_sound(self.blocks),
+                    f"stages among {', '.join(get_args(Stage))} with 1 to {MOST_LATENTS:,} latents a kernel",
+                ),
+                "fpn_channels": within("fpn_channels", 1, MOST_CHANNELS),
+                "min_size": within("min_size", 1, _MOST_PIXELS),
+                # Images may be 50 times as long as wide.
+                "max_size": within("max_size", 64, _MOST_PIXELS),
+                "image_mean": (all(map(math.isfinite, self.image_mean)), "finite numbers"),
+                "image_std": (all(0 < value < math.inf for value in self.image_std), "numbers above 0"),
+                "anchor_sizes": (
+                    len(self.anchor_sizes) == 5 and within("anchor_sizes", 1, _MOST_PIXELS)[0],
+                    f"five sizes of 1 to {_MOST_PIXELS:,}, one a pyramid level",
+                ),
+                "anchor_ratios": (
+                    1 <= len(ratios) <= 100 and all(0 < value < math.inf for value in ratios),
+                    "1 to 100 numbers above 0",
+                ),
+                "rpn_pre_nms": within("rpn_pre_nms", 1, _MOST_PROPOSALS),
+                "rpn_post_nms": within("rpn_post_nms", 1, _MOST_PROPOSALS),
+                "rpn_batch_size": within("rpn_batch_size", 1, _MOST_PROPOSALS),
+                "box_batch_size": within("box_batch_size", 1, _MOST_PROPOSALS),
+                "box_head_channels": within("box_head_channels", 1, MOST_CHANNELS),
+                "mask_head_layers": within("mask_head_layers", 1, 100),
+                "mask_head_channels": within("mask_head_channels", 1, MOST_CHANNELS),
+                "score_threshold": within("score_threshold", 0, 1),
+                "nms_threshold": within("nms_threshold", 0, 1),
+                "detections_per_image": within("detections_per_image", 1, _MOST_DETECTIONS),
+            },
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +148,29 @@ class AugmentConfig:
     hue: float = 0.0
     grayscale: float = 0.0
     invert: float = 0.0
+
+    def __post_init__(self) -> None:
+        expectations = {
+            name: (0 <= getattr(self, name) <= 1, "a probability from 0 to 1")
+            for name in ("horizontal_flip", "vertical_flip", "grayscale", "invert")
+        }
+        expectations |= {
+            name: (0 <= getattr(self, name) < math.inf, "a relative change of 0 or more")
+            for name in ("brightness", "contrast", "saturation")
+        }
+        scale = self.scale
+        expect(
+            self,
+            expectations
+            | {
+                "hue": (0 <= self.hue <= 0.5, "a fraction of the colour circle from 0 to 0.5"),
+                "crop": (self.crop is None or self.crop >= 1, "a side of 1 pixel or more, or null"),
+                "scale": (
+                    scale is None or 0 < scale[0] <= scale[1] < math.inf,
+                    "the lowest and the highest factor, above 0 and ascending, or null",
+                ),
+            },
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +206,25 @@ class DataConfig:
     embedded_val: int = 200
     embedded_size: int = 128
 
+    def __post_init__(self) -> None:
+        ids = [id for id, _ in self.categories or ()]
+        even = {
+            name: (2 <= getattr(self, name) <= 1_000_000 and getattr(self, name) % 2 == 0, "an even number from 2 on")
+            for name in ("embedded_train", "embedded_val")
+        }
+        expect(
+            self,
+            even
+            | {
+                "root": (self.root != "", "a folder, or null"),
+                "categories": (
+                    self.categories is None or (len(set(ids)) == len(ids) > 0 and min(ids) >= 0),
+                    "ids of 0 or more, each once, or null",
+                ),
+                "embedded_size": (64 <= self.embedded_size <= 4096, "64 to 4096 pixels"),
+            },
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
@@ -145,6 +239,19 @@ class EvaluationConfig:
     max_detections: tuple[int, int, int] = (1, 10, 100)
     per_category: bool = False
     sample_pictures: int = 8
+
+    def __post_init__(self) -> None:
+        first, second, last = self.max_detections
+        expect(
+            self,
+            {
+                "max_detections": (
+                    0 < first < second < last <= _MOST_DETECTIONS,
+                    f"three ascending limits of 1 to {_MOST_DETECTIONS:,}",
+                ),
+                "sample_pictures": (self.sample_pictures >= 0, "0 or more"),
+            },
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

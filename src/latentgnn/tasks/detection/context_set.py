@@ -21,6 +21,7 @@ from PIL import Image
 
 from latentgnn.errors import UserError
 from latentgnn.files import temporary_name, write_json, write_text
+from latentgnn.reading import UnreadableError, read_json
 
 CATEGORIES = ("cool", "warm")
 KEY_COLOURS = {"blue": (62, 132, 222), "orange": (232, 138, 44)}
@@ -103,9 +104,11 @@ def _holds(root: Path, manifest: Manifest) -> bool:
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
-        present = json.loads((root / MANIFEST).read_text())
-    except (OSError, ValueError):
-        raise UserError(f"{root} is to hold the embedded set, but holds something else; take another folder") from None
+        present = read_json(root / MANIFEST)
+    except UnreadableError as error:
+        raise UserError(
+            f"{root} is to hold the embedded set, but holds something else ({error}); take another folder"
+        ) from error
     if present != asdict(manifest):
         raise UserError(
             f"{root} holds an embedded set made from {present}, not {asdict(manifest)}; take another folder"

@@ -1,7 +1,6 @@
 """COCO's figures for boxes and masks, by faster-coco-eval. Training, ``evaluate`` and the tests score through here."""
 
 import itertools
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentgnn.errors import UserError
-from latentgnn.tasks.detection.coco import to_rle
+from latentgnn.reading import read_json, shown
+from latentgnn.tasks.detection.segmentations import segmentation_fault, to_rle
 from latentgnn.tasks.figures import figure_text, mean_of_defined
-from latentgnn.tasks.inputs import regular_file
 
 Kind = Literal["bbox", "segm"]
 Record = dict[str, Any]
@@ -175,7 +174,7 @@ class CocoEvaluator:
         if kind == "segm" or "bbox" not in record:
             if "segmentation" not in record:
                 raise UserError(f"{where} has no 'segmentation'; score boxes only (kinds=('bbox',)), or write masks")
-            rle = _compressed(record["segmentation"], self._images[record["image_id"]], where)
+            rle = _compressed(record["segmentation"], self._images[record["image_id"]])
         if kind == "segm":
             # The mask's own area decides between small, medium and large, also where the record has a box.
             return detection | {"id": index + 1, "segmentation": rle, "area": float(rle_codec.area(rle))}
@@ -196,7 +195,8 @@ class CocoEvaluator:
             if "segm" in self.kinds or not box:
                 if not annotation.get("segmentation"):
                     raise UserError(f"{where} has no 'segmentation'; mend it, or give it a 'bbox' and score boxes only")
-                rle = _compressed(annotation["segmentation"], self._images[image_id], where)
+                _check_segmentation(annotation["segmentation"], self._images[image_id], where)
+                rle = _compressed(annotation["segmentation"], self._images[image_id])
                 box = box or _box_of(rle)
             if area is None:
                 area = box[2] * box[3] if rle is None else float(rle_codec.area(rle))
@@ -271,16 +271,10 @@ def load_results(path: Path | str, dataset: Mapping[str, Any]) -> list[Record]:
         dataset: the ground truth as read from a COCO JSON file.
 
     Raises:
-        UserError: the file is missing or malformed, a record lacks a key, or its image or category is unknown.
+        UserError: the file is missing or malformed, a record lacks a key, its image or category is unknown, or its
+            segmentation does not decode.
     """
-    try:
-        results = json.loads(regular_file(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text, so no JSON ({error.reason} at byte {error.start})") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    results = read_json(path)
     if isinstance(results, dict):
         hint = "; this looks like an annotation file" if "annotations" in results else ""
         raise UserError(f"{path}: a list of result records was expected, not an object{hint}")
@@ -296,7 +290,7 @@ def kinds_of(results: Sequence[Record]) -> tuple[Kind, ...]:
 
 
 def _check_results(results: Sequence[Any], dataset: Mapping[str, Any], source: str) -> None:
-    images = {int(image["id"]) for image in dataset["images"]}
+    images = {int(image["id"]): image for image in dataset["images"]}
     categories = {int(category["id"]) for category in dataset["categories"]}
     for index, record in enumerate(results):
         where = f"{source}: record {index}"
@@ -304,36 +298,38 @@ def _check_results(results: Sequence[Any], dataset: Mapping[str, Any], source: s
             raise UserError(f"{where} is {type(record).__name__}, not an object")
         if missing := [key for key in ("image_id", "category_id", "score") if key not in record]:
             raise UserError(f"{where} has no {' and no '.join(map(repr, missing))}; it has {', '.join(record)}")
-        if record["image_id"] not in images:
-            raise UserError(f"{where} is for image {record['image_id']!r}, which the {len(images)} annotated lack")
-        if record["category_id"] not in categories:
+        # Lists cannot be looked up, and floats equal the ids that they hold.
+        if not _is_id(record["image_id"]) or record["image_id"] not in images:
+            raise UserError(f"{where} is for image {shown(record['image_id'])}, which the {len(images)} annotated lack")
+        if not _is_id(record["category_id"]) or record["category_id"] not in categories:
             known = ", ".join(map(str, sorted(categories)[:10])) + (", ..." if len(categories) > 10 else "")
-            raise UserError(f"{where} has category {record['category_id']!r}; the annotations have {known}")
+            raise UserError(f"{where} has category {shown(record['category_id'])}; the annotations have {known}")
         if not _finite(record["score"]):
-            raise UserError(f"{where} has score {record['score']!r}; a finite number is needed")
+            raise UserError(f"{where} has score {shown(record['score'])}; a finite number is needed")
         if "bbox" in record:
             box = record["bbox"]
             if not (isinstance(box, list | tuple) and len(box) == 4 and all(map(_finite, box)) and min(box[2:]) >= 0):
-                raise UserError(f"{where} has bbox {box!r}; four numbers [x, y, width, height] are needed")
+                raise UserError(f"{where} has bbox {shown(box)}; four numbers [x, y, width, height] are needed")
         elif "segmentation" not in record:
             raise UserError(f"{where} has neither 'bbox' nor 'segmentation'; one is needed")
+        if "segmentation" in record:
+            _check_segmentation(record["segmentation"], images[record["image_id"]], where)
 
 
-def _compressed(segmentation: Any, image: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Polygons and RLE of both sorts as compressed RLE, known to decode to the image's size."""
-    height, width = int(image["height"]), int(image["width"])
-    try:
-        if isinstance(segmentation, dict):
-            if list(segmentation["size"]) != [height, width]:
-                raise ValueError(f"it is for {segmentation['size']}, the image is [{height}, {width}] (height, width)")
-            counts = segmentation["counts"]
-            if isinstance(counts, list) and sum(counts) != height * width:
-                raise ValueError(f"its counts sum up to {sum(counts)}, not {height} x {width}")
-        rle = to_rle(segmentation, height, width)
-        rle_codec.area(rle)
-    except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
-        raise UserError(f"{where} has a segmentation that cannot be decoded: {error}") from None
-    return _plain(rle)
+def _check_segmentation(segmentation: Any, image: Mapping[str, Any], where: str) -> None:
+    # A detector may find an object and none of its pixels.
+    fault = segmentation_fault(segmentation, int(image["width"]), int(image["height"]), may_be_empty=True)
+    if fault is not None:
+        raise UserError(f"{where} has a segmentation that cannot be used: {fault}")
+
+
+def _compressed(segmentation: Any, image: Mapping[str, Any]) -> dict[str, Any]:
+    """Polygons and RLE of both sorts, known to be sound, as compressed RLE."""
+    return _plain(to_rle(segmentation, int(image["height"]), int(image["width"])))
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _plain(rle: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,14 +7,21 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from latentgnn.errors import UserError
-from latentgnn.tasks.inputs import regular_file
+from latentgnn.errors import UserError, system_error, told
+from latentgnn.reading import regular_file
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """Suffixes, in lower case, by which images are found in a folder."""
 
-# What Pillow raises, at opening or at decoding, for a file that is damaged or not an image.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+# No others: some of Pillow's readers run other programs, or believe what a file claims.
+_FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+# Registers them all, once: threads would at the same time.
+Image.init()
+
+# What cameras make, 1.5 GiB as float32; Pillow itself reads a third more.
+_MOST_PIXELS = 2**27
+# A detector resizes to a longest side, which must leave something of the shorter one.
+_MOST_OBLONG = 50
 
 
 def read_image(path: Path | str, *, size: tuple[int, int] | None = None) -> Image.Image:
@@ -29,11 +36,12 @@ def read_image(path: Path | str, *, size: tuple[int, int] | None = None) -> Imag
         size: (width, height) that the annotations say, if there are any.
 
     Raises:
-        UserError: the file is missing, damaged, not an image, of a mode without a meaning in RGB, or not of ``size``.
+        UserError: the file is missing, damaged, no file or not an image, of more than 134 million pixels, more than 50
+            times as long as it is wide, of a mode without a meaning in RGB, or not of ``size``.
     """
     regular_file(path, "image")
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.load()
             oriented = upright(image, size)
             if size is not None and oriented.size != size:
@@ -42,10 +50,50 @@ def read_image(path: Path | str, *, size: tuple[int, int] | None = None) -> Imag
                     f"annotations are for {size[0]} x {size[1]}; mend the record or the file"
                 )
             return _to_rgb(oriented, path)
+    except UserError:
+        raise
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def open_image(path: Path | str) -> Image.Image:
+    """An image file whose header is read, and nothing more; to be closed by the caller.
+
+    Raises:
+        UserError: it is not an image, or one of a size that is not read.
+    """
+    try:
+        image = Image.open(path, formats=_FORMATS)
+    except Image.DecompressionBombError:
+        raise UserError(f"{path}: {_too_many_pixels('more than 178 million')}") from None
     except UnidentifiedImageError:
-        raise UserError(f"{path}: not an image, or one in a format that Pillow cannot read") from None
-    except _UNREADABLE as error:
-        raise UserError(f"{path}: the image cannot be read ({error})") from None
+        raise UserError(f"{path}: not an image, or one in a format other than {', '.join(_FORMATS)}") from None
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    if (fault := size_fault(*image.size)) is not None:
+        image.close()
+        raise UserError(f"{path}: {fault}")
+    return image
+
+
+def size_fault(width: int, height: int) -> str | None:
+    """What is wrong with the size of an image, or ``None``."""
+    if width * height > _MOST_PIXELS:
+        return _too_many_pixels(f"{width:,} x {height:,}")
+    if max(width, height) > _MOST_OBLONG * min(width, height):
+        return f"{width} x {height} pixels are too oblong; expected sides of 1 : {_MOST_OBLONG} at most"
+    return None
+
+
+def _unreadable(path: Path | str, error: Exception) -> UserError:
+    if (fault := system_error(error)) is not None:
+        return UserError(told(fault, path))
+    # Damage makes decoders raise errors of every kind, of memory too where a header claims too much.
+    return UserError(f"{path}: the image cannot be read ({str(error) or type(error).__name__})")
+
+
+def _too_many_pixels(came: str) -> str:
+    return f"an image of {came} pixels; expected at most {_MOST_PIXELS:,}: cut it into tiles"
 
 
 def upright(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Image:

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
-from latentgnn.tasks.detection.coco import decode_masks
+from latentgnn.tasks.detection.segmentations import decode_masks
 
 Colour = tuple[int, int, int]
 Names = Sequence[tuple[int, str]]

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import nn
 
-from latentgnn.errors import UserError, told
 from latentgnn.outputs import Results
+from latentgnn.reading import regular_file
 from latentgnn.tasks.detection.evaluation import records_of
-from latentgnn.tasks.detection.images import IMAGE_SUFFIXES, read_image, to_tensor
+from latentgnn.tasks.detection.images import IMAGE_SUFFIXES, open_image, read_image, to_tensor
 from latentgnn.tasks.detection.pictures import draw_detections, png_bytes
 from latentgnn.tasks.inputs import expand_inputs, noted, raise_faults, result_names
 
@@ -22,13 +21,7 @@ def expand_images(inputs: Sequence[str | Path]) -> list[Path]:
 
 
 def _check_image(path: Path) -> None:
-    try:
-        with Image.open(path):
-            pass
-    except UnidentifiedImageError:
-        raise UserError(f"{path}: not an image, or one in a format that Pillow cannot read") from None
-    except OSError as error:
-        raise UserError(told(error, path)) from None
+    open_image(regular_file(path, "image")).close()
 
 
 def predict_paths(

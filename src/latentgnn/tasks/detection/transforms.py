@@ -15,7 +15,6 @@ from torchvision.ops import masks_to_boxes
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from latentgnn.errors import UserError
 from latentgnn.tasks.detection.config import AugmentConfig
 
 _GRAY = 0.5  # what an image that a zoom shrank is laid on
@@ -27,14 +26,10 @@ _ROUNDING = 1e-3
 def build_transform(config: AugmentConfig) -> v2.Compose:
     """The pipeline that a configuration asks for; it ends with `FitBoxes` in any case.
 
-    Raises:
-        UserError: a value is out of its range.
-
     Example:
         >>> build_transform(AugmentConfig(horizontal_flip=0.0)).transforms
         [FitBoxes()]
     """
-    _validate(config)
     steps: list[torch.nn.Module] = []
     if config.quarter_turns:
         steps.append(QuarterTurn())
@@ -191,18 +186,3 @@ def _boxes(boxes: Tensor, canvas: tuple[int, int]) -> Tensor:
 
 def _offset(room: int) -> int:
     return int(torch.randint(room + 1, ()))
-
-
-def _validate(config: AugmentConfig) -> None:
-    for name in ("horizontal_flip", "vertical_flip", "grayscale", "invert"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise UserError(f"augment.{name} is a probability, 0 to 1, but got {getattr(config, name)}")
-    for name in ("brightness", "contrast", "saturation"):
-        if not 0 <= getattr(config, name) < float("inf"):
-            raise UserError(f"augment.{name} is a relative change, 0 or more, but got {getattr(config, name)}")
-    if not 0 <= config.hue <= 0.5:
-        raise UserError(f"augment.hue is a fraction of the colour circle, 0 to 0.5, but got {config.hue}")
-    if config.crop is not None and config.crop < 1:
-        raise UserError(f"augment.crop is a side in pixels, 1 or more, or null, but got {config.crop}")
-    if config.scale is not None and not 0 < config.scale[0] <= config.scale[1] < float("inf"):
-        raise UserError(f"augment.scale is (lowest, highest) with 0 < lowest <= highest, but got {config.scale}")

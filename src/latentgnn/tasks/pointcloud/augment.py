@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from latentgnn.errors import UserError
 from latentgnn.tasks.pointcloud.config import AugmentConfig
 from latentgnn.tasks.pointcloud.datasets import COLOR_COLUMNS, NORMAL_COLUMNS
 
@@ -23,24 +22,6 @@ class Augmented(NamedTuple):
     points: NDArray[np.float64]
     features: NDArray[np.float32]
     kept: NDArray[np.int64]
-
-
-def check_augment(config: AugmentConfig) -> None:
-    """Refuse values out of their range.
-
-    Raises:
-        UserError: naming the value.
-    """
-    for name in ("flip", "color_drop", "drop"):
-        value = getattr(config, name)
-        if not 0 <= value <= 1 or (name == "drop" and value == 1):
-            expected = "0 or more and less than 1" if name == "drop" else "a probability from 0 to 1"
-            raise UserError(f"data.augment.{name}: expected {expected}; got {value}")
-    for name in ("jitter", "color_jitter"):
-        if not getattr(config, name) >= 0:
-            raise UserError(f"data.augment.{name}: expected 0 or more; got {getattr(config, name)}")
-    if config.scale is not None and not 0 < config.scale[0] <= config.scale[1]:
-        raise UserError(f"data.augment.scale: expected two ascending factors above 0; got {list(config.scale)}")
 
 
 def augment(

@@ -21,7 +21,7 @@ from latentgnn.tasks.pointcloud.datasets import (
     to_scan,
     unknown_ids,
 )
-from latentgnn.tasks.pointcloud.scans import IGNORE
+from latentgnn.tasks.pointcloud.scans import IGNORE, coordinate_fault
 
 _SHOWN = 20  # faults that an error lists before it only counts them
 
@@ -83,8 +83,8 @@ def check_split(config: DataConfig, split: Split) -> Report:
     """Read every scan of a split and look for faults.
 
     Faults are: a file that is missing, damaged or cut short; numbers of points and labels that disagree; no points;
-    coordinates or features that are not finite; a feature that a scan lacks; class ids that are not named; no labelled
-    point; a scan's name that occurs twice; a file that is in both splits.
+    coordinates or features that are not finite, or coordinates beyond 10^8 m; a feature that a scan lacks; class ids
+    that are not named; no labelled point; a scan's name that occurs twice; a file that is in both splits.
 
     Args:
         config: where the scans are.
@@ -161,13 +161,12 @@ def _look(source: Source, config: DataConfig) -> _Content:
         raw = source.read()
     except UserError as error:
         return _Content(messages=(str(error),), points=0, counts=nothing)
-    if not len(raw.points):
-        return _Content(messages=("it has no points",), points=0, counts=nothing)
     messages = []
-    number = int((~np.isfinite(raw.points)).any(axis=1).sum())
-    if number:
-        messages.append(f"{number} of its {len(raw.points)} points have coordinates that are not finite numbers")
-    else:
+    if (fault := coordinate_fault(raw.points)) is not None:
+        messages.append(fault)
+    if not len(raw.points):
+        return _Content(messages=tuple(messages), points=0, counts=nothing)
+    if not messages:
         try:
             features = to_scan(source, raw, config, unknown="ignore").features
         except UserError as error:

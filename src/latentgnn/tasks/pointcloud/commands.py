@@ -57,7 +57,6 @@ def evaluate(
     """
     if results is not None or source is None:
         raise UserError("--results scores detections; for point clouds, give a run's folder or a checkpoint")
-    _check(config)
     with Results(out, ("metrics.json",), overwrite=overwrite) as written:
         model = _trained(config, source)
         val_set = _load_split(config.data, "val")
@@ -122,7 +121,6 @@ def predict(
     """
     if score_threshold is not None:
         raise UserError("--score-threshold leaves out detections; every point of a scan gets a class")
-    _check(config)
     paths = expand_scans(inputs)
     model = _trained(config, source)
     with commands.precision_of(config.training, commands.device_of(config.training.accelerator)):
@@ -171,19 +169,7 @@ def _task(config: PointCloudConfig, train_set: ScanSet, val_set: ScanSet) -> Poi
     return PointCloudTask(model, config, train=train_set, val=val_set)
 
 
-def _check(config: PointCloudConfig) -> None:
-    for name, sound, expected in (
-        ("evaluation.votes", config.evaluation.votes >= 1, "1 or more"),
-        ("loss.label_smoothing", 0 <= config.loss.label_smoothing <= 1, "from 0 to 1"),
-        ("loss.lovasz", config.loss.lovasz >= 0, "0 or more"),
-    ):
-        if not sound:
-            group, _, key = name.partition(".")
-            raise UserError(f"{name}: expected {expected}; got {getattr(getattr(config, group), key)}")
-
-
 def _load(config: PointCloudConfig, folder: Path) -> Data:
-    _check(config)
     return _load_split(config.data, "train"), _load_split(config.data, "val")
 
 

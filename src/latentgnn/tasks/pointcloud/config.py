@@ -1,9 +1,12 @@
 """What a point-cloud run is made of, as plain data: model, data, training, evaluation."""
 
+import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
-from latentgnn.tasks.blocks import BlockConfig
+from latentgnn.configuration.settings import expect
+from latentgnn.tasks.blocks import MOST_CHANNELS, MOST_LATENTS, BlockConfig, latents_are_sound
 from latentgnn.training.config import TrainingConfig
 
 Feature = Literal[
@@ -37,6 +40,34 @@ class ModelConfig:
     blocks: dict[LevelName, int | tuple[int, ...]] = field(default_factory=dict)
     block: BlockConfig = field(default_factory=BlockConfig)
 
+    def __post_init__(self) -> None:
+        levels, grids = len(self.widths), self.grids
+        ascending = all(finer < coarser for finer, coarser in pairwise(grids))
+        known = [f"L{level}" for level in range(levels)]
+        expect(
+            self,
+            {
+                "widths": (
+                    2 <= levels <= 8 and all(1 <= width <= MOST_CHANNELS for width in self.widths),
+                    f"2 to 8 channel counts of 1 to {MOST_CHANNELS:,}",
+                ),
+                "depths": (
+                    len(self.depths) == levels and all(0 <= depth <= 100 for depth in self.depths),
+                    f"{levels} numbers of 0 to 100, one a width",
+                ),
+                "grids": (
+                    len(grids) == levels - 1 and ascending and all(0 < edge < math.inf for edge in grids),
+                    f"{levels - 1} ascending edges in metres",
+                ),
+                "neighbors": (1 <= self.neighbors <= 1000, "1 to 1000"),
+                "dropout": (0 <= self.dropout < 1, "0 or more and less than 1"),
+                "blocks": (
+                    set(self.blocks) <= set(known) and latents_are_sound(self.blocks),
+                    f"levels among {', '.join(known)} with 1 to {MOST_LATENTS:,} latents a kernel",
+                ),
+            },
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
@@ -59,6 +90,24 @@ class AugmentConfig:
     drop: float = 0.0
     color_drop: float = 0.0
     color_jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        probability = "a probability from 0 to 1"
+        scale = self.scale
+        expect(
+            self,
+            {
+                "flip": (0 <= self.flip <= 1, probability),
+                "color_drop": (0 <= self.color_drop <= 1, probability),
+                "drop": (0 <= self.drop < 1, "0 or more and less than 1"),
+                "jitter": (0 <= self.jitter < math.inf, "0 or more"),
+                "color_jitter": (0 <= self.color_jitter < math.inf, "0 or more"),
+                "scale": (
+                    scale is None or 0 < scale[0] <= scale[1] < math.inf,
+                    "two ascending factors above 0, or null",
+                ),
+            },
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +165,24 @@ class DataConfig:
     cached_points: int = 20_000_000
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
+    def __post_init__(self) -> None:
+        expect(
+            self,
+            {
+                "root": (self.root != "", "a folder, or null"),
+                "voxel": (0 <= self.voxel < math.inf, "0 or more"),
+                "block_size": (0 < self.block_size < math.inf, "more than 0"),
+                "height_radius": (0 < self.height_radius < math.inf, "more than 0"),
+                "overlap": (0 <= self.overlap < 1, "0 or more and less than 1"),
+                "balance": (0 <= self.balance <= 1, "from 0 to 1"),
+                "blocks_per_scan": (1 <= self.blocks_per_scan <= 1_000_000, "1 to 1,000,000"),
+                "max_points": (self.max_points is None or self.max_points >= 1, "1 or more, or null"),
+                "cached_points": (self.cached_points >= 0, "0 or more"),
+                "class_weighting": (0 <= self.class_weighting <= 1, "from 0 to 1"),
+                "features": (len(set(self.features)) == len(self.features), "each feature once"),
+            },
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
@@ -128,6 +195,15 @@ class LossConfig:
 
     label_smoothing: float = 0.0
     lovasz: float = 0.0
+
+    def __post_init__(self) -> None:
+        expect(
+            self,
+            {
+                "label_smoothing": (0 <= self.label_smoothing <= 1, "from 0 to 1"),
+                "lovasz": (0 <= self.lovasz < math.inf, "0 or more"),
+            },
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +218,15 @@ class EvaluationConfig:
 
     votes: int = 1
     sample_pictures: int = 8
+
+    def __post_init__(self) -> None:
+        expect(
+            self,
+            {
+                "votes": (1 <= self.votes <= 1000, "1 to 1000"),
+                "sample_pictures": (self.sample_pictures >= 0, "0 or more"),
+            },
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from latentgnn.configuration.recipes import read_yaml
 from latentgnn.configuration.settings import parse_config
-from latentgnn.errors import UserError
+from latentgnn.errors import UserError, told
+from latentgnn.reading import read_yaml, regular_file
 from latentgnn.tasks.checks import Split
-from latentgnn.tasks.inputs import regular_file
 from latentgnn.tasks.pointcloud.config import DataConfig, Feature, Layout
 from latentgnn.tasks.pointcloud.scans import IGNORE, SUFFIXES, RawScan, Scan, read_scan
 from latentgnn.tasks.pointcloud.voxels import height_above_ground
@@ -75,9 +74,8 @@ def resolve(config: DataConfig) -> DataConfig:
     """The configuration with what the data folder says about itself: layout, classes, and its ``dataset.yaml``.
 
     Raises:
-        UserError: no such folder, values out of range, or a ``dataset.yaml`` that cannot be understood.
+        UserError: no such folder, or a ``dataset.yaml`` that cannot be understood.
     """
-    _check_values(config)
     root = _root(config)
     if (root / DATASET_FILE).is_file():
         config = replace(config, **_dataset_settings(root / DATASET_FILE))
@@ -157,9 +155,8 @@ class ScanSet:
             config: with ``classes`` and ``features``; ``root`` is not looked at.
 
         Raises:
-            UserError: values out of range.
+            UserError: the classes have no names.
         """
-        _check_values(config)
         _check_classes(config)
         sources = [Source(name=Path(path).stem, path=Path(path), read=partial(read_scan, path)) for path in paths]
         return cls(sources, config, unknown="ignore")
@@ -361,7 +358,7 @@ def _read_rows(file: Path) -> NDArray[np.float64]:
             return np.zeros((0, 6))
         rows = np.loadtxt(file, np.float64, ndmin=2, comments=None, encoding="latin-1")
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+        raise UserError(told(error, file)) from None
     except ValueError:
         rows = None
     if rows is not None and rows.shape[1] == 6:
@@ -426,23 +423,6 @@ def _check_classes(config: DataConfig) -> None:
         raise UserError(f"data.classes: several classes are named {_list(same)}; give each a name of its own")
     if both:
         raise UserError(f"data.ignored: class ids {_list(both)} are among data.classes too")
-
-
-def _check_values(config: DataConfig) -> None:
-    for name, sound, expected in (
-        ("voxel", config.voxel >= 0, "0 or more"),
-        ("block_size", config.block_size > 0, "more than 0"),
-        ("height_radius", config.height_radius > 0, "more than 0"),
-        ("overlap", 0 <= config.overlap < 1, "0 or more and less than 1"),
-        ("balance", 0 <= config.balance <= 1, "from 0 to 1"),
-        ("blocks_per_scan", config.blocks_per_scan >= 1, "1 or more"),
-        ("max_points", config.max_points is None or config.max_points >= 1, "1 or more, or null"),
-        ("cached_points", config.cached_points >= 0, "0 or more"),
-        ("class_weighting", 0 <= config.class_weighting <= 1, "from 0 to 1"),
-        ("features", len(set(config.features)) == len(config.features), "each feature once"),
-    ):
-        if not sound:
-            raise UserError(f"data.{name}: expected {expected}; got {getattr(config, name)}")
 
 
 def _list(values: Iterable[Any]) -> str:

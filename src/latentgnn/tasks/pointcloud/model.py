@@ -35,7 +35,8 @@ def build_point_network(config: ModelConfig, *, num_features: int, num_classes: 
     Raises:
         UserError: a setting is out of range or does not fit the others.
     """
-    _check(config, num_classes)
+    if num_classes < 2:
+        raise UserError(f"a segmenter needs two classes or more; got {num_classes}")
     model = PointNetwork(
         num_features,
         num_classes,
@@ -252,23 +253,3 @@ class FeaturePropagation(nn.Module):
 
 def _linear(in_channels: int, out_channels: int) -> tuple[nn.Module, ...]:
     return nn.Linear(in_channels, out_channels, bias=False), nn.BatchNorm1d(out_channels), nn.ReLU()
-
-
-def _check(config: ModelConfig, num_classes: int) -> None:
-    levels = len(config.widths)
-    if num_classes < 2:
-        raise UserError(f"a segmenter needs two classes or more; got {num_classes}")
-    if levels < 2 or min(config.widths) < 1:
-        raise UserError(f"model.widths: expected two or more positive channel counts; got {list(config.widths)}")
-    if len(config.depths) != levels or min(config.depths) < 0:
-        raise UserError(f"model.depths: expected {levels} numbers, one a width, from 0 on; got {list(config.depths)}")
-    grids = config.grids
-    if len(grids) != levels - 1 or sorted(set(grids)) != list(grids) or not min(grids) > 0:
-        raise UserError(f"model.grids: expected {levels - 1} ascending edges in metres; got {list(grids)}")
-    if config.neighbors < 1:
-        raise UserError(f"model.neighbors: expected 1 or more; got {config.neighbors}")
-    if not 0 <= config.dropout < 1:
-        raise UserError(f"model.dropout: expected 0 or more and less than 1; got {config.dropout}")
-    known = [f"L{level}" for level in range(levels)]
-    if unknown := [name for name in config.blocks if name not in known]:
-        raise UserError(f"model.blocks: there is no level {unknown[0]!r}; levels: {', '.join(known)}")

@@ -17,7 +17,7 @@ from latentgnn.tasks.pointcloud.datasets import ScanSet
 from latentgnn.tasks.pointcloud.model import PointNetwork
 from latentgnn.tasks.pointcloud.neighbors import Hierarchy, Level, build_hierarchy
 from latentgnn.tasks.pointcloud.pictures import draw_scan
-from latentgnn.tasks.pointcloud.scans import SUFFIXES, Scan, write_classes
+from latentgnn.tasks.pointcloud.scans import SUFFIXES, Scan, coordinate_fault, write_classes
 from latentgnn.tasks.pointcloud.voxels import blocks, recentre, voxelize
 
 T = TypeVar("T")
@@ -173,10 +173,10 @@ def _ahead(items: Iterator[T]) -> Iterator[T]:
 
 
 def _sound(scan: Scan, path: Path) -> Scan:
-    if not len(scan.points):
-        raise UserError(f"{path}: it has no points")
-    if not (np.isfinite(scan.points).all() and np.isfinite(scan.features).all()):
-        raise UserError(f"{path}: it has coordinates or features that are not finite numbers")
+    if (fault := coordinate_fault(scan.points)) is not None:
+        raise UserError(f"{path}: {fault}")
+    if not np.isfinite(scan.features).all():
+        raise UserError(f"{path}: it has features that are not finite numbers")
     return scan
 
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latentgnn.tasks.pointcloud.augment import augment, check_augment
+from latentgnn.tasks.pointcloud.augment import augment
 from latentgnn.tasks.pointcloud.config import DataConfig
 from latentgnn.tasks.pointcloud.datasets import ScanSet
 from latentgnn.tasks.pointcloud.scans import IGNORE
@@ -71,13 +71,9 @@ class TrainingBlocks:
         scans: with labels.
         config: how blocks are cut and changed.
         seed: of all that is drawn.
-
-    Raises:
-        UserError: a value of ``config.augment`` is out of its range.
     """
 
     def __init__(self, scans: ScanSet, config: DataConfig, *, seed: int) -> None:
-        check_augment(config.augment)
         self._scans = scans
         self._config = config
         self._seed = seed

@@ -13,14 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentgnn.errors import UserError, require
+from latentgnn.errors import UserError, require, system_error, told
 from latentgnn.files import write_bytes
-from latentgnn.tasks.inputs import regular_file
+from latentgnn.reading import regular_file
 
 IGNORE = -1
 """The label of a point that is neither learnt nor scored."""
 
 SUFFIXES = (".las", ".laz", ".ply", ".npz")
+
+_FARTHEST = 1e8
+"""Metres: the Earth's circumference is two fifths of it."""
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -74,16 +77,31 @@ def read_scan(path: Path | str) -> RawScan:
         raise UserError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
     regular_file(path)
     try:
-        scan = reader(path)
+        # What overflows is told by `coordinate_fault`.
+        with np.errstate(all="ignore"):
+            scan = reader(path)
     except UserError:
         raise
     except Exception as error:
+        if (fault := system_error(error)) is not None:
+            raise UserError(told(fault, path)) from error
         # Damage makes decoders raise errors of every kind, of memory too where a header announces too much.
         raise UserError(
             f"{path}: cannot be read, perhaps because it is damaged or cut short ({_told(error)})"
         ) from error
     _check_shapes(path, scan)
     return scan
+
+
+def coordinate_fault(points: NDArray[np.float64]) -> str | None:
+    """What is wrong with the points of a scan, shape (N, 3), or ``None``: they must be near enough for float64."""
+    if not len(points):
+        return "it has no points"
+    if number := int((~np.isfinite(points)).any(axis=1).sum()):
+        return f"{number} of its {len(points)} points have coordinates that are not finite numbers"
+    if (farthest := float(np.abs(points).max())) > _FARTHEST:
+        return f"it has coordinates of {farthest:.3g} m; expected {_FARTHEST:.0e} m at most"
+    return None
 
 
 def write_scan(path: Path | str, scan: RawScan) -> None:
@@ -151,8 +169,42 @@ def _laspy() -> ModuleType:
 
 def _las(path: Path) -> Any:
     laspy = _laspy()
+    _check_claims(path)
     # The parallel backend's threads do not survive a fork: loading processes would wait for them for ever.
     return laspy.read(path, laz_backend=laspy.LazBackend.Lazrs)
+
+
+def _check_claims(path: Path) -> None:
+    """Refuse a file that claims more records or chunks than it has bytes for.
+
+    laspy would read records for hours, and the decoder of chunks would end the process for want of memory. Where things
+    lie is said by the LAS specification (the header) and by LASzip's (the table of chunks).
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header = file.read(375)
+        if len(header) < 227:
+            return
+        records = [(int.from_bytes(header[100:104], "little"), 54)]
+        if header[25] >= 4 and len(header) >= 247:
+            records.append((int.from_bytes(header[243:247], "little"), 60))
+        for number, least in records:
+            if number * least > size:
+                raise UserError(f"{path}: it is damaged: it claims {number:,} records in {size:,} bytes")
+        if not header[104] & 0x80:
+            return
+        file.seek(int.from_bytes(header[96:100], "little"))
+        table = int.from_bytes(file.read(8), "little", signed=True)
+        if table == -1 and size >= 8:
+            # Written in one pass: the place stands at the end.
+            file.seek(size - 8)
+            table = int.from_bytes(file.read(8), "little", signed=True)
+        if not 0 <= table <= size - 8:
+            raise UserError(f"{path}: it is damaged or cut short: its table of chunks lies outside it")
+        file.seek(table + 4)
+        chunks = int.from_bytes(file.read(4), "little")
+        if chunks > size:
+            raise UserError(f"{path}: it is damaged: it claims {chunks:,} chunks in {size:,} bytes")
 
 
 def _read_las(path: Path) -> RawScan:
@@ -228,7 +280,7 @@ def _read_ply(path: Path) -> RawScan:
     elif (corners := _triangles(elements.get("face"))) is not None:
         columns["normal"] = _vertex_normals(points, corners)
     label = next((name for name in _PLY_LABELS if name in vertices), None)
-    return RawScan(points=points, columns=columns, classes=None if label is None else vertices[label].astype(np.int64))
+    return RawScan(points=points, columns=columns, classes=None if label is None else _classes(path, vertices[label]))
 
 
 def _values_of(element: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
@@ -299,17 +351,29 @@ def _read_npz(path: Path) -> RawScan:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         if "points" not in arrays:
             raise UserError(f"{path}: expected an array 'points'; it has {', '.join(arrays) or 'none'}")
-        columns = {name: arrays[name] for name in (*_SCALARS, "color", "normal") if name in arrays}
+        names = [name for name in (*_SCALARS, "color", "normal") if name in arrays]
+        points, *values = (_numbers(path, name, arrays[name]) for name in ("points", *names))
+        columns = dict(zip(names, values, strict=True))
         if "color" in columns and columns["color"].dtype.kind in "iu":
             columns["color"] = (columns["color"] / np.iinfo(columns["color"].dtype).max).astype(np.float32)
-        classes = arrays.get("labels")
-        if classes is not None and classes.dtype.kind not in "iu":
-            raise UserError(f"{path}: expected labels of whole numbers; got {classes.dtype}")
-        return RawScan(
-            points=arrays["points"].astype(np.float64),
-            columns=columns,
-            classes=None if classes is None else classes.astype(np.int64),
-        )
+        classes = _classes(path, arrays["labels"]) if "labels" in arrays else None
+        return RawScan(points=points.astype(np.float64), columns=columns, classes=classes)
+
+
+def _numbers(path: Path, name: str, values: NDArray[Any]) -> NDArray[Any]:
+    if values.dtype.kind not in "iuf":
+        raise UserError(f"{path}: expected {name} of real numbers; got {values.dtype}")
+    return values
+
+
+def _classes(path: Path, values: NDArray[Any]) -> NDArray[np.int64]:
+    """Class ids; floats that hold whole numbers are taken, for some programs write no others."""
+    values = _numbers(path, "labels", values)
+    # The largest float64 below 2**63 is an integer, so that nothing that passes overflows.
+    unsound = ~(np.isfinite(values) & (values >= -(2.0**63)) & (values < 2.0**63) & (values == np.trunc(values)))
+    if unsound.any():
+        raise UserError(f"{path}: expected labels of whole numbers of 64 bits; got {values[unsound].flat[0]}")
+    return values.astype(np.int64)
 
 
 def _write_npz(path: Path, scan: RawScan) -> bytes:

@@ -128,7 +128,7 @@ _SLACK = 1e-9
 
 def _columns(points: Floats, size: float, step: float) -> Iterator[Indices]:
     local = points[:, :2] - points[:, :2].min(axis=0)
-    starts_x, starts_y = (_starts(extent, size, step) for extent in local.max(axis=0))
+    starts_x, starts_y = (_starts(local[:, axis], size, step) for axis in range(2))
     for strip in _windows(local[:, 0], starts_x, size):
         for inside in _windows(local[strip, 1], starts_y, size):
             yield np.sort(strip[inside])
@@ -143,11 +143,22 @@ def _windows(values: Floats, starts: Floats, size: float) -> Iterator[Indices]:
         yield order[begins[window] : ends[window]]
 
 
-def _starts(extent: float, size: float, step: float) -> Floats:
-    """Where blocks begin along an axis, so that the first begins at 0 and the last ends at ``extent``."""
+def _starts(values: Floats, size: float, step: float) -> Floats:
+    """Where blocks begin along an axis that starts at 0, so that the first begins there and the last ends with it.
+
+    Of blocks that hold none of the values some are left out: a far outlier must not make millions of them.
+    """
+    extent = float(values.max())
     if extent <= size:
         return np.array([(extent - size) / 2])
-    return np.linspace(0, extent - size, int(np.ceil((extent - size) / step)) + 1)
+    last = int(np.ceil((extent - size) / step))
+    step = (extent - size) / last
+    occupied = np.unique(np.floor(values / step).astype(np.int64))
+    before = np.arange(int(np.ceil(size / step)) + 2)
+    numbers = np.unique((occupied[:, None] + 1 - before).clip(0, last))
+    starts: Floats = numbers * step
+    starts[numbers == last] = extent - size
+    return starts
 
 
 def _spheres(points: Floats, size: float, edge: float) -> Iterator[Indices]:
