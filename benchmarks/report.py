@@ -8,7 +8,7 @@ from typing import Any
 
 from latentgnn.errors import UserError
 
-# How much slower the literal peer may measure than another form of the same arithmetic before a table is refused.
+# How much slower the literal peer may measure than another form of the same arithmetic before a row is refused.
 LITERAL_MARGIN = 1.1
 
 
@@ -37,23 +37,27 @@ def pooled(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return joined
 
 
+class SlowPeer(UserError):
+    """The literal peer is slower than another literal form, so that ratios to it would flatter the layer."""
+
+
 def check_literal(name: str, measured: Mapping[str, Any]) -> None:
-    """Refuse a table whose literal peer is not the fastest literal form.
+    """Refuse a row whose literal peer is not the fastest literal form.
 
     Args:
         name: of the input.
         measured: the pair (published, reference).
 
     Raises:
-        UserError: the published peer is slower than the reference, forward or in a step, by more than `LITERAL_MARGIN`.
+        SlowPeer: the published peer is slower than the reference, forward or in a step, by more than `LITERAL_MARGIN`.
     """
     for what in ("forward", "step"):
         slower = 1 / measured[f"{what}_ratio"]["median"]
         if slower > LITERAL_MARGIN:
-            raise UserError(
+            raise SlowPeer(
                 f"{name}: the peer `published` takes {slower:.2f} times as long as `reference` ({what}), so "
-                f"ratios to it would flatter the layer; no result file is written. Measure again on a quiet machine; "
-                f"if it stays so, make benchmarks/published.py as fast as latentgnn.reference first"
+                f"ratios to it would flatter the layer. Measure again on a quiet machine; if it stays so, make "
+                f"benchmarks/published.py as fast as latentgnn.reference first"
             )
 
 

@@ -128,12 +128,19 @@ def is_affine(norm: nn.Module) -> bool:
 
 def kind_of(norms: Sequence[nn.Module]) -> NormKind | None:
     """What kind all of a layer's norms are, ``None`` if they differ or are of none that is known."""
-    if all(is_affine(norm) for norm in norms):
-        return "affine"
-    if all(isinstance(norm, _BatchNorm) and uses_batch_statistics(norm) for norm in norms):
-        return "batch"
-    kinds: Mapping[type[nn.Module], NormKind] = {nn.GroupNorm: "group", nn.LayerNorm: "layer", nn.RMSNorm: "rms"}
-    return kinds.get(type(norms[0])) if len({type(norm) for norm in norms}) == 1 else None
+    first = norms[0]
+    if isinstance(first, _BatchNorm) and uses_batch_statistics(first):
+        alike = all(isinstance(norm, _BatchNorm) and uses_batch_statistics(norm) for norm in norms)
+        return "batch" if alike else None
+    kind = _KINDS.get(type(first))
+    if kind is not None:
+        return kind if all(type(norm) is type(first) for norm in norms) else None
+    return "affine" if all(is_affine(norm) for norm in norms) else None
+
+
+_KINDS: Mapping[type[nn.Module], NormKind] = MappingProxyType(
+    {nn.GroupNorm: "group", nn.LayerNorm: "layer", nn.RMSNorm: "rms"}
+)
 
 
 def affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:

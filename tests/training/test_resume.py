@@ -1,5 +1,6 @@
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,16 @@ def test_stopped_in_the_last_validation(tmp_path: Path, whole: Any) -> None:
     assert same(state_of(run), expected)
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """No stop signal is ignored, as whoever runs the tests in the background has it, and as a run would respect."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1"])
 def test_signals_stop_after_the_step_and_their_handlers_are_put_back(tmp_path: Path, name: str) -> None:
     before = [signal.getsignal(number) for number in STOP_SIGNALS]
@@ -182,3 +193,25 @@ def test_the_scale_of_losses_in_16_bits_is_resumed(tmp_path: Path, monkeypatch: 
     fit(ToyTask(), config(), parts, resume=True)
     assert same(state_of(parts), state_of(whole))
     assert torch.load(parts.checkpoint("last"), weights_only=True)["precision"]["scale"] == 64.0
+
+
+def test_a_run_that_ends_before_its_results_are_written_has_them_when_resumed(tmp_path: Path) -> None:
+    class Ended(Exception):
+        pass
+
+    def end() -> None:
+        raise Ended
+
+    run, first = new_run(tmp_path / "run"), ToyTask()
+    with pytest.raises(Ended):
+        fit(first, config(), run, write_results=end)
+    assert run.metrics() is None
+    validations = run.validations()
+
+    second, written = ToyTask(), []
+    metrics = fit(second, config(), run, resume=True, write_results=lambda: written.append(second.scored[-1]))
+    assert written == [first.scored[-1]]
+    assert run.validations() == validations
+    assert metrics == validations[-1]["metrics"]
+    # A run that is finished leaves its results as they are.
+    fit(ToyTask(), config(), run, resume=True, write_results=end)

@@ -9,6 +9,7 @@ channels of a group.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,8 +61,8 @@ def backward(
         convs = [conv.detach().requires_grad_() for conv in folded.convs]
         sums, weights = state.sums.detach().requires_grad_(), state.weights.detach().requires_grad_()
         to_features = scatter_matrices(sums, weights, convs, plan)
-    matrices = _detached(folded)
-    norm_vectors = None if folded_vectors is None else _detached(folded_vectors)
+    matrices = Matrices(*_detached(folded))
+    norm_vectors = None if folded_vectors is None else Vectors(*_detached(folded_vectors))
     multiplied = [matrix_SGrD.detach().to(plan.compute) for matrix_SGrD in to_features]
     gradients = Gradients(
         assigns=[None] * plan.ways,
@@ -142,8 +143,15 @@ def backward(
     ]
 
 
-def _detached(tensors: Matrices | Vectors):  # type: ignore[no-untyped-def]
-    return torch.utils._pytree.tree_map(lambda tensor: None if tensor is None else tensor.detach(), tensors)
+def _detached(fields: Sequence[Any]) -> list[Any]:
+    """The fields of `Matrices` or `Vectors`, tensors or sequences of them, without autograd's record."""
+    found: list[Any] = []
+    for field in fields:
+        if field is None or isinstance(field, Tensor):
+            found.append(None if field is None else field.detach())
+        else:
+            found.append(tuple(_detached(field)))
+    return found
 
 
 def _folded_gradients(

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from latentgnn.core import passes
@@ -87,7 +86,8 @@ class _Core(torch.autograd.Function):
         if plan.norm == "batch":
             found.append(BatchStatistics(state.records[0]))
         # Saved, so that saved-tensor hooks see them, and an operation in place between the passes raises.
-        held, ctx.structure = pytree.tree_flatten([vars(record) for record in state.records])
+        held: list[Tensor] = []
+        ctx.structure = [record.stored(held) for record in state.records]
         ctx.save_for_backward(x_BNC, mask_BN, state.sums, state.weights, *tensors, *held)
         ctx.plan, ctx.bounds, ctx.count = plan, bounds, len(tensors)
         return out_BNC
@@ -96,7 +96,7 @@ class _Core(torch.autograd.Function):
     def backward(ctx: Any, grad_BNC: Tensor) -> tuple[Any, ...]:
         x_BNC, mask_BN, sums, weights, *rest = ctx.saved_tensors
         tensors, held = rest[: ctx.count], rest[ctx.count :]
-        records = [Record(**fields) for fields in pytree.tree_unflatten(held, ctx.structure)]
+        records = [Record.restored(places, held) for places in ctx.structure]
         needs_x, *needs = ctx.needs_input_grad[4:]
         # Who calls for gradients inside autocast still gets them in the types of the forward pass.
         with torch.no_grad(), torch.autocast(x_BNC.device.type, enabled=False):

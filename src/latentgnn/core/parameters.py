@@ -252,7 +252,9 @@ def vectors(parts: Parts, plan: Plan) -> Vectors:
 
     weight, bias = parts.expand.weight, parts.expand.bias
     if parts.gamma is not None:
-        weight = parts.gamma.expand(parts.expand.matrix.shape[0]) if weight is None else weight * parts.gamma
+        # Dense: PyTorch's batch norm of rows has wrong gradients for a weight of stride 0.
+        ones = parts.gamma.new_ones(parts.expand.matrix.shape[0]) if weight is None else weight
+        weight = ones * parts.gamma
         bias = _times(bias, parts.gamma)
     return Vectors(
         reduce=pair(parts.reduces, lambda tensors: joined(tensors, 0)),

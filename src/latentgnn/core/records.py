@@ -6,6 +6,7 @@ all kernels in a group, K kernels, F features.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -45,6 +46,32 @@ class Record:
     convolved_statistics: Statistics | None = None
     feature: Tensor | None = None
     expanded_statistics: list[Statistics] | None = None
+
+    def stored(self, tensors: list[Tensor]) -> dict[str, Any]:
+        """Put what is there at the end of a list; where each went, for `restored`."""
+        return {name: _store(value, tensors) for name, value in vars(self).items() if value is not None}
+
+    @classmethod
+    def restored(cls, places: dict[str, Any], tensors: Sequence[Tensor]) -> "Record":
+        """What `stored` put into a list."""
+        return cls(**{name: _restore(place, tensors) for name, place in places.items()})
+
+
+def _store(value: Any, tensors: list[Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return len(tensors) - 1
+    if isinstance(value, Statistics):
+        return Statistics(*(_store(part, tensors) for part in value))
+    return None if value is None else [_store(part, tensors) for part in value]
+
+
+def _restore(place: Any, tensors: Sequence[Tensor]) -> Any:
+    if isinstance(place, int):
+        return tensors[place]
+    if isinstance(place, Statistics):
+        return Statistics(*(_restore(part, tensors) for part in place))
+    return None if place is None else [_restore(part, tensors) for part in place]
 
 
 @dataclass

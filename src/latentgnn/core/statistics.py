@@ -15,6 +15,9 @@ from torch import Tensor
 from latentgnn.core.nodes import Block, nodes_innermost
 from latentgnn.core.products import columns, from_columns, lie_together, sum_of_nodes
 
+# From so many numbers on, sums of PyTorch's are faster than its batch norm, which is a single call.
+_MANY_NUMBERS = 1 << 18
+
 
 class Statistics(NamedTuple):
     """What a norm took: mean, where there is one, and inverse standard deviation."""
@@ -53,7 +56,7 @@ class OfBatch:
         self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, block: Block
     ) -> tuple[Tensor, Statistics]:
         x = _channels_second(raw_sTF, raw_sTF)
-        if x.dim() == 3:
+        if x.dim() == 3 and x.numel() > _MANY_NUMBERS:
             y, statistics = self._normalize_channels(x, weight_F, bias_F)
         else:
             y, *found = torch.native_batch_norm(x, weight_F, bias_F, None, None, True, 0.0, self.eps)
@@ -94,7 +97,7 @@ class OfBatch:
 def _channels_second(x_sTF: Tensor, like_sTF: Tensor) -> Tensor:
     """Dense: rows (M, F); where nodes lie innermost (s, F, T), or (1, F, M) where those of all samples lie together."""
     if not nodes_innermost(like_sTF):
-        return x_sTF.reshape(-1, x_sTF.shape[2])
+        return x_sTF.reshape(-1, x_sTF.shape[2]).contiguous()
     return columns(x_sTF).contiguous().unsqueeze(0) if lie_together(like_sTF) else x_sTF.mT.contiguous()
 
 

@@ -104,7 +104,13 @@ def compare(job: Job[Data], config: Any, out: Path | None, *, name: str, resume:
 
 
 def fit_in(
-    run: RunFolder, task: TrainingTask, config: Any, *, resume: bool, may_change: Collection[str]
+    run: RunFolder,
+    task: TrainingTask,
+    config: Any,
+    *,
+    resume: bool,
+    may_change: Collection[str],
+    write_results: Callable[[], None],
 ) -> dict[str, float]:
     """`latentgnn.training.loop.fit` in a run's folder, with configuration and environment written beside it."""
     if resume and run.has_checkpoint:
@@ -113,7 +119,7 @@ def fit_in(
     else:
         run.write_config(plain_data(config))
     run.write_environment()
-    metrics = fit(task, config.training, run, resume=resume, may_change=may_change)
+    metrics = fit(task, config.training, run, resume=resume, may_change=may_change, write_results=write_results)
     run.write_config(plain_data(config))
     return metrics
 

@@ -1,6 +1,6 @@
 """Training from the first step, or from where it was stopped, to the last."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -34,6 +34,7 @@ def fit(
     *,
     resume: bool = False,
     may_change: Collection[str] = (),
+    write_results: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Train a task's model, and return the metrics of the model after the last step.
 
@@ -51,6 +52,8 @@ def fit(
             on it. The data must be the same, or ``config.on_changed_data`` say that others are accepted.
         may_change: dotted beginnings of names in ``run.config`` that a resumed run may change also, such as
             ``evaluation`` or ``data.root``.
+        write_results: writes what the task keeps of the last validation, where the run is written; called before the
+            run counts as finished, so that one that is killed until then validates once more when it is resumed.
 
     Raises:
         UserError: the configuration is wrong, or another than that of the run to resume; a sample cannot be loaded,
@@ -77,7 +80,7 @@ def fit(
             progress.say(f"continuing after step {checkpoint.step} of {config.steps}")
         launch(fabric, config)
         with _connected(fabric, run, progress) as lifeline:
-            metrics = _train(fabric, task, config, run, record, checkpoint, progress, per_device)
+            metrics = _train(fabric, task, config, run, record, checkpoint, progress, per_device, write_results)
             lifeline.done()
     return metrics
 
@@ -91,6 +94,7 @@ def _train(
     checkpoint: Checkpoint | None,
     progress: Progress,
     per_device: int,
+    write_results: Callable[[], None],
 ) -> dict[str, float]:
     """The loop."""
     signals = StopSignals()
@@ -143,7 +147,7 @@ def _train(
     if stop:
         by = signals.name or "another process"
         raise TrainingStopped(f"stopped by {by} after step {steps.done} of {config.steps}: {_kept(run)}")
-    return records.finish()
+    return records.finish(write_results)
 
 
 @contextmanager

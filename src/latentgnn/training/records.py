@@ -48,7 +48,9 @@ class Records:
         self._fabric, self._task, self._config, self._run, self._record = fabric, task, config, run, record
         self._steps, self._progress, self._validation, self._stopped = steps, progress, validation, stopped
         self._monitor = config.monitor or task.monitor
-        self._validations = [record for record in run.validations() if record["step"] <= steps.done]
+        # Not the last one: a run that has it, and is not finished, has lost what the task made of it.
+        known = min(steps.done, config.steps - 1)
+        self._validations = [record for record in run.validations() if record["step"] <= known]
         self._first_step = steps.done
         self._logged = (steps.done, 0.0)
 
@@ -121,8 +123,10 @@ class Records:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self._progress.say(f"step {step}/{self._config.steps}  validation: {shown}{'  (best)' if is_best else ''}")
 
-    def finish(self) -> dict[str, float]:
-        """Write and return the metrics of the end."""
+    def finish(self, write_results: Callable[[], None]) -> dict[str, float]:
+        """Write what the task keeps, and then the metrics of the end, which mark the run as finished; return them."""
+        if self._run.writes:
+            write_results()
         metrics: dict[str, float] = self._validations[-1]["metrics"] if self._validations else {}
         best = self._best()
         self._run.write_metrics(

@@ -150,15 +150,19 @@ def _train(config: DetectionConfig, run: RunFolder, data: Data, resume: bool) ->
             "train another detector: --model.detector faster_rcnn"
         )
     task = _task(config, train_set, val_set)
-    metrics = commands.fit_in(run, task, config, resume=resume, may_change=_MAY_CHANGE)
+
+    def write_results() -> None:
+        if task.scores is not None:
+            samples = _samples(val_set, task.results, config.evaluation.sample_pictures)
+            commands.write_pictures(run, samples, reads=_files_of(val_set))
+
+    metrics = commands.fit_in(run, task, config, resume=resume, may_change=_MAY_CHANGE, write_results=write_results)
     if run.writes:
         if task.scores is None:
             kinds = kinds_of_detector(config.model.detector)
             scores = Scores(metrics=metrics, kinds=kinds, max_detections=config.evaluation.max_detections)
         else:
             scores = task.scores
-            samples = _samples(val_set, task.results, config.evaluation.sample_pictures)
-            commands.write_pictures(run, samples, reads=_files_of(val_set))
         print(f"{scores.table()}\nwritten to {run.path}")
     return metrics
 

@@ -146,13 +146,17 @@ def _train(config: PointCloudConfig, run: RunFolder, data: Data, resume: bool) -
     # What the folder says about itself belongs to the run: its classes and features above all.
     config = replace(config, data=train_set.config)
     task = _task(config, train_set, val_set)
-    metrics = commands.fit_in(run, task, config, resume=resume, may_change=_MAY_CHANGE)
+
+    def write_results() -> None:
+        if task.scores is not None:
+            write_json(run.path / "scores.json", task.scores.to_json())
+            commands.write_pictures(run, _samples(val_set, task.predicted), reads=_files_of(val_set))
+
+    metrics = commands.fit_in(run, task, config, resume=resume, may_change=_MAY_CHANGE, write_results=write_results)
     if run.writes:
         if task.scores is None:
             print("  ".join(f"{name} {metrics[name]:.3f}" for name in ("mIoU", "mAcc", "OA")))
         else:
-            write_json(run.path / "scores.json", task.scores.to_json())
-            commands.write_pictures(run, _samples(val_set, task.predicted), reads=_files_of(val_set))
             print(task.scores.table())
         print(f"written to {run.path}")
     return metrics
