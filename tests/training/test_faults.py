@@ -3,6 +3,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,10 @@ def test_loading_processes_end_with_a_run_that_is_killed(tmp_path: Path) -> None
     assert process.returncode == -signal.SIGKILL
     workers = [int(number) for number in shown.splitlines()[-1].split()]
     assert len(workers) == 2
+    # Their outputs are closed a moment before they have ended.
+    deadline = time.monotonic() + 60
+    while any(is_running(worker) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert not any(is_running(worker) for worker in workers)
 
 

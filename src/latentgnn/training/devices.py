@@ -3,9 +3,10 @@
 import atexit
 import logging
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch.distributed
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -37,14 +38,19 @@ def make_fabric(config: TrainingConfig, loggers: list[Logger]) -> Fabric:
         return make("ddp_find_unused_parameters_true") if fabric.world_size > 1 else fabric
 
 
-def launch(fabric: Fabric, config: TrainingConfig) -> None:
+def launch(fabric: Fabric, config: TrainingConfig) -> Callable[[], None]:
     """Start the processes for further devices, which run the same command again, and connect all of a run.
 
     Processes that are there already, by torchrun or Slurm, are connected alone.
 
+    Returns:
+        To be called where all of them have done their part: lets go of what was connected here, whose threads would
+        otherwise meet the end of the interpreter.
+
     Raises:
         UserError: they are not those that the configuration asks for, or do not find one another.
     """
+    before = _is_connected()
     with _told(config):
         fabric.launch()
     processes: list[subprocess.Popen[bytes]] = getattr(fabric.strategy.launcher, "procs", [])
@@ -53,6 +59,7 @@ def launch(fabric: Fabric, config: TrainingConfig) -> None:
         # Fabric watches its processes, and kills all without a word where one has failed. With none left on its list it
         # gives up: `latentgnn.training.lifeline` sees it too, also on other machines, and says what happened.
         processes.clear()
+    return torch.distributed.destroy_process_group if _is_connected() and not before else lambda: None
 
 
 @contextmanager
@@ -67,6 +74,10 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _is_connected() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 @contextmanager

@@ -78,10 +78,11 @@ def fit(
                 metrics: dict[str, float] = finished["metrics"]
                 return metrics
             progress.say(f"continuing after step {checkpoint.step} of {config.steps}")
-        launch(fabric, config)
+        disconnect = launch(fabric, config)
         with _connected(fabric, run, progress) as lifeline:
             metrics = _train(fabric, task, config, run, record, checkpoint, progress, per_device, write_results)
             lifeline.done()
+        disconnect()
     return metrics
 
 
