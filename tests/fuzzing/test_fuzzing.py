@@ -31,7 +31,7 @@ def fuzz(group: str, cases: int, how: str, folder: Path, seconds: float) -> None
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_some_hundreds_of_cases(tmp_path: Path, group: str) -> None:
-    fuzz(group, 150, "repeatable", tmp_path, 300)
+    fuzz(group, 60, "repeatable", tmp_path, 300)
 
 
 @pytest.mark.slow

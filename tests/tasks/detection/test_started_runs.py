@@ -167,8 +167,9 @@ def test_the_data_as_they_were_in_another_place_and_changed_ones_that_are_accept
     assert main(["train", "--resume", str(copies[0]), "--data.root", str(moved)]) == 0
     whole = tmp_path / "whole"
     assert main(["train", "--config", str(recipe), "--data.root", str(root), "--out", str(whole)]) == 0
-    assert weights_of(copies[0]).keys() == weights_of(whole).keys()
-    assert all((value == weights_of(whole)[name]).all() for name, value in weights_of(copies[0]).items())
+    resumed, uninterrupted = weights_of(copies[0]), weights_of(whole)
+    assert resumed.keys() == uninterrupted.keys()
+    assert all((value == uninterrupted[name]).all() for name, value in resumed.items())
 
     edit_annotations(move_box)(moved)
     argv = ["train", "--resume", str(copies[1]), "--data.root", str(moved)]

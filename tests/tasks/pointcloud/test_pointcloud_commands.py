@@ -273,7 +273,22 @@ def test_settings_out_of_range_are_refused(run, data, recipe, tmp_path, capsys, 
 
 def test_a_single_block_of_one_coarse_point_is_learnt_from(data, recipe, tmp_path):
     argv = ["train", "--config", str(recipe), "--data.root", str(data), "--out", str(tmp_path / "run")]
-    assert main([*argv, "--training.batch_size", "1", "--data.block_size", "0.4", "--training.steps", "2"]) == 0
+    assert (
+        main(
+            [
+                *argv,
+                "--training.batch_size",
+                "1",
+                "--data.block_size",
+                "0.4",
+                "--data.overlap",
+                "0",
+                "--training.steps",
+                "2",
+            ]
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize("name", ["lidar_small", "scannet"])
