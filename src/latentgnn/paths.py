@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode, is_traceable
 from latentgnn import cost, plain
 from latentgnn.config import LatentGNNConfig
 from latentgnn.core import node
-from latentgnn.core.parameters import Plan, split_latent_vector
+from latentgnn.core.parameters import split_latent_vector
+from latentgnn.core.plan import Plan
 from latentgnn.core.statistics import Statistics
 from latentgnn.norms import NormKind, is_transformed, kind_of, norm_tensors, synchronizes, tracks, update_running
 from latentgnn.projections import Arrangement

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from latentgnn.core.moments import Moments, expansion, moments, moments_pay
 from latentgnn.core.nodes import Block
-from latentgnn.core.parameters import Matrices, Plan, Vectors
+from latentgnn.core.parameters import Matrices, Vectors
+from latentgnn.core.plan import Plan
 from latentgnn.core.products import (
     NUMBERS_AT_ONCE,
     add_projection,

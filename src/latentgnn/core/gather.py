@@ -19,7 +19,8 @@ from latentgnn.core.lengths import (
     unit_backward,
 )
 from latentgnn.core.nodes import Block, nodes_innermost
-from latentgnn.core.parameters import Matrices, Plan, Vectors
+from latentgnn.core.parameters import Matrices, Vectors
+from latentgnn.core.plan import Plan
 from latentgnn.core.products import contract, project_all, sum_of_nodes
 from latentgnn.core.records import Gradients, Record, add_pair
 from latentgnn.functional import cast, wide

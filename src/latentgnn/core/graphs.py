@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latentgnn.core.nodes import Block, nodes_innermost
-from latentgnn.core.parameters import Plan
+from latentgnn.core.plan import Plan
 from latentgnn.core.products import project_each
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latentgnn.core.graphs import cat, of_kernel
-from latentgnn.core.parameters import Plan
+from latentgnn.core.plan import Plan
 from latentgnn.functional import EPS, cast, length, reciprocal, wide
 
 

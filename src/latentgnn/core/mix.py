@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from latentgnn.core.parameters import Plan
+from latentgnn.core.plan import Plan
 from latentgnn.functional import EPS, mix, reciprocal
 
 

@@ -15,7 +15,7 @@ from latentgnn.core import passes
 from latentgnn.core.backward import backward
 from latentgnn.core.nodes import bounds_of
 from latentgnn.core.operators import NO_SECOND_DERIVATIVES
-from latentgnn.core.parameters import Plan
+from latentgnn.core.plan import Plan
 from latentgnn.core.records import Record
 
 

@@ -16,7 +16,7 @@ from latentgnn.config import LatentGNNConfig
 from latentgnn.core import passes
 from latentgnn.core.backward import backward
 from latentgnn.core.nodes import bounds_of, empty_like_layout
-from latentgnn.core.parameters import SCHEMA, Plan
+from latentgnn.core.plan import SCHEMA, Plan
 from latentgnn.cost import cost
 from latentgnn.functional import wide
 

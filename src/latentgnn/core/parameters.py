@@ -1,119 +1,18 @@
-"""What a layer is, apart from its numbers, and its numbers in the form in which the core multiplies by them.
+"""A layer's numbers in the form in which the core multiplies by them.
 
 Axes: C channels, R reduced channels, G groups, r = R / G, D latents of all kernels in a group, K kernels, F features
 that the output is expanded from (K * R).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import accumulate, pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from latentgnn.core.statistics import Norm, OfBatch, OfNode, OfSample
-from latentgnn.functional import NodeScale, cast, wide
-from latentgnn.norms import NormKind, affine_of_statistics
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What kind of layer it is, and how it is to be computed.
-
-    Args:
-        groups: G.
-        latents: D_k of each kernel, in each group.
-        symmetric: gather and scatter share reduction and assignment.
-        graph_conv: scatter ends in a graph convolution.
-        residual: the input is added to the output.
-        node_scale: what the latents' sums are divided by.
-        norm: what kind the norms are: ``affine`` for those that are an affine map, or whose statistics they take.
-        eps: of each projection's norm, in the order of `Parts`.
-        norm_groups: of each projection's group norm, likewise; empty for other norms.
-        compute: type of the products over nodes.
-        holds: what the blocks compute is held for the backward pass, and not computed again there.
-    """
-
-    groups: int
-    latents: tuple[int, ...]
-    symmetric: bool
-    graph_conv: bool
-    residual: bool
-    node_scale: NodeScale
-    norm: NormKind
-    eps: tuple[float, ...]
-    norm_groups: tuple[int, ...] = ()
-    compute: torch.dtype
-    holds: bool
-
-    @property
-    def takes_statistics(self) -> bool:
-        """Whether the norms take statistics from what they are applied to."""
-        return self.norm != "affine"
-
-    def norm_at(self, place: int, parts: int = 1) -> Norm:
-        """The norm with statistics of its own behind the projection at a place, in the order of `Parts`.
-
-        Args:
-            place: of the projection.
-            parts: how many projections of equal size were joined to one.
-        """
-        if self.norm == "batch":
-            return OfBatch(self.eps[place])
-        if self.norm == "group":
-            return OfSample(self.eps[place], self.norm_groups[place] * parts)
-        return OfNode(self.eps[place], parts)
-
-    def assign_norm(self, way: int) -> Norm:
-        """The norm behind the assignments of gather (0) or scatter (1)."""
-        return self.norm_at(self.ways + way * len(self.latents))
-
-    @property
-    def conv_norm(self) -> Norm:
-        """The norm behind the graph convolutions."""
-        return self.norm_at(-1 - len(self.latents))
-
-    @property
-    def ways(self) -> int:
-        """How many reductions and assignments there are: one if gather and scatter share them."""
-        return 1 if self.symmetric else 2
-
-    @cached_property
-    def kernels(self) -> list[slice]:
-        """Each kernel's latents among all."""
-        return [slice(*ends) for ends in pairwise(accumulate(self.latents, initial=0))]
-
-    def arguments(self) -> tuple[Any, ...]:
-        """The fields as an operator takes them: `SCHEMA` in a signature."""
-        return (
-            *(self.groups, list(self.latents), self.symmetric, self.graph_conv, self.residual, self.node_scale),
-            *(list(self.eps), self.compute),
-        )
-
-    @staticmethod
-    def of(groups: int, latents: Sequence[int], *rest: Any) -> "Plan":
-        """From what `arguments` gave; operators hold nothing, and take no statistics."""
-        symmetric, graph_conv, residual, node_scale, eps, compute = rest
-        return Plan(
-            groups=groups,
-            latents=tuple(latents),
-            symmetric=symmetric,
-            graph_conv=graph_conv,
-            residual=residual,
-            node_scale=node_scale,
-            norm="affine",
-            eps=tuple(eps),
-            compute=compute,
-            holds=False,
-        )
-
-
-SCHEMA = (
-    "int groups, int[] latents, bool symmetric, bool graph_conv, bool residual, str node_scale, float[] eps, "
-    "ScalarType compute"
-)
+from latentgnn.core.plan import Plan
+from latentgnn.functional import cast, wide
+from latentgnn.norms import affine_of_statistics
 
 
 class NormedMatrix(NamedTuple):

@@ -16,7 +16,8 @@ from latentgnn.core.gather import gather_assignments, sums, values
 from latentgnn.core.graphs import of_way
 from latentgnn.core.mix import scatter_matrices
 from latentgnn.core.nodes import Block, blocks, empty_like_layout, nodes_per_block
-from latentgnn.core.parameters import Matrices, Parts, Plan, fold, vectors
+from latentgnn.core.parameters import Matrices, Parts, fold, vectors
+from latentgnn.core.plan import Plan
 from latentgnn.core.records import Record
 from latentgnn.core.scatter import features
 from latentgnn.functional import cast, wide

@@ -14,7 +14,8 @@ from latentgnn.core.expand import expand_backward
 from latentgnn.core.graphs import cat, graphs_of, of_kernel, of_samples, product, to_graphs, to_nodes
 from latentgnn.core.lengths import assign_unit_backward, rectifier_backward_, to_unit_length_
 from latentgnn.core.nodes import Block
-from latentgnn.core.parameters import Matrices, Plan, Vectors
+from latentgnn.core.parameters import Matrices, Vectors
+from latentgnn.core.plan import Plan
 from latentgnn.core.products import contract, sum_of_nodes
 from latentgnn.core.records import Gradients, Record, add_pair
 from latentgnn.functional import cast, wide

@@ -10,7 +10,8 @@ import os
 
 import torch
 
-from latentgnn.core.parameters import Matrices, Plan
+from latentgnn.core.parameters import Matrices
+from latentgnn.core.plan import Plan
 from latentgnn.errors import UserError
 from latentgnn.kernels.sizes import fits
 

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from latentgnn.core.parameters import Plan
+from latentgnn.core.plan import Plan
 from latentgnn.kernels.common import (
     EPS2,
     Way,

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from latentgnn.core.nodes import Block, empty_like_layout
-from latentgnn.core.parameters import Matrices, Plan
+from latentgnn.core.parameters import Matrices
+from latentgnn.core.plan import Plan
 from latentgnn.core.products import project_all
 from latentgnn.kernels.common import Way
 from latentgnn.kernels.gather import gather
