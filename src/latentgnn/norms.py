@@ -132,15 +132,15 @@ def kind_of(norms: Sequence[nn.Module]) -> NormKind | None:
     if isinstance(first, _BatchNorm) and uses_batch_statistics(first):
         alike = all(isinstance(norm, _BatchNorm) and uses_batch_statistics(norm) for norm in norms)
         return "batch" if alike else None
-    kind = _KINDS.get(type(first))
-    if kind is not None:
-        return kind if all(type(norm) is type(first) for norm in norms) else None
+    kinds: tuple[tuple[type[nn.Module], NormKind], ...] = (
+        (nn.GroupNorm, "group"),
+        (nn.LayerNorm, "layer"),
+        (nn.RMSNorm, "rms"),
+    )
+    for known, kind in kinds:
+        if type(first) is known:
+            return kind if all(type(norm) is known for norm in norms) else None
     return "affine" if all(is_affine(norm) for norm in norms) else None
-
-
-_KINDS: Mapping[type[nn.Module], NormKind] = MappingProxyType(
-    {nn.GroupNorm: "group", nn.LayerNorm: "layer", nn.RMSNorm: "rms"}
-)
 
 
 def affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
