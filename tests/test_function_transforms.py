@@ -159,7 +159,8 @@ def test_dual_numbers_in_the_parameters() -> None:
 
 def test_packed_points_and_second_derivatives_against_central_differences() -> None:
     torch.manual_seed(0)
-    layer = PackedLatentGNN(8, num_latents=3, reduction=2, norm=nn.LayerNorm, gamma_init=0.5, dtype=torch.float64)
+    # Two kernels: layer norm then takes the plain path, which has second derivatives.
+    layer = PackedLatentGNN(8, num_latents=(3, 2), reduction=2, norm=nn.LayerNorm, gamma_init=0.5, dtype=torch.float64)
     offsets = torch.tensor([0, 3, 7])
     x = torch.randn(7, 8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: layer(x, offsets), (x,), check_forward_ad=True)
@@ -218,7 +219,8 @@ def test_second_derivatives_of_the_core_are_refused(
 @pytest.mark.parametrize("memory", MEMORY)
 @pytest.mark.parametrize("norm", ["group", "layer"])
 def test_second_derivatives_of_the_plain_path(norm: str, memory: paths.Memory) -> None:
-    layer, published = pair(norm)
+    # Such norms over the latents of several kernels are not for the core.
+    layer, published = pair(norm, "graph_conv_two_kernels")
     x = make_input(2, 16, 2, 3).requires_grad_()
     with paths.memory(memory):
         (gradient,) = torch.autograd.grad(layer(x).sin().sum(), x, create_graph=True)

@@ -154,7 +154,7 @@ def add_projection(
 ) -> None:
     """out = base + (x W^T) * scale + shift, with ``None`` for ones and zeros; ``base`` may be ``out``."""
     samples, nodes, channels = out_sTC.shape
-    onednn = _takes_onednn(matrix_CK, samples * nodes)
+    onednn = x_sTK.dtype == matrix_CK.dtype and _takes_onednn(matrix_CK, samples * nodes)
     # With few nodes the matrix is larger than the output, and scaling it takes longer.
     if not onednn and (scale_C is None or samples * nodes >= x_sTK.shape[2] or x_sTK.dtype != scale_C.dtype):
         matrix_CK = matrix_CK if scale_C is None else matrix_CK * scale_C.unsqueeze(1)
