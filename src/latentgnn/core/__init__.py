@@ -1,1 +1,1 @@
-"""The layer for norms that are affine maps or batch norm in training: blocks of nodes, gradients by hand."""
+"""The fast path: blocks of nodes, gradients arranged by hand; for which norms, `latentgnn.paths` says."""

@@ -12,6 +12,7 @@ from latentgnn.core.parameters import Matrices, Vectors
 from latentgnn.core.plan import Plan
 from latentgnn.core.products import contract, contract_all, project, project_back, project_each, sum_of_nodes
 from latentgnn.core.records import Gradients, Record, add, add_pair
+from latentgnn.core.statistics import batch_norm_again
 from latentgnn.functional import cast, wide
 
 
@@ -25,7 +26,7 @@ def assignments(
     if vectors is not None and record.assigned is not None and way < len(record.assigned):
         raw_sTF = record.assigned[way]
         assert record.assigned_statistics is not None
-        y_sTF = plan.assign_norm(way).again(raw_sTF, *vectors.assigns[way], record.assigned_statistics[way])
+        y_sTF = batch_norm_again(raw_sTF, *vectors.assigns[way], record.assigned_statistics[way])
         return to_graphs(y_sTF, plan.groups).relu_()
     matrix_GDr, shift_F = cast(matrices.assigns[way], plan.compute), matrices.assign_shifts[way]
     shift_F = None if shift_F is None else cast(shift_F, plan.compute)

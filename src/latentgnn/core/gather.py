@@ -23,6 +23,7 @@ from latentgnn.core.parameters import Matrices, Vectors
 from latentgnn.core.plan import Plan
 from latentgnn.core.products import contract, project_all, sum_of_nodes
 from latentgnn.core.records import Gradients, Record, add_pair
+from latentgnn.core.statistics import batch_norm_again
 from latentgnn.functional import cast, wide
 
 
@@ -46,7 +47,7 @@ def values(
             record.raw = u_sTR
             u_sTR, record.raw_statistics = plan.norm_at(0, plan.ways).normalize(u_sTR, weight_R, bias_R, block)
         else:
-            u_sTR = plan.norm_at(0, plan.ways).again(u_sTR, weight_R, bias_R, record.raw_statistics)
+            u_sTR = batch_norm_again(u_sTR, weight_R, bias_R, record.raw_statistics)
     else:
         u_sTR = _scaled_and_shifted(u_sTR, matrices.reduce_scale, shift_R)
     unit_sHTr = to_graphs(u_sTR, plan.ways * plan.groups)

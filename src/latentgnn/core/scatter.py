@@ -18,6 +18,7 @@ from latentgnn.core.parameters import Matrices, Vectors
 from latentgnn.core.plan import Plan
 from latentgnn.core.products import contract, sum_of_nodes
 from latentgnn.core.records import Gradients, Record, add_pair
+from latentgnn.core.statistics import batch_norm_again
 from latentgnn.functional import cast, wide
 
 
@@ -49,7 +50,7 @@ def features(
         record.scatter_assign = assign_sGTD
     if vectors is not None and record.convolved is not None:
         assert record.convolved_statistics is not None
-        record.feature = plan.conv_norm.again(record.convolved, *vectors.conv, record.convolved_statistics).relu_()
+        record.feature = batch_norm_again(record.convolved, *vectors.conv, record.convolved_statistics).relu_()
         return
     parts = []
     for kernel, matrix_SGrD in zip(plan.kernels, to_features, strict=True):

@@ -1,6 +1,6 @@
 """Norms that take statistics from what they are applied to: of the batch, of a sample's groups of channels, of a node.
 
-Each computes its output, its output again from statistics that are known, and the gradients through both.
+Each computes its output, and the gradients through output and statistics.
 
 Axes: s rows of the input, T nodes, F channels of what is normalised, S samples of a block.
 """
@@ -36,9 +36,6 @@ class Norm(Protocol):
         self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, block: Block
     ) -> tuple[Tensor, Statistics]:
         """The norm of new memory, and the statistics that it took."""
-
-    def again(self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, statistics: Statistics) -> Tensor:
-        """The norm with statistics that are known."""
 
     def backward(
         self, grad_sTF: Tensor, raw_sTF: Tensor, weight_F: Tensor | None, statistics: Statistics, block: Block
@@ -76,12 +73,6 @@ class OfBatch:
         bias_F1 = None if bias_F is None else bias_F.unsqueeze(1)
         return _scaled_(centred_sFT, scale_F1, bias_F1), Statistics(mean_F, inverse_F)
 
-    def again(self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, statistics: Statistics) -> Tensor:
-        assert statistics.mean is not None
-        scale_F = _times(statistics.inverse, weight_F)
-        shift_F = -statistics.mean * scale_F
-        return torch.addcmul(shift_F if bias_F is None else shift_F + bias_F, raw_sTF, scale_F)
-
     def backward(
         self, grad_sTF: Tensor, raw_sTF: Tensor, weight_F: Tensor | None, statistics: Statistics, block: Block
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -92,6 +83,14 @@ class OfBatch:
             grad, x, weight_F, None, None, statistics.mean, statistics.inverse, True, self.eps, wanted
         )
         return _nodes_second(grad_x, raw_sTF), grad_weight_F, grad_bias_F
+
+
+def batch_norm_again(raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, statistics: Statistics) -> Tensor:
+    """Batch norm with statistics that are known: the one norm whose input may be held without its output."""
+    assert statistics.mean is not None
+    scale_F = _times(statistics.inverse, weight_F)
+    shift_F = -statistics.mean * scale_F
+    return torch.addcmul(shift_F if bias_F is None else shift_F + bias_F, raw_sTF, scale_F)
 
 
 def _channels_second(x_sTF: Tensor, like_sTF: Tensor) -> Tensor:
@@ -137,9 +136,6 @@ class OfSample:
             means.append(mean)
             inverses.append(inverse)
         return _cat_nodes(parts), Statistics(torch.cat(means), torch.cat(inverses))
-
-    def again(self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, statistics: Statistics) -> Tensor:
-        raise AssertionError("a group norm's statistics are never held without its output")
 
     def backward(
         self, grad_sTF: Tensor, raw_sTF: Tensor, weight_F: Tensor | None, statistics: Statistics, block: Block
@@ -206,9 +202,6 @@ class OfNode:
             squares = (split * split).sum(-1, keepdim=True)
         inverse = squares.div_(split.shape[-1]).add_(self.eps).rsqrt_()
         return self._scaled(split * inverse, weight_F, bias_F), Statistics(None, inverse)
-
-    def again(self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, statistics: Statistics) -> Tensor:
-        return self._scaled(self._split(raw_sTF) * statistics.inverse, weight_F, bias_F)
 
     def backward(
         self, grad_sTF: Tensor, raw_sTF: Tensor, weight_F: Tensor | None, statistics: Statistics, block: Block
