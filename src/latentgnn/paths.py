@@ -1,7 +1,8 @@
 """Which path a layer takes for an input, and for the core the reason why not.
 
 The core (`latentgnn.core`) has gradients arranged by hand, for norms that are affine maps, batch norm in training, and
-group, layer and RMS norm; the plain path (`latentgnn.plain`) is the equations as PyTorch operations, for everything else.
+group, layer and RMS norm. The plain path (`latentgnn.plain`) is the equations as PyTorch operations, for everything
+else.
 """
 
 from collections.abc import Callable, Iterator, Sequence
