@@ -108,7 +108,8 @@ def backward(
     grad_sums = torch.zeros_like(sums) if grad_sums is None else grad_sums
     grad_weights = torch.zeros_like(weights) if grad_weights is None else grad_weights
 
-    grad_x_BNC = empty_like_layout(x_BNC, x_BNC.shape[-1]) if needs_x else None
+    whole = len(todo) == 1 and todo[0].whole and plan.residual and grad_BNC.stride() == x_BNC.stride()
+    grad_x_BNC = None if whole or not needs_x else empty_like_layout(x_BNC, x_BNC.shape[-1])
     grads_scatter.reverse()
     for block, record in zip(todo, records, strict=True):
         valid_sT1 = block.valid(mask_BN)
@@ -127,14 +128,15 @@ def backward(
         if any(needs[:ways]):
             product_RC = contract_all(grad_sTR, input_of(x_BNC, block, valid_sT1, plan))
             gradients.reduce = product_RC if gradients.reduce is None else gradients.reduce.add_(product_RC)
-        if grad_x_BNC is not None:
-            base_sTC, out_sTC = block.of(grad_BNC), block.of(grad_x_BNC)
+        if needs_x:
+            base_sTC, out_sTC = block.of(grad_BNC), None if grad_x_BNC is None else block.of(grad_x_BNC)
             if matrices.reduce_scale is not None:
                 grad_sTR = cast(grad_sTR * matrices.reduce_scale, plan.compute)
             reduces = [cast(matrix, plan.compute) for matrix in matrices.reduces]
-            add_project_back(base_sTC if plan.residual else None, grad_sTR, reduces, out_sTC)
+            written_sTC = add_project_back(base_sTC if plan.residual else None, grad_sTR, reduces, out_sTC)
             if valid_sT1 is not None and not plan.residual:
-                out_sTC.copy_(torch.where(valid_sT1, out_sTC, base_sTC))
+                written_sTC.copy_(torch.where(valid_sT1, written_sTC, base_sTC))
+            grad_x_BNC = written_sTC if grad_x_BNC is None else grad_x_BNC
         _release(record)
     outputs, found = _folded_gradients(folded, folded_vectors, grad_convs, gradients, plan)
     wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]

@@ -2,7 +2,7 @@
 
 A norm that is an affine map is folded into U. Batch norm in training may take its statistics from the moments of f;
 otherwise norms over the nodes are computed for some channels at a time, whose numbers are still in a cache for the
-norm, the sum with x and the gradients, and which are never held.
+norm, the sum with x and the gradients; they are held only where all is.
 
 Axes: s rows of the input, T nodes, C channels, F features of all kernels (K * R); c channels of a part.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from latentgnn.core.moments import Moments, expansion, moments, moments_pay
-from latentgnn.core.nodes import Block
+from latentgnn.core.nodes import Block, empty_like_layout
 from latentgnn.core.parameters import Matrices, Vectors
 from latentgnn.core.plan import Plan
 from latentgnn.core.products import (
@@ -38,31 +38,35 @@ def expand(
     vectors: Vectors | None,
     plan: Plan,
     record: Record,
-    out_sTC: Tensor,
-) -> None:
-    """Write the output of a block."""
+    out_sTC: Tensor | None,
+) -> Tensor:
+    """The output of a block, written to ``out`` where that is given."""
     assert record.feature is not None
     base_sTC = x_sTC if plan.residual else None
     if vectors is None:
         scale_C, shift_C = matrices.expand_scale, matrices.expand_shift
-        add_projection(base_sTC, record.feature, matrices.expand, scale_C, shift_C, out_sTC)
+        out_sTC = add_projection(base_sTC, record.feature, matrices.expand, scale_C, shift_C, out_sTC)
     elif _takes_moments(x_sTC, record.feature, plan):
         of_features, _ = moments(record.feature)
         matrix_CF, shift_C, statistics = expansion(matrices.expand, of_features, *vectors.expand, plan.eps[-1])
         record.expanded_statistics = [statistics]
-        add_projection(base_sTC, record.feature, matrix_CF, None, shift_C, out_sTC)
+        out_sTC = add_projection(base_sTC, record.feature, matrix_CF, None, shift_C, out_sTC)
     else:
-        record.expanded_statistics = []
+        out_sTC = empty_like_layout(x_sTC, x_sTC.shape[2]) if out_sTC is None else out_sTC
+        record.expanded, record.expanded_statistics = [], []
         for part, norm in _channel_parts(out_sTC, plan):
             expanded_sTc = project(record.feature, matrices.expand[part])
             y_sTc, statistics = norm.normalize(expanded_sTc, *_of_part(vectors, part), block)
             record.expanded_statistics.append(statistics)
+            if plan.holds:
+                record.expanded.append(expanded_sTc)
             if base_sTC is None:
                 out_sTC[..., part].copy_(y_sTc)
             else:
                 torch.add(base_sTC[..., part], y_sTc, out=out_sTC[..., part])
     if valid_sT1 is not None:
         out_sTC.copy_(torch.where(valid_sT1, out_sTC, x_sTC))
+    return out_sTC
 
 
 def expand_backward(
@@ -106,7 +110,8 @@ def _channel_parts(x_sTC: Tensor, plan: Plan) -> list[tuple[slice, Norm]]:
         return [(slice(0, channels), norm)]
     groups = norm.groups if isinstance(norm, OfSample) else channels
     width = max(NUMBERS_AT_ONCE // (x_sTC.shape[0] * x_sTC.shape[1]), _LEAST_CHANNELS)
-    together = max(width * groups // channels, 1)
+    pieces = -(-channels // width)
+    together = max(-(-groups // pieces), 1)
     parts: list[tuple[slice, Norm]] = []
     for first in range(0, groups, together):
         count = min(together, groups - first)
@@ -134,10 +139,11 @@ def _through_parts(
     grad_sTF: Tensor | None = None
     outers: list[Tensor] = []
     pairs: list[tuple[Tensor | None, Tensor | None]] = []
-    for (part, norm), statistics in zip(_channel_parts(grad_sTC, plan), record.expanded_statistics, strict=True):
-        matrix_cF = matrices.expand[part]
+    for index, (part, norm) in enumerate(_channel_parts(grad_sTC, plan)):
+        matrix_cF, weight_c = matrices.expand[part], _of_part(vectors, part)[0]
+        expanded_sTc = record.expanded[index] if record.expanded else project(record.feature, matrix_cF)
         grad_sTc, *pair = norm.backward(
-            *(grad_sTC[..., part], project(record.feature, matrix_cF), _of_part(vectors, part)[0], statistics, block)
+            grad_sTC[..., part], expanded_sTc, weight_c, record.expanded_statistics[index], block
         )
         outers.append(contract_all(grad_sTc, record.feature))
         pairs.append((pair[0], pair[1]))

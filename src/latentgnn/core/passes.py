@@ -100,8 +100,9 @@ def forward(
     matrices, norm_vectors = fold(parts, plan), vectors(parts, plan) if plan.takes_statistics else None
     if kernels.why_not_kernels(matrices, plan, keep=keep) is None:
         return _forward_by_kernels(x_BNC, mask_BN, offsets, parts, matrices, plan)
-    out_BNC = empty_like_layout(x_BNC, x_BNC.shape[-1])
     todo = blocks_of(x_BNC, offsets, parts, plan)
+    whole = len(todo) == 1 and todo[0].whole and plan.residual and x_BNC.dtype == plan.compute
+    out_BNC = None if whole else empty_like_layout(x_BNC, x_BNC.shape[-1])
     state = _empty_state(x_BNC, offsets, parts, plan, sums_follow=len(todo) == 1)
     waiting = []
     for block in todo:
@@ -120,11 +121,13 @@ def forward(
     for block in reversed(todo):  # what was read last may still be in a cache
         valid_sT1, record = block.valid(mask_BN), waiting.pop()
         features(block, valid_sT1, to_features, matrices, norm_vectors, plan, record)
-        out_sTC, x_sTC = block.of(out_BNC), block.of(x_BNC)
-        expand(block, x_sTC, valid_sT1, matrices, norm_vectors, plan, record, out_sTC)
+        out_sTC = None if out_BNC is None else block.of(out_BNC)
+        written_sTC = expand(block, block.of(x_BNC), valid_sT1, matrices, norm_vectors, plan, record, out_sTC)
+        out_BNC = written_sTC if out_BNC is None else out_BNC
         if keep or plan.norm == "batch":
             state.records.append(_held(record, plan))
     state.records.reverse()
+    assert out_BNC is not None
     return out_BNC, state
 
 

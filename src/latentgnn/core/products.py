@@ -16,13 +16,16 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from latentgnn.core.nodes import nodes_innermost
+from latentgnn.core.nodes import empty_like_layout, nodes_innermost
 from latentgnn.functional import cast, wide
 
 # oneDNN takes over from so many multiply-adds on, as measured: below, its call costs more than it saves.
 _MANY_OPERATIONS = 1 << 21
 # Samples are put side by side up to so many nodes: more are as fast by themselves, and need no copy.
 _NODES_AT_ONCE = 2048
+# With fewer features, an output of up to so many numbers is as fast to write as to compute: MKL adds it in one pass.
+_FEW_FEATURES = 64
+_MANY_OUTPUTS = 1 << 23
 # So many numbers of an output are made at once where a sum follows, so that they are still in a cache then.
 NUMBERS_AT_ONCE = 1 << 19
 
@@ -120,15 +123,18 @@ def project_all(x_sTC: Tensor, matrices_RC: Sequence[Tensor]) -> Tensor:
     return from_columns(torch.cat([_outer(matrix_RC, columns_MC) for matrix_RC in matrices_RC]), samples)
 
 
-def add_project_back(base_sTC: Tensor | None, grad_sTO: Tensor, matrices_RC: Sequence[Tensor], out_sTC: Tensor) -> None:
-    """out = base + g W, for the matrices of `project_all`."""
-    samples, nodes, channels = out_sTC.shape
-    if len(matrices_RC) > 1 and samples * nodes >= channels // 2:
+def add_project_back(
+    base_sTC: Tensor | None, grad_sTO: Tensor, matrices_RC: Sequence[Tensor], out_sTC: Tensor | None
+) -> Tensor:
+    """base + g W, for the matrices of `project_all`; as `add_projection`, also in where it is written."""
+    channels = matrices_RC[0].shape[1]
+    if len(matrices_RC) > 1 and grad_sTO.shape[0] * grad_sTO.shape[1] >= channels // 2:
         matrices_RC = [torch.cat(list(matrices_RC))]
     parts = grad_sTO.split([matrix_RC.shape[0] for matrix_RC in matrices_RC], -1)
     for part, matrix_RC in zip(parts, matrices_RC, strict=True):
-        add_projection(base_sTC, part, matrix_RC.mT, None, None, out_sTC)
-        base_sTC = out_sTC
+        base_sTC = add_projection(base_sTC, part, matrix_RC.mT, None, None, out_sTC)
+    assert base_sTC is not None
+    return base_sTC
 
 
 def project_each(x_ETK: Tensor, matrix_EOK: Tensor) -> Tensor:
@@ -150,15 +156,29 @@ def add_projection(
     matrix_CK: Tensor,
     scale_C: Tensor | None,
     shift_C: Tensor | None,
-    out_sTC: Tensor,
-) -> None:
-    """out = base + (x W^T) * scale + shift, with ``None`` for ones and zeros; ``base`` may be ``out``."""
-    samples, nodes, channels = out_sTC.shape
-    onednn = x_sTK.dtype == matrix_CK.dtype and _takes_onednn(matrix_CK, samples * nodes)
+    out_sTC: Tensor | None,
+) -> Tensor:
+    """base + (x W^T) * scale + shift, with ``None`` for ones and zeros; ``base`` may be ``out``.
+
+    It is written to ``out``, or without that to new memory in the layout of ``base``.
+    """
+    samples, nodes, features = x_sTK.shape
+    channels = matrix_CK.shape[0]
+    alike = x_sTK.dtype == matrix_CK.dtype
+    onednn = alike and _takes_onednn(matrix_CK, samples * nodes)
+    if out_sTC is None:
+        assert base_sTC is not None
+        if onednn and _is_one_call(base_sTC, x_sTK):
+            matrix_CK = matrix_CK if scale_C is None else matrix_CK * scale_C.unsqueeze(1)
+            return _add_rows(base_sTC, x_sTK, matrix_CK, shift_C)
+        out_sTC = empty_like_layout(base_sTC, channels)
+    if features < _FEW_FEATURES and samples * nodes * channels <= _MANY_OUTPUTS:
+        onednn = False
     # With few nodes the matrix is larger than the output, and scaling it takes longer.
-    if not onednn and (scale_C is None or samples * nodes >= x_sTK.shape[2] or x_sTK.dtype != scale_C.dtype):
+    if not onednn and (scale_C is None or samples * nodes >= features or x_sTK.dtype != scale_C.dtype):
         matrix_CK = matrix_CK if scale_C is None else matrix_CK * scale_C.unsqueeze(1)
-        return _add_batch(base_sTC, x_sTK, cast(matrix_CK, x_sTK.dtype), shift_C, out_sTC)
+        _add_batch(base_sTC, x_sTK, cast(matrix_CK, x_sTK.dtype), shift_C, out_sTC)
+        return out_sTC
     matrix_CK = matrix_CK.contiguous()
     # In parts, whose product is still in a cache when the base is added.
     length = max(NUMBERS_AT_ONCE // channels, 256)
@@ -175,7 +195,34 @@ def add_projection(
                 out_sTC[part].copy_(y_stC)
             else:
                 torch.add(base_sTC[part], y_stC, out=out_sTC[part])
-    return None
+    return out_sTC
+
+
+def _is_one_call(base_sTC: Tensor, x_sTK: Tensor) -> bool:
+    """Whether oneDNN can add a base in the same call: dense, not much, and of one sample where nodes are innermost."""
+    if base_sTC.numel() > NUMBERS_AT_ONCE or base_sTC.dtype != x_sTK.dtype:
+        return False
+    if nodes_innermost(x_sTK):
+        return x_sTK.shape[0] == 1 and base_sTC[0].mT.is_contiguous()
+    return x_sTK.is_contiguous() and base_sTC.is_contiguous()
+
+
+def _add_rows(base_sTC: Tensor, x_sTK: Tensor, matrix_CK: Tensor, shift_C: Tensor | None) -> Tensor:
+    """base + x W^T + shift in one call, for what `_is_one_call` says."""
+    if nodes_innermost(x_sTK):
+        x_TK = x_sTK[0]
+        x_TK = x_TK if x_TK.stride(0) == 1 and x_TK.stride(1) == x_TK.shape[0] else x_TK.mT.contiguous().mT
+        out = torch.ops.mkldnn._linear_pointwise(matrix_CK.contiguous(), base_sTC[0].mT, x_TK, None, "add")
+        out = out if shift_C is None else out.add_(shift_C.unsqueeze(1))
+        return _not_a_view(out, base_sTC)
+    rows, base = x_sTK.flatten(0, 1), base_sTC.flatten(0, 1)
+    right = matrix_CK if matrix_CK.stride(1) == 1 else matrix_CK.mT.contiguous().mT
+    return _not_a_view(torch.ops.mkldnn._linear_pointwise(rows, base, right, shift_C, "add"), base_sTC)
+
+
+def _not_a_view(out: Tensor, like_sTC: Tensor) -> Tensor:
+    """The memory of a new tensor in another shape; autograd refuses operations in place on views from a function."""
+    return out.new_empty(0).set_(out.untyped_storage(), 0, like_sTC.shape, like_sTC.stride())
 
 
 def _add_batch(

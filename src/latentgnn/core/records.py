@@ -30,7 +30,8 @@ class Record:
         convolved: G O of all kernels before a norm with statistics, (s, T, K * R).
         convolved_statistics: that the norm took.
         feature: what the output is expanded from, (s, T, F).
-        expanded_statistics: that the norm of f U^T took, of each part of its channels.
+        expanded: f U^T of each part of its channels before a norm with statistics.
+        expanded_statistics: that the norms took.
     """
 
     raw: Tensor | None = None
@@ -45,6 +46,7 @@ class Record:
     convolved: Tensor | None = None
     convolved_statistics: Statistics | None = None
     feature: Tensor | None = None
+    expanded: list[Tensor] | None = None
     expanded_statistics: list[Statistics] | None = None
 
     def stored(self, tensors: list[Tensor]) -> dict[str, Any]:
