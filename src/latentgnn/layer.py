@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from latentgnn import paths
 from latentgnn.config import LatentGNNConfig
 from latentgnn.functional import NodeScale
+from latentgnn.modules import child, own_tensor
 from latentgnn.norms import NormFactory
 from latentgnn.projections import Arrangement, Projection
 from latentgnn.tracing import as_one_node
@@ -218,7 +219,7 @@ class LatentGNN(nn.Module):
 
     def _output(self, x_BNC: Tensor, mask_BN: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
         layer = self._arrangement()
-        if any(type(part.weight) is not nn.Parameter for part in layer.projections) and (whole := self._whole()):
+        if any(type(matrix) is not nn.Parameter for matrix in layer.tensors[::5]) and (whole := self._whole()):
             with _reparametrize_module(self, whole):
                 return paths.run(self._arrangement(), x_BNC, mask_BN, offsets)
         return paths.run(layer, x_BNC, mask_BN, offsets)
@@ -244,18 +245,23 @@ class LatentGNN(nn.Module):
         }
 
     def _arrangement(self) -> Arrangement:
-        kernels = self.kernel_list
-        reduces = [self.gather_reduce] + ([] if self.scatter_reduce is None else [self.scatter_reduce])
-        assigns = [[kernel.gather_assign for kernel in kernels]]
+        reduces, assigns = [self._part("gather_reduce")], [self._parts("gather_assign")]
         if not self.config.symmetric:
-            assigns.append([kernel.scatter_assign for kernel in kernels if kernel.scatter_assign is not None])
-        convs = [kernel.graph_conv for kernel in kernels if kernel.graph_conv is not None]
-        return Arrangement(
-            self.config, reduces, assigns, convs, self.expand, self.gamma if self.config.residual else None
-        )
+            reduces.append(self._part("scatter_reduce"))
+            assigns.append(self._parts("scatter_assign"))
+        convs = self._parts("graph_conv") if self.config.graph_conv else []
+        gamma = own_tensor(self, "gamma") if self.config.residual else None
+        return Arrangement(self.config, reduces, assigns, convs, self._part("expand"), gamma)
+
+    def _part(self, name: str) -> Projection:
+        return cast(Projection, child(self, name))
+
+    def _parts(self, name: str) -> list[Projection]:
+        """One of each kernel."""
+        return [cast(Projection, child(cast(nn.Module, kernel), name)) for kernel in child(self, "kernels")._modules.values()]
 
     def _check(self, x: Tensor) -> None:
-        name, weight = type(self).__name__, self.gather_reduce.weight
+        name, weight = type(self).__name__, cast(Tensor, own_tensor(self._part("gather_reduce"), "weight"))
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} takes a tensor, got {type(x).__name__}")
         if not x.is_floating_point():

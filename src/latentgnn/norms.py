@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from latentgnn.functional import cast, wide
+from latentgnn.modules import own_tensor
 
 NormFactory = Callable[[int], nn.Module]
 
@@ -105,13 +106,13 @@ def affine_of_statistics(
 def is_frozen(norm: nn.Module) -> bool:
     """Whether a module has the buffers of a frozen batch norm: ours, torchvision's, timm's."""
     return not isinstance(norm, _NormBase) and all(
-        isinstance(getattr(norm, name, None), Tensor) for name in ("weight", "bias", "running_mean", "running_var")
+        own_tensor(norm, name) is not None for name in ("weight", "bias", "running_mean", "running_var")
     )
 
 
 def uses_batch_statistics(norm: nn.Module) -> bool:
     """Whether a norm takes its statistics from the batch at hand."""
-    return isinstance(norm, _BatchNorm) and (norm.training or norm.running_mean is None)
+    return isinstance(norm, _BatchNorm) and (norm.training or own_tensor(norm, "running_mean") is None)
 
 
 def is_repeatable(norm: nn.Module) -> bool:
@@ -129,9 +130,12 @@ def is_affine(norm: nn.Module) -> bool:
 def kind_of(norms: Sequence[nn.Module]) -> NormKind | None:
     """What kind all of a layer's norms are, ``None`` if they differ or are of none that is known."""
     first = norms[0]
-    if isinstance(first, _BatchNorm) and uses_batch_statistics(first):
-        alike = all(isinstance(norm, _BatchNorm) and uses_batch_statistics(norm) for norm in norms)
-        return "batch" if alike else None
+    if isinstance(first, _BatchNorm):
+        first_takes = uses_batch_statistics(first)
+        if all(isinstance(norm, _BatchNorm) and uses_batch_statistics(norm) == first_takes for norm in norms):
+            return "batch" if first_takes else "affine"
+        if first_takes:
+            return None
     kinds: tuple[tuple[type[nn.Module], NormKind], ...] = (
         (nn.GroupNorm, "group"),
         (nn.LayerNorm, "layer"),
@@ -154,9 +158,10 @@ def norm_tensors(norm: nn.Module) -> tuple[Tensor | None, Tensor | None, Tensor 
     """Weight, bias, running mean and running variance of a norm, ``None`` for what it does not have."""
     if isinstance(norm, nn.Identity):
         return None, None, None, None
+    weight, bias = own_tensor(norm, "weight"), own_tensor(norm, "bias")
     if isinstance(norm, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
-        return norm.weight, getattr(norm, "bias", None), None, None
-    return norm.weight, norm.bias, norm.running_mean, norm.running_var  # type: ignore[return-value]
+        return weight, bias, None, None
+    return weight, bias, own_tensor(norm, "running_mean"), own_tensor(norm, "running_var")
 
 
 def synchronizes(norm: nn.Module) -> bool:

@@ -20,7 +20,7 @@ from latentgnn.core import node
 from latentgnn.core.parameters import split_latent_vector
 from latentgnn.core.plan import Plan
 from latentgnn.core.statistics import Statistics
-from latentgnn.norms import NormKind, is_transformed, kind_of, norm_tensors, synchronizes, tracks, update_running
+from latentgnn.norms import NormKind, is_transformed, synchronizes, tracks, update_running
 from latentgnn.projections import Arrangement
 
 Memory = Literal["auto", "hold", "recompute"]
@@ -75,8 +75,7 @@ def why_not_core(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, comp
         return "exported programs must run where this library is not installed"
     if is_transformed():
         return "a transform of torch.func is active, or forward-mode derivatives are being computed"
-    norms = [projection.norm for projection in layer.projections]
-    kind = kind_of(norms)
+    norms, kind = layer.norms, layer.norm_kind
     if kind == "affine":
         return None
     if kind is None:
@@ -89,7 +88,7 @@ def why_not_core(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, comp
         return "statistics in half precision"
     if len({norm.eps for norm in norms}) > 1:
         return "norms that differ in eps"
-    if len({(norm.weight is None, getattr(norm, "bias", None) is None) for norm in norms}) > 1:
+    if any(len({tensor is None for tensor in layer.tensors[place::5]}) > 1 for place in (1, 2)):
         return "norms of which some have weights and some not"
     return _why_not_batch(norms, x_BNC, mask_BN) if kind == "batch" else _why_not_sample(kind, layer, mask_BN)
 
@@ -170,15 +169,10 @@ def _empty(layer: Arrangement, x_BNC: Tensor) -> Tensor:
 def _core(
     layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, compute: torch.dtype
 ) -> Tensor:
-    config, projections = layer.config, layer.projections
-    norms = [projection.norm for projection in projections]
-    kind = kind_of(norms)
+    config, norms, kind, tensors = layer.config, layer.norms, layer.norm_kind, [*layer.tensors, layer.gamma]
     assert kind is not None
-    tensors: list[Tensor | None] = []
-    for projection in projections:
-        tensors += [projection.weight, *norm_tensors(projection.norm)]
     if kind == "batch":
-        for index in range(0, len(tensors), 5):
+        for index in range(0, len(tensors) - 1, 5):
             tensors[index + 3] = tensors[index + 4] = None
     plan = Plan(
         groups=config.num_groups,
@@ -191,9 +185,9 @@ def _core(
         eps=tuple(_eps(norm, compute) for norm in norms),
         norm_groups=tuple(norm.num_groups for norm in norms if isinstance(norm, nn.GroupNorm)),
         compute=compute,
-        holds=not torch.compiler.is_compiling() and holds(config, x_BNC, kind),
+        holds=torch.is_grad_enabled() and not torch.compiler.is_compiling() and holds(config, x_BNC, kind),
     )
-    out_BNC, statistics = node.run(x_BNC, mask_BN, offsets, [*tensors, layer.gamma], plan)
+    out_BNC, statistics = node.run(x_BNC, mask_BN, offsets, tensors, plan)
     if statistics is not None:
         _learn(layer, statistics, plan, x_BNC.shape[0] * x_BNC.shape[1])
     return out_BNC
@@ -223,9 +217,9 @@ def _learn(layer: Arrangement, statistics: node.BatchStatistics, plan: Plan, cou
     means.append(torch.cat([part.mean for part in statistics.expand if part.mean is not None]))
     inverses.append(torch.cat([part.inverse for part in statistics.expand]))
     learning = [
-        (projection.norm, mean, inverse)
-        for projection, mean, inverse in zip(layer.projections, means, inverses, strict=True)
-        if tracks(projection.norm)
+        (norm, mean, inverse)
+        for norm, mean, inverse in zip(layer.norms, means, inverses, strict=True)
+        if tracks(norm)
     ]
     if learning:
         norms, means, inverses = (list(column) for column in zip(*learning, strict=True))

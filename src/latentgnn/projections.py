@@ -3,12 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from latentgnn.config import LatentGNNConfig
-from latentgnn.norms import NormFactory
+from latentgnn.modules import child, own_tensor
+from latentgnn.norms import NormFactory, NormKind, kind_of, norm_tensors
 
 
 class Projection(nn.Module):
@@ -90,7 +92,25 @@ class Arrangement:
     expand: Projection
     gamma: Tensor | None
 
-    @property
+    @cached_property
     def projections(self) -> list[Projection]:
         """All of them, in the order of the fields."""
         return [*self.reduces, *(part for way in self.assigns for part in way), *self.convs, self.expand]
+
+    @cached_property
+    def norms(self) -> list[nn.Module]:
+        """The norm of each."""
+        return [child(projection, "norm") for projection in self.projections]
+
+    @cached_property
+    def tensors(self) -> list[Tensor | None]:
+        """Of each the matrix, and what its norm has: weight, bias, running mean and running variance."""
+        found: list[Tensor | None] = []
+        for projection, norm in zip(self.projections, self.norms, strict=True):
+            found += [own_tensor(projection, "weight"), *norm_tensors(norm)]
+        return found
+
+    @cached_property
+    def norm_kind(self) -> NormKind | None:
+        """What kind all norms are, ``None`` if they differ or are of none that is known."""
+        return kind_of(self.norms)

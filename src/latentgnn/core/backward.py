@@ -20,7 +20,7 @@ from latentgnn.core.nodes import empty_like_layout
 from latentgnn.core.parameters import Matrices, Parts, Vectors, fold, vectors
 from latentgnn.core.passes import State, blocks_of, input_of
 from latentgnn.core.plan import Plan
-from latentgnn.core.products import add_project_back, contract_all
+from latentgnn.core.products import add_project_back, contract_all, side_by_side
 from latentgnn.core.records import Gradients, Record
 from latentgnn.core.scatter import features, scatter_backward
 from latentgnn.functional import cast
@@ -73,6 +73,10 @@ def backward(
     ways = 5 * plan.ways
     todo = blocks_of(x_BNC, offsets, Parts.of(tensors, plan), plan)
     records = [replace(record) for record in state.records] or [Record() for _ in todo]
+    whole = len(todo) == 1 and todo[0].whole
+    alone = x_BNC.shape[0] == 1 and whole and plan.residual and grad_BNC.stride() == x_BNC.stride()
+    grad_x_BNC = None if alone or not needs_x else empty_like_layout(x_BNC, x_BNC.shape[-1])
+    memory_sTC = grad_x_BNC if whole else None
     grads_scatter = []
     for block, record in zip(todo, records, strict=True):
         valid_sT1 = block.valid(mask_BN)
@@ -86,6 +90,7 @@ def backward(
         grad_sTC = cast(block.of(grad_BNC), plan.compute)
         if valid_sT1 is not None:
             grad_sTC = torch.where(valid_sT1, grad_sTC, 0)
+        grad_sTC = side_by_side(grad_sTC, memory_sTC)
         grads_scatter.append(
             scatter_backward(
                 block,
@@ -108,8 +113,6 @@ def backward(
     grad_sums = torch.zeros_like(sums) if grad_sums is None else grad_sums
     grad_weights = torch.zeros_like(weights) if grad_weights is None else grad_weights
 
-    whole = len(todo) == 1 and todo[0].whole and plan.residual and grad_BNC.stride() == x_BNC.stride()
-    grad_x_BNC = None if whole or not needs_x else empty_like_layout(x_BNC, x_BNC.shape[-1])
     grads_scatter.reverse()
     for block, record in zip(todo, records, strict=True):
         valid_sT1 = block.valid(mask_BN)
@@ -126,7 +129,8 @@ def backward(
             record,
         )
         if any(needs[:ways]):
-            product_RC = contract_all(grad_sTR, input_of(x_BNC, block, valid_sT1, plan))
+            x_sTC = side_by_side(input_of(x_BNC, block, valid_sT1, plan), memory_sTC)
+            product_RC = contract_all(grad_sTR, x_sTC)
             gradients.reduce = product_RC if gradients.reduce is None else gradients.reduce.add_(product_RC)
         if needs_x:
             base_sTC, out_sTC = block.of(grad_BNC), None if grad_x_BNC is None else block.of(grad_x_BNC)
@@ -203,7 +207,7 @@ def _unscaled(
         return list(zip(matrices, grads, strict=True))
     pairs: list[tuple[Tensor, Tensor | None]] = []
     if scale_R.requires_grad:
-        sums = [(grad * matrix.detach()).sum(1) for grad, matrix in zip(grads, matrices, strict=True)]
+        sums = [torch.linalg.vecdot(grad, matrix.detach()) for grad, matrix in zip(grads, matrices, strict=True)]
         pairs.append((scale_R, sums[0] if len(sums) == 1 else torch.cat(sums)))
     grad_RC.mul_(scale_R.detach().unsqueeze(1))
     return [*pairs, *zip(matrices, grads, strict=True)]

@@ -18,6 +18,7 @@ from latentgnn.core.mix import scatter_matrices
 from latentgnn.core.nodes import Block, blocks, empty_like_layout, nodes_per_block
 from latentgnn.core.parameters import Matrices, Parts, fold, vectors
 from latentgnn.core.plan import Plan
+from latentgnn.core.products import side_by_side
 from latentgnn.core.records import Record
 from latentgnn.core.scatter import features
 from latentgnn.functional import cast, wide
@@ -101,13 +102,16 @@ def forward(
     if kernels.why_not_kernels(matrices, plan, keep=keep) is None:
         return _forward_by_kernels(x_BNC, mask_BN, offsets, parts, matrices, plan)
     todo = blocks_of(x_BNC, offsets, parts, plan)
-    whole = len(todo) == 1 and todo[0].whole and plan.residual and x_BNC.dtype == plan.compute
-    out_BNC = None if whole else empty_like_layout(x_BNC, x_BNC.shape[-1])
+    # A single sample's output may come from the call that adds the input to it.
+    alone = x_BNC.shape[0] == 1 and len(todo) == 1 and todo[0].whole and plan.residual and x_BNC.dtype == plan.compute
+    out_BNC = None if alone else empty_like_layout(x_BNC, x_BNC.shape[-1])
     state = _empty_state(x_BNC, offsets, parts, plan, sums_follow=len(todo) == 1)
     waiting = []
     for block in todo:
         valid_sT1, record = block.valid(mask_BN), Record()
-        values(block, input_of(x_BNC, block, valid_sT1, plan), matrices, norm_vectors, plan, record)
+        memory_sTC = out_BNC if block.whole else None
+        x_sTC = side_by_side(input_of(x_BNC, block, valid_sT1, plan), memory_sTC)
+        values(block, x_sTC, matrices, norm_vectors, plan, record)
         gather_assignments(block, valid_sT1, matrices, norm_vectors, plan, record)
         sums_SGDr, weights_SGD = sums(block, record, plan)
         if len(todo) == 1:

@@ -45,6 +45,9 @@ def _takes_onednn(left_PK: Tensor, outputs: int) -> bool:
 def _outer(left_PK: Tensor, right_QK: Tensor, shift_Q: Tensor | None = None) -> Tensor:
     """left right^T + shift, (P, Q)."""
     if _takes_onednn(left_PK, right_QK.shape[0]):
+        if shift_Q is None and left_PK.stride(1) != 1 and 4 * right_QK.shape[0] <= min(left_PK.shape):
+            # The product is far smaller than the matrix, and to turn it about takes less.
+            return _outer(right_QK, left_PK).mT.contiguous()
         # oneDNN is thousands of times slower on rows with gaps, and slower where the left matrix is a transposed one.
         right_QK = right_QK.contiguous() if right_QK.stride(1) == 1 else right_QK.mT.contiguous().mT
         return torch.ops.mkldnn._linear_pointwise(left_PK.contiguous(), right_QK, shift_Q, "none", [], "")
@@ -66,6 +69,24 @@ def from_columns(x_CM: Tensor, samples: int) -> Tensor:
 def lie_together(x_sTC: Tensor) -> bool:
     """Whether the nodes of all samples follow one another, so that `_columns` is a view."""
     return x_sTC.shape[0] == 1 or x_sTC.stride(0) == x_sTC.shape[1] * x_sTC.stride(1)
+
+
+def side_by_side(x_sTC: Tensor, memory_sTC: Tensor | None) -> Tensor:
+    """The same numbers with the nodes of all samples side by side, where several products of a few nodes follow.
+
+    Args:
+        x_sTC: the tensor; it comes back as it is where it is large, lies so already, or has channels innermost.
+        memory_sTC: of the same shape and dense, to write to what is needed until it gets its own numbers.
+    """
+    samples, nodes, channels = x_sTC.shape
+    if x_sTC.device.type != "cpu" or samples * nodes > _NODES_AT_ONCE:
+        return x_sTC
+    if lie_together(x_sTC) or not nodes_innermost(x_sTC):
+        return x_sTC
+    if memory_sTC is None or memory_sTC.dtype != x_sTC.dtype:
+        return from_columns(columns(x_sTC), samples)
+    columns_CsT = memory_sTC.new_empty(0).set_(memory_sTC.untyped_storage(), 0, (channels, samples, nodes))
+    return columns_CsT.copy_(x_sTC.permute(2, 0, 1)).permute(1, 2, 0)
 
 
 def _sample_parts(x_sTC: Tensor) -> Iterator[slice]:
@@ -168,7 +189,7 @@ def add_projection(
     onednn = alike and _takes_onednn(matrix_CK, samples * nodes)
     if out_sTC is None:
         assert base_sTC is not None
-        if onednn and _is_one_call(base_sTC, x_sTK):
+        if onednn and samples * nodes >= features and _is_one_call(base_sTC, x_sTK):
             matrix_CK = matrix_CK if scale_C is None else matrix_CK * scale_C.unsqueeze(1)
             return _add_rows(base_sTC, x_sTK, matrix_CK, shift_C)
         out_sTC = empty_like_layout(base_sTC, channels)
