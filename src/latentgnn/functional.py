@@ -20,7 +20,7 @@ EPS = 1e-12
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The type for sums over nodes and for norms: float32, or float64 for float64."""
-    return torch.promote_types(dtype, torch.float32)
+    return dtype if dtype is torch.float64 else torch.float32
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latentgnn.core.assign import assignments, assignments_backward
-from latentgnn.core.graphs import cat, graphs_of, of_samples, of_way, product, to_graphs, to_nodes
+from latentgnn.core.graphs import cat, graphs_of, of_samples, of_way, product, split_graphs, to_graphs, to_nodes
 from latentgnn.core.lengths import (
     assign_unit_backward,
     inverse_length,
@@ -89,7 +89,7 @@ def sums(block: Block, record: Record, plan: Plan) -> tuple[Tensor, Tensor | Non
     values_sGTr = block.each_sample(of_way(record.unit, 0, plan), 2)
     assigns_sGTD = block.each_sample(record.gather_assign, 2)
     parts = [
-        contract(graphs_of(assign), graphs_of(value)).unflatten(0, (-1, plan.groups))
+        split_graphs(contract(graphs_of(assign), graphs_of(value)), plan)
         for assign, value in zip(assigns_sGTD, values_sGTr, strict=True)
     ]
     if plan.symmetric and plan.node_scale == "published":
@@ -106,7 +106,7 @@ def _together(parts: list[Tensor]) -> Tensor:
 
 def _column_squares(x_sGTD: Tensor, dtype: torch.dtype) -> Tensor:
     """Sums of squares over nodes, (s, G, D)."""
-    if nodes_innermost(x_sGTD[0]):
+    if nodes_innermost(x_sGTD):
         return torch.linalg.vector_norm(x_sGTD, dim=2, dtype=dtype).square_()
     x_sGTD = x_sGTD.to(dtype)
     return (x_sGTD * x_sGTD).sum(2)
@@ -144,7 +144,6 @@ def gather_backward(
     assert record.scale is not None
     assert record.gather_assign is not None
     value_sGTr, assign_sGTD = of_way(record.unit, 0, plan), record.gather_assign
-    grad_sums_SGDr, grad_weights_SGD = grad_sums_SGDr[block.samples], grad_weights_SGD[block.samples]
     pairs = zip(block.each_sample(value_sGTr, 2), of_samples(grad_sums_SGDr, block), strict=True)
     grad_assign = cat([product(value, cast(grad, plan.compute)) for value, grad in pairs], 2)
     if plan.node_scale == "mean":
@@ -153,14 +152,13 @@ def gather_backward(
         for part, one in parts:
             part.add_(one.to(plan.compute))
     elif not plan.symmetric:
-        doubled = (2 * grad_weights_SGD).to(plan.compute).unsqueeze(2)
-        for part, assign, double in zip(
+        for part, assign, grad in zip(
             block.each_sample(grad_assign, 2),
             block.each_sample(assign_sGTD, 2),
-            of_samples(doubled, block),
+            of_samples(grad_weights_SGD, block),
             strict=True,
         ):
-            part.addcmul_(assign, double)
+            part.addcmul_(assign, cast(grad, plan.compute).unsqueeze(2), value=2)
     if plan.symmetric:
         assert record.assign_scales is not None
         assert grad_scatter_sGTr is not None

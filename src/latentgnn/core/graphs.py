@@ -18,23 +18,31 @@ def to_graphs(x_sTF: Tensor, groups: int) -> Tensor:
     """A view (s, T, G * r) as (s, G, T, r): a group is one more graph."""
     if groups == 1:
         return x_sTF.unsqueeze(1)
-    return x_sTF.unflatten(-1, (groups, -1)).transpose(1, 2)
+    samples, nodes, channels = x_sTF.shape
+    return x_sTF.view(samples, nodes, groups, channels // groups).transpose(1, 2)
 
 
 def to_nodes(x_sGTr: Tensor) -> Tensor:
     """(s, G, T, r) as (s, T, G * r), with nodes innermost where they are."""
     if x_sGTr.shape[1] == 1:
         return x_sGTr.squeeze(1)
-    if nodes_innermost(x_sGTr[0]):
+    if nodes_innermost(x_sGTr):
         return x_sGTr.mT.flatten(1, 2).mT
     return x_sGTr.transpose(1, 2).flatten(2)
 
 
 def graphs_of(x_sGTr: Tensor) -> Tensor:
     """(s, G, T, r) as (s * G, T, r), with nodes innermost where they are."""
-    if nodes_innermost(x_sGTr[0]):
+    if x_sGTr.shape[1] == 1:
+        return x_sGTr.squeeze(1)
+    if nodes_innermost(x_sGTr):
         return x_sGTr.mT.flatten(0, 1).mT
     return x_sGTr.flatten(0, 1)
+
+
+def split_graphs(x_E: Tensor, plan: Plan) -> Tensor:
+    """A tensor over graphs (s * G, ...) as (s, G, ...)."""
+    return x_E.unsqueeze(1) if plan.groups == 1 else x_E.unflatten(0, (-1, plan.groups))
 
 
 def of_way(x_sH: Tensor, way: int, plan: Plan) -> Tensor:
@@ -49,15 +57,19 @@ def of_kernel(assign_sGTD: Tensor, kernel: slice, plan: Plan) -> Tensor:
 
 
 def of_samples(matrix_S: Tensor, block: Block) -> list[Tensor]:
-    """A tensor over a block's samples, cut to go with `Block.each_sample`."""
+    """A block's part of a tensor over all samples, cut to go with `Block.each_sample`."""
+    own_S = matrix_S if block.whole else matrix_S[block.samples]
     several = block.bounds is not None and len(block.bounds) > 2
-    return list(matrix_S.split(1)) if several else [matrix_S]
+    return list(own_S.split(1)) if several else [own_S]
 
 
 def product(x_sGTK: Tensor, matrix_sGOK: Tensor) -> Tensor:
     """x W^T with a matrix for each graph, (s, G, T, O)."""
-    samples = x_sGTK.shape[0]
-    return project_each(graphs_of(x_sGTK), matrix_sGOK.flatten(0, 1)).unflatten(0, (samples, -1))
+    samples, groups = x_sGTK.shape[:2]
+    if groups == 1:
+        return project_each(x_sGTK.squeeze(1), matrix_sGOK.squeeze(1)).unsqueeze(1)
+    y_ETO = project_each(graphs_of(x_sGTK), matrix_sGOK.flatten(0, 1))
+    return y_ETO.unflatten(0, (samples, groups))
 
 
 def cat(parts: Sequence[Tensor], dim: int) -> Tensor:
@@ -65,7 +77,7 @@ def cat(parts: Sequence[Tensor], dim: int) -> Tensor:
     if len(parts) == 1:
         return parts[0]
     nodes = parts[0].dim() - 2
-    if not nodes_innermost(parts[0] if nodes == 1 else parts[0][0]):
+    if not nodes_innermost(parts[0]):
         return torch.cat(list(parts), dim)
     turned = {nodes: nodes + 1, nodes + 1: nodes}.get(dim, dim)
     return torch.cat([part.mT for part in parts], turned).mT

@@ -21,6 +21,8 @@ def mixed(sums_SGDr: Tensor, weights_SGD: Tensor, plan: Plan) -> list[Tensor]:
     elif not plan.symmetric:
         inverse_SGD = torch.threshold(weights_SGD, EPS**2, math.inf).rsqrt()
         latent_SGDr = sums_SGDr * inverse_SGD.unsqueeze(-1)
+    if len(plan.latents) == 1:
+        return [mix(latent_SGDr)]
     return [mix(latent_SGDr[:, :, kernel]) for kernel in plan.kernels]
 
 

@@ -110,8 +110,9 @@ def project(x_sTC: Tensor, matrix_OC: Tensor, shift_O: Tensor | None = None) -> 
         return y_sTO if shift_O is None else y_sTO.add_(shift_O)
     if shift_O is not None and samples == 1 and not _takes_onednn(matrix_OC, nodes):
         return torch.addmm(shift_O.unsqueeze(1), matrix_OC, x_sTC[0].mT).mT.unsqueeze(0)
-    parts = list(_sample_parts(x_sTC))
-    if len(parts) == 1:
+    if samples == 1:
+        y_OM = _outer(matrix_OC, x_sTC[0])
+    elif len(parts := list(_sample_parts(x_sTC))) == 1:
         y_OM = _outer(matrix_OC, columns(x_sTC).mT)
     else:
         y_OM = x_sTC.new_empty(matrix_OC.shape[0], samples * nodes)
@@ -287,6 +288,8 @@ def contract_all(left_sTF: Tensor, right_sTK: Tensor) -> Tensor:
     dtype = wide(left_sTF.dtype)
     if _by_samples(left_sTF) or _by_samples(right_sTK):
         return cast(torch.bmm(left_sTF.mT, right_sTK), dtype).sum(0)
+    if lie_together(left_sTF) and lie_together(right_sTK):
+        return cast(_outer(columns(left_sTF), columns(right_sTK)), dtype)
     total_FK: Tensor | None = None
     apart = right_sTK if lie_together(left_sTF) else left_sTF
     for part in _sample_parts(apart):

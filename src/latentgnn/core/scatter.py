@@ -11,7 +11,7 @@ from torch import Tensor
 
 from latentgnn.core.assign import assignments, assignments_backward
 from latentgnn.core.expand import expand_backward
-from latentgnn.core.graphs import cat, graphs_of, of_kernel, of_samples, product, to_graphs, to_nodes
+from latentgnn.core.graphs import cat, graphs_of, of_kernel, of_samples, product, split_graphs, to_graphs, to_nodes
 from latentgnn.core.lengths import assign_unit_backward, rectifier_backward_, to_unit_length_
 from latentgnn.core.nodes import Block
 from latentgnn.core.parameters import Matrices, Vectors
@@ -56,7 +56,7 @@ def features(
     for kernel, matrix_SGrD in zip(plan.kernels, to_features, strict=True):
         each = zip(
             block.each_sample(of_kernel(record.scatter_assign, kernel, plan), 2),
-            of_samples(matrix_SGrD[block.samples], block),
+            of_samples(matrix_SGrD, block),
             strict=True,
         )
         parts.append(to_nodes(cat([product(assign, matrix) for assign, matrix in each], 2)))
@@ -108,18 +108,23 @@ def scatter_backward(
     grads = []
     width = grad_sTF.shape[-1] // len(plan.latents)
     for index, (kernel, matrix_SGrD) in enumerate(zip(plan.kernels, to_features, strict=True)):
-        grad_sGTr = to_graphs(grad_sTF[..., index * width : (index + 1) * width], plan.groups)
+        own_sTR = grad_sTF if width == grad_sTF.shape[-1] else grad_sTF[..., index * width : (index + 1) * width]
+        grad_sGTr = to_graphs(own_sTR, plan.groups)
         assign_sGTk = of_kernel(record.scatter_assign, kernel, plan)
         outers, products = [], []
         for grad, assign, matrix in zip(
             block.each_sample(grad_sGTr, 2),
             block.each_sample(assign_sGTk, 2),
-            of_samples(matrix_SGrD[block.samples], block),
+            of_samples(matrix_SGrD, block),
             strict=True,
         ):
-            outers.append(contract(graphs_of(grad), graphs_of(assign)).unflatten(0, (-1, plan.groups)))
+            outers.append(split_graphs(contract(graphs_of(grad), graphs_of(assign)), plan))
             products.append(product(grad, matrix.mT))
-        gradients.features[index][block.samples].add_(outers[0] if len(outers) == 1 else torch.cat(outers))
+        outer_sGrD = outers[0] if len(outers) == 1 else torch.cat(outers)
+        if block.whole:
+            gradients.features[index] = outer_sGrD
+        else:
+            gradients.features[index][block.samples].add_(outer_sGrD)
         grads.append(cat(products, 2))
     grad_sGTD = cat(grads, 3)
     if plan.symmetric:
