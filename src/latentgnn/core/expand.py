@@ -18,6 +18,7 @@ from latentgnn.core.products import (
     NUMBERS_AT_ONCE,
     add_projection,
     contract_all,
+    not_a_view,
     project,
     project_back,
     sum_of_nodes,
@@ -52,18 +53,25 @@ def expand(
         record.expanded_statistics = [statistics]
         out_sTC = add_projection(base_sTC, record.feature, matrix_CF, None, shift_C, out_sTC)
     else:
-        out_sTC = empty_like_layout(x_sTC, x_sTC.shape[2]) if out_sTC is None else out_sTC
         record.expanded, record.expanded_statistics = [], []
-        for part, norm in _channel_parts(out_sTC, plan):
-            expanded_sTc = project(record.feature, matrices.expand[part])
-            y_sTc, statistics = norm.normalize(expanded_sTc, *_of_part(vectors, part), block)
+        todo = _channel_parts(x_sTC, plan)
+        if out_sTC is None and len(todo) > 1:
+            out_sTC = empty_like_layout(x_sTC, x_sTC.shape[2])
+        for part, norm in todo:
+            expanded_sTc = project(record.feature, matrices.expand if len(todo) == 1 else matrices.expand[part])
+            vectors_c = vectors.expand if len(todo) == 1 else _of_part(vectors, part)
+            y_sTc, statistics = norm.normalize(expanded_sTc, *vectors_c, block, keep=plan.holds)
             record.expanded_statistics.append(statistics)
             if plan.holds:
                 record.expanded.append(expanded_sTc)
-            if base_sTC is None:
+            if out_sTC is None:
+                assert base_sTC is not None
+                out_sTC = not_a_view(y_sTc.add_(base_sTC))
+            elif base_sTC is None:
                 out_sTC[..., part].copy_(y_sTc)
             else:
                 torch.add(base_sTC[..., part], y_sTc, out=out_sTC[..., part])
+    assert out_sTC is not None
     if valid_sT1 is not None:
         out_sTC.copy_(torch.where(valid_sT1, out_sTC, x_sTC))
     return out_sTC

@@ -236,15 +236,16 @@ def _add_rows(base_sTC: Tensor, x_sTK: Tensor, matrix_CK: Tensor, shift_C: Tenso
         x_TK = x_TK if x_TK.stride(0) == 1 and x_TK.stride(1) == x_TK.shape[0] else x_TK.mT.contiguous().mT
         out = torch.ops.mkldnn._linear_pointwise(matrix_CK.contiguous(), base_sTC[0].mT, x_TK, None, "add")
         out = out if shift_C is None else out.add_(shift_C.unsqueeze(1))
-        return _not_a_view(out, base_sTC)
+        return not_a_view(from_columns(out, 1))
     rows, base = x_sTK.flatten(0, 1), base_sTC.flatten(0, 1)
     right = matrix_CK if matrix_CK.stride(1) == 1 else matrix_CK.mT.contiguous().mT
-    return _not_a_view(torch.ops.mkldnn._linear_pointwise(rows, base, right, shift_C, "add"), base_sTC)
+    out = torch.ops.mkldnn._linear_pointwise(rows, base, right, shift_C, "add")
+    return not_a_view(out.view(base_sTC.shape))
 
 
-def _not_a_view(out: Tensor, like_sTC: Tensor) -> Tensor:
-    """The memory of a new tensor in another shape; autograd refuses operations in place on views from a function."""
-    return out.new_empty(0).set_(out.untyped_storage(), 0, like_sTC.shape, like_sTC.stride())
+def not_a_view(new: Tensor) -> Tensor:
+    """A view of new memory as a tensor of its own: autograd refuses operations in place on views from a function."""
+    return new.new_empty(0).set_(new.untyped_storage(), new.storage_offset(), new.shape, new.stride())
 
 
 def _add_batch(

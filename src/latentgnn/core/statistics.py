@@ -16,7 +16,7 @@ from latentgnn.core.nodes import Block, nodes_innermost
 from latentgnn.core.products import columns, from_columns, lie_together, sum_of_nodes
 
 # From so many numbers on, sums of PyTorch's are faster than its batch norm, which is a single call.
-_MANY_NUMBERS = 1 << 18
+_MANY_NUMBERS = 1 << 17
 
 
 class Statistics(NamedTuple):
@@ -33,9 +33,9 @@ class Norm(Protocol):
     def eps(self) -> float: ...
 
     def normalize(
-        self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, block: Block
+        self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, block: Block, *, keep: bool = True
     ) -> tuple[Tensor, Statistics]:
-        """The norm of new memory, and the statistics that it took."""
+        """The norm, in new memory or where ``keep`` is false perhaps in that of ``raw``; and the statistics it took."""
 
     def backward(
         self, grad_sTF: Tensor, raw_sTF: Tensor, weight_F: Tensor | None, statistics: Statistics, block: Block
@@ -50,25 +50,25 @@ class OfBatch:
     eps: float
 
     def normalize(
-        self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, block: Block
+        self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, block: Block, *, keep: bool = True
     ) -> tuple[Tensor, Statistics]:
         x = _channels_second(raw_sTF, raw_sTF)
         if x.dim() == 3 and x.numel() > _MANY_NUMBERS:
-            y, statistics = self._normalize_channels(x, weight_F, bias_F)
+            y, statistics = self._normalize_channels(x, weight_F, bias_F, keep=keep)
         else:
             y, *found = torch.native_batch_norm(x, weight_F, bias_F, None, None, True, 0.0, self.eps)
             statistics = Statistics(*found)
         return _nodes_second(y, raw_sTF), statistics
 
     def _normalize_channels(
-        self, x_sFT: Tensor, weight_F: Tensor | None, bias_F: Tensor | None
+        self, x_sFT: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, *, keep: bool
     ) -> tuple[Tensor, Statistics]:
         # Sums along what lies next to one another: several times as fast on a CPU as PyTorch's batch norm.
         count = x_sFT.shape[0] * x_sFT.shape[2]
-        mean_F = x_sFT.sum(2).sum(0) / count
-        centred_sFT = x_sFT - mean_F.unsqueeze(1)
-        squares_F = torch.linalg.vector_norm(centred_sFT, dim=2).square_().sum(0)
-        inverse_F = torch.rsqrt(squares_F / count + self.eps)
+        mean_F = _over_samples(x_sFT.sum(2)).div_(count)
+        centred_sFT = x_sFT - mean_F.unsqueeze(1) if keep else x_sFT.sub_(mean_F.unsqueeze(1))
+        squares_F = _over_samples(torch.linalg.vector_norm(centred_sFT, dim=2).square_())
+        inverse_F = squares_F.div_(count).add_(self.eps).rsqrt_()
         scale_F1 = _times(inverse_F, weight_F).unsqueeze(1)
         bias_F1 = None if bias_F is None else bias_F.unsqueeze(1)
         return _scaled_(centred_sFT, scale_F1, bias_F1), Statistics(mean_F, inverse_F)
@@ -91,6 +91,10 @@ def batch_norm_again(raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | 
     scale_F = _times(statistics.inverse, weight_F)
     shift_F = -statistics.mean * scale_F
     return torch.addcmul(shift_F if bias_F is None else shift_F + bias_F, raw_sTF, scale_F)
+
+
+def _over_samples(x_sF: Tensor) -> Tensor:
+    return x_sF[0] if len(x_sF) == 1 else x_sF.sum(0)
 
 
 def _channels_second(x_sTF: Tensor, like_sTF: Tensor) -> Tensor:
@@ -120,7 +124,7 @@ class OfSample:
     groups: int
 
     def normalize(
-        self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, block: Block
+        self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, block: Block, *, keep: bool = True
     ) -> tuple[Tensor, Statistics]:
         parts, means, inverses = [], [], []
         for raw in block.each_sample(raw_sTF, 1):
@@ -135,7 +139,7 @@ class OfSample:
             parts.append(_channels_last(y))
             means.append(mean)
             inverses.append(inverse)
-        return _cat_nodes(parts), Statistics(torch.cat(means), torch.cat(inverses))
+        return _cat_nodes(parts), Statistics(_cat(means), _cat(inverses))
 
     def backward(
         self, grad_sTF: Tensor, raw_sTF: Tensor, weight_F: Tensor | None, statistics: Statistics, block: Block
@@ -173,6 +177,10 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.mT if x.dim() == 3 else x.squeeze(2).mT
 
 
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
 def _cat_nodes(parts: Sequence[Tensor]) -> Tensor:
     if len(parts) == 1:
         return parts[0]
@@ -192,7 +200,7 @@ class OfNode:
     parts: int
 
     def normalize(
-        self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, block: Block
+        self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, block: Block, *, keep: bool = True
     ) -> tuple[Tensor, Statistics]:
         split = self._split(raw_sTF)
         if raw_sTF.stride(-1) == 1:
@@ -201,7 +209,8 @@ class OfNode:
             # Several times as fast on a CPU as `vector_norm` over what lies far apart.
             squares = (split * split).sum(-1, keepdim=True)
         inverse = squares.div_(split.shape[-1]).add_(self.eps).rsqrt_()
-        return self._scaled(split * inverse, weight_F, bias_F), Statistics(None, inverse)
+        unit = split * inverse if keep else split.mul_(inverse)
+        return self._scaled(unit, weight_F, bias_F), Statistics(None, inverse)
 
     def backward(
         self, grad_sTF: Tensor, raw_sTF: Tensor, weight_F: Tensor | None, statistics: Statistics, block: Block
