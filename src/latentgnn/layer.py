@@ -258,7 +258,8 @@ class LatentGNN(nn.Module):
 
     def _parts(self, name: str) -> list[Projection]:
         """One of each kernel."""
-        return [cast(Projection, child(cast(nn.Module, kernel), name)) for kernel in child(self, "kernels")._modules.values()]
+        kernels = child(self, "kernels")._modules.values()
+        return [cast(Projection, child(cast(nn.Module, kernel), name)) for kernel in kernels]
 
     def _check(self, x: Tensor) -> None:
         name, weight = type(self).__name__, cast(Tensor, own_tensor(self._part("gather_reduce"), "weight"))

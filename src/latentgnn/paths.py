@@ -185,6 +185,7 @@ def _core(
         eps=tuple(_eps(norm, compute) for norm in norms),
         norm_groups=tuple(norm.num_groups for norm in norms if isinstance(norm, nn.GroupNorm)),
         compute=compute,
+        centres_matrices=kind == "layer" and x_BNC.shape[0] * x_BNC.shape[1] >= config.channels,
         holds=torch.is_grad_enabled() and not torch.compiler.is_compiling() and holds(config, x_BNC, kind),
     )
     out_BNC, statistics = node.run(x_BNC, mask_BN, offsets, tensors, plan)
@@ -217,9 +218,7 @@ def _learn(layer: Arrangement, statistics: node.BatchStatistics, plan: Plan, cou
     means.append(torch.cat([part.mean for part in statistics.expand if part.mean is not None]))
     inverses.append(torch.cat([part.inverse for part in statistics.expand]))
     learning = [
-        (norm, mean, inverse)
-        for norm, mean, inverse in zip(layer.norms, means, inverses, strict=True)
-        if tracks(norm)
+        (norm, mean, inverse) for norm, mean, inverse in zip(layer.norms, means, inverses, strict=True) if tracks(norm)
     ]
     if learning:
         norms, means, inverses = (list(column) for column in zip(*learning, strict=True))

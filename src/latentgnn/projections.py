@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -72,9 +70,8 @@ def _made(norm: NormFactory, channels: int) -> nn.Module:
     return module
 
 
-@dataclass(frozen=True)
 class Arrangement:
-    """The projections of a layer by their place in the equations.
+    """The projections of a layer by their place in the equations, and what they hold at the time.
 
     Args:
         config: of the layer.
@@ -83,34 +80,28 @@ class Arrangement:
         convs: G of every kernel, if there are any.
         expand: U.
         gamma: of the residual connection, ``None`` without.
+
+    Attributes:
+        projections: all of them, in the order of the arguments.
+        norms: the norm of each.
+        tensors: of each the matrix, and what its norm has: weight, bias, running mean and running variance.
+        norm_kind: what kind all norms are, ``None`` if they differ or are of none that is known.
     """
 
-    config: LatentGNNConfig
-    reduces: Sequence[Projection]
-    assigns: Sequence[Sequence[Projection]]
-    convs: Sequence[Projection]
-    expand: Projection
-    gamma: Tensor | None
-
-    @cached_property
-    def projections(self) -> list[Projection]:
-        """All of them, in the order of the fields."""
-        return [*self.reduces, *(part for way in self.assigns for part in way), *self.convs, self.expand]
-
-    @cached_property
-    def norms(self) -> list[nn.Module]:
-        """The norm of each."""
-        return [child(projection, "norm") for projection in self.projections]
-
-    @cached_property
-    def tensors(self) -> list[Tensor | None]:
-        """Of each the matrix, and what its norm has: weight, bias, running mean and running variance."""
-        found: list[Tensor | None] = []
+    def __init__(
+        self,
+        config: LatentGNNConfig,
+        reduces: Sequence[Projection],
+        assigns: Sequence[Sequence[Projection]],
+        convs: Sequence[Projection],
+        expand: Projection,
+        gamma: Tensor | None,
+    ) -> None:
+        self.config, self.gamma = config, gamma
+        self.reduces, self.assigns, self.convs, self.expand = reduces, assigns, convs, expand
+        self.projections = [*reduces, *(part for way in assigns for part in way), *convs, expand]
+        self.norms = [child(projection, "norm") for projection in self.projections]
+        self.tensors: list[Tensor | None] = []
         for projection, norm in zip(self.projections, self.norms, strict=True):
-            found += [own_tensor(projection, "weight"), *norm_tensors(norm)]
-        return found
-
-    @cached_property
-    def norm_kind(self) -> NormKind | None:
-        """What kind all norms are, ``None`` if they differ or are of none that is known."""
-        return kind_of(self.norms)
+            self.tensors += [own_tensor(projection, "weight"), *norm_tensors(norm)]
+        self.norm_kind: NormKind | None = kind_of(self.norms)

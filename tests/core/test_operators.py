@@ -28,13 +28,13 @@ def leaf(tensor: Tensor) -> Tensor:
 def test_opcheck(given: str, config: str, norm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parameters that a layer does not have, as without a norm or a residual, are gaps in the operators' lists."""
     kind, shape, others = INPUTS[given]
-    layer = kind(16, norm=norm, reduction=2, gamma_init=1.0, **CONFIGS[config])
+    layer = kind(16, norm=norm, reduction=2, gamma_init=1.0, dtype=torch.float64, **CONFIGS[config])
     calls: list[tuple[Any, ...]] = []
     operator = torch.ops.latentgnn.forward
     with monkeypatch.context() as patch:
         patch.setattr(torch.ops.latentgnn, "forward", lambda *values: calls.append(values) or operator(*values))
         patch.setattr(node, "is_in_torch_dispatch_mode", lambda: True)
-        layer(torch.randn(shape), *others)
+        layer(torch.randn(shape, dtype=torch.float64), *others)
     ((x, mask, offsets, tensors, present, *plan),) = calls
     tensors = [leaf(tensor) for tensor in tensors]
     torch.library.opcheck(operator.default, (leaf(x), mask, offsets, tensors, present, *plan))

@@ -94,7 +94,7 @@ def fold(parts: Parts, plan: Plan) -> Matrices:
         scales[-1] = gamma.expand(parts.expand.matrix.shape[0]) if scale is None else scale * gamma
         shifts[-1] = _times(shift, gamma)
     matrices = [cast(part.matrix, dtype) for part in flat]
-    if plan.norm == "layer":
+    if plan.centres_matrices:
         # What such a matrix gives has the mean 0 over its channels, and layer norm is then RMS norm.
         matrices = [matrix - matrix.mean(0) for matrix in matrices]
     of_ways = [slice(ways + way * kernels, ways + (way + 1) * kernels) for way in range(ways)]

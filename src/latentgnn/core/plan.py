@@ -32,6 +32,8 @@ class Plan:
         norm_groups: of each projection's group norm, likewise; empty for other norms.
         compute: type of the products over nodes.
         holds: what the blocks compute is held for the backward pass, and not computed again there.
+        centres_matrices: a layer norm's mean is taken off the matrix before it, which pays where nodes are many, and
+            not off what is normalised.
     """
 
     groups: int
@@ -45,6 +47,7 @@ class Plan:
     norm_groups: tuple[int, ...] = ()
     compute: torch.dtype
     holds: bool
+    centres_matrices: bool = False
 
     @property
     def takes_statistics(self) -> bool:
@@ -62,7 +65,7 @@ class Plan:
             return OfBatch(self.eps[place])
         if self.norm == "group":
             return OfSample(self.eps[place], self.norm_groups[place] * parts)
-        return OfNode(self.eps[place], parts)
+        return OfNode(self.eps[place], parts, centres=self.norm == "layer" and not self.centres_matrices)
 
     def assign_norm(self, way: int) -> Norm:
         """The norm behind the assignments of gather (0) or scatter (1)."""

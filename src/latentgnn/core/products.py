@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentgnn.core.nodes import empty_like_layout, nodes_innermost
 from latentgnn.functional import cast, wide
@@ -30,6 +30,10 @@ _MANY_OUTPUTS = 1 << 23
 NUMBERS_AT_ONCE = 1 << 19
 
 
+# A DTensor, say, has no oneDNN products of its own.
+_PLAIN = (Tensor, nn.Parameter)
+
+
 @cache
 def _has_onednn() -> bool:
     vector = torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -39,14 +43,20 @@ def _has_onednn() -> bool:
 def _takes_onednn(left_PK: Tensor, outputs: int) -> bool:
     if left_PK.dtype != torch.float32 or left_PK.device.type != "cpu" or not _has_onednn():
         return False
+    if type(left_PK) not in _PLAIN:
+        return False
     return left_PK.numel() * outputs >= _MANY_OPERATIONS
+
+
+def _is_turned(left_PK: Tensor, outputs: int) -> bool:
+    """Whether a product is so much smaller than its left matrix, a transposed one, that it is turned about instead."""
+    return left_PK.stride(1) != 1 and 4 * outputs <= min(left_PK.shape)
 
 
 def _outer(left_PK: Tensor, right_QK: Tensor, shift_Q: Tensor | None = None) -> Tensor:
     """left right^T + shift, (P, Q)."""
     if _takes_onednn(left_PK, right_QK.shape[0]):
-        if shift_Q is None and left_PK.stride(1) != 1 and 4 * right_QK.shape[0] <= min(left_PK.shape):
-            # The product is far smaller than the matrix, and to turn it about takes less.
+        if shift_Q is None and _is_turned(left_PK, right_QK.shape[0]):
             return _outer(right_QK, left_PK).mT.contiguous()
         # oneDNN is thousands of times slower on rows with gaps, and slower where the left matrix is a transposed one.
         right_QK = right_QK.contiguous() if right_QK.stride(1) == 1 else right_QK.mT.contiguous().mT
@@ -79,13 +89,15 @@ def side_by_side(x_sTC: Tensor, memory_sTC: Tensor | None) -> Tensor:
         memory_sTC: of the same shape and dense, to write to what is needed until it gets its own numbers.
     """
     samples, nodes, channels = x_sTC.shape
-    if x_sTC.device.type != "cpu" or samples * nodes > _NODES_AT_ONCE:
+    if x_sTC.device.type != "cpu" or type(x_sTC) not in _PLAIN or samples * nodes > _NODES_AT_ONCE:
         return x_sTC
     if lie_together(x_sTC) or not nodes_innermost(x_sTC):
         return x_sTC
     if memory_sTC is None or memory_sTC.dtype != x_sTC.dtype:
         return from_columns(columns(x_sTC), samples)
-    columns_CsT = memory_sTC.new_empty(0).set_(memory_sTC.untyped_storage(), 0, (channels, samples, nodes))
+    columns_CsT = memory_sTC.new_empty(0).set_(
+        memory_sTC.untyped_storage(), 0, (channels, samples, nodes), (samples * nodes, nodes, 1)
+    )
     return columns_CsT.copy_(x_sTC.permute(2, 0, 1)).permute(1, 2, 0)
 
 
@@ -201,7 +213,8 @@ def add_projection(
         matrix_CK = matrix_CK if scale_C is None else matrix_CK * scale_C.unsqueeze(1)
         _add_batch(base_sTC, x_sTK, cast(matrix_CK, x_sTK.dtype), shift_C, out_sTC)
         return out_sTC
-    matrix_CK = matrix_CK.contiguous()
+    if not _is_turned(matrix_CK, samples * nodes):
+        matrix_CK = matrix_CK.contiguous()
     # In parts, whose product is still in a cache when the base is added.
     length = max(NUMBERS_AT_ONCE // channels, 256)
     together = max(length // nodes, 1)
@@ -245,6 +258,8 @@ def _add_rows(base_sTC: Tensor, x_sTK: Tensor, matrix_CK: Tensor, shift_C: Tenso
 
 def not_a_view(new: Tensor) -> Tensor:
     """A view of new memory as a tensor of its own: autograd refuses operations in place on views from a function."""
+    if type(new) is not Tensor:
+        return new
     return new.new_empty(0).set_(new.untyped_storage(), new.storage_offset(), new.shape, new.stride())
 
 

@@ -189,20 +189,23 @@ def _cat_nodes(parts: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class OfNode:
-    """RMS norm: channels of each node. Layer norm is the same, behind a matrix whose columns have the mean 0.
+    """Layer norm and RMS norm: channels of each node.
 
     Args:
         eps: added to the mean of squares.
         parts: of the channels, each normalised by itself.
+        centres: the mean is taken off first; layer norm behind a matrix whose columns have the mean 0 needs it not.
     """
 
     eps: float
     parts: int
+    centres: bool
 
     def normalize(
         self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, block: Block, *, keep: bool = True
     ) -> tuple[Tensor, Statistics]:
-        split = self._split(raw_sTF)
+        split = self._centred(raw_sTF)
+        keep = keep and not self.centres
         if raw_sTF.stride(-1) == 1:
             squares = torch.linalg.vector_norm(split, dim=-1, keepdim=True).square_()
         else:
@@ -215,7 +218,7 @@ class OfNode:
     def backward(
         self, grad_sTF: Tensor, raw_sTF: Tensor, weight_F: Tensor | None, statistics: Statistics, block: Block
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        unit = self._split(raw_sTF) * statistics.inverse
+        unit = self._centred(raw_sTF) * statistics.inverse
         if weight_F is None:
             grad_weight_F = grad_bias_F = None
         else:
@@ -225,10 +228,16 @@ class OfNode:
         grad = self._split(grad_sTF)
         along = (grad * unit).mean(-1, keepdim=True)
         grad = torch.addcmul(grad, unit, along, value=-1).mul_(statistics.inverse)
+        if self.centres:
+            grad.sub_(grad.mean(-1, keepdim=True))
         return self._joined(grad), grad_weight_F, grad_bias_F
 
     def _split(self, x_sTF: Tensor) -> Tensor:
         return x_sTF if self.parts == 1 else x_sTF.unflatten(-1, (self.parts, -1))
+
+    def _centred(self, x_sTF: Tensor) -> Tensor:
+        split = self._split(x_sTF)
+        return split - split.mean(-1, keepdim=True) if self.centres else split
 
     def _joined(self, x: Tensor) -> Tensor:
         return x if self.parts == 1 else x.flatten(-2)
