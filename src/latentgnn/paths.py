@@ -110,8 +110,6 @@ def _why_not_sample(kind: NormKind, layer: Arrangement, mask_BN: Tensor | None) 
         return "norms over the latents of each of several kernels"
     if kind == "group" and mask_BN is not None:
         return "statistics of the nodes in a mask"
-    if kind == "layer" and layer.config.num_groups > 1:
-        return "layer norm over the channels of several groups"
     return None
 
 
@@ -185,7 +183,6 @@ def _core(
         eps=tuple(_eps(norm, compute) for norm in norms),
         norm_groups=tuple(norm.num_groups for norm in norms if isinstance(norm, nn.GroupNorm)),
         compute=compute,
-        centres_matrices=kind == "layer" and x_BNC.shape[0] * x_BNC.shape[1] >= config.channels,
         holds=torch.is_grad_enabled() and not torch.compiler.is_compiling() and holds(config, x_BNC, kind),
     )
     out_BNC, statistics = node.run(x_BNC, mask_BN, offsets, tensors, plan)

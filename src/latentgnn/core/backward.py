@@ -87,10 +87,7 @@ def backward(
                 values(block, block.of(x_BNC), matrices, norm_vectors, plan, record)
             gather_assignments(block, valid_sT1, matrices, norm_vectors, plan, record)
             features(block, valid_sT1, multiplied, matrices, norm_vectors, plan, record)
-        grad_sTC = cast(block.of(grad_BNC), plan.compute)
-        if valid_sT1 is not None:
-            grad_sTC = torch.where(valid_sT1, grad_sTC, 0)
-        grad_sTC = side_by_side(grad_sTC, memory_sTC)
+        grad_sTC = side_by_side(input_of(grad_BNC, block, valid_sT1, plan), memory_sTC)
         grads_scatter.append(
             scatter_backward(
                 block,

@@ -18,6 +18,7 @@ from latentgnn.core.products import (
     NUMBERS_AT_ONCE,
     add_projection,
     contract_all,
+    laid_out_like,
     not_a_view,
     project,
     project_back,
@@ -61,6 +62,7 @@ def expand(
             expanded_sTc = project(record.feature, matrices.expand if len(todo) == 1 else matrices.expand[part])
             vectors_c = vectors.expand if len(todo) == 1 else _of_part(vectors, part)
             y_sTc, statistics = norm.normalize(expanded_sTc, *vectors_c, block, keep=plan.holds)
+            y_sTc = laid_out_like(y_sTc, x_sTC)
             record.expanded_statistics.append(statistics)
             if plan.holds:
                 record.expanded.append(expanded_sTc)

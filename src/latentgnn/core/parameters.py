@@ -94,9 +94,6 @@ def fold(parts: Parts, plan: Plan) -> Matrices:
         scales[-1] = gamma.expand(parts.expand.matrix.shape[0]) if scale is None else scale * gamma
         shifts[-1] = _times(shift, gamma)
     matrices = [cast(part.matrix, dtype) for part in flat]
-    if plan.centres_matrices:
-        # What such a matrix gives has the mean 0 over its channels, and layer norm is then RMS norm.
-        matrices = [matrix - matrix.mean(0) for matrix in matrices]
     of_ways = [slice(ways + way * kernels, ways + (way + 1) * kernels) for way in range(ways)]
     convs = slice(ways + ways * kernels, len(flat) - 1)
 

@@ -63,8 +63,12 @@ def _empty_state(x_BNC: Tensor, offsets: Sequence[int] | None, parts: Parts, pla
 
 
 def input_of(x_BNC: Tensor, block: Block, valid_sT1: Tensor | None, plan: Plan) -> Tensor:
-    """A block of the input in the type of the products, with zeros where nodes take no part: NaN too may be there."""
+    """A block of the input, or of the output's gradient, in the type and layout of the products.
+
+    There are zeros where nodes take no part: NaN too may be there.
+    """
     x_sTC = cast(block.of(x_BNC), plan.compute)
+    x_sTC = x_sTC.contiguous() if plan.in_rows else x_sTC
     return x_sTC if valid_sT1 is None else torch.where(valid_sT1, x_sTC, 0)
 
 

@@ -32,8 +32,6 @@ class Plan:
         norm_groups: of each projection's group norm, likewise; empty for other norms.
         compute: type of the products over nodes.
         holds: what the blocks compute is held for the backward pass, and not computed again there.
-        centres_matrices: a layer norm's mean is taken off the matrix before it, which pays where nodes are many, and
-            not off what is normalised.
     """
 
     groups: int
@@ -47,12 +45,16 @@ class Plan:
     norm_groups: tuple[int, ...] = ()
     compute: torch.dtype
     holds: bool
-    centres_matrices: bool = False
 
     @property
     def takes_statistics(self) -> bool:
         """Whether the norms take statistics from what they are applied to."""
         return self.norm != "affine"
+
+    @property
+    def in_rows(self) -> bool:
+        """Whether the norms are over each node's channels, which are then to lie next to one another."""
+        return self.norm in ("layer", "rms")
 
     def norm_at(self, place: int, parts: int = 1) -> Norm:
         """The norm with statistics of its own behind the projection at a place, in the order of `Parts`.
@@ -65,7 +67,7 @@ class Plan:
             return OfBatch(self.eps[place])
         if self.norm == "group":
             return OfSample(self.eps[place], self.norm_groups[place] * parts)
-        return OfNode(self.eps[place], parts, centres=self.norm == "layer" and not self.centres_matrices)
+        return OfNode(self.eps[place], parts, centres=self.norm == "layer")
 
     def assign_norm(self, way: int) -> Norm:
         """The norm behind the assignments of gather (0) or scatter (1)."""

@@ -76,6 +76,14 @@ def from_columns(x_CM: Tensor, samples: int) -> Tensor:
     return x_CM.mT.unsqueeze(0) if samples == 1 else x_CM.unflatten(1, (samples, -1)).permute(1, 2, 0)
 
 
+def laid_out_like(x_sTC: Tensor, like_sTC: Tensor) -> Tensor:
+    """A dense tensor with nodes innermost where they are in ``like``: what is not is turned about in one copy."""
+    innermost = nodes_innermost(like_sTC)
+    if nodes_innermost(x_sTC) == innermost:
+        return x_sTC
+    return x_sTC.mT.contiguous().mT if innermost else x_sTC.contiguous()
+
+
 def lie_together(x_sTC: Tensor) -> bool:
     """Whether the nodes of all samples follow one another, so that `_columns` is a view."""
     return x_sTC.shape[0] == 1 or x_sTC.stride(0) == x_sTC.shape[1] * x_sTC.stride(1)
@@ -221,7 +229,7 @@ def add_projection(
     for first in range(0, samples, together):
         for start in range(0, nodes, length):
             part = slice(first, first + together), slice(start, start + length)
-            y_stC = project(x_sTK[part], matrix_CK)
+            y_stC = laid_out_like(project(x_sTK[part], matrix_CK), out_sTC)
             if shift_C is not None:
                 y_stC = y_stC.add_(shift_C) if scale_C is None else torch.addcmul(shift_C, y_stC, scale_C, out=y_stC)
             elif scale_C is not None:

@@ -189,12 +189,12 @@ def _cat_nodes(parts: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class OfNode:
-    """Layer norm and RMS norm: channels of each node.
+    """Layer norm and RMS norm: channels of each node, which lie next to one another.
 
     Args:
-        eps: added to the mean of squares.
+        eps: added to the variance, or to the mean of squares.
         parts: of the channels, each normalised by itself.
-        centres: the mean is taken off first; layer norm behind a matrix whose columns have the mean 0 needs it not.
+        centres: the mean is taken off first: layer norm.
     """
 
     eps: float
@@ -204,47 +204,41 @@ class OfNode:
     def normalize(
         self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, block: Block, *, keep: bool = True
     ) -> tuple[Tensor, Statistics]:
-        split = self._centred(raw_sTF)
-        keep = keep and not self.centres
-        if raw_sTF.stride(-1) == 1:
-            squares = torch.linalg.vector_norm(split, dim=-1, keepdim=True).square_()
+        raw = self._split(raw_sTF)
+        if self.centres:
+            unit, mean, inverse = torch.native_layer_norm(raw, raw.shape[-1:], None, None, self.eps)
         else:
-            # Several times as fast on a CPU as `vector_norm` over what lies far apart.
-            squares = (split * split).sum(-1, keepdim=True)
-        inverse = squares.div_(split.shape[-1]).add_(self.eps).rsqrt_()
-        unit = split * inverse if keep else split.mul_(inverse)
-        return self._scaled(unit, weight_F, bias_F), Statistics(None, inverse)
+            squares = torch.linalg.vector_norm(raw, dim=-1, keepdim=True).square_()
+            mean, inverse = None, squares.div_(raw.shape[-1]).add_(self.eps).rsqrt_()
+            unit = raw * inverse if keep else raw.mul_(inverse)
+        y_sTF = unit.view(raw_sTF.shape)
+        return y_sTF if weight_F is None else _scaled_(y_sTF, weight_F, bias_F), Statistics(mean, inverse)
 
     def backward(
         self, grad_sTF: Tensor, raw_sTF: Tensor, weight_F: Tensor | None, statistics: Statistics, block: Block
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        unit = self._centred(raw_sTF) * statistics.inverse
-        if weight_F is None:
-            grad_weight_F = grad_bias_F = None
+        raw = self._split(raw_sTF)
+        grad_weight_F = grad_bias_F = None
+        if self.centres:
+            unit = torch.sub(raw, statistics.mean).mul_(statistics.inverse)  # type: ignore[arg-type]
         else:
-            grad_weight_F = sum_of_nodes(grad_sTF * self._joined(unit), grad_sTF.dtype)
+            unit = raw * statistics.inverse
+        if weight_F is not None:
+            grad_weight_F = sum_of_nodes(grad_sTF * unit.view(raw_sTF.shape), grad_sTF.dtype)
             grad_bias_F = sum_of_nodes(grad_sTF, grad_sTF.dtype)
             grad_sTF = grad_sTF * weight_F
-        grad = self._split(grad_sTF)
-        along = (grad * unit).mean(-1, keepdim=True)
-        grad = torch.addcmul(grad, unit, along, value=-1).mul_(statistics.inverse)
+        grad = self._split(grad_sTF.contiguous())
         if self.centres:
-            grad.sub_(grad.mean(-1, keepdim=True))
-        return self._joined(grad), grad_weight_F, grad_bias_F
+            grad, *_ = torch.ops.aten.native_layer_norm_backward(
+                grad, raw, raw.shape[-1:], statistics.mean, statistics.inverse, None, None, [True, False, False]
+            )
+        else:
+            along = (grad * unit).mean(-1, keepdim=True)
+            grad = torch.addcmul(grad, unit, along, value=-1).mul_(statistics.inverse)
+        return grad.view(raw_sTF.shape), grad_weight_F, grad_bias_F
 
     def _split(self, x_sTF: Tensor) -> Tensor:
         return x_sTF if self.parts == 1 else x_sTF.unflatten(-1, (self.parts, -1))
-
-    def _centred(self, x_sTF: Tensor) -> Tensor:
-        split = self._split(x_sTF)
-        return split - split.mean(-1, keepdim=True) if self.centres else split
-
-    def _joined(self, x: Tensor) -> Tensor:
-        return x if self.parts == 1 else x.flatten(-2)
-
-    def _scaled(self, y: Tensor, weight_F: Tensor | None, bias_F: Tensor | None) -> Tensor:
-        y_sTF = self._joined(y)
-        return y_sTF if weight_F is None else _scaled_(y_sTF, weight_F, bias_F)
 
 
 def _times(inverse_F: Tensor, weight_F: Tensor | None) -> Tensor:
