@@ -205,6 +205,9 @@ class OfNode:
         self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, block: Block, *, keep: bool = True
     ) -> tuple[Tensor, Statistics]:
         raw = self._split(raw_sTF)
+        if self.centres and self.parts == 1:
+            y_sTF, *found = torch.native_layer_norm(raw, raw.shape[-1:], weight_F, bias_F, self.eps)
+            return y_sTF, Statistics(*found)
         if self.centres:
             unit, mean, inverse = torch.native_layer_norm(raw, raw.shape[-1:], None, None, self.eps)
         else:
@@ -219,6 +222,11 @@ class OfNode:
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         raw = self._split(raw_sTF)
         grad_weight_F = grad_bias_F = None
+        if self.centres and self.parts == 1:
+            wanted = [True, weight_F is not None, weight_F is not None]
+            given = (grad_sTF.contiguous(), raw, raw.shape[-1:], statistics.mean, statistics.inverse)
+            # In the bias's place, whose numbers are not read, only that it is there.
+            return torch.ops.aten.native_layer_norm_backward(*given, weight_F, weight_F, wanted)
         if self.centres:
             unit = torch.sub(raw, statistics.mean).mul_(statistics.inverse)  # type: ignore[arg-type]
         else:
