@@ -106,8 +106,9 @@ def forward(
     if kernels.why_not_kernels(matrices, plan, keep=keep) is None:
         return _forward_by_kernels(x_BNC, mask_BN, offsets, parts, matrices, plan)
     todo = blocks_of(x_BNC, offsets, parts, plan)
-    # A single sample's output may come from the call that adds the input to it.
-    alone = x_BNC.shape[0] == 1 and len(todo) == 1 and todo[0].whole and plan.residual and x_BNC.dtype == plan.compute
+    # The output may be new memory from a call that adds the input to it.
+    alone = len(todo) == 1 and todo[0].whole and plan.residual and x_BNC.dtype == plan.compute
+    alone = alone and (x_BNC.shape[0] == 1 or plan.in_rows)
     out_BNC = None if alone else empty_like_layout(x_BNC, x_BNC.shape[-1])
     state = _empty_state(x_BNC, offsets, parts, plan, sums_follow=len(todo) == 1)
     waiting = []
