@@ -38,6 +38,8 @@ class Cost:
 # Where everything held, the input included, is at most so much, it is held: computing it again would take longer than
 # the memory is worth. As measured: docs/results.md.
 HOLD_BYTES = 22 << 20
+# A batch norm's output of so few numbers is computed for its statistics, whatever its sizes.
+_SMALL_OUTPUT = 1 << 19
 
 
 def holds(config: LatentGNNConfig, nodes: int, element_size: int, *, norm: NormKind = "affine") -> bool:
@@ -56,7 +58,7 @@ def holds(config: LatentGNNConfig, nodes: int, element_size: int, *, norm: NormK
     """
     numbers = config.channels + _computed_numbers(config)
     if norm != "affine":
-        numbers += _normalized_numbers(config)
+        numbers += _normalized_numbers(config) + _expanded_numbers(config, nodes, norm)
     return nodes * element_size * numbers <= HOLD_BYTES
 
 
@@ -71,6 +73,24 @@ def _normalized_numbers(config: LatentGNNConfig) -> int:
     ways, latents = 1 if config.symmetric else 2, config.num_groups * sum(config.latents)
     convolved = len(config.latents) * config.reduced_channels if config.graph_conv else 0
     return ways * (config.reduced_channels + latents) + convolved
+
+
+def _expanded_numbers(config: LatentGNNConfig, nodes: int, norm: NormKind) -> int:
+    """Numbers a node that the output's norm is applied to, unless its statistics come from the features' moments."""
+    features = len(config.latents) * config.reduced_channels
+    return 0 if norm == "batch" and moments_pay(nodes, features, config.channels) else config.channels
+
+
+def moments_pay(nodes: int, features: int, channels: int) -> bool:
+    """Whether the output's statistics cost less by the features' moments than by the output itself.
+
+    Moments take two products of F x F, one over the nodes and one over the channels; the output's own take about six
+    passes over C numbers a node, each worth about twenty multiply-adds, as measured. Moments also take twenty calls
+    more, which a small output is not worth.
+    """
+    if nodes * channels <= _SMALL_OUTPUT:
+        return False
+    return features * features * (nodes + channels) < 60 * nodes * channels
 
 
 def cost(
@@ -123,6 +143,8 @@ def cost(
     more = _computed_numbers(config) if held else 0
     if norm == "batch" or (held and norm != "affine"):
         more += _normalized_numbers(config)
+    if held and norm != "affine":
+        more += _expanded_numbers(config, samples * nodes, norm)
     return Cost(
         parameters=_parameters(config),
         forward_operations=samples * (nodes * forward + small_forward),
@@ -213,13 +235,13 @@ def table(config: LatentGNNConfig, shape: Sequence[int]) -> str:
         "non-local": non_local_cost(config.channels, shape),
     }
     rows: dict[str, Callable[[Cost], str]] = {
-        "parameters": lambda one: f"{one.parameters:,}",
-        "forward operations": lambda one: f"{one.forward_operations / 1e9:,.2f} G",
-        "backward operations": lambda one: f"{one.backward_operations / 1e9:,.2f} G",
-        "forward bytes moved": lambda one: f"{one.forward_bytes / 2**20:,.0f} MiB",
-        "backward bytes moved": lambda one: f"{one.backward_bytes / 2**20:,.0f} MiB",
-        "held for backward": lambda one: f"{one.held_bytes / 2**20:,.0f} MiB",
-        "held over the input": lambda one: f"{one.held_bytes / (4 * prod(shape)):.2f}",
+        "parameters": lambda cost: f"{cost.parameters:,}",
+        "forward operations": lambda cost: f"{cost.forward_operations / 1e9:,.2f} G",
+        "backward operations": lambda cost: f"{cost.backward_operations / 1e9:,.2f} G",
+        "forward bytes moved": lambda cost: f"{cost.forward_bytes / 2**20:,.0f} MiB",
+        "backward bytes moved": lambda cost: f"{cost.backward_bytes / 2**20:,.0f} MiB",
+        "held for backward": lambda cost: f"{cost.held_bytes / 2**20:,.0f} MiB",
+        "held over the input": lambda cost: f"{cost.held_bytes / (4 * prod(shape)):.2f}",
     }
     # Of the path with batch statistics, what it holds is known here, and not what it computes.
     known = {"training batch norm": ("parameters", "held for backward", "held over the input")}

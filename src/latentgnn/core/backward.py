@@ -139,9 +139,9 @@ def backward(
                 written_sTC.copy_(torch.where(valid_sT1, written_sTC, base_sTC))
             grad_x_BNC = written_sTC if grad_x_BNC is None else grad_x_BNC
         _release(record)
-    outputs, found = _folded_gradients(folded, folded_vectors, grad_convs, gradients, plan)
+    outputs, grads_of_outputs = _folded_gradients(folded, folded_vectors, grad_convs, gradients, plan)
     wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
-    grads = iter(_gradients(outputs, wanted, found))
+    grads = iter(_gradients(outputs, wanted, grads_of_outputs))
     return grad_x_BNC, [
         None if leaf is None or not leaf.requires_grad else _as_given(next(grads), leaf) for leaf in leaves
     ]
@@ -149,13 +149,13 @@ def backward(
 
 def _detached(fields: Sequence[Any]) -> list[Any]:
     """The fields of `Matrices` or `Vectors`, tensors or sequences of them, without autograd's record."""
-    found: list[Any] = []
+    detached: list[Any] = []
     for field in fields:
         if field is None or isinstance(field, Tensor):
-            found.append(None if field is None else field.detach())
+            detached.append(None if field is None else field.detach())
         else:
-            found.append(tuple(_detached(field)))
-    return found
+            detached.append(tuple(_detached(field)))
+    return detached
 
 
 def _folded_gradients(

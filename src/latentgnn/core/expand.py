@@ -10,7 +10,7 @@ Axes: s rows of the input, T nodes, C channels, F features of all kernels (K * R
 import torch
 from torch import Tensor
 
-from latentgnn.core.moments import Moments, expansion, moments, moments_pay
+from latentgnn.core.moments import Moments, expansion, moments
 from latentgnn.core.nodes import Block, empty_like_layout
 from latentgnn.core.parameters import Matrices, Vectors
 from latentgnn.core.plan import Plan
@@ -26,6 +26,7 @@ from latentgnn.core.products import (
 )
 from latentgnn.core.records import Gradients, Record, add, add_pair
 from latentgnn.core.statistics import Norm, OfSample
+from latentgnn.cost import moments_pay
 from latentgnn.functional import cast, wide
 
 # Fewer channels are no product worth a call.

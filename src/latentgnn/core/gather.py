@@ -147,10 +147,9 @@ def gather_backward(
     pairs = zip(block.each_sample(value_sGTr, 2), of_samples(grad_sums_SGDr, block), strict=True)
     grad_assign = cat([product(value, cast(grad, plan.compute)) for value, grad in pairs], 2)
     if plan.node_scale == "mean":
-        ones = [grad.unsqueeze(2) for grad in of_samples(grad_weights_SGD, block)]
-        parts = zip(block.each_sample(grad_assign, 2), ones, strict=True)
-        for part, one in parts:
-            part.add_(one.to(plan.compute))
+        pairs = zip(block.each_sample(grad_assign, 2), of_samples(grad_weights_SGD, block), strict=True)
+        for part, grad in pairs:
+            part.add_(cast(grad, plan.compute).unsqueeze(2))
     elif not plan.symmetric:
         for part, assign, grad in zip(
             block.each_sample(grad_assign, 2),

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from latentgnn.core.products import NUMBERS_AT_ONCE, contract_all
+from latentgnn.core.products import contract_all
 from latentgnn.core.statistics import Statistics
 
 
@@ -44,15 +44,3 @@ def expansion(
     if bias_C is not None:
         shift_C = shift_C + bias_C
     return matrix_CF * scale_C.unsqueeze(1), shift_C, Statistics(mean_C, inverse_C)
-
-
-def moments_pay(nodes: int, features: int, channels: int) -> bool:
-    """Whether the output's statistics cost less by the features' moments than by the output itself.
-
-    Moments take two products of F x F, one over the nodes and one over the channels; the output's own take about six
-    passes over C numbers a node, each worth about twenty multiply-adds, as measured. Moments also take twenty calls
-    more, which a small output is not worth.
-    """
-    if nodes * channels <= NUMBERS_AT_ONCE:
-        return False
-    return features * features * (nodes + channels) < 60 * nodes * channels

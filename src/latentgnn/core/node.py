@@ -64,9 +64,9 @@ def run(
     if not needs_grad:
         out_BNC, state = passes.forward(x_BNC, mask_BN, bounds, tensors, plan, keep=False)
         return out_BNC, BatchStatistics(state.records[0]) if plan.norm == "batch" else None
-    found: list[BatchStatistics] = []
-    out_BNC = _Core.apply(plan, found, mask_BN, bounds, x_BNC, *tensors)
-    return out_BNC, found[0] if found else None
+    statistics: list[BatchStatistics] = []
+    out_BNC = _Core.apply(plan, statistics, mask_BN, bounds, x_BNC, *tensors)
+    return out_BNC, statistics[0] if statistics else None
 
 
 class _Core(torch.autograd.Function):
@@ -76,7 +76,7 @@ class _Core(torch.autograd.Function):
     def forward(
         ctx: Any,
         plan: Plan,
-        found: list[BatchStatistics],
+        statistics: list[BatchStatistics],
         mask_BN: Tensor | None,
         bounds: Sequence[int] | None,
         x_BNC: Tensor,
@@ -84,7 +84,7 @@ class _Core(torch.autograd.Function):
     ) -> Tensor:
         out_BNC, state = passes.forward(x_BNC, mask_BN, bounds, tensors, plan, keep=True)
         if plan.norm == "batch":
-            found.append(BatchStatistics(state.records[0]))
+            statistics.append(BatchStatistics(state.records[0]))
         # Saved, so that saved-tensor hooks see them, and an operation in place between the passes raises.
         held: list[Tensor] = []
         ctx.structure = [record.stored(held) for record in state.records]

@@ -83,11 +83,11 @@ def blocks(x_BNC: Tensor, offsets: Sequence[int] | None, most: int | None) -> li
     if most is None or batch * nodes <= most:
         return [Block(slice(0, batch), slice(0, nodes), slice(0, batch), whole=True)]
     together = max(most // max(nodes, 1), 1)
-    found = []
+    parts = []
     for first in range(0, batch, together):
         rows = slice(first, min(first + together, batch))
-        found += [Block(rows, part, rows) for part in _cut(0, nodes, most)]
-    return found
+        parts += [Block(rows, nodes_of_part, rows) for nodes_of_part in _cut(0, nodes, most)]
+    return parts
 
 
 def _packed(offsets: Sequence[int], most: int) -> Iterator[Block]:

@@ -112,8 +112,8 @@ def _fake_backward(
     needs: Sequence[bool],
     *plan: Any,
 ) -> list[Tensor]:
-    found = [empty_like_layout(x, x.shape[-1])] if needs_x else []
-    return found + [torch.empty_like(tensor) for tensor, need in zip(given, needs, strict=True) if need]
+    of_x = [empty_like_layout(x, x.shape[-1])] if needs_x else []
+    return of_x + [torch.empty_like(tensor) for tensor, need in zip(given, needs, strict=True) if need]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -126,13 +126,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 def _differentiate(ctx: Any, grad: Tensor, _sums: None, _weights: None) -> tuple[Any, ...]:
     x, mask, offsets, sums, weights, *given = ctx.saved_tensors
     needs_x, needs = ctx.needs_input_grad[0], list(ctx.needs_input_grad[3])
-    found = iter(
+    grads = iter(
         torch.ops.latentgnn.backward(
             grad, x, mask, offsets, given, ctx.present, sums, weights, needs_x, needs, *ctx.plan
         )
     )
-    grad_x = next(found) if needs_x else None
-    return grad_x, None, None, [next(found) if need else None for need in needs], None, *[None] * len(ctx.plan)
+    grad_x = next(grads) if needs_x else None
+    return grad_x, None, None, [next(grads) if need else None for need in needs], None, *[None] * len(ctx.plan)
 
 
 def _no_second_derivative(ctx: Any, *grads: Any) -> Any:

@@ -144,7 +144,7 @@ def vectors(parts: Parts, plan: Plan) -> Vectors:
     """Weights and biases of norms with statistics; with gradients, where autograd records."""
 
     def pair(projected: Sequence[NormedMatrix], join: Callable[[Sequence[Tensor | None]], Tensor | None]):  # type: ignore[no-untyped-def]
-        return join([one.weight for one in projected]), join([one.bias for one in projected])
+        return join([part.weight for part in projected]), join([part.bias for part in projected])
 
     weight, bias = parts.expand.weight, parts.expand.bias
     if parts.gamma is not None:

@@ -56,8 +56,8 @@ class OfBatch:
         if x.dim() == 3 and x.numel() > _MANY_NUMBERS:
             y, statistics = self._normalize_channels(x, weight_F, bias_F, keep=keep)
         else:
-            y, *found = torch.native_batch_norm(x, weight_F, bias_F, None, None, True, 0.0, self.eps)
-            statistics = Statistics(*found)
+            y, mean_F, inverse_F = torch.native_batch_norm(x, weight_F, bias_F, None, None, True, 0.0, self.eps)
+            statistics = Statistics(mean_F, inverse_F)
         return _nodes_second(y, raw_sTF), statistics
 
     def _normalize_channels(
@@ -206,16 +206,17 @@ class OfNode:
     ) -> tuple[Tensor, Statistics]:
         raw = self._split(raw_sTF)
         if self.centres and self.parts == 1:
-            y_sTF, *found = torch.native_layer_norm(raw, raw.shape[-1:], weight_F, bias_F, self.eps)
-            return y_sTF, Statistics(*found)
+            y_sTF, mean, inverse = torch.native_layer_norm(raw, raw.shape[-1:], weight_F, bias_F, self.eps)
+            return y_sTF, Statistics(mean, inverse)
         if self.centres:
-            unit, mean, inverse = torch.native_layer_norm(raw, raw.shape[-1:], None, None, self.eps)
+            unit, *taken = torch.native_layer_norm(raw, raw.shape[-1:], None, None, self.eps)
+            statistics = Statistics(*taken)
         else:
             squares = torch.linalg.vector_norm(raw, dim=-1, keepdim=True).square_()
-            mean, inverse = None, squares.div_(raw.shape[-1]).add_(self.eps).rsqrt_()
-            unit = raw * inverse if keep else raw.mul_(inverse)
+            statistics = Statistics(None, squares.div_(raw.shape[-1]).add_(self.eps).rsqrt_())
+            unit = raw * statistics.inverse if keep else raw.mul_(statistics.inverse)
         y_sTF = unit.view(raw_sTF.shape)
-        return y_sTF if weight_F is None else _scaled_(y_sTF, weight_F, bias_F), Statistics(mean, inverse)
+        return y_sTF if weight_F is None else _scaled_(y_sTF, weight_F, bias_F), statistics
 
     def backward(
         self, grad_sTF: Tensor, raw_sTF: Tensor, weight_F: Tensor | None, statistics: Statistics, block: Block
