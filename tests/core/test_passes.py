@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.measure import held_bytes
 from latentgnn import FrozenBatchNorm, LatentGNN, reference
-from latentgnn.core import node, passes, products
+from latentgnn.core import layouts, node, passes
 from latentgnn.paths import memory
 
 AFFINE_NORMS = {"frozen": FrozenBatchNorm, "evaluation": nn.BatchNorm1d, "none": nn.Identity}
@@ -78,7 +78,7 @@ def test_agrees_with_the_reference(
     expected = reference.forward(layer, x)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(passes, "nodes_per_block", lambda *_: nodes)
-        patch.setattr(products, "_NODES_AT_ONCE", max(nodes // 2, 1))
+        patch.setattr(layouts, "_NODES_AT_ONCE", max(nodes // 2, 1))
         with memory(kept):
             output = layer(x)
         found = all_gradients(output, x, layer)

@@ -11,7 +11,7 @@ from test_passes import all_gradients
 from torch import Tensor, nn
 
 from latentgnn import FrozenBatchNorm, LatentGNN, reference
-from latentgnn.core import expand, products
+from latentgnn.core import accumulate, expand, products, routines
 from latentgnn.paths import memory
 
 SIZES = st.integers(1, 9)
@@ -32,8 +32,8 @@ def made(samples: int, nodes: int, channels: int, layout: str) -> Tensor:
 @pytest.fixture(params=["oneDNN", "MKL", "few features"], autouse=True)
 def routine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every product by one routine, whatever its size."""
-    monkeypatch.setattr(products, "_MANY_OPERATIONS", 1 if request.param != "MKL" else 1 << 62)
-    monkeypatch.setattr(products, "_FEW_FEATURES", 64 if request.param == "few features" else 0)
+    monkeypatch.setattr(routines, "_MANY_OPERATIONS", 1 if request.param != "MKL" else 1 << 62)
+    monkeypatch.setattr(accumulate, "_FEW_FEATURES", 64 if request.param == "few features" else 0)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -42,7 +42,7 @@ def routine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     nodes=SIZES,
     features=SIZES,
     channels=st.integers(1, 40),
-    layouts=st.tuples(LAYOUTS, LAYOUTS),
+    lying=st.tuples(LAYOUTS, LAYOUTS),
     scale=st.booleans(),
     shift=st.booleans(),
     turned=st.booleans(),
@@ -54,25 +54,25 @@ def test_add_projection(
     nodes: int,
     features: int,
     channels: int,
-    layouts: tuple[str, str],
+    lying: tuple[str, str],
     scale: bool,
     shift: bool,
     turned: bool,
     base: str,
     at_once: int,
 ) -> None:
-    x, out = made(samples, nodes, features, layouts[0]), made(samples, nodes, channels, layouts[1])
+    x, out = made(samples, nodes, features, lying[0]), made(samples, nodes, channels, lying[1])
     matrix = torch.randn(features, channels).mT if turned else torch.randn(channels, features)
     scale_C, shift_C = torch.rand(channels) if scale else None, torch.rand(channels) if shift else None
-    given_base = None if base == "none" else out if base == "out" else made(samples, nodes, channels, layouts[1])
+    given_base = None if base == "none" else out if base == "out" else made(samples, nodes, channels, lying[1])
     expected = x.double() @ matrix.double().mT
     expected = expected if scale_C is None else expected * scale_C
     expected = expected if shift_C is None else expected + shift_C
     expected = expected if given_base is None else expected + given_base
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, "NUMBERS_AT_ONCE", at_once)
+        patch.setattr(accumulate, "NUMBERS_AT_ONCE", at_once)
         alone = base == "given"
-        written = products.add_projection(given_base, x, matrix, scale_C, shift_C, None if alone else out)
+        written = accumulate.add_projection(given_base, x, matrix, scale_C, shift_C, None if alone else out)
     assert alone or written is out
     assert relative_error(written, expected) < 1e-5
 
@@ -83,17 +83,17 @@ def test_add_projection(
     nodes=SIZES,
     channels=st.integers(1, 40),
     rows=SIZES,
-    layouts=st.tuples(LAYOUTS, LAYOUTS),
+    lying=st.tuples(LAYOUTS, LAYOUTS),
     together=st.sampled_from([1, 10, 1000]),
 )
 def test_project_and_contract(
-    samples: int, nodes: int, channels: int, rows: int, layouts: tuple[str, str], together: int
+    samples: int, nodes: int, channels: int, rows: int, lying: tuple[str, str], together: int
 ) -> None:
-    x, other = made(samples, nodes, channels, layouts[0]), made(samples, nodes, rows, layouts[1])
+    x, other = made(samples, nodes, channels, lying[0]), made(samples, nodes, rows, lying[1])
     matrices = [torch.randn(rows, channels), torch.randn(rows, channels)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, "_NODES_AT_ONCE", together)
-        projected = products.project_all(products.side_by_side(x, torch.empty(samples, channels, nodes).mT), matrices)
+        patch.setattr(layouts, "_NODES_AT_ONCE", together)
+        projected = products.project_all(layouts.side_by_side(x, torch.empty(samples, channels, nodes).mT), matrices)
         back = products.project_back(other, matrices[0])
         outer = products.contract_all(other, x)
     assert relative_error(projected, x.double() @ torch.cat(matrices).double().mT) < 1e-5

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.measure import held_bytes
 from latentgnn import LatentGNN, PackedLatentGNN, reference
-from latentgnn.core import expand, passes, products, statistics
+from latentgnn.core import expand, layouts, passes, statistics
 from latentgnn.norms import group_norm
 from latentgnn.paths import memory, why_not_core
 
@@ -94,7 +94,7 @@ def test_agrees_with_the_reference(
         patch.setattr(expand, "NUMBERS_AT_ONCE", numbers)
         patch.setattr(expand, "_LEAST_CHANNELS", 1)
         patch.setattr(statistics, "_MANY_NUMBERS", numbers)
-        patch.setattr(products, "_NODES_AT_ONCE", nodes)
+        patch.setattr(layouts, "_NODES_AT_ONCE", nodes)
         with memory(kept):
             output = layer(x)
         found = all_gradients(output, x, layer)

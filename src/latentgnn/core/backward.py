@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentgnn.core.accumulate import add_project_back
 from latentgnn.core.gather import gather_assignments, gather_backward, values
+from latentgnn.core.layouts import empty_like_layout, side_by_side
 from latentgnn.core.mix import scatter_matrices
-from latentgnn.core.nodes import empty_like_layout
 from latentgnn.core.parameters import Matrices, Parts, Vectors, fold, vectors
 from latentgnn.core.passes import State, blocks_of, input_of
 from latentgnn.core.plan import Plan
-from latentgnn.core.products import add_project_back, contract_all, side_by_side
+from latentgnn.core.products import contract_all
 from latentgnn.core.records import Gradients, Record
 from latentgnn.core.scatter import features, scatter_backward
 from latentgnn.functional import cast

@@ -10,20 +10,13 @@ Axes: s rows of the input, T nodes, C channels, F features of all kernels (K * R
 import torch
 from torch import Tensor
 
+from latentgnn.core.accumulate import NUMBERS_AT_ONCE, add_projection
+from latentgnn.core.layouts import empty_like_layout, laid_out_like, not_a_view
 from latentgnn.core.moments import Moments, expansion, moments
-from latentgnn.core.nodes import Block, empty_like_layout
+from latentgnn.core.nodes import Block
 from latentgnn.core.parameters import Matrices, Vectors
 from latentgnn.core.plan import Plan
-from latentgnn.core.products import (
-    NUMBERS_AT_ONCE,
-    add_projection,
-    contract_all,
-    laid_out_like,
-    not_a_view,
-    project,
-    project_back,
-    sum_of_nodes,
-)
+from latentgnn.core.products import contract_all, project, project_back, sum_of_nodes
 from latentgnn.core.records import Gradients, Record, add, add_pair
 from latentgnn.core.statistics import Norm, OfSample
 from latentgnn.cost import moments_pay

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from latentgnn.core.assign import assignments, assignments_backward
 from latentgnn.core.graphs import cat, graphs_of, of_samples, of_way, product, split_graphs, to_graphs, to_nodes
+from latentgnn.core.layouts import nodes_innermost
 from latentgnn.core.lengths import (
     assign_unit_backward,
     inverse_length,
@@ -18,7 +19,7 @@ from latentgnn.core.lengths import (
     to_unit_length_,
     unit_backward,
 )
-from latentgnn.core.nodes import Block, nodes_innermost
+from latentgnn.core.nodes import Block
 from latentgnn.core.parameters import Matrices, Vectors
 from latentgnn.core.plan import Plan
 from latentgnn.core.products import contract, project_all, sum_of_nodes

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from latentgnn.core.nodes import Block, nodes_innermost
+from latentgnn.core.layouts import nodes_innermost
+from latentgnn.core.nodes import Block
 from latentgnn.core.plan import Plan
 from latentgnn.core.products import project_each
 

@@ -7,10 +7,8 @@ the input's nodes lie innermost in memory, so do those of all that is computed f
 Axes: B batch, N nodes, S samples of all; in a block s rows, T nodes, G groups.
 """
 
-import ctypes
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -129,52 +127,3 @@ def _core_cache_bytes() -> int:
     except (AttributeError, OSError, ValueError):
         size = 0
     return size if size > 0 else _USUAL_CACHE
-
-
-def nodes_innermost(x_sTC: Tensor) -> bool:
-    """Whether a tensor's nodes lie next to one another in memory, as in a contiguous (B, C, N)."""
-    return x_sTC.stride(-1) != 1 or (x_sTC.shape[-1] == 1 and x_sTC.shape[-2] > 1 and x_sTC.stride(-2) == 1)
-
-
-def empty_like_layout(x_sTC: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
-    """New memory (s, T, channels), dense, with nodes innermost where they are in ``x_sTC``."""
-    samples, nodes, _ = x_sTC.shape
-    # Not as a view of something transposed: autograd refuses operations in place on views that a function returned.
-    strides = (nodes * channels, 1, nodes) if nodes_innermost(x_sTC) else (nodes * channels, channels, 1)
-    return prefer_huge_pages(x_sTC.new_empty_strided((samples, nodes, channels), strides, dtype=dtype))
-
-
-# Smaller tensors have few pages, and mostly lie in memory that was used before.
-_LARGE = 4 << 20
-_HUGE_PAGE = 2 << 20
-_MADV_HUGEPAGE = 14
-
-
-@cache
-def _madvise() -> Callable[[int, int, int], int] | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    try:
-        function = ctypes.CDLL(None, use_errno=True).madvise
-    except (AttributeError, OSError):
-        return None
-    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return function
-
-
-def prefer_huge_pages(tensor: Tensor) -> Tensor:
-    """Ask Linux to back a large new CPU tensor with huge pages, and return it.
-
-    The first touch of each page of fresh memory costs more than reading and writing it; huge pages are 512 times
-    fewer. It is a hint: where the system does not follow it, nothing changes.
-    """
-    size = tensor.numel() * tensor.element_size()
-    if size < _LARGE or tensor.device.type != "cpu" or type(tensor) is not Tensor:
-        return tensor
-    madvise = _madvise()
-    if madvise is not None:
-        first = -(-tensor.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
-        length = (tensor.data_ptr() + size - first) // _HUGE_PAGE * _HUGE_PAGE
-        if length > 0:
-            madvise(first, length, _MADV_HUGEPAGE)
-    return tensor

@@ -15,7 +15,8 @@ from torch.utils.flop_counter import register_flop_formula
 from latentgnn.config import LatentGNNConfig
 from latentgnn.core import passes
 from latentgnn.core.backward import backward
-from latentgnn.core.nodes import bounds_of, empty_like_layout
+from latentgnn.core.layouts import empty_like_layout
+from latentgnn.core.nodes import bounds_of
 from latentgnn.core.plan import SCHEMA, Plan
 from latentgnn.cost import cost
 from latentgnn.functional import wide

@@ -14,11 +14,11 @@ from latentgnn import kernels
 from latentgnn.core.expand import expand
 from latentgnn.core.gather import gather_assignments, sums, values
 from latentgnn.core.graphs import of_way
+from latentgnn.core.layouts import empty_like_layout, side_by_side
 from latentgnn.core.mix import scatter_matrices
-from latentgnn.core.nodes import Block, blocks, empty_like_layout, nodes_per_block
+from latentgnn.core.nodes import Block, blocks, nodes_per_block
 from latentgnn.core.parameters import Matrices, Parts, fold, vectors
 from latentgnn.core.plan import Plan
-from latentgnn.core.products import side_by_side
 from latentgnn.core.records import Record
 from latentgnn.core.scatter import features
 from latentgnn.functional import cast, wide

@@ -12,8 +12,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from latentgnn.core.nodes import Block, nodes_innermost
-from latentgnn.core.products import columns, from_columns, lie_together, sum_of_nodes
+from latentgnn.core.layouts import columns, from_columns, lie_together, nodes_innermost
+from latentgnn.core.nodes import Block
+from latentgnn.core.products import sum_of_nodes
 
 # From so many numbers on, sums of PyTorch's are faster than its batch norm, which is a single call.
 _MANY_NUMBERS = 1 << 17

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from latentgnn.core.nodes import Block, empty_like_layout
+from latentgnn.core.layouts import empty_like_layout
+from latentgnn.core.nodes import Block
 from latentgnn.core.parameters import Matrices
 from latentgnn.core.plan import Plan
 from latentgnn.core.products import project_all

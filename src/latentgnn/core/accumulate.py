@@ -1,0 +1,129 @@
+"""Products over nodes that are added to a base: out = base + (x W^T) * scale + shift.
+
+Axes: s rows of the input, T nodes; C, K, O channels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from latentgnn.core.layouts import empty_like_layout, from_columns, laid_out_like, nodes_innermost, not_a_view
+from latentgnn.core.products import project
+from latentgnn.core.routines import is_turned, takes_onednn
+from latentgnn.functional import cast
+
+# With fewer features, an output of up to so many numbers is as fast to write as to compute: MKL adds it in one pass.
+_FEW_FEATURES = 64
+_MANY_OUTPUTS = 1 << 23
+# So many numbers of an output are made at once where a sum follows, so that they are still in a cache then.
+NUMBERS_AT_ONCE = 1 << 19
+
+
+def add_projection(
+    base_sTC: Tensor | None,
+    x_sTK: Tensor,
+    matrix_CK: Tensor,
+    scale_C: Tensor | None,
+    shift_C: Tensor | None,
+    out_sTC: Tensor | None,
+) -> Tensor:
+    """base + (x W^T) * scale + shift, with ``None`` for ones and zeros; ``base`` may be ``out``.
+
+    It is written to ``out``, or without that to new memory in the layout of ``base``.
+    """
+    samples, nodes, features = x_sTK.shape
+    channels = matrix_CK.shape[0]
+    alike = x_sTK.dtype == matrix_CK.dtype
+    onednn = alike and takes_onednn(matrix_CK, samples * nodes)
+    if out_sTC is None:
+        assert base_sTC is not None
+        if onednn and samples * nodes >= features and _is_one_call(base_sTC, x_sTK):
+            matrix_CK = matrix_CK if scale_C is None else matrix_CK * scale_C.unsqueeze(1)
+            return _add_rows(base_sTC, x_sTK, matrix_CK, shift_C)
+        out_sTC = empty_like_layout(base_sTC, channels)
+    if features < _FEW_FEATURES and samples * nodes * channels <= _MANY_OUTPUTS:
+        onednn = False
+    # With few nodes the matrix is larger than the output, and scaling it takes longer.
+    if not onednn and (scale_C is None or samples * nodes >= features or x_sTK.dtype != scale_C.dtype):
+        matrix_CK = matrix_CK if scale_C is None else matrix_CK * scale_C.unsqueeze(1)
+        _add_batch(base_sTC, x_sTK, cast(matrix_CK, x_sTK.dtype), shift_C, out_sTC)
+        return out_sTC
+    if not is_turned(matrix_CK, samples * nodes):
+        matrix_CK = matrix_CK.contiguous()
+    # In parts, whose product is still in a cache when the base is added.
+    length = max(NUMBERS_AT_ONCE // channels, 256)
+    together = max(length // nodes, 1)
+    for first in range(0, samples, together):
+        for start in range(0, nodes, length):
+            part = slice(first, first + together), slice(start, start + length)
+            y_stC = laid_out_like(project(x_sTK[part], matrix_CK), out_sTC)
+            if shift_C is not None:
+                y_stC = y_stC.add_(shift_C) if scale_C is None else torch.addcmul(shift_C, y_stC, scale_C, out=y_stC)
+            elif scale_C is not None:
+                y_stC = y_stC.mul_(scale_C)
+            if base_sTC is None:
+                out_sTC[part].copy_(y_stC)
+            else:
+                torch.add(base_sTC[part], y_stC, out=out_sTC[part])
+    return out_sTC
+
+
+def _is_one_call(base_sTC: Tensor, x_sTK: Tensor) -> bool:
+    """Whether oneDNN can add a base in the same call: dense, not much, and of one sample where nodes are innermost."""
+    if base_sTC.numel() > NUMBERS_AT_ONCE or base_sTC.dtype != x_sTK.dtype:
+        return False
+    if nodes_innermost(x_sTK):
+        return x_sTK.shape[0] == 1 and base_sTC[0].mT.is_contiguous()
+    return x_sTK.is_contiguous() and base_sTC.is_contiguous()
+
+
+def _add_rows(base_sTC: Tensor, x_sTK: Tensor, matrix_CK: Tensor, shift_C: Tensor | None) -> Tensor:
+    """base + x W^T + shift in one call, for what `_is_one_call` says."""
+    if nodes_innermost(x_sTK):
+        x_TK = x_sTK[0]
+        x_TK = x_TK if x_TK.stride(0) == 1 and x_TK.stride(1) == x_TK.shape[0] else x_TK.mT.contiguous().mT
+        out = torch.ops.mkldnn._linear_pointwise(matrix_CK.contiguous(), base_sTC[0].mT, x_TK, None, "add")
+        out = out if shift_C is None else out.add_(shift_C.unsqueeze(1))
+        return not_a_view(from_columns(out, 1))
+    rows, base = x_sTK.flatten(0, 1), base_sTC.flatten(0, 1)
+    right = matrix_CK if matrix_CK.stride(1) == 1 else matrix_CK.mT.contiguous().mT
+    out = torch.ops.mkldnn._linear_pointwise(rows, base, right, shift_C, "add")
+    return not_a_view(out.view(base_sTC.shape))
+
+
+def _add_batch(
+    base_sTC: Tensor | None, x_sTK: Tensor, matrix_CK: Tensor, shift_C: Tensor | None, out_sTC: Tensor
+) -> None:
+    """out = base + x W^T + shift, in one call where the types are alike."""
+    shift_C = None if shift_C is None else cast(shift_C, x_sTK.dtype)
+    if base_sTC is None:
+        out_sTC.copy_(project(x_sTK, matrix_CK, shift_C))
+        return
+    if not base_sTC.dtype == out_sTC.dtype == x_sTK.dtype:
+        torch.add(base_sTC, project(x_sTK, matrix_CK, shift_C), out=out_sTC)
+        return
+    base, left, right, out = base_sTC, x_sTK, matrix_CK.mT.expand(len(x_sTK), -1, -1), out_sTC
+    if nodes_innermost(out_sTC):
+        base, left, right, out = base.mT, matrix_CK.expand(len(x_sTK), -1, -1), x_sTK.mT, out_sTC.mT
+        shift_C = None if shift_C is None else shift_C.unsqueeze(-1)
+    if len(x_sTK) == 1:
+        torch.addmm(base[0], left[0], right[0], out=out[0])
+    else:
+        torch.baddbmm(base, left, right, out=out)
+    if shift_C is not None:
+        out.add_(shift_C)
+
+
+def add_project_back(
+    base_sTC: Tensor | None, grad_sTO: Tensor, matrices_RC: Sequence[Tensor], out_sTC: Tensor | None
+) -> Tensor:
+    """base + g W, for the matrices of `project_all`; as `add_projection`, also in where it is written."""
+    channels = matrices_RC[0].shape[1]
+    if len(matrices_RC) > 1 and grad_sTO.shape[0] * grad_sTO.shape[1] >= channels // 2:
+        matrices_RC = [torch.cat(list(matrices_RC))]
+    parts = grad_sTO.split([matrix_RC.shape[0] for matrix_RC in matrices_RC], -1)
+    for part, matrix_RC in zip(parts, matrices_RC, strict=True):
+        base_sTC = add_projection(base_sTC, part, matrix_RC.mT, None, None, out_sTC)
+    assert base_sTC is not None
+    return base_sTC

@@ -1,0 +1,48 @@
+"""Products of two matrices, by the routine that this machine runs fastest.
+
+On a CPU, PyTorch's matrix product is MKL. On AMD's processors with AVX-512 oneDNN is faster, as a linear map of dense
+matrices. Which routine runs depends on the processor, the type and the sizes alone, so that a resumed run takes the
+same and ends with the same bits.
+
+Axes: P rows of the left matrix, Q of the right one, K columns of both.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from latentgnn.core.layouts import is_plain
+
+# oneDNN takes over from so many multiply-adds on, as measured: below, its call costs more than it saves.
+_MANY_OPERATIONS = 1 << 21
+
+
+@cache
+def _has_onednn() -> bool:
+    vector = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return vector and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def takes_onednn(left_PK: Tensor, outputs: int) -> bool:
+    if left_PK.dtype != torch.float32 or left_PK.device.type != "cpu" or not _has_onednn():
+        return False
+    return is_plain(left_PK) and left_PK.numel() * outputs >= _MANY_OPERATIONS
+
+
+def is_turned(left_PK: Tensor, outputs: int) -> bool:
+    """Whether a product is so much smaller than its left matrix, a transposed one, that it is turned about instead."""
+    return left_PK.stride(1) != 1 and 4 * outputs <= min(left_PK.shape)
+
+
+def outer(left_PK: Tensor, right_QK: Tensor, shift_Q: Tensor | None = None) -> Tensor:
+    """left right^T + shift, (P, Q)."""
+    if takes_onednn(left_PK, right_QK.shape[0]):
+        if shift_Q is None and is_turned(left_PK, right_QK.shape[0]):
+            return outer(right_QK, left_PK).mT.contiguous()
+        # oneDNN is thousands of times slower on rows with gaps, and slower where the left matrix is a transposed one.
+        right_QK = right_QK.contiguous() if right_QK.stride(1) == 1 else right_QK.mT.contiguous().mT
+        return torch.ops.mkldnn._linear_pointwise(left_PK.contiguous(), right_QK, shift_Q, "none", [], "")
+    if shift_Q is None:
+        return torch.mm(left_PK, right_QK.mT)
+    return torch.addmm(shift_Q, left_PK, right_QK.mT)
