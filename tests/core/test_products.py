@@ -11,7 +11,7 @@ from test_passes import all_gradients
 from torch import Tensor, nn
 
 from latentgnn import FrozenBatchNorm, LatentGNN, reference
-from latentgnn.core import accumulate, expand, products, routines
+from latentgnn.core import accumulate, expand, layouts, products, routines
 from latentgnn.paths import memory
 
 SIZES = st.integers(1, 9)
