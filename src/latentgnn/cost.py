@@ -137,7 +137,7 @@ def cost(
     squared = sum(2 * reduced * count * count for count in config.latents)
     convolve = sum(2 * count * reduced * (reduced // groups) for count in config.latents) if config.graph_conv else 0
     small_forward = 2 * squared + convolve
-    small_backward = 3 * small_forward
+    small_backward = (2 if held else 3) * small_forward
     size = samples * nodes * channels * element_size
     sums = samples * groups * latents * (reduced // groups + 1) * max(element_size, 4)
     more = _computed_numbers(config) if held else 0

@@ -9,7 +9,6 @@ channels of a group.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +16,11 @@ from torch import Tensor
 from latentgnn.core.accumulate import add_project_back
 from latentgnn.core.gather import gather_assignments, gather_backward, values
 from latentgnn.core.layouts import empty_like_layout, side_by_side
-from latentgnn.core.mix import scatter_matrices
-from latentgnn.core.parameters import Matrices, Parts, Vectors, fold, vectors
+from latentgnn.core.parameters import Matrices, Vectors
 from latentgnn.core.passes import State, blocks_of, input_of
 from latentgnn.core.plan import Plan
 from latentgnn.core.products import contract_all
+from latentgnn.core.recorded import Folding, Mixing, gradients_of
 from latentgnn.core.records import Gradients, Record
 from latentgnn.core.scatter import features, scatter_backward
 from latentgnn.functional import cast
@@ -52,27 +51,18 @@ def backward(
         needs_x: whether the input needs a gradient.
         needs: whether each of the tensors does.
     """
-    # The folding, with autograd's record of it: small tensors, whose gradients are autograd's at the end.
-    leaves = [
-        None if tensor is None else tensor.detach().requires_grad_(need)
-        for tensor, need in zip(tensors, needs, strict=True)
-    ]
-    with torch.enable_grad():
-        parts = Parts.of(leaves, plan)
-        folded, folded_vectors = fold(parts, plan), vectors(parts, plan) if plan.takes_statistics else None
-        convs = [conv.detach().requires_grad_() for conv in folded.convs]
-        sums, weights = state.sums.detach().requires_grad_(), state.weights.detach().requires_grad_()
-        to_features = scatter_matrices(sums, weights, convs, plan)
-    matrices = Matrices(*_detached(folded))
-    norm_vectors = None if folded_vectors is None else Vectors(*_detached(folded_vectors))
-    multiplied = [matrix_SGrD.detach().to(plan.compute) for matrix_SGrD in to_features]
+    folding = state.folding or Folding.of(tensors, needs, plan)
+    matrices, norm_vectors = folding.matrices, folding.vectors
+    mixing = state.mixing or Mixing.of(state.sums, state.weights, matrices.convs, plan, records=True)
     gradients = Gradients(
         assigns=[None] * plan.ways,
         assign_vectors=[(None, None)] * plan.ways,
-        features=[torch.zeros_like(matrix_SGrD, memory_format=torch.contiguous_format) for matrix_SGrD in to_features],
+        features=[
+            torch.zeros_like(matrix_SGrD, memory_format=torch.contiguous_format) for matrix_SGrD in mixing.to_features
+        ],
     )
     ways = 5 * plan.ways
-    todo = blocks_of(x_BNC, offsets, Parts.of(tensors, plan), plan)
+    todo = blocks_of(x_BNC, offsets, matrices, plan)
     records = [replace(record) for record in state.records] or [Record() for _ in todo]
     whole = len(todo) == 1 and todo[0].whole
     alone = x_BNC.shape[0] == 1 and whole and plan.residual and grad_BNC.stride() == x_BNC.stride()
@@ -87,13 +77,13 @@ def backward(
             else:
                 values(block, block.of(x_BNC), matrices, norm_vectors, plan, record)
             gather_assignments(block, valid_sT1, matrices, norm_vectors, plan, record)
-            features(block, valid_sT1, multiplied, matrices, norm_vectors, plan, record)
+            features(block, valid_sT1, mixing.multiplied, matrices, norm_vectors, plan, record)
         grad_sTC = side_by_side(input_of(grad_BNC, block, valid_sT1, plan), memory_sTC)
         grads_scatter.append(
             scatter_backward(
                 block,
                 grad_sTC,
-                multiplied,
+                mixing.multiplied,
                 matrices,
                 norm_vectors,
                 gradients,
@@ -106,10 +96,10 @@ def backward(
         if not plan.symmetric:
             record.scatter_assign = None
     assert gradients.features is not None
-    wanted = [sums, weights, *convs]
-    grad_sums, grad_weights, *grad_convs = _gradients(to_features, wanted, gradients.features)
-    grad_sums = torch.zeros_like(sums) if grad_sums is None else grad_sums
-    grad_weights = torch.zeros_like(weights) if grad_weights is None else grad_weights
+    wanted = [mixing.sums, mixing.weights, *mixing.convs]
+    grad_sums, grad_weights, *grad_convs = gradients_of(mixing.to_features, wanted, gradients.features)
+    grad_sums = torch.zeros_like(mixing.sums) if grad_sums is None else grad_sums
+    grad_weights = torch.zeros_like(mixing.weights) if grad_weights is None else grad_weights
 
     grads_scatter.reverse()
     for block, record in zip(todo, records, strict=True):
@@ -140,23 +130,13 @@ def backward(
                 written_sTC.copy_(torch.where(valid_sT1, written_sTC, base_sTC))
             grad_x_BNC = written_sTC if grad_x_BNC is None else grad_x_BNC
         _release(record)
-    outputs, grads_of_outputs = _folded_gradients(folded, folded_vectors, grad_convs, gradients, plan)
+    outputs, grads_of_outputs = _folded_gradients(folding.folded, folding.folded_vectors, grad_convs, gradients)
+    leaves = folding.leaves
     wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
-    grads = iter(_gradients(outputs, wanted, grads_of_outputs))
+    grads = iter(gradients_of(outputs, wanted, grads_of_outputs))
     return grad_x_BNC, [
         None if leaf is None or not leaf.requires_grad else _as_given(next(grads), leaf) for leaf in leaves
     ]
-
-
-def _detached(fields: Sequence[Any]) -> list[Any]:
-    """The fields of `Matrices` or `Vectors`, tensors or sequences of them, without autograd's record."""
-    detached: list[Any] = []
-    for field in fields:
-        if field is None or isinstance(field, Tensor):
-            detached.append(None if field is None else field.detach())
-        else:
-            detached.append(tuple(_detached(field)))
-    return detached
 
 
 def _folded_gradients(
@@ -164,7 +144,6 @@ def _folded_gradients(
     folded_vectors: Vectors | None,
     grad_convs: Sequence[Tensor | None],
     gradients: Gradients,
-    plan: Plan,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """What the core multiplied by, as autograd recorded it, and its gradients."""
     pairs: list[tuple[Tensor | None, Tensor | None]] = []
@@ -209,16 +188,6 @@ def _unscaled(
         pairs.append((scale_R, sums[0] if len(sums) == 1 else torch.cat(sums)))
     grad_RC.mul_(scale_R.detach().unsqueeze(1))
     return [*pairs, *zip(matrices, grads, strict=True)]
-
-
-def _gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], grads: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    recorded = [
-        (output, cast(grad, output.dtype)) for output, grad in zip(outputs, grads, strict=True) if output.requires_grad
-    ]
-    if not recorded or not inputs:
-        return [None] * len(inputs)
-    outputs, grads = zip(*recorded, strict=True)
-    return torch.autograd.grad(outputs, inputs, grads, allow_unused=True)
 
 
 def _as_given(grad: Tensor | None, leaf: Tensor) -> Tensor:

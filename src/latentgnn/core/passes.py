@@ -15,10 +15,10 @@ from latentgnn.core.expand import expand
 from latentgnn.core.gather import gather_assignments, sums, values
 from latentgnn.core.graphs import of_way
 from latentgnn.core.layouts import empty_like_layout, side_by_side
-from latentgnn.core.mix import scatter_matrices
 from latentgnn.core.nodes import Block, blocks, nodes_per_block
-from latentgnn.core.parameters import Matrices, Parts, fold, vectors
+from latentgnn.core.parameters import Matrices
 from latentgnn.core.plan import Plan
+from latentgnn.core.recorded import Folding, Mixing
 from latentgnn.core.records import Record
 from latentgnn.core.scatter import features
 from latentgnn.functional import cast, wide
@@ -32,17 +32,21 @@ class State:
         sums: of values by assignments, (S, G, D, r).
         weights: what they are divided by, (S, G, D): sums of squared assignments, or of assignments.
         records: of each block, where they are held.
+        folding: with autograd's record, where all is held.
+        mixing: likewise.
     """
 
     sums: Tensor
     weights: Tensor
     records: list[Record]
+    folding: Folding | None = None
+    mixing: Mixing | None = None
 
 
-def blocks_of(x_BNC: Tensor, offsets: Sequence[int] | None, parts: Parts, plan: Plan) -> list[Block]:
+def blocks_of(x_BNC: Tensor, offsets: Sequence[int] | None, matrices: Matrices, plan: Plan) -> list[Block]:
     if plan.norm == "batch":
         return blocks(x_BNC, offsets, None)
-    reduced, latents = parts.reduces[0].matrix.shape[0], plan.groups * sum(plan.latents)
+    reduced, latents = matrices.reduces[0].shape[0], plan.groups * sum(plan.latents)
     numbers = 3 * reduced + 2 * latents + (x_BNC.shape[2] if plan.norm in ("layer", "rms") else 0)
     most = nodes_per_block(x_BNC.device, numbers)
     if plan.norm == "group":
@@ -52,12 +56,14 @@ def blocks_of(x_BNC: Tensor, offsets: Sequence[int] | None, parts: Parts, plan: 
     return blocks(x_BNC, offsets, most)
 
 
-def _empty_state(x_BNC: Tensor, offsets: Sequence[int] | None, parts: Parts, plan: Plan, *, sums_follow: bool) -> State:
+def _empty_state(
+    x_BNC: Tensor, offsets: Sequence[int] | None, matrices: Matrices, plan: Plan, *, sums_follow: bool
+) -> State:
     if sums_follow and not (plan.symmetric and plan.node_scale == "published"):
         nothing = x_BNC.new_empty(0)
         return State(nothing, nothing, [])
     samples = x_BNC.shape[0] if offsets is None else len(offsets) - 1
-    shape = (samples, plan.groups, sum(plan.latents), parts.reduces[0].matrix.shape[0] // plan.groups)
+    shape = (samples, plan.groups, sum(plan.latents), matrices.reduces[0].shape[0] // plan.groups)
     dtype = wide(plan.compute)
     return State(x_BNC.new_zeros(shape, dtype=dtype), x_BNC.new_zeros(shape[:-1], dtype=dtype), [])
 
@@ -70,13 +76,6 @@ def input_of(x_BNC: Tensor, block: Block, valid_sT1: Tensor | None, plan: Plan) 
     x_sTC = cast(block.of(x_BNC), plan.compute)
     x_sTC = x_sTC.contiguous() if plan.in_rows else x_sTC
     return x_sTC if valid_sT1 is None else torch.where(valid_sT1, x_sTC, 0)
-
-
-def features_of(state: State, matrices: Matrices, plan: Plan) -> list[Tensor]:
-    return [
-        cast(matrix_SGrD, plan.compute)
-        for matrix_SGrD in scatter_matrices(state.sums, state.weights, matrices.convs, plan)
-    ]
 
 
 def forward(
@@ -101,16 +100,21 @@ def forward(
     Returns:
         (B, N, C) in the input's type and order of strides; the state, whose records hold what ``plan`` says.
     """
-    parts = Parts.of(tensors, plan)
-    matrices, norm_vectors = fold(parts, plan), vectors(parts, plan) if plan.takes_statistics else None
+    records = keep and plan.holds
+    if records:
+        needs = [tensor is not None and tensor.requires_grad for tensor in tensors]
+        folding = Folding.of(tensors, needs, plan)
+    else:
+        folding = Folding.without_record(tensors, plan)
+    matrices, norm_vectors = folding.matrices, folding.vectors
     if kernels.why_not_kernels(matrices, plan, keep=keep) is None:
-        return _forward_by_kernels(x_BNC, mask_BN, offsets, parts, matrices, plan)
-    todo = blocks_of(x_BNC, offsets, parts, plan)
+        return _forward_by_kernels(x_BNC, mask_BN, offsets, matrices, plan)
+    todo = blocks_of(x_BNC, offsets, matrices, plan)
     # The output may be new memory from a call that adds the input to it.
     alone = len(todo) == 1 and todo[0].whole and plan.residual and x_BNC.dtype == plan.compute
     alone = alone and (x_BNC.shape[0] == 1 or plan.in_rows)
     out_BNC = None if alone else empty_like_layout(x_BNC, x_BNC.shape[-1])
-    state = _empty_state(x_BNC, offsets, parts, plan, sums_follow=len(todo) == 1)
+    state = _empty_state(x_BNC, offsets, matrices, plan, sums_follow=len(todo) == 1)
     waiting = []
     for block in todo:
         valid_sT1, record = block.valid(mask_BN), Record()
@@ -126,10 +130,12 @@ def forward(
             if weights_SGD is not None:
                 state.weights[block.samples].add_(weights_SGD)
         waiting.append(record if (keep and plan.holds) or len(todo) == 1 else _for_scatter(record, plan))
-    to_features = features_of(state, matrices, plan)
+    mixing = Mixing.of(state.sums, state.weights, matrices.convs, plan, records=records)
+    if records:
+        state.folding, state.mixing = folding, mixing
     for block in reversed(todo):  # what was read last may still be in a cache
         valid_sT1, record = block.valid(mask_BN), waiting.pop()
-        features(block, valid_sT1, to_features, matrices, norm_vectors, plan, record)
+        features(block, valid_sT1, mixing.multiplied, matrices, norm_vectors, plan, record)
         out_sTC = None if out_BNC is None else block.of(out_BNC)
         written_sTC = expand(block, block.of(x_BNC), valid_sT1, matrices, norm_vectors, plan, record, out_sTC)
         out_BNC = written_sTC if out_BNC is None else out_BNC
@@ -144,7 +150,6 @@ def _forward_by_kernels(
     x_BNC: Tensor,
     mask_BN: Tensor | None,
     offsets: Sequence[int] | None,
-    parts: Parts,
     matrices: Matrices,
     plan: Plan,
 ) -> tuple[Tensor, State]:
@@ -152,9 +157,9 @@ def _forward_by_kernels(
     kernels.require_triton()
     from latentgnn.kernels.steps import Steps
 
-    steps, state = Steps(matrices, plan), _empty_state(x_BNC, offsets, parts, plan, sums_follow=False)
+    steps, state = Steps(matrices, plan), _empty_state(x_BNC, offsets, matrices, plan, sums_follow=False)
     out_BNC = empty_like_layout(x_BNC, x_BNC.shape[-1])
-    todo = blocks_of(x_BNC, offsets, parts, plan)
+    todo = blocks_of(x_BNC, offsets, matrices, plan)
     waiting = []
     for block in todo:
         valid_sT1 = block.valid(mask_BN)
@@ -162,7 +167,7 @@ def _forward_by_kernels(
         state.sums[block.samples].add_(sums_SGDr)
         state.weights[block.samples].add_(weights_SGD)
         waiting.append(u_sTR if len(todo) == 1 else u_sTR.clone())
-    to_features = features_of(state, matrices, plan)
+    to_features = Mixing.of(state.sums, state.weights, matrices.convs, plan, records=False).multiplied
     for block in reversed(todo):
         valid_sT1, out_sTC = block.valid(mask_BN), block.of(out_BNC)
         record = Record(feature=steps.scatter(block, waiting.pop(), valid_sT1, to_features, out_sTC))
