@@ -213,10 +213,8 @@ def _learn(layer: Arrangement, statistics: node.BatchStatistics, plan: Plan, cou
         take(found, lambda vector: split_latent_vector(vector, plan))
     take(statistics.conv, lambda vector: vector.chunk(len(layer.convs)))
     parts = statistics.expand
-    expanded = (
-        parts[0] if len(parts) == 1 else Statistics(*(joined(vectors, 0) for vectors in zip(*parts, strict=True)))
-    )
-    take(expanded, lambda vector: [vector])
+    means.append(cast(Tensor, joined([part.mean for part in parts], 0)))
+    inverses.append(cast(Tensor, joined([part.inverse for part in parts], 0)))
     learning = [
         (norm, mean, inverse) for norm, mean, inverse in zip(layer.norms, means, inverses, strict=True) if tracks(norm)
     ]
