@@ -292,29 +292,28 @@ def tracks(norm: nn.Module) -> bool:
 
 
 def update_running(
-    norms: Sequence[_BatchNorm], means: Sequence[Tensor], variances: Sequence[Tensor], count: int
+    norms: Sequence[_BatchNorm], means: Sequence[Tensor], inverses: Sequence[Tensor], count: int
 ) -> None:
-    """Update the running statistics of norms with one momentum, a few calls for all.
+    """Update the running statistics of norms with one eps and one momentum, in a few calls for all.
 
     Args:
         norms: that track statistics.
         means: of the batch, for each norm.
-        variances: of the batch, biased.
+        inverses: 1 / sqrt(variance + eps) of the batch, for each norm, with the biased variance.
         count: nodes of the batch.
     """
-    if not norms:
-        return
+    variances_C, sizes = torch.cat(list(inverses)).pow_(-2).sub_(norms[0].eps), [len(mean) for mean in means]
     if norms[0].momentum is None:
-        for norm, mean_C, var_C in zip(norms, means, variances, strict=True):
+        for norm, mean_C, var_C in zip(norms, means, variances_C.split(sizes), strict=True):
             _update_running(norm, mean_C, var_C, count)
         return
-    tracked = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
-    torch._foreach_add_(tracked, 1)
-    unbiased = torch._foreach_mul(list(variances), count / max(count - 1, 1))
+    torch._foreach_add_([norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None], 1)
+    unbiased = variances_C.mul_(count / max(count - 1, 1)).split(sizes)
     for name, batch in (("running_mean", means), ("running_var", unbiased)):
-        running: list[Tensor] = [getattr(norm, name) for norm in norms]
-        batch = [cast(value, old.dtype) for value, old in zip(batch, running, strict=True)]
-        torch._foreach_lerp_(running, batch, norms[0].momentum)
+        running = [cast_type(Tensor, own_tensor(norm, name)) for norm in norms]
+        torch._foreach_lerp_(
+            running, [cast(value, old.dtype) for value, old in zip(batch, running, strict=True)], norms[0].momentum
+        )
 
 
 def _update_running(norm: _BatchNorm, mean_C: Tensor, var_C: Tensor, count: Tensor | int) -> None:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode, is_traceable
 from latentgnn import cost, plain
 from latentgnn.config import LatentGNNConfig
 from latentgnn.core import node
-from latentgnn.core.parameters import split_latent_vector
+from latentgnn.core.parameters import joined, split_latent_vector
 from latentgnn.core.plan import Plan
 from latentgnn.core.statistics import Statistics
 from latentgnn.norms import NormKind, is_transformed, synchronizes, tracks, update_running
@@ -212,13 +212,12 @@ def _learn(layer: Arrangement, statistics: node.BatchStatistics, plan: Plan, cou
     for found in statistics.assigns:
         take(found, lambda vector: split_latent_vector(vector, plan))
     take(statistics.conv, lambda vector: vector.chunk(len(layer.convs)))
-    means.append(torch.cat([part.mean for part in statistics.expand if part.mean is not None]))
-    inverses.append(torch.cat([part.inverse for part in statistics.expand]))
+    parts = statistics.expand
+    means.append(cast(Tensor, joined([part.mean for part in parts], 0)))
+    inverses.append(cast(Tensor, joined([part.inverse for part in parts], 0)))
     learning = [
         (norm, mean, inverse) for norm, mean, inverse in zip(layer.norms, means, inverses, strict=True) if tracks(norm)
     ]
     if learning:
         norms, means, inverses = (list(column) for column in zip(*learning, strict=True))
-        eps = norms[0].eps
-        variances = torch._foreach_sub(torch._foreach_pow(inverses, -2), eps)
-        update_running(norms, means, variances, count)
+        update_running(norms, means, inverses, count)
