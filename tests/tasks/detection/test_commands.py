@@ -18,6 +18,7 @@ from latentgnn.errors import UserError
 from latentgnn.outputs import LIST
 from latentgnn.tasks.detection import commands
 from latentgnn.tasks.detection.config import DetectionConfig
+from latentgnn.training.runs import RunFolder
 
 TINY = """
 model:
@@ -237,14 +238,63 @@ def test_compare_trains_both_and_shows_the_difference(data, recipe, tmp_path, ca
     assert json.loads((folder / "comparison.json").read_text()) == comparison
 
 
-def test_both_models_of_a_comparison_start_from_the_same_weights(data, recipe):
+@pytest.mark.parametrize("trained", [False, True])
+def test_both_models_of_a_comparison_start_from_the_same_weights(run, data, recipe, tmp_path, trained):
     config = parse_config(DetectionConfig, load_recipe(recipe))
+    if trained:
+        # Other categories, for which the last layers start anew, on both sides alike.
+        config = replace(config, model=replace(config.model, weights=str(run), blocks={"C4": 8}))
     train_set, val_set = commands._load(replace(config, data=replace(config.data, root=str(data))), Path())
-    with_blocks = commands._task(config, train_set, val_set).model.state_dict()
-    bare = replace(config, model=replace(config.model, blocks={}))
-    without = commands._task(bare, train_set, val_set).model.state_dict()
+    if trained:
+        train_set.categories = [(3, "green"), (7, "yellow")]
+
+    def weights_of_side(config: DetectionConfig, name: str) -> dict[str, torch.Tensor]:
+        folder = RunFolder.create(tmp_path / name, task=name)
+        task = commands._task(config, folder, train_set, val_set, resume=False)
+        assert (folder.trained_at_start() == task.trained) if trained else not task.trained
+        return task.model.state_dict()
+
+    with_blocks = weights_of_side(config, "with")
+    without = weights_of_side(replace(config, model=replace(config.model, blocks={})), "without")
     assert len(with_blocks) > len(without)
     assert all(torch.equal(value, with_blocks[name]) for name, value in without.items())
+    same = {name for name, value in weights_of(run).items() if name in without and torch.equal(value, without[name])}
+    assert any(name.startswith("roi_heads.box_head") for name in same) == trained
+    assert "roi_heads.box_predictor.cls_score.weight" not in same
+
+
+def test_a_run_that_starts_from_another_tells_it_and_resumes(run, data, recipe, tmp_path, capsys):
+    folder = tmp_path / "finetuned"
+    argv = [
+        "train",
+        "--config",
+        str(recipe),
+        "--data.root",
+        str(data),
+        "--out",
+        str(folder),
+        "--model.weights",
+        str(run),
+    ]
+    factors = ["--training.optimizer.trained_factor", "0.1", "--training.optimizer.block_factor", "0"]
+    assert main([*argv, *factors]) == 0
+    shown = capsys.readouterr().out
+    assert f"tensors from {run / 'checkpoints' / 'best.ckpt'}" in shown
+    start = json.loads((folder / "start.json").read_text())
+    assert start["told"][0] in shown
+    assert "rpn.head.cls_logits.weight" in start["trained"]
+    optimizer = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["optimizer"]
+    assert {group["name"] for group in optimizer["param_groups"]} >= {"trained/weights", "blocks/weights"}
+
+    # The weights that it started from are not needed any more.
+    (folder / "metrics.json").unlink()
+    config = folder / "config.yaml"
+    gone = config.read_text().replace(str(run), str(tmp_path / "gone"))
+    assert main(["train", "--resume", str(folder)]) == 0
+    assert "tensors from" not in capsys.readouterr().out
+    assert main(["predict", str(folder), str(data / "val"), "--out", str(tmp_path / "found"), "--no-pictures"]) == 0
+    config.write_text(gone)
+    assert main(["evaluate", str(folder), "--out", str(tmp_path / "scores")]) == 0
 
 
 def test_check_data_reports_faults_and_training_stops_or_skips(data, recipe, tmp_path, capsys):

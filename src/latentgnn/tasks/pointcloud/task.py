@@ -1,7 +1,7 @@
 """Semantic segmentation as the training loop sees it: a point network, its scans and their scores."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,6 +104,7 @@ class PointCloudTask:
         self._network = model
         self.model: nn.Module = model
         self.monitor = "mIoU"
+        self.trained: Collection[str] = ()
         self.training_set: TrainingSet = BlocksWithNeighbors(
             TrainingBlocks(train, config.data, seed=config.training.seed), model
         )
