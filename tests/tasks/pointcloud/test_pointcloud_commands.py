@@ -9,13 +9,14 @@ import trimesh
 import yaml
 
 from latentgnn.cli import main
-from latentgnn.configuration.recipes import list_recipes, load_recipe
+from latentgnn.configuration.recipes import list_recipes, load_recipe, to_yaml
 from latentgnn.configuration.settings import parse_config, plain_data
 from latentgnn.outputs import LIST
 from latentgnn.tasks.pointcloud import commands
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
 from latentgnn.tasks.pointcloud.datasets import Source
 from latentgnn.tasks.pointcloud.scans import RawScan, read_scan, write_scan
+from latentgnn.training.checkpoints import write_checkpoint
 from latentgnn.training.fingerprint import changes
 
 TINY = """
@@ -28,7 +29,7 @@ model:
   blocks: {L1: 4}
   block: {norm: batch_norm, gamma_init: 0.5, reduction: 4, node_scale: mean}
 loss: {lovasz: 1.0}
-data: {voxel: 0.3, block: column, block_size: 5.0, overlap: 0.5, blocks_per_scan: 4, class_weighting: 0.5}
+data: {voxel: 0.3, crop: column, crop_size: 5.0, overlap: 0.5, crops_per_scan: 4, class_weighting: 0.5}
 training:
   steps: 3
   batch_size: 2
@@ -96,7 +97,7 @@ def test_a_run_folder_holds_everything(run):
         assert (run / name).is_file()
     assert [path.name for path in (run / "pictures").iterdir()] == ["x.png"]
     config = yaml.safe_load((run / "config.yaml").read_text())
-    assert config["data"]["classes"] == [[2, "ground"], [6, "building"]]
+    assert config["data"]["classes"] == {2: "ground", 6: "building"}
     assert config["data"]["features"] == ["log_intensity", "height"]
     metrics = json.loads((run / "metrics.json").read_text())["metrics"]
     assert set(metrics) == {"mIoU", "OA", "mAcc", "IoU/ground", "IoU/building"}
@@ -150,6 +151,41 @@ def test_a_stopped_run_resumes_to_the_same_weights(run, data, recipe, tmp_path, 
     whole, resumed = weights_of(run), weights_of(folder)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def as_recorded_before(settings):
+    """The configuration of a run as the first versions wrote it."""
+    data = settings["data"]
+    data["classes"] = [list(pair) for pair in data["classes"].items()]
+    for old, new in (("block", "crop"), ("block_size", "crop_size"), ("blocks_per_scan", "crops_per_scan")):
+        data[old] = data.pop(new)
+    del data["dataset_yaml"]
+    return settings
+
+
+def test_a_run_of_an_earlier_version_is_used_and_resumed(run, data, recipe, tmp_path, capsys):
+    folder = tmp_path / "old"
+    argv = ["train", "--config", str(recipe), "--data.root", str(data), "--out", str(folder)]
+    assert main([*argv, "--training.checkpoint_every", "1"]) == 0
+    # Stopped after its second step, under the names of that time.
+    for name in ("metrics.json", "validations.json", "checkpoints/best.ckpt"):
+        (folder / name).unlink()
+    (folder / "checkpoints/previous.ckpt").rename(folder / "checkpoints/last.ckpt")
+    content = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    record = content["latentgnn"]
+    assert record["step"] == 2
+    settings = as_recorded_before(record["config"])
+    record["course"] = {"processes": 1, "training.steps": 3, "data.block": "column"}
+    (folder / "config.yaml").write_text(to_yaml(settings))
+    write_checkpoint(folder / "checkpoints/last.ckpt", content)
+    assert main(["train", "--resume", str(folder), "--data.crop_size", "6"]) == 1
+    assert "another course: data.crop_size was 5.0, is 6.0. " in capsys.readouterr().err
+    assert main(["evaluate", str(folder), "--out", str(tmp_path / "scores")]) == 0
+    assert main(["evaluate", str(folder / "checkpoints/last.ckpt"), "--out", str(tmp_path / "alone")]) == 0
+    assert main(["train", "--resume", str(folder)]) == 0
+    whole, resumed = weights_of(run), weights_of(folder)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["crop_size"] == 5.0
 
 
 def test_scans_that_changed_are_told(data, recipe, tmp_path):
@@ -209,6 +245,12 @@ def test_a_comparison_trains_with_and_without_blocks(data, recipe, tmp_path, cap
     names = weights_of(tmp_path / "both" / "with_blocks").keys() - weights_of(tmp_path / "both" / "without_blocks")
     assert names
     assert all(".latentgnn." in name for name in names)
+    # What works on one run says which two there are.
+    both = tmp_path / "both"
+    for argv in (["evaluate", str(both)], ["predict", str(both), str(data / "val")]):
+        assert main([*argv, "--out", str(tmp_path / "out")]) == 1
+        shown = capsys.readouterr().err
+        assert f"holds a comparison of two runs; name one of them: {both}/with_blocks or {both}/without" in shown
 
 
 def test_training_learns_what_height_and_intensity_tell(data, recipe, tmp_path):
@@ -223,13 +265,13 @@ def test_bad_data_is_told_before_training(recipe, tmp_path, capsys):
         (tmp_path / split).mkdir()
         write_town(tmp_path / split / f"{split}.laz", 1)
     argv = ["--config", str(recipe), "--data.root", str(tmp_path)]
-    settings = ["--data.classes", "[[2, ground]]", "--data.features", "[intensity]"]
+    settings = ["--data.classes", "{2: ground}", "--data.features", "[intensity]"]
     assert main(["check-data", *argv, *settings]) == 1
     shown = capsys.readouterr().out
     assert "unknown class ids: 0 (30 points), 6" in shown
     assert main(["train", *argv, *settings, "--out", str(tmp_path / "run")]) == 1
     assert "unknown class ids" in capsys.readouterr().err
-    settings = ["--data.classes", "[[2, ground], [6, building]]", "--data.ignored", "[0]"]
+    settings = ["--data.classes", "{2: ground, 6: building}", "--data.ignored", "[0]"]
     assert main(["check-data", *argv, *settings]) == 0
 
 
@@ -279,7 +321,7 @@ def test_a_single_block_of_one_coarse_point_is_learnt_from(data, recipe, tmp_pat
                 *argv,
                 "--training.batch_size",
                 "1",
-                "--data.block_size",
+                "--data.crop_size",
                 "0.4",
                 "--data.overlap",
                 "0",

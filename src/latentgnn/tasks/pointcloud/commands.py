@@ -17,6 +17,7 @@ from latentgnn.outputs import Results
 from latentgnn.tasks.checks import Split, check_splits
 from latentgnn.tasks.inputs import result_names
 from latentgnn.tasks.pointcloud.check import check_split, load_set
+from latentgnn.tasks.pointcloud.classes import class_names
 from latentgnn.tasks.pointcloud.config import DataConfig, PointCloudConfig
 from latentgnn.tasks.pointcloud.datasets import ScanSet, feature_columns
 from latentgnn.tasks.pointcloud.evaluation import Scores
@@ -191,7 +192,7 @@ def _trained(config: PointCloudConfig, source: Path) -> PointNetwork:
     model = build_point_network(
         config.model,
         num_features=len(feature_columns(config.data.features)),
-        num_classes=len(config.data.classes),
+        num_classes=len(class_names(config.data.classes)),
     )
     checkpoint.load_into(model)
     return model.to(commands.device_of(config.training.accelerator)).eval()
