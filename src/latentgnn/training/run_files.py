@@ -117,6 +117,13 @@ def check_validations(value: Any) -> None:
         raise ValueError("expected validations in the order of their steps")
 
 
+def check_start(value: Any) -> None:
+    """The shape of ``start.json``."""
+    names = value.get("trained") if isinstance(value, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("expected a list of names as 'trained'")
+
+
 def _are_metrics(value: Any) -> bool:
     return isinstance(value, dict) and all(
         isinstance(number, int | float) and not isinstance(number, bool) for number in value.values()

@@ -18,6 +18,7 @@ from latentgnn.tasks.pointcloud.datasets import Source
 from latentgnn.tasks.pointcloud.scans import RawScan, read_scan, write_scan
 from latentgnn.training.checkpoints import write_checkpoint
 from latentgnn.training.fingerprint import changes
+from latentgnn.training.runs import RunFolder
 
 TINY = """
 task: pointcloud
@@ -195,7 +196,9 @@ def test_scans_that_changed_are_told(data, recipe, tmp_path):
 
     def fingerprints():
         loaded = commands._load(config, tmp_path)
-        return commands._task(replace(config, data=loaded[0].config), *loaded).fingerprints()
+        return commands._task(
+            replace(config, data=loaded[0].config), RunFolder(tmp_path), *loaded, resume=False
+        ).fingerprints()
 
     before = fingerprints()
     assert all(changes(kept, now) == [] for kept, now in zip(before.values(), fingerprints().values(), strict=True))

@@ -24,6 +24,7 @@ from latentgnn.tasks.pointcloud.evaluation import Scores
 from latentgnn.tasks.pointcloud.model import PointNetwork, build_point_network
 from latentgnn.tasks.pointcloud.pictures import draw_scan
 from latentgnn.tasks.pointcloud.prediction import Predicted, expand_scans, predict_files
+from latentgnn.tasks.pointcloud.start import start_from
 from latentgnn.tasks.pointcloud.task import PointCloudTask, WholeScans, score_scan, shown_scans
 from latentgnn.training import commands
 from latentgnn.training.runs import RunFolder, is_first_process
@@ -146,7 +147,7 @@ def _train(config: PointCloudConfig, run: RunFolder, data: Data, resume: bool) -
     train_set, val_set = data
     # What the folder says about itself belongs to the run: its classes and features above all.
     config = replace(config, data=train_set.config)
-    task = _task(config, train_set, val_set)
+    task = _task(config, run, train_set, val_set, resume=resume)
 
     def write_results() -> None:
         if task.scores is not None:
@@ -163,11 +164,27 @@ def _train(config: PointCloudConfig, run: RunFolder, data: Data, resume: bool) -
     return metrics
 
 
-def _task(config: PointCloudConfig, train_set: ScanSet, val_set: ScanSet) -> PointCloudTask:
+def _task(
+    config: PointCloudConfig, run: RunFolder, train_set: ScanSet, val_set: ScanSet, *, resume: bool
+) -> PointCloudTask:
     # The seed of the weights; the loop seeds each step by itself.
     torch.manual_seed(config.training.seed)
     model = build_point_network(config.model, num_features=train_set.num_features, num_classes=train_set.num_classes)
-    return PointCloudTask(model, config, train=train_set, val=val_set)
+    trained = _started(model, config, run, goes_on=resume and run.has_checkpoint)
+    return PointCloudTask(model, config, train=train_set, val=val_set, trained=trained)
+
+
+def _started(model: PointNetwork, config: PointCloudConfig, run: RunFolder, *, goes_on: bool) -> frozenset[str]:
+    """Load the weights that a run starts from; the names of the parameters that began trained."""
+    if config.model.weights is None:
+        return frozenset()
+    if goes_on and (kept := run.trained_at_start()) is not None:
+        return kept
+    start = start_from(model, config)
+    for line in start.lines:
+        run.say(line)
+    run.write_start(start.lines, start.trained)
+    return start.trained
 
 
 def _load(config: PointCloudConfig, folder: Path) -> Data:

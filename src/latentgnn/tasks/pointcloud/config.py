@@ -22,6 +22,8 @@ class ModelConfig:
     """The point network.
 
     Args:
+        weights: a run's folder or a checkpoint, with other classes, features or blocks perhaps, whose weights the
+            network starts from; ``null`` for none.
         widths: channels of each level, from the finest on.
         depths: residual blocks of each level.
         grids: edges in metres of the voxels of which the coarser levels keep one point each, one for each level but
@@ -32,6 +34,7 @@ class ModelConfig:
         block: see `latentgnn.tasks.blocks.BlockConfig`.
     """
 
+    weights: str | None = None
     widths: tuple[int, ...] = (32, 64, 128, 256, 512)
     depths: tuple[int, ...] = (1, 1, 1, 1, 1)
     grids: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
@@ -47,6 +50,7 @@ class ModelConfig:
         expect(
             self,
             {
+                "weights": (self.weights != "", "a run's folder or a checkpoint, or null"),
                 "widths": (
                     2 <= levels <= 8 and all(1 <= width <= MOST_CHANNELS for width in self.widths),
                     f"2 to 8 channel counts of 1 to {MOST_CHANNELS:,}",

@@ -108,6 +108,11 @@ class PointNetwork(nn.Module):
             *_linear(widths[0], widths[0]), nn.Dropout(dropout), nn.Linear(widths[0], num_classes)
         )
 
+    @property
+    def classifier(self) -> str:
+        """The name of the layer with a row a class."""
+        return f"head.{len(self.head) - 1}"
+
     def hierarchy(self, coordinates: Tensor, offsets: Tensor | None = None) -> Hierarchy:
         """The levels that `forward` takes, on the coordinates' device.
 

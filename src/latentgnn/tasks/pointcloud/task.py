@@ -1,7 +1,7 @@
 """Semantic segmentation as the training loop sees it: a point network, its scans and their scores."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,17 +93,27 @@ class PointCloudTask:
         config: the run.
         train: what it learns from.
         val: what it is scored on.
+        trained: names of the parameters that began with trained weights.
 
     Attributes:
         scores: of the last validation in this process; ``None`` before it.
         predicted: classes of all points of the scans that pictures are made of, by the scan's index.
     """
 
-    def __init__(self, model: PointNetwork, config: PointCloudConfig, *, train: ScanSet, val: ScanSet) -> None:
+    def __init__(
+        self,
+        model: PointNetwork,
+        config: PointCloudConfig,
+        *,
+        train: ScanSet,
+        val: ScanSet,
+        trained: Collection[str] = (),
+    ) -> None:
         # The task's interface knows it as a module, and prediction by its own kind.
         self._network = model
         self.model: nn.Module = model
         self.monitor = "mIoU"
+        self.trained = trained
         self.training_set: TrainingSet = CropsWithNeighbors(
             TrainingCrops(train, config.data, seed=config.training.seed), model
         )
