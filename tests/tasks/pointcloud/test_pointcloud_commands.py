@@ -11,12 +11,15 @@ import yaml
 from latentgnn.cli import main
 from latentgnn.configuration.recipes import list_recipes, load_recipe, to_yaml
 from latentgnn.configuration.settings import parse_config, plain_data
+from latentgnn.errors import UserError
 from latentgnn.outputs import LIST
 from latentgnn.tasks.pointcloud import commands
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
 from latentgnn.tasks.pointcloud.datasets import Source
+from latentgnn.tasks.pointcloud.loading import load_segmenter
 from latentgnn.tasks.pointcloud.scans import RawScan, read_scan, write_scan
 from latentgnn.training.checkpoints import write_checkpoint
+from latentgnn.training.commands import trained_weights
 from latentgnn.training.fingerprint import changes
 from latentgnn.training.runs import RunFolder
 
@@ -114,6 +117,30 @@ def test_evaluating_the_run_gives_the_figures_of_its_end(run, tmp_path, capsys):
     end = json.loads((run / "metrics.json").read_text())["metrics"]
     assert json.loads((tmp_path / "metrics.json").read_text())["metrics"] == pytest.approx(end, abs=1e-6)
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["x.png"]
+
+
+def test_a_loaded_run_computes_what_the_commands_do(run, data, tmp_path):
+    config = parse_config(PointCloudConfig, load_recipe(run / "config.yaml"))
+    loaded = load_segmenter(config, trained_weights(run))
+    assert not loaded.model.training
+    assert (loaded.class_names, loaded.class_ids) == (("ground", "building"), (2, 6))
+    scan = read_scan(data / "val" / "x.laz")
+    assert (
+        main(["predict", str(run), str(data / "val" / "x.laz"), "--out", str(tmp_path / "out"), "--no-pictures"]) == 0
+    )
+    ids = np.array(loaded.class_ids)
+    for source in (scan, data / "val" / "x.laz"):
+        probabilities = loaded.predict(source)
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+        np.testing.assert_array_equal(ids[probabilities.argmax(axis=1)], read_scan(tmp_path / "out" / "x.laz").classes)
+    # All at once, it is what is predicted of one crop.
+    inputs = loaded.transform(scan)
+    with torch.no_grad():
+        scores = loaded.model(inputs.features, inputs.hierarchy)[inputs.voxel_of_point]
+    whole = loaded._replace(config=replace(config, data=replace(config.data, crop="scan")))
+    np.testing.assert_allclose(scores.softmax(dim=1).numpy(), whole.predict(scan), atol=1e-6)
+    with pytest.raises(UserError, match="the scan: it has no intensity"):
+        loaded.transform(RawScan(points=scan.points))
 
 
 def test_predictions_are_scans_with_classes(run, data, tmp_path, capsys):

@@ -19,8 +19,9 @@ from latentgnn.tasks.inputs import result_names
 from latentgnn.tasks.pointcloud.check import check_split, load_set
 from latentgnn.tasks.pointcloud.classes import class_names
 from latentgnn.tasks.pointcloud.config import DataConfig, PointCloudConfig
-from latentgnn.tasks.pointcloud.datasets import ScanSet, feature_columns
+from latentgnn.tasks.pointcloud.datasets import ScanSet
 from latentgnn.tasks.pointcloud.evaluation import Scores
+from latentgnn.tasks.pointcloud.loading import load_segmenter
 from latentgnn.tasks.pointcloud.model import PointNetwork, build_point_network
 from latentgnn.tasks.pointcloud.pictures import draw_scan
 from latentgnn.tasks.pointcloud.prediction import Predicted, expand_scans, predict_files
@@ -75,13 +76,16 @@ def evaluate(
 
 
 def _check_alike(config: PointCloudConfig, val_set: ScanSet) -> None:
-    for name in ("classes", "features"):
-        # The folder's own dataset.yaml replaces the model's settings, so the two must agree.
-        trained, present = getattr(config.data, name), getattr(val_set.config, name)
+    # The folder's own dataset.yaml replaces the model's settings, so the two must agree; ids may be others.
+    pairs = {
+        "classes": (class_names(config.data.classes), val_set.class_names),
+        "features": (config.data.features, val_set.config.features),
+    }
+    for name, (trained, present) in pairs.items():
         if trained != present:
             raise UserError(
-                f"the model was trained for the {name} {list(trained or ())}, but the scans in {config.data.root} have "
-                f"{list(present or ())}"
+                f"the model was trained for the {name} {', '.join(trained)}, but the scans in {config.data.root} have "
+                f"{', '.join(present)}; what a dataset.yaml says there is not used with --data.dataset_yaml fills"
             )
 
 
@@ -181,8 +185,8 @@ def _started(model: PointNetwork, config: PointCloudConfig, run: RunFolder, *, g
     if goes_on and (kept := run.trained_at_start()) is not None:
         return kept
     start = start_from(model, config)
-    for line in start.lines:
-        run.say(line)
+    if run.writes:
+        print("\n".join(start.lines))
     run.write_start(start.lines, start.trained)
     return start.trained
 
@@ -203,16 +207,8 @@ def _load_split(config: DataConfig, split: Split) -> ScanSet:
 
 def _trained(config: PointCloudConfig, source: Path) -> PointNetwork:
     """The trained model of a run or checkpoint, on its device."""
-    checkpoint = commands.trained_weights(source)
-    if config.data.classes is None:
-        raise UserError(f"the configuration of {source} names no classes, as that of a trained model does")
-    model = build_point_network(
-        config.model,
-        num_features=len(feature_columns(config.data.features)),
-        num_classes=len(class_names(config.data.classes)),
-    )
-    checkpoint.load_into(model)
-    return model.to(commands.device_of(config.training.accelerator)).eval()
+    model = load_segmenter(config, commands.trained_weights(source)).model
+    return model.to(commands.device_of(config.training.accelerator))
 
 
 def _files_of(scans: ScanSet) -> list[Path]:
