@@ -15,9 +15,9 @@ from latentgnn.configuration.settings import parse_config
 from latentgnn.tasks.pointcloud.check import check_split, load_set
 from latentgnn.tasks.pointcloud.config import DataConfig, PointCloudConfig
 from latentgnn.tasks.pointcloud.datasets import resolve
-from latentgnn.tasks.pointcloud.samples import TrainingBlocks
+from latentgnn.tasks.pointcloud.samples import TrainingCrops
 from latentgnn.tasks.pointcloud.scans import RawScan, coordinate_fault, read_scan, write_scan
-from latentgnn.tasks.pointcloud.voxels import blocks
+from latentgnn.tasks.pointcloud.voxels import crops
 from tests.fuzzing.child import command, outcome
 from tests.fuzzing.strategies import ODD_NUMBERS, damaged, mutated
 
@@ -32,7 +32,7 @@ SCAN = RawScan(
     },
     classes=_RNG.integers(1, 3, 40),
 )
-CONFIG = DataConfig(classes=((1, "ground"), (2, "building")), features=("log_intensity", "height"), block_size=2.0)
+CONFIG = DataConfig(classes={1: "ground", 2: "building"}, features=("log_intensity", "height"), crop_size=2.0)
 
 
 def _bytes(suffix: str) -> bytes:
@@ -104,13 +104,13 @@ def scans(case: tuple[str, bytes], folder: Path) -> None:
         assert scan.classes is None or scan.classes.dtype == np.int64
         if coordinate_fault(scan.points) is None and len(scan.points) < 1000:
             for shape in ("column", "sphere"):
-                inside = list(blocks(scan.points, shape=shape, size=2.0, overlap=0.5))
+                inside = list(crops(scan.points, shape=shape, size=2.0, overlap=0.5))
                 assert set(np.concatenate(inside).tolist()) == set(range(len(scan.points)))
     config = resolve(replace(CONFIG, root=str(folder)))
     report = check_split(config, "train")
     if report.faults:
         return
-    samples = TrainingBlocks(load_set(config, "train"), config, seed=0)
+    samples = TrainingCrops(load_set(config, "train"), config, seed=0)
     sample = samples[(0, 0)]
     assert np.isfinite(sample.coordinates.numpy()).all()
     assert np.isfinite(sample.features.numpy()).all()

@@ -16,26 +16,13 @@ from latentgnn.configuration.settings import parse_config
 from latentgnn.errors import UserError, told
 from latentgnn.reading import read_yaml, regular_file
 from latentgnn.tasks.checks import Split
+from latentgnn.tasks.pointcloud.classes import S3DIS_CLASSES, SCANNET_CLASSES, class_names, first_ids
 from latentgnn.tasks.pointcloud.config import DataConfig, Feature, Layout
 from latentgnn.tasks.pointcloud.scans import IGNORE, SUFFIXES, RawScan, Scan, read_scan
 from latentgnn.tasks.pointcloud.voxels import height_above_ground
 
 DATASET_FILE = "dataset.yaml"
 _DATASET_SETTINGS = ("layout", "train", "val", "classes", "ignored", "features")
-
-SCANNET_CLASSES = (
-    *((1, "wall"), (2, "floor"), (3, "cabinet"), (4, "bed"), (5, "chair"), (6, "sofa"), (7, "table"), (8, "door")),
-    *((9, "window"), (10, "bookshelf"), (11, "picture"), (12, "counter"), (14, "desk"), (16, "curtain")),
-    *((24, "refrigerator"), (28, "shower curtain"), (33, "toilet"), (34, "sink"), (36, "bathtub")),
-    (39, "other furniture"),
-)
-"""The 20 classes that ScanNet v2 evaluates: NYU40 id and name."""
-
-S3DIS_CLASSES = (
-    *((0, "ceiling"), (1, "floor"), (2, "wall"), (3, "beam"), (4, "column"), (5, "window"), (6, "door"), (7, "table")),
-    *((8, "chair"), (9, "sofa"), (10, "bookcase"), (11, "board"), (12, "clutter")),
-)
-"""S3DIS's 13 classes; all other objects, such as stairs, are clutter."""
 
 COLOR_COLUMNS = ("red", "green", "blue")
 NORMAL_COLUMNS = ("normal_x", "normal_y", "normal_z")
@@ -78,7 +65,10 @@ def resolve(config: DataConfig) -> DataConfig:
     """
     root = _root(config)
     if (root / DATASET_FILE).is_file():
-        config = replace(config, **_dataset_settings(root / DATASET_FILE))
+        settings = _dataset_settings(root / DATASET_FILE)
+        if config.dataset_yaml == "fills":
+            settings = {name: value for name, value in settings.items() if not getattr(config, name)}
+        config = replace(config, **settings)
     layout = config.layout or _layout_of(root)
     classes = config.classes
     if layout != "scans" and classes is None:
@@ -120,7 +110,8 @@ class ScanSet:
     Attributes:
         names: of the scans.
         class_names: in the order of the labels.
-        class_ids: the ids of the classes in files, in the order of the labels.
+        class_ids: the ids that files get for the classes, in the order of the labels; of several ids of a class, the
+            one named first.
         feature_names: one a column of `Scan.features`.
         counts: points of each class, int64, shape (K,); ``None`` where they are not known.
         skipped: what was left out, in words.
@@ -138,8 +129,8 @@ class ScanSet:
         self.config = config
         self.sources = list(sources)
         self.names = [source.name for source in sources]
-        self.class_ids = tuple(id for id, _ in config.classes or ())
-        self.class_names = tuple(name for _, name in config.classes or ())
+        self.class_names = class_names(config.classes)
+        self.class_ids = first_ids(config.classes)
         self.feature_names = feature_columns(config.features)
         self.counts = counts
         self.skipped = skipped
@@ -220,7 +211,8 @@ def to_labels(classes: NDArray[np.int64], config: DataConfig) -> tuple[NDArray[n
 
     ScanNet's files hold NYU40's classes and some slips beyond them; what is not evaluated is ignored there.
     """
-    label_of = {id: label for label, (id, _) in enumerate(config.classes or ())}
+    label_of_name = {name: label for label, name in enumerate(class_names(config.classes))}
+    label_of = {id: label_of_name[name] for id, name in (config.classes or {}).items()}
     ids, inverse, counts = np.unique(classes, return_inverse=True, return_counts=True)
     labels = np.array([label_of.get(id, IGNORE) for id in ids.tolist()], np.int64)[inverse.reshape(-1)]
     strange = {
@@ -319,10 +311,7 @@ def _find_s3dis(root: Path, named: Sequence[str] | None, split: Split, config: D
         if area not in areas:
             raise UserError(f"{root} has no folder {area}, which data.{split} names; areas: {_list(areas)}")
         rooms = sorted(path.parent for path in (root / area).glob("*/Annotations") if path.is_dir())
-        classes = config.classes or ()
-        sources += [
-            Source(name=f"{area}_{room.name}", path=room, read=partial(_read_s3dis, room, classes)) for room in rooms
-        ]
+        sources += [Source(name=f"{area}_{room.name}", path=room, read=partial(_read_s3dis, room)) for room in rooms]
     return sources
 
 
@@ -330,9 +319,9 @@ def _objects(room: Path) -> list[Path]:
     return sorted((room / "Annotations").glob("*.txt"))
 
 
-def _read_s3dis(room: Path, classes: Sequence[tuple[int, str]]) -> RawScan:
+def _read_s3dis(room: Path) -> RawScan:
     """A room from its objects, ``Annotations/<class>_<number>.txt`` with a line ``x y z r g b`` a point."""
-    id_of = {name: id for id, name in classes}
+    id_of = {name: id for id, name in S3DIS_CLASSES.items()}
     rows, ids = [], []
     files = _objects(room)
     if not files:
@@ -340,7 +329,7 @@ def _read_s3dis(room: Path, classes: Sequence[tuple[int, str]]) -> RawScan:
     for file in files:
         name = file.stem.rpartition("_")[0]
         # S3DIS's own lists have no "stairs" and take them for clutter.
-        id = id_of.get(name, id_of.get("clutter", IGNORE))
+        id = id_of.get(name, id_of["clutter"])
         rows.append(_read_rows(file))
         ids.append(np.full(len(rows[-1]), id, np.int64))
     values = np.concatenate(rows)
@@ -394,8 +383,6 @@ def _dataset_settings(path: Path) -> dict[str, Any]:
     values = read_yaml(path)
     if not set(values) <= set(_DATASET_SETTINGS):
         raise UserError(f"{path}: expected a mapping of any of {_list(_DATASET_SETTINGS)}; got {_list(values)}")
-    if isinstance(values.get("classes"), dict):
-        values["classes"] = [[id, name] for id, name in values["classes"].items()]
     for split in ("train", "val"):
         if isinstance(values.get(split), str):
             values[split] = [values[split]]
@@ -409,19 +396,10 @@ def _dataset_settings(path: Path) -> dict[str, Any]:
 def _check_classes(config: DataConfig) -> None:
     if not config.classes:
         raise UserError(
-            f"the classes have no names: set data.classes, for example '[[1, ground], [2, building]]', or write a "
+            f"the classes have no names: set data.classes, for example '{{1: ground, 2: building}}', or write a "
             f"{DATASET_FILE} with classes into {config.root}"
         )
-    ids = [id for id, _ in config.classes]
-    twice = sorted({id for id in ids if ids.count(id) > 1})
-    names = [name for _, name in config.classes]
-    same = sorted({name for name in names if names.count(name) > 1})
-    both = sorted(set(ids) & set(config.ignored))
-    if twice:
-        raise UserError(f"data.classes: class ids {_list(twice)} are named twice")
-    if same:
-        raise UserError(f"data.classes: several classes are named {_list(same)}; give each a name of its own")
-    if both:
+    if both := sorted(set(config.classes) & set(config.ignored)):
         raise UserError(f"data.ignored: class ids {_list(both)} are among data.classes too")
 
 
