@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
+import latentgnn
 from latentgnn.cli import main
 from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import parse_config
@@ -133,6 +135,53 @@ def test_evaluating_the_run_gives_the_figures_of_its_end(run, tmp_path, capsys):
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert main([*argv, "--data.root", config["data"]["root"]]) == 0
     assert json.loads((again / "metrics.json").read_text())["metrics"] == pytest.approx(written["metrics"])
+
+
+def test_settings_that_shape_a_trained_model_are_refused_and_others_taken(run, data, tmp_path, capsys):
+    for command in (["evaluate", str(run)], ["predict", str(run), str(data / "val")]):
+        argv = [*command, "--out", str(tmp_path / "out")]
+        for name, text, trained in (
+            ("model.block.reduction", "4", "8"),
+            ("model.detector", "retinanet", "mask_rcnn"),
+            ("model.blocks", "{}", "{'C4': 4}"),
+        ):
+            assert main([*argv, f"--{name}", text]) == 2
+            error = capsys.readouterr().err
+            assert error.startswith(f"latentgnn: --{name} {text}: the model in {run} is trained with {trained}, ")
+            assert f"--model.weights {run} --{name} {text}" in error
+            assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    same = ["--model.block.reduction", "8", "--model.detections_per_image", "3", "--model.score_threshold", "0"]
+    assert main(["evaluate", str(run), "--out", str(tmp_path / "out"), *same]) == 0
+    records = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    counts = Counter(record["image_id"] for record in records)
+    assert set(counts.values()) == {3}
+
+
+def test_a_run_is_loaded_in_python(run, data, tmp_path):
+    for source in (run, run / "checkpoints" / "best.ckpt"):
+        loaded = latentgnn.load_run(source)
+        assert not loaded.model.training
+        assert loaded.categories == ((3, "red"), (7, "blue"))
+        assert loaded.config.model.blocks == {"C4": 4}
+    image = data / "val" / "val1.png"
+    argv = ["predict", str(run), str(image), "--score-threshold", "0", "--no-pictures", "--out", str(tmp_path)]
+    assert main(argv) == 0
+    records = json.loads((tmp_path / "predictions.json").read_text())
+    assert records
+    with Image.open(image) as opened:
+        pixels = np.array(opened.convert("RGB"))
+    for given in (image, str(image), Image.fromarray(pixels), pixels):
+        found = loaded.predict(given)
+        assert found["scores"].tolist() == pytest.approx([record["score"] for record in records])
+        ids = [loaded.categories[label - 1][0] for label in found["labels"]]
+        assert ids == [record["category_id"] for record in records]
+    assert loaded.transform(pixels).shape == (3, *pixels.shape[:2])
+    assert torch.equal(loaded.transform(image), loaded.transform(pixels))
+    with pytest.raises(ValueError, match=r"expected an RGB array, uint8 \(H, W, 3\); got float64"):
+        loaded.transform(pixels / 255)
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        latentgnn.load_run(tmp_path / "nothing")
 
 
 def test_other_limits_of_detections(run, tmp_path):

@@ -21,6 +21,7 @@ from latentgnn.tasks.detection.config import DataConfig, DetectionConfig
 from latentgnn.tasks.detection.context_set import write_context_set
 from latentgnn.tasks.detection.evaluation import CocoEvaluator, Record, Scores, kinds_of, load_results
 from latentgnn.tasks.detection.images import read_image
+from latentgnn.tasks.detection.loading import load_detector
 from latentgnn.tasks.detection.model import build_detector
 from latentgnn.tasks.detection.pictures import png_bytes, side_by_side
 from latentgnn.tasks.detection.prediction import expand_images, predict_paths
@@ -241,15 +242,8 @@ def _categories(config: DetectionConfig, source: Path) -> tuple[tuple[int, str],
 
 def _trained(config: DetectionConfig, source: Path) -> tuple[nn.Module, torch.device]:
     """The trained model of a run or checkpoint, on its device."""
-    checkpoint = commands.trained_weights(source)
-    # The checkpoint has all weights: those that training began with are not fetched again.
-    model = build_detector(replace(config.model, weights_backbone=None), len(_categories(config, source)))
-    checkpoint.load_into(model)
     device = commands.device_of(config.training.accelerator)
-    model.to(device).eval()
-    if config.training.channels_last:
-        model.to(memory_format=torch.channels_last)
-    return model, device
+    return load_detector(config, commands.trained_weights(source)).model.to(device), device
 
 
 def _detect(

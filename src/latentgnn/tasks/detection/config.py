@@ -13,6 +13,15 @@ Detector = Literal["mask_rcnn", "faster_rcnn", "retinanet"]
 Heads = Literal["v1", "v2"]
 Norm = Literal["batch_norm", "frozen_batch_norm", "group_norm"]
 
+FREE_WHEN_TRAINED = frozenset(
+    f"model.{name}"
+    for name in (
+        *("min_size", "max_size", "score_threshold", "nms_threshold", "detections_per_image"),
+        *("rpn_pre_nms", "rpn_post_nms", "rpn_score_threshold"),
+    )
+)
+"""Settings of a model that a trained one can be used with other values of; all others belong to its weights."""
+
 _MOST_DETECTIONS = 10_000
 _MOST_PROPOSALS = 1_000_000
 _MOST_PIXELS = 16_384  # of a side

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -12,7 +11,7 @@ from latentgnn.layer import LatentGNN
 from latentgnn.tasks.detection.config import ModelConfig
 from latentgnn.tasks.detection.weights.layouts import number_of_rows
 from latentgnn.tasks.detection.weights.sources import SETTING, Source, find_source
-from latentgnn.tasks.weights import Rows, fit_lines, fit_weights
+from latentgnn.tasks.weights import Rows, Start, fit_lines, fit_weights
 from latentgnn.training.optimization import blocks_of
 
 # Taken over whole or not at all: parts of them compute nothing that was learnt.
@@ -32,19 +31,6 @@ _PARTS = (
 )
 _BODY, _COUNTER = "backbone.body.", "num_batches_tracked"
 _UNUSED = "N/A"  # torchvision's name for COCO's ids without a category
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a detector began with.
-
-    Args:
-        lines: for a person: what was loaded, renamed, left out and started anew.
-        trained: names of the parameters that were taken over whole, but for the blocks'.
-    """
-
-    lines: tuple[str, ...]
-    trained: frozenset[str]
 
 
 def start_from(model: nn.Module, config: ModelConfig, categories: Sequence[tuple[int, str]]) -> Start:
@@ -84,7 +70,7 @@ def start_from(model: nn.Module, config: ModelConfig, categories: Sequence[tuple
     learning = {name for name, _ in model.named_parameters()}
     in_blocks = tuple(f"{name}." for name in blocks)
     trained = {name for name in fit.taken if name in learning and not name.startswith(in_blocks)}
-    return Start(tuple(lines), frozenset(trained))
+    return Start(lines=tuple(lines), trained=frozenset(trained))
 
 
 def body_parameters(model: nn.Module) -> frozenset[str]:
