@@ -238,6 +238,25 @@ def test_refuses_what_is_no_detector_or_another(tmp_path):
     assert "is of the task 'pointcloud'" in refusal(points)
 
 
+def test_files_with_tensors_of_strange_shapes_are_no_fault_of_ours(tmp_path):
+    """What is not as it should be starts anew, or is refused in one line."""
+    path = tmp_path / "model.pth"
+    state = build()[0].state_dict()
+    for name, value in {
+        "roi_heads.box_predictor.cls_score.bias": torch.zeros(()),
+        "roi_heads.box_predictor.cls_score.weight": torch.zeros(2, 24),
+        "roi_heads.box_predictor.bbox_pred.weight": torch.zeros(3),
+        "roi_heads.mask_predictor.mask_fcn_logits.weight": torch.zeros(0, 12, 1, 1),
+        "rpn.head.cls_logits.weight": torch.zeros(15, 32, 1, 1, dtype=torch.int64),
+    }.items():
+        torch.save({**state, name: value}, path)
+        model, before, _ = begin(path)
+        assert torch.equal(model.state_dict()[name], before[name])
+    torch.save({**state, "rpn.head.cls_logits.bias": torch.zeros(3).to_sparse()}, path)
+    with pytest.raises(UserError, match=r"holds sparse or quantized tensors, such as rpn\.head\.cls_logits\.bias"):
+        begin(path)
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [

@@ -16,7 +16,8 @@ from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
 Renames = Sequence[tuple[str, str]]
 
-_CLASS, _BOX, _MASK = "roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred", "mask_fcn_logits"
+_CLASS, _BOX = "roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred"
+_MASK = "roi_heads.mask_predictor.mask_fcn_logits"
 _BLOCK = re.compile(r"backbone\.body\.featureaug(\d)\.(.+)")
 _SINCE_PADDING_OF_NAMES = [
     (r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2"),
@@ -130,14 +131,16 @@ def _detectron2(state: Mapping[str, Tensor], image_std: Sequence[float]) -> Layo
     extra = ("pixel_mean", "pixel_std")
     rest = {name: value for name, value in state.items() if name not in extra and ".anchor_generator." not in name}
     new = _renamed(rest, renames)
-    for part in ("weight", "bias"):
+    for name, value in new.items():
+        if not value.ndim:
+            continue
         # The background is the last row there, and boxes and masks have none for it.
-        if (name := f"{_CLASS}.{part}") in new:
-            new[name] = new[name].roll(1, 0)
-        if (name := f"{_BOX}.{part}") in new:
-            new[name] = torch.cat((torch.zeros_like(new[name][:4]), new[name]))
-        if (name := f"roi_heads.mask_predictor.{_MASK}.{part}") in new:
-            new[name] = torch.cat((torch.zeros_like(new[name][:1]), new[name]))
+        layer = name.rpartition(".")[0]
+        if layer == _CLASS:
+            new[name] = value.roll(1, 0)
+        elif layer in (_BOX, _MASK):
+            rows = 4 if layer == _BOX else 1
+            new[name] = torch.cat((value.new_zeros(rows, *value.shape[1:]), value))
     _take_rgb(new, image_std, std=None if std is None else std.flatten().tolist())
     return Layout(
         name="detectron2",
@@ -174,7 +177,7 @@ def _take_rgb(state: dict[str, Tensor], image_std: Sequence[float], std: Sequenc
     """Make the first convolution take RGB in 0..1 divided by ``image_std`` in place of BGR in 0..255 divided by std."""
     name = "backbone.body.conv1.weight"
     if name in state and state[name].ndim == 4 and state[name].shape[1] == 3:
-        there = torch.tensor(std or (1.0, 1.0, 1.0)).flip(0)
+        there = torch.tensor(std if std is not None and len(std) == 3 else (1.0, 1.0, 1.0)).flip(0)
         factor = 255 * torch.tensor(image_std) / there
         state[name] = state[name].flip(1) * factor[:, None, None]
 
@@ -189,11 +192,9 @@ def _coco(state: Mapping[str, Tensor]) -> list[str] | None:
 
 def number_of_rows(state: Mapping[str, Tensor]) -> int | None:
     """Categories of a detector's last layers, the background counted; ``None`` where it has none."""
-    if (bias := state.get(f"{_CLASS}.bias")) is not None:
-        return bias.shape[0]
-    logits, boxes = (
-        state.get(f"head.{name}.bias") for name in ("classification_head.cls_logits", "regression_head.bbox_reg")
+    names = (f"{_CLASS}.bias", "head.classification_head.cls_logits.bias", "head.regression_head.bbox_reg.bias")
+    classes, logits, boxes = (
+        value.shape[0] if (value := state.get(name)) is not None and value.ndim == 1 else 0 for name in names
     )
-    if logits is None or boxes is None or boxes.shape[0] < 4:
-        return None
-    return logits.shape[0] // (boxes.shape[0] // 4)
+    anchors = boxes // 4
+    return classes or (logits // anchors if anchors else 0) or None

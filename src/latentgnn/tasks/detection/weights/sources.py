@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from latentgnn.configuration.settings import parse_config
 from latentgnn.errors import UserError
-from latentgnn.tasks.detection.config import ModelConfig
+from latentgnn.tasks.detection.config import DetectionConfig, ModelConfig
 from latentgnn.tasks.detection.weights.fetching import torchvision_state
 from latentgnn.tasks.detection.weights.files import read_file, state_of
 from latentgnn.tasks.detection.weights.layouts import Layout, recognised
@@ -96,13 +97,13 @@ def _own(checkpoint: Checkpoint, config: ModelConfig) -> Source:
     task = checkpoint.config.get("task", "detection")
     if task != "detection":
         raise UserError(f"{SETTING}: {checkpoint.path} is of the task {task!r}, and this is a detector")
-    model = checkpoint.config.get("model", {})
-    categories = checkpoint.config.get("data", {}).get("categories")
+    there = parse_config(DetectionConfig, checkpoint.config, recorded=True)
+    categories = there.data.categories
     return Source(
         name=str(checkpoint.path),
         state=checkpoint.weights,
-        categories=None if categories is None else ["__background__", *(str(name) for _, name in categories)],
-        notes=_differences({name: _hashable(value) for name, value in model.items()}, config, ""),
+        categories=None if categories is None else ["__background__", *(name for _, name in categories)],
+        notes=_differences(vars(there.model), config, ""),
     )
 
 
@@ -143,7 +144,3 @@ def _differences(trained_with: Mapping[str, Any], config: ModelConfig, who: str)
 
 def _shown(value: Any) -> str:
     return str(list(value)) if isinstance(value, tuple) else str(value)
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

@@ -121,16 +121,16 @@ def _rows(
             (4 * row + side, 4 * source + side) for row, source in pairs for side in range(4)
         ]
         name = f"head.classification_head.cls_logits.{part}"
-        if name in weights and name in fresh:
-            anchors = fresh[name].shape[0] // here
-            # Of another number of anchors, no row means the same.
-            same = weights[name].shape[0] // there == anchors
+        if name in fresh:
             found[name] = [
                 (anchor * here + row, anchor * there + source)
-                for anchor in range(anchors if same else 0)
+                for anchor in range(fresh[name].shape[0] // here)
                 for row, source in pairs
             ]
-    return {name: Rows(pairs=places) for name, places in found.items()}
+    each = {name: fresh[name].shape[0] // here for name in found if name in fresh}
+    # Of another number of anchors, or of another number of rows than there are categories, no row means the same.
+    same = {name for name in each if name in weights and list(weights[name].shape[:1]) == [each[name] * there]}
+    return {name: Rows(pairs=places if name in same else []) for name, places in found.items()}
 
 
 def _published_blocks(blocks: Mapping[str, LatentGNN], source: Source) -> tuple[dict[str, Tensor], tuple[str, ...]]:
