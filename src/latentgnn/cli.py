@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import reduce
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -46,6 +47,12 @@ class Task:
     def config_class(self) -> type:
         config_class: type = getattr(importlib.import_module(f"{self.package}.config"), self.config_name)
         return config_class
+
+    @property
+    def free_when_trained(self) -> frozenset[str]:
+        """Settings of a model that a trained one can be used with other values of."""
+        free: frozenset[str] = importlib.import_module(f"{self.package}.config").FREE_WHEN_TRAINED
+        return free
 
     @property
     def commands(self) -> ModuleType:
@@ -336,6 +343,24 @@ def _configuration_of_model(source: Path, overrides: Overrides) -> tuple[Task, A
     return task, _with_settings(task, values, overrides, recorded=True)
 
 
+def _configuration_in_use(source: Path, overrides: Overrides) -> tuple[Task, Any]:
+    """`_configuration_of_model`, where the model is used as it was trained: settings of its shape are refused."""
+    task, config = _configuration_of_model(source, overrides)
+    free = task.free_when_trained
+    shaping = [(name, text) for name, text in overrides if name.startswith("model.") and name not in free]
+    if shaping:
+        _, trained = _configuration_of_model(source, [])
+        for name, text in shaping:
+            was, now = (reduce(getattr, name.split("."), of) for of in (trained, config))
+            if was != now:
+                raise UsageError(
+                    f"--{name} {text}: the model in {source} is trained with {_shown(was)}, and its weights mean "
+                    f"nothing with another value; leave it out, or train anew from these weights: latentgnn train "
+                    f"--config RECIPE --model.weights {source} --{name} {text}"
+                )
+    return task, config
+
+
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, nargs="?", metavar="RUN_OR_CHECKPOINT", help="what train has written")
     parser.add_argument("--results", type=Path, metavar="FILE", help="score this COCO-results file (detection)")
@@ -354,7 +379,7 @@ def _evaluate(arguments: argparse.Namespace, overrides: Overrides) -> int:
         if config.data.root is None:
             raise UsageError("without a run's folder or a checkpoint, --results needs --data.root FOLDER")
     else:
-        task, config = _configuration_of_model(model, overrides)
+        task, config = _configuration_in_use(model, overrides)
     default = model / "evaluation" if model is not None and model.is_dir() else Path("evaluation")
     task.commands.evaluate(
         config, model, results=arguments.results, out=arguments.out or default, overwrite=arguments.overwrite
@@ -382,7 +407,7 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
 def _predict(arguments: argparse.Namespace, overrides: Overrides) -> int:
     if arguments.score_threshold is not None and not 0 <= arguments.score_threshold <= 1:
         raise UsageError(f"--score-threshold: expected a number from 0 to 1; got {arguments.score_threshold}")
-    task, config = _configuration_of_model(arguments.model, overrides)
+    task, config = _configuration_in_use(arguments.model, overrides)
     task.commands.predict(
         config,
         arguments.model,

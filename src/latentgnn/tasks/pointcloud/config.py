@@ -16,6 +16,9 @@ Layout = Literal["scans", "scannet", "s3dis"]
 CropShape = Literal["sphere", "column", "scan"]
 LevelName = Literal["L0", "L1", "L2", "L3", "L4", "L5", "L6", "L7"]
 
+FREE_WHEN_TRAINED = frozenset({"model.neighbors"})
+"""Settings of a model that a trained one can be used with other values of; all others belong to its weights."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
