@@ -290,6 +290,20 @@ def test_training_learns_what_height_and_intensity_tell(data, recipe, tmp_path):
     assert metrics["mIoU"] > 0.9
 
 
+def test_settings_that_the_folder_replaces_are_told(data, recipe, tmp_path, capsys):
+    argv = ["train", "--config", str(recipe), "--data.root", str(data), "--training.steps", "1"]
+    own = ["--data.classes", "{2: flat, 6: high}", "--data.features", "[height]"]
+    assert main([*argv, *own, "--out", str(tmp_path / "a")]) == 0
+    told = f"data.classes, data.features: as {data}/dataset.yaml says; to have your own settings win"
+    assert told in capsys.readouterr().out
+    assert main([*argv, *own, "--data.dataset_yaml", "fills", "--out", str(tmp_path / "b")]) == 0
+    shown = capsys.readouterr().out
+    assert "dataset.yaml says" not in shown
+    assert "flat" in shown
+    settings = yaml.safe_load((tmp_path / "b" / "config.yaml").read_text())["data"]
+    assert (settings["classes"], settings["features"], settings["ignored"]) == ({2: "flat", 6: "high"}, ["height"], [0])
+
+
 def test_bad_data_is_told_before_training(recipe, tmp_path, capsys):
     for split in ("train", "val"):
         (tmp_path / split).mkdir()

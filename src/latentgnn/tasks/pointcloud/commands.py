@@ -19,7 +19,7 @@ from latentgnn.tasks.inputs import result_names
 from latentgnn.tasks.pointcloud.check import check_split, load_set
 from latentgnn.tasks.pointcloud.classes import class_names
 from latentgnn.tasks.pointcloud.config import DataConfig, PointCloudConfig
-from latentgnn.tasks.pointcloud.datasets import ScanSet
+from latentgnn.tasks.pointcloud.datasets import DATASET_FILE, DATASET_SETTINGS, ScanSet
 from latentgnn.tasks.pointcloud.evaluation import Scores
 from latentgnn.tasks.pointcloud.loading import load_segmenter
 from latentgnn.tasks.pointcloud.model import PointNetwork, build_point_network
@@ -198,11 +198,25 @@ def _load(config: PointCloudConfig, folder: Path) -> Data:
 def _load_split(config: DataConfig, split: Split) -> ScanSet:
     scans = load_set(config, split)
     if is_first_process():
+        if split == "train" and (replaced := _replaced(config, scans.config)):
+            print(
+                f"{', '.join(replaced)}: as {Path(config.root or '') / DATASET_FILE} says; to have your own settings "
+                "win: --data.dataset_yaml fills"
+            )
         if scans.skipped:
             print(scans.skipped)
         points = 0 if scans.counts is None else int(scans.counts.sum())
         print(f"{split}: {len(scans)} scans, {points:,} labelled points, {scans.num_classes} classes")
     return scans
+
+
+def _replaced(given: DataConfig, used: DataConfig) -> list[str]:
+    """The settings that the data folder's own replaced by others."""
+    return [
+        f"data.{name}"
+        for name in DATASET_SETTINGS
+        if getattr(given, name) and getattr(given, name) != getattr(used, name)
+    ]
 
 
 def _trained(config: PointCloudConfig, source: Path) -> PointNetwork:

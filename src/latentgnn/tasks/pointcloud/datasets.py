@@ -22,7 +22,7 @@ from latentgnn.tasks.pointcloud.scans import IGNORE, SUFFIXES, RawScan, Scan, re
 from latentgnn.tasks.pointcloud.voxels import height_above_ground
 
 DATASET_FILE = "dataset.yaml"
-_DATASET_SETTINGS = ("layout", "train", "val", "classes", "ignored", "features")
+DATASET_SETTINGS = ("layout", "train", "val", "classes", "ignored", "features")
 
 COLOR_COLUMNS = ("red", "green", "blue")
 NORMAL_COLUMNS = ("normal_x", "normal_y", "normal_z")
@@ -381,8 +381,8 @@ def _layout_of(root: Path) -> Layout:
 def _dataset_settings(path: Path) -> dict[str, Any]:
     """The settings that a data folder makes itself."""
     values = read_yaml(path)
-    if not set(values) <= set(_DATASET_SETTINGS):
-        raise UserError(f"{path}: expected a mapping of any of {_list(_DATASET_SETTINGS)}; got {_list(values)}")
+    if not set(values) <= set(DATASET_SETTINGS):
+        raise UserError(f"{path}: expected a mapping of any of {_list(DATASET_SETTINGS)}; got {_list(values)}")
     for split in ("train", "val"):
         if isinstance(values.get(split), str):
             values[split] = [values[split]]
