@@ -342,7 +342,7 @@ def test_few_images_are_the_same_for_all_sides_and_others_for_another_seed(tmp_p
         assert content[0]["categories"] == [{"id": 1}]
         chosen[seed] = set(ids)
     assert chosen[0] != chosen[1]
-    with pytest.raises(UserError, match="--images 10: .* has 9"):
+    with pytest.raises(UserError, match=r"--images 10: .* has 9"):
         few_images.few(path, 10, 0, tmp_path)
 
 
