@@ -126,8 +126,8 @@ class DataConfig:
 
     Args:
         root: the data folder.
-        layout: ``scans`` for LAS, LAZ, PLY and NPZ files, ``scannet`` for ScanNet v2, ``s3dis`` for S3DIS's text files;
-            ``null`` finds out.
+        layout: ``scans`` for LAS, LAZ, PLY, NPZ, CSV and XYZ files, ``scannet`` for ScanNet v2, ``s3dis`` for S3DIS's
+            text files; ``null`` finds out.
         dataset_yaml: whether what the folder's ``dataset.yaml`` says ``wins`` over what is said here, or ``fills`` only
             what is ``null`` or empty here.
         train: what the training set consists of, relative to ``root``; files, folders and globs for ``scans``

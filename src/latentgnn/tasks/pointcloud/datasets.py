@@ -1,7 +1,6 @@
 """Sets of labelled scans: folders of scan files, ScanNet v2, and S3DIS's text files."""
 
 import glob
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgnn.configuration.settings import parse_config
-from latentgnn.errors import UserError, told
-from latentgnn.reading import read_yaml, regular_file
+from latentgnn.errors import UserError
+from latentgnn.reading import read_yaml
 from latentgnn.tasks.checks import Split
 from latentgnn.tasks.pointcloud.classes import S3DIS_CLASSES, SCANNET_CLASSES, class_names, first_ids
 from latentgnn.tasks.pointcloud.config import DataConfig, Feature, Layout
 from latentgnn.tasks.pointcloud.scans import IGNORE, SUFFIXES, RawScan, Scan, read_scan
+from latentgnn.tasks.pointcloud.text import read_rows
 from latentgnn.tasks.pointcloud.voxels import height_above_ground
 
 DATASET_FILE = "dataset.yaml"
@@ -142,7 +142,7 @@ class ScanSet:
         """Scan files to predict on: labels are taken where they are known, and no fault otherwise.
 
         Args:
-            paths: LAS, LAZ, PLY or NPZ files.
+            paths: scan files.
             config: with ``classes`` and ``features``; ``root`` is not looked at.
 
         Raises:
@@ -330,7 +330,7 @@ def _read_s3dis(room: Path) -> RawScan:
         name = file.stem.rpartition("_")[0]
         # S3DIS's own lists have no "stairs" and take them for clutter.
         id = id_of.get(name, id_of["clutter"])
-        rows.append(_read_rows(file))
+        rows.append(read_rows(file, width=6, what="six numbers, x y z r g b"))
         ids.append(np.full(len(rows[-1]), id, np.int64))
     values = np.concatenate(rows)
     return RawScan(
@@ -338,29 +338,6 @@ def _read_s3dis(room: Path) -> RawScan:
         columns={"color": (values[:, 3:] / 255).astype(np.float32)},
         classes=np.concatenate(ids),
     )
-
-
-def _read_rows(file: Path) -> NDArray[np.float64]:
-    """Six numbers a line; an error names the line."""
-    try:
-        if not regular_file(file).stat().st_size:
-            return np.zeros((0, 6))
-        rows = np.loadtxt(file, np.float64, ndmin=2, comments=None, encoding="latin-1")
-    except OSError as error:
-        raise UserError(told(error, file)) from None
-    except ValueError:
-        rows = None
-    if rows is not None and rows.shape[1] == 6:
-        return rows
-    with file.open(encoding="latin-1") as lines:
-        for number, line in enumerate(lines, 1):
-            words = line.split()
-            if words and (len(words) != 6 or not all(re.fullmatch(_NUMBER, word) for word in words)):
-                raise UserError(f"{file}: line {number}: expected six numbers, x y z r g b; got {line.strip()!r}")
-    raise UserError(f"{file}: cannot be read as six numbers a line")
-
-
-_NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf)"
 
 
 def _root(config: DataConfig) -> Path:

@@ -93,13 +93,13 @@ def predict_files(
 ) -> list[Predicted]:
     """Predict scan files one after the other, and write each again with the predicted classes.
 
-    LAS and LAZ become LAZ, with all else that they hold; PLY and NPZ keep their format. Their names are those of
+    LAS and LAZ become LAZ, with all else that they hold; others keep their format. Their names are those of
     `latentgnn.tasks.inputs.result_names`. A file that cannot be read or written does not stop the others; the error
     comes after all of them.
 
     Args:
         model: in evaluation mode.
-        paths: LAS, LAZ, PLY or NPZ files.
+        paths: scan files.
         config: with classes, features and crops.
         out: folder, new or empty, for the scans and, with ``pictures``, ``pictures/``.
         overwrite: replace the results of an earlier command in ``out``.
