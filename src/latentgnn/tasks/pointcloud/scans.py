@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from latentgnn.errors import UserError, require, system_error, told
 from latentgnn.files import write_bytes
 from latentgnn.reading import regular_file
+from latentgnn.tasks.pointcloud.kitti import label_bytes, read_velodyne
 from latentgnn.tasks.pointcloud.text import read_table, table_bytes
 
 IGNORE = -1
 """The label of a point that is neither learnt nor scored."""
 
-SUFFIXES = (".las", ".laz", ".ply", ".npz", ".csv", ".xyz")
+SUFFIXES = (".las", ".laz", ".ply", ".npz", ".csv", ".xyz", ".bin")
 
 _FARTHEST = 1e8
 """Metres: the Earth's circumference is two fifths of it."""
@@ -63,7 +64,7 @@ class RawScan:
 
 
 def read_scan(path: Path | str) -> RawScan:
-    """Read a LAS, LAZ, PLY, NPZ, CSV or XYZ file.
+    """Read a LAS, LAZ, PLY, NPZ, CSV or XYZ file, or SemanticKITTI's ``.bin`` with the labels beside it.
 
     Classes are LAS's ``classification``, a PLY vertex property ``label``, ``class``, ``classification`` or
     ``scalar_Label``, a text's column of such a name, and NPZ's ``labels``. An NPZ file holds ``points`` and, under the
@@ -106,7 +107,7 @@ def coordinate_fault(points: NDArray[np.float64]) -> str | None:
 
 
 def write_scan(path: Path | str, scan: RawScan) -> None:
-    """Write a LAS, LAZ, PLY, NPZ, CSV or XYZ file, by its suffix, in one step.
+    """Write a LAS, LAZ, PLY, NPZ, CSV or XYZ file, or SemanticKITTI's ``.label``, by its suffix, in one step.
 
     LAS and LAZ round coordinates to a tenth of a millimetre, or to what 31 bits can count in a scan that is larger than
     214 km; text to twelve digits; PLY and NPZ keep float64.
@@ -117,7 +118,7 @@ def write_scan(path: Path | str, scan: RawScan) -> None:
     path = Path(path)
     writer = _WRITERS.get(path.suffix.lower())
     if writer is None:
-        raise UserError(f"{path}: expected a file name that ends in {', '.join(SUFFIXES)}")
+        raise UserError(f"{path}: expected a file name that ends in {', '.join(_WRITERS)}")
     _check_shapes(path, scan)
     write_bytes(path, writer(path, scan))
 
@@ -326,6 +327,17 @@ def _stacked(values: Mapping[str, NDArray[Any]], names: tuple[str, ...]) -> NDAr
     return np.stack([values[name] for name in names], axis=1)
 
 
+def _read_bin(path: Path) -> RawScan:
+    points, remission, classes = read_velodyne(path)
+    return RawScan(points=points, columns={"intensity": remission}, classes=classes)
+
+
+def _write_label(path: Path, scan: RawScan) -> bytes:
+    if scan.classes is None:
+        raise UserError(f"{path}: a file of labels needs classes, and the scan has none")
+    return label_bytes(path, scan.classes)
+
+
 def _read_text(path: Path) -> RawScan:
     values = read_table(path)
     columns: dict[str, NDArray[Any]] = {name: values[name] for name in _SCALARS if name in values}
@@ -419,6 +431,7 @@ _READERS = {
     ".npz": _read_npz,
     ".csv": _read_text,
     ".xyz": _read_text,
+    ".bin": _read_bin,
 }
 _WRITERS = {
     ".las": _write_las,
@@ -427,4 +440,5 @@ _WRITERS = {
     ".npz": _write_npz,
     ".csv": _write_text,
     ".xyz": _write_text,
+    ".label": _write_label,
 }
