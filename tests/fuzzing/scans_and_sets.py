@@ -53,6 +53,7 @@ _TABLE = b"//X,Y,Z,Intensity,Classification\n0,0,0,1,1\n1,2,3,4,2\n2.5,1,1,0,1\n
 FILES = {suffix: [_bytes(suffix)] for suffix in (".las", ".laz", ".ply", ".npz", ".xyz", ".csv")}
 FILES[".ply"].append(_ASCII)
 FILES[".csv"].append(_TABLE)
+FILES[".bin"] = [np.array([(0, 0, 0, 1), (1, 2, 3, 4), (2.5, 1, 1, 0)], "<f4").tobytes()]
 
 
 @st.composite
