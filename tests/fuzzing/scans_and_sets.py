@@ -49,7 +49,11 @@ _ASCII = "\n".join(
         *("0 0 0 1 1", "1 2 3 4 2", "2.5 1 1 0 1", ""),
     ]
 ).encode()
-FILES = {".las": [_bytes(".las")], ".laz": [_bytes(".laz")], ".ply": [_bytes(".ply"), _ASCII], ".npz": [_bytes(".npz")]}
+_TABLE = b"//X,Y,Z,Intensity,Classification\n0,0,0,1,1\n1,2,3,4,2\n2.5,1,1,0,1\n"
+FILES = {suffix: [_bytes(suffix)] for suffix in (".las", ".laz", ".ply", ".npz", ".xyz", ".csv")}
+FILES[".ply"].append(_ASCII)
+FILES[".csv"].append(_TABLE)
+FILES[".bin"] = [np.array([(0, 0, 0, 1), (1, 2, 3, 4), (2.5, 1, 1, 0)], "<f4").tobytes()]
 
 
 @st.composite
@@ -87,9 +91,23 @@ def _any_ply(draw: st.DrawFn) -> bytes:
     return "\n".join(lines).encode()
 
 
+@st.composite
+def _any_table(draw: st.DrawFn) -> bytes:
+    """Tables whose names and values are odd, too few or too many."""
+    lines = _TABLE.decode().split("\n")
+    for _ in range(draw(st.integers(1, 4))):
+        line = draw(st.integers(0, len(lines) - 1))
+        words = lines[line].split(",")
+        odd = ("", "x", "Red", "label", "1,2", "1e400", "nan", "-1", "1e300", "99999999999999999999", "0.5", "1 2", ";")
+        words[draw(st.integers(0, len(words) - 1))] = draw(st.sampled_from(odd))
+        lines[line] = ",".join(words)
+    return "\n".join(lines).encode()
+
+
 def _scans() -> st.SearchStrategy[tuple[str, bytes]]:
     files = [st.tuples(st.just(suffix), damaged(content)) for suffix, content in FILES.items()]
-    return st.one_of(*files, st.tuples(st.just(".npz"), _any_npz()), st.tuples(st.just(".ply"), _any_ply()))
+    made = {".npz": _any_npz(), ".ply": _any_ply(), ".csv": _any_table()}
+    return st.one_of(*files, *(st.tuples(st.just(suffix), content) for suffix, content in made.items()))
 
 
 def scans(case: tuple[str, bytes], folder: Path) -> None:

@@ -283,6 +283,23 @@ def test_a_comparison_trains_with_and_without_blocks(data, recipe, tmp_path, cap
         assert f"holds a comparison of two runs; name one of them: {both}/with_blocks or {both}/without" in shown
 
 
+def test_both_sides_of_a_comparison_start_from_the_same_weights(run, data, recipe, tmp_path):
+    argv = ["train", "--compare", "--config", str(recipe), "--data.root", str(data), "--training.steps", "1"]
+    # Nothing moves, so that the last weights are the first.
+    argv += ["--model.weights", str(run), "--training.optimizer.learning_rate", "0", "--model.blocks", "{L0: 4}"]
+    assert main([*argv, "--out", str(tmp_path / "both")]) == 0
+    source = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    sides = [tmp_path / "both" / side for side in ("with_blocks", "without_blocks")]
+    for side in sides:
+        start, weights = json.loads((side / "start.json").read_text()), weights_of(side)
+        assert "head.4.weight" in start["trained"]
+        assert all(torch.equal(weights[name], source[name]) for name in start["trained"])
+    told = [json.loads((side / "start.json").read_text())["told"] for side in sides]
+    assert "started anew: encoder.0.latentgnn" in told[0][1]
+    assert not any("started anew" in line for line in told[1])
+    assert all("left out: encoder.1.latentgnn" in lines[-1] for lines in told)
+
+
 def test_training_learns_what_height_and_intensity_tell(data, recipe, tmp_path):
     argv = ["train", "--config", str(recipe), "--data.root", str(data), "--out", str(tmp_path / "run")]
     assert main([*argv, "--training.steps", "40"]) == 0

@@ -12,7 +12,7 @@ from latentgnn.training.config import TrainingConfig
 Feature = Literal[
     "intensity", "log_intensity", "return_number", "number_of_returns", "last_return", "color", "normal", "height"
 ]
-Layout = Literal["scans", "scannet", "s3dis"]
+Layout = Literal["scans", "scannet", "s3dis", "semantickitti"]
 CropShape = Literal["sphere", "column", "scan"]
 LevelName = Literal["L0", "L1", "L2", "L3", "L4", "L5", "L6", "L7"]
 
@@ -126,14 +126,14 @@ class DataConfig:
 
     Args:
         root: the data folder.
-        layout: ``scans`` for LAS, LAZ, PLY and NPZ files, ``scannet`` for ScanNet v2, ``s3dis`` for S3DIS's text files;
-            ``null`` finds out.
+        layout: ``scans`` for LAS, LAZ, PLY, NPZ, CSV and XYZ files, ``scannet`` for ScanNet v2, ``s3dis`` for S3DIS's
+            text files, ``semantickitti`` for SemanticKITTI's sequences; ``null`` finds out.
         dataset_yaml: whether what the folder's ``dataset.yaml`` says ``wins`` over what is said here, or ``fills`` only
             what is ``null`` or empty here.
         train: what the training set consists of, relative to ``root``; files, folders and globs for ``scans``
             (``null``: the folder ``train``), split files for ``scannet`` (``scannetv2_train.txt``), areas for
-            ``s3dis`` (all that are not validated on).
-        val: likewise for validation (the folder ``val``; ``scannetv2_val.txt``; ``Area_5``).
+            ``s3dis`` (all that are not validated on), sequences for ``semantickitti`` (00 to 07, 09 and 10).
+        val: likewise for validation (the folder ``val``; ``scannetv2_val.txt``; ``Area_5``; 08).
         classes: the name of every class by its id in the files, such as ``{2: ground, 6: building}``; ids of the same
             name are one class. ``null`` takes the layout's.
         ignored: further ids that files may hold, which are neither learnt nor scored.

@@ -1,7 +1,6 @@
 """Sets of labelled scans: folders of scan files, ScanNet v2, and S3DIS's text files."""
 
 import glob
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgnn.configuration.settings import parse_config
-from latentgnn.errors import UserError, told
-from latentgnn.reading import read_yaml, regular_file
+from latentgnn.errors import UserError
+from latentgnn.reading import read_yaml
 from latentgnn.tasks.checks import Split
+from latentgnn.tasks.pointcloud import kitti
 from latentgnn.tasks.pointcloud.classes import S3DIS_CLASSES, SCANNET_CLASSES, class_names, first_ids
 from latentgnn.tasks.pointcloud.config import DataConfig, Feature, Layout
 from latentgnn.tasks.pointcloud.scans import IGNORE, SUFFIXES, RawScan, Scan, read_scan
+from latentgnn.tasks.pointcloud.text import read_rows
 from latentgnn.tasks.pointcloud.voxels import height_above_ground
 
 DATASET_FILE = "dataset.yaml"
@@ -45,11 +46,11 @@ class Source:
 
     @property
     def files(self) -> list[Path]:
-        """All that is read: its file, and ScanNet's labels beside it; or the objects in its folder."""
+        """All that is read: its file, and ScanNet's or SemanticKITTI's labels beside it; or a folder's objects."""
         if self.path.is_dir():
             return _objects(self.path)
-        labels = _labels_beside(self.path)
-        return [self.path, labels] if labels.exists() else [self.path]
+        labels = kitti.labels_of(self.path) if self.path.suffix == ".bin" else _labels_beside(self.path)
+        return [self.path, labels] if labels is not None and labels.exists() else [self.path]
 
 
 def feature_columns(features: Sequence[Feature]) -> tuple[str, ...]:
@@ -71,9 +72,12 @@ def resolve(config: DataConfig) -> DataConfig:
         config = replace(config, **settings)
     layout = config.layout or _layout_of(root)
     classes = config.classes
+    ignored = config.ignored
     if layout != "scans" and classes is None:
-        classes = SCANNET_CLASSES if layout == "scannet" else S3DIS_CLASSES
-    config = replace(config, layout=layout, classes=classes)
+        classes = _CLASSES_OF[layout]
+        if layout == "semantickitti":
+            ignored = ignored or kitti.IGNORED
+    config = replace(config, layout=layout, classes=classes, ignored=ignored)
     _check_classes(config)
     return config
 
@@ -88,7 +92,12 @@ def find_scans(config: DataConfig, split: Split) -> list[Source]:
     Raises:
         UserError: there are none.
     """
-    finders = {"scans": _find_files, "scannet": _find_scannet, "s3dis": _find_s3dis}
+    finders = {
+        "scans": _find_files,
+        "scannet": _find_scannet,
+        "s3dis": _find_s3dis,
+        "semantickitti": _find_semantickitti,
+    }
     assert config.layout is not None
     root = _root(config)
     named = config.train if split == "train" else config.val
@@ -142,7 +151,7 @@ class ScanSet:
         """Scan files to predict on: labels are taken where they are known, and no fault otherwise.
 
         Args:
-            paths: LAS, LAZ, PLY or NPZ files.
+            paths: scan files.
             config: with ``classes`` and ``features``; ``root`` is not looked at.
 
         Raises:
@@ -269,6 +278,7 @@ def _find_files(root: Path, named: Sequence[str] | None, split: Split, config: D
     return [Source(name=path.stem, path=path, read=partial(read_scan, path)) for path in files]
 
 
+_CLASSES_OF = {"scannet": SCANNET_CLASSES, "s3dis": S3DIS_CLASSES, "semantickitti": kitti.CLASSES}
 _SCANNET_FOLDERS = ("", "Tasks/Benchmark", "ScanNet/Tasks/Benchmark")
 
 
@@ -315,6 +325,11 @@ def _find_s3dis(root: Path, named: Sequence[str] | None, split: Split, config: D
     return sources
 
 
+def _find_semantickitti(root: Path, named: Sequence[str] | None, split: Split, config: DataConfig) -> list[Source]:
+    found = kitti.find_velodyne(root, named, split)
+    return [Source(name=name, path=path, read=partial(read_scan, path)) for name, path in found]
+
+
 def _objects(room: Path) -> list[Path]:
     return sorted((room / "Annotations").glob("*.txt"))
 
@@ -330,7 +345,7 @@ def _read_s3dis(room: Path) -> RawScan:
         name = file.stem.rpartition("_")[0]
         # S3DIS's own lists have no "stairs" and take them for clutter.
         id = id_of.get(name, id_of["clutter"])
-        rows.append(_read_rows(file))
+        rows.append(read_rows(file, width=6, what="six numbers, x y z r g b"))
         ids.append(np.full(len(rows[-1]), id, np.int64))
     values = np.concatenate(rows)
     return RawScan(
@@ -338,29 +353,6 @@ def _read_s3dis(room: Path) -> RawScan:
         columns={"color": (values[:, 3:] / 255).astype(np.float32)},
         classes=np.concatenate(ids),
     )
-
-
-def _read_rows(file: Path) -> NDArray[np.float64]:
-    """Six numbers a line; an error names the line."""
-    try:
-        if not regular_file(file).stat().st_size:
-            return np.zeros((0, 6))
-        rows = np.loadtxt(file, np.float64, ndmin=2, comments=None, encoding="latin-1")
-    except OSError as error:
-        raise UserError(told(error, file)) from None
-    except ValueError:
-        rows = None
-    if rows is not None and rows.shape[1] == 6:
-        return rows
-    with file.open(encoding="latin-1") as lines:
-        for number, line in enumerate(lines, 1):
-            words = line.split()
-            if words and (len(words) != 6 or not all(re.fullmatch(_NUMBER, word) for word in words)):
-                raise UserError(f"{file}: line {number}: expected six numbers, x y z r g b; got {line.strip()!r}")
-    raise UserError(f"{file}: cannot be read as six numbers a line")
-
-
-_NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf)"
 
 
 def _root(config: DataConfig) -> Path:
@@ -375,6 +367,8 @@ def _root(config: DataConfig) -> Path:
 def _layout_of(root: Path) -> Layout:
     if any((root / folder / "scannetv2_train.txt").is_file() for folder in _SCANNET_FOLDERS):
         return "scannet"
+    if kitti.sequences_folder(root) is not None:
+        return "semantickitti"
     return "s3dis" if any(root.glob("Area_*/*/Annotations")) else "scans"
 
 

@@ -54,7 +54,7 @@ class ScanTransform:
         """The input of the network.
 
         Args:
-            scan: points with what is known of them, or a LAS, LAZ, PLY or NPZ file.
+            scan: points with what is known of them, or a scan file.
 
         Raises:
             UserError: the file cannot be read, or the scan lacks a feature or has values that are not finite.
@@ -104,7 +104,7 @@ class TrainedSegmenter(NamedTuple):
         """Probabilities of the classes for every point of a scan of any size, as ``latentgnn predict`` computes them.
 
         Args:
-            scan: points with what is known of them, or a LAS, LAZ, PLY or NPZ file.
+            scan: points with what is known of them, or a scan file.
             votes: times that it is predicted, each time with other points kept of its voxels.
 
         Returns:

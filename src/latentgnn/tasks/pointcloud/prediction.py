@@ -26,6 +26,10 @@ T = TypeVar("T")
 _VOTES = 0x766F746573
 
 
+# What is not written in the format that it was read in.
+_WRITTEN_AS = {".las": ".laz", ".bin": ".label"}
+
+
 class Predicted(NamedTuple):
     """The prediction for a file.
 
@@ -93,13 +97,14 @@ def predict_files(
 ) -> list[Predicted]:
     """Predict scan files one after the other, and write each again with the predicted classes.
 
-    LAS and LAZ become LAZ, with all else that they hold; PLY and NPZ keep their format. Their names are those of
+    LAS and LAZ become LAZ, with all else that they hold; SemanticKITTI's ``.bin`` a
+    ``.label``; others keep their format. Their names are those of
     `latentgnn.tasks.inputs.result_names`. A file that cannot be read or written does not stop the others; the error
     comes after all of them.
 
     Args:
         model: in evaluation mode.
-        paths: LAS, LAZ, PLY or NPZ files.
+        paths: scan files.
         config: with classes, features and crops.
         out: folder, new or empty, for the scans and, with ``pictures``, ``pictures/``.
         overwrite: replace the results of an earlier command in ``out``.
@@ -113,7 +118,7 @@ def predict_files(
     """
     results_of = result_names(paths)
     targets = [
-        name.with_name(f"{name.name}{'.laz' if path.suffix.lower() == '.las' else path.suffix.lower()}")
+        name.with_name(f"{name.name}{_WRITTEN_AS.get(path.suffix.lower(), path.suffix.lower())}")
         for path, name in zip(paths, results_of, strict=True)
     ]
     drawn = [Path("pictures") / f"{name}.png" for name in results_of]
