@@ -16,13 +16,15 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import reduce
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
 from latentgnn.configuration.recipes import list_recipes, load_recipe, read_recipe, to_yaml
-from latentgnn.configuration.settings import Option, describe, nearest, options, parse_config, plain_data
+from latentgnn.configuration.settings import Option, describe, nearest, options, parse_config, plain_data, renamed
 from latentgnn.errors import UserError, require, system_error, told
 from latentgnn.training.runs import RunFolder
 
@@ -45,6 +47,12 @@ class Task:
     def config_class(self) -> type:
         config_class: type = getattr(importlib.import_module(f"{self.package}.config"), self.config_name)
         return config_class
+
+    @property
+    def free_when_trained(self) -> frozenset[str]:
+        """Settings of a model that a trained one can be used with other values of."""
+        free: frozenset[str] = importlib.import_module(f"{self.package}.config").FREE_WHEN_TRAINED
+        return free
 
     @property
     def commands(self) -> ModuleType:
@@ -155,8 +163,7 @@ def _run(argv: list[str]) -> int:
     command = COMMANDS[name]
     parser = Parser(f"latentgnn {name}", description=command.help, epilog=_settings_help() if command.settings else "")
     command.arguments(parser)
-    known = sorted(set().union(*(options(task.config_class) for task in TASKS.values()))) if command.settings else []
-    own, overrides = _split(argv[1:], [text for action in parser._actions for text in action.option_strings], known)
+    own, overrides = _split(argv[1:], parser, settings=command.settings)
     return command.run(parser.parse_args(own), overrides)
 
 
@@ -177,8 +184,10 @@ def _end_output() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _split(argv: Sequence[str], own: Iterable[str], settings: Iterable[str]) -> tuple[list[str], Overrides]:
+def _split(argv: Sequence[str], parser: argparse.ArgumentParser, *, settings: bool) -> tuple[list[str], Overrides]:
     """A command's own arguments, and the settings among them; whatever is neither is refused by name."""
+    own = [text for action in parser._actions for text in action.option_strings]
+    known = set().union(*(options(task.config_class) for task in TASKS.values())) if settings else set()
     rest: list[str] = []
     overrides: list[tuple[str, str]] = []
     given: set[str] = set()
@@ -194,16 +203,47 @@ def _split(argv: Sequence[str], own: Iterable[str], settings: Iterable[str]) -> 
         if not option.startswith("--") or option in own:
             rest.append(token)
             continue
-        if option[2:] not in settings:
-            known = [*(text[2:] for text in own if text.startswith("--")), *settings]
-            hint = nearest(option[2:], known).replace(" or ", " or --").replace("did you mean ", "did you mean --")
-            raise UsageError(f"there is no option {option}{hint}")
+        if option[2:] not in known:
+            raise UsageError(_no_option(option[2:], own, _task_at_hand(argv, parser) if settings else None))
         if not equals:
             value = next(tokens, "--")
             if value.startswith("--"):
                 raise UsageError(f"{option} needs a value: {describe(_setting(option[2:]).type)}")
         overrides.append((option[2:], value))
     return rest, overrides
+
+
+def _no_option(name: str, own: Iterable[str], task: Task | None) -> str:
+    """A message about an option that no task has: what was perhaps meant, among the options of the task at hand."""
+    known = [text[2:] for text in own if text.startswith("--")]
+    if task is not None:
+        if now := renamed(task.config_class).get(name):
+            return f"there is no option --{name} any more: it is called --{now} now"
+        known += options(task.config_class)
+    return f"there is no option --{name}{_nearest_options(name, known)}"
+
+
+def _nearest_options(name: str, known: Iterable[str]) -> str:
+    return nearest(name, known).replace(" or ", " or --").replace("did you mean ", "did you mean --")
+
+
+def _task_at_hand(argv: Sequence[str], parser: argparse.ArgumentParser) -> Task | None:
+    """The task of the recipe, run or checkpoint that a command line names, before all of it is understood.
+
+    ``None`` where what it names cannot be read, which is told once the options are right.
+    """
+    named = {"--config": DEFAULT_RECIPE} if "--config" in parser._option_string_actions else {}
+    takes_model = any(action.dest == "model" for action in parser._actions)
+    tokens = [part for token in argv for part in (token.split("=", 1) if token.startswith("--") else [token])]
+    named |= {option: value for option, value in pairwise(tokens) if option in ("--config", "--resume")}
+    if takes_model and tokens and not tokens[0].startswith("-"):
+        named["model"] = tokens[0]
+    try:
+        if source := named.get("model") or named.get("--resume"):
+            return _task_of(_recorded(Path(source)), source)
+        return _task_of(load_recipe(named["--config"]) if named else {}, "")
+    except (UserError, OSError):
+        return None
 
 
 def _setting(name: str) -> Option:
@@ -233,9 +273,22 @@ def _configuration(source: str, overrides: Overrides) -> tuple[Task, Any]:
     return task, _with_settings(task, values, overrides)
 
 
-def _with_settings(task: Task, values: Mapping[str, Any], overrides: Overrides) -> Any:
+def _refuse_settings_of_others(task: Task, overrides: Overrides) -> None:
+    known = options(task.config_class)
+    for name, _ in overrides:
+        if name not in known:
+            of = {title: name in options(other.config_class) for title, other in TASKS.items()}
+            this = next(title for title, other in TASKS.items() if other is task)
+            raise UsageError(
+                f"--{name} is a setting of {' and '.join(title for title in of if of[title])}, and not of {this}"
+                f"{_nearest_options(name, known)}"
+            )
+
+
+def _with_settings(task: Task, values: Mapping[str, Any], overrides: Overrides, *, recorded: bool = False) -> Any:
+    _refuse_settings_of_others(task, overrides)
     try:
-        return parse_config(task.config_class, values, overrides)
+        return parse_config(task.config_class, values, overrides, recorded=recorded)
     except UserError as error:
         raise UsageError(f"--{error}") from None
 
@@ -256,7 +309,7 @@ def _train(arguments: argparse.Namespace, overrides: Overrides) -> int:
     if run is not None:
         if arguments.config is not None or arguments.out is not None:
             raise UsageError("--resume takes configuration and folder from the run; leave out --config and --out")
-        task, config = _configuration_of_run(run, overrides)
+        task, config = _configuration_of_model(run, overrides)
         name = run.name
     else:
         source = DEFAULT_RECIPE if arguments.config is None else arguments.config
@@ -272,23 +325,40 @@ def _train(arguments: argparse.Namespace, overrides: Overrides) -> int:
     return 0
 
 
-def _configuration_of_run(run: Path, overrides: Overrides) -> tuple[Task, Any]:
-    values = RunFolder.open(run).config
-    task = _task_of(values, str(run / "config.yaml"))
-    return task, _with_settings(task, values, overrides)
-
-
-def _configuration_of_model(source: Path, overrides: Overrides) -> tuple[Task, Any]:
-    """The configuration of a run's folder, or the one inside a checkpoint."""
+def _recorded(source: Path) -> Mapping[str, Any]:
+    """The configuration in a run's folder, or the one inside a checkpoint."""
     if source.is_dir():
-        return _configuration_of_run(source, overrides)
+        return RunFolder.open(source).config
     if not source.is_file():
         raise UserError(f"there is no run folder or checkpoint at {source}")
     from latentgnn.training.checkpoints import read_checkpoint
 
-    values = read_checkpoint(source).config
-    task = _task_of(values, str(source))
-    return task, _with_settings(task, values, overrides)
+    return read_checkpoint(source).config
+
+
+def _configuration_of_model(source: Path, overrides: Overrides) -> tuple[Task, Any]:
+    """The task and the typed configuration of a run's folder or a checkpoint, with settings laid over it."""
+    values = _recorded(source)
+    task = _task_of(values, str(source / "config.yaml" if source.is_dir() else source))
+    return task, _with_settings(task, values, overrides, recorded=True)
+
+
+def _configuration_in_use(source: Path, overrides: Overrides) -> tuple[Task, Any]:
+    """`_configuration_of_model`, where the model is used as it was trained: settings of its shape are refused."""
+    task, config = _configuration_of_model(source, overrides)
+    free = task.free_when_trained
+    shaping = [(name, text) for name, text in overrides if name.startswith("model.") and name not in free]
+    if shaping:
+        _, trained = _configuration_of_model(source, [])
+        for name, text in shaping:
+            was, now = (reduce(getattr, name.split("."), of) for of in (trained, config))
+            if was != now:
+                raise UsageError(
+                    f"--{name} {text}: the model in {source} is trained with {_shown(was)}, and its weights mean "
+                    f"nothing with another value; leave it out, or train anew from these weights: latentgnn train "
+                    f"--config RECIPE --model.weights {source} --{name} {text}"
+                )
+    return task, config
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -309,7 +379,7 @@ def _evaluate(arguments: argparse.Namespace, overrides: Overrides) -> int:
         if config.data.root is None:
             raise UsageError("without a run's folder or a checkpoint, --results needs --data.root FOLDER")
     else:
-        task, config = _configuration_of_model(model, overrides)
+        task, config = _configuration_in_use(model, overrides)
     default = model / "evaluation" if model is not None and model.is_dir() else Path("evaluation")
     task.commands.evaluate(
         config, model, results=arguments.results, out=arguments.out or default, overwrite=arguments.overwrite
@@ -337,7 +407,7 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
 def _predict(arguments: argparse.Namespace, overrides: Overrides) -> int:
     if arguments.score_threshold is not None and not 0 <= arguments.score_threshold <= 1:
         raise UsageError(f"--score-threshold: expected a number from 0 to 1; got {arguments.score_threshold}")
-    task, config = _configuration_of_model(arguments.model, overrides)
+    task, config = _configuration_in_use(arguments.model, overrides)
     task.commands.predict(
         config,
         arguments.model,

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from latentgnn.configuration.settings import plain_data
+from latentgnn.configuration.settings import parse_config, plain_data
 from latentgnn.errors import UserError, system_error, told
 from latentgnn.files import write_bytes, write_json
 from latentgnn.outputs import refuse_to_replace, try_folder
@@ -119,7 +119,20 @@ def fit_in(
     else:
         run.write_config(plain_data(config))
     run.write_environment()
-    metrics = fit(task, config.training, run, resume=resume, may_change=may_change, write_results=write_results)
+
+    def of_today(recorded: dict[str, Any]) -> dict[str, Any]:
+        settings: dict[str, Any] = plain_data(parse_config(type(config), recorded, recorded=True))
+        return settings
+
+    metrics = fit(
+        task,
+        config.training,
+        run,
+        resume=resume,
+        may_change=may_change,
+        of_today=of_today,
+        write_results=write_results,
+    )
     run.write_config(plain_data(config))
     return metrics
 
@@ -134,6 +147,9 @@ def trained_weights(source: Path) -> Checkpoint:
         return read_checkpoint(written[0])
     checkpoint = newest_checkpoint(run.checkpoints)
     if checkpoint is None:
+        both = [source / name for name in _COMPARED if (source / name).is_dir()]
+        if both:
+            raise UserError(f"{source} holds a comparison of two runs; name one of them: {' or '.join(map(str, both))}")
         raise UserError(f"the run in {source} has no checkpoint yet")
     return checkpoint
 

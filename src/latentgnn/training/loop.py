@@ -34,6 +34,7 @@ def fit(
     *,
     resume: bool = False,
     may_change: Collection[str] = (),
+    of_today: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     write_results: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Train a task's model, and return the metrics of the model after the last step.
@@ -52,6 +53,8 @@ def fit(
             on it. The data must be the same, or ``config.on_changed_data`` say that others are accepted.
         may_change: dotted beginnings of names in ``run.config`` that a resumed run may change also, such as
             ``evaluation`` or ``data.root``.
+        of_today: see `latentgnn.training.course.check_resumable`; without it, a run of another version is resumed only
+            if that has the same settings.
         write_results: writes what the task keeps of the last validation, where the run is written; called before the
             run counts as finished, so that one that is killed until then validates once more when it is resumed.
 
@@ -68,7 +71,7 @@ def fit(
         per_device = _per_device(config, fabric.world_size)
         course = course_of(config, run, processes=fabric.world_size)
         if checkpoint is not None:
-            check_resumable(checkpoint, task, run, course, may_change)
+            check_resumable(checkpoint, task, run, course, may_change, of_today)
         data = check_data(task, run, checkpoint, accept=config.on_changed_data == "accept")
         record = {"config": plain_data(run.config), "course": course, "data": data}
         if checkpoint is not None:

@@ -21,10 +21,12 @@ from latentgnn.tasks.detection.config import DataConfig, DetectionConfig
 from latentgnn.tasks.detection.context_set import write_context_set
 from latentgnn.tasks.detection.evaluation import CocoEvaluator, Record, Scores, kinds_of, load_results
 from latentgnn.tasks.detection.images import read_image
+from latentgnn.tasks.detection.loading import load_detector
 from latentgnn.tasks.detection.model import build_detector
 from latentgnn.tasks.detection.pictures import png_bytes, side_by_side
 from latentgnn.tasks.detection.prediction import expand_images, predict_paths
 from latentgnn.tasks.detection.task import DetectionTask, kinds_of_detector
+from latentgnn.tasks.detection.weights.start import body_parameters, start_from
 from latentgnn.tasks.inputs import result_names
 from latentgnn.training import commands
 from latentgnn.training.loading import batches, make_loader
@@ -149,7 +151,7 @@ def _train(config: DetectionConfig, run: RunFolder, data: Data, resume: bool) ->
             "these annotations have no masks, which a Mask R-CNN learns from; "
             "train another detector: --model.detector faster_rcnn"
         )
-    task = _task(config, train_set, val_set)
+    task = _task(config, run, train_set, val_set, resume=resume)
 
     def write_results() -> None:
         if task.scores is not None:
@@ -167,11 +169,34 @@ def _train(config: DetectionConfig, run: RunFolder, data: Data, resume: bool) ->
     return metrics
 
 
-def _task(config: DetectionConfig, train_set: CocoAnnotations, val_set: CocoAnnotations) -> DetectionTask:
+def _task(
+    config: DetectionConfig, run: RunFolder, train_set: CocoAnnotations, val_set: CocoAnnotations, *, resume: bool
+) -> DetectionTask:
     # The seed of the weights; the loop seeds each step by itself.
     torch.manual_seed(config.training.seed)
-    model = build_detector(config.model, len(train_set.categories))
-    return DetectionTask(model, config, train=train_set, val=val_set)
+    goes_on = resume and run.has_checkpoint
+    # The weights of a whole detector stand in for those of its backbone, and a checkpoint for both.
+    bare = goes_on or config.model.weights is not None
+    model = build_detector(
+        replace(config.model, weights_backbone=None) if bare else config.model, len(train_set.categories)
+    )
+    trained = _started(model, config, run, train_set, goes_on=goes_on)
+    return DetectionTask(model, config, train=train_set, val=val_set, trained=trained)
+
+
+def _started(
+    model: nn.Module, config: DetectionConfig, run: RunFolder, train_set: CocoAnnotations, *, goes_on: bool
+) -> frozenset[str]:
+    """Load the weights that a run starts from; the names of the parameters that began trained."""
+    if config.model.weights is None:
+        return body_parameters(model) if config.model.weights_backbone is not None else frozenset()
+    if goes_on and (kept := run.trained_at_start()) is not None:
+        return kept
+    start = start_from(model, config.model, train_set.categories)
+    if run.writes:
+        print("\n".join(start.lines))
+    run.write_start(start.lines, start.trained)
+    return start.trained
 
 
 def _load(config: DetectionConfig, folder: Path) -> Data:
@@ -217,15 +242,8 @@ def _categories(config: DetectionConfig, source: Path) -> tuple[tuple[int, str],
 
 def _trained(config: DetectionConfig, source: Path) -> tuple[nn.Module, torch.device]:
     """The trained model of a run or checkpoint, on its device."""
-    checkpoint = commands.trained_weights(source)
-    # The checkpoint has all weights: those that training began with are not fetched again.
-    model = build_detector(replace(config.model, weights_backbone=None), len(_categories(config, source)))
-    checkpoint.load_into(model)
     device = commands.device_of(config.training.accelerator)
-    model.to(device).eval()
-    if config.training.channels_last:
-        model.to(memory_format=torch.channels_last)
-    return model, device
+    return load_detector(config, commands.trained_weights(source)).model.to(device), device
 
 
 def _detect(

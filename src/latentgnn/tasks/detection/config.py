@@ -10,7 +10,17 @@ from latentgnn.training.config import TrainingConfig
 
 Stage = Literal["C2", "C3", "C4", "C5"]
 Detector = Literal["mask_rcnn", "faster_rcnn", "retinanet"]
+Heads = Literal["v1", "v2"]
 Norm = Literal["batch_norm", "frozen_batch_norm", "group_norm"]
+
+FREE_WHEN_TRAINED = frozenset(
+    f"model.{name}"
+    for name in (
+        *("min_size", "max_size", "score_threshold", "nms_threshold", "detections_per_image"),
+        *("rpn_pre_nms", "rpn_post_nms", "rpn_score_threshold"),
+    )
+)
+"""Settings of a model that a trained one can be used with other values of; all others belong to its weights."""
 
 _MOST_DETECTIONS = 10_000
 _MOST_PROPOSALS = 1_000_000
@@ -23,10 +33,18 @@ class ModelConfig:
 
     Args:
         detector: the head, torchvision's.
-        backbone: a torchvision ResNet or ResNeXt (``resnet50``), or ``timm/<name>`` for one of timm's.
+        heads: torchvision's first generation of heads and pyramid, or its second (``v2``: with norms, and deeper).
+        weights: trained weights of a whole detector to start from: the name of one of torchvision's to download, such
+            as ``MaskRCNN_ResNet50_FPN_Weights.COCO_V1``, a run's folder, a checkpoint, or a file that holds a state
+            dict; ``null`` for none. With it, ``weights_backbone`` is not read.
+        backbone: a torchvision ResNet or ResNeXt (``resnet50``), ``mobilenet_v3_large``, or ``timm/<name>`` for one of
+            timm's.
         weights_backbone: ``null`` for none, the name of published weights to download (``IMAGENET1K_V1`` for
             torchvision, ``pretrained`` for timm), or a file that holds a state dict.
-        norm: the norm inside the backbone.
+        norm: the norm inside the backbone, and in the second generation of R-CNN's heads.
+        norm_eps: what these norms add to the variance; torchvision's first trained ResNet-50 detectors need 0.
+        stride_in_1x1: a ResNet strides in the first convolution of a stage, as Caffe's and detectron2's do, and not in
+            the second.
         trainable_stages: stages that learn, counted from the last (5 is all of them and the stem).
         blocks: latents of the block after each named stage, for example ``{C4: 100}``; ``{}`` for none.
         block: see `latentgnn.tasks.blocks.BlockConfig`.
@@ -35,10 +53,12 @@ class ModelConfig:
         max_size: longest side allowed.
         image_mean: per channel, of images in 0..1.
         image_std: per channel, of images in 0..1.
-        anchor_sizes: one anchor size a pyramid level, in pixels of the resized image.
+        anchor_sizes: one anchor size a pyramid level, in pixels of the resized image; on ``mobilenet_v3_large``, all of
+            them at each of its three levels.
         anchor_ratios: height over width.
         rpn_pre_nms: proposals a level kept before non-maximum suppression, in training and in evaluation.
         rpn_post_nms: proposals kept after it, likewise.
+        rpn_score_threshold: proposals that score less are dropped.
         rpn_batch_size: anchors an image sampled for the proposal loss.
         box_batch_size: proposals an image sampled for the box and mask losses.
         box_head_channels: width of the box head's two layers.
@@ -50,9 +70,13 @@ class ModelConfig:
     """
 
     detector: Detector = "mask_rcnn"
+    heads: Heads = "v1"
+    weights: str | None = None
     backbone: str = "resnet50"
     weights_backbone: str | None = None
     norm: Norm = "frozen_batch_norm"
+    norm_eps: float = 1e-5
+    stride_in_1x1: bool = False
     trainable_stages: int = 3
     blocks: dict[Stage, int | tuple[int, ...]] = field(default_factory=dict)
     block: BlockConfig = field(default_factory=BlockConfig)
@@ -65,6 +89,7 @@ class ModelConfig:
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     rpn_pre_nms: tuple[int, int] = (2000, 1000)
     rpn_post_nms: tuple[int, int] = (2000, 1000)
+    rpn_score_threshold: float = 0.0
     rpn_batch_size: int = 256
     box_batch_size: int = 512
     box_head_channels: int = 1024
@@ -85,7 +110,10 @@ class ModelConfig:
             self,
             {
                 "detector": (self.detector in get_args(Detector), f"one of {', '.join(get_args(Detector))}"),
+                "heads": (self.heads in get_args(Heads), f"one of {', '.join(get_args(Heads))}"),
+                "weights": (self.weights != "", "a name, a folder or a file, or null"),
                 "norm": (self.norm in get_args(Norm), f"one of {', '.join(get_args(Norm))}"),
+                "norm_eps": (0 <= self.norm_eps < math.inf, "0 or more"),
                 "trainable_stages": within("trainable_stages", 0, 5),
                 "blocks": (
                     set(self.blocks) <= set(get_args(Stage)) and latents_are_sound(self.blocks),
@@ -107,6 +135,7 @@ class ModelConfig:
                 ),
                 "rpn_pre_nms": within("rpn_pre_nms", 1, _MOST_PROPOSALS),
                 "rpn_post_nms": within("rpn_post_nms", 1, _MOST_PROPOSALS),
+                "rpn_score_threshold": within("rpn_score_threshold", 0, 1),
                 "rpn_batch_size": within("rpn_batch_size", 1, _MOST_PROPOSALS),
                 "box_batch_size": within("box_batch_size", 1, _MOST_PROPOSALS),
                 "box_head_channels": within("box_head_channels", 1, MOST_CHANNELS),

@@ -1,6 +1,6 @@
 """Detection as the training loop sees it: a detector, its sets and their scores."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ class DetectionTask:
         config: the run.
         train: what it learns from.
         val: what it is scored on; categories that ``train`` lacks are never found there.
+        trained: names of the parameters that began with trained weights.
 
     Attributes:
         scores: of the last validation in this process; ``None`` before it.
@@ -35,11 +36,18 @@ class DetectionTask:
     """
 
     def __init__(
-        self, model: nn.Module, config: DetectionConfig, *, train: CocoAnnotations, val: CocoAnnotations
+        self,
+        model: nn.Module,
+        config: DetectionConfig,
+        *,
+        train: CocoAnnotations,
+        val: CocoAnnotations,
+        trained: Collection[str] = (),
     ) -> None:
         kinds = kinds_of_detector(config.model.detector)
         self.model = model
         self.monitor = f"{kinds[-1]}/AP"
+        self.trained = trained
         self.training_set: TrainingSet = CocoTrainingSet(
             train,
             augment=config.data.augment,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from latentgnn.errors import UserError
 from latentgnn.tasks.checks import Split, fault_lines
+from latentgnn.tasks.pointcloud.classes import class_names
 from latentgnn.tasks.pointcloud.config import DataConfig
 from latentgnn.tasks.pointcloud.datasets import (
     ScanSet,
@@ -97,9 +98,9 @@ def check_split(config: DataConfig, split: Split) -> Report:
     sources = find_scans(config, split)
     report = Report(
         split=split,
-        class_names=tuple(name for _, name in config.classes or ()),
+        class_names=class_names(config.classes),
         scans=len(sources),
-        counts=np.zeros(len(config.classes or ()), np.int64),
+        counts=np.zeros(len(class_names(config.classes)), np.int64),
     )
     trained_on: set[Path] = set()
     if split == "val":
@@ -156,7 +157,7 @@ class _Content:
 
 def _look(source: Source, config: DataConfig) -> _Content:
     """Read one scan; what it holds and what is wrong with it."""
-    nothing = np.zeros(len(config.classes or ()), np.int64)
+    nothing = np.zeros(len(class_names(config.classes)), np.int64)
     try:
         raw = source.read()
     except UserError as error:
