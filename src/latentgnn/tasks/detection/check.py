@@ -44,6 +44,10 @@ class Report:
     bad_annotations: set[int] = field(default_factory=set)
     counts: dict[str, int] = field(default_factory=dict)
 
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"file": str(self.file), "counts": self.counts, "faults": [fault.to_json() for fault in self.faults]}
+
     def text(self, limit: int | None = None) -> str:
         """A line a fault and one of counts.
 
@@ -99,10 +103,20 @@ def load(reading: Reading, on_fault: Literal["stop", "skip"] = "stop") -> CocoAn
         raise UserError(report.text(_SHOWN))
     if on_fault == "stop":
         raise UserError(f"{report.text(_SHOWN)}\nmend these records, or leave them out with --data.on_fault skip")
+    sound = sound_part(reading, report)
+    if sound is None:
+        raise UserError(f"{report.text(_SHOWN)}\nno image is left without these records")
+    return sound
+
+
+def sound_part(reading: Reading, report: Report) -> CocoAnnotations | None:
+    """What is left of a split without its faults; ``None`` where nothing is."""
+    dataset, lost = reading.dataset, reading.lost
+    if any(fault.fatal for fault in report.faults):
+        return None
     sound = _without_faults(dataset, report)
     if not sound["images"]:
-        raise UserError(f"{report.text(_SHOWN)}\nno image is left without these records")
-    lost = reading.lost
+        return None
     images = len(dataset["images"]) - len(sound["images"]) + lost["images"]
     annotations = len(dataset["annotations"]) - len(sound["annotations"]) + lost["annotations"]
     return CocoAnnotations(

@@ -14,8 +14,10 @@ from torch import nn
 
 from latentgnn.errors import UserError
 from latentgnn.outputs import JsonList, Results
-from latentgnn.tasks.checks import Split, check_splits
-from latentgnn.tasks.detection.check import check, load
+from latentgnn.tasks.checks import Split
+from latentgnn.tasks.detection import convert as conversion
+from latentgnn.tasks.detection import overview
+from latentgnn.tasks.detection.check import load
 from latentgnn.tasks.detection.coco import CocoAnnotations, CocoValidationSet
 from latentgnn.tasks.detection.config import DataConfig, DetectionConfig
 from latentgnn.tasks.detection.context_set import write_context_set
@@ -139,10 +141,16 @@ def predict(
     return records
 
 
-def check_data(config: DetectionConfig) -> bool:
-    """Check every record and image of both splits, and print what is wrong; return whether nothing is."""
-    opened = DetectionSet(config.data)
-    return check_splits(lambda split: check(opened.reading(split)))
+def check_data(
+    config: DetectionConfig, *, recipe: str, as_json: bool = False, out: Path | None = None, overwrite: bool = False
+) -> bool:
+    """See `latentgnn.tasks.detection.overview.check_data`."""
+    return overview.check_data(config, recipe=recipe, as_json=as_json, out=out, overwrite=overwrite)
+
+
+def convert(config: DetectionConfig, *, out: Path, overwrite: bool = False, with_images: bool = True) -> None:
+    """See `latentgnn.tasks.detection.convert.convert`."""
+    conversion.convert(config, out=out, overwrite=overwrite, with_images=with_images)
 
 
 def _train(config: DetectionConfig, run: RunFolder, data: Data, resume: bool) -> dict[str, float]:
@@ -151,7 +159,7 @@ def _train(config: DetectionConfig, run: RunFolder, data: Data, resume: bool) ->
         _keep_split(config.data, run.path, data)
     config = _with_categories(config, train_set, val_set)
     if config.model.detector == "mask_rcnn" and not (train_set.has_masks and val_set.has_masks):
-        raise UserError(f"{NEEDS_MASKS}: --model.detector faster_rcnn, or retinanet")
+        raise UserError(NEEDS_MASKS)
     task = _task(config, train_set, val_set)
 
     def write_results() -> None:

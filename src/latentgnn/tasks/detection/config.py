@@ -14,6 +14,18 @@ Detector = Literal["mask_rcnn", "faster_rcnn", "retinanet"]
 Norm = Literal["batch_norm", "frozen_batch_norm", "group_norm"]
 Format = Literal["coco", "voc", "voc_masks", "yolo", "labelme"]
 
+_SET = (
+    *("data.format", "data.val_fraction", "data.val_seed", "data.val_groups", "data.categories"),
+    *("data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images"),
+)
+CHECKED = (
+    *("data.root", *_SET, "model.detector", "model.min_size", "model.max_size", "model.anchor_sizes"),
+    *("model.anchor_ratios", "model.detections_per_image", "evaluation.max_detections", "evaluation.sample_pictures"),
+)
+"""The settings that the check of a set uses."""
+CONVERTED = (*_SET, "data.on_fault")
+"""Those that its conversion uses."""
+
 _MOST_DETECTIONS = 10_000
 _MOST_PROPOSALS = 1_000_000
 _MOST_PIXELS = 16_384  # of a side
@@ -185,8 +197,8 @@ class DataConfig:
             ``labelme``; ``null`` finds out.
         val_fraction: of a set without a val split, the part of the images that is drawn for validation.
         val_seed: of that draw, apart from the training's own seed.
-        val_groups: a regular expression that finds the group in an image's file name, such as ``^[^/]*`` for its first
-            folder; images of one group, such as frames of one video, all go to the same side.
+        val_groups: a regular expression that finds the group in an image's file name, such as ``(.*)_[0-9]+`` for
+            frames with numbers at the end; images of one group all go to the same side.
         train_annotations: COCO JSON file, relative to ``root``; ``null`` finds ``annotations/instances_train*.json``.
         train_images: image folder, relative to ``root``; ``null`` finds ``train2017``, ``train2014`` or ``train``.
         val_annotations: likewise for validation.

@@ -13,6 +13,14 @@ Feature = Literal[
     "intensity", "log_intensity", "return_number", "number_of_returns", "last_return", "color", "normal", "height"
 ]
 Layout = Literal["scans", "scannet", "s3dis"]
+CHECKED = (
+    *("data.root", "data.layout", "data.train", "data.val", "data.classes", "data.ignored"),
+    *("data.features", "data.height_radius"),
+)
+"""The settings that the check of a set uses."""
+CONVERTED = ()
+"""Those that its conversion uses: there is none."""
+
 BlockShape = Literal["sphere", "column", "scan"]
 LevelName = Literal["L0", "L1", "L2", "L3", "L4", "L5", "L6", "L7"]
 
