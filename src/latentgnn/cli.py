@@ -206,7 +206,7 @@ def _split(argv: Sequence[str], own: Iterable[str], settings: Iterable[str]) -> 
             rest.append(token)
             continue
         if option[2:] not in settings:
-            if any(option[2:] in options(task.config_class) for task in TASKS.values()):
+            if settings and any(option[2:] in options(task.config_class) for task in TASKS.values()):
                 raise UsageError(f"{option} is a setting that this command does not use: leave it out")
             known = [*(text[2:] for text in own if text.startswith("--")), *settings]
             hint = nearest(option[2:], known).replace(" or ", " or --").replace("did you mean ", "did you mean --")
