@@ -107,6 +107,22 @@ def check_all(root, format):
         load(reading)
 
 
+def test_what_only_coco_has_is_refused_elsewhere(tmp_path):
+    write_voc(tmp_path)
+    with pytest.raises(UserError, match=r"data\.val_annotations names what a COCO-format set has; .* is read as voc"):
+        whole(tmp_path, format="voc", val_annotations="val.json")
+
+
+@pytest.mark.parametrize(
+    "text", ["cat:1,2:::", "cat:1,2,256::", "cat:1,2,3\ncat:3,2,1", "cat:1,2,3\ndog:1,2,3", ":1,2,3", ""]
+)
+def test_labelmaps_without_sense(tmp_path, text):
+    write_voc_masks(tmp_path)
+    (tmp_path / "labelmap.txt").write_text(text)
+    with pytest.raises(UserError, match=r"labelmap\.txt"):
+        whole(tmp_path)
+
+
 def test_voc_folders_and_lists_of_splits(tmp_path):
     inner = tmp_path / "VOCdevkit" / "VOC2012"
     inner.mkdir(parents=True)

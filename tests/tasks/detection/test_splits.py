@@ -100,6 +100,19 @@ def test_a_run_keeps_its_split(tmp_path):
         kept_split(tmp_path, config)
 
 
+def test_new_images_of_a_run_go_to_training(tmp_path):
+    root, run = tmp_path / "set", tmp_path / "run"
+    root.mkdir()
+    write_voc(root)
+    config = DataConfig(root=str(root), val_fraction=0.5)
+    keep_split(run, config, train=["JPEGImages/gone.png"], val=["JPEGImages/b.png"])
+    opened = DetectionSet(config, run)
+    assert [image["file_name"] for image in opened.reading("train").dataset["images"]] == ["JPEGImages/a.png"]
+    keep_split(run, config, train=["JPEGImages/a.png"], val=["JPEGImages/gone.png"])
+    with pytest.raises(UserError, match="none of the validation images"):
+        DetectionSet(config, run).reading("train")
+
+
 TINY = """task: detection
 model:
   detector: faster_rcnn

@@ -101,7 +101,10 @@ def _text(parts: dict[str, _Part], format: str, recipe: str, notes: list[str]) -
     if not lines:
         return ""
     title = f"what does not fit the recipe {recipe}:"
-    lines += ["", title, *(f"  - {note}" for note in notes)] if notes else ["", f"the recipe {recipe} fits the data"]
+    if notes:
+        lines += ["", title, *(f"  - {note}" for note in notes)]
+    elif all(part.summary is not None for part in parts.values()):
+        lines += ["", f"the recipe {recipe} fits the data"]
     return "\n".join(lines[1:])
 
 

@@ -23,10 +23,11 @@ _TITLES = {
     "labelme": "LabelMe (JSON files with shapes)",
 }
 _SPLITS: tuple[Split, Split] = ("train", "val")
+_COCO_ALONE = ("train_annotations", "train_images", "val_annotations", "val_images")
 
 
 class DetectionSet:
-    """A set in a folder. Nothing is read before it is asked for.
+    """A set in a folder. COCO's files are read when they are asked for; of other formats, all are read at once.
 
     Args:
         config: where it is, and how it is split.
@@ -48,6 +49,9 @@ class DetectionSet:
         self.config = config
         self.format = config.format or _recognised(config, self.root)
         self._val: frozenset[str] | None = None
+        named = [name for name in _COCO_ALONE if getattr(config, name) is not None]
+        if self.format != "coco" and named:
+            raise UserError(f"data.{named[0]} names what a COCO-format set has; {self.root} is read as {self.format}")
         self._run = run
         self._parts = self._readers()
         self._read: dict[str, Reading] = {}
@@ -135,8 +139,9 @@ def _recognised(config: DataConfig, root: Path) -> Format:
     Raises:
         UserError: none, or several.
     """
-    given = (config.train_annotations, config.train_images, config.val_annotations, config.val_images)
-    if any(path is not None for path in given) or any(has_split(config, split) for split in _SPLITS):
+    if any(getattr(config, name) is not None for name in _COCO_ALONE) or any(
+        has_split(config, split) for split in _SPLITS
+    ):
         return "coco"
     signs = {name: found for name, reader in _READERS.items() if (found := reader.sign(root)) is not None}
     if others := other_files(root):

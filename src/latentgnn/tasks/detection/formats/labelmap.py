@@ -42,20 +42,16 @@ def read_labelmap(root: Path) -> Labelmap | None:
             continue
         name, *rest = line.strip().split(":")
         parts = rest[0].split(",") if rest and rest[0] else []
-        numbers = [int(part) for part in parts if part.isdecimal() and len(part) < 4]
-        if (
-            not name
-            or name in names
-            or len(numbers) != len(parts)
-            or len(parts) not in (0, 3)
-            or max([0, *numbers]) > 255
-        ):
+        numbers = [int(part) for part in parts if part.isdecimal() and int(part[:4]) < 256]
+        colour = sum(value << shift for value, shift in zip(numbers, (16, 8, 0), strict=False))
+        is_sound = name and len(numbers) == len(parts) and len(parts) in (0, 3)
+        if not is_sound or name in names or (numbers and colour in colours):
             raise UserError(
-                f"{path}: line {number}: expected name:red,green,blue and each name once; got {line[:60]!r}"
+                f"{path}: line {number}: expected name:red,green,blue with each name and colour once; got {line[:60]!r}"
             )
         names[name] = None
         if numbers:
-            colours[numbers[0] << 16 | numbers[1] << 8 | numbers[2]] = name
+            colours[colour] = name
     names.pop(BACKGROUND, None)
     if not names:
         raise UserError(f"{path}: it names no class")

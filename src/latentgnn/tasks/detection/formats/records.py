@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 Kind = Literal["images", "annotations", "categories"]
 
+_NAMED = 20  # categories that an error lists
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fault:
@@ -171,7 +173,9 @@ class Categories:
 
     def unknown(self, name: str) -> str:
         """What to say about a name that is not among them."""
-        return f"unknown category {name!r}; expected one of {', '.join(self._ids or ())}"
+        names = list(self._ids or ())
+        others = f" and {len(names) - _NAMED} others" if len(names) > _NAMED else ""
+        return f"unknown category {name!r}; expected one of {', '.join(names[:_NAMED])}{others}"
 
     def records(self) -> list[dict[str, Any]]:
         """As COCO has them."""

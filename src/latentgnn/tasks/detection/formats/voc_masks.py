@@ -90,11 +90,11 @@ def _values(path: Path, *, coloured: bool = False) -> tuple[NDArray[np.int64], b
     with open_image(path) as picture:
         try:
             picture.load()
+            if picture.mode in ("P", "L", "1", "I", "I;16") and not (coloured and picture.mode == "P"):
+                return np.asarray(picture).astype(np.int64), False
+            colours_HWC = np.asarray(picture.convert("RGB")).astype(np.int64)
         except Exception as error:  # decoders raise errors of every kind
             raise UserError(f"{path}: the picture cannot be read ({error})") from error
-        if picture.mode in ("P", "L", "1", "I", "I;16") and not (coloured and picture.mode == "P"):
-            return np.asarray(picture).astype(np.int64), False
-        colours_HWC = np.asarray(picture.convert("RGB")).astype(np.int64)
     return colours_HWC @ np.array([1 << 16, 1 << 8, 1]), True
 
 
