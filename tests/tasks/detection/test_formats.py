@@ -130,7 +130,7 @@ def test_voc_folders_and_lists_of_splits(tmp_path):
     (inner / "Annotations" / "c.xml").write_text(voc_xml("c.png"))
     (inner / "ImageSets" / "Main").mkdir(parents=True)
     (inner / "ImageSets" / "Main" / "train.txt").write_text("a\n")
-    (inner / "ImageSets" / "Main" / "val.txt").write_text("b  1\n")
+    (inner / "ImageSets" / "Main" / "val.txt").write_text("\nb \n")
     train, val = both(tmp_path)
     assert boxes(train) == {"a.png": BOXES["a.png"]}
     assert boxes(val) == {"b.png": BOXES["b.png"]}

@@ -41,8 +41,7 @@ def named_in_sets(root: Path, kind: str, folder: str, suffix: str) -> tuple[dict
 def _names(path: Path) -> list[str]:
     names = []
     for number, line in enumerate(read_lines(path, "list of images"), 1):
-        # Lists of one category have a second column.
-        name = line.split()[0] if line.split() else ""
+        name = line.strip()
         if ".." in Path(name).parts or os.path.isabs(name):
             raise UserError(f"{path}: line {number}: {name!r} is no image's name")
         if name:
