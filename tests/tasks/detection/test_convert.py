@@ -83,6 +83,9 @@ def test_faults_stop_it_and_nothing_is_left(tmp_path, capsys):
     assert main(["convert", str(root), "--out", str(out), "--data.on_fault", "skip"]) == 1
     assert "--overwrite" in capsys.readouterr().err
     assert main(["convert", str(root), "--out", str(root)]) == 1
+    assert main(["convert", str(out), "--out", str(out), "--overwrite"]) == 1
+    assert "which is read" in capsys.readouterr().err
+    assert (out / "train" / "a.png").is_file()
 
 
 def _yolo_of(annotations, root: Path) -> None:

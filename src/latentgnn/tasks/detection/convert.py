@@ -32,6 +32,7 @@ def convert(config: DetectionConfig, *, out: Path, overwrite: bool, with_images:
     opened = DetectionSet(config.data)
     with Results(out, [_file(split) for split in _SPLITS], overwrite=overwrite) as written:
         readings = {split: opened.reading(split) for split in _SPLITS} if opened.is_split else {"train": opened.whole()}
+        written.reads(reading.file for reading in readings.values())
         sets = {split: load(reading, config.data.on_fault) for split, reading in readings.items()}
         for annotations in sets.values():
             written.reads(image.path for image in annotations.images)
