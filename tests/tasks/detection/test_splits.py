@@ -8,10 +8,11 @@ import pytest
 
 from latentgnn.cli import main
 from latentgnn.errors import UserError
+from latentgnn.tasks.detection.check import load
 from latentgnn.tasks.detection.config import DataConfig
 from latentgnn.tasks.detection.sets import DetectionSet
 from latentgnn.tasks.detection.splits import draw_split, keep_split, kept_split
-from tests.tasks.detection.tiny_sets import WRITERS, write_voc, write_yolo
+from tests.tasks.detection.tiny_sets import WRITERS, write_coco, write_voc, write_yolo
 
 NAMES = [f"clips/v{video:02}_{frame}.png" for video in range(20) for frame in range(5)]
 
@@ -74,6 +75,27 @@ def test_faults_of_both_sides_are_told_once(tmp_path):
     parts = [whole.part({"JPEGImages/a.png"}, inside=inside) for inside in (True, False)]
     assert [len(part.faults) for part in parts] == [0, len(whole.faults)]
     assert [part.lost["images"] for part in parts] == [0, whole.lost["images"]]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"images": 3, "annotations": [], "categories": []}'])
+def test_what_cannot_be_read_is_told_and_not_split(tmp_path, text):
+    (tmp_path / "annotations.json").write_text(text)
+    opened = DetectionSet(DataConfig(root=str(tmp_path), val_fraction=0.5))
+    with pytest.raises(UserError, match="malformed JSON|expected a JSON object|expected a list"):
+        load(opened.reading("val"))
+
+
+def test_training_images_need_not_be_there_to_validate(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    write_coco(tmp_path)
+    for split in ("train", "val"):
+        path = tmp_path / "annotations" / f"instances_{split}.json"
+        path.write_text((tmp_path / "annotations.json").read_text())
+    (tmp_path / "images").rename(tmp_path / "val")
+    opened = DetectionSet(DataConfig(root=str(tmp_path)))
+    assert len(load(opened.reading("val"))) == 2
+    with pytest.raises(UserError, match="no image folder"):
+        opened.reading("train")
 
 
 def test_a_set_with_a_split_of_its_own(tmp_path):

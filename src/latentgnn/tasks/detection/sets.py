@@ -81,6 +81,8 @@ class DetectionSet:
         if fraction is None:
             raise self._missing(split)
         whole = self.whole()
+        if any(fault.fatal for fault in whole.faults):
+            return whole
         if self._val is None:
             self._val = self._split_of(whole)
         return whole.part(self._val, inside=split == "val")
@@ -93,10 +95,10 @@ class DetectionSet:
             if not readings:
                 raise UserError(f"{self.root} holds no files of {_TITLES[self.format]}")
             return {part: partial(_same, reading) for part, reading in readings.items()}
-        files: dict[str, tuple[Path, Path]] = {
-            split: find_split(self.config, split) for split in _SPLITS if has_split(self.config, split)
-        }
-        return {part: partial(read_coco, *pair) for part, pair in (files or other_files(self.root)).items()}
+        named = [split for split in _SPLITS if has_split(self.config, split)]
+        if named:
+            return {split: partial(_read_named, self.config, split) for split in named}
+        return {part: partial(read_coco, *pair) for part, pair in other_files(self.root).items()}
 
     def _reading(self, part: str) -> Reading:
         if part not in self._read:
@@ -159,6 +161,10 @@ def _recognised(config: DataConfig, root: Path) -> Format:
             return name
     looked_for = "; ".join(_TITLES.values())
     raise UserError(f"{root} holds no set of a known format: {looked_for}; `--data.format` says more")
+
+
+def _read_named(config: DataConfig, split: Split) -> Reading:
+    return read_coco(*find_split(config, split))
 
 
 def _same(reading: Reading) -> Reading:
