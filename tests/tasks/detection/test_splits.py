@@ -81,7 +81,7 @@ def test_faults_of_both_sides_are_told_once(tmp_path):
 def test_what_cannot_be_read_is_told_and_not_split(tmp_path, text):
     (tmp_path / "annotations.json").write_text(text)
     opened = DetectionSet(DataConfig(root=str(tmp_path), val_fraction=0.5))
-    with pytest.raises(UserError, match="malformed JSON|expected a JSON object|expected a list"):
+    with pytest.raises(UserError, match=r"malformed JSON|expected a JSON object|expected a list"):
         load(opened.reading("val"))
 
 
