@@ -1,4 +1,4 @@
-"""The command line: ``latentgnn train | evaluate | predict | check-data | recipes | cost``.
+"""The command line: ``latentgnn train | evaluate | predict | check-data | convert | recipes | cost``.
 
 Exit codes: 0 done; 1 the command failed, or was interrupted; 2 the command line, or the configuration that it names,
 says something that cannot be understood; 141 the program that reads the output has ended. Nothing heavy is imported
@@ -13,7 +13,7 @@ import os
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
@@ -58,6 +58,14 @@ class Task:
     def commands(self) -> ModuleType:
         return importlib.import_module(f"{self.package}.commands")
 
+    def options(self, used: str | None) -> dict[str, Option]:
+        """The settings that a command takes: all, or those in the tuple of this name in ``config.py``."""
+        known = options(self.config_class)
+        if used is None:
+            return known
+        names: Collection[str] = getattr(importlib.import_module(f"{self.package}.config"), used)
+        return {name: known[name] for name in names}
+
 
 TASKS = {
     "detection": Task("latentgnn.tasks.detection", "DetectionConfig"),
@@ -92,13 +100,15 @@ class Command:
         help: its line in the list of commands.
         arguments: adds its own arguments to a parser.
         run: does it, and returns the exit code.
-        settings: takes ``--group.name VALUE`` for every setting of the configuration.
+        settings: takes ``--group.name VALUE`` for settings of the configuration.
+        used: of these, the ones that it uses, see `Task.options`.
     """
 
     help: str
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace, Overrides], int]
     settings: bool = True
+    used: str | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -161,9 +171,10 @@ def _run(argv: list[str]) -> int:
     if name not in COMMANDS:
         raise UsageError(f"there is no command {name!r}; commands: {', '.join(COMMANDS)}{nearest(name, COMMANDS)}")
     command = COMMANDS[name]
-    parser = Parser(f"latentgnn {name}", description=command.help, epilog=_settings_help() if command.settings else "")
+    epilog = _settings_help(command.used) if command.settings else ""
+    parser = Parser(f"latentgnn {name}", description=command.help, epilog=epilog)
     command.arguments(parser)
-    own, overrides = _split(argv[1:], parser, settings=command.settings)
+    own, overrides = _split(argv[1:], parser, command)
     return command.run(parser.parse_args(own), overrides)
 
 
@@ -184,10 +195,10 @@ def _end_output() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _split(argv: Sequence[str], parser: argparse.ArgumentParser, *, settings: bool) -> tuple[list[str], Overrides]:
+def _split(argv: Sequence[str], parser: argparse.ArgumentParser, command: Command) -> tuple[list[str], Overrides]:
     """A command's own arguments, and the settings among them; whatever is neither is refused by name."""
     own = [text for action in parser._actions for text in action.option_strings]
-    known = set().union(*(options(task.config_class) for task in TASKS.values())) if settings else set()
+    known = set().union(*(task.options(command.used) for task in TASKS.values())) if command.settings else set()
     rest: list[str] = []
     overrides: list[tuple[str, str]] = []
     given: set[str] = set()
@@ -204,7 +215,8 @@ def _split(argv: Sequence[str], parser: argparse.ArgumentParser, *, settings: bo
             rest.append(token)
             continue
         if option[2:] not in known:
-            raise UsageError(_no_option(option[2:], own, _task_at_hand(argv, parser) if settings else None))
+            task = _task_at_hand(argv, parser) if command.settings else None
+            raise UsageError(_no_option(option[2:], own, task, command.used))
         if not equals:
             value = next(tokens, "--")
             if value.startswith("--"):
@@ -213,13 +225,15 @@ def _split(argv: Sequence[str], parser: argparse.ArgumentParser, *, settings: bo
     return rest, overrides
 
 
-def _no_option(name: str, own: Iterable[str], task: Task | None) -> str:
-    """A message about an option that no task has: what was perhaps meant, among the options of the task at hand."""
+def _no_option(name: str, own: Iterable[str], task: Task | None, used: str | None) -> str:
+    """A message about an option that a command does not take: what was perhaps meant, of the task at hand."""
     known = [text[2:] for text in own if text.startswith("--")]
     if task is not None:
         if now := renamed(task.config_class).get(name):
             return f"there is no option --{name} any more: it is called --{now} now"
-        known += options(task.config_class)
+        if any(name in options(other.config_class) for other in TASKS.values()):
+            return f"--{name} is a setting that this command does not use: leave it out"
+        known += task.options(used)
     return f"there is no option --{name}{_nearest_options(name, known)}"
 
 
@@ -421,12 +435,40 @@ def _predict(arguments: argparse.Namespace, overrides: Overrides) -> int:
 
 
 def _check_data_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="RECIPE", help="take the data's settings from a recipe or YAML file")
+    parser.add_argument(
+        "--config", metavar="RECIPE", help=f"the recipe, or YAML file, that the data should fit ({DEFAULT_RECIPE})"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="write pictures of samples and summary.json (detection)"
+    )
+    _overwrite_argument(parser)
 
 
 def _check_data(arguments: argparse.Namespace, overrides: Overrides) -> int:
-    task, config = _configuration(DEFAULT_RECIPE if arguments.config is None else arguments.config, overrides)
-    return 0 if task.commands.check_data(config) else 1
+    source = DEFAULT_RECIPE if arguments.config is None else arguments.config
+    task, config = _configuration(source, overrides)
+    faultless = task.commands.check_data(
+        config, recipe=source, as_json=arguments.json, out=arguments.out, overwrite=arguments.overwrite
+    )
+    return 0 if faultless else 1
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="the folder of the set, of any format")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="a new or empty folder for a COCO-format set"
+    )
+    _overwrite_argument(parser)
+    parser.add_argument("--no-images", action="store_true", help="write the annotations alone")
+
+
+def _convert(arguments: argparse.Namespace, overrides: Overrides) -> int:
+    require("yaml", extra="train")
+    task = TASKS["detection"]
+    config = _with_settings(task, {"data": {"root": arguments.source}}, overrides)
+    task.commands.convert(config, out=arguments.out, overwrite=arguments.overwrite, with_images=not arguments.no_images)
+    return 0
 
 
 def _recipes_arguments(parser: argparse.ArgumentParser) -> None:
@@ -490,7 +532,13 @@ COMMANDS = {
     "evaluate": Command("Score a trained model, or a file of results.", _evaluate_arguments, _evaluate),
     "predict": Command("Apply a trained model to images or scans.", _predict_arguments, _predict),
     "check-data": Command(
-        "Check every record of a data set; exit code 1 where there are faults.", _check_data_arguments, _check_data
+        "Check every record of a data set, and say what it holds; exit code 1 where there are faults.",
+        _check_data_arguments,
+        _check_data,
+        used="CHECKED",
+    ),
+    "convert": Command(
+        "Write a set of images of any format in COCO's.", _convert_arguments, _convert, used="CONVERTED"
     ),
     "recipes": Command("List the recipes, or print one.", _recipes_arguments, _recipes, settings=False),
     "cost": Command("Print what a layer costs, beside a non-local block.", _cost_arguments, _cost, settings=False),
@@ -504,12 +552,14 @@ def _overview() -> str:
     return "\n".join([title, "", "commands:", *lines, "", codes])
 
 
-def _settings_help() -> str:
-    known = {name: options(task.config_class) for name, task in TASKS.items()}
+def _settings_help(used: str | None) -> str:
+    known = {name: found for name, task in TASKS.items() if (found := task.options(used))}
     first, *others = known.values()
-    common = {name for name, option in first.items() if all(other.get(name) == option for other in others)}
-    lines = ["settings (values as in YAML; the recipe's value where not given), of every task:"]
-    lines += _described({name: first[name] for name in first if name in common})
+    common = {name for name, option in first.items() if others and all(other.get(name) == option for other in others)}
+    lines = []
+    if common:
+        lines.append("settings (values as in YAML; the recipe's value where not given), of every task:")
+        lines += _described({name: first[name] for name in first if name in common})
     for task, settings in known.items():
         lines += ["", f"settings of {task} (recipes say which task they are of):"]
         lines += _described({name: settings[name] for name in settings if name not in common})

@@ -27,7 +27,7 @@ from latentgnn.training.run_files import (
 # Processes that Lightning starts for further devices run the same command, and find the first one's folder by it.
 _INHERITED = "LATENTGNN_RUN"
 # What a run has in its folder before its first step: a folder with nothing else has nothing to lose.
-_STARTED = frozenset({"config.yaml", "environment.json", "data", "start.json"})
+_STARTED = frozenset({"config.yaml", "environment.json", "data", "start.json", "split.json"})
 
 
 class RunFolder:
@@ -35,8 +35,8 @@ class RunFolder:
 
     ``config.yaml`` (resolved), ``environment.json``, ``log.txt``, ``metrics.csv`` (the course), ``validations.json``,
     ``metrics.json`` (the end), ``start.json`` (what was taken over from trained weights), ``tensorboard/``,
-    ``checkpoints/`` and ``pictures/``; ``data/`` where a task makes its data for the run. Made by ``create`` or
-    ``open``; whoever trains into it does so inside ``held``.
+    ``checkpoints/`` and ``pictures/``; ``data/`` where a task makes its data for the run, ``split.json`` where it draws
+    what to validate on. Made by ``create`` or ``open``; whoever trains into it does so inside ``held``.
     Only the first process of a run writes into it; elsewhere the ``write_`` methods do nothing.
 
     A file that is damaged does not stop a run that can do without it: it gets another name, a line says so, and the run

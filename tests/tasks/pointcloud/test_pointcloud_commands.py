@@ -336,6 +336,17 @@ def test_bad_data_is_told_before_training(recipe, tmp_path, capsys):
     assert main(["check-data", *argv, *settings]) == 0
 
 
+def test_checks_of_scans_speak_to_programs(data, recipe, capsys):
+    argv = ["check-data", "--config", str(recipe), "--data.root", str(data)]
+    assert main([*argv, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["faultless"]
+    assert {split: part["counts"]["scans"] for split, part in told["splits"].items()} == {"train": 3, "val": 2}
+    assert all(part["faults"] == [] for part in told["splits"].values())
+    assert main([*argv, "--out", str(data / "pictures")]) == 1
+    assert "leave out --out" in capsys.readouterr().err
+
+
 def test_options_of_detections_are_refused(run, data, tmp_path, capsys):
     assert main(["predict", str(run), str(data / "val"), "--score-threshold", "0.4"]) == 1
     assert "every point of a scan gets a class" in capsys.readouterr().err

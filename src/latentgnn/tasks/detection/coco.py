@@ -36,16 +36,7 @@ def find_split(config: DataConfig, split: Split) -> tuple[Path, Path]:
     root = Path(config.root)
     if not root.is_dir():
         raise UserError(f"data.root: there is no folder {root}")
-    given_annotations: str | None = getattr(config, f"{split}_annotations")
-    given_images: str | None = getattr(config, f"{split}_images")
-    names = [f"{split}{year}" for year in _YEARS]
-    files = {name: [root / "annotations" / f"instances_{name}.json"] for name in names}
-    folders = {name: [root / name, root / "images" / name] for name in names}
-    if given_annotations is not None:
-        files = {name: [root / given_annotations] for name in names}
-    if given_images is not None:
-        folders = {name: [root / given_images] for name in names}
-
+    names, files, folders = _candidates(config, root, split)
     found_files = {name: path for name in names for path in files[name] if path.is_file()}
     found_folders = {name: path for name in names for path in reversed(folders[name]) if path.is_dir()}
     missing = []
@@ -59,6 +50,30 @@ def find_split(config: DataConfig, split: Split) -> tuple[Path, Path]:
         if name in found_files and name in found_folders:
             return found_files[name], found_folders[name]
     return next(iter(found_files.values())), next(iter(found_folders.values()))
+
+
+def has_split(config: DataConfig, split: Split) -> bool:
+    """Whether the annotation file of a split is named, or is there under one of COCO's names."""
+    if getattr(config, f"{split}_annotations") is not None:
+        return True
+    names, files, _ = _candidates(config, Path(config.root or ""), split)
+    return any(path.is_file() for name in names for path in files[name])
+
+
+def _candidates(
+    config: DataConfig, root: Path, split: Split
+) -> tuple[list[str], dict[str, list[Path]], dict[str, list[Path]]]:
+    """COCO's names of a split, and where for each the annotation file and the image folder may be."""
+    given_annotations: str | None = getattr(config, f"{split}_annotations")
+    given_images: str | None = getattr(config, f"{split}_images")
+    names = [f"{split}{year}" for year in _YEARS]
+    files = {name: [root / "annotations" / f"instances_{name}.json"] for name in names}
+    folders = {name: [root / name, root / "images" / name] for name in names}
+    if given_annotations is not None:
+        files = {name: [root / given_annotations] for name in names}
+    if given_images is not None:
+        folders = {name: [root / given_images] for name in names}
+    return names, files, folders
 
 
 def _not_found(what: str, option: str, candidates: dict[str, list[Path]]) -> str:

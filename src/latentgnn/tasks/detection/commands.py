@@ -14,17 +14,22 @@ from torch import nn
 
 from latentgnn.errors import UserError
 from latentgnn.outputs import JsonList, Results
-from latentgnn.tasks.checks import Split, check_splits
-from latentgnn.tasks.detection.check import check_split, load_split
-from latentgnn.tasks.detection.coco import CocoAnnotations, CocoValidationSet, find_split
+from latentgnn.tasks.checks import Split
+from latentgnn.tasks.detection import convert as conversion
+from latentgnn.tasks.detection import overview
+from latentgnn.tasks.detection.check import load
+from latentgnn.tasks.detection.coco import CocoAnnotations, CocoValidationSet
 from latentgnn.tasks.detection.config import DataConfig, DetectionConfig
 from latentgnn.tasks.detection.context_set import write_context_set
 from latentgnn.tasks.detection.evaluation import CocoEvaluator, Record, Scores, kinds_of, load_results
+from latentgnn.tasks.detection.fit import NEEDS_MASKS
 from latentgnn.tasks.detection.images import read_image
 from latentgnn.tasks.detection.loading import load_detector
 from latentgnn.tasks.detection.model import build_detector
 from latentgnn.tasks.detection.pictures import png_bytes, side_by_side
 from latentgnn.tasks.detection.prediction import expand_images, predict_paths
+from latentgnn.tasks.detection.sets import DetectionSet
+from latentgnn.tasks.detection.splits import keep_split, kept_split
 from latentgnn.tasks.detection.task import DetectionTask, kinds_of_detector
 from latentgnn.tasks.detection.weights.start import body_parameters, start_from
 from latentgnn.tasks.inputs import result_names
@@ -70,7 +75,7 @@ def evaluate(
         written = stack.enter_context(Results(out, names, reads=[results] if results else (), overwrite=overwrite))
         # A run has its embedded set; for a checkpoint alone, one is made for the time of the evaluation.
         made_in = source if source is not None and source.is_dir() else _temporary_folder(stack)
-        val_set = _load_split(config.data, "val", made_in)
+        val_set = _load_split(_open(config.data, made_in), "val")
         written.reads(_files_of(val_set))
         if results is not None:
             records = load_results(results, val_set.dataset)
@@ -138,19 +143,25 @@ def predict(
     return records
 
 
-def check_data(config: DetectionConfig) -> bool:
-    """Check every record and image of both splits, and print what is wrong; return whether nothing is."""
-    return check_splits(lambda split: check_split(*find_split(config.data, split)))
+def check_data(
+    config: DetectionConfig, *, recipe: str, as_json: bool = False, out: Path | None = None, overwrite: bool = False
+) -> bool:
+    """See `latentgnn.tasks.detection.overview.check_data`."""
+    return overview.check_data(config, recipe=recipe, as_json=as_json, out=out, overwrite=overwrite)
+
+
+def convert(config: DetectionConfig, *, out: Path, overwrite: bool = False, with_images: bool = True) -> None:
+    """See `latentgnn.tasks.detection.convert.convert`."""
+    conversion.convert(config, out=out, overwrite=overwrite, with_images=with_images)
 
 
 def _train(config: DetectionConfig, run: RunFolder, data: Data, resume: bool) -> dict[str, float]:
     train_set, val_set = data
+    if run.writes:
+        _keep_split(config.data, run.path, data)
     config = _with_categories(config, train_set, val_set)
     if config.model.detector == "mask_rcnn" and not (train_set.has_masks and val_set.has_masks):
-        raise UserError(
-            "these annotations have no masks, which a Mask R-CNN learns from; "
-            "train another detector: --model.detector faster_rcnn"
-        )
+        raise UserError(NEEDS_MASKS)
     task = _task(config, run, train_set, val_set, resume=resume)
 
     def write_results() -> None:
@@ -200,22 +211,41 @@ def _started(
 
 
 def _load(config: DetectionConfig, folder: Path) -> Data:
-    return _load_split(config.data, "train", folder), _load_split(config.data, "val", folder)
+    opened = _open(config.data, folder)
+    data = _load_split(opened, "train"), _load_split(opened, "val")
+    if is_first_process():
+        _keep_split(config.data, folder, data)
+    return data
 
 
-def _load_split(config: DataConfig, split: Split, folder: Path) -> CocoAnnotations:
-    """A split without faults; the embedded set, if that is meant, is made in ``folder`` before."""
+def _open(config: DataConfig, folder: Path) -> DetectionSet:
+    """The set that is meant, with the split of the run in a folder; the embedded set, if it is meant, is made there."""
     if config.root is None:
         root = folder / "data"
         write_context_set(root, train=config.embedded_train, val=config.embedded_val, size=config.embedded_size)
         config = replace(config, root=str(root))
-    annotations = load_split(*find_split(config, split), on_fault=config.on_fault)
+    return DetectionSet(config, folder)
+
+
+def _load_split(opened: DetectionSet, split: Split) -> CocoAnnotations:
+    """A split without faults."""
+    reading = opened.reading(split)
+    annotations = load(reading, on_fault=opened.config.on_fault)
     if is_first_process():
         if annotations.skipped:
             print(annotations.skipped)
         objects = sum(not annotation["iscrowd"] for annotation in annotations.dataset["annotations"])
         print(f"{split}: {len(annotations)} images, {objects} objects, {len(annotations.categories)} categories")
+        for note in reading.notes:
+            print(f"note: {note}")
     return annotations
+
+
+def _keep_split(config: DataConfig, folder: Path, data: Data) -> None:
+    """Write a split that was drawn into a run, which takes it again when it is resumed or evaluated."""
+    if config.val_fraction is not None and kept_split(folder, config) is None:
+        train, val = ([image.file_name for image in annotations.images] for annotations in data)
+        keep_split(folder, config, train=train, val=val)
 
 
 def _with_categories(config: DetectionConfig, train_set: CocoAnnotations, val_set: CocoAnnotations) -> DetectionConfig:

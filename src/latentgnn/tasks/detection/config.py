@@ -1,6 +1,7 @@
 """What a detection run is made of, as plain data: model, data, training, evaluation."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -12,6 +13,19 @@ Stage = Literal["C2", "C3", "C4", "C5"]
 Detector = Literal["mask_rcnn", "faster_rcnn", "retinanet"]
 Heads = Literal["v1", "v2"]
 Norm = Literal["batch_norm", "frozen_batch_norm", "group_norm"]
+Format = Literal["coco", "voc", "voc_masks", "yolo", "labelme"]
+
+_SET = (
+    *("data.format", "data.val_fraction", "data.val_seed", "data.val_groups", "data.categories"),
+    *("data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images"),
+)
+CHECKED = (
+    *("data.root", *_SET, "model.detector", "model.min_size", "model.max_size", "model.anchor_sizes"),
+    *("model.anchor_ratios", "model.detections_per_image", "evaluation.max_detections", "evaluation.sample_pictures"),
+)
+"""The settings that the check of a set uses."""
+CONVERTED = (*_SET, "data.on_fault")
+"""Those that its conversion uses."""
 
 FREE_WHEN_TRAINED = frozenset(
     f"model.{name}"
@@ -207,7 +221,13 @@ class DataConfig:
     """Where images and annotations are.
 
     Args:
-        root: a COCO-format folder; ``null`` takes the embedded set, made on the fly.
+        root: a folder with images and annotations; ``null`` takes the embedded set, made on the fly.
+        format: ``coco``, ``voc`` (Pascal VOC's XML files), ``voc_masks`` (its segmentation pictures), ``yolo`` or
+            ``labelme``; ``null`` finds out.
+        val_fraction: of a set without a val split, the part of the images that is drawn for validation.
+        val_seed: of that draw, apart from the training's own seed.
+        val_groups: a regular expression that finds the group in an image's file name, such as ``(.*)_[0-9]+`` for
+            frames with numbers at the end; images of one group all go to the same side.
         train_annotations: COCO JSON file, relative to ``root``; ``null`` finds ``annotations/instances_train*.json``.
         train_images: image folder, relative to ``root``; ``null`` finds ``train2017``, ``train2014`` or ``train``.
         val_annotations: likewise for validation.
@@ -215,14 +235,18 @@ class DataConfig:
         on_fault: ``stop`` at faulty records, or ``skip`` them and say how many.
         group_by_aspect: batches hold only wide or only tall images, which saves padding.
         augment: see `AugmentConfig`.
-        categories: id and name of every category; ``null`` takes those of the training annotations, and a run's
-            resolved configuration names them.
+        categories: id and name of every category; ``null`` takes those of the annotations, and a run's resolved
+            configuration names them.
         embedded_train: images in the embedded training set; an even number, two for each scene.
         embedded_val: images in the embedded validation set; likewise.
         embedded_size: height of an embedded image in pixels; it is twice as wide.
     """
 
     root: str | None = None
+    format: Format | None = None
+    val_fraction: float | None = None
+    val_seed: int = 0
+    val_groups: str | None = None
     train_annotations: str | None = None
     train_images: str | None = None
     val_annotations: str | None = None
@@ -246,6 +270,11 @@ class DataConfig:
             even
             | {
                 "root": (self.root != "", "a folder, or null"),
+                "val_fraction": (
+                    self.val_fraction is None or 0 < self.val_fraction < 1,
+                    "a part above 0 and below 1, or null",
+                ),
+                "val_groups": (is_pattern(self.val_groups), "a regular expression, or null"),
                 "categories": (
                     self.categories is None or (len(set(ids)) == len(ids) > 0 and min(ids) >= 0),
                     "ids of 0 or more, each once, or null",
@@ -253,6 +282,15 @@ class DataConfig:
                 "embedded_size": (64 <= self.embedded_size <= 4096, "64 to 4096 pixels"),
             },
         )
+
+
+def is_pattern(text: str | None) -> bool:
+    """Whether a text is a regular expression, or there is none."""
+    try:
+        re.compile(text or "")
+    except (re.error, OverflowError, RecursionError):
+        return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)

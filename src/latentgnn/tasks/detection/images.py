@@ -23,6 +23,9 @@ _MOST_PIXELS = 2**27
 # A detector resizes to a longest side, which must leave something of the shorter one.
 _MOST_OBLONG = 50
 
+_ORIENTATION_TAG = 0x0112
+_QUARTER_TURNED = (5, 6, 7, 8)
+
 
 def read_image(path: Path | str, *, size: tuple[int, int] | None = None) -> Image.Image:
     """Read an image file of any mode as an upright RGB image.
@@ -74,6 +77,29 @@ def open_image(path: Path | str) -> Image.Image:
         image.close()
         raise UserError(f"{path}: {fault}")
     return image
+
+
+def upright_size(path: Path | str) -> tuple[int, int]:
+    """The (width, height) of an image file as its EXIF orientation turns it, from its header.
+
+    Raises:
+        UserError: see `open_image`.
+    """
+    regular_file(path, "image")
+    with open_image(path) as image:
+        return image.size[::-1] if is_quarter_turned(image) else image.size
+
+
+def is_quarter_turned(image: Image.Image) -> bool:
+    """Whether the EXIF orientation of an image swaps its sides.
+
+    Raises:
+        UserError: the EXIF data are damaged.
+    """
+    try:
+        return image.getexif().get(_ORIENTATION_TAG) in _QUARTER_TURNED
+    except Exception as error:  # decoders raise errors of every kind
+        raise UserError(f"the image's EXIF data cannot be read ({error})") from error
 
 
 def size_fault(width: int, height: int) -> str | None:

@@ -15,8 +15,8 @@ Colour = tuple[int, int, int]
 Names = Sequence[tuple[int, str]]
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
-_INK: Colour = (24, 26, 30)
-_PAPER: Colour = (250, 250, 248)
+INK: Colour = (24, 26, 30)
+PAPER: Colour = (250, 250, 248)
 _MASK_OPACITY = 0.38
 # Above this many objects a label must not be much wider than its object: they would hide what they name.
 _FEW = 20
@@ -112,12 +112,12 @@ def side_by_side(
     width, height = panels[0].size
     size = _text_size(panels[0].size)
     margin, strip = size, round(2.4 * size)
-    sheet = Image.new("RGB", (2 * width + 3 * margin, height + strip + margin), _PAPER)
+    sheet = Image.new("RGB", (2 * width + 3 * margin, height + strip + margin), PAPER)
     draw = ImageDraw.Draw(sheet)
     for column, (panel, caption) in enumerate(zip(panels, captions, strict=True)):
         left = margin + column * (width + margin)
         sheet.paste(panel, (left, strip))
-        draw.text((left, strip / 2), caption, fill=_INK, font=ImageFont.load_default(1.15 * size), anchor="lm")
+        draw.text((left, strip / 2), caption, fill=INK, font=ImageFont.load_default(1.15 * size), anchor="lm")
     return sheet
 
 
@@ -208,7 +208,7 @@ def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool
 def _ink_on(colour: Colour) -> Colour:
     """Dark or light text, whichever stands out more."""
     luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
-    return _INK if luminance > 120 else (255, 255, 255)
+    return INK if luminance > 120 else (255, 255, 255)
 
 
 def _text_size(size: tuple[int, int]) -> int:

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,10 @@ class Fault:
     scan: str
     file: Path
     message: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"file": str(self.file), "record": self.scan, "message": str(self)}
 
     def __str__(self) -> str:
         # Readers' messages begin with the file, which may be another one than the scan's.
@@ -78,6 +83,12 @@ class Report:
         classes = ", ".join(f"{name} {count}" for name, count in zip(self.class_names, self.counts, strict=True))
         counts = f"scans {self.scans}, points {self.points} ({classes}), faults {len(self.faults)}"
         return "\n".join([*lines, f"{self.split}: {counts}"])
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        classes = dict(zip(self.class_names, self.counts.tolist(), strict=True))
+        counts = {"scans": self.scans, "points": self.points, "points_of_class": classes}
+        return {"counts": counts, "faults": [fault.to_json() for fault in self.faults]}
 
 
 def check_split(config: DataConfig, split: Split) -> Report:

@@ -142,9 +142,23 @@ def predict(
         )
 
 
-def check_data(config: PointCloudConfig) -> bool:
-    """Check every scan of both splits, and print what is wrong; return whether nothing is."""
-    return check_splits(lambda split: check_split(config.data, split))
+def check_data(
+    config: PointCloudConfig, *, recipe: str, as_json: bool = False, out: Path | None = None, overwrite: bool = False
+) -> bool:
+    """Check every scan of both splits, and print what is wrong; return whether nothing is.
+
+    Args:
+        config: says where the scans are.
+        recipe: that it comes from.
+        as_json: print one JSON object for programs.
+        out: must be ``None``: scans have no picture of samples.
+        overwrite: likewise without effect.
+    """
+    if out is not None:
+        raise UserError(
+            f"{recipe} is a recipe for point clouds, of which check-data writes no pictures: leave out --out"
+        )
+    return check_splits(lambda split: check_split(config.data, split), as_json=as_json)
 
 
 def _train(config: PointCloudConfig, run: RunFolder, data: Data, resume: bool) -> dict[str, float]:

@@ -19,6 +19,14 @@ LevelName = Literal["L0", "L1", "L2", "L3", "L4", "L5", "L6", "L7"]
 FREE_WHEN_TRAINED = frozenset({"model.neighbors"})
 """Settings of a model that a trained one can be used with other values of; all others belong to its weights."""
 
+CHECKED = (
+    *("data.root", "data.layout", "data.dataset_yaml", "data.train", "data.val", "data.classes", "data.ignored"),
+    *("data.features", "data.height_radius"),
+)
+"""The settings that the check of a set uses."""
+CONVERTED = ()
+"""Those that its conversion uses: there is none."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
