@@ -359,6 +359,16 @@ def _check_data(arguments: argparse.Namespace, overrides: Overrides) -> int:
     return 0 if task.commands.check_data(config) else 1
 
 
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, finished or not, or a comparison's")
+
+
+def _report(arguments: argparse.Namespace, overrides: Overrides) -> int:
+    task, _ = _configuration_of_run(arguments.run, overrides)
+    task.commands.report(arguments.run)
+    return 0
+
+
 def _recipes_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="print this recipe with every setting it leads to")
 
@@ -419,6 +429,7 @@ COMMANDS = {
     ),
     "evaluate": Command("Score a trained model, or a file of results.", _evaluate_arguments, _evaluate),
     "predict": Command("Apply a trained model to images or scans.", _predict_arguments, _predict),
+    "report": Command("Write a run's report.html again, from its folder.", _report_arguments, _report, settings=False),
     "check-data": Command(
         "Check every record of a data set; exit code 1 where there are faults.", _check_data_arguments, _check_data
     ),

@@ -11,11 +11,12 @@ import torch
 from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError, system_error, told
 from latentgnn.files import write_bytes, write_json
-from latentgnn.outputs import refuse_to_replace, try_folder
+from latentgnn.outputs import quoted, refuse_to_replace, say_end, try_folder
 from latentgnn.training.checkpoints import Checkpoint, newest_checkpoint, read_checkpoint
 from latentgnn.training.config import TrainingConfig
 from latentgnn.training.lifeline import ProcessGone
 from latentgnn.training.loop import fit
+from latentgnn.training.report import write_report
 from latentgnn.training.runs import RunFolder
 from latentgnn.training.stopping import TrainingStopped
 from latentgnn.training.task import TrainingTask
@@ -66,7 +67,24 @@ def train(job: Job[Data], config: Any, out: Path | None, *, name: str, resume: b
         if not resume:
             # Before the data are read or made, which may take long: a run that was killed there can be resumed too.
             run.write_config(plain_data(config))
-        return job.train(config, run, job.load(config, run.path), resume)
+        metrics = job.train(config, run, job.load(config, run.path), resume)
+        write_report(run, job.titles)
+    if run.writes:
+        say_end(run.path, *_after_training(run.path))
+    return metrics
+
+
+def report(job: Job[Any], path: Path) -> None:
+    """Write the report of a run again, or of the runs of a comparison, from what lies in the folder.
+
+    Raises:
+        UserError: there is no run.
+    """
+    compared = [path / title for title in _COMPARED if (path / title / "config.yaml").exists()]
+    for folder in compared or [path]:
+        written = write_report(RunFolder.open(folder), job.titles)
+        if written is not None:
+            say_end(written)
 
 
 def compare(job: Job[Data], config: Any, out: Path | None, *, name: str, resume: bool = False) -> dict[str, Any]:
@@ -95,11 +113,12 @@ def compare(job: Job[Data], config: Any, out: Path | None, *, name: str, resume:
             run = RunFolder.open(both.path / title) if begun else RunFolder.create(both.path / title, task=title)
             with run.held():
                 metrics[title] = job.train(run_config, run, data, begun)
+                write_report(run, job.titles)
         comparison = {**metrics, "difference": _difference(*metrics.values())}
         # Before anything else is written that may fail.
         print(f"\n{_comparison_table(comparison, job.titles(comparison['with_blocks']))}")
         write_json(both.path / "comparison.json", comparison)
-    print(f"written to {both.path / 'comparison.json'}")
+    say_end(both.path, *_after_training(both.path / _COMPARED[0]))
     return comparison
 
 
@@ -174,6 +193,11 @@ def write_pictures(run: RunFolder, pictures: Iterable[tuple[Path, bytes]], *, re
         path = run.pictures / name
         refuse_to_replace([path], reads=reads)
         write_bytes(path, content)
+
+
+def _after_training(run: Path) -> tuple[str, ...]:
+    """What can be done with a trained model."""
+    return f"latentgnn evaluate {quoted(run)}", f"latentgnn predict {quoted(run)} INPUT ..."
 
 
 def _folder(out: Path | None, name: str, *, resume: bool) -> RunFolder:

@@ -13,8 +13,9 @@ from rich.progress import track
 from torch import nn
 
 from latentgnn.errors import UserError
-from latentgnn.outputs import JsonList, Results
+from latentgnn.outputs import JsonList, Results, say_end
 from latentgnn.tasks.checks import Split, check_splits
+from latentgnn.tasks.detection.analysis import Analysis
 from latentgnn.tasks.detection.check import check_split, load_split
 from latentgnn.tasks.detection.coco import CocoAnnotations, CocoValidationSet, find_split
 from latentgnn.tasks.detection.config import DataConfig, DetectionConfig
@@ -28,6 +29,7 @@ from latentgnn.tasks.detection.task import DetectionTask, kinds_of_detector
 from latentgnn.tasks.inputs import result_names
 from latentgnn.training import commands
 from latentgnn.training.loading import batches, make_loader
+from latentgnn.training.report import write_analysis
 from latentgnn.training.runs import RunFolder, is_first_process
 
 Data = tuple[CocoAnnotations, CocoAnnotations]
@@ -47,6 +49,11 @@ def train(config: DetectionConfig, out: Path | None, *, name: str, resume: bool 
 def compare(config: DetectionConfig, out: Path | None, *, name: str, resume: bool = False) -> dict[str, Any]:
     """See `latentgnn.training.commands.compare`."""
     return commands.compare(_JOB, config, out, name=name, resume=resume)
+
+
+def report(run: Path) -> None:
+    """See `latentgnn.training.commands.report`."""
+    commands.report(_JOB, run)
 
 
 def evaluate(
@@ -92,7 +99,7 @@ def evaluate(
         if results is None:
             for name, picture in _samples(val_set, records, config.evaluation.sample_pictures):
                 written.write(Path("pictures") / name, picture)
-    print(f"written to {out}")
+    say_end(out)
     return scores
 
 
@@ -132,7 +139,8 @@ def predict(
             device=device,
             pictures=pictures,
         )
-    print(f"{len(records)} objects in {len(paths)} images; written to {out}")
+    print(f"{len(records)} objects in {len(paths)} images")
+    say_end(out)
     return records
 
 
@@ -153,8 +161,11 @@ def _train(config: DetectionConfig, run: RunFolder, data: Data, resume: bool) ->
 
     def write_results() -> None:
         if task.scores is not None:
-            samples = _samples(val_set, task.results, config.evaluation.sample_pictures)
-            commands.write_pictures(run, samples, reads=_files_of(val_set))
+            number = config.evaluation.sample_pictures
+            commands.write_pictures(run, _samples(val_set, task.results, number), reads=_files_of(val_set))
+            analysis = Analysis(task.evaluator, val_set, task.scores, task.results, pictures=number)
+            commands.write_pictures(run, analysis.pictures(), reads=_files_of(val_set))
+            write_analysis(run, analysis.sections())
 
     metrics = commands.fit_in(run, task, config, resume=resume, may_change=_MAY_CHANGE, write_results=write_results)
     if run.writes:
@@ -163,7 +174,7 @@ def _train(config: DetectionConfig, run: RunFolder, data: Data, resume: bool) ->
             scores = Scores(metrics=metrics, kinds=kinds, max_detections=config.evaluation.max_detections)
         else:
             scores = task.scores
-        print(f"{scores.table()}\nwritten to {run.path}")
+        print(scores.table())
     return metrics
 
 

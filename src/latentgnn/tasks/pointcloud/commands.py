@@ -13,7 +13,7 @@ from rich.progress import track
 
 from latentgnn.errors import UserError
 from latentgnn.files import write_json
-from latentgnn.outputs import Results
+from latentgnn.outputs import Results, say_end
 from latentgnn.tasks.checks import Split, check_splits
 from latentgnn.tasks.inputs import result_names
 from latentgnn.tasks.pointcloud.check import check_split, load_set
@@ -43,6 +43,11 @@ def compare(config: PointCloudConfig, out: Path | None, *, name: str, resume: bo
     return commands.compare(_JOB, config, out, name=name, resume=resume)
 
 
+def report(run: Path) -> None:
+    """See `latentgnn.training.commands.report`."""
+    commands.report(_JOB, run)
+
+
 def evaluate(
     config: PointCloudConfig, source: Path | None, *, results: Path | None, out: Path, overwrite: bool = False
 ) -> Scores:
@@ -68,7 +73,7 @@ def evaluate(
         written.write_json("metrics.json", scores.to_json())
         for name, picture in _samples(val_set, predicted):
             written.write(Path("pictures") / name, picture)
-    print(f"written to {out}")
+    say_end(out)
     return scores
 
 
@@ -124,7 +129,7 @@ def predict(
     paths = expand_scans(inputs)
     model = _trained(config, source)
     with commands.precision_of(config.training, commands.device_of(config.training.accelerator)):
-        return predict_files(
+        predicted = predict_files(
             model,
             paths,
             config=config.data,
@@ -134,6 +139,8 @@ def predict(
             pictures=pictures,
             on_scan=lambda scan: print(f"{scan.source}: {scan.counts.sum():,} points, written to {scan.path}"),
         )
+    say_end(out)
+    return predicted
 
 
 def check_data(config: PointCloudConfig) -> bool:
@@ -158,7 +165,6 @@ def _train(config: PointCloudConfig, run: RunFolder, data: Data, resume: bool) -
             print("  ".join(f"{name} {metrics[name]:.3f}" for name in ("mIoU", "mAcc", "OA")))
         else:
             print(task.scores.table())
-        print(f"written to {run.path}")
     return metrics
 
 
