@@ -165,6 +165,9 @@ class _Report:
 
     def _validated(self) -> tuple[Line, ...]:
         steps = tuple(record["step"] for record in self._validations)
+        if len(steps) < 2:
+            # The table below says all of it.
+            return ()
         lines = []
         for name, title in list(self._titles.items())[:_MOST_LINES]:
             values = [record["metrics"].get(name, _UNDEFINED) for record in self._validations]

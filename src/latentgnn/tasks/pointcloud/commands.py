@@ -16,6 +16,7 @@ from latentgnn.files import write_json
 from latentgnn.outputs import Results, say_end
 from latentgnn.tasks.checks import Split, check_splits
 from latentgnn.tasks.inputs import result_names
+from latentgnn.tasks.pointcloud.analysis import sections
 from latentgnn.tasks.pointcloud.check import check_split, load_set
 from latentgnn.tasks.pointcloud.config import DataConfig, PointCloudConfig
 from latentgnn.tasks.pointcloud.datasets import ScanSet, feature_columns
@@ -25,6 +26,7 @@ from latentgnn.tasks.pointcloud.pictures import draw_scan
 from latentgnn.tasks.pointcloud.prediction import Predicted, expand_scans, predict_files
 from latentgnn.tasks.pointcloud.task import PointCloudTask, WholeScans, score_scan, shown_scans
 from latentgnn.training import commands
+from latentgnn.training.report import write_analysis
 from latentgnn.training.runs import RunFolder, is_first_process
 
 Data = tuple[ScanSet, ScanSet]
@@ -158,6 +160,9 @@ def _train(config: PointCloudConfig, run: RunFolder, data: Data, resume: bool) -
         if task.scores is not None:
             write_json(run.path / "scores.json", task.scores.to_json())
             commands.write_pictures(run, _samples(val_set, task.predicted), reads=_files_of(val_set))
+            confusions = {val_set.names[index]: counts for index, counts in sorted(task.confusions.items())}
+            pictures = {val_set.names[index]: place for index, place in _places(val_set, task.predicted).items()}
+            write_analysis(run, sections(task.scores, confusions, pictures))
 
     metrics = commands.fit_in(run, task, config, resume=resume, may_change=_MAY_CHANGE, write_results=write_results)
     if run.writes:
@@ -210,13 +215,17 @@ def _files_of(scans: ScanSet) -> list[Path]:
 
 def _samples(scans: ScanSet, predicted: Mapping[int, NDArray[np.int64]]) -> Iterator[tuple[Path, bytes]]:
     """Names and pictures of scans, ground truth beside predictions."""
-    names = result_names([Path(f"{scans.names[index]}.png") for index in predicted])
-    for name, (index, classes) in zip(names, predicted.items(), strict=True):
+    places = _places(scans, predicted)
+    for index, classes in predicted.items():
         scan = scans.scan(index)
-        yield (
-            name.with_name(f"{name.name}.png"),
-            draw_scan(scan.points, scans.class_names, predicted=classes, labels=scan.labels),
-        )
+        yield places[index], draw_scan(scan.points, scans.class_names, predicted=classes, labels=scan.labels)
+
+
+def _places(scans: ScanSet, indices: Iterable[int]) -> dict[int, Path]:
+    """Where the pictures of scans lie, below ``pictures/``."""
+    listed = list(indices)
+    names = result_names([Path(f"{scans.names[index]}.png") for index in listed])
+    return {index: name.with_name(f"{name.name}.png") for index, name in zip(listed, names, strict=True)}
 
 
 def _titles(names: Iterable[str]) -> dict[str, str]:
