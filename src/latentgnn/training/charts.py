@@ -115,7 +115,8 @@ def ticks(low: float, high: float, about: int) -> list[float]:
 
 def _widened(low: float, high: float, margin: float = 0.0) -> tuple[float, float]:
     if high - low <= 1e-9 * max(abs(low), abs(high), 1e-200):
-        return low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+        around = abs(low) if abs(low) > 1e-200 else 1.0
+        return low - around / 2, high + around / 2
     return low - margin * (high - low), high + margin * (high - low)
 
 

@@ -101,17 +101,31 @@ def weights_of(run):
 
 
 def test_a_run_folder_holds_everything(run):
-    for name in ("config.yaml", "environment.json", "metrics.json", "metrics.csv", "log.txt"):
+    for name in ("config.yaml", "environment.json", "data.json", "metrics.json", "metrics.csv", "log.txt"):
         assert (run / name).is_file()
     assert (run / "checkpoints" / "last.ckpt").is_file()
     assert (run / "checkpoints" / "best.ckpt").is_file()
-    assert sorted(path.name for path in (run / "pictures").iterdir()) == ["val0.png", "val1.png"]
+    assert sorted(path.name for path in (run / "pictures").glob("*.png")) == ["val0.png", "val1.png"]
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["training"]["steps"] == 2
     assert config["data"]["categories"] == [[3, "red"], [7, "blue"]]
     metrics = json.loads((run / "metrics.json").read_text())["metrics"]
     assert len(metrics) == 24
     assert all(-1 <= value <= 1 for value in metrics.values())
+
+
+def test_a_run_has_a_report_that_can_be_written_again(run, capsys):
+    report = run / "report.html"
+    text = report.read_text()
+    for title in ("Course", "Figures", "Precision and recall", "Categories", "Confusion", "Images", "How to reproduce"):
+        assert f"<h2>{title}</h2>" in text
+    data = json.loads((run / "data.json").read_text())
+    assert {name: record["samples"] for name, record in data.items()} == {"training set": 4, "validation set": 2}
+    assert all(record["digest"] in text for record in data.values())
+    report.unlink()
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out == f"written to {report}\n"
+    assert report.read_text() == text
 
 
 def test_evaluating_the_run_gives_the_figures_of_its_end(run, tmp_path, capsys):
