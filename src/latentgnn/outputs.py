@@ -59,7 +59,12 @@ def quoted(path: Path) -> str:
 def say_end(written: Path, *following: str) -> None:
     """Tell what a command wrote, and which commands may follow."""
     print(f"written to {written}")
-    for command in following:
+    say_next(*following)
+
+
+def say_next(*commands: str) -> None:
+    """Tell which commands may follow."""
+    for command in commands:
         print(f"next: {command}")
 
 

@@ -120,7 +120,7 @@ def test_a_run_has_a_report_that_can_be_written_again(run, capsys):
     for title in ("Course", "Figures", "Precision and recall", "Categories", "Confusion", "Images", "How to reproduce"):
         assert f"<h2>{title}</h2>" in text
     data = json.loads((run / "data.json").read_text())
-    assert {name: record["samples"] for name, record in data.items()} == {"training set": 4, "validation set": 2}
+    assert {name: record["samples"] for name, record in data.items()} == {"training set": 5, "validation set": 3}
     assert all(record["digest"] in text for record in data.values())
     report.unlink()
     assert main(["report", str(run)]) == 0
@@ -146,6 +146,22 @@ def test_evaluating_the_run_gives_the_figures_of_its_end(run, tmp_path, capsys):
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert main([*argv, "--data.root", config["data"]["root"]]) == 0
     assert json.loads((again / "metrics.json").read_text())["metrics"] == pytest.approx(written["metrics"])
+
+
+def test_an_evaluation_as_json_is_one_document_on_standard_output(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["evaluate", str(run), "--out", str(out), "--json"]) == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert document.pop("folder") == str(out)
+    assert document == json.loads((out / "metrics.json").read_text())
+    assert f"written to {out}" in captured.err
+    assert "AP50" in captured.err
+    # A mistake leaves standard output empty.
+    assert main(["evaluate", str(run), "--out", str(out), "--json"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "--overwrite" in captured.err
 
 
 def test_other_limits_of_detections(run, tmp_path):
