@@ -15,7 +15,9 @@ from latentgnn.outputs import quoted, refuse_to_replace, say_end, try_folder
 from latentgnn.training.checkpoints import Checkpoint, newest_checkpoint, read_checkpoint
 from latentgnn.training.config import TrainingConfig
 from latentgnn.training.lifeline import ProcessGone
+from latentgnn.training.loggers import Pictures
 from latentgnn.training.loop import fit
+from latentgnn.training.records import Titles
 from latentgnn.training.report import write_report
 from latentgnn.training.runs import RunFolder
 from latentgnn.training.stopping import TrainingStopped
@@ -39,7 +41,7 @@ class Job(Generic[Data]):
 
     load: Callable[[Any, Path], Data]
     train: Callable[[Any, RunFolder, Data, bool], dict[str, float]]
-    titles: Callable[[Iterable[str]], Mapping[str, str]]
+    titles: Titles
 
 
 def train(job: Job[Data], config: Any, out: Path | None, *, name: str, resume: bool = False) -> dict[str, float]:
@@ -130,6 +132,8 @@ def fit_in(
     resume: bool,
     may_change: Collection[str],
     write_results: Callable[[], None],
+    pictures: Pictures,
+    titles: Titles,
 ) -> dict[str, float]:
     """`latentgnn.training.loop.fit` in a run's folder, with configuration and environment written beside it."""
     if resume and run.has_checkpoint:
@@ -138,7 +142,16 @@ def fit_in(
     else:
         run.write_config(plain_data(config))
     run.write_environment()
-    metrics = fit(task, config.training, run, resume=resume, may_change=may_change, write_results=write_results)
+    metrics = fit(
+        task,
+        config.training,
+        run,
+        resume=resume,
+        may_change=may_change,
+        write_results=write_results,
+        pictures=pictures,
+        titles=titles,
+    )
     run.write_config(plain_data(config))
     return metrics
 

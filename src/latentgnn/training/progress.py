@@ -121,7 +121,10 @@ class Progress:
         self._bar: RichProgress | None = None
         self._training: TaskID | None = None
         self._validation: TaskID | None = None
-        if run.writes and (sys.stdout.isatty() if terminal is None else terminal):
+        console = Console(file=sys.stdout)
+        # A terminal that cannot move its cursor, as in some editors, gets lines.
+        moves = sys.stdout.isatty() and not console.is_dumb_terminal if terminal is None else terminal
+        if run.writes and moves:
             self._bar = RichProgress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -129,7 +132,7 @@ class Progress:
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[figures]}"),
-                console=Console(file=sys.stdout),
+                console=console,
             )
 
     def start(self, step: int) -> None:

@@ -15,6 +15,7 @@ from latentgnn.errors import require
 from latentgnn.files import write_json, write_text
 from latentgnn.training import charts
 from latentgnn.training.progress import read_rows
+from latentgnn.training.records import Titles
 from latentgnn.training.run_files import (
     Damaged,
     check_mapping,
@@ -42,7 +43,7 @@ def write_analysis(run: RunFolder, sections: Sequence[Section]) -> None:
         write_json(run.path / _ANALYSIS, plain_data(list(sections)))
 
 
-def write_report(run: RunFolder, titles: Callable[[Sequence[str]], Mapping[str, str]]) -> Path | None:
+def write_report(run: RunFolder, titles: Titles) -> Path | None:
     """Write ``report.html`` into a run's folder, from what lies there; in a process that does not write, nothing.
 
     A run that is not finished has the part that is there. Files that are damaged are named in the report.
@@ -67,7 +68,7 @@ def write_report(run: RunFolder, titles: Callable[[Sequence[str]], Mapping[str, 
 class _Report:
     """A run's files, and the page that they make."""
 
-    def __init__(self, run: RunFolder, titles: Callable[[Sequence[str]], Mapping[str, str]]) -> None:
+    def __init__(self, run: RunFolder, titles: Titles) -> None:
         self._run = run
         self._notes: list[str] = []
         self._rows = self._read(lambda: _numbers(run.path / "metrics.csv"), "metrics.csv") or []

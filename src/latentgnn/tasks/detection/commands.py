@@ -159,15 +159,27 @@ def _train(config: DetectionConfig, run: RunFolder, data: Data, resume: bool) ->
         )
     task = _task(config, train_set, val_set)
 
+    def pictures() -> Iterator[tuple[Path, bytes]]:
+        return _samples(val_set, task.results, config.evaluation.sample_pictures)
+
     def write_results() -> None:
         if task.scores is not None:
             number = config.evaluation.sample_pictures
-            commands.write_pictures(run, _samples(val_set, task.results, number), reads=_files_of(val_set))
+            commands.write_pictures(run, pictures(), reads=_files_of(val_set))
             analysis = Analysis(task.evaluator, val_set, task.scores, task.results, pictures=number)
             commands.write_pictures(run, analysis.pictures(), reads=_files_of(val_set))
             write_analysis(run, analysis.sections())
 
-    metrics = commands.fit_in(run, task, config, resume=resume, may_change=_MAY_CHANGE, write_results=write_results)
+    metrics = commands.fit_in(
+        run,
+        task,
+        config,
+        resume=resume,
+        may_change=_MAY_CHANGE,
+        write_results=write_results,
+        pictures=pictures,
+        titles=_titles,
+    )
     if run.writes:
         if task.scores is None:
             kinds = kinds_of_detector(config.model.detector)

@@ -156,15 +156,27 @@ def _train(config: PointCloudConfig, run: RunFolder, data: Data, resume: bool) -
     config = replace(config, data=train_set.config)
     task = _task(config, train_set, val_set)
 
+    def drawn() -> Iterator[tuple[Path, bytes]]:
+        return _samples(val_set, task.predicted)
+
     def write_results() -> None:
         if task.scores is not None:
             write_json(run.path / "scores.json", task.scores.to_json())
-            commands.write_pictures(run, _samples(val_set, task.predicted), reads=_files_of(val_set))
+            commands.write_pictures(run, drawn(), reads=_files_of(val_set))
             confusions = {val_set.names[index]: counts for index, counts in sorted(task.confusions.items())}
             pictures = {val_set.names[index]: place for index, place in _places(val_set, task.predicted).items()}
             write_analysis(run, sections(task.scores, confusions, pictures))
 
-    metrics = commands.fit_in(run, task, config, resume=resume, may_change=_MAY_CHANGE, write_results=write_results)
+    metrics = commands.fit_in(
+        run,
+        task,
+        config,
+        resume=resume,
+        may_change=_MAY_CHANGE,
+        write_results=write_results,
+        pictures=drawn,
+        titles=_titles,
+    )
     if run.writes:
         if task.scores is None:
             print("  ".join(f"{name} {metrics[name]:.3f}" for name in ("mIoU", "mAcc", "OA")))
