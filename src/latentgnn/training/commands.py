@@ -70,8 +70,9 @@ def train(job: Job[Data], config: Any, out: Path | None, *, name: str, resume: b
             # Before the data are read or made, which may take long: a run that was killed there can be resumed too.
             run.write_config(plain_data(config))
         metrics = job.train(config, run, job.load(config, run.path), resume)
-        write_report(run, job.titles)
-    if run.writes:
+        written = write_report(run, job.titles)
+    if written is not None:
+        print(f"report: {written}")
         say_end(run.path, *_after_training(run.path))
     return metrics
 

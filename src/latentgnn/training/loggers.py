@@ -93,12 +93,15 @@ def _named(name: str, run: RunFolder, first_step: int) -> list[Logger]:
         _needs("mlflow", name)
         from lightning.pytorch.loggers import MLFlowLogger
 
+        server, folder = os.environ.get("MLFLOW_TRACKING_URI"), (run.path / "mlflow").resolve()
+        if server is None:
+            folder.mkdir(exist_ok=True)
         return [
             MLFlowLogger(
                 experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME", "latentgnn"),
                 run_name=title,
-                tracking_uri=os.environ.get("MLFLOW_TRACKING_URI"),
-                save_dir=str(run.path / "mlflow"),
+                tracking_uri=server or f"sqlite:///{folder / 'mlflow.db'}",
+                artifact_location=None if server else (folder / "artifacts").as_uri(),
             )
         ]
     return []
