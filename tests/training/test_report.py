@@ -16,6 +16,7 @@ from PIL import Image
 
 from latentgnn.configuration.settings import plain_data
 from latentgnn.training.charts import draw, ticks
+from latentgnn.training.comparison_report import write_comparison
 from latentgnn.training.report import write_analysis, write_report
 from latentgnn.training.runs import RunFolder
 from latentgnn.training.sections import (
@@ -131,6 +132,33 @@ def test_a_report_shows_what_the_run_wrote(run: RunFolder) -> None:
     assert "torch 2.14.1" in page.text
     assert "0123abcd" in page.text
     assert "width: 8" in page.text
+
+
+def test_a_comparison_shows_both_runs_and_their_difference(tmp_path: Path) -> None:
+    both = RunFolder.create(tmp_path / "both", task="toy")
+    both.write_config({"training": {"steps": 4}})
+    runs = {}
+    for name, figures in {"with_blocks": (0.25, 0.75, -1), "without_blocks": (0.5, 0.5, 0.5)}.items():
+        runs[name] = RunFolder.create(both.path / name, task="toy")
+        runs[name].write_config({"training": {"steps": 4}})
+        (runs[name].path / "metrics.csv").write_text(
+            f"step,loss,bbox/AP\n2,3.0,\n2,,{figures[0]}\n4,1.0,\n4,,{figures[1]}\n"
+        )
+        runs[name].write_validations(
+            [
+                {"step": step, "best": True, "metrics": {"bbox/AP": figure, "segm/AP": figures[2]}}
+                for step, figure in zip((2, 4), figures, strict=False)
+            ]
+        )
+    written = write_comparison(both, runs, titles)
+    assert written == both.path / "report.html"
+    page = Page(written.read_text())
+    words = " ".join(page.text.split())
+    assert "with blocks without blocks difference box AP 0.750 0.500 +0.250 segm/AP n/a 0.500 n/a" in words
+    assert "Loss in training" in words
+    # A line a run in each of the charts, in the order of the runs.
+    legends = re.findall(r"with blocks [\d.]+ without blocks [\d.]+", words)
+    assert legends == ["with blocks 1 without blocks 1", "with blocks 0.75 without blocks 0.5"]
 
 
 def test_a_report_needs_no_network_script_or_other_file(run: RunFolder) -> None:

@@ -13,6 +13,7 @@ from latentgnn.errors import UserError, system_error, told
 from latentgnn.files import write_bytes, write_json
 from latentgnn.outputs import quoted, refuse_to_replace, say_end, try_folder
 from latentgnn.training.checkpoints import Checkpoint, newest_checkpoint, read_checkpoint
+from latentgnn.training.comparison_report import write_comparison
 from latentgnn.training.config import TrainingConfig
 from latentgnn.training.lifeline import ProcessGone
 from latentgnn.training.loggers import Pictures
@@ -83,11 +84,13 @@ def report(job: Job[Any], path: Path) -> None:
     Raises:
         UserError: there is no run.
     """
-    compared = [path / title for title in _COMPARED if (path / title / "config.yaml").exists()]
-    for folder in compared or [path]:
-        written = write_report(RunFolder.open(folder), job.titles)
-        if written is not None:
-            say_end(written)
+    runs = {title: RunFolder.open(path / title) for title in _COMPARED if (path / title / "config.yaml").exists()}
+    for run in runs.values():
+        write_report(run, job.titles)
+    whole = RunFolder.open(path)
+    written = write_comparison(whole, runs, job.titles) if runs else write_report(whole, job.titles)
+    if written is not None:
+        say_end(written)
 
 
 def compare(job: Job[Data], config: Any, out: Path | None, *, name: str, resume: bool = False) -> dict[str, Any]:
@@ -110,10 +113,12 @@ def compare(job: Job[Data], config: Any, out: Path | None, *, name: str, resume:
         both.write_config(plain_data(config))
         data = job.load(config, both.path)
         metrics: dict[str, dict[str, float]] = {}
+        trained: dict[str, RunFolder] = {}
         for title, run_config in runs.items():
             print(f"\n{title.replace('_', ' ')}:")
             begun = (both.path / title / "config.yaml").exists()
             run = RunFolder.open(both.path / title) if begun else RunFolder.create(both.path / title, task=title)
+            trained[title] = run
             with run.held():
                 metrics[title] = job.train(run_config, run, data, begun)
                 write_report(run, job.titles)
@@ -121,6 +126,7 @@ def compare(job: Job[Data], config: Any, out: Path | None, *, name: str, resume:
         # Before anything else is written that may fail.
         print(f"\n{_comparison_table(comparison, job.titles(comparison['with_blocks']))}")
         write_json(both.path / "comparison.json", comparison)
+        print(f"report: {write_comparison(both, trained, job.titles)}")
     say_end(both.path, *_after_training(both.path / _COMPARED[0]))
     return comparison
 

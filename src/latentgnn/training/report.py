@@ -1,7 +1,6 @@
 """A run's ``report.html``: one file with all that a run wrote, that needs no network, no script and no other file."""
 
-import base64
-import io
+import math
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,11 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from latentgnn.configuration.recipes import to_yaml
 from latentgnn.configuration.settings import plain_data
-from latentgnn.errors import require
 from latentgnn.files import write_json, write_text
-from latentgnn.training import charts
+from latentgnn.training.page import REPORT, UNDEFINED, figure, render
 from latentgnn.training.progress import read_rows
 from latentgnn.training.records import Titles
 from latentgnn.training.run_files import (
@@ -28,11 +25,7 @@ from latentgnn.training.sections import Chart, Line, Section, Table, read_sectio
 
 T = TypeVar("T")
 
-REPORT = "report.html"
 _ANALYSIS = "analysis.json"
-_UNDEFINED = -1.0
-# Wide enough for two panels side by side; a page with a dozen of them stays below a few megabytes.
-_WIDEST_PICTURE = 1400
 # More lines than this cannot be told apart.
 _MOST_LINES = 12
 
@@ -61,48 +54,55 @@ def write_report(run: RunFolder, titles: Titles) -> Path | None:
     if not run.writes:
         return None
     path = run.path / REPORT
-    write_text(path, _Report(run, titles).page())
+    write_text(path, Report(run, titles).page())
     return path
 
 
-class _Report:
-    """A run's files, and the page that they make."""
+class Report:
+    """A run's files, and the page that they make.
+
+    Args:
+        run: the folder.
+        titles: of the figures that are shown first, among all figures' names.
+
+    Attributes:
+        notes: what could not be read.
+        titles: of the figures that are shown first, by their names.
+    """
 
     def __init__(self, run: RunFolder, titles: Titles) -> None:
         self._run = run
-        self._notes: list[str] = []
+        self.notes: list[str] = []
         self._rows = self._read(lambda: _numbers(run.path / "metrics.csv"), "metrics.csv") or []
         self._validations: list[dict[str, Any]] = self._json("validations.json", check_validations) or []
         self._finished: dict[str, Any] | None = self._json("metrics.json", check_metrics)
         self._environment: dict[str, Any] = self._json("environment.json", check_mapping) or {}
         self._data: dict[str, Any] = self._json("data.json", check_mapping) or {}
         names = list(self._validations[-1]["metrics"]) if self._validations else []
-        self._titles = {name: title for name, title in titles(names).items() if name in names}
+        self.titles = {name: title for name, title in titles(names).items() if name in names}
 
     def page(self) -> str:
         """The HTML."""
-        require("jinja2", extra="train")
-        from jinja2 import Environment, StrictUndefined
-
-        template = Path(__file__).with_name(REPORT).read_text(encoding="utf-8")
-        # Everything is text of the user's own files: nothing of it may become markup.
-        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-        sections = [*self._course(), *self._figures(), *self._analysis()]
-        return environment.from_string(template).render(
-            title=self._run.path.resolve().name,
-            subtitle=self._state(),
-            notes=self._notes,
+        return render(
+            self._run,
+            subtitle=self.state,
+            notes=self.notes,
             tiles=self._tiles(),
             tiles_of=self._tiles_of(),
-            sections=sections,
-            drawings=_drawings,
-            encoded=self._encoded,
-            width=charts.WIDTH,
-            height=charts.HEIGHT,
-            commands=self._commands(),
+            sections=[*self._course(), *self._figures(), *self._analysis()],
+            commands=self.commands,
             facts=[table for table in (self._versions(), self._sets()) if table.rows],
-            config=to_yaml(self._run.config),
         )
+
+    @property
+    def last(self) -> dict[str, float]:
+        """The figures of the last validation."""
+        return self._validations[-1]["metrics"] if self._validations else {}
+
+    def points(self, name: str) -> list[tuple[float, float]]:
+        """Steps and values of a logged figure, or of one of the validations."""
+        logged = [(row["step"], row[name]) for row in self._rows if name in row]
+        return [(x, math.nan if y == UNDEFINED else y) for x, y in logged]
 
     def _read(self, read: Callable[[], T], name: str) -> T | None:
         if not os.path.lexists(self._run.path / name):
@@ -110,13 +110,15 @@ class _Report:
         try:
             return read()
         except Damaged as error:
-            self._notes.append(str(error))
+            self.notes.append(str(error))
             return None
 
     def _json(self, name: str, check: Callable[[Any], Any]) -> Any:
         return self._read(lambda: read_json(self._run.path / name, check), name)
 
-    def _state(self) -> str:
+    @property
+    def state(self) -> str:
+        """The task, how far the run is, and when it began."""
         task = self._run.config.get("task", "detection")
         begun = str(self._environment.get("date", "")).replace("T", " ").replace("+00:00", " UTC")
         steps = self._run.config.get("training", {}).get("steps")
@@ -131,7 +133,7 @@ class _Report:
         best = self._best()
         if best is None:
             return []
-        return [(title, _figure(best["metrics"].get(name))) for name, title in self._titles.items()]
+        return [(title, figure(best["metrics"].get(name))) for name, title in self.titles.items()]
 
     def _tiles_of(self) -> str:
         best = self._best()
@@ -170,9 +172,9 @@ class _Report:
             # The table below says all of it.
             return ()
         lines = []
-        for name, title in list(self._titles.items())[:_MOST_LINES]:
-            values = [record["metrics"].get(name, _UNDEFINED) for record in self._validations]
-            y = tuple(float("nan") if value == _UNDEFINED else float(value) for value in values)
+        for name, title in list(self.titles.items())[:_MOST_LINES]:
+            values = [record["metrics"].get(name, UNDEFINED) for record in self._validations]
+            y = tuple(math.nan if value == UNDEFINED else float(value) for value in values)
             lines.append(Line(name=title, x=steps, y=y))
         return tuple(lines)
 
@@ -193,14 +195,14 @@ class _Report:
         parts = [name.partition("/") for name in metrics]
         kinds, names = dict.fromkeys(kind for kind, _, _ in parts), dict.fromkeys(name for _, _, name in parts)
         if len(kinds) > 1 and len(kinds) * len(names) == len(metrics) and all(name for _, _, name in parts):
-            rows = tuple((name, *(_figure(metrics[f"{kind}/{name}"]) for kind in kinds)) for name in names)
+            rows = tuple((name, *(figure(metrics[f"{kind}/{name}"]) for kind in kinds)) for name in names)
             return Table(title=title, columns=("", *map(self._kind, kinds)), rows=rows)
-        rows = tuple((self._titles.get(name, name), _figure(value)) for name, value in metrics.items())
+        rows = tuple((self.titles.get(name, name), figure(value)) for name, value in metrics.items())
         return Table(title=title, columns=("", ""), rows=rows)
 
     def _kind(self, kind: str) -> str:
         """What a kind of figures is called, by the title of one of them."""
-        ends = [(title, name.partition("/")[2]) for name, title in self._titles.items() if name.startswith(f"{kind}/")]
+        ends = [(title, name.partition("/")[2]) for name, title in self.titles.items() if name.startswith(f"{kind}/")]
         return next((title.removesuffix(f" {end}") for title, end in ends if title.endswith(f" {end}")), kind)
 
     def _analysis(self) -> tuple[Section, ...]:
@@ -210,27 +212,8 @@ class _Report:
         first, *others = read_sections(content)
         return replace(first, text=f"From here on: the last validation, after the last step. {first.text}"), *others
 
-    def _encoded(self, name: str) -> str | None:
-        """A picture of the run as a data URL, made smaller where it is wide; ``None`` where it cannot be read."""
-        require("PIL", extra="train")
-        from PIL import Image
-
-        folder = self._run.pictures
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
-            return None
-        buffer = io.BytesIO()
-        try:
-            with Image.open(path, formats=("PNG",)) as picture:
-                small = picture.convert("RGB")
-                small.thumbnail((_WIDEST_PICTURE, _WIDEST_PICTURE))
-                small.save(buffer, "jpeg", quality=85)
-        except (OSError, SyntaxError, Image.DecompressionBombError):
-            # SyntaxError: what Pillow says of a damaged PNG.
-            return None
-        return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-    def _commands(self) -> list[str]:
+    @property
+    def commands(self) -> list[str]:
         """How the run was started, and resumed."""
         starts = [*self._environment.get("earlier", []), self._environment]
         commands = [start.get("command") for start in starts if isinstance(start, dict)]
@@ -272,17 +255,6 @@ def _numbers(path: Path) -> list[dict[str, float]]:
         return [{name: float(text) for name, text in row.items() if text} for row in read_rows(path)]
     except ValueError as error:
         raise Damaged(f"{path} is damaged ({error})") from None
-
-
-def _drawings(section: Section) -> list[tuple[Chart, charts.Drawing]]:
-    drawn = [(chart, charts.draw(chart)) for chart in section.charts]
-    return [(chart, drawing) for chart, drawing in drawn if drawing is not None]
-
-
-def _figure(value: float | None) -> str:
-    if value is None or value == _UNDEFINED:
-        return "n/a"
-    return f"{value:.3f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _commit(record: Any) -> str | None:

@@ -266,6 +266,19 @@ def test_compare_trains_both_and_shows_the_difference(data, recipe, tmp_path, ca
     assert main(["train", "--compare", "--resume", str(folder)]) == 0
     assert json.loads((folder / "comparison.json").read_text()) == comparison
 
+    reports = [
+        folder / "report.html",
+        folder / "with_blocks" / "report.html",
+        folder / "without_blocks" / "report.html",
+    ]
+    texts = [report.read_text() for report in reports]
+    for report in reports:
+        report.unlink()
+    capsys.readouterr()
+    assert main(["report", str(folder)]) == 0
+    assert capsys.readouterr().out == f"written to {reports[0]}\n"
+    assert [report.read_text() for report in reports] == texts
+
 
 def test_both_models_of_a_comparison_start_from_the_same_weights(data, recipe):
     config = parse_config(DetectionConfig, load_recipe(recipe))
