@@ -68,7 +68,7 @@ def draw(chart: Chart) -> Drawing | None:
         return None
     x_low, x_high = _widened(min(x for x, _ in finite), max(x for x, _ in finite))
     y_low, y_high = chart.limits or _widened(min(y for _, y in finite), max(y for _, y in finite), margin=0.04)
-    if not (math.isfinite(x_high - x_low) and math.isfinite(y_high - y_low)):
+    if not all(1e-300 < extent < math.inf for extent in (x_high - x_low, y_high - y_low)):
         # Beyond what can be divided.
         return None
 

@@ -121,7 +121,8 @@ class Report:
         """The task, how far the run is, and when it began."""
         task = self._run.config.get("task", "detection")
         begun = str(self._environment.get("date", "")).replace("T", " ").replace("+00:00", " UTC")
-        steps = self._run.config.get("training", {}).get("steps")
+        training = self._run.config.get("training")
+        steps = training.get("steps") if isinstance(training, dict) else None
         if self._finished is not None:
             state = f"finished after {self._finished['step']:,} steps"
         else:
@@ -227,6 +228,8 @@ class Report:
         known = self._environment
         packages = known.get("packages")
         versions = packages.items() if isinstance(packages, dict) else ()
+        found = known.get("gpus")
+        gpus = [gpu for gpu in found if isinstance(gpu, dict)] if isinstance(found, list) else []
         facts = {
             "folder of the command": known.get("folder"),
             "system": known.get("platform"),
@@ -234,7 +237,7 @@ class Report:
             "packages": ", ".join(f"{name} {text}" for name, text in versions),
             "commit": _commit(known.get("commit")),
             "processor": _processor(known.get("cpu")),
-            "accelerators": ", ".join(str(gpu.get("name")) for gpu in known.get("gpus") or [] if isinstance(gpu, dict)),
+            "accelerators": ", ".join(str(gpu.get("name")) for gpu in gpus),
         }
         rows = tuple((name, str(value)) for name, value in facts.items() if value)
         return Table(title="Machine and versions", columns=("", ""), rows=rows)
