@@ -13,7 +13,7 @@ from rich.progress import track
 from torch import nn
 
 from latentgnn.errors import UserError
-from latentgnn.outputs import JsonList, Results, say_end
+from latentgnn.outputs import JsonList, Results, quoted, say_end
 from latentgnn.tasks.checks import Split, check_splits
 from latentgnn.tasks.detection.analysis import Analysis
 from latentgnn.tasks.detection.check import check_split, load_split
@@ -99,7 +99,7 @@ def evaluate(
         if results is None:
             for name, picture in _samples(val_set, records, config.evaluation.sample_pictures):
                 written.write(Path("pictures") / name, picture)
-    say_end(out)
+    say_end(out, *([] if source is None else [f"latentgnn predict {quoted(source)} INPUT ..."]))
     return scores
 
 

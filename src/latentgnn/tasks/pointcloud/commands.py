@@ -13,7 +13,7 @@ from rich.progress import track
 
 from latentgnn.errors import UserError
 from latentgnn.files import write_json
-from latentgnn.outputs import Results, say_end
+from latentgnn.outputs import Results, quoted, say_end
 from latentgnn.tasks.checks import Split, check_splits
 from latentgnn.tasks.inputs import result_names
 from latentgnn.tasks.pointcloud.analysis import sections
@@ -75,7 +75,7 @@ def evaluate(
         written.write_json("metrics.json", scores.to_json())
         for name, picture in _samples(val_set, predicted):
             written.write(Path("pictures") / name, picture)
-    say_end(out)
+    say_end(out, f"latentgnn predict {quoted(source)} INPUT ...")
     return scores
 
 
