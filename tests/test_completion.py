@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -22,15 +23,13 @@ printf '%s\\n' "${COMPREPLY[@]}"
 """
 
 
-@pytest.fixture
-def script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Path]:
-    paths = {}
-    for shell in SHELLS:
-        assert main(["completion", shell]) == 0
-        captured = capsys.readouterr()
-        assert captured.err == ""
-        paths[shell] = tmp_path / f"completion.{shell}"
-        paths[shell].write_text(captured.out)
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("completion")
+    paths = {shell: folder / f"completion.{shell}" for shell in SHELLS}
+    for shell, path in paths.items():
+        with path.open("w") as file, redirect_stdout(file):
+            assert main(["completion", shell]) == 0
     return paths
 
 
