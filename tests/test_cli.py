@@ -16,7 +16,7 @@ from latentgnn.errors import UserError
 from latentgnn.tasks.detection.config import DetectionConfig
 
 COMMANDS = "latentgnn.tasks.detection.commands"
-NAMES = ("train", "compare", "evaluate", "predict", "check_data")
+NAMES = ("train", "compare", "evaluate", "predict", "check_data", "report")
 
 
 class Calls(list[tuple[str, tuple[Any, ...], dict[str, Any]]]):

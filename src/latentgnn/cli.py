@@ -1,4 +1,4 @@
-"""The command line: ``latentgnn train | evaluate | predict | check-data | convert | recipes | cost``.
+"""The command line: ``latentgnn train | evaluate | predict | report | check-data | convert | recipes | ...``.
 
 Exit codes: 0 done; 1 the command failed, or was interrupted; 2 the command line, or the configuration that it names,
 says something that cannot be understood; 141 the program that reads the output has ended. Nothing heavy is imported
@@ -9,12 +9,13 @@ import argparse
 import errno
 import importlib
 import io
+import json
 import os
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import reduce
 from importlib.metadata import version
@@ -23,9 +24,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+from latentgnn.completion import SHELLS, choices, script
 from latentgnn.configuration.recipes import list_recipes, load_recipe, read_recipe, to_yaml
 from latentgnn.configuration.settings import Option, describe, nearest, options, parse_config, plain_data, renamed
 from latentgnn.errors import UserError, require, system_error, told
+from latentgnn.outputs import say_next
 from latentgnn.training.runs import RunFolder
 
 DEFAULT_RECIPE = "context"
@@ -380,6 +383,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", type=Path, metavar="FILE", help="score this COCO-results file (detection)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (evaluation/ inside the run)")
     _overwrite_argument(parser)
+    _json_argument(parser)
 
 
 def _evaluate(arguments: argparse.Namespace, overrides: Overrides) -> int:
@@ -395,10 +399,33 @@ def _evaluate(arguments: argparse.Namespace, overrides: Overrides) -> int:
     else:
         task, config = _configuration_in_use(model, overrides)
     default = model / "evaluation" if model is not None and model.is_dir() else Path("evaluation")
-    task.commands.evaluate(
-        config, model, results=arguments.results, out=arguments.out or default, overwrite=arguments.overwrite
-    )
+    out = arguments.out or default
+    with _output(as_json=arguments.json) as give:
+        scores = task.commands.evaluate(
+            config, model, results=arguments.results, out=out, overwrite=arguments.overwrite
+        )
+        give(lambda: {"folder": str(out), **scores.to_json()})
     return 0
+
+
+def _json_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON document, and messages to standard error")
+
+
+@contextmanager
+def _output(*, as_json: bool) -> Iterator[Callable[[Callable[[], Any]], None]]:
+    """Where a command prints: with ``--json`` to standard error, and at its end the document to standard output.
+
+    Gives a function that takes the document, as a function that makes it.
+    """
+    documents: list[Callable[[], Any]] = []
+    if not as_json:
+        yield documents.append
+        return
+    with redirect_stdout(sys.stderr):
+        yield documents.append
+    for document in documents:
+        print(json.dumps(document(), indent=2))
 
 
 def _overwrite_argument(parser: argparse.ArgumentParser) -> None:
@@ -438,7 +465,7 @@ def _check_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", metavar="RECIPE", help=f"the recipe, or YAML file, that the data should fit ({DEFAULT_RECIPE})"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    _json_argument(parser)
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="write pictures of samples and summary.json (detection)"
     )
@@ -471,19 +498,59 @@ def _convert(arguments: argparse.Namespace, overrides: Overrides) -> int:
     return 0
 
 
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, finished or not, or a comparison's")
+
+
+def _report(arguments: argparse.Namespace, overrides: Overrides) -> int:
+    if not arguments.run.is_dir():
+        raise UserError(f"there is no run folder at {arguments.run}")
+    task, _ = _configuration_of_model(arguments.run, overrides)
+    task.commands.report(arguments.run)
+    return 0
+
+
 def _recipes_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="print this recipe with every setting it leads to")
+    _json_argument(parser)
 
 
 def _recipes(arguments: argparse.Namespace, overrides: Overrides) -> int:
-    if arguments.name is None:
-        described = list_recipes()
-        width = max(map(len, described))
-        for name, description in described.items():
-            print(f"{name:{width}}  {description}{' (the default)' if name == DEFAULT_RECIPE else ''}")
+    if arguments.name is not None:
+        _, config = _configuration(arguments.name, overrides)
+        values = plain_data(config)
+        description = read_recipe(arguments.name).description
+        print(json.dumps(values, indent=2) if arguments.json else to_yaml(values, description=description).rstrip())
         return 0
-    _, config = _configuration(arguments.name, overrides)
-    print(to_yaml(plain_data(config), description=read_recipe(arguments.name).description), end="")
+    described = list_recipes()
+    if arguments.json:
+        listed = [{"name": name, "description": text} for name, text in described.items()]
+        print(json.dumps({"default": DEFAULT_RECIPE, "recipes": listed}, indent=2))
+        return 0
+    width = max(map(len, described))
+    for name, description in described.items():
+        print(f"{name:{width}}  {description}{' (the default)' if name == DEFAULT_RECIPE else ''}")
+    say_next("latentgnn train --config NAME", "latentgnn recipes NAME > mine.yaml   # to change it")
+    return 0
+
+
+def _completion_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=SHELLS, help="the shell that reads the script")
+
+
+def _completion(arguments: argparse.Namespace, overrides: Overrides) -> int:
+    require("yaml", extra="train")
+    parser = Parser("latentgnn")
+    commands = parser.add_subparsers()
+    for name, command in COMMANDS.items():
+        own = commands.add_parser(name, help=command.help)
+        command.arguments(own)
+        known: dict[str, Option] = {}
+        for task in TASKS.values() if command.settings else ():
+            known |= task.options(command.used)
+        for setting, option in known.items():
+            own.add_argument(f"--{setting}", help=option.help.replace("``", ""), choices=choices(option.type))
+    print(script(parser, arguments.shell, recipes=list(list_recipes())))
     return 0
 
 
@@ -531,6 +598,7 @@ COMMANDS = {
     ),
     "evaluate": Command("Score a trained model, or a file of results.", _evaluate_arguments, _evaluate),
     "predict": Command("Apply a trained model to images or scans.", _predict_arguments, _predict),
+    "report": Command("Write a run's report.html again, from its folder.", _report_arguments, _report, settings=False),
     "check-data": Command(
         "Check every record of a data set, and say what it holds; exit code 1 where there are faults.",
         _check_data_arguments,
@@ -542,6 +610,12 @@ COMMANDS = {
     ),
     "recipes": Command("List the recipes, or print one.", _recipes_arguments, _recipes, settings=False),
     "cost": Command("Print what a layer costs, beside a non-local block.", _cost_arguments, _cost, settings=False),
+    "completion": Command(
+        'Print a script that completes commands and options: eval "$(latentgnn completion bash)".',
+        _completion_arguments,
+        _completion,
+        settings=False,
+    ),
 }
 
 

@@ -104,6 +104,8 @@ class TrainingConfig:
         workers: data-loading processes a device.
         seed: of initialisation, order, augmentation and sampling.
         log_every: steps between two log lines.
+        logger: where figures and pictures go besides ``metrics.csv``: ``tensorboard`` (in the run's folder), ``wandb``
+            (Weights & Biases), ``mlflow`` or ``csv`` (nowhere else).
         validate_every: steps between two validations; ``null`` validates once, at the end.
         checkpoint_every: steps between two checkpoints.
         on_changed_data: ``stop`` where a resumed run meets other data than it was stopped with, or ``accept`` them and
@@ -125,6 +127,7 @@ class TrainingConfig:
     workers: int = 2
     seed: int = 0
     log_every: int = 20
+    logger: Literal["tensorboard", "wandb", "mlflow", "csv"] = "tensorboard"
     validate_every: int | None = None
     checkpoint_every: int = 1000
     on_changed_data: Literal["stop", "accept"] = "stop"

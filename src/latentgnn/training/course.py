@@ -17,6 +17,7 @@ _FREE = (
     "checkpoint_every",
     "devices",
     "log_every",
+    "logger",
     "machines",
     "monitor",
     "on_changed_data",

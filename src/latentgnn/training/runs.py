@@ -27,16 +27,17 @@ from latentgnn.training.run_files import (
 # Processes that Lightning starts for further devices run the same command, and find the first one's folder by it.
 _INHERITED = "LATENTGNN_RUN"
 # What a run has in its folder before its first step: a folder with nothing else has nothing to lose.
-_STARTED = frozenset({"config.yaml", "environment.json", "data", "start.json", "split.json"})
+_STARTED = frozenset({"config.yaml", "environment.json", "data.json", "data", "start.json", "split.json"})
 
 
 class RunFolder:
     """One folder a run.
 
-    ``config.yaml`` (resolved), ``environment.json``, ``log.txt``, ``metrics.csv`` (the course), ``validations.json``,
-    ``metrics.json`` (the end), ``start.json`` (what was taken over from trained weights), ``tensorboard/``,
-    ``checkpoints/`` and ``pictures/``; ``data/`` where a task makes its data for the run, ``split.json`` where it draws
-    what to validate on. Made by ``create`` or ``open``; whoever trains into it does so inside ``held``.
+    ``config.yaml`` (resolved), ``environment.json``, ``data.json`` (what the sets are), ``start.json`` (what was taken
+    over from trained weights), ``log.txt``, ``metrics.csv`` (the course), ``validations.json``, ``analysis.json`` (the
+    last validation in detail), ``metrics.json`` (the end), ``report.html``, ``tensorboard/``, ``checkpoints/`` and
+    ``pictures/``; ``data/`` where a task makes its data for the run, ``split.json`` where it draws what to validate on.
+    Made by ``create`` or ``open``; whoever trains into it does so inside ``held``.
     Only the first process of a run writes into it; elsewhere the ``write_`` methods do nothing.
 
     A file that is damaged does not stop a run that can do without it: it gets another name, a line says so, and the run
@@ -167,6 +168,11 @@ class RunFolder:
         """The names that ``write_start`` kept, or ``None`` where it did not."""
         content = self._read("start.json", check_start)
         return None if content is None else frozenset(content["trained"])
+
+    def write_data(self, sets: Mapping[str, Any]) -> None:
+        """Write ``data.json``: what identifies each of the sets."""
+        if self.writes:
+            write_json(self.path / "data.json", sets)
 
     def write_metrics(self, content: Mapping[str, Any]) -> None:
         """Write ``metrics.json``, which marks a run as finished."""

@@ -104,17 +104,31 @@ def weights_of(run):
 
 
 def test_a_run_folder_holds_everything(run):
-    for name in ("config.yaml", "environment.json", "metrics.json", "metrics.csv", "log.txt"):
+    for name in ("config.yaml", "environment.json", "data.json", "metrics.json", "metrics.csv", "log.txt"):
         assert (run / name).is_file()
     assert (run / "checkpoints" / "last.ckpt").is_file()
     assert (run / "checkpoints" / "best.ckpt").is_file()
-    assert sorted(path.name for path in (run / "pictures").iterdir()) == ["val0.png", "val1.png"]
+    assert sorted(path.name for path in (run / "pictures").glob("*.png")) == ["val0.png", "val1.png"]
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["training"]["steps"] == 2
     assert config["data"]["categories"] == [[3, "red"], [7, "blue"]]
     metrics = json.loads((run / "metrics.json").read_text())["metrics"]
     assert len(metrics) == 24
     assert all(-1 <= value <= 1 for value in metrics.values())
+
+
+def test_a_run_has_a_report_that_can_be_written_again(run, capsys):
+    report = run / "report.html"
+    text = report.read_text()
+    for title in ("Course", "Figures", "Precision and recall", "Categories", "Confusion", "Images", "How to reproduce"):
+        assert f"<h2>{title}</h2>" in text
+    data = json.loads((run / "data.json").read_text())
+    assert {name: record["samples"] for name, record in data.items()} == {"training set": 5, "validation set": 3}
+    assert all(record["digest"] in text for record in data.values())
+    report.unlink()
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out == f"written to {report}\n"
+    assert report.read_text() == text
 
 
 def test_evaluating_the_run_gives_the_figures_of_its_end(run, tmp_path, capsys):
@@ -182,6 +196,22 @@ def test_a_run_is_loaded_in_python(run, data, tmp_path):
         loaded.transform(pixels / 255)
     with pytest.raises(UserError, match="there is no checkpoint"):
         latentgnn.load_run(tmp_path / "nothing")
+
+
+def test_an_evaluation_as_json_is_one_document_on_standard_output(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["evaluate", str(run), "--out", str(out), "--json"]) == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert document.pop("folder") == str(out)
+    assert document == json.loads((out / "metrics.json").read_text())
+    assert f"written to {out}" in captured.err
+    assert "AP50" in captured.err
+    # A mistake leaves standard output empty.
+    assert main(["evaluate", str(run), "--out", str(out), "--json"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "--overwrite" in captured.err
 
 
 def test_other_limits_of_detections(run, tmp_path):
@@ -285,6 +315,19 @@ def test_compare_trains_both_and_shows_the_difference(data, recipe, tmp_path, ca
     (folder / "comparison.json").unlink()
     assert main(["train", "--compare", "--resume", str(folder)]) == 0
     assert json.loads((folder / "comparison.json").read_text()) == comparison
+
+    reports = [
+        folder / "report.html",
+        folder / "with_blocks" / "report.html",
+        folder / "without_blocks" / "report.html",
+    ]
+    texts = [report.read_text() for report in reports]
+    for report in reports:
+        report.unlink()
+    capsys.readouterr()
+    assert main(["report", str(folder)]) == 0
+    assert capsys.readouterr().out == f"written to {reports[0]}\n"
+    assert [report.read_text() for report in reports] == texts
 
 
 @pytest.mark.parametrize("trained", [False, True])

@@ -13,10 +13,11 @@ from rich.progress import track
 from torch import nn
 
 from latentgnn.errors import UserError
-from latentgnn.outputs import JsonList, Results
+from latentgnn.outputs import JsonList, Results, quoted, say_end
 from latentgnn.tasks.checks import Split
 from latentgnn.tasks.detection import convert as conversion
 from latentgnn.tasks.detection import overview
+from latentgnn.tasks.detection.analysis import Analysis
 from latentgnn.tasks.detection.check import load
 from latentgnn.tasks.detection.coco import CocoAnnotations, CocoValidationSet
 from latentgnn.tasks.detection.config import DataConfig, DetectionConfig
@@ -35,6 +36,7 @@ from latentgnn.tasks.detection.weights.start import body_parameters, start_from
 from latentgnn.tasks.inputs import result_names
 from latentgnn.training import commands
 from latentgnn.training.loading import batches, make_loader
+from latentgnn.training.report import write_analysis
 from latentgnn.training.runs import RunFolder, is_first_process
 
 Data = tuple[CocoAnnotations, CocoAnnotations]
@@ -54,6 +56,11 @@ def train(config: DetectionConfig, out: Path | None, *, name: str, resume: bool 
 def compare(config: DetectionConfig, out: Path | None, *, name: str, resume: bool = False) -> dict[str, Any]:
     """See `latentgnn.training.commands.compare`."""
     return commands.compare(_JOB, config, out, name=name, resume=resume)
+
+
+def report(run: Path) -> None:
+    """See `latentgnn.training.commands.report`."""
+    commands.report(_JOB, run)
 
 
 def evaluate(
@@ -99,7 +106,7 @@ def evaluate(
         if results is None:
             for name, picture in _samples(val_set, records, config.evaluation.sample_pictures):
                 written.write(Path("pictures") / name, picture)
-    print(f"written to {out}")
+    say_end(out, *([] if source is None else [f"latentgnn predict {quoted(source)} INPUT ..."]))
     return scores
 
 
@@ -139,7 +146,8 @@ def predict(
             device=device,
             pictures=pictures,
         )
-    print(f"{len(records)} objects in {len(paths)} images; written to {out}")
+    print(f"{len(records)} objects in {len(paths)} images")
+    say_end(out)
     return records
 
 
@@ -164,19 +172,34 @@ def _train(config: DetectionConfig, run: RunFolder, data: Data, resume: bool) ->
         raise UserError(NEEDS_MASKS)
     task = _task(config, run, train_set, val_set, resume=resume)
 
+    def pictures() -> Iterator[tuple[Path, bytes]]:
+        return _samples(val_set, task.results, config.evaluation.sample_pictures)
+
     def write_results() -> None:
         if task.scores is not None:
-            samples = _samples(val_set, task.results, config.evaluation.sample_pictures)
-            commands.write_pictures(run, samples, reads=_files_of(val_set))
+            number = config.evaluation.sample_pictures
+            commands.write_pictures(run, pictures(), reads=_files_of(val_set))
+            analysis = Analysis(task.evaluator, val_set, task.scores, task.results, pictures=number)
+            commands.write_pictures(run, analysis.pictures(), reads=_files_of(val_set))
+            write_analysis(run, analysis.sections())
 
-    metrics = commands.fit_in(run, task, config, resume=resume, may_change=_MAY_CHANGE, write_results=write_results)
+    metrics = commands.fit_in(
+        run,
+        task,
+        config,
+        resume=resume,
+        may_change=_MAY_CHANGE,
+        write_results=write_results,
+        pictures=pictures,
+        titles=_titles,
+    )
     if run.writes:
         if task.scores is None:
             kinds = kinds_of_detector(config.model.detector)
             scores = Scores(metrics=metrics, kinds=kinds, max_detections=config.evaluation.max_detections)
         else:
             scores = task.scores
-        print(f"{scores.table()}\nwritten to {run.path}")
+        print(scores.table())
     return metrics
 
 

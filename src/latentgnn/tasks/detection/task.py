@@ -33,6 +33,7 @@ class DetectionTask:
     Attributes:
         scores: of the last validation in this process; ``None`` before it.
         results: its COCO-results records.
+        evaluator: scores on ``val``.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class DetectionTask:
         self._sets = {"training set": train, "validation set": val}
         # The embedded set is the same wherever and whenever it is made.
         self._is_embedded = config.data.root is None
-        self._evaluator = CocoEvaluator(
+        self.evaluator = CocoEvaluator(
             val.dataset,
             kinds=kinds,
             max_detections=config.evaluation.max_detections,
@@ -85,12 +86,12 @@ class DetectionTask:
         """COCO-results records of the detections in all images."""
         images, targets = batch
         outputs = self.model(images)
-        return self._evaluator.results_of(outputs, [target["image_id"] for target in targets], self._category_of_label)
+        return self.evaluator.results_of(outputs, [target["image_id"] for target in targets], self._category_of_label)
 
     def score(self, results: Sequence[Record]) -> dict[str, float]:
         """COCO's figures."""
         self.results = results
-        self.scores = self._evaluator.score(results)
+        self.scores = self.evaluator.score(results)
         return self.scores.metrics
 
     def fingerprints(self) -> dict[str, Fingerprint]:

@@ -13,9 +13,10 @@ from rich.progress import track
 
 from latentgnn.errors import UserError
 from latentgnn.files import write_json
-from latentgnn.outputs import Results
+from latentgnn.outputs import Results, quoted, say_end
 from latentgnn.tasks.checks import Split, check_splits
 from latentgnn.tasks.inputs import result_names
+from latentgnn.tasks.pointcloud.analysis import sections
 from latentgnn.tasks.pointcloud.check import check_split, load_set
 from latentgnn.tasks.pointcloud.classes import class_names
 from latentgnn.tasks.pointcloud.config import DataConfig, PointCloudConfig
@@ -28,6 +29,7 @@ from latentgnn.tasks.pointcloud.prediction import Predicted, expand_scans, predi
 from latentgnn.tasks.pointcloud.start import start_from
 from latentgnn.tasks.pointcloud.task import PointCloudTask, WholeScans, score_scan, shown_scans
 from latentgnn.training import commands
+from latentgnn.training.report import write_analysis
 from latentgnn.training.runs import RunFolder, is_first_process
 
 Data = tuple[ScanSet, ScanSet]
@@ -44,6 +46,11 @@ def train(config: PointCloudConfig, out: Path | None, *, name: str, resume: bool
 def compare(config: PointCloudConfig, out: Path | None, *, name: str, resume: bool = False) -> dict[str, Any]:
     """See `latentgnn.training.commands.compare`."""
     return commands.compare(_JOB, config, out, name=name, resume=resume)
+
+
+def report(run: Path) -> None:
+    """See `latentgnn.training.commands.report`."""
+    commands.report(_JOB, run)
 
 
 def evaluate(
@@ -71,7 +78,7 @@ def evaluate(
         written.write_json("metrics.json", scores.to_json())
         for name, picture in _samples(val_set, predicted):
             written.write(Path("pictures") / name, picture)
-    print(f"written to {out}")
+    say_end(out, f"latentgnn predict {quoted(source)} INPUT ...")
     return scores
 
 
@@ -130,7 +137,7 @@ def predict(
     paths = expand_scans(inputs)
     model = _trained(config, source)
     with commands.precision_of(config.training, commands.device_of(config.training.accelerator)):
-        return predict_files(
+        predicted = predict_files(
             model,
             paths,
             config=config.data,
@@ -140,6 +147,8 @@ def predict(
             pictures=pictures,
             on_scan=lambda scan: print(f"{scan.source}: {scan.counts.sum():,} points, written to {scan.path}"),
         )
+    say_end(out)
+    return predicted
 
 
 def check_data(
@@ -167,18 +176,32 @@ def _train(config: PointCloudConfig, run: RunFolder, data: Data, resume: bool) -
     config = replace(config, data=train_set.config)
     task = _task(config, run, train_set, val_set, resume=resume)
 
+    def drawn() -> Iterator[tuple[Path, bytes]]:
+        return _samples(val_set, task.predicted)
+
     def write_results() -> None:
         if task.scores is not None:
             write_json(run.path / "scores.json", task.scores.to_json())
-            commands.write_pictures(run, _samples(val_set, task.predicted), reads=_files_of(val_set))
+            commands.write_pictures(run, drawn(), reads=_files_of(val_set))
+            confusions = {val_set.names[index]: counts for index, counts in sorted(task.confusions.items())}
+            pictures = {val_set.names[index]: place for index, place in _places(val_set, task.predicted).items()}
+            write_analysis(run, sections(task.scores, confusions, pictures))
 
-    metrics = commands.fit_in(run, task, config, resume=resume, may_change=_MAY_CHANGE, write_results=write_results)
+    metrics = commands.fit_in(
+        run,
+        task,
+        config,
+        resume=resume,
+        may_change=_MAY_CHANGE,
+        write_results=write_results,
+        pictures=drawn,
+        titles=_titles,
+    )
     if run.writes:
         if task.scores is None:
             print("  ".join(f"{name} {metrics[name]:.3f}" for name in ("mIoU", "mAcc", "OA")))
         else:
             print(task.scores.table())
-        print(f"written to {run.path}")
     return metrics
 
 
@@ -246,13 +269,17 @@ def _files_of(scans: ScanSet) -> list[Path]:
 
 def _samples(scans: ScanSet, predicted: Mapping[int, NDArray[np.int64]]) -> Iterator[tuple[Path, bytes]]:
     """Names and pictures of scans, ground truth beside predictions."""
-    names = result_names([Path(f"{scans.names[index]}.png") for index in predicted])
-    for name, (index, classes) in zip(names, predicted.items(), strict=True):
+    places = _places(scans, predicted)
+    for index, classes in predicted.items():
         scan = scans.scan(index)
-        yield (
-            name.with_name(f"{name.name}.png"),
-            draw_scan(scan.points, scans.class_names, predicted=classes, labels=scan.labels),
-        )
+        yield places[index], draw_scan(scan.points, scans.class_names, predicted=classes, labels=scan.labels)
+
+
+def _places(scans: ScanSet, indices: Iterable[int]) -> dict[int, Path]:
+    """Where the pictures of scans lie, below ``pictures/``."""
+    listed = list(indices)
+    names = result_names([Path(f"{scans.names[index]}.png") for index in listed])
+    return {index: name.with_name(f"{name.name}.png") for index, name in zip(listed, names, strict=True)}
 
 
 def _titles(names: Iterable[str]) -> dict[str, str]:

@@ -98,6 +98,7 @@ class PointCloudTask:
     Attributes:
         scores: of the last validation in this process; ``None`` before it.
         predicted: classes of all points of the scans that pictures are made of, by the scan's index.
+        confusions: the confusion matrix of each scan, by its index.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class PointCloudTask:
         self.validation_set: ValidationSet = WholeScans(val)
         self.scores: Scores | None = None
         self.predicted: dict[int, NDArray[np.int64]] = {}
+        self.confusions: dict[int, NDArray[np.int64]] = {}
         self._config = config
         self._sets = {"training set": train, "validation set": val}
         self._class_names = val.class_names
@@ -159,7 +161,8 @@ class PointCloudTask:
     def score(self, results: Sequence[Result]) -> dict[str, float]:
         """The figures over all points of all scans."""
         self.predicted = {result.number: result.predicted for result in results if result.predicted is not None}
-        confusion = np.sum([result.confusion for result in results], axis=0)
+        self.confusions = {result.number: result.confusion for result in results}
+        confusion = np.sum(list(self.confusions.values()), axis=0)
         self.scores = Scores(class_names=self._class_names, confusion=confusion)
         return self.scores.metrics
 
