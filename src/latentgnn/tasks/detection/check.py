@@ -79,7 +79,7 @@ class Report:
         return "\n".join([*lines, f"{self.file}: " + ", ".join(f"{what} {count}" for what, count in counts.items())])
 
 
-def check_split(annotation_path: Path | str, image_folder: Path | str) -> Report:
+def check_split(annotation_path: Path | str, image_folder: Path | str, *, whole: bool = True) -> Report:
     """Check every annotation and every image file of a split.
 
     Faults are: a file or folder that is missing; malformed JSON; lists, records or fields that are missing or of the
@@ -91,12 +91,21 @@ def check_split(annotation_path: Path | str, image_folder: Path | str) -> Report
 
     JPEG files are decoded only where their end is missing: their decoder makes a picture of whatever else is damaged,
     so that decoding would find no more. All other files are decoded.
+
+    Args:
+        annotation_path: COCO JSON file.
+        image_folder: where its file names point.
+        whole: images are used whole, not in crops or tiles, and the masks of each must fit into memory together.
     """
-    return _check(Path(annotation_path), Path(image_folder))[1]
+    return _check(Path(annotation_path), Path(image_folder), whole)[1]
 
 
 def load_split(
-    annotation_path: Path | str, image_folder: Path | str, on_fault: Literal["stop", "skip"] = "stop"
+    annotation_path: Path | str,
+    image_folder: Path | str,
+    on_fault: Literal["stop", "skip"] = "stop",
+    *,
+    whole: bool = True,
 ) -> CocoAnnotations:
     """Check a split and load it.
 
@@ -105,12 +114,13 @@ def load_split(
         image_folder: where its file names point.
         on_fault: ``stop`` refuses a set with faults; ``skip`` leaves the faulty records out, and the result's
             ``skipped`` says which and how many.
+        whole: see `check_split`.
 
     Raises:
         UserError: with the first faults; also where records cannot be left out: no JSON, no image folder, faulty
             categories (every label depends on them), or no image that is left.
     """
-    dataset, report = _check(Path(annotation_path), Path(image_folder))
+    dataset, report = _check(Path(annotation_path), Path(image_folder), whole)
     if not report.faults:
         return CocoAnnotations(dataset, image_folder)
     if any(fault.fatal for fault in report.faults):
@@ -131,13 +141,13 @@ def load_split(
     )
 
 
-def _check(annotation_path: Path, image_folder: Path) -> tuple[dict[str, Any], Report]:
+def _check(annotation_path: Path, image_folder: Path, whole: bool) -> tuple[dict[str, Any], Report]:
     report = Report(file=annotation_path)
     dataset = _parse(annotation_path, report)
     if not image_folder.is_dir():
         report.faults.append(Fault(file=image_folder, record="", message="no such image folder", fatal=True))
     if not any(fault.fatal for fault in report.faults):
-        _Checker(report, dataset, image_folder).run()
+        _Checker(report, dataset, image_folder, whole).run()
     return dataset, report
 
 
@@ -167,10 +177,11 @@ def _parse(path: Path, report: Report) -> dict[str, Any]:
 class _Checker:
     """One pass over a parsed file; what it finds goes to the report."""
 
-    def __init__(self, report: Report, dataset: dict[str, Any], image_folder: Path) -> None:
+    def __init__(self, report: Report, dataset: dict[str, Any], image_folder: Path, whole: bool) -> None:
         self.report = report
         self.dataset = dataset
         self.image_folder = image_folder
+        self.whole = whole
         self.sizes: dict[int, tuple[int, int] | None] = {}
         self.objects: Counter[int] = Counter()
         self.categories: set[int] = set()
@@ -182,7 +193,7 @@ class _Checker:
         self._categories()
         files = self._images()
         self._annotations()
-        if self.has_masks:
+        if self.has_masks and self.whole:
             self._mask_memory(files)
         self._files(files)
         annotations = [record for record in self.dataset["annotations"] if isinstance(record, dict)]
@@ -250,7 +261,8 @@ class _Checker:
             if (size := self.objects[id] * width * height) > _MOST_MASK_BYTES:
                 message = (
                     f"the masks of its {self.objects[id]:,} objects take {size / 2**30:.1f} GiB when they are decoded; "
-                    f"expected at most {_MOST_MASK_BYTES / 2**30:.0f} GiB: cut the image into tiles"
+                    f"expected at most {_MOST_MASK_BYTES / 2**30:.0f} GiB: learn from crops "
+                    "(--data.crop.size 1024), or cut the image up"
                 )
                 self._fault("images", record, message, id)
 

@@ -2,14 +2,14 @@
 
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
+from rich.progress import Progress, track
 from torch import nn
 
 from latentgnn.errors import UserError
@@ -21,10 +21,12 @@ from latentgnn.tasks.detection.config import DataConfig, DetectionConfig
 from latentgnn.tasks.detection.context_set import write_context_set
 from latentgnn.tasks.detection.evaluation import CocoEvaluator, Record, Scores, kinds_of, load_results
 from latentgnn.tasks.detection.images import read_image
+from latentgnn.tasks.detection.memory import memory_of_prediction
 from latentgnn.tasks.detection.model import build_detector
 from latentgnn.tasks.detection.pictures import png_bytes, side_by_side
 from latentgnn.tasks.detection.prediction import expand_images, predict_paths
-from latentgnn.tasks.detection.task import DetectionTask, kinds_of_detector
+from latentgnn.tasks.detection.task import DetectionTask, found_in, kinds_of_detector
+from latentgnn.tasks.detection.tiles import Tiling
 from latentgnn.tasks.inputs import result_names
 from latentgnn.training import commands
 from latentgnn.training.loading import batches, make_loader
@@ -117,11 +119,14 @@ def predict(
         score_threshold: detections below it are left out; ``None`` takes 0.5.
         pictures: write annotated pictures.
     """
-    paths = expand_images(inputs)
+    tiling = Tiling.of(config.evaluation)
+    paths = expand_images(inputs, in_tiles=tiling is not None)
     score_threshold = 0.5 if score_threshold is None else score_threshold
     config = replace(config, model=replace(config.model, score_threshold=score_threshold))
     model, device = _trained(config, source)
-    with commands.precision_of(config.training, device):
+    with commands.precision_of(config.training, device), _tiles_shown(tiling, len(paths)) as on_tile:
+        if tiling is not None:
+            print(memory_of_prediction(model, paths, tiling, config, device=device, pictures=pictures))
         records = predict_paths(
             model,
             paths,
@@ -131,6 +136,9 @@ def predict(
             score_threshold=score_threshold,
             device=device,
             pictures=pictures,
+            tiling=tiling,
+            nms_threshold=config.model.nms_threshold,
+            on_tile=on_tile,
         )
     print(f"{len(records)} objects in {len(paths)} images; written to {out}")
     return records
@@ -138,7 +146,7 @@ def predict(
 
 def check_data(config: DetectionConfig) -> bool:
     """Check every record and image of both splits, and print what is wrong; return whether nothing is."""
-    return check_splits(lambda split: check_split(*find_split(config.data, split)))
+    return check_splits(lambda split: check_split(*find_split(config.data, split), whole=config.data.crop.size is None))
 
 
 def _train(config: DetectionConfig, run: RunFolder, data: Data, resume: bool) -> dict[str, float]:
@@ -184,7 +192,9 @@ def _load_split(config: DataConfig, split: Split, folder: Path) -> CocoAnnotatio
         root = folder / "data"
         write_context_set(root, train=config.embedded_train, val=config.embedded_val, size=config.embedded_size)
         config = replace(config, root=str(root))
-    annotations = load_split(*find_split(config, split), on_fault=config.on_fault)
+    # Of crops, an image's masks are not decoded together.
+    whole = config.crop.size is None
+    annotations = load_split(*find_split(config, split), on_fault=config.on_fault, whole=whole)
     if is_first_process():
         if annotations.skipped:
             print(annotations.skipped)
@@ -238,16 +248,36 @@ def _detect(
 ) -> list[Record]:
     """What a model finds in a set, kept in a file as it comes."""
     category_of_label = {label: id for label, (id, _) in enumerate(config.data.categories or (), 1)}
-    images = make_loader(CocoValidationSet(val_set), list, workers=config.training.workers, seed=0, batch_size=1)
+    samples = CocoValidationSet(val_set, in_tiles=config.evaluation.tiles is not None)
+    images = make_loader(samples, list, workers=config.training.workers, seed=0, batch_size=1)
     records: list[Record] = []
     with torch.inference_mode(), commands.precision_of(config.training, device), batches(images) as loaded:
         for [(image, target)] in track(
             loaded, "evaluate", total=len(val_set), transient=True, disable=not sys.stdout.isatty()
         ):
-            new = evaluator.results_of([model([image.to(device)])[0]], [target["image_id"]], category_of_label)
+            on_device = image if isinstance(image, Path) else image.to(device)
+            new = found_in(model, [on_device], [target], config, evaluator, category_of_label)
             found.add(new)
             records += new
     return records
+
+
+@contextmanager
+def _tiles_shown(tiling: Tiling | None, images: int) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar over the tiles of one image after the other, in a terminal."""
+    if tiling is None or not sys.stdout.isatty():
+        yield None
+        return
+    with Progress(transient=True) as progress:
+        bar = progress.add_task("predict", total=None)
+        done = 0
+
+        def on_tile(number: int, total: int) -> None:
+            nonlocal done
+            progress.update(bar, completed=number, total=total, description=f"predict: image {done + 1} of {images}")
+            done += number == total
+
+        yield on_tile
 
 
 def _files_of(annotations: CocoAnnotations) -> list[Path]:

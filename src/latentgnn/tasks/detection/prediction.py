@@ -5,23 +5,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from latentgnn.outputs import Results
 from latentgnn.reading import regular_file
 from latentgnn.tasks.detection.evaluation import records_of
-from latentgnn.tasks.detection.images import IMAGE_SUFFIXES, open_image, read_image, to_tensor
+from latentgnn.tasks.detection.images import (
+    IMAGE_SUFFIXES,
+    MOST_PIXELS,
+    MOST_PIXELS_IN_TILES,
+    open_image,
+    read_image,
+    to_tensor,
+)
 from latentgnn.tasks.detection.pictures import draw_detections, png_bytes
+from latentgnn.tasks.detection.tiles import Tiling, detect_in_tiles
 from latentgnn.tasks.inputs import expand_inputs, noted, raise_faults, result_names
 
 
-def expand_images(inputs: Sequence[str | Path]) -> list[Path]:
-    """The image files that files, folders and patterns name (see `latentgnn.tasks.inputs.expand_inputs`)."""
-    return expand_inputs(inputs, suffixes=IMAGE_SUFFIXES, kind="image", check=_check_image)
+def expand_images(inputs: Sequence[str | Path], *, in_tiles: bool = False) -> list[Path]:
+    """The image files that files, folders and patterns name (see `latentgnn.tasks.inputs.expand_inputs`).
+
+    Args:
+        inputs: what was named.
+        in_tiles: images are looked at by tiles, and may be larger.
+    """
+
+    def check(path: Path) -> None:
+        open_image(regular_file(path, "image"), most_pixels=_most_pixels(in_tiles)).close()
+
+    return expand_inputs(inputs, suffixes=IMAGE_SUFFIXES, kind="image", check=check)
 
 
-def _check_image(path: Path) -> None:
-    open_image(regular_file(path, "image")).close()
+def _most_pixels(in_tiles: bool) -> int:
+    return MOST_PIXELS_IN_TILES if in_tiles else MOST_PIXELS
 
 
 def predict_paths(
@@ -35,7 +52,10 @@ def predict_paths(
     device: torch.device | str = "cpu",
     pictures: bool = True,
     image_ids: Mapping[Path, int] | None = None,
+    tiling: Tiling | None = None,
+    nms_threshold: float = 0.5,
     on_image: Callable[[Path, int], None] | None = None,
+    on_tile: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Run a detector on image files, one after the other, and write what it finds.
 
@@ -53,7 +73,10 @@ def predict_paths(
         device: where to run.
         pictures: write annotated pictures.
         image_ids: the records' ``image_id`` of each path; without it, its place in ``paths``, from 0.
+        tiling: look at images by overlapping tiles (see `latentgnn.tasks.detection.tiles.detect_in_tiles`).
+        nms_threshold: for what tiles have found.
         on_image: called after each image with its path and its number of detections.
+        on_tile: called after each tile with the number of an image's tiles done and of all.
 
     Returns:
         The records.
@@ -74,15 +97,23 @@ def predict_paths(
     ):
         for index, (path, target) in enumerate(zip(paths, targets, strict=True)):
             with noted(faults, path):
-                image = read_image(path)
+                image = read_image(path, most_pixels=_most_pixels(tiling is not None))
+                image_id = index if image_ids is None else image_ids[path]
+
+                def kept(output: Mapping[str, Tensor], image_id: int = image_id) -> list[dict[str, Any]]:
+                    strong = output["scores"] >= score_threshold
+                    # Where all are, masks are not copied.
+                    some = output if bool(strong.all()) else {name: value[strong] for name, value in output.items()}
+                    return records_of(some, image_id, category_of_label)
+
                 with torch.inference_mode():
-                    (output,) = model([to_tensor(image).to(device)])
-                kept = output["scores"] >= score_threshold
-                detections = records_of(
-                    {name: value[kept] for name, value in output.items()},
-                    index if image_ids is None else image_ids[path],
-                    category_of_label,
-                )
+                    if tiling is None:
+                        (output,) = model([to_tensor(image).to(device)])
+                        detections = kept(output)
+                    else:
+                        detections = detect_in_tiles(
+                            model, image, tiling, kept, device=device, nms_threshold=nms_threshold, on_tile=on_tile
+                        )
                 named = [{"file_name": str(path), **record} for record in detections]
                 found.add(named)
                 records += named
