@@ -12,7 +12,7 @@ from latentgnn.errors import UserError
 from latentgnn.reading import UnreadableError, read_json, regular_file, shown
 from latentgnn.tasks.checks import fault_lines
 from latentgnn.tasks.detection.coco import CocoAnnotations
-from latentgnn.tasks.detection.images import open_image, read_image, size_fault
+from latentgnn.tasks.detection.images import ORIENTATION_TAG, open_image, read_image, size_fault
 from latentgnn.tasks.detection.segmentations import segmentation_fault
 
 Kind = Literal["images", "annotations", "categories"]
@@ -25,7 +25,6 @@ _TOLERANCE = 1.0
 # A training image's masks are decoded together, a byte a pixel and object.
 _MOST_MASK_BYTES = 2 * 2**30
 
-_ORIENTATION_TAG = 0x0112
 _QUARTER_TURNED = (5, 6, 7, 8)
 
 
@@ -367,7 +366,7 @@ def _is_whole_jpeg(path: Path, size: tuple[int, int]) -> bool:
             if b"\xff\xd9" not in file.read():
                 return False
         with open_image(path) as image:
-            turned = image.getexif().get(_ORIENTATION_TAG) in _QUARTER_TURNED
+            turned = image.getexif().get(ORIENTATION_TAG) in _QUARTER_TURNED
             return size == image.size or (turned and size == image.size[::-1])
     except Exception:  # decoders raise errors of every kind
         return False  # the caller then reads the whole file, whose error says what is wrong

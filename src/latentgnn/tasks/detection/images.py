@@ -25,7 +25,7 @@ MOST_PIXELS = 2**27
 MOST_PIXELS_IN_TILES = 2**30
 """Of an image that is looked at by tiles: 4 GiB as Pillow decodes it."""
 
-_ORIENTATION_TAG = 0x0112
+ORIENTATION_TAG = 0x0112
 
 # A detector resizes to a longest side, which must leave something of the shorter one.
 _MOST_OBLONG = 50
@@ -132,7 +132,7 @@ _own_limit = _OwnLimit()
 def upright(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
     """The image turned as its EXIF orientation says, or as stored where only that has the (width, height) ``size``."""
     # Without an orientation Pillow would copy the image, 400 MB of 10,000 x 10,000 pixels.
-    turned = image if image.getexif().get(_ORIENTATION_TAG, 1) == 1 else ImageOps.exif_transpose(image)
+    turned = image if image.getexif().get(ORIENTATION_TAG, 1) == 1 else ImageOps.exif_transpose(image)
     if size is not None and turned.size != size and image.size == size:
         return image
     return turned

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import nn
 
 from latentgnn.tasks.detection.config import DetectionConfig
-from latentgnn.tasks.detection.images import MOST_PIXELS_IN_TILES, open_image
+from latentgnn.tasks.detection.images import MOST_PIXELS_IN_TILES, ORIENTATION_TAG, open_image
 from latentgnn.tasks.detection.tiles import Tiling
 
 # Bytes a pixel that Pillow holds of an image in a mode, and those of the conversion to RGB beside it.
@@ -78,7 +79,8 @@ def memory_of_prediction(
     for path in paths:
         with open_image(path, most_pixels=MOST_PIXELS_IN_TILES) as image:
             width, height = image.size
-            each = _DECODED.get(image.mode, _SIXTEEN_BITS) + _DECODER.get(image.format or "", 0) + _TURNED
+            each = _DECODED.get(image.mode, _SIXTEEN_BITS) + _DECODER.get(image.format or "", 0)
+            each += _TURNED if _may_be_turned(image) else 0
             images = max(images, width * height * each)
             windows = tiling.windows(width, height)
             tiles = max(tiles, len(windows))
@@ -100,6 +102,13 @@ def memory_of_prediction(
         image=images,
         device=round(_MARGIN * (torch.cuda.max_memory_allocated(device) + masks)) if on_cuda else None,
     )
+
+
+def _may_be_turned(image: Image.Image) -> bool:
+    # To look for an orientation behind the pixels, Pillow would decode all of a PNG.
+    if image.format == "PNG":
+        return "exif" in image.info
+    return image.getexif().get(ORIENTATION_TAG, 1) != 1
 
 
 def _peak() -> int | None:
