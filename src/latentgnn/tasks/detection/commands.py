@@ -27,6 +27,8 @@ from latentgnn.tasks.detection.pictures import png_bytes, side_by_side
 from latentgnn.tasks.detection.prediction import expand_images, predict_paths
 from latentgnn.tasks.detection.task import DetectionTask, found_in, kinds_of_detector
 from latentgnn.tasks.detection.tiles import Tiling
+from latentgnn.tasks.detection.video import require_video
+from latentgnn.tasks.detection.video_prediction import expand_videos, names_videos, predict_videos
 from latentgnn.tasks.inputs import result_names
 from latentgnn.training import commands
 from latentgnn.training.loading import batches, make_loader
@@ -108,7 +110,7 @@ def predict(
     score_threshold: float | None,
     pictures: bool,
 ) -> list[Record]:
-    """Apply a trained model to image files, folders and globs.
+    """Apply a trained model to image files, folders and globs, or to video files.
 
     Args:
         config: the model's.
@@ -117,12 +119,26 @@ def predict(
         out: folder, new or empty, for ``predictions.json`` and ``pictures/``.
         overwrite: replace the results of an earlier command in ``out``.
         score_threshold: detections below it are left out; ``None`` takes 0.5.
-        pictures: write annotated pictures.
+        pictures: write annotated pictures, or videos.
+
+    Returns:
+        The records; none of videos, which may have any number.
     """
     tiling = Tiling.of(config.evaluation)
+    if names_videos(inputs):
+        _predict_videos(
+            config,
+            source,
+            inputs,
+            tiling,
+            out=out,
+            overwrite=overwrite,
+            score_threshold=score_threshold,
+            pictures=pictures,
+        )
+        return []
     paths = expand_images(inputs, in_tiles=tiling is not None)
-    score_threshold = 0.5 if score_threshold is None else score_threshold
-    config = replace(config, model=replace(config.model, score_threshold=score_threshold))
+    config, score_threshold = _with_threshold(config, score_threshold)
     model, device = _trained(config, source)
     with commands.precision_of(config.training, device), _tiles_shown(tiling, len(paths)) as on_tile:
         if tiling is not None:
@@ -142,6 +158,52 @@ def predict(
         )
     print(f"{len(records)} objects in {len(paths)} images; written to {out}")
     return records
+
+
+def _predict_videos(
+    config: DetectionConfig,
+    source: Path,
+    inputs: Sequence[str],
+    tiling: Tiling | None,
+    *,
+    out: Path,
+    overwrite: bool,
+    score_threshold: float | None,
+    pictures: bool,
+) -> None:
+    require_video()
+    paths = expand_videos(inputs)
+    config, score_threshold = _with_threshold(config, score_threshold)
+    model, device = _trained(config, source)
+    with (
+        commands.precision_of(config.training, device),
+        Progress(transient=True, disable=not sys.stdout.isatty()) as progress,
+    ):
+        bar = progress.add_task("predict", total=None)
+
+        def on_frame(path: Path, number: int, total: int) -> None:
+            progress.update(bar, completed=number, total=total, description=path.name)
+
+        objects, frames = predict_videos(
+            model,
+            paths,
+            out=out,
+            overwrite=overwrite,
+            category_names=_categories(config, source),
+            score_threshold=score_threshold,
+            device=device,
+            pictures=pictures,
+            tiling=tiling,
+            nms_threshold=config.model.nms_threshold,
+            on_frame=on_frame,
+        )
+    print(f"{objects} objects in {frames} frames of {len(paths)} videos; written to {out}")
+
+
+def _with_threshold(config: DetectionConfig, score_threshold: float | None) -> tuple[DetectionConfig, float]:
+    """The configuration with the threshold that predictions have, 0.5 if none is given."""
+    score_threshold = 0.5 if score_threshold is None else score_threshold
+    return replace(config, model=replace(config.model, score_threshold=score_threshold)), score_threshold
 
 
 def check_data(config: DetectionConfig) -> bool:

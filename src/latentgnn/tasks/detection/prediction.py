@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from latentgnn.outputs import Results
@@ -39,6 +40,46 @@ def expand_images(inputs: Sequence[str | Path], *, in_tiles: bool = False) -> li
 
 def _most_pixels(in_tiles: bool) -> int:
     return MOST_PIXELS_IN_TILES if in_tiles else MOST_PIXELS
+
+
+def detect(
+    model: nn.Module,
+    image: Image.Image,
+    image_id: int,
+    *,
+    category_of_label: Mapping[int, int],
+    score_threshold: float,
+    device: torch.device | str = "cpu",
+    tiling: Tiling | None = None,
+    nms_threshold: float = 0.5,
+    on_tile: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """COCO-results records of what a detector finds in an image.
+
+    Args:
+        model: a detector with torchvision's interface, on ``device`` and in evaluation mode.
+        image: RGB.
+        image_id: of the records.
+        category_of_label: the category id of each label.
+        score_threshold: detections below it are left out.
+        device: where to run.
+        tiling: look at it by overlapping tiles (see `latentgnn.tasks.detection.tiles.detect_in_tiles`).
+        nms_threshold: for what tiles have found.
+        on_tile: called after each tile with the number of tiles done and of all.
+    """
+
+    def records(output: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+        strong = output["scores"] >= score_threshold
+        # Where all are, masks are not copied.
+        kept = output if bool(strong.all()) else {name: value[strong] for name, value in output.items()}
+        return records_of(kept, image_id, category_of_label)
+
+    with torch.inference_mode():
+        if tiling is None:
+            return records(model([to_tensor(image).to(device)])[0])
+        return detect_in_tiles(
+            model, image, tiling, records, device=device, nms_threshold=nms_threshold, on_tile=on_tile
+        )
 
 
 def predict_paths(
@@ -98,22 +139,17 @@ def predict_paths(
         for index, (path, target) in enumerate(zip(paths, targets, strict=True)):
             with noted(faults, path):
                 image = read_image(path, most_pixels=_most_pixels(tiling is not None))
-                image_id = index if image_ids is None else image_ids[path]
-
-                def kept(output: Mapping[str, Tensor], image_id: int = image_id) -> list[dict[str, Any]]:
-                    strong = output["scores"] >= score_threshold
-                    # Where all are, masks are not copied.
-                    some = output if bool(strong.all()) else {name: value[strong] for name, value in output.items()}
-                    return records_of(some, image_id, category_of_label)
-
-                with torch.inference_mode():
-                    if tiling is None:
-                        (output,) = model([to_tensor(image).to(device)])
-                        detections = kept(output)
-                    else:
-                        detections = detect_in_tiles(
-                            model, image, tiling, kept, device=device, nms_threshold=nms_threshold, on_tile=on_tile
-                        )
+                detections = detect(
+                    model,
+                    image,
+                    index if image_ids is None else image_ids[path],
+                    category_of_label=category_of_label,
+                    score_threshold=score_threshold,
+                    device=device,
+                    tiling=tiling,
+                    nms_threshold=nms_threshold,
+                    on_tile=on_tile,
+                )
                 named = [{"file_name": str(path), **record} for record in detections]
                 found.add(named)
                 records += named
