@@ -1,9 +1,11 @@
 """The check of a COCO-format set before anything is trained on it: every record, every image file."""
 
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +26,10 @@ _TOLERANCE = 1.0
 
 # A training image's masks are decoded together, a byte a pixel and object.
 _MOST_MASK_BYTES = 2 * 2**30
+
+# Threads decode side by side, but of images beyond this size, 64 MB of RGB, only so many.
+_LARGE_PIXELS = 2**24
+_MOST_LARGE = 2
 
 _QUARTER_TURNED = (5, 6, 7, 8)
 
@@ -266,8 +272,15 @@ class _Checker:
                 self._fault("images", record, message, id)
 
     def _files(self, files: list[tuple[str, int, Path, tuple[int, int]]]) -> None:
+        few = threading.Semaphore(_MOST_LARGE)
+
+        def fault(file: tuple[str, int, Path, tuple[int, int]]) -> str | None:
+            _, _, path, (width, height) = file
+            with few if width * height > _LARGE_PIXELS else nullcontext():
+                return _image_fault(path, (width, height))
+
         with ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 4)) as pool:
-            messages = pool.map(lambda file: _image_fault(file[2], file[3]), files)
+            messages = pool.map(fault, files)
             for (record, id, path, _), message in zip(files, messages, strict=True):
                 if message:
                     self._fault("images", record, message, id, path)

@@ -109,101 +109,54 @@ def predict(
     overwrite: bool = False,
     score_threshold: float | None,
     pictures: bool,
-) -> list[Record]:
+) -> None:
     """Apply a trained model to image files, folders and globs, or to video files.
 
     Args:
         config: the model's.
         source: a run's folder or a checkpoint.
         inputs: files, folders and globs.
-        out: folder, new or empty, for ``predictions.json`` and ``pictures/``.
+        out: folder, new or empty, for ``predictions.json`` and ``pictures/`` or ``videos/``.
         overwrite: replace the results of an earlier command in ``out``.
         score_threshold: detections below it are left out; ``None`` takes 0.5.
         pictures: write annotated pictures, or videos.
-
-    Returns:
-        The records; none of videos, which may have any number.
     """
     tiling = Tiling.of(config.evaluation)
-    if names_videos(inputs):
-        _predict_videos(
-            config,
-            source,
-            inputs,
-            tiling,
-            out=out,
-            overwrite=overwrite,
-            score_threshold=score_threshold,
-            pictures=pictures,
-        )
-        return []
-    paths = expand_images(inputs, in_tiles=tiling is not None)
-    config, score_threshold = _with_threshold(config, score_threshold)
-    model, device = _trained(config, source)
-    with commands.precision_of(config.training, device), _tiles_shown(tiling, len(paths)) as on_tile:
-        if tiling is not None:
-            print(memory_of_prediction(model, paths, tiling, config, device=device, pictures=pictures))
-        records = predict_paths(
-            model,
-            paths,
-            out=out,
-            overwrite=overwrite,
-            category_names=_categories(config, source),
-            score_threshold=score_threshold,
-            device=device,
-            pictures=pictures,
-            tiling=tiling,
-            nms_threshold=config.model.nms_threshold,
-            on_tile=on_tile,
-        )
-    print(f"{len(records)} objects in {len(paths)} images; written to {out}")
-    return records
-
-
-def _predict_videos(
-    config: DetectionConfig,
-    source: Path,
-    inputs: Sequence[str],
-    tiling: Tiling | None,
-    *,
-    out: Path,
-    overwrite: bool,
-    score_threshold: float | None,
-    pictures: bool,
-) -> None:
-    require_video()
-    paths = expand_videos(inputs)
-    config, score_threshold = _with_threshold(config, score_threshold)
-    model, device = _trained(config, source)
-    with (
-        commands.precision_of(config.training, device),
-        Progress(transient=True, disable=not sys.stdout.isatty()) as progress,
-    ):
-        bar = progress.add_task("predict", total=None)
-
-        def on_frame(path: Path, number: int, total: int) -> None:
-            progress.update(bar, completed=number, total=total, description=path.name)
-
-        objects, frames = predict_videos(
-            model,
-            paths,
-            out=out,
-            overwrite=overwrite,
-            category_names=_categories(config, source),
-            score_threshold=score_threshold,
-            device=device,
-            pictures=pictures,
-            tiling=tiling,
-            nms_threshold=config.model.nms_threshold,
-            on_frame=on_frame,
-        )
-    print(f"{objects} objects in {frames} frames of {len(paths)} videos; written to {out}")
-
-
-def _with_threshold(config: DetectionConfig, score_threshold: float | None) -> tuple[DetectionConfig, float]:
-    """The configuration with the threshold that predictions have, 0.5 if none is given."""
+    are_videos = names_videos(inputs)
+    if are_videos:
+        require_video()
+    paths = expand_videos(inputs) if are_videos else expand_images(inputs, in_tiles=tiling is not None)
     score_threshold = 0.5 if score_threshold is None else score_threshold
-    return replace(config, model=replace(config.model, score_threshold=score_threshold)), score_threshold
+    config = replace(config, model=replace(config.model, score_threshold=score_threshold))
+    model, device = _trained(config, source)
+    options: dict[str, Any] = {
+        "out": out,
+        "overwrite": overwrite,
+        "category_names": _categories(config, source),
+        "score_threshold": score_threshold,
+        "device": device,
+        "pictures": pictures,
+        "tiling": tiling,
+        "nms_threshold": config.model.nms_threshold,
+    }
+    with commands.precision_of(config.training, device):
+        if are_videos:
+            with _shown() as update:
+                objects, frames = predict_videos(
+                    model, paths, **options, on_frame=lambda path, *progress: update(path.name, *progress)
+                )
+            looked_at = f"{frames} frames of {len(paths)} videos"
+        elif tiling is not None:
+            print(memory_of_prediction(model, paths, tiling, config, device=device, pictures=pictures))
+            with _shown() as update:
+                objects = predict_paths(
+                    model, paths, **options, on_tile=lambda path, *progress: update(path.name, *progress)
+                )
+            looked_at = f"{len(paths)} images"
+        else:
+            objects = predict_paths(model, paths, **options)
+            looked_at = f"{len(paths)} images"
+    print(f"{objects} objects in {looked_at}; written to {out}")
 
 
 def check_data(config: DetectionConfig) -> bool:
@@ -325,21 +278,21 @@ def _detect(
 
 
 @contextmanager
-def _tiles_shown(tiling: Tiling | None, images: int) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar over the tiles of one image after the other, in a terminal."""
-    if tiling is None or not sys.stdout.isatty():
-        yield None
-        return
-    with Progress(transient=True) as progress:
+def _shown() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar in a terminal, over the parts of one file after the other: its name, the parts done, and all."""
+    with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
         bar = progress.add_task("predict", total=None)
-        done = 0
+        shown = ""
 
-        def on_tile(number: int, total: int) -> None:
-            nonlocal done
-            progress.update(bar, completed=number, total=total, description=f"predict: image {done + 1} of {images}")
-            done += number == total
+        def update(name: str, number: int, total: int) -> None:
+            nonlocal shown
+            if name != shown:
+                # Or the time left would be reckoned from the file before.
+                progress.reset(bar, description=name, total=total)
+                shown = name
+            progress.update(bar, completed=number)
 
-        yield on_tile
+        yield update
 
 
 def _files_of(annotations: CocoAnnotations) -> list[Path]:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from latentgnn.errors import UserError
 from latentgnn.tasks.detection.config import DetectionConfig
 from latentgnn.tasks.detection.images import MOST_PIXELS_IN_TILES, ORIENTATION_TAG, open_image
 from latentgnn.tasks.detection.tiles import Tiling
@@ -77,14 +78,19 @@ def memory_of_prediction(
     """
     images, tiles, tile = 0, 1, (1, 1)
     for path in paths:
-        with open_image(path, most_pixels=MOST_PIXELS_IN_TILES) as image:
+        try:
+            image = open_image(path, most_pixels=MOST_PIXELS_IN_TILES)
+        except UserError:
+            # It is told when its turn comes, and the others are done.
+            continue
+        with image:
             width, height = image.size
             each = _DECODED.get(image.mode, _SIXTEEN_BITS) + _DECODER.get(image.format or "", 0)
             each += _TURNED if _may_be_turned(image) else 0
-            images = max(images, width * height * each)
-            windows = tiling.windows(width, height)
-            tiles = max(tiles, len(windows))
-            tile = max(tile, (windows[0].height, windows[0].width), key=lambda sides: sides[0] * sides[1])
+        images = max(images, width * height * each)
+        windows = tiling.windows(width, height)
+        tiles = max(tiles, len(windows))
+        tile = max(tile, (windows[0].height, windows[0].width), key=lambda sides: sides[0] * sides[1])
     objects = config.model.detections_per_image
     masks = objects * tile[0] * tile[1] * _MASK if config.model.detector == "mask_rcnn" else 0
     records = objects * tiles * _RECORD

@@ -1,6 +1,7 @@
 """A detector on image files: annotated pictures and COCO-results JSON."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,8 @@ def predict_paths(
     tiling: Tiling | None = None,
     nms_threshold: float = 0.5,
     on_image: Callable[[Path, int], None] | None = None,
-    on_tile: Callable[[int, int], None] | None = None,
-) -> list[dict[str, Any]]:
+    on_tile: Callable[[Path, int, int], None] | None = None,
+) -> int:
     """Run a detector on image files, one after the other, and write what it finds.
 
     Writes ``predictions.json``, a list of COCO-results records with a ``file_name`` each, and ``pictures/<name>.png``
@@ -117,10 +118,10 @@ def predict_paths(
         tiling: look at images by overlapping tiles (see `latentgnn.tasks.detection.tiles.detect_in_tiles`).
         nms_threshold: for what tiles have found.
         on_image: called after each image with its path and its number of detections.
-        on_tile: called after each tile with the number of an image's tiles done and of all.
+        on_tile: called after each tile with the path and the number of the image's tiles done and of all.
 
     Returns:
-        The records.
+        The number of objects; records are in the file alone, for there may be any number.
 
     Raises:
         UserError: images could not be read, and it lists them; or ``out`` is not for results (see
@@ -129,7 +130,7 @@ def predict_paths(
     category_of_label = {label: category_id for label, (category_id, _) in enumerate(category_names, 1)}
     targets = [Path("pictures") / f"{name}.png" for name in result_names(paths)]
     names = ["predictions.json", *(targets if pictures else ())]
-    records: list[dict[str, Any]] = []
+    objects = 0
     faults: list[str] = []
     model.to(device).eval()
     with (
@@ -148,14 +149,14 @@ def predict_paths(
                     device=device,
                     tiling=tiling,
                     nms_threshold=nms_threshold,
-                    on_tile=on_tile,
+                    on_tile=None if on_tile is None else partial(on_tile, path),
                 )
                 named = [{"file_name": str(path), **record} for record in detections]
                 found.add(named)
-                records += named
+                objects += len(named)
                 if pictures:
                     results.write(target, png_bytes(draw_detections(image, detections, category_names)))
                 if on_image is not None:
                     on_image(path, len(detections))
     raise_faults(faults, inputs=len(paths), kind="image", out=out)
-    return records
+    return objects
