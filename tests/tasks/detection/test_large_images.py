@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -79,6 +80,16 @@ def test_tiles_as_large_as_the_image_find_what_the_whole_image_gives(run, data, 
 def test_tiles_that_make_no_sense_are_refused(run, data, tmp_path, capsys, arguments, message):
     assert main(["predict", str(run), str(data / "val"), "--out", str(tmp_path / "out"), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_damaged_image_does_not_stop_the_others(run, data, tmp_path, capsys):
+    shutil.copytree(data / "val", tmp_path / "in")
+    (tmp_path / "in" / "val0.png").write_bytes(b"no image")
+    assert (
+        main(["predict", str(run), str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--score-threshold", "0"]) == 1
+    )
+    assert "1 of 3 images failed" in capsys.readouterr().err
+    assert {record["image_id"] for record in predictions(tmp_path / "out")} == {1, 2}
 
 
 @pytest.mark.parametrize("side", [1900, pytest.param(10_000, marks=pytest.mark.slow)])
