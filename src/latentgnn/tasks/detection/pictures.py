@@ -156,24 +156,29 @@ def _draw_mask(picture: Image.Image, item: _Object, size: tuple[int, int], facto
     if not w or not h:
         return
     # Work on the mask's surroundings alone; two pixels of margin leave room for its smoothed edge.
+    margin = math.ceil(2 / min(factor, 1))
     left, top, right, bottom = (
-        max(x - 2, 0),
-        max(y - 2, 0),
-        min(x + w + 2, size[0]),
-        min(y + h + 2, size[1]),
+        max(x - margin, 0),
+        max(y - margin, 0),
+        min(x + w + margin, size[0]),
+        min(y + h + margin, size[1]),
     )
+    # The pixels of the picture that lie within them, and where these are in the image: whole numbers if it is enlarged.
     place = (
-        math.floor(left * factor),
-        math.floor(top * factor),
-        min(math.ceil(right * factor), picture.width),
-        min(math.ceil(bottom * factor), picture.height),
+        math.ceil(left * factor),
+        math.ceil(top * factor),
+        min(math.floor(right * factor), picture.width),
+        min(math.floor(bottom * factor), picture.height),
     )
+    if place[0] >= place[2] or place[1] >= place[3]:
+        return
+    source = (place[0] / factor - left, place[1] / factor - top, place[2] / factor - left, place[3] / factor - top)
     part = Image.fromarray(cut_mask(rle, Window(left, top, right, bottom)) * 255)
     how = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BOX
-    mask = part.resize((place[2] - place[0], place[3] - place[1]), how)
+    mask = part.resize((place[2] - place[0], place[3] - place[1]), how, box=source)
     if factor < 1:
-        # A pixel counts if a quarter of it does, or thin objects would go.
-        mask = mask.point([0] * 64 + [255] * 192)
+        # A pixel counts if an eighth of it does, or thin objects would go.
+        mask = mask.point([0] * 32 + [255] * 224)
     if factor > 1:
         # Rounds off the enlarged pixels' corners; a wider blur would lose objects of one pixel.
         mask = mask.filter(ImageFilter.GaussianBlur(0.45 * factor)).point([0] * 128 + [255] * 128)
