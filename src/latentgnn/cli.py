@@ -383,11 +383,13 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", type=Path, metavar="FILE", help="score this COCO-results file (detection)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (evaluation/ inside the run)")
     _overwrite_argument(parser)
+    _tile_arguments(parser)
     _json_argument(parser)
 
 
 def _evaluate(arguments: argparse.Namespace, overrides: Overrides) -> int:
     model: Path | None = arguments.model
+    overrides = [*overrides, *_tile_settings(arguments)]
     if model is None and arguments.results is None:
         raise UsageError("evaluate needs a run's folder or a checkpoint, or --results FILE")
     if model is None:
@@ -432,6 +434,18 @@ def _overwrite_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier command in --out")
 
 
+def _tile_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tiles", metavar="SIZE", help="look at large images by tiles of this side (--evaluation.tiles; detection)"
+    )
+    parser.add_argument("--overlap", metavar="FRACTION", help="of neighbouring tiles (--evaluation.tile_overlap; 0.2)")
+
+
+def _tile_settings(arguments: argparse.Namespace) -> Overrides:
+    given = {"evaluation.tiles": arguments.tiles, "evaluation.tile_overlap": arguments.overlap}
+    return [(name, value) for name, value in given.items() if value is not None]
+
+
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="RUN_OR_CHECKPOINT", help="what train has written")
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders and globs")
@@ -443,12 +457,13 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
         "--score-threshold", type=float, metavar="SCORE", help="leave out detections that score less (detection; 0.5)"
     )
     parser.add_argument("--no-pictures", action="store_true", help="write the results alone")
+    _tile_arguments(parser)
 
 
 def _predict(arguments: argparse.Namespace, overrides: Overrides) -> int:
     if arguments.score_threshold is not None and not 0 <= arguments.score_threshold <= 1:
         raise UsageError(f"--score-threshold: expected a number from 0 to 1; got {arguments.score_threshold}")
-    task, config = _configuration_in_use(arguments.model, overrides)
+    task, config = _configuration_in_use(arguments.model, [*overrides, *_tile_settings(arguments)])
     task.commands.predict(
         config,
         arguments.model,

@@ -1,9 +1,11 @@
 """The check of a set before anything is trained on it, whatever its format: every record, every image file."""
 
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +26,10 @@ _TOLERANCE = 1.0
 
 # A training image's masks are decoded together, a byte a pixel and object.
 _MOST_MASK_BYTES = 2 * 2**30
+
+# Threads decode side by side, but of images beyond this size, 64 MB of RGB, only so many.
+_LARGE_PIXELS = 2**24
+_MOST_LARGE = 2
 
 
 @dataclass(kw_only=True, slots=True)
@@ -60,7 +66,7 @@ class Report:
         return "\n".join([*lines, f"{self.file}: " + ", ".join(f"{what} {count}" for what, count in counts.items())])
 
 
-def check_split(annotation_path: Path | str, image_folder: Path | str) -> Report:
+def check_split(annotation_path: Path | str, image_folder: Path | str, *, whole: bool = True) -> Report:
     """Check every annotation and every image file of a split.
 
     Faults are: a file or folder that is missing; malformed JSON; lists, records or fields that are missing or of the
@@ -72,30 +78,40 @@ def check_split(annotation_path: Path | str, image_folder: Path | str) -> Report
 
     JPEG files are decoded only where their end is missing: their decoder makes a picture of whatever else is damaged,
     so that decoding would find no more. All other files are decoded.
+
+    Args:
+        annotation_path: COCO JSON file.
+        image_folder: where its file names point.
+        whole: images are used whole, not in crops or tiles, and the masks of each must fit into memory together.
     """
-    return check(read_coco(Path(annotation_path), Path(image_folder)))
+    return check(read_coco(Path(annotation_path), Path(image_folder)), whole=whole)
 
 
 def load_split(
-    annotation_path: Path | str, image_folder: Path | str, on_fault: Literal["stop", "skip"] = "stop"
+    annotation_path: Path | str,
+    image_folder: Path | str,
+    on_fault: Literal["stop", "skip"] = "stop",
+    *,
+    whole: bool = True,
 ) -> CocoAnnotations:
     """`load` of a COCO JSON file and the folder where its file names point."""
-    return load(read_coco(Path(annotation_path), Path(image_folder)), on_fault)
+    return load(read_coco(Path(annotation_path), Path(image_folder)), on_fault, whole=whole)
 
 
-def load(reading: Reading, on_fault: Literal["stop", "skip"] = "stop") -> CocoAnnotations:
+def load(reading: Reading, on_fault: Literal["stop", "skip"] = "stop", *, whole: bool = True) -> CocoAnnotations:
     """Check what was read of a split, and make a set of it.
 
     Args:
         reading: of any format.
         on_fault: ``stop`` refuses a set with faults; ``skip`` leaves the faulty records out, and the result's
             ``skipped`` says which and how many.
+        whole: see `check_split`.
 
     Raises:
         UserError: with the first faults; also where records cannot be left out: no JSON, no image folder, faulty
             categories (every label depends on them), or no image that is left.
     """
-    report = check(reading)
+    report = check(reading, whole=whole)
     dataset = reading.dataset
     if not report.faults:
         return CocoAnnotations(dataset, reading.image_folder)
@@ -128,7 +144,7 @@ def sound_part(reading: Reading, report: Report) -> CocoAnnotations | None:
     )
 
 
-def check(reading: Reading) -> Report:
+def check(reading: Reading, *, whole: bool = True) -> Report:
     """Check what was read of a split, see `check_split`; the faults of reading it come first."""
     report = Report(file=reading.file, faults=list(reading.faults))
     if not reading.image_folder.is_dir():
@@ -136,18 +152,19 @@ def check(reading: Reading) -> Report:
     if not any(fault.fatal for fault in report.faults):
         if not reading.dataset["images"] and not report.faults:
             report.faults.append(Fault(file=reading.file, record="", message="it has no image", fatal=True))
-        _Checker(report, reading).run()
+        _Checker(report, reading, whole).run()
     return report
 
 
 class _Checker:
     """One pass over a parsed file; what it finds goes to the report."""
 
-    def __init__(self, report: Report, reading: Reading) -> None:
+    def __init__(self, report: Report, reading: Reading, whole: bool) -> None:
         self.report = report
         self.dataset = dataset = reading.dataset
         self.image_folder = reading.image_folder
         self.places = reading.places
+        self.whole = whole
         self.sizes: dict[int, tuple[int, int] | None] = {}
         self.objects: Counter[int] = Counter()
         self.categories: set[int] = set()
@@ -159,7 +176,7 @@ class _Checker:
         self._categories()
         files = self._images()
         self._annotations()
-        if self.has_masks:
+        if self.has_masks and self.whole:
             self._mask_memory(files)
         self._files(files)
         annotations = [record for record in self.dataset["annotations"] if isinstance(record, dict)]
@@ -227,13 +244,21 @@ class _Checker:
             if (size := self.objects[id] * width * height) > _MOST_MASK_BYTES:
                 message = (
                     f"the masks of its {self.objects[id]:,} objects take {size / 2**30:.1f} GiB when they are decoded; "
-                    f"expected at most {_MOST_MASK_BYTES / 2**30:.0f} GiB: cut the image into tiles"
+                    f"expected at most {_MOST_MASK_BYTES / 2**30:.0f} GiB: learn from crops "
+                    "(--data.crop.size 1024), or cut the image up"
                 )
                 self._fault("images", record, message, id)
 
     def _files(self, files: list[tuple[str, int, Path, tuple[int, int]]]) -> None:
+        few = threading.Semaphore(_MOST_LARGE)
+
+        def fault(file: tuple[str, int, Path, tuple[int, int]]) -> str | None:
+            _, _, path, (width, height) = file
+            with few if width * height > _LARGE_PIXELS else nullcontext():
+                return _image_fault(path, (width, height))
+
         with ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 4)) as pool:
-            messages = pool.map(lambda file: _image_fault(file[2], file[3]), files)
+            messages = pool.map(fault, files)
             for (record, id, path, _), message in zip(files, messages, strict=True):
                 if message:
                     self._fault("images", record, message, id, path)

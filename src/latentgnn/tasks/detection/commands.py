@@ -2,14 +2,14 @@
 
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
+from rich.progress import Progress, track
 from torch import nn
 
 from latentgnn.errors import UserError
@@ -26,12 +26,16 @@ from latentgnn.tasks.detection.evaluation import CocoEvaluator, Record, Scores, 
 from latentgnn.tasks.detection.fit import NEEDS_MASKS
 from latentgnn.tasks.detection.images import read_image
 from latentgnn.tasks.detection.loading import load_detector
+from latentgnn.tasks.detection.memory import memory_of_prediction
 from latentgnn.tasks.detection.model import build_detector
 from latentgnn.tasks.detection.pictures import png_bytes, side_by_side
 from latentgnn.tasks.detection.prediction import expand_images, predict_paths
 from latentgnn.tasks.detection.sets import DetectionSet
 from latentgnn.tasks.detection.splits import keep_split, kept_split
-from latentgnn.tasks.detection.task import DetectionTask, kinds_of_detector
+from latentgnn.tasks.detection.task import DetectionTask, found_in, kinds_of_detector
+from latentgnn.tasks.detection.tiles import Tiling
+from latentgnn.tasks.detection.video import require_video
+from latentgnn.tasks.detection.video_prediction import expand_videos, names_videos, predict_videos
 from latentgnn.tasks.detection.weights.start import body_parameters, start_from
 from latentgnn.tasks.inputs import result_names
 from latentgnn.training import commands
@@ -119,36 +123,55 @@ def predict(
     overwrite: bool = False,
     score_threshold: float | None,
     pictures: bool,
-) -> list[Record]:
-    """Apply a trained model to image files, folders and globs.
+) -> None:
+    """Apply a trained model to image files, folders and globs, or to video files.
 
     Args:
         config: the model's.
         source: a run's folder or a checkpoint.
         inputs: files, folders and globs.
-        out: folder, new or empty, for ``predictions.json`` and ``pictures/``.
+        out: folder, new or empty, for ``predictions.json`` and ``pictures/`` or ``videos/``.
         overwrite: replace the results of an earlier command in ``out``.
         score_threshold: detections below it are left out; ``None`` takes 0.5.
-        pictures: write annotated pictures.
+        pictures: write annotated pictures, or videos.
     """
-    paths = expand_images(inputs)
+    tiling = Tiling.of(config.evaluation)
+    are_videos = names_videos(inputs)
+    if are_videos:
+        require_video()
+    paths = expand_videos(inputs) if are_videos else expand_images(inputs, in_tiles=tiling is not None)
     score_threshold = 0.5 if score_threshold is None else score_threshold
     config = replace(config, model=replace(config.model, score_threshold=score_threshold))
     model, device = _trained(config, source)
+    options: dict[str, Any] = {
+        "out": out,
+        "overwrite": overwrite,
+        "category_names": _categories(config, source),
+        "score_threshold": score_threshold,
+        "device": device,
+        "pictures": pictures,
+        "tiling": tiling,
+        "nms_threshold": config.model.nms_threshold,
+    }
     with commands.precision_of(config.training, device):
-        records = predict_paths(
-            model,
-            paths,
-            out=out,
-            overwrite=overwrite,
-            category_names=_categories(config, source),
-            score_threshold=score_threshold,
-            device=device,
-            pictures=pictures,
-        )
-    print(f"{len(records)} objects in {len(paths)} images")
+        if are_videos:
+            with _shown() as update:
+                objects, frames = predict_videos(
+                    model, paths, **options, on_frame=lambda path, *progress: update(path.name, *progress)
+                )
+            looked_at = f"{frames} frames of {len(paths)} videos"
+        elif tiling is not None:
+            print(memory_of_prediction(model, paths, tiling, config, device=device, pictures=pictures))
+            with _shown() as update:
+                objects = predict_paths(
+                    model, paths, **options, on_tile=lambda path, *progress: update(path.name, *progress)
+                )
+            looked_at = f"{len(paths)} images"
+        else:
+            objects = predict_paths(model, paths, **options)
+            looked_at = f"{len(paths)} images"
+    print(f"{objects} objects in {looked_at}")
     say_end(out)
-    return records
 
 
 def check_data(
@@ -253,7 +276,7 @@ def _open(config: DataConfig, folder: Path) -> DetectionSet:
 def _load_split(opened: DetectionSet, split: Split) -> CocoAnnotations:
     """A split without faults."""
     reading = opened.reading(split)
-    annotations = load(reading, on_fault=opened.config.on_fault)
+    annotations = load(reading, on_fault=opened.config.on_fault, whole=opened.config.is_whole)
     if is_first_process():
         if annotations.skipped:
             print(annotations.skipped)
@@ -309,16 +332,36 @@ def _detect(
 ) -> list[Record]:
     """What a model finds in a set, kept in a file as it comes."""
     category_of_label = {label: id for label, (id, _) in enumerate(config.data.categories or (), 1)}
-    images = make_loader(CocoValidationSet(val_set), list, workers=config.training.workers, seed=0, batch_size=1)
+    samples = CocoValidationSet(val_set, in_tiles=config.evaluation.tiles is not None)
+    images = make_loader(samples, list, workers=config.training.workers, seed=0, batch_size=1)
     records: list[Record] = []
     with torch.inference_mode(), commands.precision_of(config.training, device), batches(images) as loaded:
         for [(image, target)] in track(
             loaded, "evaluate", total=len(val_set), transient=True, disable=not sys.stdout.isatty()
         ):
-            new = evaluator.results_of([model([image.to(device)])[0]], [target["image_id"]], category_of_label)
+            on_device = image if isinstance(image, Path) else image.to(device)
+            new = found_in(model, [on_device], [target], config, evaluator, category_of_label)
             found.add(new)
             records += new
     return records
+
+
+@contextmanager
+def _shown() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar in a terminal, over the parts of one file after the other: its name, the parts done, and all."""
+    with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
+        bar = progress.add_task("predict", total=None)
+        shown = ""
+
+        def update(name: str, number: int, total: int) -> None:
+            nonlocal shown
+            if name != shown:
+                # Or the time left would be reckoned from the file before.
+                progress.reset(bar, description=name, total=total)
+                shown = name
+            progress.update(bar, completed=number)
+
+        yield update
 
 
 def _files_of(annotations: CocoAnnotations) -> list[Path]:

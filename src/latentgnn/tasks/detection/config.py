@@ -20,8 +20,9 @@ _SET = (
     *("data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images"),
 )
 CHECKED = (
-    *("data.root", *_SET, "model.detector", "model.min_size", "model.max_size", "model.anchor_sizes"),
-    *("model.anchor_ratios", "model.detections_per_image", "evaluation.max_detections", "evaluation.sample_pictures"),
+    *("data.root", *_SET, "data.crop.size", "evaluation.tiles", "model.detector", "model.min_size", "model.max_size"),
+    *("model.anchor_sizes", "model.anchor_ratios", "model.detections_per_image", "evaluation.max_detections"),
+    "evaluation.sample_pictures",
 )
 """The settings that the check of a set uses."""
 CONVERTED = (*_SET, "data.on_fault")
@@ -217,6 +218,36 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CropConfig:
+    """Training on crops of large images: each time an image is drawn, one window of it is read, at random.
+
+    Unlike ``augment.crop``, which cuts what was read whole, this never holds the masks and pixels of the whole image as
+    tensors.
+
+    Args:
+        size: side of the square window in pixels, ``null`` for whole images; an image shorter than it keeps its length.
+        visible: an object that the window's edge cuts is kept if at least this fraction of its mask, or of its box
+            where there are no masks, is in the window.
+        on_object: probability that the window is placed so that it holds a random object, whole if it fits; else it
+            lies anywhere.
+    """
+
+    size: int | None = None
+    visible: float = 0.1
+    on_object: float = 0.5
+
+    def __post_init__(self) -> None:
+        expect(
+            self,
+            {
+                "size": (self.size is None or 32 <= self.size <= _MOST_PIXELS, f"32 to {_MOST_PIXELS:,}, or null"),
+                "visible": (0 < self.visible <= 1, "a fraction above 0, up to 1"),
+                "on_object": (0 <= self.on_object <= 1, "a probability from 0 to 1"),
+            },
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where images and annotations are.
 
@@ -234,6 +265,7 @@ class DataConfig:
         val_images: likewise for validation.
         on_fault: ``stop`` at faulty records, or ``skip`` them and say how many.
         group_by_aspect: batches hold only wide or only tall images, which saves padding.
+        crop: see `CropConfig`.
         augment: see `AugmentConfig`.
         categories: id and name of every category; ``null`` takes those of the annotations, and a run's resolved
             configuration names them.
@@ -253,11 +285,17 @@ class DataConfig:
     val_images: str | None = None
     on_fault: Literal["stop", "skip"] = "stop"
     group_by_aspect: bool = True
+    crop: CropConfig = field(default_factory=CropConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     categories: tuple[tuple[int, str], ...] | None = None
     embedded_train: int = 1000
     embedded_val: int = 200
     embedded_size: int = 128
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether images are learnt from whole: of crops, an image's masks are never decoded together."""
+        return self.crop.size is None
 
     def __post_init__(self) -> None:
         ids = [id for id, _ in self.categories or ()]
@@ -295,14 +333,18 @@ def is_pattern(text: str | None) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How detections are scored.
+    """How images are looked at, in validations, ``evaluate`` and ``predict`` alike, and how detections are scored.
 
     Args:
+        tiles: side in pixels of the overlapping tiles that an image is looked at by, ``null`` for whole images.
+        tile_overlap: of neighbouring tiles, as a fraction of ``tiles``.
         max_detections: the three limits of detections an image, ascending, of COCO's figures.
         per_category: also give every category's AP.
         sample_pictures: pictures with ground truth beside predictions that a run writes.
     """
 
+    tiles: int | None = None
+    tile_overlap: float = 0.2
     max_detections: tuple[int, int, int] = (1, 10, 100)
     per_category: bool = False
     sample_pictures: int = 8
@@ -312,6 +354,8 @@ class EvaluationConfig:
         expect(
             self,
             {
+                "tiles": (self.tiles is None or 32 <= self.tiles <= _MOST_PIXELS, f"32 to {_MOST_PIXELS:,}, or null"),
+                "tile_overlap": (0 <= self.tile_overlap <= 0.9, "a fraction from 0 to 0.9"),
                 "max_detections": (
                     0 < first < second < last <= _MOST_DETECTIONS,
                     f"three ascending limits of 1 to {_MOST_DETECTIONS:,}",

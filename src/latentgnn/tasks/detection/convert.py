@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from latentgnn.outputs import Results
+from latentgnn.outputs import Results, quoted, say_end
 from latentgnn.tasks.checks import Split
 from latentgnn.tasks.detection.check import load
 from latentgnn.tasks.detection.coco import CocoAnnotations
@@ -33,7 +33,8 @@ def convert(config: DetectionConfig, *, out: Path, overwrite: bool, with_images:
     with Results(out, [_file(split) for split in _SPLITS], overwrite=overwrite) as written:
         readings = {split: opened.reading(split) for split in _SPLITS} if opened.is_split else {"train": opened.whole()}
         written.reads(reading.file for reading in readings.values())
-        sets = {split: load(reading, config.data.on_fault) for split, reading in readings.items()}
+        # Nothing is decoded together here.
+        sets = {split: load(reading, config.data.on_fault, whole=False) for split, reading in readings.items()}
         for annotations in sets.values():
             written.reads(image.path for image in annotations.images)
         for split, annotations in sets.items():
@@ -45,10 +46,10 @@ def convert(config: DetectionConfig, *, out: Path, overwrite: bool, with_images:
             if annotations.skipped:
                 print(annotations.skipped)
             print(f"{split}: {len(annotations)} images, {len(dataset['annotations'])} annotations")
-    root = f"--data.root {out}"
+    root = f"--data.root {quoted(out)}"
     if not with_images:
-        root += "".join(f" --data.{split}_images {sets[split].folder.absolute()}" for split in sets)
-    print(f"written to {out}; next: latentgnn check-data {root}")
+        root += "".join(f" --data.{split}_images {quoted(sets[split].folder.absolute())}" for split in sets)
+    say_end(out, f"latentgnn check-data {root}")
 
 
 def _file(split: str) -> Path:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from latentgnn.errors import UserError
 from latentgnn.reading import read_json, shown
-from latentgnn.tasks.detection.segmentations import segmentation_fault, to_rle
+from latentgnn.tasks.detection.segmentations import plain_rle, segmentation_fault, to_rle
 from latentgnn.tasks.figures import figure_text, mean_of_defined
 
 Kind = Literal["bbox", "segm"]
@@ -344,7 +344,7 @@ def encode_masks(masks_NHW: Tensor) -> list[dict[str, Any]]:
     """Bool masks (n, height, width) as compressed RLE, as JSON can hold it."""
     # The codec wants height fastest in memory: one transposed copy here instead of one a mask there.
     columns_NWH = masks_NHW.detach().to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
-    return [_plain(rle) for rle in rle_codec.encode(columns_NWH.transpose(2, 1, 0))]
+    return [plain_rle(rle) for rle in rle_codec.encode(columns_NWH.transpose(2, 1, 0))]
 
 
 def load_results(path: Path | str, dataset: Mapping[str, Any]) -> list[Record]:
@@ -409,16 +409,11 @@ def _check_segmentation(segmentation: Any, image: Mapping[str, Any], where: str)
 
 def _compressed(segmentation: Any, image: Mapping[str, Any]) -> dict[str, Any]:
     """Polygons and RLE of both sorts, known to be sound, as compressed RLE."""
-    return _plain(to_rle(segmentation, int(image["height"]), int(image["width"])))
+    return plain_rle(to_rle(segmentation, int(image["height"]), int(image["width"])))
 
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _plain(rle: Mapping[str, Any]) -> dict[str, Any]:
-    counts = rle["counts"]
-    return {"size": list(rle["size"]), "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
 
 
 def _box_of(rle: Mapping[str, Any]) -> list[float]:

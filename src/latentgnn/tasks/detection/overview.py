@@ -73,9 +73,10 @@ def check_data(config: DetectionConfig, *, recipe: str, as_json: bool, out: Path
 
 def _part(opened: DetectionSet, split: str, config: DetectionConfig) -> _Part:
     reading = opened.reading(split) if split in _SPLITS else opened.whole()
-    report = check(reading)
+    report = check(reading, whole=config.data.is_whole)
     sound = sound_part(reading, report)
-    summary = summarize(sound, config.model) if sound is not None else None
+    window = config.evaluation.tiles if split == "val" else config.data.crop.size
+    summary = summarize(sound, config.model, window=window) if sound is not None else None
     return _Part(report=report, notes=reading.notes, sound=sound, summary=summary)
 
 

@@ -103,12 +103,13 @@ class Summary:
         return "\n".join(lines)
 
 
-def summarize(annotations: CocoAnnotations, config: ModelConfig) -> Summary:
+def summarize(annotations: CocoAnnotations, config: ModelConfig, *, window: int | None = None) -> Summary:
     """The figures of a set.
 
     Args:
         annotations: the set.
         config: says how images are resized.
+        window: side in pixels of the crops or tiles that are resized in the place of whole images.
     """
     of_category: Counter[int] = Counter()
     images_of_category: Counter[int] = Counter()
@@ -120,12 +121,13 @@ def summarize(annotations: CocoAnnotations, config: ModelConfig) -> Summary:
         objects = [record for record in records if not record["iscrowd"]]
         crowds += len(records) - len(objects)
         counts.append(len(objects))
-        factor = scale(image.width, image.height, config)
+        width, height = (side if window is None else min(side, window) for side in (image.width, image.height))
+        factor = scale(width, height, config)
         boxes += [(record["bbox"][2] * factor, record["bbox"][3] * factor) for record in objects]
         ids = [record["category_id"] for record in objects]
         of_category.update(ids)
         images_of_category.update(set(ids))
-    widths, heights = np.array(boxes, np.float64).reshape(-1, 2).T
+    box_widths, box_heights = np.array(boxes, np.float64).reshape(-1, 2).T
     categories = [(id, name, of_category[id], images_of_category[id]) for id, name in annotations.categories]
     return Summary(
         images=len(annotations),
@@ -133,8 +135,8 @@ def summarize(annotations: CocoAnnotations, config: ModelConfig) -> Summary:
         has_masks=annotations.has_masks,
         crowds=crowds,
         objects_of_image=np.array(counts, np.int64),
-        sides=np.sqrt(widths * heights),
-        ratios=heights / widths,
+        sides=np.sqrt(box_widths * box_heights),
+        ratios=box_heights / box_widths,
         categories=tuple(sorted(categories, key=lambda category: (category[2], category[0]))),
     )
 
