@@ -254,8 +254,9 @@ def test_predict(tmp_path, calls):
 
 
 def test_check_data_answers_with_its_exit_code(calls):
+    calls.answer = {"faultless": True}
     assert main(["check-data", "--data.root", "x"]) == 0
-    calls.answer = False
+    calls.answer = {"faultless": False}
     assert main(["check-data", "--data.root", "x"]) == 1
 
 

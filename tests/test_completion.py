@@ -57,7 +57,7 @@ def test_a_shell_completes_commands_options_values_and_recipes(
     assert found("tra") == {"train"}
     assert found("train", "--training.optimizer.na") == {"--training.optimizer.name"}
     assert found("train", "--training.optimizer.name", "") == {"sgd", "adamw"}
-    assert found("evaluate", "--ov") == {"--overwrite"}
+    assert found("evaluate", "--overw") == {"--overwrite"}
     assert found("recipes", "") >= set(list_recipes())
     assert found("train", "--config", "nuclei_") == {"nuclei_small"}
     assert {name.rstrip("/") for name in found("report", "ru")} == {"runs"}

@@ -490,10 +490,10 @@ def _check_data_arguments(parser: argparse.ArgumentParser) -> None:
 def _check_data(arguments: argparse.Namespace, overrides: Overrides) -> int:
     source = DEFAULT_RECIPE if arguments.config is None else arguments.config
     task, config = _configuration(source, overrides)
-    faultless = task.commands.check_data(
-        config, recipe=source, as_json=arguments.json, out=arguments.out, overwrite=arguments.overwrite
-    )
-    return 0 if faultless else 1
+    with _output(as_json=arguments.json) as give:
+        told = task.commands.check_data(config, recipe=source, out=arguments.out, overwrite=arguments.overwrite)
+        give(lambda: told)
+    return 0 if told["faultless"] else 1
 
 
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:

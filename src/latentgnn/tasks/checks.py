@@ -1,6 +1,5 @@
 """What the checks of data sets have in common, whatever the task: the splits, and how faults are listed."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -39,20 +38,19 @@ def is_faultless(reports: Mapping[str, Report]) -> bool:
     return not any(report.faults for report in reports.values())
 
 
-def check_splits(check: Callable[[Split], Report], *, as_json: bool = False) -> bool:
-    """Check the training and the validation split, print both reports, and return whether neither has faults.
+def check_splits(check: Callable[[Split], Report]) -> dict[str, Any]:
+    """Check the training and the validation split, and print both reports.
 
     Args:
         check: gives the report of a split.
-        as_json: print one JSON object for programs.
+
+    Returns:
+        ``faultless``, whether neither has faults, and the reports as plain data.
     """
     splits: tuple[Split, Split] = ("train", "val")
     reports: dict[str, Report] = {}
     for split in splits:
         reports[split] = check(split)
-        if not as_json:
-            print(reports[split].text())
-    if as_json:
-        told = {split: report.to_json() for split, report in reports.items()}
-        print(json.dumps({"faultless": is_faultless(reports), "splits": told}))
-    return is_faultless(reports)
+        print(reports[split].text())
+    told = {split: report.to_json() for split, report in reports.items()}
+    return {"faultless": is_faultless(reports), "splits": told}

@@ -175,10 +175,10 @@ def predict(
 
 
 def check_data(
-    config: DetectionConfig, *, recipe: str, as_json: bool = False, out: Path | None = None, overwrite: bool = False
-) -> bool:
+    config: DetectionConfig, *, recipe: str, out: Path | None = None, overwrite: bool = False
+) -> dict[str, Any]:
     """See `latentgnn.tasks.detection.overview.check_data`."""
-    return overview.check_data(config, recipe=recipe, as_json=as_json, out=out, overwrite=overwrite)
+    return overview.check_data(config, recipe=recipe, out=out, overwrite=overwrite)
 
 
 def convert(config: DetectionConfig, *, out: Path, overwrite: bool = False, with_images: bool = True) -> None:

@@ -1,13 +1,12 @@
 """``check-data`` for detection: faults, then what the set holds, then what does not fit the recipe."""
 
-import json
 import textwrap
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentgnn.outputs import Results
+from latentgnn.outputs import Results, say_end
 from latentgnn.tasks.checks import Split, is_faultless
 from latentgnn.tasks.detection.check import Report, check, sound_part
 from latentgnn.tasks.detection.coco import CocoAnnotations
@@ -35,15 +34,17 @@ class _Part:
         return {**self.report.to_json(), "notes": self.notes, "summary": summary}
 
 
-def check_data(config: DetectionConfig, *, recipe: str, as_json: bool, out: Path | None, overwrite: bool) -> bool:
-    """Check every record and image, print what is wrong and what the set holds; return whether nothing is wrong.
+def check_data(config: DetectionConfig, *, recipe: str, out: Path | None, overwrite: bool) -> dict[str, Any]:
+    """Check every record and image, and print what is wrong, what the set holds and what does not fit the recipe.
 
     Args:
         config: says where the set is, and what is to be trained on it.
         recipe: that it comes from.
-        as_json: print one JSON object for programs.
         out: folder, new or empty, for pictures of samples and ``summary.json``; ``None`` writes nothing.
         overwrite: replace the results of an earlier command in ``out``.
+
+    Returns:
+        What it printed as plain data, with ``faultless``: whether nothing is wrong.
     """
     opened = DetectionSet(config.data)
     with ExitStack() as stack:
@@ -51,8 +52,7 @@ def check_data(config: DetectionConfig, *, recipe: str, as_json: bool, out: Path
         parts: dict[str, _Part] = {}
         for split in _SPLITS if opened.is_split else ("all",):
             parts[split] = part = _part(opened, split, config)
-            if not as_json:
-                print(part.report.text())
+            print(part.report.text())
         summaries = {split: part.summary for split, part in parts.items() if part.summary is not None}
         notes = misfits(config, summaries) + _shared(parts) if len(summaries) == len(parts) else []
         told = {
@@ -63,12 +63,12 @@ def check_data(config: DetectionConfig, *, recipe: str, as_json: bool, out: Path
             "splits": {split: part.to_json() for split, part in parts.items()},
             "misfits": notes,
         }
-        print(json.dumps(told) if as_json else _text(parts, opened.format, recipe, notes))
+        print(_text(parts, opened.format, recipe, notes))
         if written is not None:
             _write(written, parts, told, config.evaluation.sample_pictures)
-            if not as_json:
-                print(f"written to {out}")
-    return bool(told["faultless"])
+    if out is not None:
+        say_end(out)
+    return told
 
 
 def _part(opened: DetectionSet, split: str, config: DetectionConfig) -> _Part:

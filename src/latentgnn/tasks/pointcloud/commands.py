@@ -152,14 +152,13 @@ def predict(
 
 
 def check_data(
-    config: PointCloudConfig, *, recipe: str, as_json: bool = False, out: Path | None = None, overwrite: bool = False
-) -> bool:
-    """Check every scan of both splits, and print what is wrong; return whether nothing is.
+    config: PointCloudConfig, *, recipe: str, out: Path | None = None, overwrite: bool = False
+) -> dict[str, Any]:
+    """See `latentgnn.tasks.checks.check_splits`.
 
     Args:
         config: says where the scans are.
         recipe: that it comes from.
-        as_json: print one JSON object for programs.
         out: must be ``None``: scans have no picture of samples.
         overwrite: likewise without effect.
     """
@@ -167,7 +166,7 @@ def check_data(
         raise UserError(
             f"{recipe} is a recipe for point clouds, of which check-data writes no pictures: leave out --out"
         )
-    return check_splits(lambda split: check_split(config.data, split), as_json=as_json)
+    return check_splits(lambda split: check_split(config.data, split))
 
 
 def _train(config: PointCloudConfig, run: RunFolder, data: Data, resume: bool) -> dict[str, float]:
