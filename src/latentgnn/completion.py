@@ -9,7 +9,7 @@ from latentgnn.errors import require
 SHELLS = ("bash", "zsh", "fish")
 
 # Arguments that name folders; all others without choices name files.
-_FOLDERS = {"FOLDER", "RUN"}
+_FOLDERS = {"FOLDER", "RUN", "SOURCE"}
 _RECIPES = {"RECIPE", "NAME"}
 
 

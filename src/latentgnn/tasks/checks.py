@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 Split = Literal["train", "val"]
+SPLITS: tuple[Split, Split] = ("train", "val")
 
 
 class Report(Protocol):
@@ -47,9 +48,8 @@ def check_splits(check: Callable[[Split], Report]) -> dict[str, Any]:
     Returns:
         ``faultless``, whether neither has faults, and the reports as plain data.
     """
-    splits: tuple[Split, Split] = ("train", "val")
     reports: dict[str, Report] = {}
-    for split in splits:
+    for split in SPLITS:
         reports[split] = check(split)
         print(reports[split].text())
     told = {split: report.to_json() for split, report in reports.items()}

@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from latentgnn.outputs import Results, quoted, say_end
-from latentgnn.tasks.checks import Split
+from latentgnn.tasks.checks import SPLITS
 from latentgnn.tasks.detection.check import load
 from latentgnn.tasks.detection.coco import CocoAnnotations
 from latentgnn.tasks.detection.config import DetectionConfig
 from latentgnn.tasks.detection.sets import DetectionSet
 from latentgnn.tasks.inputs import result_names
-
-_SPLITS: tuple[Split, Split] = ("train", "val")
 
 
 def convert(config: DetectionConfig, *, out: Path, overwrite: bool, with_images: bool) -> None:
@@ -30,8 +28,8 @@ def convert(config: DetectionConfig, *, out: Path, overwrite: bool, with_images:
         UserError: the set has faults, see `latentgnn.tasks.detection.check.load`.
     """
     opened = DetectionSet(config.data)
-    with Results(out, [_file(split) for split in _SPLITS], overwrite=overwrite) as written:
-        readings = {split: opened.reading(split) for split in _SPLITS} if opened.is_split else {"train": opened.whole()}
+    with Results(out, [_file(split) for split in SPLITS], overwrite=overwrite) as written:
+        readings = {split: opened.reading(split) for split in SPLITS} if opened.is_split else {"train": opened.whole()}
         written.reads(reading.file for reading in readings.values())
         # Nothing is decoded together here.
         sets = {split: load(reading, config.data.on_fault, whole=False) for split, reading in readings.items()}

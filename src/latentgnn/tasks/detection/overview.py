@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latentgnn.outputs import Results, say_end
-from latentgnn.tasks.checks import Split, is_faultless
+from latentgnn.tasks.checks import SPLITS, is_faultless
 from latentgnn.tasks.detection.check import Report, check, sound_part
 from latentgnn.tasks.detection.coco import CocoAnnotations
 from latentgnn.tasks.detection.config import DetectionConfig
@@ -16,8 +16,6 @@ from latentgnn.tasks.detection.pictures import png_bytes
 from latentgnn.tasks.detection.sample_sheet import sample_sheet
 from latentgnn.tasks.detection.sets import DetectionSet
 from latentgnn.tasks.detection.summary import Summary, summarize
-
-_SPLITS: tuple[Split, Split] = ("train", "val")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +48,7 @@ def check_data(config: DetectionConfig, *, recipe: str, out: Path | None, overwr
     with ExitStack() as stack:
         written = stack.enter_context(Results(out, overwrite=overwrite)) if out is not None else None
         parts: dict[str, _Part] = {}
-        for split in _SPLITS if opened.is_split else ("all",):
+        for split in SPLITS if opened.is_split else ("all",):
             parts[split] = part = _part(opened, split, config)
             print(part.report.text())
         summaries = {split: part.summary for split, part in parts.items() if part.summary is not None}
@@ -72,7 +70,7 @@ def check_data(config: DetectionConfig, *, recipe: str, out: Path | None, overwr
 
 
 def _part(opened: DetectionSet, split: str, config: DetectionConfig) -> _Part:
-    reading = opened.reading(split) if split in _SPLITS else opened.whole()
+    reading = opened.reading(split) if split in SPLITS else opened.whole()
     report = check(reading, whole=config.data.is_whole)
     sound = sound_part(reading, report)
     window = config.evaluation.tiles if split == "val" else config.data.crop.size

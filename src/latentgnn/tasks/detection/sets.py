@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from latentgnn.errors import UserError
-from latentgnn.tasks.checks import Split
+from latentgnn.tasks.checks import SPLITS, Split
 from latentgnn.tasks.detection.coco import find_split, has_split
 from latentgnn.tasks.detection.config import DataConfig, Format
 from latentgnn.tasks.detection.formats import labelme, voc, voc_masks, yolo
@@ -22,7 +22,6 @@ _TITLES = {
     "yolo": "YOLO (data.yaml, or labels/)",
     "labelme": "LabelMe (JSON files with shapes)",
 }
-_SPLITS: tuple[Split, Split] = ("train", "val")
 _COCO_ALONE = ("train_annotations", "train_images", "val_annotations", "val_images")
 
 
@@ -95,7 +94,7 @@ class DetectionSet:
             if not readings:
                 raise UserError(f"{self.root} holds no files of {_TITLES[self.format]}")
             return {part: partial(_same, reading) for part, reading in readings.items()}
-        named = [split for split in _SPLITS if has_split(self.config, split)]
+        named = [split for split in SPLITS if has_split(self.config, split)]
         if named:
             return {split: partial(_read_named, self.config, split) for split in named}
         return {part: partial(read_coco, *pair) for part, pair in other_files(self.root).items()}
@@ -142,7 +141,7 @@ def _recognised(config: DataConfig, root: Path) -> Format:
         UserError: none, or several.
     """
     if any(getattr(config, name) is not None for name in _COCO_ALONE) or any(
-        has_split(config, split) for split in _SPLITS
+        has_split(config, split) for split in SPLITS
     ):
         return "coco"
     signs = {name: found for name, reader in _READERS.items() if (found := reader.sign(root)) is not None}
