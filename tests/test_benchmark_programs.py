@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import child, detector, gpu, layer, options, pair, points, report, shapes, sweeps
+from benchmarks import child, detector, few_images, gpu, layer, options, pair, points, report, shapes, sweeps
 from benchmarks.floors import Rates
 from benchmarks.shapes import Case, Shape
 from latentgnn.errors import UserError
@@ -325,3 +325,32 @@ def test_the_header_says_what_it_was_made_with() -> None:
 def test_the_processors_name_is_one_line() -> None:
     assert processor_name()
     assert "\n" not in processor_name()
+
+
+def test_few_images_are_the_same_for_all_sides_and_others_for_another_seed(tmp_path: Path) -> None:
+    images = [{"id": number, "file_name": f"{number}.png"} for number in range(9)]
+    annotations = [{"id": number, "image_id": number % 9} for number in range(27)]
+    path = tmp_path / "instances_train.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": [{"id": 1}]}))
+    chosen = {}
+    for seed in (0, 1):
+        content = [json.loads(few_images.few(path, 4, seed, tmp_path).read_text()) for _ in range(2)]
+        assert content[0] == content[1]
+        ids = [image["id"] for image in content[0]["images"]]
+        assert len(set(ids)) == 4
+        assert [a["id"] for a in content[0]["annotations"]] == [n for n in range(27) if n % 9 in ids]
+        assert content[0]["categories"] == [{"id": 1}]
+        chosen[seed] = set(ids)
+    assert chosen[0] != chosen[1]
+    with pytest.raises(UserError, match=r"--images 10: .* has 9"):
+        few_images.few(path, 10, 0, tmp_path)
+
+
+def test_the_table_of_few_images_has_means_and_ranges() -> None:
+    names = ("bbox/AP50", "bbox/AP", "segm/AP50", "segm/AP")
+    runs = [
+        {"images": 10, "seed": seed, "side": "from scratch", **dict.fromkeys(names, value)}
+        for seed, value in enumerate((0.1, 0.2, 0.6))
+    ]
+    cell = "0.300 (0.100 to 0.600)"
+    assert few_images.table({"runs": runs}).splitlines()[2] == f"| 10 | from scratch | {' | '.join([cell] * 4)} |"

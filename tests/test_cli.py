@@ -16,7 +16,7 @@ from latentgnn.errors import UserError
 from latentgnn.tasks.detection.config import DetectionConfig
 
 COMMANDS = "latentgnn.tasks.detection.commands"
-NAMES = ("train", "compare", "evaluate", "predict", "check_data")
+NAMES = ("train", "compare", "evaluate", "predict", "check_data", "report")
 
 
 class Calls(list[tuple[str, tuple[Any, ...], dict[str, Any]]]):
@@ -98,6 +98,20 @@ def test_version(capsys):
         (["train", "--training.step", "3"], r"no option --training\.step; did you mean --training\.steps"),
         (["train", "--steps", "3"], r"no option --steps; did you mean --training\.steps\?"),
         (["train", "--model", "{}"], r"no option --model\b"),
+        # Only what the task at hand has is suggested, and what another has is told.
+        (["train", "--model.neighbours", "3"], r"no option --model\.neighbours(?!.*model\.neighbors)"),
+        (["train", "--config", "lidar_small", "--model.neighbours", "3"], r"did you mean --model\.neighbors\b"),
+        (["train", "--config=lidar_small", "--model.fpn_chanels", "3"], r"no option --model\.fpn_chanels\b(?!.*fpn)"),
+        (
+            ["train", "--config", "lidar_small", "--model.fpn_channels", "3"],
+            r"--model\.fpn_channels is a setting of detection, and not of pointcloud",
+        ),
+        (["train", "--loss.lovasz", "1"], r"--loss\.lovasz is a setting of pointcloud, and not of detection"),
+        # What was called otherwise.
+        (
+            ["check-data", "--config", "lidar_small", "--data.block_size", "3"],
+            r"no option --data\.block_size any more: it is called --data\.crop_size now",
+        ),
         (["train", "-x"], r"unrecognized arguments: -x"),
         (["train", "stray"], r"unrecognized arguments: stray"),
         (["train", "--training.steps"], r"--training\.steps needs a value: a whole number"),
@@ -240,8 +254,9 @@ def test_predict(tmp_path, calls):
 
 
 def test_check_data_answers_with_its_exit_code(calls):
+    calls.answer = {"faultless": True}
     assert main(["check-data", "--data.root", "x"]) == 0
-    calls.answer = False
+    calls.answer = {"faultless": False}
     assert main(["check-data", "--data.root", "x"]) == 1
 
 

@@ -23,6 +23,7 @@ def test_the_public_names() -> None:
         "PackedLatentGNN",
         "insert",
         "load_published",
+        "load_run",
         "node_mask",
         "norms",
         "paths",

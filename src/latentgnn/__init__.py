@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from latentgnn.masks import node_mask
     from latentgnn.norms import FrozenBatchNorm
     from latentgnn.points import PackedLatentGNN
+    from latentgnn.tasks.loading import load_run
 
 __all__ = [
     "FrozenBatchNorm",
@@ -21,6 +22,7 @@ __all__ = [
     "PackedLatentGNN",
     "insert",
     "load_published",
+    "load_run",
     "node_mask",
     "norms",
     "paths",
@@ -38,6 +40,7 @@ _HOMES = {
     "PackedLatentGNN": "points",
     "insert": "insertion",
     "load_published": "checkpoints",
+    "load_run": "tasks.loading",
     "node_mask": "masks",
     "published_state_dict": "checkpoints",
     "remove": "insertion",

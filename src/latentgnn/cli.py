@@ -1,4 +1,4 @@
-"""The command line: ``latentgnn train | evaluate | predict | check-data | recipes | cost``.
+"""The command line: ``latentgnn train | evaluate | predict | report | check-data | convert | recipes | ...``.
 
 Exit codes: 0 done; 1 the command failed, or was interrupted; 2 the command line, or the configuration that it names,
 says something that cannot be understood; 141 the program that reads the output has ended. Nothing heavy is imported
@@ -9,21 +9,26 @@ import argparse
 import errno
 import importlib
 import io
+import json
 import os
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
+from functools import reduce
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+from latentgnn.completion import SHELLS, choices, script
 from latentgnn.configuration.recipes import list_recipes, load_recipe, read_recipe, to_yaml
-from latentgnn.configuration.settings import Option, describe, nearest, options, parse_config, plain_data
+from latentgnn.configuration.settings import Option, describe, nearest, options, parse_config, plain_data, renamed
 from latentgnn.errors import UserError, require, system_error, told
+from latentgnn.outputs import say_next
 from latentgnn.training.runs import RunFolder
 
 DEFAULT_RECIPE = "context"
@@ -47,8 +52,22 @@ class Task:
         return config_class
 
     @property
+    def free_when_trained(self) -> frozenset[str]:
+        """Settings of a model that a trained one can be used with other values of."""
+        free: frozenset[str] = importlib.import_module(f"{self.package}.config").FREE_WHEN_TRAINED
+        return free
+
+    @property
     def commands(self) -> ModuleType:
         return importlib.import_module(f"{self.package}.commands")
+
+    def options(self, used: str | None) -> dict[str, Option]:
+        """The settings that a command takes: all, or those in the tuple of this name in ``config.py``."""
+        known = options(self.config_class)
+        if used is None:
+            return known
+        names: Collection[str] = getattr(importlib.import_module(f"{self.package}.config"), used)
+        return {name: known[name] for name in names}
 
 
 TASKS = {
@@ -84,13 +103,15 @@ class Command:
         help: its line in the list of commands.
         arguments: adds its own arguments to a parser.
         run: does it, and returns the exit code.
-        settings: takes ``--group.name VALUE`` for every setting of the configuration.
+        settings: takes ``--group.name VALUE`` for settings of the configuration.
+        used: of these, the ones that it uses, see `Task.options`.
     """
 
     help: str
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace, Overrides], int]
     settings: bool = True
+    used: str | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -153,10 +174,10 @@ def _run(argv: list[str]) -> int:
     if name not in COMMANDS:
         raise UsageError(f"there is no command {name!r}; commands: {', '.join(COMMANDS)}{nearest(name, COMMANDS)}")
     command = COMMANDS[name]
-    parser = Parser(f"latentgnn {name}", description=command.help, epilog=_settings_help() if command.settings else "")
+    epilog = _settings_help(command.used) if command.settings else ""
+    parser = Parser(f"latentgnn {name}", description=command.help, epilog=epilog)
     command.arguments(parser)
-    known = sorted(set().union(*(options(task.config_class) for task in TASKS.values()))) if command.settings else []
-    own, overrides = _split(argv[1:], [text for action in parser._actions for text in action.option_strings], known)
+    own, overrides = _split(argv[1:], parser, command)
     return command.run(parser.parse_args(own), overrides)
 
 
@@ -177,8 +198,10 @@ def _end_output() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _split(argv: Sequence[str], own: Iterable[str], settings: Iterable[str]) -> tuple[list[str], Overrides]:
+def _split(argv: Sequence[str], parser: argparse.ArgumentParser, command: Command) -> tuple[list[str], Overrides]:
     """A command's own arguments, and the settings among them; whatever is neither is refused by name."""
+    own = [text for action in parser._actions for text in action.option_strings]
+    known = set().union(*(task.options(command.used) for task in TASKS.values())) if command.settings else set()
     rest: list[str] = []
     overrides: list[tuple[str, str]] = []
     given: set[str] = set()
@@ -194,16 +217,50 @@ def _split(argv: Sequence[str], own: Iterable[str], settings: Iterable[str]) -> 
         if not option.startswith("--") or option in own:
             rest.append(token)
             continue
-        if option[2:] not in settings:
-            known = [*(text[2:] for text in own if text.startswith("--")), *settings]
-            hint = nearest(option[2:], known).replace(" or ", " or --").replace("did you mean ", "did you mean --")
-            raise UsageError(f"there is no option {option}{hint}")
+        if option[2:] not in known:
+            task = _task_at_hand(argv, parser) if command.settings else None
+            raise UsageError(_no_option(option[2:], own, task, command.used))
         if not equals:
             value = next(tokens, "--")
             if value.startswith("--"):
                 raise UsageError(f"{option} needs a value: {describe(_setting(option[2:]).type)}")
         overrides.append((option[2:], value))
     return rest, overrides
+
+
+def _no_option(name: str, own: Iterable[str], task: Task | None, used: str | None) -> str:
+    """A message about an option that a command does not take: what was perhaps meant, of the task at hand."""
+    known = [text[2:] for text in own if text.startswith("--")]
+    if task is not None:
+        if now := renamed(task.config_class).get(name):
+            return f"there is no option --{name} any more: it is called --{now} now"
+        if any(name in options(other.config_class) for other in TASKS.values()):
+            return f"--{name} is a setting that this command does not use: leave it out"
+        known += task.options(used)
+    return f"there is no option --{name}{_nearest_options(name, known)}"
+
+
+def _nearest_options(name: str, known: Iterable[str]) -> str:
+    return nearest(name, known).replace(" or ", " or --").replace("did you mean ", "did you mean --")
+
+
+def _task_at_hand(argv: Sequence[str], parser: argparse.ArgumentParser) -> Task | None:
+    """The task of the recipe, run or checkpoint that a command line names, before all of it is understood.
+
+    ``None`` where what it names cannot be read, which is told once the options are right.
+    """
+    named = {"--config": DEFAULT_RECIPE} if "--config" in parser._option_string_actions else {}
+    takes_model = any(action.dest == "model" for action in parser._actions)
+    tokens = [part for token in argv for part in (token.split("=", 1) if token.startswith("--") else [token])]
+    named |= {option: value for option, value in pairwise(tokens) if option in ("--config", "--resume")}
+    if takes_model and tokens and not tokens[0].startswith("-"):
+        named["model"] = tokens[0]
+    try:
+        if source := named.get("model") or named.get("--resume"):
+            return _task_of(_recorded(Path(source)), source)
+        return _task_of(load_recipe(named["--config"]) if named else {}, "")
+    except (UserError, OSError):
+        return None
 
 
 def _setting(name: str) -> Option:
@@ -233,9 +290,22 @@ def _configuration(source: str, overrides: Overrides) -> tuple[Task, Any]:
     return task, _with_settings(task, values, overrides)
 
 
-def _with_settings(task: Task, values: Mapping[str, Any], overrides: Overrides) -> Any:
+def _refuse_settings_of_others(task: Task, overrides: Overrides) -> None:
+    known = options(task.config_class)
+    for name, _ in overrides:
+        if name not in known:
+            of = {title: name in options(other.config_class) for title, other in TASKS.items()}
+            this = next(title for title, other in TASKS.items() if other is task)
+            raise UsageError(
+                f"--{name} is a setting of {' and '.join(title for title in of if of[title])}, and not of {this}"
+                f"{_nearest_options(name, known)}"
+            )
+
+
+def _with_settings(task: Task, values: Mapping[str, Any], overrides: Overrides, *, recorded: bool = False) -> Any:
+    _refuse_settings_of_others(task, overrides)
     try:
-        return parse_config(task.config_class, values, overrides)
+        return parse_config(task.config_class, values, overrides, recorded=recorded)
     except UserError as error:
         raise UsageError(f"--{error}") from None
 
@@ -256,7 +326,7 @@ def _train(arguments: argparse.Namespace, overrides: Overrides) -> int:
     if run is not None:
         if arguments.config is not None or arguments.out is not None:
             raise UsageError("--resume takes configuration and folder from the run; leave out --config and --out")
-        task, config = _configuration_of_run(run, overrides)
+        task, config = _configuration_of_model(run, overrides)
         name = run.name
     else:
         source = DEFAULT_RECIPE if arguments.config is None else arguments.config
@@ -272,23 +342,40 @@ def _train(arguments: argparse.Namespace, overrides: Overrides) -> int:
     return 0
 
 
-def _configuration_of_run(run: Path, overrides: Overrides) -> tuple[Task, Any]:
-    values = RunFolder.open(run).config
-    task = _task_of(values, str(run / "config.yaml"))
-    return task, _with_settings(task, values, overrides)
-
-
-def _configuration_of_model(source: Path, overrides: Overrides) -> tuple[Task, Any]:
-    """The configuration of a run's folder, or the one inside a checkpoint."""
+def _recorded(source: Path) -> Mapping[str, Any]:
+    """The configuration in a run's folder, or the one inside a checkpoint."""
     if source.is_dir():
-        return _configuration_of_run(source, overrides)
+        return RunFolder.open(source).config
     if not source.is_file():
         raise UserError(f"there is no run folder or checkpoint at {source}")
     from latentgnn.training.checkpoints import read_checkpoint
 
-    values = read_checkpoint(source).config
-    task = _task_of(values, str(source))
-    return task, _with_settings(task, values, overrides)
+    return read_checkpoint(source).config
+
+
+def _configuration_of_model(source: Path, overrides: Overrides) -> tuple[Task, Any]:
+    """The task and the typed configuration of a run's folder or a checkpoint, with settings laid over it."""
+    values = _recorded(source)
+    task = _task_of(values, str(source / "config.yaml" if source.is_dir() else source))
+    return task, _with_settings(task, values, overrides, recorded=True)
+
+
+def _configuration_in_use(source: Path, overrides: Overrides) -> tuple[Task, Any]:
+    """`_configuration_of_model`, where the model is used as it was trained: settings of its shape are refused."""
+    task, config = _configuration_of_model(source, overrides)
+    free = task.free_when_trained
+    shaping = [(name, text) for name, text in overrides if name.startswith("model.") and name not in free]
+    if shaping:
+        _, trained = _configuration_of_model(source, [])
+        for name, text in shaping:
+            was, now = (reduce(getattr, name.split("."), of) for of in (trained, config))
+            if was != now:
+                raise UsageError(
+                    f"--{name} {text}: the model in {source} is trained with {_shown(was)}, and its weights mean "
+                    f"nothing with another value; leave it out, or train anew from these weights: latentgnn train "
+                    f"--config RECIPE --model.weights {source} --{name} {text}"
+                )
+    return task, config
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -296,10 +383,13 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", type=Path, metavar="FILE", help="score this COCO-results file (detection)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (evaluation/ inside the run)")
     _overwrite_argument(parser)
+    _tile_arguments(parser)
+    _json_argument(parser)
 
 
 def _evaluate(arguments: argparse.Namespace, overrides: Overrides) -> int:
     model: Path | None = arguments.model
+    overrides = [*overrides, *_tile_settings(arguments)]
     if model is None and arguments.results is None:
         raise UsageError("evaluate needs a run's folder or a checkpoint, or --results FILE")
     if model is None:
@@ -309,16 +399,51 @@ def _evaluate(arguments: argparse.Namespace, overrides: Overrides) -> int:
         if config.data.root is None:
             raise UsageError("without a run's folder or a checkpoint, --results needs --data.root FOLDER")
     else:
-        task, config = _configuration_of_model(model, overrides)
+        task, config = _configuration_in_use(model, overrides)
     default = model / "evaluation" if model is not None and model.is_dir() else Path("evaluation")
-    task.commands.evaluate(
-        config, model, results=arguments.results, out=arguments.out or default, overwrite=arguments.overwrite
-    )
+    out = arguments.out or default
+    with _output(as_json=arguments.json) as give:
+        scores = task.commands.evaluate(
+            config, model, results=arguments.results, out=out, overwrite=arguments.overwrite
+        )
+        give(lambda: {"folder": str(out), **scores.to_json()})
     return 0
+
+
+def _json_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON document, and messages to standard error")
+
+
+@contextmanager
+def _output(*, as_json: bool) -> Iterator[Callable[[Callable[[], Any]], None]]:
+    """Where a command prints: with ``--json`` to standard error, and at its end the document to standard output.
+
+    Gives a function that takes the document, as a function that makes it.
+    """
+    documents: list[Callable[[], Any]] = []
+    if not as_json:
+        yield documents.append
+        return
+    with redirect_stdout(sys.stderr):
+        yield documents.append
+    for document in documents:
+        print(json.dumps(document(), indent=2))
 
 
 def _overwrite_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier command in --out")
+
+
+def _tile_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tiles", metavar="SIZE", help="look at large images by tiles of this side (--evaluation.tiles; detection)"
+    )
+    parser.add_argument("--overlap", metavar="FRACTION", help="of neighbouring tiles (--evaluation.tile_overlap; 0.2)")
+
+
+def _tile_settings(arguments: argparse.Namespace) -> Overrides:
+    given = {"evaluation.tiles": arguments.tiles, "evaluation.tile_overlap": arguments.overlap}
+    return [(name, value) for name, value in given.items() if value is not None]
 
 
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
@@ -332,12 +457,13 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
         "--score-threshold", type=float, metavar="SCORE", help="leave out detections that score less (detection; 0.5)"
     )
     parser.add_argument("--no-pictures", action="store_true", help="write the results alone")
+    _tile_arguments(parser)
 
 
 def _predict(arguments: argparse.Namespace, overrides: Overrides) -> int:
     if arguments.score_threshold is not None and not 0 <= arguments.score_threshold <= 1:
         raise UsageError(f"--score-threshold: expected a number from 0 to 1; got {arguments.score_threshold}")
-    task, config = _configuration_of_model(arguments.model, overrides)
+    task, config = _configuration_in_use(arguments.model, [*overrides, *_tile_settings(arguments)])
     task.commands.predict(
         config,
         arguments.model,
@@ -351,27 +477,95 @@ def _predict(arguments: argparse.Namespace, overrides: Overrides) -> int:
 
 
 def _check_data_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="RECIPE", help="take the data's settings from a recipe or YAML file")
+    parser.add_argument(
+        "--config", metavar="RECIPE", help=f"the recipe, or YAML file, that the data should fit ({DEFAULT_RECIPE})"
+    )
+    _json_argument(parser)
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="write pictures of samples and summary.json (detection)"
+    )
+    _overwrite_argument(parser)
 
 
 def _check_data(arguments: argparse.Namespace, overrides: Overrides) -> int:
-    task, config = _configuration(DEFAULT_RECIPE if arguments.config is None else arguments.config, overrides)
-    return 0 if task.commands.check_data(config) else 1
+    source = DEFAULT_RECIPE if arguments.config is None else arguments.config
+    task, config = _configuration(source, overrides)
+    with _output(as_json=arguments.json) as give:
+        told = task.commands.check_data(config, recipe=source, out=arguments.out, overwrite=arguments.overwrite)
+        give(lambda: told)
+    return 0 if told["faultless"] else 1
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="the folder of the set, of any format")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="a new or empty folder for a COCO-format set"
+    )
+    _overwrite_argument(parser)
+    parser.add_argument("--no-images", action="store_true", help="write the annotations alone")
+
+
+def _convert(arguments: argparse.Namespace, overrides: Overrides) -> int:
+    require("yaml", extra="train")
+    task = TASKS["detection"]
+    config = _with_settings(task, {"data": {"root": arguments.source}}, overrides)
+    task.commands.convert(config, out=arguments.out, overwrite=arguments.overwrite, with_images=not arguments.no_images)
+    return 0
+
+
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, finished or not, or a comparison's")
+
+
+def _report(arguments: argparse.Namespace, overrides: Overrides) -> int:
+    if not arguments.run.is_dir():
+        raise UserError(f"there is no run folder at {arguments.run}")
+    task, _ = _configuration_of_model(arguments.run, overrides)
+    task.commands.report(arguments.run)
+    return 0
 
 
 def _recipes_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="print this recipe with every setting it leads to")
+    _json_argument(parser)
 
 
 def _recipes(arguments: argparse.Namespace, overrides: Overrides) -> int:
-    if arguments.name is None:
-        described = list_recipes()
-        width = max(map(len, described))
-        for name, description in described.items():
-            print(f"{name:{width}}  {description}{' (the default)' if name == DEFAULT_RECIPE else ''}")
+    if arguments.name is not None:
+        _, config = _configuration(arguments.name, overrides)
+        values = plain_data(config)
+        description = read_recipe(arguments.name).description
+        print(json.dumps(values, indent=2) if arguments.json else to_yaml(values, description=description).rstrip())
         return 0
-    _, config = _configuration(arguments.name, overrides)
-    print(to_yaml(plain_data(config), description=read_recipe(arguments.name).description), end="")
+    described = list_recipes()
+    if arguments.json:
+        listed = [{"name": name, "description": text} for name, text in described.items()]
+        print(json.dumps({"default": DEFAULT_RECIPE, "recipes": listed}, indent=2))
+        return 0
+    width = max(map(len, described))
+    for name, description in described.items():
+        print(f"{name:{width}}  {description}{' (the default)' if name == DEFAULT_RECIPE else ''}")
+    say_next("latentgnn train --config NAME", "latentgnn recipes NAME > mine.yaml   # to change it")
+    return 0
+
+
+def _completion_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=SHELLS, help="the shell that reads the script")
+
+
+def _completion(arguments: argparse.Namespace, overrides: Overrides) -> int:
+    require("yaml", extra="train")
+    parser = Parser("latentgnn")
+    commands = parser.add_subparsers()
+    for name, command in COMMANDS.items():
+        own = commands.add_parser(name, help=command.help)
+        command.arguments(own)
+        known: dict[str, Option] = {}
+        for task in TASKS.values() if command.settings else ():
+            known |= task.options(command.used)
+        for setting, option in known.items():
+            own.add_argument(f"--{setting}", help=option.help.replace("``", ""), choices=choices(option.type))
+    print(script(parser, arguments.shell, recipes=list(list_recipes())))
     return 0
 
 
@@ -419,11 +613,24 @@ COMMANDS = {
     ),
     "evaluate": Command("Score a trained model, or a file of results.", _evaluate_arguments, _evaluate),
     "predict": Command("Apply a trained model to images or scans.", _predict_arguments, _predict),
+    "report": Command("Write a run's report.html again, from its folder.", _report_arguments, _report, settings=False),
     "check-data": Command(
-        "Check every record of a data set; exit code 1 where there are faults.", _check_data_arguments, _check_data
+        "Check every record of a data set, and say what it holds; exit code 1 where there are faults.",
+        _check_data_arguments,
+        _check_data,
+        used="CHECKED",
+    ),
+    "convert": Command(
+        "Write a set of images of any format in COCO's.", _convert_arguments, _convert, used="CONVERTED"
     ),
     "recipes": Command("List the recipes, or print one.", _recipes_arguments, _recipes, settings=False),
     "cost": Command("Print what a layer costs, beside a non-local block.", _cost_arguments, _cost, settings=False),
+    "completion": Command(
+        'Print a script that completes commands and options: eval "$(latentgnn completion bash)".',
+        _completion_arguments,
+        _completion,
+        settings=False,
+    ),
 }
 
 
@@ -434,12 +641,14 @@ def _overview() -> str:
     return "\n".join([title, "", "commands:", *lines, "", codes])
 
 
-def _settings_help() -> str:
-    known = {name: options(task.config_class) for name, task in TASKS.items()}
+def _settings_help(used: str | None) -> str:
+    known = {name: found for name, task in TASKS.items() if (found := task.options(used))}
     first, *others = known.values()
-    common = {name for name, option in first.items() if all(other.get(name) == option for other in others)}
-    lines = ["settings (values as in YAML; the recipe's value where not given), of every task:"]
-    lines += _described({name: first[name] for name in first if name in common})
+    common = {name for name, option in first.items() if others and all(other.get(name) == option for other in others)}
+    lines = []
+    if common:
+        lines.append("settings (values as in YAML; the recipe's value where not given), of every task:")
+        lines += _described({name: first[name] for name in first if name in common})
     for task, settings in known.items():
         lines += ["", f"settings of {task} (recipes say which task they are of):"]
         lines += _described({name: settings[name] for name in settings if name not in common})

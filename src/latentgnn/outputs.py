@@ -8,6 +8,7 @@ not read them.
 
 import json
 import os
+import shlex
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -48,6 +49,23 @@ def refuse_to_replace(targets: Iterable[Path], *, reads: Iterable[Path]) -> None
             raise UserError(
                 f"{present[identity]} would be replaced, but it is {path}, which is read: write to another folder"
             )
+
+
+def quoted(path: Path) -> str:
+    """A path as a shell takes it, for commands that are shown to a person."""
+    return shlex.quote(str(path))
+
+
+def say_end(written: Path, *following: str) -> None:
+    """Tell what a command wrote, and which commands may follow."""
+    print(f"written to {written}")
+    say_next(*following)
+
+
+def say_next(*commands: str) -> None:
+    """Tell which commands may follow."""
+    for command in commands:
+        print(f"next: {command}")
 
 
 class Results:

@@ -1,4 +1,4 @@
-"""Text that a user hands in, as JSON or YAML, read within limits; every fault is one line with the file and the place.
+"""Text that a user hands in (JSON, YAML, lines), read within limits; every fault is one line with file and place.
 
 What comes out is plain: lists, mappings whose keys are given once, texts that can be written again, finite numbers of
 at most 64 bits, true, false and null. Nothing that a file says is run.
@@ -28,6 +28,8 @@ MOST_DEPTH = 64
 # COCO's own annotations have half a gigabyte, and the largest sets some four times that. YAML is written by hand.
 _MOST_JSON_BYTES = 4 * 2**30
 _MOST_YAML_BYTES = 2**20
+# A list of ten million images, or the outlines of all objects on an image.
+_MOST_LIST_BYTES = 2**30
 _MOST_YAML_VALUES = 100_000
 _MOST_YAML_DIGITS = 100
 
@@ -110,6 +112,20 @@ def read_json(path: Path | str, what: str = "file", *, finite: bool = True, most
         raise UnreadableError(path, place, "a number of thousands of digits; expected at most 64 bits") from None
     _check(value, path, finite=finite)
     return value
+
+
+def read_lines(path: Path | str, what: str = "file", *, most_bytes: int = _MOST_LIST_BYTES) -> list[str]:
+    """The lines of a text file in UTF-8, without their ends.
+
+    Args:
+        path: the file.
+        what: what it is called in errors.
+        most_bytes: the size of the largest file that is read.
+
+    Raises:
+        UnreadableError: it cannot be read, is too large, or is no text.
+    """
+    return _text(Path(path), what, most_bytes, "").splitlines()
 
 
 def read_yaml(path: Path | str, what: str = "configuration file") -> dict[str, Any]:

@@ -14,6 +14,12 @@ def write(folder: Path, name: str, text: str) -> Path:
     return path
 
 
+def test_classes_are_replaced_and_not_merged(tmp_path):
+    (tmp_path / "base.yaml").write_text("data: {classes: {1: a, 2: b}, voxel: 1.0}\n")
+    (tmp_path / "over.yaml").write_text("extends: base.yaml\ndata: {classes: {2: c}}\n")
+    assert load_recipe(tmp_path / "over.yaml") == {"data": {"classes": {2: "c"}, "voxel": 1.0}}
+
+
 def test_a_chain_is_merged_deeply_and_lists_are_replaced(tmp_path):
     write(tmp_path, "a.yaml", "description: base\nx: {p: 1, q: {r: [1, 2, 3], s: 4}}\ny: 5\n")
     write(tmp_path, "sub/b.yaml", "extends: ../a.yaml\nx: {q: {r: [9]}}\n")

@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 
-from latentgnn.configuration.settings import describe, nearest, options, parse_config, plain_data
+from latentgnn.configuration.settings import describe, nearest, options, parse_config, plain_data, renamed
 from latentgnn.errors import UserError
 
 
@@ -94,7 +94,7 @@ def test_plain_data_and_back():
 
 
 def test_plain_data_takes_paths_and_refuses_what_yaml_cannot_hold():
-    assert plain_data({1: [Path("data"), None]}) == {"1": ["data", None]}
+    assert plain_data({1: [Path("data"), None], Path("a"): 2}) == {1: ["data", None], "a": 2}
     with pytest.raises(TypeError, match="plain data, got set"):
         plain_data({"a": [{1, 2}]})
 
@@ -146,6 +146,56 @@ def test_bad_values_say_what_was_expected(values, message):
 def test_bad_overrides_say_what_was_expected(name, text, message):
     with pytest.raises(UserError, match=message):
         parse_config(Outer, {}, [(name, text)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renewed:
+    """Settings of a later version.
+
+    Args:
+        size: was called edge.
+        names: was a list of pairs.
+        inner: see `Inner`.
+    """
+
+    size: int = field(default=1, metadata={"was": "edge"})
+    names: dict[int, str] | None = None
+    inner: Inner = field(default_factory=Inner)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """A group inside.
+
+    Args:
+        data: see `Renewed`.
+    """
+
+    data: Renewed = field(default_factory=Renewed)
+
+
+def test_an_old_name_is_told_the_new_one():
+    assert renamed(Whole) == {"data.edge": "data.size"}
+    for values, overrides in (({"data": {"edge": 3}}, []), ({}, [("data.edge", "3")])):
+        with pytest.raises(UserError, match=r"no setting 'data.edge' any more: it is called data.size now"):
+            parse_config(Whole, values, overrides)
+
+
+def test_what_an_earlier_version_recorded_is_taken_as_it_was_meant():
+    recorded = {"data": {"edge": 3, "names": [[2, "ground"], [6, "building"]], "inner": {"sizes": [1, 2]}}}
+    config = parse_config(Whole, recorded, recorded=True)
+    assert config == Whole(data=Renewed(size=3, names={2: "ground", 6: "building"}))
+    assert recorded["data"]["edge"] == 3
+    assert parse_config(Whole, plain_data(config), recorded=True) == config
+    with pytest.raises(UserError, match=r"no setting 'data.egde'"):
+        parse_config(Whole, {"data": {"egde": 3}}, recorded=True)
+
+
+def test_mappings_from_numbers():
+    assert parse_config(Renewed, {}, [("names", "{2: ground, 3: ground}")]).names == {2: "ground", 3: "ground"}
+    for text in ("{two: ground}", "{true: ground}", "[[2, ground]]", "{2: 3}"):
+        with pytest.raises(UserError, match=r"names: expected a mapping from a whole number to text or null; got"):
+            parse_config(Renewed, {}, [("names", text)])
 
 
 def test_nearest_offers_at_most_three_and_nothing_for_noise():

@@ -57,7 +57,7 @@ model:
   blocks: {L1: 4}
   block: {norm: batch_norm, gamma_init: 0.5, reduction: 4, node_scale: mean}
 loss: {lovasz: 1.0}
-data: {voxel: 0.3, block: column, block_size: 5.0, overlap: 0.5, blocks_per_scan: 4, cached_points: 0}
+data: {voxel: 0.3, crop: column, crop_size: 5.0, overlap: 0.5, crops_per_scan: 4, cached_points: 0}
 """
     + _TRAINING,
 }

@@ -14,7 +14,10 @@ from torch import Tensor
 
 _CHECKPOINTS = ("last.ckpt", "previous.ckpt", "best.ckpt")
 # What tells of the machine, the time or the way, and is another in each run.
-_OF_ITS_OWN = ("environment.json", "log.txt", ".lock", "previous.ckpt", "earlier-best.ckpt")
+_OF_ITS_OWN = (
+    *("environment.json", "data.json", "report.html", "log.txt", ".lock"),
+    *("previous.ckpt", "earlier-best.ckpt"),
+)
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, str]]:

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
+from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
 from latentgnn.training.checkpoints import read_checkpoint
+from latentgnn.training.report import write_report
 from latentgnn.training.runs import RunFolder
+from latentgnn.training.sections import Chart, Gallery, Line, Matrix, Picture, Section, Table
 from tests.fuzzing.child import command, outcome
 from tests.fuzzing.strategies import damaged, json_files, mutated
 
@@ -20,6 +23,20 @@ VALIDATIONS = [
     {"step": 10, "metrics": {"bbox/AP": 0.5}, "best": True},
 ]
 ENVIRONMENT = {"date": "2020-01-01", "command": ["latentgnn"], "earlier": [{"date": "2019-01-01"}]}
+DATA = {"training set": {"root": "/data", "samples": 2, "digest": "00ff", "totals": {"points": 3}}}
+ANALYSIS = plain_data(
+    [
+        Section(
+            title="s",
+            text="t",
+            charts=(Chart(title="c", x="x", lines=(Line(name="l", x=(0, 1.5), y=(0.5, 1)),), limits=(0.0, 1.0)),),
+            tables=(Table(title="t", columns=("a", "b"), rows=(("1", "2"),)),),
+            matrices=(Matrix(title="m", rows=("a",), columns=("a", "b"), counts=((1, 2),)),),
+            galleries=(Gallery(title="g", pictures=(Picture(path="a.png", caption="c"),)),),
+        )
+    ]
+)
+COURSE = b"step,loss,gamma/C4\n5,2.5,0.1\n10,1.5,\n10,,0.2\n"
 CONFIG = "training: {steps: 10}\nmodel: {blocks: {C4: 8}}\n"
 
 
@@ -44,6 +61,9 @@ def folders(draw: st.DrawFn) -> dict[str, bytes]:
         "metrics.json": draw(json_files(METRICS)),
         "validations.json": draw(json_files(VALIDATIONS)),
         "environment.json": draw(json_files(ENVIRONMENT)),
+        "data.json": draw(json_files(DATA)),
+        "analysis.json": draw(json_files(ANALYSIS)),
+        "metrics.csv": draw(damaged([COURSE])),
         "config.yaml": draw(damaged([CONFIG.encode()])),
     }
 
@@ -54,6 +74,7 @@ def run_folders(files: dict[str, bytes], folder: Path) -> None:
         (folder / name).write_bytes(content)
     try:
         run = RunFolder.open(folder)
+        write_report(run, lambda names: {name: name for name in names})
         run.write_environment()
         run.metrics()
         run.validations()

@@ -15,9 +15,9 @@ from latentgnn.configuration.settings import parse_config
 from latentgnn.tasks.pointcloud.check import check_split, load_set
 from latentgnn.tasks.pointcloud.config import DataConfig, PointCloudConfig
 from latentgnn.tasks.pointcloud.datasets import resolve
-from latentgnn.tasks.pointcloud.samples import TrainingBlocks
+from latentgnn.tasks.pointcloud.samples import TrainingCrops
 from latentgnn.tasks.pointcloud.scans import RawScan, coordinate_fault, read_scan, write_scan
-from latentgnn.tasks.pointcloud.voxels import blocks
+from latentgnn.tasks.pointcloud.voxels import crops
 from tests.fuzzing.child import command, outcome
 from tests.fuzzing.strategies import ODD_NUMBERS, damaged, mutated
 
@@ -32,7 +32,7 @@ SCAN = RawScan(
     },
     classes=_RNG.integers(1, 3, 40),
 )
-CONFIG = DataConfig(classes=((1, "ground"), (2, "building")), features=("log_intensity", "height"), block_size=2.0)
+CONFIG = DataConfig(classes={1: "ground", 2: "building"}, features=("log_intensity", "height"), crop_size=2.0)
 
 
 def _bytes(suffix: str) -> bytes:
@@ -49,7 +49,11 @@ _ASCII = "\n".join(
         *("0 0 0 1 1", "1 2 3 4 2", "2.5 1 1 0 1", ""),
     ]
 ).encode()
-FILES = {".las": [_bytes(".las")], ".laz": [_bytes(".laz")], ".ply": [_bytes(".ply"), _ASCII], ".npz": [_bytes(".npz")]}
+_TABLE = b"//X,Y,Z,Intensity,Classification\n0,0,0,1,1\n1,2,3,4,2\n2.5,1,1,0,1\n"
+FILES = {suffix: [_bytes(suffix)] for suffix in (".las", ".laz", ".ply", ".npz", ".xyz", ".csv")}
+FILES[".ply"].append(_ASCII)
+FILES[".csv"].append(_TABLE)
+FILES[".bin"] = [np.array([(0, 0, 0, 1), (1, 2, 3, 4), (2.5, 1, 1, 0)], "<f4").tobytes()]
 
 
 @st.composite
@@ -87,9 +91,23 @@ def _any_ply(draw: st.DrawFn) -> bytes:
     return "\n".join(lines).encode()
 
 
+@st.composite
+def _any_table(draw: st.DrawFn) -> bytes:
+    """Tables whose names and values are odd, too few or too many."""
+    lines = _TABLE.decode().split("\n")
+    for _ in range(draw(st.integers(1, 4))):
+        line = draw(st.integers(0, len(lines) - 1))
+        words = lines[line].split(",")
+        odd = ("", "x", "Red", "label", "1,2", "1e400", "nan", "-1", "1e300", "99999999999999999999", "0.5", "1 2", ";")
+        words[draw(st.integers(0, len(words) - 1))] = draw(st.sampled_from(odd))
+        lines[line] = ",".join(words)
+    return "\n".join(lines).encode()
+
+
 def _scans() -> st.SearchStrategy[tuple[str, bytes]]:
     files = [st.tuples(st.just(suffix), damaged(content)) for suffix, content in FILES.items()]
-    return st.one_of(*files, st.tuples(st.just(".npz"), _any_npz()), st.tuples(st.just(".ply"), _any_ply()))
+    made = {".npz": _any_npz(), ".ply": _any_ply(), ".csv": _any_table()}
+    return st.one_of(*files, *(st.tuples(st.just(suffix), content) for suffix, content in made.items()))
 
 
 def scans(case: tuple[str, bytes], folder: Path) -> None:
@@ -104,13 +122,13 @@ def scans(case: tuple[str, bytes], folder: Path) -> None:
         assert scan.classes is None or scan.classes.dtype == np.int64
         if coordinate_fault(scan.points) is None and len(scan.points) < 1000:
             for shape in ("column", "sphere"):
-                inside = list(blocks(scan.points, shape=shape, size=2.0, overlap=0.5))
+                inside = list(crops(scan.points, shape=shape, size=2.0, overlap=0.5))
                 assert set(np.concatenate(inside).tolist()) == set(range(len(scan.points)))
     config = resolve(replace(CONFIG, root=str(folder)))
     report = check_split(config, "train")
     if report.faults:
         return
-    samples = TrainingBlocks(load_set(config, "train"), config, seed=0)
+    samples = TrainingCrops(load_set(config, "train"), config, seed=0)
     sample = samples[(0, 0)]
     assert np.isfinite(sample.coordinates.numpy()).all()
     assert np.isfinite(sample.features.numpy()).all()

@@ -127,6 +127,7 @@ def test_files_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert {path.name for path in run.path.iterdir()} == {
         "checkpoints",
         "config.yaml",
+        "data.json",
         "log.txt",
         "metrics.csv",
         "metrics.json",

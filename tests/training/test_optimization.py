@@ -62,3 +62,32 @@ def test_optimizers(model: nn.Module) -> None:
 
 def test_blocks_by_name(model: nn.Module) -> None:
     assert list(blocks_of(model)) == ["2"]
+
+
+def test_what_began_trained_and_what_starts_anew_have_rates_of_their_own(model: nn.Module) -> None:
+    config = OptimizerConfig(learning_rate=0.02, block_factor=10.0, trained_factor=0.1, new_factor=2.0)
+    trained = ("0.weight", "0.bias", "1.weight", "1.bias", "4.weight")  # the last is frozen
+    groups = parameter_groups(model, config, trained)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {names[id(p)]: round(group["lr"], 6) for group in groups for p in group["params"]}
+    blocks = {name for name in names.values() if name.startswith("2.")}
+    expected = (
+        dict.fromkeys(blocks, 0.2) | dict.fromkeys(trained[:4], 0.002) | dict.fromkeys(("3.weight", "3.bias"), 0.04)
+    )
+    assert rates == expected
+    assert {group["name"] for group in groups} == {
+        f"{owner}/{kind}" for owner in ("trained", "host", "blocks") for kind in ("weights", "norms")
+    }
+
+
+def test_factors_count_only_where_there_are_trained_weights(model: nn.Module) -> None:
+    config = OptimizerConfig(learning_rate=0.02, trained_factor=0.5, new_factor=0.5)
+    assert {group["lr"] for group in parameter_groups(model, config)} == {0.02}
+    # Both alike: the groups are those of a run without trained weights.
+    both = parameter_groups(model, config, ["0.weight"])
+    assert {group["name"]: group["lr"] for group in both} == {
+        "host/weights": 0.01,
+        "host/norms": 0.01,
+        "blocks/weights": 0.02,
+        "blocks/norms": 0.02,
+    }

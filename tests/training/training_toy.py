@@ -57,6 +57,7 @@ class ToyTask:
     """`on_losses` is called with the number of the call, from 1 on, and may return a factor on the loss."""
 
     monitor = "score"
+    trained = ()
 
     def __init__(
         self,

@@ -10,8 +10,8 @@ from latentgnn.configuration.settings import nearest
 from latentgnn.errors import UserError, require
 from latentgnn.reading import SCIENTIFIC, read_yaml
 
-# Mappings that are replaced, not merged: a recipe that names its blocks means these blocks and no others.
-REPLACED = frozenset({"model.blocks"})
+# Mappings that are replaced, not merged: a recipe that names its blocks or classes means these and no others.
+REPLACED = frozenset({"model.blocks", "data.classes"})
 
 _MOST_STEPS = 16  # of recipes that extend one another
 
@@ -40,8 +40,8 @@ def list_recipes() -> dict[str, str]:
 def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
     """The configuration of a recipe with all that it extends merged into it.
 
-    Mappings are merged, lists and scalars replaced, and so is ``model.blocks``. Of several recipes extended, a later
-    one wins over an earlier one, and the file itself over all of them.
+    Mappings are merged, lists and scalars replaced, and so are ``model.blocks`` and ``data.classes``. Of several
+    recipes extended, a later one wins over an earlier one, and the file itself over all of them.
 
     Args:
         name_or_path: a packaged recipe's name, or a YAML file.

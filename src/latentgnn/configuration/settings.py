@@ -1,5 +1,6 @@
 """Typed configuration from plain values: dataclasses filled strictly; errors name the setting and the nearest ones."""
 
+import copy
 import difflib
 import math
 import os
@@ -45,7 +46,37 @@ def options(config_class: type) -> dict[str, Option]:
     return settings
 
 
-def parse_config(config_class: type[C], values: Mapping[str, Any], overrides: Sequence[tuple[str, str]] = ()) -> C:
+def renamed(config_class: type) -> dict[str, str]:
+    """The settings that had another name in earlier versions, that name first, both dotted.
+
+    A field says so in its metadata: ``field(default=1, metadata={"was": "old_name"})``.
+    """
+    hints = get_type_hints(config_class)
+    names: dict[str, str] = {}
+    for field in fields(config_class):
+        hint = hints[field.name]
+        if is_dataclass(hint):
+            inside = renamed(cast(type, hint))
+            names |= {f"{field.name}.{old}": f"{field.name}.{new}" for old, new in inside.items()}
+        elif "was" in field.metadata:
+            names[field.metadata["was"]] = field.name
+    return names
+
+
+def no_setting(name: str, config_class: type) -> str:
+    """A message about a name that is no setting: what it is called now, or the nearest ones."""
+    if now := renamed(config_class).get(name):
+        return f"there is no setting {name!r} any more: it is called {now} now"
+    return f"there is no setting {_short(name)}{nearest(name, options(config_class))}"
+
+
+def parse_config(
+    config_class: type[C],
+    values: Mapping[str, Any],
+    overrides: Sequence[tuple[str, str]] = (),
+    *,
+    recorded: bool = False,
+) -> C:
     """A configuration from nested plain values, with single settings laid over it.
 
     Values have the types that the class declares: no text stands for a number, and no number for a text; a whole number
@@ -55,16 +86,20 @@ def parse_config(config_class: type[C], values: Mapping[str, Any], overrides: Se
         config_class: a dataclass whose fields are plain types and dataclasses.
         values: as read from YAML.
         overrides: dotted names and the text given for each, in YAML unless the setting takes a text; a later one wins.
+        recorded: the values were written by a run, perhaps of an earlier version: what it called otherwise, or wrote as
+            a list of pairs where a mapping belongs now, is taken as it was meant.
 
     Raises:
         UserError: an unknown setting (with the nearest ones), a value of the wrong type, or one that the class refuses.
     """
     known = options(config_class)
-    _refuse_unknown(known, values, "")
+    if recorded:
+        values = _of_today(config_class, values)
+    _refuse_unknown(config_class, known, values, "")
     typed = {name: _typed(name, known[name].type, value, _short(value)) for name, value in _leaves(known, values, "")}
     for name, text in overrides:
         if name not in known:
-            raise UserError(f"there is no setting {name!r}{nearest(name, known)}")
+            raise UserError(no_setting(name, config_class))
         typed[name] = _typed(name, known[name].type, _from_text(name, known[name].type, text), _short(text))
     return _build(config_class, typed, "")
 
@@ -73,7 +108,8 @@ def plain_data(value: Any) -> Any:
     """A configuration, or a part of one, as YAML and JSON hold it.
 
     Args:
-        value: dataclasses and mappings become dicts, tuples lists, paths text; texts, numbers and ``None`` stay.
+        value: dataclasses and mappings become dicts, tuples lists, paths text; texts, numbers and ``None`` stay. Keys
+            become texts, but for whole numbers.
 
     Raises:
         TypeError: something else is in it.
@@ -85,7 +121,7 @@ def plain_data(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain_data(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain_data(item) for key, item in value.items()}
+        return {key if type(key) is int else str(key): plain_data(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain_data(item) for item in value]
     if isinstance(value, os.PathLike):
@@ -170,7 +206,40 @@ def _argument_docs(config_class: type) -> dict[str, str]:
     return {name: " ".join(text.split()) for name, text in entries}
 
 
-def _refuse_unknown(known: Mapping[str, Option], values: Mapping[str, Any], prefix: str) -> None:
+def _of_today(config_class: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Recorded values under today's names and in today's form; all else as it is."""
+    now: dict[str, Any] = copy.deepcopy(dict(values))
+    for old, new in renamed(config_class).items():
+        group, _, name = old.rpartition(".")
+        inside = _group(now, group)
+        if inside is not None and name in inside:
+            # In its old place, so that the order stays.
+            last = new.rpartition(".")[2]
+            renewed = {last if key == name else key: value for key, value in inside.items()}
+            inside.clear()
+            inside.update(renewed)
+    for name, option in options(config_class).items():
+        group, _, last = name.rpartition(".")
+        inside = _group(now, group)
+        accepted = get_args(option.type) if get_origin(option.type) in _UNIONS else (option.type,)
+        if inside is not None and any(get_origin(hint) is dict for hint in accepted):
+            value = inside.get(last)
+            if isinstance(value, list) and all(isinstance(item, list) and len(item) == 2 for item in value):
+                inside[last] = dict(value)
+    return now
+
+
+def _group(values: dict[str, Any], path: str) -> dict[str, Any] | None:
+    """The group of settings of a dotted name, or ``None`` where there is none."""
+    for name in path.split(".") if path else ():
+        inside = values.get(name)
+        if not isinstance(inside, dict):
+            return None
+        values = inside
+    return values
+
+
+def _refuse_unknown(config_class: type, known: Mapping[str, Option], values: Mapping[str, Any], prefix: str) -> None:
     for key, value in values.items():
         path = f"{prefix}{key}"
         is_name = isinstance(key, str) and "." not in key
@@ -178,10 +247,10 @@ def _refuse_unknown(known: Mapping[str, Option], values: Mapping[str, Any], pref
             continue
         inside = is_name and any(name.startswith(f"{path}.") for name in known)
         if not inside:
-            raise UserError(f"there is no setting {_short(path)}{nearest(path, known)}")
+            raise UserError(no_setting(path, config_class))
         if not isinstance(value, Mapping):
             raise UserError(f"{path} is a group of settings and takes a mapping; got {_short(value)}")
-        _refuse_unknown(known, value, f"{path}.")
+        _refuse_unknown(config_class, known, value, f"{path}.")
 
 
 def _leaves(known: Mapping[str, Option], values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -239,7 +308,7 @@ def _converted(hint: Any, value: Any) -> Any:
     elif origin is dict and isinstance(value, Mapping):
         key_hint, value_hint = arguments
         for key in value:
-            if key not in get_args(key_hint):
+            if not (type(key) is int if key_hint is int else key in get_args(key_hint)):
                 raise UserError(f"got the key {_short(key)}")
         return {key: _converted(value_hint, item) for key, item in value.items()}
     elif hint is float:

@@ -1,9 +1,10 @@
 """What the checks of data sets have in common, whatever the task: the splits, and how faults are listed."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 Split = Literal["train", "val"]
+SPLITS: tuple[Split, Split] = ("train", "val")
 
 
 class Report(Protocol):
@@ -13,6 +14,8 @@ class Report(Protocol):
     def faults(self) -> Sequence[object]: ...
 
     def text(self) -> str: ...
+
+    def to_json(self) -> dict[str, Any]: ...
 
 
 def fault_lines(faults: Iterable[object], limit: int | None) -> list[str]:
@@ -31,12 +34,23 @@ def fault_lines(faults: Iterable[object], limit: int | None) -> list[str]:
     return [*lines[:limit], f"... and {left_out} more"] if left_out else lines
 
 
-def check_splits(check: Callable[[Split], Report]) -> bool:
-    """Check the training and the validation split, print both reports, and return whether neither has faults."""
-    splits: tuple[Split, Split] = ("train", "val")
-    faultless = True
-    for split in splits:
-        report = check(split)
-        print(report.text())
-        faultless = faultless and not report.faults
-    return faultless
+def is_faultless(reports: Mapping[str, Report]) -> bool:
+    """Whether no split has a fault."""
+    return not any(report.faults for report in reports.values())
+
+
+def check_splits(check: Callable[[Split], Report]) -> dict[str, Any]:
+    """Check the training and the validation split, and print both reports.
+
+    Args:
+        check: gives the report of a split.
+
+    Returns:
+        ``faultless``, whether neither has faults, and the reports as plain data.
+    """
+    reports: dict[str, Report] = {}
+    for split in SPLITS:
+        reports[split] = check(split)
+        print(reports[split].text())
+    told = {split: report.to_json() for split, report in reports.items()}
+    return {"faultless": is_faultless(reports), "splits": told}

@@ -8,14 +8,18 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from latentgnn.configuration.settings import plain_data
+from latentgnn.configuration.settings import parse_config, plain_data
 from latentgnn.errors import UserError, system_error, told
 from latentgnn.files import write_bytes, write_json
-from latentgnn.outputs import refuse_to_replace, try_folder
+from latentgnn.outputs import quoted, refuse_to_replace, say_end, try_folder
 from latentgnn.training.checkpoints import Checkpoint, newest_checkpoint, read_checkpoint
+from latentgnn.training.comparison_report import write_comparison
 from latentgnn.training.config import TrainingConfig
 from latentgnn.training.lifeline import ProcessGone
+from latentgnn.training.loggers import Pictures
 from latentgnn.training.loop import fit
+from latentgnn.training.records import Titles
+from latentgnn.training.report import write_report
 from latentgnn.training.runs import RunFolder
 from latentgnn.training.stopping import TrainingStopped
 from latentgnn.training.task import TrainingTask
@@ -38,7 +42,7 @@ class Job(Generic[Data]):
 
     load: Callable[[Any, Path], Data]
     train: Callable[[Any, RunFolder, Data, bool], dict[str, float]]
-    titles: Callable[[Iterable[str]], Mapping[str, str]]
+    titles: Titles
 
 
 def train(job: Job[Data], config: Any, out: Path | None, *, name: str, resume: bool = False) -> dict[str, float]:
@@ -66,7 +70,27 @@ def train(job: Job[Data], config: Any, out: Path | None, *, name: str, resume: b
         if not resume:
             # Before the data are read or made, which may take long: a run that was killed there can be resumed too.
             run.write_config(plain_data(config))
-        return job.train(config, run, job.load(config, run.path), resume)
+        metrics = job.train(config, run, job.load(config, run.path), resume)
+        written = write_report(run, job.titles)
+    if written is not None:
+        print(f"report: {written}")
+        say_end(run.path, *_after_training(run.path))
+    return metrics
+
+
+def report(job: Job[Any], path: Path) -> None:
+    """Write the report of a run again, or of the runs of a comparison, from what lies in the folder.
+
+    Raises:
+        UserError: there is no run.
+    """
+    runs = {title: RunFolder.open(path / title) for title in _COMPARED if (path / title / "config.yaml").exists()}
+    for run in runs.values():
+        write_report(run, job.titles)
+    whole = RunFolder.open(path)
+    written = write_comparison(whole, runs, job.titles) if runs else write_report(whole, job.titles)
+    if written is not None:
+        say_end(written)
 
 
 def compare(job: Job[Data], config: Any, out: Path | None, *, name: str, resume: bool = False) -> dict[str, Any]:
@@ -89,17 +113,21 @@ def compare(job: Job[Data], config: Any, out: Path | None, *, name: str, resume:
         both.write_config(plain_data(config))
         data = job.load(config, both.path)
         metrics: dict[str, dict[str, float]] = {}
+        trained: dict[str, RunFolder] = {}
         for title, run_config in runs.items():
             print(f"\n{title.replace('_', ' ')}:")
             begun = (both.path / title / "config.yaml").exists()
             run = RunFolder.open(both.path / title) if begun else RunFolder.create(both.path / title, task=title)
+            trained[title] = run
             with run.held():
                 metrics[title] = job.train(run_config, run, data, begun)
+                write_report(run, job.titles)
         comparison = {**metrics, "difference": _difference(*metrics.values())}
         # Before anything else is written that may fail.
         print(f"\n{_comparison_table(comparison, job.titles(comparison['with_blocks']))}")
         write_json(both.path / "comparison.json", comparison)
-    print(f"written to {both.path / 'comparison.json'}")
+        print(f"report: {write_comparison(both, trained, job.titles)}")
+    say_end(both.path, *_after_training(both.path / _COMPARED[0]))
     return comparison
 
 
@@ -111,6 +139,8 @@ def fit_in(
     resume: bool,
     may_change: Collection[str],
     write_results: Callable[[], None],
+    pictures: Pictures,
+    titles: Titles,
 ) -> dict[str, float]:
     """`latentgnn.training.loop.fit` in a run's folder, with configuration and environment written beside it."""
     if resume and run.has_checkpoint:
@@ -119,7 +149,22 @@ def fit_in(
     else:
         run.write_config(plain_data(config))
     run.write_environment()
-    metrics = fit(task, config.training, run, resume=resume, may_change=may_change, write_results=write_results)
+
+    def of_today(recorded: dict[str, Any]) -> dict[str, Any]:
+        settings: dict[str, Any] = plain_data(parse_config(type(config), recorded, recorded=True))
+        return settings
+
+    metrics = fit(
+        task,
+        config.training,
+        run,
+        resume=resume,
+        may_change=may_change,
+        of_today=of_today,
+        write_results=write_results,
+        pictures=pictures,
+        titles=titles,
+    )
     run.write_config(plain_data(config))
     return metrics
 
@@ -134,6 +179,9 @@ def trained_weights(source: Path) -> Checkpoint:
         return read_checkpoint(written[0])
     checkpoint = newest_checkpoint(run.checkpoints)
     if checkpoint is None:
+        both = [source / name for name in _COMPARED if (source / name).is_dir()]
+        if both:
+            raise UserError(f"{source} holds a comparison of two runs; name one of them: {' or '.join(map(str, both))}")
         raise UserError(f"the run in {source} has no checkpoint yet")
     return checkpoint
 
@@ -174,6 +222,11 @@ def write_pictures(run: RunFolder, pictures: Iterable[tuple[Path, bytes]], *, re
         path = run.pictures / name
         refuse_to_replace([path], reads=reads)
         write_bytes(path, content)
+
+
+def _after_training(run: Path) -> tuple[str, ...]:
+    """What can be done with a trained model."""
+    return f"latentgnn evaluate {quoted(run)}", f"latentgnn predict {quoted(run)} INPUT ..."
 
 
 def _folder(out: Path | None, name: str, *, resume: bool) -> RunFolder:

@@ -23,6 +23,9 @@ class OptimizerConfig:
         weight_decay: of weights of two and more dimensions.
         norm_weight_decay: of biases, norms and gammas; ``null`` takes ``weight_decay``.
         block_factor: the LatentGNN blocks' learning rate, as a multiple of ``learning_rate``.
+        trained_factor: likewise, that of what begins with trained weights.
+        new_factor: likewise, in a run that begins with trained weights, that of what starts anew beside them, such as
+            the last layers of a detector for other categories.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -31,6 +34,8 @@ class OptimizerConfig:
     weight_decay: float = 1e-4
     norm_weight_decay: float | None = None
     block_factor: float = 1.0
+    trained_factor: float = 1.0
+    new_factor: float = 1.0
 
     def __post_init__(self) -> None:
         norms = self.norm_weight_decay
@@ -42,6 +47,8 @@ class OptimizerConfig:
                 "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more"),
                 "norm_weight_decay": (norms is None or 0 <= norms < math.inf, "0 or more, or null"),
                 "block_factor": (0 <= self.block_factor < math.inf, "0 or more"),
+                "trained_factor": (0 <= self.trained_factor < math.inf, "0 or more"),
+                "new_factor": (0 <= self.new_factor < math.inf, "0 or more"),
             },
         )
 
@@ -97,6 +104,8 @@ class TrainingConfig:
         workers: data-loading processes a device.
         seed: of initialisation, order, augmentation and sampling.
         log_every: steps between two log lines.
+        logger: where figures and pictures go besides ``metrics.csv``: ``tensorboard`` (in the run's folder), ``wandb``
+            (Weights & Biases), ``mlflow`` or ``csv`` (nowhere else).
         validate_every: steps between two validations; ``null`` validates once, at the end.
         checkpoint_every: steps between two checkpoints.
         on_changed_data: ``stop`` where a resumed run meets other data than it was stopped with, or ``accept`` them and
@@ -118,6 +127,7 @@ class TrainingConfig:
     workers: int = 2
     seed: int = 0
     log_every: int = 20
+    logger: Literal["tensorboard", "wandb", "mlflow", "csv"] = "tensorboard"
     validate_every: int | None = None
     checkpoint_every: int = 1000
     on_changed_data: Literal["stop", "accept"] = "stop"

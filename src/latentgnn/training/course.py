@@ -1,6 +1,6 @@
 """What the weights of a run depend on, and so what a run that continues it must agree on."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from latentgnn.configuration.settings import plain_data
@@ -17,6 +17,7 @@ _FREE = (
     "checkpoint_every",
     "devices",
     "log_every",
+    "logger",
     "machines",
     "monitor",
     "on_changed_data",
@@ -32,7 +33,12 @@ def course_of(config: TrainingConfig, run: RunFolder, *, processes: int) -> dict
 
 
 def check_resumable(
-    checkpoint: Checkpoint, task: TrainingTask, run: RunFolder, course: Mapping[str, Any], may_change: Collection[str]
+    checkpoint: Checkpoint,
+    task: TrainingTask,
+    run: RunFolder,
+    course: Mapping[str, Any],
+    may_change: Collection[str],
+    of_today: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> None:
     """Compare a run with the checkpoint that it goes on from.
 
@@ -42,16 +48,20 @@ def check_resumable(
         run: the folder, for the errors.
         course: what is, from `course_of`.
         may_change: dotted beginnings of names that may differ.
+        of_today: turns a configuration that an earlier version kept into one of this version, with all its settings.
 
     Raises:
         UserError: naming what differs.
     """
     free = (*may_change, *(f"training.{name}" for name in _FREE))
     absent = "(absent)"
+    was = checkpoint.course
+    if of_today is not None:
+        was = {**dict(_flat(of_today(checkpoint.config))), "processes": was.get("processes", absent)}
     differences = [
-        f"{name} was {checkpoint.course.get(name, absent)!r}, is {course.get(name, absent)!r}"
-        for name in dict.fromkeys((*course, *checkpoint.course))
-        if checkpoint.course.get(name, absent) != course.get(name, absent)
+        f"{name} was {was.get(name, absent)!r}, is {course.get(name, absent)!r}"
+        for name in dict.fromkeys((*course, *was))
+        if was.get(name, absent) != course.get(name, absent)
         and not any(name == start or name.startswith(f"{start}.") for start in free)
     ]
     if differences:

@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from lightning.fabric import Fabric
-from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+from lightning.fabric.loggers.logger import Logger
 from torch.utils.data import DataLoader
 
 from latentgnn.configuration.settings import plain_data
@@ -17,8 +17,9 @@ from latentgnn.training.devices import launch, make_fabric, quiet
 from latentgnn.training.faults import faults_told
 from latentgnn.training.lifeline import Lifeline
 from latentgnn.training.loading import batches, make_loader
-from latentgnn.training.progress import CsvLog, Progress
-from latentgnn.training.records import Records
+from latentgnn.training.loggers import Pictures, finish, make_loggers
+from latentgnn.training.progress import Progress
+from latentgnn.training.records import Records, Titles, Written, all_names
 from latentgnn.training.resuming import check_data, start_of
 from latentgnn.training.runs import RunFolder
 from latentgnn.training.sampling import BatchStream, share
@@ -34,7 +35,10 @@ def fit(
     *,
     resume: bool = False,
     may_change: Collection[str] = (),
+    of_today: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     write_results: Callable[[], None] = lambda: None,
+    pictures: Pictures = lambda: (),
+    titles: Titles = all_names,
 ) -> dict[str, float]:
     """Train a task's model, and return the metrics of the model after the last step.
 
@@ -52,8 +56,12 @@ def fit(
             on it. The data must be the same, or ``config.on_changed_data`` say that others are accepted.
         may_change: dotted beginnings of names in ``run.config`` that a resumed run may change also, such as
             ``evaluation`` or ``data.root``.
+        of_today: see `latentgnn.training.course.check_resumable`; without it, a run of another version is resumed only
+            if that has the same settings.
         write_results: writes what the task keeps of the last validation, where the run is written; called before the
             run counts as finished, so that one that is killed until then validates once more when it is resumed.
+        pictures: names and PNG files of the last validation, for the loggers that show some; made as they are taken.
+        titles: of the figures that a person is shown after a validation, among all figures' names.
 
     Raises:
         UserError: the configuration is wrong, or another than that of the run to resume; a sample cannot be loaded,
@@ -64,11 +72,11 @@ def fit(
     progress = Progress(run, steps=config.steps)
     with quiet():
         checkpoint = start_of(run, resume=resume)
-        fabric = make_fabric(config, _loggers(run, first_step=checkpoint.step if checkpoint else 0))
+        fabric = make_fabric(config, make_loggers(config, run, first_step=checkpoint.step if checkpoint else 0))
         per_device = _per_device(config, fabric.world_size)
         course = course_of(config, run, processes=fabric.world_size)
         if checkpoint is not None:
-            check_resumable(checkpoint, task, run, course, may_change)
+            check_resumable(checkpoint, task, run, course, may_change, of_today)
         data = check_data(task, run, checkpoint, accept=config.on_changed_data == "accept")
         record = {"config": plain_data(run.config), "course": course, "data": data}
         if checkpoint is not None:
@@ -80,7 +88,8 @@ def fit(
             progress.say(f"continuing after step {checkpoint.step} of {config.steps}")
         disconnect = launch(fabric, config)
         with _connected(fabric, run, progress) as lifeline:
-            metrics = _train(fabric, task, config, run, record, checkpoint, progress, per_device, write_results)
+            written = Written(results=write_results, pictures=pictures, titles=titles)
+            metrics = _train(fabric, task, config, run, record, checkpoint, progress, per_device, written)
             lifeline.done()
         disconnect()
     return metrics
@@ -95,7 +104,7 @@ def _train(
     checkpoint: Checkpoint | None,
     progress: Progress,
     per_device: int,
-    write_results: Callable[[], None],
+    written: Written,
 ) -> dict[str, float]:
     """The loop."""
     signals = StopSignals()
@@ -116,6 +125,7 @@ def _train(
         progress,
         validation=validation,
         stopped=lambda: signals.name is not None,
+        written=written,
     )
     try:
         with (
@@ -148,7 +158,7 @@ def _train(
     if stop:
         by = signals.name or "another process"
         raise TrainingStopped(f"stopped by {by} after step {steps.done} of {config.steps}: {_kept(run)}")
-    return records.finish(write_results)
+    return records.finish()
 
 
 @contextmanager
@@ -157,7 +167,7 @@ def _connected(fabric: Fabric, run: RunFolder, progress: Progress) -> Iterator[L
     with ExitStack() as stack:
         stack.callback(progress.close)
         for logger in fabric.loggers:
-            stack.callback(logger.finalize, "")
+            stack.push(_finisher(logger))
         lifeline = stack.enter_context(Lifeline(fabric, lambda: _kept(run)))
         try:
             with lifeline.told():
@@ -168,17 +178,14 @@ def _connected(fabric: Fabric, run: RunFolder, progress: Progress) -> Iterator[L
             raise
 
 
+def _finisher(logger: Logger) -> Callable[..., None]:
+    """For an exit stack: the logger learns whether the run ended with an error."""
+    return lambda kind, error, trace: finish(logger, failed=error is not None)
+
+
 def _kept(run: RunFolder) -> str:
     path = run.checkpoint("last")
     return f"{path} is kept, resume the run to continue" if path.exists() else "no step was kept"
-
-
-def _loggers(run: RunFolder, *, first_step: int) -> list[Any]:
-    return [
-        CsvLog(run, first_step=first_step),
-        # A resumed run repeats the steps after its first one: their old points are dropped.
-        TensorBoardLogger(run.path, name="", version="tensorboard", purge_step=first_step + 1 if first_step else None),
-    ]
 
 
 def _per_device(config: TrainingConfig, processes: int) -> int:

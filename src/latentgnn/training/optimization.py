@@ -1,5 +1,6 @@
 """The optimizer and its parameter groups."""
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -14,23 +15,33 @@ def blocks_of(model: nn.Module) -> dict[str, LatentGNN]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LatentGNN)}
 
 
-def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, config: OptimizerConfig, trained: Collection[str] = ()) -> list[dict[str, Any]]:
     """The learning parameters of a model, each in one group: the host's and the blocks', with and without dimensions.
 
     ``weights`` have two and more dimensions; ``norms`` are all others (biases, norms, gammas) and have a weight decay
-    of their own. The blocks have a rate of their own. Frozen parameters are in no group, and no group is empty.
+    of their own. The blocks have a rate of their own, and where the host began with trained weights, what was trained
+    has another than what was not, if the factors differ. Frozen parameters are in no group, and no group is empty.
 
     Args:
         model: the model.
         config: rates and weight decays.
+        trained: names of the parameters that began with trained weights.
     """
+    # Of one parameter that has two names, either may be given.
+    began_trained = {id(value) for name, value in model.named_parameters(remove_duplicate=False) if name in trained}
+    apart = bool(began_trained) and config.trained_factor != config.new_factor
     in_blocks = {id(parameter) for block in blocks_of(model).values() for parameter in block.parameters()}
     norm_decay = config.weight_decay if config.norm_weight_decay is None else config.norm_weight_decay
     groups: dict[str, dict[str, Any]] = {}
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
-        owner, factor = ("blocks", config.block_factor) if id(parameter) in in_blocks else ("host", 1.0)
+        if id(parameter) in in_blocks:
+            owner, factor = "blocks", config.block_factor
+        elif id(parameter) in began_trained:
+            owner, factor = "trained" if apart else "host", config.trained_factor
+        else:
+            owner, factor = "host", config.new_factor if began_trained else 1.0
         kind, decay = ("weights", config.weight_decay) if parameter.ndim >= 2 else ("norms", norm_decay)
         rate = config.learning_rate * factor
         name = f"{owner}/{kind}"
@@ -39,9 +50,9 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     return list(groups.values())
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: OptimizerConfig, trained: Collection[str] = ()) -> torch.optim.Optimizer:
     """The optimizer over `parameter_groups`; each group keeps its rate before the schedule as ``base_rate``."""
-    groups = parameter_groups(model, config)
+    groups = parameter_groups(model, config, trained)
     for group in groups:
         group["base_rate"] = group["lr"]
     if config.name == "adamw":

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import Logger
@@ -38,7 +39,7 @@ class CsvLog(Logger):
         self._last: dict[str, str] = {}
         if self._writes and os.path.lexists(self._path):
             try:
-                rows = [row for row in self._rows() if int(row["step"]) <= first_step]
+                rows = [row for row in read_rows(self._path) if int(row["step"]) <= first_step]
             except Damaged as error:
                 run.do_without(error, self._path)
                 return
@@ -67,26 +68,11 @@ class CsvLog(Logger):
             return
         new = [name for name in row if name not in self._columns]
         if new:
-            rows = self._rows() if self._columns else []
+            rows = read_rows(self._path) if self._columns else []
             self._columns += new
             self._write_all([*rows, row])
             return
         append_text(self._path, self._text([row]))
-
-    def _rows(self) -> list[dict[str, Any]]:
-        """The rows that are whole: a process that was killed may have written part of its last one."""
-        if not self._path.is_file():
-            raise Damaged(f"{self._path} is damaged (it is no file)")
-        try:
-            with self._path.open(newline="", encoding="utf-8", errors="strict") as file:
-                reader = csv.DictReader(file)
-                columns = reader.fieldnames or []
-                rows = [row for row in reader if None not in row and None not in row.values()]
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise Damaged(f"{self._path} is damaged ({error})") from None
-        if (columns and "step" not in columns) or not all(_STEP.fullmatch(row["step"]) for row in rows):
-            raise Damaged(f"{self._path} is damaged (expected a step in each row)")
-        return rows
 
     def _write_all(self, rows: list[dict[str, Any]]) -> None:
         names = {name: name for name in self._columns}
@@ -96,6 +82,26 @@ class CsvLog(Logger):
         buffer = io.StringIO(newline="")
         csv.DictWriter(buffer, self._columns, restval="").writerows(rows)
         return buffer.getvalue()
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a ``metrics.csv`` that are whole: a process that was killed may have written part of its last one.
+
+    Raises:
+        Damaged: it is no such file.
+    """
+    if not path.is_file():
+        raise Damaged(f"{path} is damaged (it is no file)")
+    try:
+        with path.open(newline="", encoding="utf-8", errors="strict") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            rows = [row for row in reader if None not in row and None not in row.values()]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise Damaged(f"{path} is damaged ({error})") from None
+    if (columns and "step" not in columns) or not all(_STEP.fullmatch(row["step"]) for row in rows):
+        raise Damaged(f"{path} is damaged (expected a step in each row)")
+    return rows
 
 
 class Progress:
@@ -115,7 +121,10 @@ class Progress:
         self._bar: RichProgress | None = None
         self._training: TaskID | None = None
         self._validation: TaskID | None = None
-        if run.writes and (sys.stdout.isatty() if terminal is None else terminal):
+        console = Console(file=sys.stdout)
+        # A terminal that cannot move its cursor, as in some editors, gets lines.
+        moves = sys.stdout.isatty() and not console.is_dumb_terminal if terminal is None else terminal
+        if run.writes and moves:
             self._bar = RichProgress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -123,7 +132,7 @@ class Progress:
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[figures]}"),
-                console=Console(file=sys.stdout),
+                console=console,
             )
 
     def start(self, step: int) -> None:

@@ -1,6 +1,7 @@
 """What a run writes while it goes on: figures, checkpoints and validations."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from lightning.fabric import Fabric
@@ -10,11 +11,34 @@ from latentgnn.errors import UserError
 from latentgnn.training.checkpoints import write_checkpoint
 from latentgnn.training.config import TrainingConfig
 from latentgnn.training.faults import faults_told
+from latentgnn.training.loggers import Pictures, log_pictures
 from latentgnn.training.progress import Progress
 from latentgnn.training.runs import RunFolder
 from latentgnn.training.steps import OptimizerSteps
 from latentgnn.training.task import TrainingTask
 from latentgnn.training.validation import validate
+
+Titles = Callable[[Iterable[str]], Mapping[str, str]]
+
+
+def all_names(names: Iterable[str]) -> dict[str, str]:
+    """Every figure under its own name."""
+    return {name: name for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What a run's results are to a task.
+
+    Args:
+        results: writes what the task keeps of the last validation.
+        pictures: names and PNG files of the last validation, made as they are taken.
+        titles: of the figures that a person is shown, among all figures' names.
+    """
+
+    results: Callable[[], None]
+    pictures: Pictures
+    titles: Titles
 
 
 class Records:
@@ -30,6 +54,7 @@ class Records:
         progress: shows it.
         validation: this process's share of the validation set.
         stopped: whether this process was asked to stop.
+        written: what the task makes of a validation.
     """
 
     def __init__(
@@ -44,9 +69,11 @@ class Records:
         *,
         validation: DataLoader[Any],
         stopped: Callable[[], bool],
+        written: Written,
     ) -> None:
         self._fabric, self._task, self._config, self._run, self._record = fabric, task, config, run, record
         self._steps, self._progress, self._validation, self._stopped = steps, progress, validation, stopped
+        self._written = written
         self._monitor = config.monitor or task.monitor
         # Not the last one: a run that has it, and is not finished, has lost what the task made of it.
         known = min(steps.done, config.steps - 1)
@@ -120,13 +147,16 @@ class Records:
         # Noted last: where a run is killed in between, it validates again.
         self._fabric.log_dict(metrics, step=step)
         self._run.write_validations(self._validations)
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        if self._run.writes:
+            log_pictures(self._fabric.loggers, self._written.pictures(), step=step)
+        titles = self._written.titles(metrics)
+        shown = ", ".join(f"{title} {metrics[name]:.4f}" for name, title in titles.items())
         self._progress.say(f"step {step}/{self._config.steps}  validation: {shown}{'  (best)' if is_best else ''}")
 
-    def finish(self, write_results: Callable[[], None]) -> dict[str, float]:
+    def finish(self) -> dict[str, float]:
         """Write what the task keeps, and then the metrics of the end, which mark the run as finished; return them."""
         if self._run.writes:
-            write_results()
+            self._written.results()
         metrics: dict[str, float] = self._validations[-1]["metrics"] if self._validations else {}
         best = self._best()
         self._run.write_metrics(

@@ -61,4 +61,5 @@ def check_data(task: TrainingTask, run: RunFolder, start: Checkpoint | None, *, 
                 "--training.on_changed_data accept"
             )
         run.say(f"{told}; they are accepted")
+    run.write_data({name: fingerprint.summary() for name, fingerprint in now.items()})
     return {name: fingerprint.to_plain() for name, fingerprint in now.items()}

@@ -44,7 +44,7 @@ def read_json(path: Path, check: Callable[[Any], None]) -> Any:
 
 
 def check_plain(value: Any) -> None:
-    """Refuse what is not plain data of a sensible size: texts, numbers, lists, and mappings from texts.
+    """Refuse what is not plain data of a sensible size: texts, numbers, lists, and mappings from either.
 
     A value that occurs many times in memory counts each time: whoever walks over it meets it each time.
 
@@ -61,8 +61,8 @@ def check_plain(value: Any) -> None:
         if depth > _DEEPEST:
             raise ValueError("nested too deeply")
         if isinstance(item, dict):
-            if not all(isinstance(key, str) for key in item):
-                raise ValueError("expected names as keys")
+            if not all(isinstance(key, str) or type(key) is int for key in item):
+                raise ValueError("expected names or numbers as keys")
             stack += [(inner, depth + 1) for inner in item.values()]
         elif isinstance(item, list | tuple):
             stack += [(inner, depth + 1) for inner in item]
@@ -115,6 +115,13 @@ def check_validations(value: Any) -> None:
     steps = [record["step"] for record in value]
     if steps != sorted(set(steps)):
         raise ValueError("expected validations in the order of their steps")
+
+
+def check_start(value: Any) -> None:
+    """The shape of ``start.json``."""
+    names = value.get("trained") if isinstance(value, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("expected a list of names as 'trained'")
 
 
 def _are_metrics(value: Any) -> bool:

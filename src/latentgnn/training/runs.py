@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from latentgnn.training.run_files import (
     Damaged,
     check_mapping,
     check_metrics,
+    check_start,
     check_validations,
     read_json,
     set_aside,
@@ -26,15 +27,17 @@ from latentgnn.training.run_files import (
 # Processes that Lightning starts for further devices run the same command, and find the first one's folder by it.
 _INHERITED = "LATENTGNN_RUN"
 # What a run has in its folder before its first step: a folder with nothing else has nothing to lose.
-_STARTED = frozenset({"config.yaml", "environment.json", "data"})
+_STARTED = frozenset({"config.yaml", "environment.json", "data.json", "data", "start.json", "split.json"})
 
 
 class RunFolder:
     """One folder a run.
 
-    ``config.yaml`` (resolved), ``environment.json``, ``log.txt``, ``metrics.csv`` (the course), ``validations.json``,
-    ``metrics.json`` (the end), ``tensorboard/``, ``checkpoints/`` and ``pictures/``; ``data/`` where a task makes its
-    data for the run. Made by ``create`` or ``open``; whoever trains into it does so inside ``held``.
+    ``config.yaml`` (resolved), ``environment.json``, ``data.json`` (what the sets are), ``start.json`` (what was taken
+    over from trained weights), ``log.txt``, ``metrics.csv`` (the course), ``validations.json``, ``analysis.json`` (the
+    last validation in detail), ``metrics.json`` (the end), ``report.html``, ``tensorboard/``, ``checkpoints/`` and
+    ``pictures/``; ``data/`` where a task makes its data for the run, ``split.json`` where it draws what to validate on.
+    Made by ``create`` or ``open``; whoever trains into it does so inside ``held``.
     Only the first process of a run writes into it; elsewhere the ``write_`` methods do nothing.
 
     A file that is damaged does not stop a run that can do without it: it gets another name, a line says so, and the run
@@ -150,6 +153,26 @@ class RunFolder:
         if before is not None:
             record["earlier"] = [*before.pop("earlier", []), before]
         write_json(self.path / "environment.json", record)
+
+    def write_start(self, lines: Sequence[str], trained: Collection[str]) -> None:
+        """Write ``start.json``: what the run began with.
+
+        Args:
+            lines: what was told of it.
+            trained: names of the parameters that began with trained weights.
+        """
+        if self.writes:
+            write_json(self.path / "start.json", {"told": list(lines), "trained": sorted(trained)})
+
+    def trained_at_start(self) -> frozenset[str] | None:
+        """The names that ``write_start`` kept, or ``None`` where it did not."""
+        content = self._read("start.json", check_start)
+        return None if content is None else frozenset(content["trained"])
+
+    def write_data(self, sets: Mapping[str, Any]) -> None:
+        """Write ``data.json``: what identifies each of the sets."""
+        if self.writes:
+            write_json(self.path / "data.json", sets)
 
     def write_metrics(self, content: Mapping[str, Any]) -> None:
         """Write ``metrics.json``, which marks a run as finished."""

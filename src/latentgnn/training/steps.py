@@ -58,7 +58,7 @@ class OptimizerSteps:
         if checkpoint is not None:
             checkpoint.load_into(task.model)
         self._forward, self._optimizer = fabric.setup(
-            _Forward(task.model), build_optimizer(task.model, config.optimizer)
+            _Forward(task.model), build_optimizer(task.model, config.optimizer, task.trained)
         )
         if checkpoint is not None:
             self.done = checkpoint.step

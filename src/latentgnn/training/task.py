@@ -1,6 +1,6 @@
 """What the training loop asks of a task; the loop knows nothing else of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ class TrainingTask(Protocol):
     training_set: TrainingSet
     validation_set: ValidationSet
     monitor: str
+    trained: Collection[str]
+    """Names of the parameters that began with trained weights; the blocks are never among them."""
 
     def collate(self, samples: list[Any]) -> Any:
         """A batch; tensors in it move to the device by themselves."""

@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
+import latentgnn
 from latentgnn.cli import main
 from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import parse_config
@@ -18,6 +20,7 @@ from latentgnn.errors import UserError
 from latentgnn.outputs import LIST
 from latentgnn.tasks.detection import commands
 from latentgnn.tasks.detection.config import DetectionConfig
+from latentgnn.training.runs import RunFolder
 
 TINY = """
 model:
@@ -101,17 +104,31 @@ def weights_of(run):
 
 
 def test_a_run_folder_holds_everything(run):
-    for name in ("config.yaml", "environment.json", "metrics.json", "metrics.csv", "log.txt"):
+    for name in ("config.yaml", "environment.json", "data.json", "metrics.json", "metrics.csv", "log.txt"):
         assert (run / name).is_file()
     assert (run / "checkpoints" / "last.ckpt").is_file()
     assert (run / "checkpoints" / "best.ckpt").is_file()
-    assert sorted(path.name for path in (run / "pictures").iterdir()) == ["val0.png", "val1.png"]
+    assert sorted(path.name for path in (run / "pictures").glob("*.png")) == ["val0.png", "val1.png"]
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["training"]["steps"] == 2
     assert config["data"]["categories"] == [[3, "red"], [7, "blue"]]
     metrics = json.loads((run / "metrics.json").read_text())["metrics"]
     assert len(metrics) == 24
     assert all(-1 <= value <= 1 for value in metrics.values())
+
+
+def test_a_run_has_a_report_that_can_be_written_again(run, capsys):
+    report = run / "report.html"
+    text = report.read_text()
+    for title in ("Course", "Figures", "Precision and recall", "Categories", "Confusion", "Images", "How to reproduce"):
+        assert f"<h2>{title}</h2>" in text
+    data = json.loads((run / "data.json").read_text())
+    assert {name: record["samples"] for name, record in data.items()} == {"training set": 5, "validation set": 3}
+    assert all(record["digest"] in text for record in data.values())
+    report.unlink()
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out == f"written to {report}\n"
+    assert report.read_text() == text
 
 
 def test_evaluating_the_run_gives_the_figures_of_its_end(run, tmp_path, capsys):
@@ -132,6 +149,69 @@ def test_evaluating_the_run_gives_the_figures_of_its_end(run, tmp_path, capsys):
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert main([*argv, "--data.root", config["data"]["root"]]) == 0
     assert json.loads((again / "metrics.json").read_text())["metrics"] == pytest.approx(written["metrics"])
+
+
+def test_settings_that_shape_a_trained_model_are_refused_and_others_taken(run, data, tmp_path, capsys):
+    for command in (["evaluate", str(run)], ["predict", str(run), str(data / "val")]):
+        argv = [*command, "--out", str(tmp_path / "out")]
+        for name, text, trained in (
+            ("model.block.reduction", "4", "8"),
+            ("model.detector", "retinanet", "mask_rcnn"),
+            ("model.blocks", "{}", "{'C4': 4}"),
+        ):
+            assert main([*argv, f"--{name}", text]) == 2
+            error = capsys.readouterr().err
+            assert error.startswith(f"latentgnn: --{name} {text}: the model in {run} is trained with {trained}, ")
+            assert f"--model.weights {run} --{name} {text}" in error
+            assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    same = ["--model.block.reduction", "8", "--model.detections_per_image", "3", "--model.score_threshold", "0"]
+    assert main(["evaluate", str(run), "--out", str(tmp_path / "out"), *same]) == 0
+    records = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    counts = Counter(record["image_id"] for record in records)
+    assert set(counts.values()) == {3}
+
+
+def test_a_run_is_loaded_in_python(run, data, tmp_path):
+    for source in (run, run / "checkpoints" / "best.ckpt"):
+        loaded = latentgnn.load_run(source)
+        assert not loaded.model.training
+        assert loaded.categories == ((3, "red"), (7, "blue"))
+        assert loaded.config.model.blocks == {"C4": 4}
+    image = data / "val" / "val1.png"
+    argv = ["predict", str(run), str(image), "--score-threshold", "0", "--no-pictures", "--out", str(tmp_path)]
+    assert main(argv) == 0
+    records = json.loads((tmp_path / "predictions.json").read_text())
+    assert records
+    with Image.open(image) as opened:
+        pixels = np.array(opened.convert("RGB"))
+    for given in (image, str(image), Image.fromarray(pixels), pixels):
+        found = loaded.predict(given)
+        assert found["scores"].tolist() == pytest.approx([record["score"] for record in records])
+        ids = [loaded.categories[label - 1][0] for label in found["labels"]]
+        assert ids == [record["category_id"] for record in records]
+    assert loaded.transform(pixels).shape == (3, *pixels.shape[:2])
+    assert torch.equal(loaded.transform(image), loaded.transform(pixels))
+    with pytest.raises(ValueError, match=r"expected an RGB array, uint8 \(H, W, 3\); got float64"):
+        loaded.transform(pixels / 255)
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        latentgnn.load_run(tmp_path / "nothing")
+
+
+def test_an_evaluation_as_json_is_one_document_on_standard_output(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["evaluate", str(run), "--out", str(out), "--json"]) == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert document.pop("folder") == str(out)
+    assert document == json.loads((out / "metrics.json").read_text())
+    assert f"written to {out}" in captured.err
+    assert "AP50" in captured.err
+    # A mistake leaves standard output empty.
+    assert main(["evaluate", str(run), "--out", str(out), "--json"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "--overwrite" in captured.err
 
 
 def test_other_limits_of_detections(run, tmp_path):
@@ -236,15 +316,77 @@ def test_compare_trains_both_and_shows_the_difference(data, recipe, tmp_path, ca
     assert main(["train", "--compare", "--resume", str(folder)]) == 0
     assert json.loads((folder / "comparison.json").read_text()) == comparison
 
+    reports = [
+        folder / "report.html",
+        folder / "with_blocks" / "report.html",
+        folder / "without_blocks" / "report.html",
+    ]
+    texts = [report.read_text() for report in reports]
+    for report in reports:
+        report.unlink()
+    capsys.readouterr()
+    assert main(["report", str(folder)]) == 0
+    assert capsys.readouterr().out == f"written to {reports[0]}\n"
+    assert [report.read_text() for report in reports] == texts
 
-def test_both_models_of_a_comparison_start_from_the_same_weights(data, recipe):
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_both_models_of_a_comparison_start_from_the_same_weights(run, data, recipe, tmp_path, trained):
     config = parse_config(DetectionConfig, load_recipe(recipe))
+    if trained:
+        # Other categories, for which the last layers start anew, on both sides alike.
+        config = replace(config, model=replace(config.model, weights=str(run), blocks={"C4": 8}))
     train_set, val_set = commands._load(replace(config, data=replace(config.data, root=str(data))), Path())
-    with_blocks = commands._task(config, train_set, val_set).model.state_dict()
-    bare = replace(config, model=replace(config.model, blocks={}))
-    without = commands._task(bare, train_set, val_set).model.state_dict()
+    if trained:
+        train_set.categories = [(3, "green"), (7, "yellow")]
+
+    def weights_of_side(config: DetectionConfig, name: str) -> dict[str, torch.Tensor]:
+        folder = RunFolder.create(tmp_path / name, task=name)
+        task = commands._task(config, folder, train_set, val_set, resume=False)
+        assert (folder.trained_at_start() == task.trained) if trained else not task.trained
+        return task.model.state_dict()
+
+    with_blocks = weights_of_side(config, "with")
+    without = weights_of_side(replace(config, model=replace(config.model, blocks={})), "without")
     assert len(with_blocks) > len(without)
     assert all(torch.equal(value, with_blocks[name]) for name, value in without.items())
+    same = {name for name, value in weights_of(run).items() if name in without and torch.equal(value, without[name])}
+    assert any(name.startswith("roi_heads.box_head") for name in same) == trained
+    assert "roi_heads.box_predictor.cls_score.weight" not in same
+
+
+def test_a_run_that_starts_from_another_tells_it_and_resumes(run, data, recipe, tmp_path, capsys):
+    folder = tmp_path / "finetuned"
+    argv = [
+        "train",
+        "--config",
+        str(recipe),
+        "--data.root",
+        str(data),
+        "--out",
+        str(folder),
+        "--model.weights",
+        str(run),
+    ]
+    factors = ["--training.optimizer.trained_factor", "0.1", "--training.optimizer.block_factor", "0"]
+    assert main([*argv, *factors]) == 0
+    shown = capsys.readouterr().out
+    assert f"tensors from {run / 'checkpoints' / 'best.ckpt'}" in shown
+    start = json.loads((folder / "start.json").read_text())
+    assert start["told"][0] in shown
+    assert "rpn.head.cls_logits.weight" in start["trained"]
+    optimizer = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["optimizer"]
+    assert {group["name"] for group in optimizer["param_groups"]} >= {"trained/weights", "blocks/weights"}
+
+    # The weights that it started from are not needed any more.
+    (folder / "metrics.json").unlink()
+    config = folder / "config.yaml"
+    gone = config.read_text().replace(str(run), str(tmp_path / "gone"))
+    assert main(["train", "--resume", str(folder)]) == 0
+    assert "tensors from" not in capsys.readouterr().out
+    assert main(["predict", str(folder), str(data / "val"), "--out", str(tmp_path / "found"), "--no-pictures"]) == 0
+    config.write_text(gone)
+    assert main(["evaluate", str(folder), "--out", str(tmp_path / "scores")]) == 0
 
 
 def test_check_data_reports_faults_and_training_stops_or_skips(data, recipe, tmp_path, capsys):

@@ -125,7 +125,8 @@ def test_pictures_of_a_run_and_of_its_evaluation_do_not_meet(data, recipe, tmp_p
     assert main([str(argument) for argument in argv]) == 0
     assert main(["evaluate", str(run)]) == 0
     for folder in (run / "pictures", run / "evaluation" / "pictures"):
-        assert set(content(folder)) == {"0/x.png", "1/x.png"}
+        samples = {name for name in content(folder) if not name.startswith(("worst", "best"))}
+        assert samples == {"0/x.png", "1/x.png"}
 
 
 def test_an_evaluation_is_replaced_only_when_that_is_told(run, tmp_path, capsys):
@@ -155,7 +156,7 @@ def test_a_place_that_cannot_be_written_to_is_told_before_the_work(
     def work(*_):
         raise AssertionError("this is work")
 
-    monkeypatch.setattr("latentgnn.tasks.detection.commands.load_split", work)
+    monkeypatch.setattr("latentgnn.tasks.detection.commands.load", work)
     monkeypatch.setattr(prediction, "read_image", work)
     (tmp_path / "file").write_bytes(b"mine")
     for out, message in (

@@ -1,17 +1,19 @@
 import subprocess
 import sys
 import zipfile
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
+from torchvision.models import get_model
 
 from latentgnn import LatentGNN
 from latentgnn.configuration.recipes import list_recipes, load_recipe
 from latentgnn.configuration.settings import parse_config, plain_data
 from latentgnn.tasks.detection.config import DetectionConfig
 from latentgnn.tasks.detection.model import build_detector
+from latentgnn.tasks.detection.weights.published import published_detector
 
 BACKBONES = {"r50": "resnet50", "r101": "resnet101", "x101_32x8d": "resnext101_32x8d"}
 BLOCKS = {
@@ -29,6 +31,23 @@ PUBLISHED = [
 ]
 
 
+FINETUNED = {
+    "finetune_mask_rcnn_r50": "maskrcnn_resnet50_fpn",
+    "finetune_faster_rcnn_r50": "fasterrcnn_resnet50_fpn",
+    "finetune_retinanet_r50": "retinanet_resnet50_fpn",
+    "finetune_faster_rcnn_mobilenet": "fasterrcnn_mobilenet_v3_large_320_fpn",
+}
+# What the recipes' comments say for the second generation, and for larger images.
+ALTERNATIVES = {
+    "finetune_mask_rcnn_r50": ("MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1", {"heads": "v2", "norm_eps": 0.00001}),
+    "finetune_faster_rcnn_r50": ("FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1", {"heads": "v2", "norm_eps": 0.00001}),
+    "finetune_retinanet_r50": ("RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1", {"heads": "v2", "norm_eps": 0.00001}),
+    "finetune_faster_rcnn_mobilenet": (
+        "FasterRCNN_MobileNet_V3_Large_FPN_Weights.COCO_V1",
+        {"min_size": (800,), "max_size": 1333, "rpn_pre_nms": (2000, 1000), "rpn_post_nms": (2000, 1000)},
+    ),
+}
+
 DETECTORS = [name for name in list_recipes() if load_recipe(name).get("task", "detection") == "detection"]
 
 
@@ -37,7 +56,7 @@ def resolved(name: str) -> DetectionConfig:
 
 
 def test_the_recipes_are_these():
-    assert set(DETECTORS) == {name for name, *_ in PUBLISHED} | {"nuclei_small", "context"}
+    assert set(DETECTORS) == {name for name, *_ in PUBLISHED} | {"nuclei_small", "context"} | set(FINETUNED)
 
 
 @pytest.mark.parametrize("name", DETECTORS)
@@ -95,6 +114,30 @@ def test_published_models_are_built_with_their_blocks(name, backbone, blocks, gr
         assert layer.config.channels == channels
         assert layer.config.num_groups == groups
         assert layer.config.num_latents == (blocks[stage],)
+
+
+@pytest.mark.parametrize("name", FINETUNED)
+def test_recipes_that_fine_tune_have_the_settings_of_their_weights(name):
+    model = resolved(name).model
+    assert model.blocks
+    assert model.block.gamma_init == 0
+    free = {"weights", "blocks", "detections_per_image", "trainable_stages", "norm"}
+    alternative, changes = ALTERNATIVES[name]
+    for weights, settings in ((model.weights, model), (alternative, replace(model, weights=alternative, **changes))):
+        detector = published_detector(weights)
+        assert detector is not None
+        for field in fields(settings):
+            value, trained = getattr(settings, field.name), getattr(detector.config, field.name)
+            if field.name not in free:
+                assert value == trained, field.name
+        with torch.device("meta"):
+            shapes = {key: value.shape for key, value in build_detector(settings, 90).state_dict().items()}
+            reference = get_model(detector.builder, weights=None, weights_backbone=None).state_dict()
+        assert {key for key in shapes if "latentgnn" not in key} == {
+            key for key in reference if "num_batches_tracked" not in key or key in shapes
+        }
+        assert all(shapes[key] == value.shape for key, value in reference.items() if key in shapes)
+    assert published_detector(resolved(name).model.weights).builder == FINETUNED[name]
 
 
 def test_the_nuclei_recipe_needs_no_download_and_scores_many_objects():

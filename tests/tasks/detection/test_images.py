@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from latentgnn.errors import UserError
-from latentgnn.tasks.detection.images import read_image, to_tensor
+from latentgnn.tasks.detection.images import MOST_PIXELS_IN_TILES, open_image, read_image, to_tensor
 
 ORIENTATION = 0x0112
 
@@ -128,12 +129,17 @@ def _png_of(width, height):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("bomb.png", _png_of(50_000, 50_000), "more than 178 million pixels; expected at most 134,217,728"),
+        ("bomb.png", _png_of(50_000, 50_000), "50,000 x 50,000 pixels; expected at most 134,217,728: cut"),
+        (
+            "wide.png",
+            _png_of(20_000, 10_000),
+            "20,000 x 10,000 pixels; .*: predict takes it by tiles .--tiles",
+        ),
         ("line.png", _png_of(20_000, 1), "20000 x 1 pixels are too oblong"),
         # Pillow would run Ghostscript on it.
         ("eps.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n", "not an image"),
     ],
-    ids=["bomb", "line", "eps"],
+    ids=["bomb", "wide", "line", "eps"],
 )
 def test_what_images_claim(tmp_path, name, content, message):
     path = tmp_path / name
@@ -147,3 +153,23 @@ def test_what_is_no_file_is_not_opened(tmp_path):
     for path in (tmp_path / "pipe.png", "/dev/zero"):
         with pytest.raises(UserError, match=r"expected a file; this is a (pipe|device)"):
             read_image(path)
+
+
+def test_large_images_are_opened_without_pillows_warning_and_its_limit_stays(tmp_path):
+    """Pillow warns from 89 million pixels on, and refuses from 179 million on."""
+    limit = Image.MAX_IMAGE_PIXELS
+    (tmp_path / "large.png").write_bytes(_png_of(10_000, 10_000))
+    (tmp_path / "larger.png").write_bytes(_png_of(32_768, 32_768))
+    with open_image(tmp_path / "large.png") as image:
+        assert image.size == (10_000, 10_000)
+    with open_image(tmp_path / "larger.png", most_pixels=MOST_PIXELS_IN_TILES) as image:
+        assert image.size == (32_768, 32_768)
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_an_image_that_needs_no_change_is_read_without_copies(tmp_path):
+    """Of 10,000 x 10,000 pixels, each copy takes 400 MB; the decoded pixels themselves come back."""
+    Image.new("RGB", (8, 6), (1, 2, 3)).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    assert isinstance(image, PngImageFile)
+    assert image.getpixel((7, 5)) == (1, 2, 3)

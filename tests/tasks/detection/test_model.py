@@ -146,12 +146,22 @@ def test_without_blocks_it_is_torchvisions_detector(detector):
             torch.testing.assert_close(mine[name], value, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("detector", ["mask_rcnn", "faster_rcnn", "retinanet"])
-@pytest.mark.parametrize("backbone", ["resnet18", "timm/resnet10t", "timm/convnext_atto"])
+@pytest.mark.parametrize(
+    ("detector", "backbone"),
+    [
+        (detector, backbone)
+        for backbone in ("resnet18", "timm/resnet10t", "timm/convnext_atto", "mobilenet_v3_large")
+        for detector in ("mask_rcnn", "faster_rcnn", "retinanet")
+        # MobileNet has too few feature maps for a RetinaNet, which is refused.
+        if (detector, backbone) != ("retinanet", "mobilenet_v3_large")
+    ],
+)
 def test_an_images_result_does_not_depend_on_its_neighbours(detector, backbone):
-    model = build(
-        detector=detector, backbone=backbone, blocks={"C3": 4, "C5": (4, 2)}, block=BlockConfig(gamma_init=1.0)
-    ).eval()
+    # MobileNet's channels have few divisors.
+    block = BlockConfig(gamma_init=1.0, reduction=4 if backbone == "mobilenet_v3_large" else 8)
+    blocks = {"C3": 4, "C5": (4, 2)}
+    heads = "v1" if detector == "retinanet" or backbone.startswith("timm") else "v2"
+    model = build(detector=detector, backbone=backbone, heads=heads, blocks=blocks, block=block).eval()
     batch = images((64, 72), (100, 128), (64, 72), (128, 64))
     with torch.no_grad():
         together = model(batch)
@@ -333,6 +343,13 @@ def test_the_published_detector():
         ({"weights_backbone": "IMAGENET1K_V9"}, "no file and none of .*IMAGENET1K_V1.*null"),
         ({"backbone": "timm/resnet10t", "weights_backbone": "IMAGENET1K_V1"}, "no file and none of .*'pretrained'"),
         ({"norm": "group_norm", "weights_backbone": "IMAGENET1K_V1"}, "trained with batch norm"),
+        ({"stride_in_1x1": True}, "'resnet18' has no 1x1 convolution"),
+        ({"stride_in_1x1": True, "backbone": "timm/resnet10t"}, "for torchvision's ResNets"),
+        ({"backbone": "mobilenet_v3_large", "detector": "retinanet"}, "a RetinaNet needs three; take timm/"),
+        ({"heads": "v2", "detector": "retinanet"}, "multiples of 32; got 16"),
+        ({"heads": "v3"}, "heads: expected one of v1, v2"),
+        ({"norm_eps": -1.0}, "norm_eps: expected 0 or more"),
+        ({"backbone": "mobilenet_v3"}, "nearest: mobilenet_v3_large"),
     ],
 )
 def test_refuses(changes, words):
@@ -351,6 +368,7 @@ def test_refuses_no_category():
     [
         ("resnet18", lambda: torchvision.models.resnet18(weights=None, num_classes=7), "frozen_batch_norm"),
         ("resnet18", lambda: torchvision.models.resnet18(weights=None), "batch_norm"),
+        ("mobilenet_v3_large", lambda: torchvision.models.mobilenet_v3_large(weights=None), "frozen_batch_norm"),
         ("timm/resnet10t", lambda: timm.create_model("resnet10t"), "frozen_batch_norm"),
         ("timm/convnext_atto", lambda: timm.create_model("convnext_atto"), "frozen_batch_norm"),
     ],
@@ -368,7 +386,8 @@ def test_weights_of_a_whole_network_load_from_a_file(tmp_path, suffix, backbone,
         torch.save({"state_dict": state, "epoch": 3}, path)
     else:
         safetensors.torch.save_file(state, path)
-    model = build(backbone=backbone, norm=norm, weights_backbone=str(path), blocks={"C3": 4}).eval()
+    changes = {"detector": "faster_rcnn", "norm_eps": 1e-3} if backbone == "mobilenet_v3_large" else {}
+    model = build(backbone=backbone, norm=norm, weights_backbone=str(path), blocks={"C3": 4}, **changes).eval()
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         if backbone == "resnet18":
@@ -377,6 +396,8 @@ def test_weights_of_a_whole_network_load_from_a_file(tmp_path, suffix, backbone,
                     source.layer2(source.layer1(source.maxpool(source.relu(source.bn1(source.conv1(image))))))
                 )
             )
+        elif backbone == "mobilenet_v3_large":
+            expected = source.features(image)
         else:
             expected = source.forward_intermediates(image, intermediates_only=True)[-1]
         got = model.backbone.body(image)

@@ -178,3 +178,24 @@ def test_real_annotations_are_drawn(shared):
 def test_png_round_trip():
     picture = draw_detections(blank(), [record((400, 100, 80, 60))], NAMES)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(png_bytes(picture)))), np.asarray(picture))
+
+
+def test_a_long_image_is_drawn_smaller_with_its_objects_in_place():
+    """240 x 120 pixels as 60 x 30: a mask from (80, 40) to (160, 80) lies from (20, 10) to (40, 20)."""
+    image = Image.new("RGB", (240, 120), (100, 100, 100))
+    record = {
+        "bbox": [80, 40, 80, 40],
+        "category_id": 1,
+        "segmentation": [[80, 40, 160, 40, 160, 80, 80, 80]],
+    }
+    picture = draw_detections(image, [record], [(1, "a"), (2, "b")], min_side=1, max_side=60)
+    assert picture.size == (60, 30)
+    changed = (np.asarray(picture) != 100).any(axis=2)
+    assert changed[10:20, 20:40].all()
+    # Elsewhere is the label alone, which lies above or below.
+    assert not changed[10:20, :20].any()
+    assert not changed[10:20, 40:].any()
+    assert np.ptp(np.asarray(picture)[15, 30].astype(int)) > 20  # coloured
+    # A line of one pixel does not get lost.
+    thin = {"bbox": [0, 100, 240, 1], "category_id": 1, "segmentation": [[0, 100, 240, 100, 240, 101, 0, 101]]}
+    assert (np.asarray(draw_detections(image, [thin], [(1, "a"), (2, "b")], min_side=1, max_side=60))[25] != 100).any()

@@ -9,7 +9,7 @@ NAMES = ("log_intensity", "red", "green", "blue", "normal_x", "normal_y", "norma
 STILL = {"rotate": False, "flip": 0.0, "scale": None}
 
 
-def _block(number=300):
+def _crop(number=300):
     """Points on a sphere of 5 m, whose normals are their directions, 7 m above the ground at the middle."""
     rng = np.random.default_rng(0)
     normal = rng.standard_normal((number, 3))
@@ -20,12 +20,12 @@ def _block(number=300):
 
 
 def _changed(seed=0, **settings):
-    points, features = _block()
+    points, features = _crop()
     return augment(points, features, NAMES, AugmentConfig(**{**STILL, **settings}), np.random.default_rng(seed))
 
 
 def test_nothing_changes_unasked():
-    points, features = _block()
+    points, features = _crop()
     changed = _changed()
     np.testing.assert_array_equal(changed.points, points)
     np.testing.assert_array_equal(changed.features, features)
@@ -33,7 +33,7 @@ def test_nothing_changes_unasked():
 
 
 def test_the_input_stays_as_it_is():
-    points, features = _block()
+    points, features = _crop()
     before = points.copy(), features.copy()
     settings = AugmentConfig(jitter=0.1, drop=0.5, color_drop=1.0, color_jitter=0.1)
     augment(points, features, NAMES, settings, np.random.default_rng(0))
@@ -45,7 +45,7 @@ def test_the_input_stays_as_it_is():
     "settings", [{"rotate": True}, {"flip": 0.5}, {"scale": (0.5, 2.0)}, {"rotate": True, "flip": 1.0}]
 )
 def test_rigid_changes_and_scales(settings):
-    points, features = _block()
+    points, features = _crop()
     seen = set()
     for seed in range(8):
         changed = _changed(seed, **settings)
@@ -70,7 +70,7 @@ def test_rigid_changes_and_scales(settings):
 
 
 def test_mirror_images_turn_the_other_way():
-    points, _ = _block()
+    points, _ = _crop()
     before = np.linalg.det(points[:3])
     signs = [np.sign(np.linalg.det(_changed(seed, flip=0.5).points[:3]) / before) for seed in range(40)]
     assert 8 < signs.count(-1) < 32
@@ -78,14 +78,14 @@ def test_mirror_images_turn_the_other_way():
 
 
 def test_jitter():
-    points, _ = _block()
+    points, _ = _crop()
     shift = _changed(jitter=0.02).points - points
     assert shift.std() == pytest.approx(0.02, rel=0.1)
     assert np.abs(shift).max() <= 0.06 + 1e-12
 
 
 def test_drop():
-    points, features = _block()
+    points, features = _crop()
     numbers = []
     for seed in range(30):
         changed = _changed(seed, drop=0.4)
@@ -99,7 +99,7 @@ def test_drop():
 
 
 def test_colours():
-    _, features = _block()
+    _, features = _crop()
     changed = _changed(color_jitter=0.05)
     shift = (changed.features - features)[:, 1:4]
     assert 0.03 < shift.std() < 0.06

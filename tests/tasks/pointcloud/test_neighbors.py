@@ -42,18 +42,18 @@ def test_where_points_lack_the_nearest_stands_for_them():
     assert coarse.anchors.tolist() == [[0] * 3] * 3
 
 
-def test_packed_levels_stay_within_their_blocks():
-    blocks = [build_hierarchy(_points(number, seed=number), grids=(0.8, 2.0), neighbors=6) for number in (50, 3, 120)]
-    packed = pack(blocks)
+def test_packed_levels_stay_within_their_crops():
+    crops = [build_hierarchy(_points(number, seed=number), grids=(0.8, 2.0), neighbors=6) for number in (50, 3, 120)]
+    packed = pack(crops)
     for number, level in enumerate(packed):
-        assert level.offsets.tolist() == [0, *np.cumsum([len(block[number].coordinates) for block in blocks])]
-        for place, block in enumerate(blocks):
+        assert level.offsets.tolist() == [0, *np.cumsum([len(crop[number].coordinates) for crop in crops])]
+        for place, crop in enumerate(crops):
             own = slice(level.offsets[place], level.offsets[place + 1])
-            torch.testing.assert_close(level.coordinates[own], block[number].coordinates)
-            torch.testing.assert_close(level.neighbors[own] - level.offsets[place], block[number].neighbors)
+            torch.testing.assert_close(level.coordinates[own], crop[number].coordinates)
+            torch.testing.assert_close(level.neighbors[own] - level.offsets[place], crop[number].neighbors)
             if number:
                 finer = packed[number - 1]
-                torch.testing.assert_close(level.kept[own] - finer.offsets[place], block[number].kept)
+                torch.testing.assert_close(level.kept[own] - finer.offsets[place], crop[number].kept)
                 fine = slice(finer.offsets[place], finer.offsets[place + 1])
-                torch.testing.assert_close(level.anchors[fine] - level.offsets[place], block[number].anchors)
+                torch.testing.assert_close(level.anchors[fine] - level.offsets[place], crop[number].anchors)
     assert packed[0].kept.tolist() == list(range(173))

@@ -9,14 +9,19 @@ import trimesh
 import yaml
 
 from latentgnn.cli import main
-from latentgnn.configuration.recipes import list_recipes, load_recipe
+from latentgnn.configuration.recipes import list_recipes, load_recipe, to_yaml
 from latentgnn.configuration.settings import parse_config, plain_data
+from latentgnn.errors import UserError
 from latentgnn.outputs import LIST
 from latentgnn.tasks.pointcloud import commands
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
 from latentgnn.tasks.pointcloud.datasets import Source
+from latentgnn.tasks.pointcloud.loading import load_segmenter
 from latentgnn.tasks.pointcloud.scans import RawScan, read_scan, write_scan
+from latentgnn.training.checkpoints import write_checkpoint
+from latentgnn.training.commands import trained_weights
 from latentgnn.training.fingerprint import changes
+from latentgnn.training.runs import RunFolder
 
 TINY = """
 task: pointcloud
@@ -28,7 +33,7 @@ model:
   blocks: {L1: 4}
   block: {norm: batch_norm, gamma_init: 0.5, reduction: 4, node_scale: mean}
 loss: {lovasz: 1.0}
-data: {voxel: 0.3, block: column, block_size: 5.0, overlap: 0.5, blocks_per_scan: 4, class_weighting: 0.5}
+data: {voxel: 0.3, crop: column, crop_size: 5.0, overlap: 0.5, crops_per_scan: 4, class_weighting: 0.5}
 training:
   steps: 3
   batch_size: 2
@@ -96,7 +101,7 @@ def test_a_run_folder_holds_everything(run):
         assert (run / name).is_file()
     assert [path.name for path in (run / "pictures").iterdir()] == ["x.png"]
     config = yaml.safe_load((run / "config.yaml").read_text())
-    assert config["data"]["classes"] == [[2, "ground"], [6, "building"]]
+    assert config["data"]["classes"] == {2: "ground", 6: "building"}
     assert config["data"]["features"] == ["log_intensity", "height"]
     metrics = json.loads((run / "metrics.json").read_text())["metrics"]
     assert set(metrics) == {"mIoU", "OA", "mAcc", "IoU/ground", "IoU/building"}
@@ -112,6 +117,30 @@ def test_evaluating_the_run_gives_the_figures_of_its_end(run, tmp_path, capsys):
     end = json.loads((run / "metrics.json").read_text())["metrics"]
     assert json.loads((tmp_path / "metrics.json").read_text())["metrics"] == pytest.approx(end, abs=1e-6)
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["x.png"]
+
+
+def test_a_loaded_run_computes_what_the_commands_do(run, data, tmp_path):
+    config = parse_config(PointCloudConfig, load_recipe(run / "config.yaml"))
+    loaded = load_segmenter(config, trained_weights(run))
+    assert not loaded.model.training
+    assert (loaded.class_names, loaded.class_ids) == (("ground", "building"), (2, 6))
+    scan = read_scan(data / "val" / "x.laz")
+    assert (
+        main(["predict", str(run), str(data / "val" / "x.laz"), "--out", str(tmp_path / "out"), "--no-pictures"]) == 0
+    )
+    ids = np.array(loaded.class_ids)
+    for source in (scan, data / "val" / "x.laz"):
+        probabilities = loaded.predict(source)
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+        np.testing.assert_array_equal(ids[probabilities.argmax(axis=1)], read_scan(tmp_path / "out" / "x.laz").classes)
+    # All at once, it is what is predicted of one crop.
+    inputs = loaded.transform(scan)
+    with torch.no_grad():
+        scores = loaded.model(inputs.features, inputs.hierarchy)[inputs.voxel_of_point]
+    whole = loaded._replace(config=replace(config, data=replace(config.data, crop="scan")))
+    np.testing.assert_allclose(scores.softmax(dim=1).numpy(), whole.predict(scan), atol=1e-6)
+    with pytest.raises(UserError, match="the scan: it has no intensity"):
+        loaded.transform(RawScan(points=scan.points))
 
 
 def test_predictions_are_scans_with_classes(run, data, tmp_path, capsys):
@@ -152,6 +181,41 @@ def test_a_stopped_run_resumes_to_the_same_weights(run, data, recipe, tmp_path, 
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
+def as_recorded_before(settings):
+    """The configuration of a run as the first versions wrote it."""
+    data = settings["data"]
+    data["classes"] = [list(pair) for pair in data["classes"].items()]
+    for old, new in (("block", "crop"), ("block_size", "crop_size"), ("blocks_per_scan", "crops_per_scan")):
+        data[old] = data.pop(new)
+    del data["dataset_yaml"]
+    return settings
+
+
+def test_a_run_of_an_earlier_version_is_used_and_resumed(run, data, recipe, tmp_path, capsys):
+    folder = tmp_path / "old"
+    argv = ["train", "--config", str(recipe), "--data.root", str(data), "--out", str(folder)]
+    assert main([*argv, "--training.checkpoint_every", "1"]) == 0
+    # Stopped after its second step, under the names of that time.
+    for name in ("metrics.json", "validations.json", "checkpoints/best.ckpt"):
+        (folder / name).unlink()
+    (folder / "checkpoints/previous.ckpt").rename(folder / "checkpoints/last.ckpt")
+    content = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    record = content["latentgnn"]
+    assert record["step"] == 2
+    settings = as_recorded_before(record["config"])
+    record["course"] = {"processes": 1, "training.steps": 3, "data.block": "column"}
+    (folder / "config.yaml").write_text(to_yaml(settings))
+    write_checkpoint(folder / "checkpoints/last.ckpt", content)
+    assert main(["train", "--resume", str(folder), "--data.crop_size", "6"]) == 1
+    assert "another course: data.crop_size was 5.0, is 6.0. " in capsys.readouterr().err
+    assert main(["evaluate", str(folder), "--out", str(tmp_path / "scores")]) == 0
+    assert main(["evaluate", str(folder / "checkpoints/last.ckpt"), "--out", str(tmp_path / "alone")]) == 0
+    assert main(["train", "--resume", str(folder)]) == 0
+    whole, resumed = weights_of(run), weights_of(folder)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["crop_size"] == 5.0
+
+
 def test_scans_that_changed_are_told(data, recipe, tmp_path):
     root = shutil.copytree(data, tmp_path / "town")
     config = parse_config(PointCloudConfig, load_recipe(recipe))
@@ -159,7 +223,9 @@ def test_scans_that_changed_are_told(data, recipe, tmp_path):
 
     def fingerprints():
         loaded = commands._load(config, tmp_path)
-        return commands._task(replace(config, data=loaded[0].config), *loaded).fingerprints()
+        return commands._task(
+            replace(config, data=loaded[0].config), RunFolder(tmp_path), *loaded, resume=False
+        ).fingerprints()
 
     before = fingerprints()
     assert all(changes(kept, now) == [] for kept, now in zip(before.values(), fingerprints().values(), strict=True))
@@ -209,6 +275,29 @@ def test_a_comparison_trains_with_and_without_blocks(data, recipe, tmp_path, cap
     names = weights_of(tmp_path / "both" / "with_blocks").keys() - weights_of(tmp_path / "both" / "without_blocks")
     assert names
     assert all(".latentgnn." in name for name in names)
+    # What works on one run says which two there are.
+    both = tmp_path / "both"
+    for argv in (["evaluate", str(both)], ["predict", str(both), str(data / "val")]):
+        assert main([*argv, "--out", str(tmp_path / "out")]) == 1
+        shown = capsys.readouterr().err
+        assert f"holds a comparison of two runs; name one of them: {both}/with_blocks or {both}/without" in shown
+
+
+def test_both_sides_of_a_comparison_start_from_the_same_weights(run, data, recipe, tmp_path):
+    argv = ["train", "--compare", "--config", str(recipe), "--data.root", str(data), "--training.steps", "1"]
+    # Nothing moves, so that the last weights are the first.
+    argv += ["--model.weights", str(run), "--training.optimizer.learning_rate", "0", "--model.blocks", "{L0: 4}"]
+    assert main([*argv, "--out", str(tmp_path / "both")]) == 0
+    source = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    sides = [tmp_path / "both" / side for side in ("with_blocks", "without_blocks")]
+    for side in sides:
+        start, weights = json.loads((side / "start.json").read_text()), weights_of(side)
+        assert "head.4.weight" in start["trained"]
+        assert all(torch.equal(weights[name], source[name]) for name in start["trained"])
+    told = [json.loads((side / "start.json").read_text())["told"] for side in sides]
+    assert "started anew: encoder.0.latentgnn" in told[0][1]
+    assert not any("started anew" in line for line in told[1])
+    assert all("left out: encoder.1.latentgnn" in lines[-1] for lines in told)
 
 
 def test_training_learns_what_height_and_intensity_tell(data, recipe, tmp_path):
@@ -218,19 +307,44 @@ def test_training_learns_what_height_and_intensity_tell(data, recipe, tmp_path):
     assert metrics["mIoU"] > 0.9
 
 
+def test_settings_that_the_folder_replaces_are_told(data, recipe, tmp_path, capsys):
+    argv = ["train", "--config", str(recipe), "--data.root", str(data), "--training.steps", "1"]
+    own = ["--data.classes", "{2: flat, 6: high}", "--data.features", "[height]"]
+    assert main([*argv, *own, "--out", str(tmp_path / "a")]) == 0
+    told = f"data.classes, data.features: as {data}/dataset.yaml says; to have your own settings win"
+    assert told in capsys.readouterr().out
+    assert main([*argv, *own, "--data.dataset_yaml", "fills", "--out", str(tmp_path / "b")]) == 0
+    shown = capsys.readouterr().out
+    assert "dataset.yaml says" not in shown
+    assert "flat" in shown
+    settings = yaml.safe_load((tmp_path / "b" / "config.yaml").read_text())["data"]
+    assert (settings["classes"], settings["features"], settings["ignored"]) == ({2: "flat", 6: "high"}, ["height"], [0])
+
+
 def test_bad_data_is_told_before_training(recipe, tmp_path, capsys):
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
         write_town(tmp_path / split / f"{split}.laz", 1)
     argv = ["--config", str(recipe), "--data.root", str(tmp_path)]
-    settings = ["--data.classes", "[[2, ground]]", "--data.features", "[intensity]"]
+    settings = ["--data.classes", "{2: ground}", "--data.features", "[intensity]"]
     assert main(["check-data", *argv, *settings]) == 1
     shown = capsys.readouterr().out
     assert "unknown class ids: 0 (30 points), 6" in shown
     assert main(["train", *argv, *settings, "--out", str(tmp_path / "run")]) == 1
     assert "unknown class ids" in capsys.readouterr().err
-    settings = ["--data.classes", "[[2, ground], [6, building]]", "--data.ignored", "[0]"]
+    settings = ["--data.classes", "{2: ground, 6: building}", "--data.ignored", "[0]"]
     assert main(["check-data", *argv, *settings]) == 0
+
+
+def test_checks_of_scans_speak_to_programs(data, recipe, capsys):
+    argv = ["check-data", "--config", str(recipe), "--data.root", str(data)]
+    assert main([*argv, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["faultless"]
+    assert {split: part["counts"]["scans"] for split, part in told["splits"].items()} == {"train": 3, "val": 2}
+    assert all(part["faults"] == [] for part in told["splits"].values())
+    assert main([*argv, "--out", str(data / "pictures")]) == 1
+    assert "leave out --out" in capsys.readouterr().err
 
 
 def test_options_of_detections_are_refused(run, data, tmp_path, capsys):
@@ -279,7 +393,7 @@ def test_a_single_block_of_one_coarse_point_is_learnt_from(data, recipe, tmp_pat
                 *argv,
                 "--training.batch_size",
                 "1",
-                "--data.block_size",
+                "--data.crop_size",
                 "0.4",
                 "--data.overlap",
                 "0",

@@ -4,7 +4,7 @@ import torch
 
 from latentgnn.tasks.pointcloud.config import AugmentConfig, DataConfig
 from latentgnn.tasks.pointcloud.datasets import ScanSet
-from latentgnn.tasks.pointcloud.samples import Sample, TrainingBlocks, class_weights, collate
+from latentgnn.tasks.pointcloud.samples import Sample, TrainingCrops, class_weights, collate
 from latentgnn.tasks.pointcloud.scans import RawScan, write_scan
 
 FAR = np.array([770_600.0, 6_277_500.0, 20.0])
@@ -12,9 +12,9 @@ STILL = AugmentConfig(rotate=False, flip=0.0, scale=None)
 
 
 def _config(**changes):
-    settings = {"voxel": 0.0, "block": "column", "block_size": 4.0, "augment": STILL}
+    settings = {"voxel": 0.0, "crop": "column", "crop_size": 4.0, "augment": STILL}
     return DataConfig(
-        classes=((1, "ground"), (2, "rare")), ignored=(0,), features=("intensity",), **{**settings, **changes}
+        classes={1: "ground", 2: "rare"}, ignored=(0,), features=("intensity",), **{**settings, **changes}
     )
 
 
@@ -41,10 +41,10 @@ def scans(tmp_path):
     return make
 
 
-def test_a_block_is_a_part_of_its_scan(scans):
+def test_a_crop_is_a_part_of_its_scan(scans):
     config = _config()
     scan_set = scans(config)
-    sample = TrainingBlocks(scan_set, config, seed=0)[2, 1]
+    sample = TrainingCrops(scan_set, config, seed=0)[2, 1]
     assert sample.name == "b"
     scan = scan_set.scan(1)
     members = sample.features[:, 0].long().numpy()
@@ -60,40 +60,40 @@ def test_a_block_is_a_part_of_its_scan(scans):
     assert [tensor.dtype for tensor in sample[1:]] == [torch.float32, torch.float32, torch.int64]
 
 
-@pytest.mark.parametrize("block", ["sphere", "column", "scan"])
-def test_content_depends_on_seed_epoch_and_index_alone(scans, block):
-    config = _config(block=block, voxel=0.5, blocks_per_scan=2, augment=AugmentConfig(jitter=0.01, drop=0.2))
-    blocks = TrainingBlocks(scans(config), config, seed=1)
-    assert len(blocks) == 4
-    first = {key: blocks[key] for key in [(0, 0), (0, 2), (1, 0), (0, 1)]}
+@pytest.mark.parametrize("crop", ["sphere", "column", "scan"])
+def test_content_depends_on_seed_epoch_and_index_alone(scans, crop):
+    config = _config(crop=crop, voxel=0.5, crops_per_scan=2, augment=AugmentConfig(jitter=0.01, drop=0.2))
+    crops = TrainingCrops(scans(config), config, seed=1)
+    assert len(crops) == 4
+    first = {key: crops[key] for key in [(0, 0), (0, 2), (1, 0), (0, 1)]}
     torch.manual_seed(5)
     np.random.seed(5)
-    fresh = TrainingBlocks(scans(config), config, seed=1)
+    fresh = TrainingCrops(scans(config), config, seed=1)
     for key in [(0, 1), (1, 0), (0, 2), (0, 0)]:
         again = fresh[key]
         assert again.name == first[key].name
         for value, expected in zip(again[1:], first[key][1:], strict=True):
             assert torch.equal(value, expected)
-    other = TrainingBlocks(scans(config), config, seed=2)[0, 0]
+    other = TrainingCrops(scans(config), config, seed=2)[0, 0]
     samples = [*first.values(), other]
     contents = {tuple(sample.features[:, 0].tolist()) for sample in samples}
     assert len(contents) == len(samples)
-    assert {blocks.group_of(index) for index in range(4)} == {0}
+    assert {crops.group_of(index) for index in range(4)} == {0}
 
 
 def test_voxels_thin_out(scans):
-    config = _config(voxel=1.0, block="scan")
+    config = _config(voxel=1.0, crop="scan")
     scan_set = scans(config)
-    sample = TrainingBlocks(scan_set, config, seed=0)[0, 0]
+    sample = TrainingCrops(scan_set, config, seed=0)[0, 0]
     # 20 x 20 x 2 voxels and one more row on every side, where the grid's random start cuts them.
     assert 600 < len(sample.labels) <= 21 * 21 * 3
 
 
-def test_the_largest_block(scans):
-    config = _config(block="scan", max_points=100)
+def test_the_largest_crop(scans):
+    config = _config(crop="scan", max_points=100)
     scan_set = scans(config)
     for index in (0, 1):
-        sample = TrainingBlocks(scan_set, config, seed=0)[0, index]
+        sample = TrainingCrops(scan_set, config, seed=0)[0, index]
         members = sample.features[:, 0].long().numpy()
         assert len(members) == 100
         # Nearest to some labelled point, seen from above.
@@ -106,18 +106,18 @@ def test_the_largest_block(scans):
 def test_balance_shows_the_rare_class(scans):
     seen = {}
     for balance in (0.0, 1.0):
-        config = _config(balance=balance, block="sphere", block_size=0.5, blocks_per_scan=100)
-        blocks = TrainingBlocks(scans(config), config, seed=0)
-        seen[balance] = sum(bool((blocks[0, index].labels == 1).any()) for index in range(200))
-    # A class drawn first: half of the blocks are about one of the six points; else one in 450, and its neighbours.
+        config = _config(balance=balance, crop="sphere", crop_size=0.5, crops_per_scan=100)
+        crops = TrainingCrops(scans(config), config, seed=0)
+        seen[balance] = sum(bool((crops[0, index].labels == 1).any()) for index in range(200))
+    # A class drawn first: half of the crops are about one of the six points; else one in 450, and its neighbours.
     assert 75 < seen[1.0] < 130
     assert seen[0.0] < 20
 
 
 def test_centres_are_labelled(scans):
-    config = _config(block="sphere", block_size=1e-6, blocks_per_scan=100)
-    blocks = TrainingBlocks(scans(config), config, seed=0)
-    assert all((blocks[0, index].labels >= 0).all() for index in range(200))
+    config = _config(crop="sphere", crop_size=1e-6, crops_per_scan=100)
+    crops = TrainingCrops(scans(config), config, seed=0)
+    assert all((crops[0, index].labels >= 0).all() for index in range(200))
 
 
 def test_batches_are_packed():

@@ -12,9 +12,7 @@ def config(tmp_path):
     """A set without a fault; every test breaks one scan of it."""
     for name in ("train/a.laz", "train/b.npz", "train/c.ply", "val/d.npz"):
         _scan(tmp_path / name)
-    return DataConfig(
-        root=str(tmp_path), classes=((2, "ground"), (6, "building")), ignored=(0, 7), features=("intensity",)
-    )
+    return DataConfig(root=str(tmp_path), classes={2: "ground", 6: "building"}, ignored=(0, 7), features=("intensity",))
 
 
 def _scan(path, number=10, **changes):

@@ -171,7 +171,7 @@ def test_pipes_and_folders_are_no_scans(run, tmp_path, monkeypatch, capsys):
         room.mkdir(parents=True)
         os.mkfifo(room / "chair_1.txt")
     argv = ["check-data", "--config", "lidar_small", "--data.root", "."]
-    assert main([*argv, "--data.classes", "[[0, chair]]", "--data.features", "[color]", "--data.ignored", "[]"]) == 1
+    assert main([*argv, "--data.classes", "{0: chair}", "--data.features", "[color]", "--data.ignored", "[]"]) == 1
     assert "chair_1.txt: expected a file; this is a pipe" in capsys.readouterr().out
 
 

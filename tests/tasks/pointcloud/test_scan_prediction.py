@@ -13,13 +13,13 @@ from latentgnn.tasks.pointcloud.model import PointNetwork
 from latentgnn.tasks.pointcloud.pictures import draw_scan
 from latentgnn.tasks.pointcloud.prediction import expand_scans, predict_files, predict_scan
 from latentgnn.tasks.pointcloud.scans import RawScan, read_scan, write_scan
-from latentgnn.tasks.pointcloud.voxels import blocks, recentre
+from latentgnn.tasks.pointcloud.voxels import crops, recentre
 
-CLASSES = ((2, "ground"), (5, "tree"), (6, "roof"))
+CLASSES = {2: "ground", 5: "tree", 6: "roof"}
 
 
 def _config(**changes):
-    settings = {"voxel": 0.0, "block": "column", "block_size": 3.0, "overlap": 0.5, "features": ("intensity",)}
+    settings = {"voxel": 0.0, "crop": "column", "crop_size": 3.0, "overlap": 0.5, "features": ("intensity",)}
     return DataConfig(classes=CLASSES, **{**settings, **changes})
 
 
@@ -45,18 +45,18 @@ def _alone(model, points, features):
         return model(torch.from_numpy(features), hierarchy).softmax(dim=1).numpy()
 
 
-def test_a_whole_scan_is_one_block(model):
+def test_a_whole_scan_is_one_crop(model):
     points, features = _scan()
-    probabilities = predict_scan(model, points, features, _config(block="scan"))
+    probabilities = predict_scan(model, points, features, _config(crop="scan"))
     np.testing.assert_allclose(probabilities, _alone(model, points, features), atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", ["column", "sphere"])
-def test_overlapping_blocks_vote(model, shape):
+def test_overlapping_crops_vote(model, shape):
     points, features = _scan()
-    config = _config(block=shape)
+    config = _config(crop=shape)
     votes = np.zeros((len(points), 3))
-    for inside in blocks(points, shape=shape, size=3.0, overlap=0.5):
+    for inside in crops(points, shape=shape, size=3.0, overlap=0.5):
         votes[inside] += _alone(model, points[inside], features[inside])
     expected = votes / votes.sum(axis=1, keepdims=True)
     probabilities = predict_scan(model, points, features, config)
@@ -73,7 +73,7 @@ def test_points_of_a_voxel_share_its_prediction(model):
     # The grid begins at the lowest corner; away from it by no whole number of voxels, nothing lies on an edge.
     points[0] = points.min(axis=0) - 0.1
     both = np.concatenate((points, points + 0.001)), np.concatenate((features, features + 1))
-    probabilities = predict_scan(model, *both, _config(block="scan", voxel=0.25))
+    probabilities = predict_scan(model, *both, _config(crop="scan", voxel=0.25))
     np.testing.assert_allclose(probabilities[: len(points)], probabilities[len(points) :])
     assert len(np.unique(probabilities, axis=0)) > 10
 

@@ -6,10 +6,9 @@ import pytest
 from latentgnn.configuration.settings import parse_config, plain_data
 from latentgnn.errors import UserError
 from latentgnn.tasks.pointcloud.check import check_split, load_set
+from latentgnn.tasks.pointcloud.classes import S3DIS_CLASSES, SCANNET_CLASSES
 from latentgnn.tasks.pointcloud.config import DataConfig
 from latentgnn.tasks.pointcloud.datasets import (
-    S3DIS_CLASSES,
-    SCANNET_CLASSES,
     ScanSet,
     feature_columns,
     find_scans,
@@ -17,7 +16,7 @@ from latentgnn.tasks.pointcloud.datasets import (
 )
 from latentgnn.tasks.pointcloud.scans import IGNORE, RawScan, write_scan
 
-CLASSES = ((2, "ground"), (6, "building"))
+CLASSES = {2: "ground", 6: "building"}
 
 
 def _scan(path, classes=(2, 6, 2, 0), **columns):
@@ -78,7 +77,7 @@ def test_what_the_folder_says_of_itself(tmp_path):
     _scan(tmp_path / "b.laz", intensity=np.arange(4))
     _scan(tmp_path / "there/d.laz", intensity=np.arange(4))
     config = resolve(_config(tmp_path, features=("color",), voxel=0.3))
-    assert config.classes == ((6, "house"), (2, "soil"))
+    assert config.classes == {6: "house", 2: "soil"}
     assert config.ignored == (0, 9)
     assert config.voxel == 0.3
     assert resolve(config) == config
@@ -111,12 +110,10 @@ def test_a_folder_that_says_nonsense(tmp_path, text, message):
         ({"root": None}, "no data are named: set data.root"),
         ({"root": "/no/such/folder"}, "data.root: there is no folder /no/such/folder"),
         ({"classes": None}, "the classes have no names: set data.classes"),
-        ({"classes": ((1, "a"), (1, "b"))}, "class ids 1 are named twice"),
-        ({"classes": ((1, "a"), (2, "a"))}, "several classes are named a"),
         ({"ignored": (2, 9)}, "data.ignored: class ids 2 are among data.classes too"),
         ({"voxel": -1.0}, "voxel: expected 0 or more; got -1.0"),
         ({"overlap": 1.0}, "overlap: expected 0 or more and less than 1; got 1.0"),
-        ({"block_size": 0.0}, "block_size: expected more than 0"),
+        ({"crop_size": 0.0}, "crop_size: expected more than 0"),
         ({"balance": float("nan")}, "balance: expected from 0 to 1; got nan"),
         ({"max_points": 0}, "max_points: expected 1 or more, or null; got 0"),
         ({"features": ("color", "color")}, "features: expected each feature once"),
@@ -179,9 +176,9 @@ def test_a_set_travels_to_loading_processes(tmp_path):
 def test_what_was_resolved_is_saved_and_read_again(tmp_path):
     config = resolve(_config(_folder(tmp_path), features=("color", "height"), train=("train", "val/*")))
     assert parse_config(DataConfig, plain_data(config)) == config
-    texts = [("classes", "[[1, ground]]"), ("features", "[color]"), ("augment.scale", "null"), ("train", "[a, b]")]
+    texts = [("classes", "{1: ground}"), ("features", "[color]"), ("augment.scale", "null"), ("train", "[a, b]")]
     parsed = parse_config(DataConfig, plain_data(config), texts)
-    assert parsed.classes == ((1, "ground"),)
+    assert parsed.classes == {1: "ground"}
     assert (parsed.features, parsed.augment.scale, parsed.train) == (("color",), None, ("a", "b"))
 
 
@@ -240,7 +237,7 @@ def test_scannet(tmp_path, benchmark):
     assert train.num_classes == 20
     assert train.class_ids == (*range(1, 13), 14, 16, 24, 28, 33, 34, 36, 39)
     assert train.class_names[0] == "wall"
-    assert dict(SCANNET_CLASSES)[36] == "bathtub"
+    assert SCANNET_CLASSES[36] == "bathtub"
     scan = train.scan(0)
     # Wall and other furniture; unannotated and blinds are not among the 20.
     assert scan.labels.tolist() == [0, 19, IGNORE, IGNORE]
@@ -297,13 +294,41 @@ def _s3dis(root):
     return root
 
 
+def test_ids_of_the_same_name_are_one_class(tmp_path):
+    (tmp_path / "train").mkdir()
+    _scan(tmp_path / "train/a.npz", classes=(5, 2, 3, 0))
+    config = _config(tmp_path, classes={2: "ground", 5: "vegetation", 3: "vegetation"})
+    scans = load_set(config, "train")
+    assert scans.class_names == ("ground", "vegetation")
+    assert scans.class_ids == (2, 5)
+    assert scans.scan(0).labels.tolist() == [1, 0, 1, IGNORE]
+    assert scans.counts.tolist() == [1, 2]
+    assert "train: scans 1, points 4 (ground 1, vegetation 2), faults 0" in check_split(config, "train").text()
+
+
+def test_a_folders_own_settings_may_only_fill(tmp_path):
+    (tmp_path / "dataset.yaml").write_text("classes: {2: soil}\nfeatures: [height]\nignored: [6]\n")
+    wins = resolve(_config(tmp_path))
+    assert (wins.classes, wins.features, wins.ignored) == ({2: "soil"}, ("height",), (6,))
+    fills = resolve(_config(tmp_path, dataset_yaml="fills"))
+    assert (fills.classes, fills.features, fills.ignored) == (CLASSES, ("height",), (0,))
+
+
+def test_classes_of_published_sets_can_be_merged(tmp_path):
+    merged = {**dict.fromkeys(range(7), "structure"), **dict.fromkeys(range(7, 13), "furniture")}
+    train = load_set(DataConfig(root=str(_s3dis(tmp_path)), features=("color",), classes=merged), "train")
+    assert train.class_names == ("structure", "furniture")
+    # Chair, two points of the floor, and stairs, which are clutter.
+    assert train.scan(1).labels.tolist() == [1, 0, 0, 1]
+
+
 def test_s3dis(tmp_path):
     config = DataConfig(root=str(_s3dis(tmp_path)), features=("color",))
     train = load_set(config, "train")
     assert train.config.layout == "s3dis"
     assert train.names == ["Area_1_hallway_2", "Area_1_office_1", "Area_2_office_1"]
     assert load_set(config, "val").names == ["Area_5_office_1"]
-    assert train.class_names == tuple(name for _, name in S3DIS_CLASSES)
+    assert train.class_names == tuple(S3DIS_CLASSES.values())
     assert len(train.class_names) == 13
     scan = train.scan(1)
     # Chair, two points of the floor, and stairs, which are clutter; in the order of the files.
@@ -352,7 +377,7 @@ def test_real_scans(shared):
     names = ("unclassified", "ground", "low vegetation", "medium vegetation", "high vegetation", "building")
     config = DataConfig(
         root=str(shared("lidarhd")),
-        classes=tuple(enumerate(names, 1)),
+        classes=dict(enumerate(names, 1)),
         ignored=(0,),
         features=("log_intensity", "return_number", "number_of_returns", "height"),
     )

@@ -139,7 +139,7 @@ def _full(number=50):
     )
 
 
-@pytest.mark.parametrize("suffix", ["las", "laz", "ply", "npz"])
+@pytest.mark.parametrize("suffix", ["las", "laz", "ply", "npz", "csv", "xyz"])
 def test_what_is_written_is_read(tmp_path, suffix):
     written = _full()
     write_scan(tmp_path / f"deep/a.{suffix}", written)
@@ -297,7 +297,7 @@ def test_what_cannot_be_written(tmp_path):
     with pytest.raises(UserError, match="coordinates that are not finite"):
         write_scan(tmp_path / "a.las", RawScan(points=np.full((1, 3), np.nan)))
     with pytest.raises(UserError, match="file name that ends in"):
-        write_scan(tmp_path / "a.xyz", scan)
+        write_scan(tmp_path / "a.pcd", scan)
     assert not list(tmp_path.iterdir())
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentgnn.tasks.pointcloud.voxels import blocks, crop, height_above_ground, recentre, voxelize
+from latentgnn.tasks.pointcloud.voxels import crop, crops, height_above_ground, recentre, voxelize
 
 FAR = np.array([770_600.0, 6_277_500.0, 20.0])
 
@@ -114,14 +114,14 @@ def test_crops():
     size=st.sampled_from([1.5, 4.0, 50.0]),
     overlap=st.sampled_from([0.0, 0.25, 0.5]),
 )
-def test_blocks_hold_every_point(seed, number, shape, size, overlap):
+def test_crops_hold_every_point(seed, number, shape, size, overlap):
     points = _points(number, seed) + FAR
-    blocks_of_scan = list(blocks(points, shape=shape, size=size, overlap=overlap))
-    assert all(len(block) for block in blocks_of_scan)
-    assert all((np.diff(block) > 0).all() for block in blocks_of_scan)
-    np.testing.assert_array_equal(np.unique(np.concatenate(blocks_of_scan)), np.arange(number))
-    for block in blocks_of_scan:
-        extent = np.ptp(points[block], axis=0)
+    crops_of_scan = list(crops(points, shape=shape, size=size, overlap=overlap))
+    assert all(len(inside) for inside in crops_of_scan)
+    assert all((np.diff(inside) > 0).all() for inside in crops_of_scan)
+    np.testing.assert_array_equal(np.unique(np.concatenate(crops_of_scan)), np.arange(number))
+    for inside in crops_of_scan:
+        extent = np.ptp(points[inside], axis=0)
         if shape == "column":
             assert (extent[:2] <= size + 1e-6).all()
         if shape == "sphere":
@@ -131,28 +131,28 @@ def test_blocks_hold_every_point(seed, number, shape, size, overlap):
 
 def test_columns_overlap_as_asked():
     grid = np.array([[x, y, z] for x, y, z in itertools.product(range(21), range(11), (0, 5))], float)
-    blocks_of_scan = list(blocks(grid, shape="column", size=10, overlap=0.5))
-    corners = [tuple(grid[block].min(axis=0)[:2]) for block in blocks_of_scan]
+    crops_of_scan = list(crops(grid, shape="column", size=10, overlap=0.5))
+    corners = [tuple(grid[inside].min(axis=0)[:2]) for inside in crops_of_scan]
     assert sorted(corners) == [(0, 0), (5, 0), (10, 0)]
-    assert all(np.ptp(grid[block][:, 2]) == 5 for block in blocks_of_scan)
-    votes = np.bincount(np.concatenate(blocks_of_scan))
+    assert all(np.ptp(grid[inside][:, 2]) == 5 for inside in crops_of_scan)
+    votes = np.bincount(np.concatenate(crops_of_scan))
     by_x = [set(votes[grid[:, 0] == x].tolist()) for x in range(21)]
-    # Seen once within 5 m of either end, twice in between, three times where blocks meet.
+    # Seen once within 5 m of either end, twice in between, three times where crops meet.
     assert by_x == [{1}] * 5 + [{2}] * 5 + [{3}] + [{2}] * 5 + [{1}] * 5
-    assert len(list(blocks(grid, shape="column", size=10, overlap=0))) == 2
+    assert len(list(crops(grid, shape="column", size=10, overlap=0))) == 2
 
 
-def test_a_far_outlier_makes_no_empty_blocks():
+def test_a_far_outlier_makes_no_empty_crops():
     points = np.concatenate([_points(), [[2e5, -1e5, 0]]])
     for shape in ("column", "sphere"):
-        blocks_of_scan = list(blocks(points, shape=shape, size=4, overlap=0.5))
-        assert len(blocks_of_scan) < 200
-        assert np.unique(np.concatenate(blocks_of_scan)).size == 401
+        crops_of_scan = list(crops(points, shape=shape, size=4, overlap=0.5))
+        assert len(crops_of_scan) < 200
+        assert np.unique(np.concatenate(crops_of_scan)).size == 401
 
 
 def test_spheres_overlap_more_with_more_overlap():
     points = _points(2000, size=(10, 10, 10))
-    votes = [sum(len(block) for block in blocks(points, shape="sphere", size=5, overlap=o)) / 2000 for o in (0, 0.5)]
+    votes = [sum(len(inside) for inside in crops(points, shape="sphere", size=5, overlap=o)) / 2000 for o in (0, 0.5)]
     # Balls about the cells of a cubic grid hold pi / 6 * 3^1.5 = 2.7 cells' volumes, less at the outside.
     assert 1.5 < votes[0] < 2.7
     assert votes[1] > 5 * votes[0]
@@ -177,6 +177,6 @@ def test_height_above_ground():
 
 def test_columns_around_a_far_outlier_are_few():
     points = np.concatenate([np.random.default_rng(0).random((200, 3)) * 4, [[1e8, 1e8, 0.0]]])
-    inside = list(blocks(points, shape="column", size=1.0, overlap=0.9))
+    inside = list(crops(points, shape="column", size=1.0, overlap=0.9))
     assert sorted(set(np.concatenate(inside).tolist())) == list(range(201))
     assert all((np.ptp(points[indices, :2], axis=0) <= 1 + 1e-6).all() for indices in inside)

@@ -1,21 +1,23 @@
-"""The check of a COCO-format set before anything is trained on it: every record, every image file."""
+"""The check of a set before anything is trained on it, whatever its format: every record, every image file."""
 
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from latentgnn.errors import UserError
-from latentgnn.reading import UnreadableError, read_json, regular_file, shown
+from latentgnn.reading import regular_file, shown
 from latentgnn.tasks.checks import fault_lines
 from latentgnn.tasks.detection.coco import CocoAnnotations
-from latentgnn.tasks.detection.images import open_image, read_image, size_fault
+from latentgnn.tasks.detection.formats.coco_files import read_coco
+from latentgnn.tasks.detection.formats.records import Fault, Kind, Reading
+from latentgnn.tasks.detection.images import is_quarter_turned, open_image, read_image, size_fault
 from latentgnn.tasks.detection.segmentations import segmentation_fault
-
-Kind = Literal["images", "annotations", "categories"]
 
 _SHOWN = 20  # faults that an error lists before it only counts them
 
@@ -25,28 +27,9 @@ _TOLERANCE = 1.0
 # A training image's masks are decoded together, a byte a pixel and object.
 _MOST_MASK_BYTES = 2 * 2**30
 
-_ORIENTATION_TAG = 0x0112
-_QUARTER_TURNED = (5, 6, 7, 8)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Fault:
-    """Something wrong in a set.
-
-    Args:
-        file: where it is: the annotation file or an image.
-        record: which record, for example ``annotations[12], id 345``.
-        message: what is wrong.
-        fatal: whether leaving out records cannot mend it.
-    """
-
-    file: Path
-    record: str
-    message: str
-    fatal: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.record}: {self.message}" if self.record else f"{self.file}: {self.message}"
+# Threads decode side by side, but of images beyond this size, 64 MB of RGB, only so many.
+_LARGE_PIXELS = 2**24
+_MOST_LARGE = 2
 
 
 @dataclass(kw_only=True, slots=True)
@@ -54,7 +37,7 @@ class Report:
     """What a check has to say.
 
     Args:
-        file: the annotation file.
+        file: the annotation file, or what stands for the set.
         faults: all of them, in the order of the file, the image files' last.
         bad_images: ids of images to leave out, with their annotations.
         bad_annotations: ids of annotations to leave out.
@@ -66,6 +49,10 @@ class Report:
     bad_images: set[int] = field(default_factory=set)
     bad_annotations: set[int] = field(default_factory=set)
     counts: dict[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"file": str(self.file), "counts": self.counts, "faults": [fault.to_json() for fault in self.faults]}
 
     def text(self, limit: int | None = None) -> str:
         """A line a fault and one of counts.
@@ -79,7 +66,7 @@ class Report:
         return "\n".join([*lines, f"{self.file}: " + ", ".join(f"{what} {count}" for what, count in counts.items())])
 
 
-def check_split(annotation_path: Path | str, image_folder: Path | str) -> Report:
+def check_split(annotation_path: Path | str, image_folder: Path | str, *, whole: bool = True) -> Report:
     """Check every annotation and every image file of a split.
 
     Faults are: a file or folder that is missing; malformed JSON; lists, records or fields that are missing or of the
@@ -91,86 +78,93 @@ def check_split(annotation_path: Path | str, image_folder: Path | str) -> Report
 
     JPEG files are decoded only where their end is missing: their decoder makes a picture of whatever else is damaged,
     so that decoding would find no more. All other files are decoded.
-    """
-    return _check(Path(annotation_path), Path(image_folder))[1]
-
-
-def load_split(
-    annotation_path: Path | str, image_folder: Path | str, on_fault: Literal["stop", "skip"] = "stop"
-) -> CocoAnnotations:
-    """Check a split and load it.
 
     Args:
         annotation_path: COCO JSON file.
         image_folder: where its file names point.
+        whole: images are used whole, not in crops or tiles, and the masks of each must fit into memory together.
+    """
+    return check(read_coco(Path(annotation_path), Path(image_folder)), whole=whole)
+
+
+def load_split(
+    annotation_path: Path | str,
+    image_folder: Path | str,
+    on_fault: Literal["stop", "skip"] = "stop",
+    *,
+    whole: bool = True,
+) -> CocoAnnotations:
+    """`load` of a COCO JSON file and the folder where its file names point."""
+    return load(read_coco(Path(annotation_path), Path(image_folder)), on_fault, whole=whole)
+
+
+def load(reading: Reading, on_fault: Literal["stop", "skip"] = "stop", *, whole: bool = True) -> CocoAnnotations:
+    """Check what was read of a split, and make a set of it.
+
+    Args:
+        reading: of any format.
         on_fault: ``stop`` refuses a set with faults; ``skip`` leaves the faulty records out, and the result's
             ``skipped`` says which and how many.
+        whole: see `check_split`.
 
     Raises:
         UserError: with the first faults; also where records cannot be left out: no JSON, no image folder, faulty
             categories (every label depends on them), or no image that is left.
     """
-    dataset, report = _check(Path(annotation_path), Path(image_folder))
+    report = check(reading, whole=whole)
+    dataset = reading.dataset
     if not report.faults:
-        return CocoAnnotations(dataset, image_folder)
+        return CocoAnnotations(dataset, reading.image_folder)
     if any(fault.fatal for fault in report.faults):
         raise UserError(report.text(_SHOWN))
     if on_fault == "stop":
         raise UserError(f"{report.text(_SHOWN)}\nmend these records, or leave them out with --data.on_fault skip")
+    sound = sound_part(reading, report)
+    if sound is None:
+        raise UserError(f"{report.text(_SHOWN)}\nno image is left without these records")
+    return sound
+
+
+def sound_part(reading: Reading, report: Report) -> CocoAnnotations | None:
+    """What is left of a split without its faults; ``None`` where nothing is."""
+    dataset, lost = reading.dataset, reading.lost
+    if any(fault.fatal for fault in report.faults):
+        return None
     sound = _without_faults(dataset, report)
     if not sound["images"]:
-        raise UserError(f"{report.text(_SHOWN)}\nno image is left without these records")
-    skipped_images = len(dataset["images"]) - len(sound["images"])
-    skipped_annotations = len(dataset["annotations"]) - len(sound["annotations"])
+        return None
+    images = len(dataset["images"]) - len(sound["images"]) + lost["images"]
+    annotations = len(dataset["annotations"]) - len(sound["annotations"]) + lost["annotations"]
     return CocoAnnotations(
         sound,
-        image_folder,
-        skipped_images=skipped_images,
-        skipped_annotations=skipped_annotations,
-        skipped=f"{report.text(_SHOWN)}\nleft out: images {skipped_images}, annotations {skipped_annotations}",
+        reading.image_folder,
+        skipped_images=images,
+        skipped_annotations=annotations,
+        skipped=f"{report.text(_SHOWN)}\nleft out: images {images}, annotations {annotations}",
     )
 
 
-def _check(annotation_path: Path, image_folder: Path) -> tuple[dict[str, Any], Report]:
-    report = Report(file=annotation_path)
-    dataset = _parse(annotation_path, report)
-    if not image_folder.is_dir():
-        report.faults.append(Fault(file=image_folder, record="", message="no such image folder", fatal=True))
+def check(reading: Reading, *, whole: bool = True) -> Report:
+    """Check what was read of a split, see `check_split`; the faults of reading it come first."""
+    report = Report(file=reading.file, faults=list(reading.faults))
+    if not reading.image_folder.is_dir():
+        report.faults.append(Fault(file=reading.image_folder, record="", message="no such image folder", fatal=True))
     if not any(fault.fatal for fault in report.faults):
-        _Checker(report, dataset, image_folder).run()
-    return dataset, report
-
-
-def _parse(path: Path, report: Report) -> dict[str, Any]:
-    """The JSON object of a file with the three lists in it; all else is a fatal fault."""
-
-    def fatal(record: str, message: str) -> dict[str, Any]:
-        report.faults.append(Fault(file=path, record=record, message=message, fatal=True))
-        return {}
-
-    try:
-        dataset = read_json(path, "annotation file")
-    except UnreadableError as error:
-        return fatal(error.place, error.message)
-    if not isinstance(dataset, dict):
-        return fatal("", f"expected a JSON object at the top, but it is {shown(dataset)}")
-    for name in ("images", "annotations", "categories"):
-        if name not in dataset:
-            fatal("", f"the list {name!r} is missing at the top level")
-        elif not isinstance(dataset[name], list):
-            fatal(name, f"expected a list, but it is {shown(dataset[name])}")
-        elif not dataset[name] and name != "annotations":
-            fatal(name, "the list is empty")
-    return dataset
+        if not reading.dataset["images"] and not report.faults:
+            report.faults.append(Fault(file=reading.file, record="", message="it has no image", fatal=True))
+        _Checker(report, reading, whole).run()
+    return report
 
 
 class _Checker:
     """One pass over a parsed file; what it finds goes to the report."""
 
-    def __init__(self, report: Report, dataset: dict[str, Any], image_folder: Path) -> None:
+    def __init__(self, report: Report, reading: Reading, whole: bool) -> None:
         self.report = report
-        self.dataset = dataset
-        self.image_folder = image_folder
+        self.dataset = dataset = reading.dataset
+        self.image_folder = reading.image_folder
+        self.places = reading.places
+        self.whole = whole
         self.sizes: dict[int, tuple[int, int] | None] = {}
         self.objects: Counter[int] = Counter()
         self.categories: set[int] = set()
@@ -182,7 +176,7 @@ class _Checker:
         self._categories()
         files = self._images()
         self._annotations()
-        if self.has_masks:
+        if self.has_masks and self.whole:
             self._mask_memory(files)
         self._files(files)
         annotations = [record for record in self.dataset["annotations"] if isinstance(record, dict)]
@@ -250,13 +244,21 @@ class _Checker:
             if (size := self.objects[id] * width * height) > _MOST_MASK_BYTES:
                 message = (
                     f"the masks of its {self.objects[id]:,} objects take {size / 2**30:.1f} GiB when they are decoded; "
-                    f"expected at most {_MOST_MASK_BYTES / 2**30:.0f} GiB: cut the image into tiles"
+                    f"expected at most {_MOST_MASK_BYTES / 2**30:.0f} GiB: learn from crops "
+                    "(--data.crop.size 1024), or cut the image up"
                 )
                 self._fault("images", record, message, id)
 
     def _files(self, files: list[tuple[str, int, Path, tuple[int, int]]]) -> None:
+        few = threading.Semaphore(_MOST_LARGE)
+
+        def fault(file: tuple[str, int, Path, tuple[int, int]]) -> str | None:
+            _, _, path, (width, height) = file
+            with few if width * height > _LARGE_PIXELS else nullcontext():
+                return _image_fault(path, (width, height))
+
         with ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 4)) as pool:
-            messages = pool.map(lambda file: _image_fault(file[2], file[3]), files)
+            messages = pool.map(fault, files)
             for (record, id, path, _), message in zip(files, messages, strict=True):
                 if message:
                     self._fault("images", record, message, id, path)
@@ -281,6 +283,11 @@ class _Checker:
     def _fault(self, kind: Kind, record: str, message: str, id: int | None = None, file: Path | None = None) -> None:
         # Every label depends on the categories, so that none can be left out.
         fatal = kind == "categories"
+        place = self.places.get(kind, {}).get(-1 if id is None else id)
+        if place is not None and file is None:
+            file, record = place.file, place.record
+        elif place is not None:
+            record = f"annotated in {place.file}" if place.file != file else ""
         self.report.faults.append(Fault(file=file or self.report.file, record=record, message=message, fatal=fatal))
         if id is not None and not fatal:
             (self.report.bad_images if kind == "images" else self.report.bad_annotations).add(id)
@@ -355,8 +362,7 @@ def _is_whole_jpeg(path: Path, size: tuple[int, int]) -> bool:
             if b"\xff\xd9" not in file.read():
                 return False
         with open_image(path) as image:
-            turned = image.getexif().get(_ORIENTATION_TAG) in _QUARTER_TURNED
-            return size == image.size or (turned and size == image.size[::-1])
+            return size == image.size or (is_quarter_turned(image) and size == image.size[::-1])
     except Exception:  # decoders raise errors of every kind
         return False  # the caller then reads the whole file, whose error says what is wrong
 

@@ -14,7 +14,8 @@ from torchvision import tv_tensors
 
 from latentgnn.errors import UserError
 from latentgnn.tasks.checks import Split
-from latentgnn.tasks.detection.config import AugmentConfig, DataConfig
+from latentgnn.tasks.detection.config import AugmentConfig, CropConfig, DataConfig
+from latentgnn.tasks.detection.crops import cut_target, draw_window
 from latentgnn.tasks.detection.images import read_image, to_tensor
 from latentgnn.tasks.detection.segmentations import decode_masks, to_rle
 from latentgnn.tasks.detection.transforms import build_transform
@@ -36,16 +37,7 @@ def find_split(config: DataConfig, split: Split) -> tuple[Path, Path]:
     root = Path(config.root)
     if not root.is_dir():
         raise UserError(f"data.root: there is no folder {root}")
-    given_annotations: str | None = getattr(config, f"{split}_annotations")
-    given_images: str | None = getattr(config, f"{split}_images")
-    names = [f"{split}{year}" for year in _YEARS]
-    files = {name: [root / "annotations" / f"instances_{name}.json"] for name in names}
-    folders = {name: [root / name, root / "images" / name] for name in names}
-    if given_annotations is not None:
-        files = {name: [root / given_annotations] for name in names}
-    if given_images is not None:
-        folders = {name: [root / given_images] for name in names}
-
+    names, files, folders = _candidates(config, root, split)
     found_files = {name: path for name in names for path in files[name] if path.is_file()}
     found_folders = {name: path for name in names for path in reversed(folders[name]) if path.is_dir()}
     missing = []
@@ -59,6 +51,30 @@ def find_split(config: DataConfig, split: Split) -> tuple[Path, Path]:
         if name in found_files and name in found_folders:
             return found_files[name], found_folders[name]
     return next(iter(found_files.values())), next(iter(found_folders.values()))
+
+
+def has_split(config: DataConfig, split: Split) -> bool:
+    """Whether the annotation file of a split is named, or is there under one of COCO's names."""
+    if getattr(config, f"{split}_annotations") is not None:
+        return True
+    names, files, _ = _candidates(config, Path(config.root or ""), split)
+    return any(path.is_file() for name in names for path in files[name])
+
+
+def _candidates(
+    config: DataConfig, root: Path, split: Split
+) -> tuple[list[str], dict[str, list[Path]], dict[str, list[Path]]]:
+    """COCO's names of a split, and where for each the annotation file and the image folder may be."""
+    given_annotations: str | None = getattr(config, f"{split}_annotations")
+    given_images: str | None = getattr(config, f"{split}_images")
+    names = [f"{split}{year}" for year in _YEARS]
+    files = {name: [root / "annotations" / f"instances_{name}.json"] for name in names}
+    folders = {name: [root / name, root / "images" / name] for name in names}
+    if given_annotations is not None:
+        files = {name: [root / given_annotations] for name in names}
+    if given_images is not None:
+        folders = {name: [root / given_images] for name in names}
+    return names, files, folders
 
 
 def _not_found(what: str, option: str, candidates: dict[str, list[Path]]) -> str:
@@ -162,13 +178,21 @@ class CocoTrainingSet:
     Args:
         annotations: the set.
         augment: what may happen to an image.
-        seed: of the augmentation.
+        seed: of the augmentation, and of the crops.
+        crop: with a ``size``, samples are windows of the images.
         group_by_aspect: whether `group_of` tells wide and tall images apart.
     """
 
     def __init__(
-        self, annotations: CocoAnnotations, *, augment: AugmentConfig, seed: int, group_by_aspect: bool = True
+        self,
+        annotations: CocoAnnotations,
+        *,
+        augment: AugmentConfig,
+        seed: int,
+        crop: CropConfig | None = None,
+        group_by_aspect: bool = True,
     ) -> None:
+        self._crop = crop if crop is not None and crop.size is not None else None
         self._transform = build_transform(augment)
         self._seed = seed
         self._has_masks = annotations.has_masks
@@ -189,28 +213,36 @@ class CocoTrainingSet:
     def __getitem__(self, key: tuple[int, int], /) -> tuple[Tensor, dict[str, Any]]:
         epoch, index = key
         record = json.loads(self._records[self._ends[index] : self._ends[index + 1]].tobytes())
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which would reseed the accelerators too.
+            torch.default_generator.manual_seed(_mix(self._seed, epoch, record["id"]))
+            image, target = self._transform(*self._sample(record))
+        plain = {name: value.as_subclass(Tensor) for name, value in target.items()}
+        return image.as_subclass(Tensor), {**plain, "image_id": record["id"]}
+
+    def _sample(self, record: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """An image or a random window of it, and the objects in it."""
         height, width = record["height"], record["width"]
-        image = tv_tensors.Image(to_tensor(read_image(record["path"], size=(width, height))))
+        image = read_image(record["path"], size=(width, height))
         xywh = torch.tensor(record["boxes"], dtype=torch.float32).reshape(-1, 4)
         xyxy = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1)
-        limits = xyxy.new_tensor([width, height] * 2)
-        target: dict[str, Any] = {
-            # Clamped before the transforms: an annotation a fraction of a pixel outside is not an object cut off.
-            "boxes": tv_tensors.BoundingBoxes(
-                torch.minimum(xyxy.clamp(min=0), limits), format="XYXY", canvas_size=(height, width)
-            ),
-            "labels": torch.tensor(record["labels"], dtype=torch.int64),
+        # Clamped before the transforms: an annotation a fraction of a pixel outside is not an object cut off.
+        boxes = torch.minimum(xyxy.clamp(min=0), xyxy.new_tensor([width, height] * 2))
+        labels = torch.tensor(record["labels"], dtype=torch.int64)
+        if self._crop is not None:
+            window = draw_window(self._crop, boxes, width, height)
+            masks = record.get("segmentations")
+            target = cut_target(boxes, labels, masks, window, (width, height), visible=self._crop.visible)
+            return tv_tensors.Image(to_tensor(image.crop(window))), target
+        target = {
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
+            "labels": labels,
         }
         if self._has_masks:
             target["masks"] = tv_tensors.Mask(
                 torch.from_numpy(decode_masks(record["segmentations"], height, width)), dtype=torch.uint8
             )
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would reseed the accelerators too.
-            torch.default_generator.manual_seed(_mix(self._seed, epoch, record["id"]))
-            image, target = self._transform(image, target)
-        plain = {name: value.as_subclass(Tensor) for name, value in target.items()}
-        return image.as_subclass(Tensor), {**plain, "image_id": record["id"]}
+        return tv_tensors.Image(to_tensor(image)), target
 
 
 def _pack(image: ImageRecord, annotations: CocoAnnotations) -> bytes:
@@ -237,19 +269,24 @@ def _mix(*numbers: int) -> int:
 class CocoValidationSet:
     """The images of a set in order, unchanged.
 
-    A sample is ``(image, {"image_id": id, "size": (H, W)})`` with a float32 image (3, H, W) in 0..1.
+    A sample is ``(image, {"image_id": id, "size": (H, W)})`` with a float32 image (3, H, W) in 0..1. Images that are to
+    be looked at by tiles are large, and not loaded ahead of their use: there, the image's path is in its place.
 
     Args:
         annotations: the set.
+        in_tiles: give paths.
     """
 
-    def __init__(self, annotations: CocoAnnotations) -> None:
+    def __init__(self, annotations: CocoAnnotations, *, in_tiles: bool = False) -> None:
         self._images = annotations.images
+        self._in_tiles = in_tiles
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: int, /) -> tuple[Tensor, dict[str, Any]]:
+    def __getitem__(self, index: int, /) -> tuple[Tensor | Path, dict[str, Any]]:
         image = self._images[index]
-        pixels = to_tensor(read_image(image.path, size=(image.width, image.height)))
-        return pixels, {"image_id": image.id, "size": (image.height, image.width)}
+        about = {"image_id": image.id, "size": (image.height, image.width)}
+        if self._in_tiles:
+            return image.path, about
+        return to_tensor(read_image(image.path, size=(image.width, image.height))), about

@@ -2,32 +2,45 @@
 
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
+from rich.progress import Progress, track
 from torch import nn
 
 from latentgnn.errors import UserError
-from latentgnn.outputs import JsonList, Results
-from latentgnn.tasks.checks import Split, check_splits
-from latentgnn.tasks.detection.check import check_split, load_split
-from latentgnn.tasks.detection.coco import CocoAnnotations, CocoValidationSet, find_split
+from latentgnn.outputs import JsonList, Results, quoted, say_end
+from latentgnn.tasks.checks import Split
+from latentgnn.tasks.detection import convert as conversion
+from latentgnn.tasks.detection import overview
+from latentgnn.tasks.detection.analysis import Analysis
+from latentgnn.tasks.detection.check import load
+from latentgnn.tasks.detection.coco import CocoAnnotations, CocoValidationSet
 from latentgnn.tasks.detection.config import DataConfig, DetectionConfig
 from latentgnn.tasks.detection.context_set import write_context_set
 from latentgnn.tasks.detection.evaluation import CocoEvaluator, Record, Scores, kinds_of, load_results
+from latentgnn.tasks.detection.fit import NEEDS_MASKS
 from latentgnn.tasks.detection.images import read_image
+from latentgnn.tasks.detection.loading import load_detector
+from latentgnn.tasks.detection.memory import memory_of_prediction
 from latentgnn.tasks.detection.model import build_detector
 from latentgnn.tasks.detection.pictures import png_bytes, side_by_side
 from latentgnn.tasks.detection.prediction import expand_images, predict_paths
-from latentgnn.tasks.detection.task import DetectionTask, kinds_of_detector
+from latentgnn.tasks.detection.sets import DetectionSet
+from latentgnn.tasks.detection.splits import keep_split, kept_split
+from latentgnn.tasks.detection.task import DetectionTask, found_in, kinds_of_detector
+from latentgnn.tasks.detection.tiles import Tiling
+from latentgnn.tasks.detection.video import require_video
+from latentgnn.tasks.detection.video_prediction import expand_videos, names_videos, predict_videos
+from latentgnn.tasks.detection.weights.start import body_parameters, start_from
 from latentgnn.tasks.inputs import result_names
 from latentgnn.training import commands
 from latentgnn.training.loading import batches, make_loader
+from latentgnn.training.report import write_analysis
 from latentgnn.training.runs import RunFolder, is_first_process
 
 Data = tuple[CocoAnnotations, CocoAnnotations]
@@ -49,6 +62,11 @@ def compare(config: DetectionConfig, out: Path | None, *, name: str, resume: boo
     return commands.compare(_JOB, config, out, name=name, resume=resume)
 
 
+def report(run: Path) -> None:
+    """See `latentgnn.training.commands.report`."""
+    commands.report(_JOB, run)
+
+
 def evaluate(
     config: DetectionConfig, source: Path | None, *, results: Path | None, out: Path, overwrite: bool = False
 ) -> Scores:
@@ -68,7 +86,7 @@ def evaluate(
         written = stack.enter_context(Results(out, names, reads=[results] if results else (), overwrite=overwrite))
         # A run has its embedded set; for a checkpoint alone, one is made for the time of the evaluation.
         made_in = source if source is not None and source.is_dir() else _temporary_folder(stack)
-        val_set = _load_split(config.data, "val", made_in)
+        val_set = _load_split(_open(config.data, made_in), "val")
         written.reads(_files_of(val_set))
         if results is not None:
             records = load_results(results, val_set.dataset)
@@ -92,7 +110,7 @@ def evaluate(
         if results is None:
             for name, picture in _samples(val_set, records, config.evaluation.sample_pictures):
                 written.write(Path("pictures") / name, picture)
-    print(f"written to {out}")
+    say_end(out, *([] if source is None else [f"latentgnn predict {quoted(source)} INPUT ..."]))
     return scores
 
 
@@ -105,92 +123,175 @@ def predict(
     overwrite: bool = False,
     score_threshold: float | None,
     pictures: bool,
-) -> list[Record]:
-    """Apply a trained model to image files, folders and globs.
+) -> None:
+    """Apply a trained model to image files, folders and globs, or to video files.
 
     Args:
         config: the model's.
         source: a run's folder or a checkpoint.
         inputs: files, folders and globs.
-        out: folder, new or empty, for ``predictions.json`` and ``pictures/``.
+        out: folder, new or empty, for ``predictions.json`` and ``pictures/`` or ``videos/``.
         overwrite: replace the results of an earlier command in ``out``.
         score_threshold: detections below it are left out; ``None`` takes 0.5.
-        pictures: write annotated pictures.
+        pictures: write annotated pictures, or videos.
     """
-    paths = expand_images(inputs)
+    tiling = Tiling.of(config.evaluation)
+    are_videos = names_videos(inputs)
+    if are_videos:
+        require_video()
+    paths = expand_videos(inputs) if are_videos else expand_images(inputs, in_tiles=tiling is not None)
     score_threshold = 0.5 if score_threshold is None else score_threshold
     config = replace(config, model=replace(config.model, score_threshold=score_threshold))
     model, device = _trained(config, source)
+    options: dict[str, Any] = {
+        "out": out,
+        "overwrite": overwrite,
+        "category_names": _categories(config, source),
+        "score_threshold": score_threshold,
+        "device": device,
+        "pictures": pictures,
+        "tiling": tiling,
+        "nms_threshold": config.model.nms_threshold,
+    }
     with commands.precision_of(config.training, device):
-        records = predict_paths(
-            model,
-            paths,
-            out=out,
-            overwrite=overwrite,
-            category_names=_categories(config, source),
-            score_threshold=score_threshold,
-            device=device,
-            pictures=pictures,
-        )
-    print(f"{len(records)} objects in {len(paths)} images; written to {out}")
-    return records
+        if are_videos:
+            with _shown() as update:
+                objects, frames = predict_videos(
+                    model, paths, **options, on_frame=lambda path, *progress: update(path.name, *progress)
+                )
+            looked_at = f"{frames} frames of {len(paths)} videos"
+        elif tiling is not None:
+            print(memory_of_prediction(model, paths, tiling, config, device=device, pictures=pictures))
+            with _shown() as update:
+                objects = predict_paths(
+                    model, paths, **options, on_tile=lambda path, *progress: update(path.name, *progress)
+                )
+            looked_at = f"{len(paths)} images"
+        else:
+            objects = predict_paths(model, paths, **options)
+            looked_at = f"{len(paths)} images"
+    print(f"{objects} objects in {looked_at}")
+    say_end(out)
 
 
-def check_data(config: DetectionConfig) -> bool:
-    """Check every record and image of both splits, and print what is wrong; return whether nothing is."""
-    return check_splits(lambda split: check_split(*find_split(config.data, split)))
+def check_data(
+    config: DetectionConfig, *, recipe: str, out: Path | None = None, overwrite: bool = False
+) -> dict[str, Any]:
+    """See `latentgnn.tasks.detection.overview.check_data`."""
+    return overview.check_data(config, recipe=recipe, out=out, overwrite=overwrite)
+
+
+def convert(config: DetectionConfig, *, out: Path, overwrite: bool = False, with_images: bool = True) -> None:
+    """See `latentgnn.tasks.detection.convert.convert`."""
+    conversion.convert(config, out=out, overwrite=overwrite, with_images=with_images)
 
 
 def _train(config: DetectionConfig, run: RunFolder, data: Data, resume: bool) -> dict[str, float]:
     train_set, val_set = data
+    if run.writes:
+        _keep_split(config.data, run.path, data)
     config = _with_categories(config, train_set, val_set)
     if config.model.detector == "mask_rcnn" and not (train_set.has_masks and val_set.has_masks):
-        raise UserError(
-            "these annotations have no masks, which a Mask R-CNN learns from; "
-            "train another detector: --model.detector faster_rcnn"
-        )
-    task = _task(config, train_set, val_set)
+        raise UserError(NEEDS_MASKS)
+    task = _task(config, run, train_set, val_set, resume=resume)
+
+    def pictures() -> Iterator[tuple[Path, bytes]]:
+        return _samples(val_set, task.results, config.evaluation.sample_pictures)
 
     def write_results() -> None:
         if task.scores is not None:
-            samples = _samples(val_set, task.results, config.evaluation.sample_pictures)
-            commands.write_pictures(run, samples, reads=_files_of(val_set))
+            number = config.evaluation.sample_pictures
+            commands.write_pictures(run, pictures(), reads=_files_of(val_set))
+            analysis = Analysis(task.evaluator, val_set, task.scores, task.results, pictures=number)
+            commands.write_pictures(run, analysis.pictures(), reads=_files_of(val_set))
+            write_analysis(run, analysis.sections())
 
-    metrics = commands.fit_in(run, task, config, resume=resume, may_change=_MAY_CHANGE, write_results=write_results)
+    metrics = commands.fit_in(
+        run,
+        task,
+        config,
+        resume=resume,
+        may_change=_MAY_CHANGE,
+        write_results=write_results,
+        pictures=pictures,
+        titles=_titles,
+    )
     if run.writes:
         if task.scores is None:
             kinds = kinds_of_detector(config.model.detector)
             scores = Scores(metrics=metrics, kinds=kinds, max_detections=config.evaluation.max_detections)
         else:
             scores = task.scores
-        print(f"{scores.table()}\nwritten to {run.path}")
+        print(scores.table())
     return metrics
 
 
-def _task(config: DetectionConfig, train_set: CocoAnnotations, val_set: CocoAnnotations) -> DetectionTask:
+def _task(
+    config: DetectionConfig, run: RunFolder, train_set: CocoAnnotations, val_set: CocoAnnotations, *, resume: bool
+) -> DetectionTask:
     # The seed of the weights; the loop seeds each step by itself.
     torch.manual_seed(config.training.seed)
-    model = build_detector(config.model, len(train_set.categories))
-    return DetectionTask(model, config, train=train_set, val=val_set)
+    goes_on = resume and run.has_checkpoint
+    # The weights of a whole detector stand in for those of its backbone, and a checkpoint for both.
+    bare = goes_on or config.model.weights is not None
+    model = build_detector(
+        replace(config.model, weights_backbone=None) if bare else config.model, len(train_set.categories)
+    )
+    trained = _started(model, config, run, train_set, goes_on=goes_on)
+    return DetectionTask(model, config, train=train_set, val=val_set, trained=trained)
+
+
+def _started(
+    model: nn.Module, config: DetectionConfig, run: RunFolder, train_set: CocoAnnotations, *, goes_on: bool
+) -> frozenset[str]:
+    """Load the weights that a run starts from; the names of the parameters that began trained."""
+    if config.model.weights is None:
+        return body_parameters(model) if config.model.weights_backbone is not None else frozenset()
+    if goes_on and (kept := run.trained_at_start()) is not None:
+        return kept
+    start = start_from(model, config.model, train_set.categories)
+    if run.writes:
+        print("\n".join(start.lines))
+    run.write_start(start.lines, start.trained)
+    return start.trained
 
 
 def _load(config: DetectionConfig, folder: Path) -> Data:
-    return _load_split(config.data, "train", folder), _load_split(config.data, "val", folder)
+    opened = _open(config.data, folder)
+    data = _load_split(opened, "train"), _load_split(opened, "val")
+    if is_first_process():
+        _keep_split(config.data, folder, data)
+    return data
 
 
-def _load_split(config: DataConfig, split: Split, folder: Path) -> CocoAnnotations:
-    """A split without faults; the embedded set, if that is meant, is made in ``folder`` before."""
+def _open(config: DataConfig, folder: Path) -> DetectionSet:
+    """The set that is meant, with the split of the run in a folder; the embedded set, if it is meant, is made there."""
     if config.root is None:
         root = folder / "data"
         write_context_set(root, train=config.embedded_train, val=config.embedded_val, size=config.embedded_size)
         config = replace(config, root=str(root))
-    annotations = load_split(*find_split(config, split), on_fault=config.on_fault)
+    return DetectionSet(config, folder)
+
+
+def _load_split(opened: DetectionSet, split: Split) -> CocoAnnotations:
+    """A split without faults."""
+    reading = opened.reading(split)
+    annotations = load(reading, on_fault=opened.config.on_fault, whole=opened.config.is_whole)
     if is_first_process():
         if annotations.skipped:
             print(annotations.skipped)
         objects = sum(not annotation["iscrowd"] for annotation in annotations.dataset["annotations"])
         print(f"{split}: {len(annotations)} images, {objects} objects, {len(annotations.categories)} categories")
+        for note in reading.notes:
+            print(f"note: {note}")
     return annotations
+
+
+def _keep_split(config: DataConfig, folder: Path, data: Data) -> None:
+    """Write a split that was drawn into a run, which takes it again when it is resumed or evaluated."""
+    if config.val_fraction is not None and kept_split(folder, config) is None:
+        train, val = ([image.file_name for image in annotations.images] for annotations in data)
+        keep_split(folder, config, train=train, val=val)
 
 
 def _with_categories(config: DetectionConfig, train_set: CocoAnnotations, val_set: CocoAnnotations) -> DetectionConfig:
@@ -217,15 +318,8 @@ def _categories(config: DetectionConfig, source: Path) -> tuple[tuple[int, str],
 
 def _trained(config: DetectionConfig, source: Path) -> tuple[nn.Module, torch.device]:
     """The trained model of a run or checkpoint, on its device."""
-    checkpoint = commands.trained_weights(source)
-    # The checkpoint has all weights: those that training began with are not fetched again.
-    model = build_detector(replace(config.model, weights_backbone=None), len(_categories(config, source)))
-    checkpoint.load_into(model)
     device = commands.device_of(config.training.accelerator)
-    model.to(device).eval()
-    if config.training.channels_last:
-        model.to(memory_format=torch.channels_last)
-    return model, device
+    return load_detector(config, commands.trained_weights(source)).model.to(device), device
 
 
 def _detect(
@@ -238,16 +332,36 @@ def _detect(
 ) -> list[Record]:
     """What a model finds in a set, kept in a file as it comes."""
     category_of_label = {label: id for label, (id, _) in enumerate(config.data.categories or (), 1)}
-    images = make_loader(CocoValidationSet(val_set), list, workers=config.training.workers, seed=0, batch_size=1)
+    samples = CocoValidationSet(val_set, in_tiles=config.evaluation.tiles is not None)
+    images = make_loader(samples, list, workers=config.training.workers, seed=0, batch_size=1)
     records: list[Record] = []
     with torch.inference_mode(), commands.precision_of(config.training, device), batches(images) as loaded:
         for [(image, target)] in track(
             loaded, "evaluate", total=len(val_set), transient=True, disable=not sys.stdout.isatty()
         ):
-            new = evaluator.results_of([model([image.to(device)])[0]], [target["image_id"]], category_of_label)
+            on_device = image if isinstance(image, Path) else image.to(device)
+            new = found_in(model, [on_device], [target], config, evaluator, category_of_label)
             found.add(new)
             records += new
     return records
+
+
+@contextmanager
+def _shown() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar in a terminal, over the parts of one file after the other: its name, the parts done, and all."""
+    with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
+        bar = progress.add_task("predict", total=None)
+        shown = ""
+
+        def update(name: str, number: int, total: int) -> None:
+            nonlocal shown
+            if name != shown:
+                # Or the time left would be reckoned from the file before.
+                progress.reset(bar, description=name, total=total)
+                shown = name
+            progress.update(bar, completed=number)
+
+        yield update
 
 
 def _files_of(annotations: CocoAnnotations) -> list[Path]:

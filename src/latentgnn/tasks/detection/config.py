@@ -1,6 +1,7 @@
 """What a detection run is made of, as plain data: model, data, training, evaluation."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -10,7 +11,31 @@ from latentgnn.training.config import TrainingConfig
 
 Stage = Literal["C2", "C3", "C4", "C5"]
 Detector = Literal["mask_rcnn", "faster_rcnn", "retinanet"]
+Heads = Literal["v1", "v2"]
 Norm = Literal["batch_norm", "frozen_batch_norm", "group_norm"]
+Format = Literal["coco", "voc", "voc_masks", "yolo", "labelme"]
+
+_SET = (
+    *("data.format", "data.val_fraction", "data.val_seed", "data.val_groups", "data.categories"),
+    *("data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images"),
+)
+CHECKED = (
+    *("data.root", *_SET, "data.crop.size", "evaluation.tiles", "model.detector", "model.min_size", "model.max_size"),
+    *("model.anchor_sizes", "model.anchor_ratios", "model.detections_per_image", "evaluation.max_detections"),
+    "evaluation.sample_pictures",
+)
+"""The settings that the check of a set uses."""
+CONVERTED = (*_SET, "data.on_fault")
+"""Those that its conversion uses."""
+
+FREE_WHEN_TRAINED = frozenset(
+    f"model.{name}"
+    for name in (
+        *("min_size", "max_size", "score_threshold", "nms_threshold", "detections_per_image"),
+        *("rpn_pre_nms", "rpn_post_nms", "rpn_score_threshold"),
+    )
+)
+"""Settings of a model that a trained one can be used with other values of; all others belong to its weights."""
 
 _MOST_DETECTIONS = 10_000
 _MOST_PROPOSALS = 1_000_000
@@ -23,10 +48,18 @@ class ModelConfig:
 
     Args:
         detector: the head, torchvision's.
-        backbone: a torchvision ResNet or ResNeXt (``resnet50``), or ``timm/<name>`` for one of timm's.
+        heads: torchvision's first generation of heads and pyramid, or its second (``v2``: with norms, and deeper).
+        weights: trained weights of a whole detector to start from: the name of one of torchvision's to download, such
+            as ``MaskRCNN_ResNet50_FPN_Weights.COCO_V1``, a run's folder, a checkpoint, or a file that holds a state
+            dict; ``null`` for none. With it, ``weights_backbone`` is not read.
+        backbone: a torchvision ResNet or ResNeXt (``resnet50``), ``mobilenet_v3_large``, or ``timm/<name>`` for one of
+            timm's.
         weights_backbone: ``null`` for none, the name of published weights to download (``IMAGENET1K_V1`` for
             torchvision, ``pretrained`` for timm), or a file that holds a state dict.
-        norm: the norm inside the backbone.
+        norm: the norm inside the backbone, and in the second generation of R-CNN's heads.
+        norm_eps: what these norms add to the variance; torchvision's first trained ResNet-50 detectors need 0.
+        stride_in_1x1: a ResNet strides in the first convolution of a stage, as Caffe's and detectron2's do, and not in
+            the second.
         trainable_stages: stages that learn, counted from the last (5 is all of them and the stem).
         blocks: latents of the block after each named stage, for example ``{C4: 100}``; ``{}`` for none.
         block: see `latentgnn.tasks.blocks.BlockConfig`.
@@ -35,10 +68,12 @@ class ModelConfig:
         max_size: longest side allowed.
         image_mean: per channel, of images in 0..1.
         image_std: per channel, of images in 0..1.
-        anchor_sizes: one anchor size a pyramid level, in pixels of the resized image.
+        anchor_sizes: one anchor size a pyramid level, in pixels of the resized image; on ``mobilenet_v3_large``, all of
+            them at each of its three levels.
         anchor_ratios: height over width.
         rpn_pre_nms: proposals a level kept before non-maximum suppression, in training and in evaluation.
         rpn_post_nms: proposals kept after it, likewise.
+        rpn_score_threshold: proposals that score less are dropped.
         rpn_batch_size: anchors an image sampled for the proposal loss.
         box_batch_size: proposals an image sampled for the box and mask losses.
         box_head_channels: width of the box head's two layers.
@@ -50,9 +85,13 @@ class ModelConfig:
     """
 
     detector: Detector = "mask_rcnn"
+    heads: Heads = "v1"
+    weights: str | None = None
     backbone: str = "resnet50"
     weights_backbone: str | None = None
     norm: Norm = "frozen_batch_norm"
+    norm_eps: float = 1e-5
+    stride_in_1x1: bool = False
     trainable_stages: int = 3
     blocks: dict[Stage, int | tuple[int, ...]] = field(default_factory=dict)
     block: BlockConfig = field(default_factory=BlockConfig)
@@ -65,6 +104,7 @@ class ModelConfig:
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     rpn_pre_nms: tuple[int, int] = (2000, 1000)
     rpn_post_nms: tuple[int, int] = (2000, 1000)
+    rpn_score_threshold: float = 0.0
     rpn_batch_size: int = 256
     box_batch_size: int = 512
     box_head_channels: int = 1024
@@ -85,7 +125,10 @@ class ModelConfig:
             self,
             {
                 "detector": (self.detector in get_args(Detector), f"one of {', '.join(get_args(Detector))}"),
+                "heads": (self.heads in get_args(Heads), f"one of {', '.join(get_args(Heads))}"),
+                "weights": (self.weights != "", "a name, a folder or a file, or null"),
                 "norm": (self.norm in get_args(Norm), f"one of {', '.join(get_args(Norm))}"),
+                "norm_eps": (0 <= self.norm_eps < math.inf, "0 or more"),
                 "trainable_stages": within("trainable_stages", 0, 5),
                 "blocks": (
                     set(self.blocks) <= set(get_args(Stage)) and latents_are_sound(self.blocks),
@@ -107,6 +150,7 @@ class ModelConfig:
                 ),
                 "rpn_pre_nms": within("rpn_pre_nms", 1, _MOST_PROPOSALS),
                 "rpn_post_nms": within("rpn_post_nms", 1, _MOST_PROPOSALS),
+                "rpn_score_threshold": within("rpn_score_threshold", 0, 1),
                 "rpn_batch_size": within("rpn_batch_size", 1, _MOST_PROPOSALS),
                 "box_batch_size": within("box_batch_size", 1, _MOST_PROPOSALS),
                 "box_head_channels": within("box_head_channels", 1, MOST_CHANNELS),
@@ -174,37 +218,84 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CropConfig:
+    """Training on crops of large images: each time an image is drawn, one window of it is read, at random.
+
+    Unlike ``augment.crop``, which cuts what was read whole, this never holds the masks and pixels of the whole image as
+    tensors.
+
+    Args:
+        size: side of the square window in pixels, ``null`` for whole images; an image shorter than it keeps its length.
+        visible: an object that the window's edge cuts is kept if at least this fraction of its mask, or of its box
+            where there are no masks, is in the window.
+        on_object: probability that the window is placed so that it holds a random object, whole if it fits; else it
+            lies anywhere.
+    """
+
+    size: int | None = None
+    visible: float = 0.1
+    on_object: float = 0.5
+
+    def __post_init__(self) -> None:
+        expect(
+            self,
+            {
+                "size": (self.size is None or 32 <= self.size <= _MOST_PIXELS, f"32 to {_MOST_PIXELS:,}, or null"),
+                "visible": (0 < self.visible <= 1, "a fraction above 0, up to 1"),
+                "on_object": (0 <= self.on_object <= 1, "a probability from 0 to 1"),
+            },
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where images and annotations are.
 
     Args:
-        root: a COCO-format folder; ``null`` takes the embedded set, made on the fly.
+        root: a folder with images and annotations; ``null`` takes the embedded set, made on the fly.
+        format: ``coco``, ``voc`` (Pascal VOC's XML files), ``voc_masks`` (its segmentation pictures), ``yolo`` or
+            ``labelme``; ``null`` finds out.
+        val_fraction: of a set without a val split, the part of the images that is drawn for validation.
+        val_seed: of that draw, apart from the training's own seed.
+        val_groups: a regular expression that finds the group in an image's file name, such as ``(.*)_[0-9]+`` for
+            frames with numbers at the end; images of one group all go to the same side.
         train_annotations: COCO JSON file, relative to ``root``; ``null`` finds ``annotations/instances_train*.json``.
         train_images: image folder, relative to ``root``; ``null`` finds ``train2017``, ``train2014`` or ``train``.
         val_annotations: likewise for validation.
         val_images: likewise for validation.
         on_fault: ``stop`` at faulty records, or ``skip`` them and say how many.
         group_by_aspect: batches hold only wide or only tall images, which saves padding.
+        crop: see `CropConfig`.
         augment: see `AugmentConfig`.
-        categories: id and name of every category; ``null`` takes those of the training annotations, and a run's
-            resolved configuration names them.
+        categories: id and name of every category; ``null`` takes those of the annotations, and a run's resolved
+            configuration names them.
         embedded_train: images in the embedded training set; an even number, two for each scene.
         embedded_val: images in the embedded validation set; likewise.
         embedded_size: height of an embedded image in pixels; it is twice as wide.
     """
 
     root: str | None = None
+    format: Format | None = None
+    val_fraction: float | None = None
+    val_seed: int = 0
+    val_groups: str | None = None
     train_annotations: str | None = None
     train_images: str | None = None
     val_annotations: str | None = None
     val_images: str | None = None
     on_fault: Literal["stop", "skip"] = "stop"
     group_by_aspect: bool = True
+    crop: CropConfig = field(default_factory=CropConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     categories: tuple[tuple[int, str], ...] | None = None
     embedded_train: int = 1000
     embedded_val: int = 200
     embedded_size: int = 128
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether images are learnt from whole: of crops, an image's masks are never decoded together."""
+        return self.crop.size is None
 
     def __post_init__(self) -> None:
         ids = [id for id, _ in self.categories or ()]
@@ -217,6 +308,11 @@ class DataConfig:
             even
             | {
                 "root": (self.root != "", "a folder, or null"),
+                "val_fraction": (
+                    self.val_fraction is None or 0 < self.val_fraction < 1,
+                    "a part above 0 and below 1, or null",
+                ),
+                "val_groups": (is_pattern(self.val_groups), "a regular expression, or null"),
                 "categories": (
                     self.categories is None or (len(set(ids)) == len(ids) > 0 and min(ids) >= 0),
                     "ids of 0 or more, each once, or null",
@@ -226,16 +322,29 @@ class DataConfig:
         )
 
 
+def is_pattern(text: str | None) -> bool:
+    """Whether a text is a regular expression, or there is none."""
+    try:
+        re.compile(text or "")
+    except (re.error, OverflowError, RecursionError):
+        return False
+    return True
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How detections are scored.
+    """How images are looked at, in validations, ``evaluate`` and ``predict`` alike, and how detections are scored.
 
     Args:
+        tiles: side in pixels of the overlapping tiles that an image is looked at by, ``null`` for whole images.
+        tile_overlap: of neighbouring tiles, as a fraction of ``tiles``.
         max_detections: the three limits of detections an image, ascending, of COCO's figures.
         per_category: also give every category's AP.
         sample_pictures: pictures with ground truth beside predictions that a run writes.
     """
 
+    tiles: int | None = None
+    tile_overlap: float = 0.2
     max_detections: tuple[int, int, int] = (1, 10, 100)
     per_category: bool = False
     sample_pictures: int = 8
@@ -245,6 +354,8 @@ class EvaluationConfig:
         expect(
             self,
             {
+                "tiles": (self.tiles is None or 32 <= self.tiles <= _MOST_PIXELS, f"32 to {_MOST_PIXELS:,}, or null"),
+                "tile_overlap": (0 <= self.tile_overlap <= 0.9, "a fraction from 0 to 0.9"),
                 "max_detections": (
                     0 < first < second < last <= _MOST_DETECTIONS,
                     f"three ascending limits of 1 to {_MOST_DETECTIONS:,}",

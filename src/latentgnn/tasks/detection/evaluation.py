@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from latentgnn.errors import UserError
 from latentgnn.reading import read_json, shown
-from latentgnn.tasks.detection.segmentations import segmentation_fault, to_rle
+from latentgnn.tasks.detection.segmentations import plain_rle, segmentation_fault, to_rle
 from latentgnn.tasks.figures import figure_text, mean_of_defined
 
 Kind = Literal["bbox", "segm"]
@@ -38,12 +38,15 @@ class Scores:
         per_category: for each category's name its ``bbox/AP``, ``bbox/AP50`` and so on; empty unless asked for.
         kinds: what was scored.
         max_detections: limits of detections an image.
+        precision: of each kind, at T = 10 IoU thresholds from 0.5 to 0.95, R = 101 recalls from 0 to 1 and K categories
+            in the order of their ids, float64, shape (T, R, K); -1 where a category has no ground truth.
     """
 
     metrics: dict[str, float]
     per_category: dict[str, dict[str, float]] = field(default_factory=dict)
     kinds: tuple[Kind, ...] = ("bbox", "segm")
     max_detections: tuple[int, ...] = (1, 10, 100)
+    precision: Mapping[Kind, NDArray[np.float64]] = field(default_factory=dict, compare=False, repr=False)
 
     def table(self) -> str:
         """The figures as a plain text table, ``APs`` for ``AP_small`` and so on; ``n/a`` for undefined ones."""
@@ -68,6 +71,20 @@ class Scores:
         return data
 
 
+class Match(NamedTuple):
+    """An object and the detection that found it; or an object that none found, or a detection that found none.
+
+    Args:
+        image_id: of the image.
+        truth: the object's category id.
+        found: the detection's category id.
+    """
+
+    image_id: int
+    truth: int | None
+    found: int | None
+
+
 class CocoEvaluator:
     """Scores detections against a COCO-format ground truth.
 
@@ -82,6 +99,9 @@ class CocoEvaluator:
     Raises:
         UserError: the ground truth has no objects, or its records lack what ``kinds`` needs.
         ValueError: ``kinds`` is empty or holds another word, or the limits do not ascend.
+
+    Attributes:
+        category_names: by the categories' ids, ascending; names that several have are told apart by the id.
 
     Example:
         >>> evaluator = CocoEvaluator(json.loads(Path("instances_val2017.json").read_text()))  # doctest: +SKIP
@@ -110,6 +130,10 @@ class CocoEvaluator:
         self._images = {int(image["id"]): {**image, "id": int(image["id"])} for image in dataset["images"]}
         self._categories = sorted(dataset["categories"], key=lambda category: int(category["id"]))
         self._truth = self._ground_truth()
+        count = Counter(category["name"] for category in self._categories)
+        self.category_names = {
+            int(c["id"]): c["name"] if count[c["name"]] == 1 else f"{c['name']} ({c['id']})" for c in self._categories
+        }
 
     def results_of(
         self, outputs: Sequence[Mapping[str, Tensor]], image_ids: Sequence[int], category_of_label: Mapping[int, int]
@@ -136,14 +160,78 @@ class CocoEvaluator:
         """
         _check_results(results, self.dataset, "results")
         metrics: dict[str, float] = {}
-        per_category: dict[str, dict[str, float]] = {name: {} for name in self._names()} if self.per_category else {}
+        per_category: dict[str, dict[str, float]] = {}
+        if self.per_category:
+            per_category = {name: {} for name in self.category_names.values()}
+        precision: dict[Kind, NDArray[np.float64]] = {}
         for kind in self.kinds:
             precision_TRKAM, recall_TKAM = self._evaluate(kind, results)
+            precision[kind] = precision_TRKAM[..., 0, -1]
             metrics |= {f"{kind}/{name}": value for name, value in self._figures(precision_TRKAM, recall_TKAM).items()}
             for k, figures in enumerate(per_category.values()):
                 figures[f"{kind}/AP"] = mean_of_defined(precision_TRKAM[:, :, k, 0, -1])
                 figures[f"{kind}/AP50"] = mean_of_defined(precision_TRKAM[0, :, k, 0, -1])
-        return Scores(metrics=metrics, per_category=per_category, kinds=self.kinds, max_detections=self.max_detections)
+        return Scores(
+            metrics=metrics,
+            per_category=per_category,
+            kinds=self.kinds,
+            max_detections=self.max_detections,
+            precision=precision,
+        )
+
+    def matches(self, kind: Kind, results: Sequence[Record], *, iou: float = 0.5) -> list[Match]:
+        """Which detection found which object; crowds, and detections within them, are left out.
+
+        First as COCO's figures match, within each category and by score; then objects and detections that are left,
+        whatever their categories, in the same way: what stands there was found and called something else.
+
+        Args:
+            kind: how overlap is measured.
+            results: COCO-results records, known to be sound, as `score` takes them; all of them count, whatever their
+                scores.
+            iou: the least overlap.
+        """
+        detections = {
+            detection["id"]: detection
+            for detection in (self._detection(kind, index, record) for index, record in enumerate(results))
+        }
+        objects = dict(self._truth.anns)
+        crowds = {id for id, annotation in objects.items() if annotation["iscrowd"]}
+        matches = []
+        for by_category in (True, False):
+            if not by_category:
+                objects = {id: annotation for id, annotation in objects.items() if id not in crowds}
+            for found, truth in self._pairs(kind, objects, detections, iou, by_category=by_category):
+                detection, annotation = detections.pop(found), objects[truth]
+                if truth not in crowds:
+                    # A crowd may hold several.
+                    del objects[truth]
+                    matches.append(Match(annotation["image_id"], annotation["category_id"], detection["category_id"]))
+        matches += [Match(annotation["image_id"], annotation["category_id"], None) for annotation in objects.values()]
+        matches += [Match(detection["image_id"], None, detection["category_id"]) for detection in detections.values()]
+        return matches
+
+    def _pairs(
+        self,
+        kind: Kind,
+        objects: Mapping[int, Record],
+        detections: Mapping[int, Record],
+        iou: float,
+        *,
+        by_category: bool,
+    ) -> list[tuple[int, int]]:
+        """The ids of detections and of the objects that they are matched with."""
+        truth, found = (self._index([dict(record) for record in records.values()]) for records in (objects, detections))
+        evaluation = COCOeval_faster(truth, found, kind, print_function=_silent)
+        parameters = evaluation.params
+        parameters.useCats = int(by_category)
+        parameters.iouThrs = np.array([iou])
+        parameters.maxDets = [self.max_detections[-1]]
+        parameters.areaRng, parameters.areaRngLbl = parameters.areaRng[:1], parameters.areaRngLbl[:1]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        pairs = (ids.split("_") for ids in evaluation.eval["matched"])
+        return [(int(detection), int(annotation)) for detection, annotation in pairs]
 
     def _figures(self, precision_TRKAM: NDArray[np.float64], recall_TKAM: NDArray[np.float64]) -> dict[str, float]:
         """Means over T IoU thresholds, R recalls and K categories, at A = all, small, medium, large and M limits."""
@@ -225,10 +313,6 @@ class CocoEvaluator:
             print_function=_silent,
         )
 
-    def _names(self) -> list[str]:
-        count = Counter(category["name"] for category in self._categories)
-        return [c["name"] if count[c["name"]] == 1 else f"{c['name']} ({c['id']})" for c in self._categories]
-
 
 def records_of(output: Mapping[str, Tensor], image_id: int, category_of_label: Mapping[int, int]) -> list[Record]:
     """A torchvision detector's output on one image as COCO-results records.
@@ -260,7 +344,7 @@ def encode_masks(masks_NHW: Tensor) -> list[dict[str, Any]]:
     """Bool masks (n, height, width) as compressed RLE, as JSON can hold it."""
     # The codec wants height fastest in memory: one transposed copy here instead of one a mask there.
     columns_NWH = masks_NHW.detach().to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
-    return [_plain(rle) for rle in rle_codec.encode(columns_NWH.transpose(2, 1, 0))]
+    return [plain_rle(rle) for rle in rle_codec.encode(columns_NWH.transpose(2, 1, 0))]
 
 
 def load_results(path: Path | str, dataset: Mapping[str, Any]) -> list[Record]:
@@ -325,16 +409,11 @@ def _check_segmentation(segmentation: Any, image: Mapping[str, Any], where: str)
 
 def _compressed(segmentation: Any, image: Mapping[str, Any]) -> dict[str, Any]:
     """Polygons and RLE of both sorts, known to be sound, as compressed RLE."""
-    return _plain(to_rle(segmentation, int(image["height"]), int(image["width"])))
+    return plain_rle(to_rle(segmentation, int(image["height"]), int(image["width"])))
 
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _plain(rle: Mapping[str, Any]) -> dict[str, Any]:
-    counts = rle["counts"]
-    return {"size": list(rle["size"]), "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
 
 
 def _box_of(rle: Mapping[str, Any]) -> list[float]:

@@ -1,5 +1,6 @@
 """Image files as a detector sees them: RGB, 8 bits, upright. Training and prediction read through here alike."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,20 @@ _FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP
 # Registers them all, once: threads would at the same time.
 Image.init()
 
-# What cameras make, 1.5 GiB as float32; Pillow itself reads a third more.
-_MOST_PIXELS = 2**27
+MOST_PIXELS = 2**27
+"""Of an image that is looked at whole: what cameras make, 1.5 GiB as float32."""
+
+MOST_PIXELS_IN_TILES = 2**30
+"""Of an image that is looked at by tiles: 4 GiB as Pillow decodes it."""
+
+ORIENTATION_TAG = 0x0112
+_QUARTER_TURNED = (5, 6, 7, 8)
+
 # A detector resizes to a longest side, which must leave something of the shorter one.
 _MOST_OBLONG = 50
 
 
-def read_image(path: Path | str, *, size: tuple[int, int] | None = None) -> Image.Image:
+def read_image(path: Path | str, *, size: tuple[int, int] | None = None, most_pixels: int = MOST_PIXELS) -> Image.Image:
     """Read an image file of any mode as an upright RGB image.
 
     Gray, palette and CMYK images are converted, 16-bit gray is scaled to 8 bits, transparency is dropped. The EXIF
@@ -34,14 +42,15 @@ def read_image(path: Path | str, *, size: tuple[int, int] | None = None) -> Imag
     Args:
         path: the file.
         size: (width, height) that the annotations say, if there are any.
+        most_pixels: larger images are refused.
 
     Raises:
-        UserError: the file is missing, damaged, no file or not an image, of more than 134 million pixels, more than 50
-            times as long as it is wide, of a mode without a meaning in RGB, or not of ``size``.
+        UserError: the file is missing, damaged, no file or not an image, of too many pixels, more than 50 times as long
+            as it is wide, of a mode without a meaning in RGB, or not of ``size``.
     """
     regular_file(path, "image")
     try:
-        with open_image(path) as image:
+        with open_image(path, most_pixels=most_pixels) as image:
             image.load()
             oriented = upright(image, size)
             if size is not None and oriented.size != size:
@@ -56,30 +65,55 @@ def read_image(path: Path | str, *, size: tuple[int, int] | None = None) -> Imag
         raise _unreadable(path, error) from error
 
 
-def open_image(path: Path | str) -> Image.Image:
+def open_image(path: Path | str, *, most_pixels: int = MOST_PIXELS) -> Image.Image:
     """An image file whose header is read, and nothing more; to be closed by the caller.
 
     Raises:
         UserError: it is not an image, or one of a size that is not read.
     """
     try:
-        image = Image.open(path, formats=_FORMATS)
-    except Image.DecompressionBombError:
-        raise UserError(f"{path}: {_too_many_pixels('more than 178 million')}") from None
+        with _own_limit:
+            image = Image.open(path, formats=_FORMATS)
     except UnidentifiedImageError:
         raise UserError(f"{path}: not an image, or one in a format other than {', '.join(_FORMATS)}") from None
     except Exception as error:
         raise _unreadable(path, error) from error
-    if (fault := size_fault(*image.size)) is not None:
+    if (fault := size_fault(*image.size, most_pixels=most_pixels)) is not None:
         image.close()
         raise UserError(f"{path}: {fault}")
     return image
 
 
-def size_fault(width: int, height: int) -> str | None:
+def upright_size(path: Path | str) -> tuple[int, int]:
+    """The (width, height) of an image file as its EXIF orientation turns it, from its header.
+
+    Raises:
+        UserError: see `open_image`.
+    """
+    regular_file(path, "image")
+    with open_image(path) as image:
+        return image.size[::-1] if is_quarter_turned(image) else image.size
+
+
+def is_quarter_turned(image: Image.Image) -> bool:
+    """Whether the EXIF orientation of an image swaps its sides.
+
+    Raises:
+        UserError: the EXIF data are damaged.
+    """
+    try:
+        return image.getexif().get(ORIENTATION_TAG) in _QUARTER_TURNED
+    except Exception as error:  # decoders raise errors of every kind
+        raise UserError(f"the image's EXIF data cannot be read ({error})") from error
+
+
+def size_fault(width: int, height: int, *, most_pixels: int = MOST_PIXELS) -> str | None:
     """What is wrong with the size of an image, or ``None``."""
-    if width * height > _MOST_PIXELS:
-        return _too_many_pixels(f"{width:,} x {height:,}")
+    if width * height > most_pixels:
+        advice = "cut it up"
+        if most_pixels < width * height <= MOST_PIXELS_IN_TILES:
+            advice = "predict takes it by tiles (--tiles 1024); for training, cut it up"
+        return f"an image of {width:,} x {height:,} pixels; expected at most {most_pixels:,}: {advice}"
     if max(width, height) > _MOST_OBLONG * min(width, height):
         return f"{width} x {height} pixels are too oblong; expected sides of 1 : {_MOST_OBLONG} at most"
     return None
@@ -92,13 +126,37 @@ def _unreadable(path: Path | str, error: Exception) -> UserError:
     return UserError(f"{path}: the image cannot be read ({str(error) or type(error).__name__})")
 
 
-def _too_many_pixels(came: str) -> str:
-    return f"an image of {came} pixels; expected at most {_MOST_PIXELS:,}: cut it into tiles"
+class _OwnLimit:
+    """Pillow refuses large images by a limit of its own, which holds for the process; ours is `size_fault`.
+
+    Threads may be inside side by side: the first lifts Pillow's limit, and the last puts it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._limit: int | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                Image.MAX_IMAGE_PIXELS = self._limit
+
+
+_own_limit = _OwnLimit()
 
 
 def upright(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
     """The image turned as its EXIF orientation says, or as stored where only that has the (width, height) ``size``."""
-    turned = ImageOps.exif_transpose(image)
+    # Without an orientation Pillow would copy the image, 400 MB of 10,000 x 10,000 pixels.
+    turned = image if image.getexif().get(ORIENTATION_TAG, 1) == 1 else ImageOps.exif_transpose(image)
     if size is not None and turned.size != size and image.size == size:
         return image
     return turned
@@ -121,4 +179,4 @@ def _to_rgb(image: Image.Image, path: Path | str) -> Image.Image:
         image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

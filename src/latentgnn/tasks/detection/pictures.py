@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from faster_coco_eval.core import mask as coco_mask
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
-from latentgnn.tasks.detection.segmentations import decode_masks
+from latentgnn.tasks.detection.segmentations import to_rle
+from latentgnn.tasks.detection.windows import Window, cut_mask
 
 Colour = tuple[int, int, int]
 Names = Sequence[tuple[int, str]]
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
-_INK: Colour = (24, 26, 30)
-_PAPER: Colour = (250, 250, 248)
+INK: Colour = (24, 26, 30)
+PAPER: Colour = (250, 250, 248)
 _MASK_OPACITY = 0.38
 # Above this many objects a label must not be much wider than its object: they would hide what they name.
 _FEW = 20
@@ -38,6 +40,7 @@ def draw_detections(
     *,
     score_threshold: float = 0.0,
     min_side: int = 800,
+    max_side: int = 4096,
 ) -> Image.Image:
     """Draw objects over an image: annotations and detections alike, in COCO form.
 
@@ -51,9 +54,10 @@ def draw_detections(
         names: id and name of every category, by which colours are given.
         score_threshold: detections below it are left out.
         min_side: an image whose longer side is below it is enlarged by a whole number, so that labels are legible.
+        max_side: an image whose longer side is above it is drawn smaller, with that as its longer side.
 
     Returns:
-        The picture: of the image's size, or a whole multiple of it.
+        The picture: of the image's size, a whole multiple of it, or smaller.
 
     Raises:
         ValueError: a record's category is not among ``names``.
@@ -75,8 +79,11 @@ def draw_detections(
         for rank, d in enumerate(drawn)
     ]
 
-    factor = max(1, math.ceil(min_side / max(image.size)))
-    picture = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
+    longer = max(image.size)
+    factor = max_side / longer if longer > max_side else max(1, math.ceil(min_side / longer))
+    size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
+    # Shrunk first: the copies that follow are then of the smaller picture.
+    picture = image.resize(size, Image.Resampling.BICUBIC).convert("RGB")
     width = max(1, round(max(picture.size) / 600))
     # Large ones first: what lies upon them stays visible.
     for item in sorted(objects, key=lambda item: -item.box[2] * item.box[3]):
@@ -112,12 +119,12 @@ def side_by_side(
     width, height = panels[0].size
     size = _text_size(panels[0].size)
     margin, strip = size, round(2.4 * size)
-    sheet = Image.new("RGB", (2 * width + 3 * margin, height + strip + margin), _PAPER)
+    sheet = Image.new("RGB", (2 * width + 3 * margin, height + strip + margin), PAPER)
     draw = ImageDraw.Draw(sheet)
     for column, (panel, caption) in enumerate(zip(panels, captions, strict=True)):
         left = margin + column * (width + margin)
         sheet.paste(panel, (left, strip))
-        draw.text((left, strip / 2), caption, fill=_INK, font=ImageFont.load_default(1.15 * size), anchor="lm")
+        draw.text((left, strip / 2), caption, fill=INK, font=ImageFont.load_default(1.15 * size), anchor="lm")
     return sheet
 
 
@@ -143,22 +150,35 @@ def _labels(name: str, detection: Mapping[str, Any]) -> tuple[str, ...]:
     return (f"{name} (crowd)" if detection.get("iscrowd") else name,)
 
 
-def _draw_mask(picture: Image.Image, item: _Object, size: tuple[int, int], factor: int, width: int) -> None:
-    mask = Image.fromarray(decode_masks([item.segmentation], size[1], size[0])[0] * 255)
-    region = mask.getbbox()
-    if region is None:
+def _draw_mask(picture: Image.Image, item: _Object, size: tuple[int, int], factor: float, width: int) -> None:
+    rle = to_rle(item.segmentation, size[1], size[0])
+    x, y, w, h = (int(value) for value in coco_mask.toBbox(rle))
+    if not w or not h:
         return
     # Work on the mask's surroundings alone; two pixels of margin leave room for its smoothed edge.
+    margin = math.ceil(2 / min(factor, 1))
     left, top, right, bottom = (
-        max(region[0] - 2, 0),
-        max(region[1] - 2, 0),
-        min(region[2] + 2, size[0]),
-        min(region[3] + 2, size[1]),
+        max(x - margin, 0),
+        max(y - margin, 0),
+        min(x + w + margin, size[0]),
+        min(y + h + margin, size[1]),
     )
-    place = (left * factor, top * factor, right * factor, bottom * factor)
-    mask = mask.crop((left, top, right, bottom)).resize(
-        (place[2] - place[0], place[3] - place[1]), Image.Resampling.NEAREST
+    # The pixels of the picture that lie within them, and where these are in the image: whole numbers if it is enlarged.
+    place = (
+        math.ceil(left * factor),
+        math.ceil(top * factor),
+        min(math.floor(right * factor), picture.width),
+        min(math.floor(bottom * factor), picture.height),
     )
+    if place[0] >= place[2] or place[1] >= place[3]:
+        return
+    source = (place[0] / factor - left, place[1] / factor - top, place[2] / factor - left, place[3] / factor - top)
+    part = Image.fromarray(cut_mask(rle, Window(left, top, right, bottom)) * 255)
+    how = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BOX
+    mask = part.resize((place[2] - place[0], place[3] - place[1]), how, box=source)
+    if factor < 1:
+        # A pixel counts if an eighth of it does, or thin objects would go.
+        mask = mask.point([0] * 32 + [255] * 224)
     if factor > 1:
         # Rounds off the enlarged pixels' corners; a wider blur would lose objects of one pixel.
         mask = mask.filter(ImageFilter.GaussianBlur(0.45 * factor)).point([0] * 128 + [255] * 128)
@@ -168,7 +188,7 @@ def _draw_mask(picture: Image.Image, item: _Object, size: tuple[int, int], facto
     picture.paste(item.colour, place, opacity)
 
 
-def _draw_box(draw: ImageDraw.ImageDraw, item: _Object, factor: int, width: int) -> None:
+def _draw_box(draw: ImageDraw.ImageDraw, item: _Object, factor: float, width: int) -> None:
     x, y, w, h = (value * factor for value in item.box)
     left, top = max(round(x), 0), max(round(y), 0)
     right = max(min(round(x + w), draw.im.size[0]) - 1, left)
@@ -176,7 +196,7 @@ def _draw_box(draw: ImageDraw.ImageDraw, item: _Object, factor: int, width: int)
     draw.rectangle((left, top, right, bottom), outline=item.colour, width=width)
 
 
-def _draw_labels(draw: ImageDraw.ImageDraw, objects: Sequence[_Object], factor: int, size: tuple[int, int]) -> None:
+def _draw_labels(draw: ImageDraw.ImageDraw, objects: Sequence[_Object], factor: float, size: tuple[int, int]) -> None:
     text_size = _text_size(size)
     font = ImageFont.load_default(text_size)
     pad = max(2, round(text_size / 5))
@@ -208,7 +228,7 @@ def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool
 def _ink_on(colour: Colour) -> Colour:
     """Dark or light text, whichever stands out more."""
     luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
-    return _INK if luminance > 120 else (255, 255, 255)
+    return INK if luminance > 120 else (255, 255, 255)
 
 
 def _text_size(size: tuple[int, int]) -> int:

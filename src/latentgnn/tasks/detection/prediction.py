@@ -1,27 +1,86 @@
 """A detector on image files: annotated pictures and COCO-results JSON."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
 from latentgnn.outputs import Results
 from latentgnn.reading import regular_file
 from latentgnn.tasks.detection.evaluation import records_of
-from latentgnn.tasks.detection.images import IMAGE_SUFFIXES, open_image, read_image, to_tensor
+from latentgnn.tasks.detection.images import (
+    IMAGE_SUFFIXES,
+    MOST_PIXELS,
+    MOST_PIXELS_IN_TILES,
+    open_image,
+    read_image,
+    to_tensor,
+)
 from latentgnn.tasks.detection.pictures import draw_detections, png_bytes
+from latentgnn.tasks.detection.tiles import Tiling, detect_in_tiles
 from latentgnn.tasks.inputs import expand_inputs, noted, raise_faults, result_names
 
 
-def expand_images(inputs: Sequence[str | Path]) -> list[Path]:
-    """The image files that files, folders and patterns name (see `latentgnn.tasks.inputs.expand_inputs`)."""
-    return expand_inputs(inputs, suffixes=IMAGE_SUFFIXES, kind="image", check=_check_image)
+def expand_images(inputs: Sequence[str | Path], *, in_tiles: bool = False) -> list[Path]:
+    """The image files that files, folders and patterns name (see `latentgnn.tasks.inputs.expand_inputs`).
+
+    Args:
+        inputs: what was named.
+        in_tiles: images are looked at by tiles, and may be larger.
+    """
+
+    def check(path: Path) -> None:
+        open_image(regular_file(path, "image"), most_pixels=_most_pixels(in_tiles)).close()
+
+    return expand_inputs(inputs, suffixes=IMAGE_SUFFIXES, kind="image", check=check)
 
 
-def _check_image(path: Path) -> None:
-    open_image(regular_file(path, "image")).close()
+def _most_pixels(in_tiles: bool) -> int:
+    return MOST_PIXELS_IN_TILES if in_tiles else MOST_PIXELS
+
+
+def detect(
+    model: nn.Module,
+    image: Image.Image,
+    image_id: int,
+    *,
+    category_of_label: Mapping[int, int],
+    score_threshold: float,
+    device: torch.device | str = "cpu",
+    tiling: Tiling | None = None,
+    nms_threshold: float = 0.5,
+    on_tile: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """COCO-results records of what a detector finds in an image.
+
+    Args:
+        model: a detector with torchvision's interface, on ``device`` and in evaluation mode.
+        image: RGB.
+        image_id: of the records.
+        category_of_label: the category id of each label.
+        score_threshold: detections below it are left out.
+        device: where to run.
+        tiling: look at it by overlapping tiles (see `latentgnn.tasks.detection.tiles.detect_in_tiles`).
+        nms_threshold: for what tiles have found.
+        on_tile: called after each tile with the number of tiles done and of all.
+    """
+
+    def records(output: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+        strong = output["scores"] >= score_threshold
+        # Where all are, masks are not copied.
+        kept = output if bool(strong.all()) else {name: value[strong] for name, value in output.items()}
+        return records_of(kept, image_id, category_of_label)
+
+    with torch.inference_mode():
+        if tiling is None:
+            return records(model([to_tensor(image).to(device)])[0])
+        return detect_in_tiles(
+            model, image, tiling, records, device=device, nms_threshold=nms_threshold, on_tile=on_tile
+        )
 
 
 def predict_paths(
@@ -35,8 +94,11 @@ def predict_paths(
     device: torch.device | str = "cpu",
     pictures: bool = True,
     image_ids: Mapping[Path, int] | None = None,
+    tiling: Tiling | None = None,
+    nms_threshold: float = 0.5,
     on_image: Callable[[Path, int], None] | None = None,
-) -> list[dict[str, Any]]:
+    on_tile: Callable[[Path, int, int], None] | None = None,
+) -> int:
     """Run a detector on image files, one after the other, and write what it finds.
 
     Writes ``predictions.json``, a list of COCO-results records with a ``file_name`` each, and ``pictures/<name>.png``
@@ -53,10 +115,13 @@ def predict_paths(
         device: where to run.
         pictures: write annotated pictures.
         image_ids: the records' ``image_id`` of each path; without it, its place in ``paths``, from 0.
+        tiling: look at images by overlapping tiles (see `latentgnn.tasks.detection.tiles.detect_in_tiles`).
+        nms_threshold: for what tiles have found.
         on_image: called after each image with its path and its number of detections.
+        on_tile: called after each tile with the path and the number of the image's tiles done and of all.
 
     Returns:
-        The records.
+        The number of objects; records are in the file alone, for there may be any number.
 
     Raises:
         UserError: images could not be read, and it lists them; or ``out`` is not for results (see
@@ -65,7 +130,7 @@ def predict_paths(
     category_of_label = {label: category_id for label, (category_id, _) in enumerate(category_names, 1)}
     targets = [Path("pictures") / f"{name}.png" for name in result_names(paths)]
     names = ["predictions.json", *(targets if pictures else ())]
-    records: list[dict[str, Any]] = []
+    objects = 0
     faults: list[str] = []
     model.to(device).eval()
     with (
@@ -74,21 +139,24 @@ def predict_paths(
     ):
         for index, (path, target) in enumerate(zip(paths, targets, strict=True)):
             with noted(faults, path):
-                image = read_image(path)
-                with torch.inference_mode():
-                    (output,) = model([to_tensor(image).to(device)])
-                kept = output["scores"] >= score_threshold
-                detections = records_of(
-                    {name: value[kept] for name, value in output.items()},
+                image = read_image(path, most_pixels=_most_pixels(tiling is not None))
+                detections = detect(
+                    model,
+                    image,
                     index if image_ids is None else image_ids[path],
-                    category_of_label,
+                    category_of_label=category_of_label,
+                    score_threshold=score_threshold,
+                    device=device,
+                    tiling=tiling,
+                    nms_threshold=nms_threshold,
+                    on_tile=None if on_tile is None else partial(on_tile, path),
                 )
                 named = [{"file_name": str(path), **record} for record in detections]
                 found.add(named)
-                records += named
+                objects += len(named)
                 if pictures:
                     results.write(target, png_bytes(draw_detections(image, detections, category_names)))
                 if on_image is not None:
                     on_image(path, len(detections))
     raise_faults(faults, inputs=len(paths), kind="image", out=out)
-    return records
+    return objects

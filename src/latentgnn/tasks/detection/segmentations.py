@@ -1,6 +1,6 @@
 """Segmentations of COCO-format records: polygons and run-length encodings, checked and decoded."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,12 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
             return segmentation
         return dict(coco_mask.frPyObjects(segmentation, height, width))
     return dict(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
+
+
+def plain_rle(rle: Mapping[str, Any]) -> dict[str, Any]:
+    """A compressed run-length encoding as JSON can hold it."""
+    counts = rle["counts"]
+    return {"size": list(rle["size"]), "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
 
 
 def decode_masks(segmentations: Sequence[Any], height: int, width: int) -> NDArray[np.uint8]:

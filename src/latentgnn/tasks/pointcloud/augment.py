@@ -1,4 +1,4 @@
-"""Random changes of a block of points: coordinates, and the features that depend on them."""
+"""Random changes of a crop of points: coordinates, and the features that depend on them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from latentgnn.tasks.pointcloud.datasets import COLOR_COLUMNS, NORMAL_COLUMNS
 
 
 class Augmented(NamedTuple):
-    """A changed block.
+    """A changed crop.
 
     Args:
         points: metres, float64, shape (n, 3).
@@ -31,7 +31,7 @@ def augment(
     config: AugmentConfig,
     rng: np.random.Generator,
 ) -> Augmented:
-    """A block with random changes; the same for the same state of ``rng``.
+    """A crop with random changes; the same for the same state of ``rng``.
 
     Args:
         points: metres from a middle of their own, about which they turn, float64, shape (N, 3).

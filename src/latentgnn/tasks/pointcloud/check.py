@@ -5,12 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentgnn.errors import UserError
 from latentgnn.tasks.checks import Split, fault_lines
+from latentgnn.tasks.pointcloud.classes import class_names
 from latentgnn.tasks.pointcloud.config import DataConfig
 from latentgnn.tasks.pointcloud.datasets import (
     ScanSet,
@@ -39,6 +41,10 @@ class Fault:
     scan: str
     file: Path
     message: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"file": str(self.file), "record": self.scan, "message": str(self)}
 
     def __str__(self) -> str:
         # Readers' messages begin with the file, which may be another one than the scan's.
@@ -78,6 +84,12 @@ class Report:
         counts = f"scans {self.scans}, points {self.points} ({classes}), faults {len(self.faults)}"
         return "\n".join([*lines, f"{self.split}: {counts}"])
 
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        classes = dict(zip(self.class_names, self.counts.tolist(), strict=True))
+        counts = {"scans": self.scans, "points": self.points, "points_of_class": classes}
+        return {"counts": counts, "faults": [fault.to_json() for fault in self.faults]}
+
 
 def check_split(config: DataConfig, split: Split) -> Report:
     """Read every scan of a split and look for faults.
@@ -97,9 +109,9 @@ def check_split(config: DataConfig, split: Split) -> Report:
     sources = find_scans(config, split)
     report = Report(
         split=split,
-        class_names=tuple(name for _, name in config.classes or ()),
+        class_names=class_names(config.classes),
         scans=len(sources),
-        counts=np.zeros(len(config.classes or ()), np.int64),
+        counts=np.zeros(len(class_names(config.classes)), np.int64),
     )
     trained_on: set[Path] = set()
     if split == "val":
@@ -156,7 +168,7 @@ class _Content:
 
 def _look(source: Source, config: DataConfig) -> _Content:
     """Read one scan; what it holds and what is wrong with it."""
-    nothing = np.zeros(len(config.classes or ()), np.int64)
+    nothing = np.zeros(len(class_names(config.classes)), np.int64)
     try:
         raw = source.read()
     except UserError as error:

@@ -13,18 +13,23 @@ from rich.progress import track
 
 from latentgnn.errors import UserError
 from latentgnn.files import write_json
-from latentgnn.outputs import Results
+from latentgnn.outputs import Results, quoted, say_end
 from latentgnn.tasks.checks import Split, check_splits
 from latentgnn.tasks.inputs import result_names
+from latentgnn.tasks.pointcloud.analysis import sections
 from latentgnn.tasks.pointcloud.check import check_split, load_set
+from latentgnn.tasks.pointcloud.classes import class_names
 from latentgnn.tasks.pointcloud.config import DataConfig, PointCloudConfig
-from latentgnn.tasks.pointcloud.datasets import ScanSet, feature_columns
+from latentgnn.tasks.pointcloud.datasets import DATASET_FILE, DATASET_SETTINGS, ScanSet
 from latentgnn.tasks.pointcloud.evaluation import Scores
+from latentgnn.tasks.pointcloud.loading import load_segmenter
 from latentgnn.tasks.pointcloud.model import PointNetwork, build_point_network
 from latentgnn.tasks.pointcloud.pictures import draw_scan
 from latentgnn.tasks.pointcloud.prediction import Predicted, expand_scans, predict_files
+from latentgnn.tasks.pointcloud.start import start_from
 from latentgnn.tasks.pointcloud.task import PointCloudTask, WholeScans, score_scan, shown_scans
 from latentgnn.training import commands
+from latentgnn.training.report import write_analysis
 from latentgnn.training.runs import RunFolder, is_first_process
 
 Data = tuple[ScanSet, ScanSet]
@@ -41,6 +46,11 @@ def train(config: PointCloudConfig, out: Path | None, *, name: str, resume: bool
 def compare(config: PointCloudConfig, out: Path | None, *, name: str, resume: bool = False) -> dict[str, Any]:
     """See `latentgnn.training.commands.compare`."""
     return commands.compare(_JOB, config, out, name=name, resume=resume)
+
+
+def report(run: Path) -> None:
+    """See `latentgnn.training.commands.report`."""
+    commands.report(_JOB, run)
 
 
 def evaluate(
@@ -68,18 +78,21 @@ def evaluate(
         written.write_json("metrics.json", scores.to_json())
         for name, picture in _samples(val_set, predicted):
             written.write(Path("pictures") / name, picture)
-    print(f"written to {out}")
+    say_end(out, f"latentgnn predict {quoted(source)} INPUT ...")
     return scores
 
 
 def _check_alike(config: PointCloudConfig, val_set: ScanSet) -> None:
-    for name in ("classes", "features"):
-        # The folder's own dataset.yaml replaces the model's settings, so the two must agree.
-        trained, present = getattr(config.data, name), getattr(val_set.config, name)
+    # The folder's own dataset.yaml replaces the model's settings, so the two must agree; ids may be others.
+    pairs = {
+        "classes": (class_names(config.data.classes), val_set.class_names),
+        "features": (config.data.features, val_set.config.features),
+    }
+    for name, (trained, present) in pairs.items():
         if trained != present:
             raise UserError(
-                f"the model was trained for the {name} {list(trained or ())}, but the scans in {config.data.root} have "
-                f"{list(present or ())}"
+                f"the model was trained for the {name} {', '.join(trained)}, but the scans in {config.data.root} have "
+                f"{', '.join(present)}; what a dataset.yaml says there is not used with --data.dataset_yaml fills"
             )
 
 
@@ -124,7 +137,7 @@ def predict(
     paths = expand_scans(inputs)
     model = _trained(config, source)
     with commands.precision_of(config.training, commands.device_of(config.training.accelerator)):
-        return predict_files(
+        predicted = predict_files(
             model,
             paths,
             config=config.data,
@@ -134,10 +147,25 @@ def predict(
             pictures=pictures,
             on_scan=lambda scan: print(f"{scan.source}: {scan.counts.sum():,} points, written to {scan.path}"),
         )
+    say_end(out)
+    return predicted
 
 
-def check_data(config: PointCloudConfig) -> bool:
-    """Check every scan of both splits, and print what is wrong; return whether nothing is."""
+def check_data(
+    config: PointCloudConfig, *, recipe: str, out: Path | None = None, overwrite: bool = False
+) -> dict[str, Any]:
+    """See `latentgnn.tasks.checks.check_splits`.
+
+    Args:
+        config: says where the scans are.
+        recipe: that it comes from.
+        out: must be ``None``: scans have no picture of samples.
+        overwrite: likewise without effect.
+    """
+    if out is not None:
+        raise UserError(
+            f"{recipe} is a recipe for point clouds, of which check-data writes no pictures: leave out --out"
+        )
     return check_splits(lambda split: check_split(config.data, split))
 
 
@@ -145,28 +173,58 @@ def _train(config: PointCloudConfig, run: RunFolder, data: Data, resume: bool) -
     train_set, val_set = data
     # What the folder says about itself belongs to the run: its classes and features above all.
     config = replace(config, data=train_set.config)
-    task = _task(config, train_set, val_set)
+    task = _task(config, run, train_set, val_set, resume=resume)
+
+    def drawn() -> Iterator[tuple[Path, bytes]]:
+        return _samples(val_set, task.predicted)
 
     def write_results() -> None:
         if task.scores is not None:
             write_json(run.path / "scores.json", task.scores.to_json())
-            commands.write_pictures(run, _samples(val_set, task.predicted), reads=_files_of(val_set))
+            commands.write_pictures(run, drawn(), reads=_files_of(val_set))
+            confusions = {val_set.names[index]: counts for index, counts in sorted(task.confusions.items())}
+            pictures = {val_set.names[index]: place for index, place in _places(val_set, task.predicted).items()}
+            write_analysis(run, sections(task.scores, confusions, pictures))
 
-    metrics = commands.fit_in(run, task, config, resume=resume, may_change=_MAY_CHANGE, write_results=write_results)
+    metrics = commands.fit_in(
+        run,
+        task,
+        config,
+        resume=resume,
+        may_change=_MAY_CHANGE,
+        write_results=write_results,
+        pictures=drawn,
+        titles=_titles,
+    )
     if run.writes:
         if task.scores is None:
             print("  ".join(f"{name} {metrics[name]:.3f}" for name in ("mIoU", "mAcc", "OA")))
         else:
             print(task.scores.table())
-        print(f"written to {run.path}")
     return metrics
 
 
-def _task(config: PointCloudConfig, train_set: ScanSet, val_set: ScanSet) -> PointCloudTask:
+def _task(
+    config: PointCloudConfig, run: RunFolder, train_set: ScanSet, val_set: ScanSet, *, resume: bool
+) -> PointCloudTask:
     # The seed of the weights; the loop seeds each step by itself.
     torch.manual_seed(config.training.seed)
     model = build_point_network(config.model, num_features=train_set.num_features, num_classes=train_set.num_classes)
-    return PointCloudTask(model, config, train=train_set, val=val_set)
+    trained = _started(model, config, run, goes_on=resume and run.has_checkpoint)
+    return PointCloudTask(model, config, train=train_set, val=val_set, trained=trained)
+
+
+def _started(model: PointNetwork, config: PointCloudConfig, run: RunFolder, *, goes_on: bool) -> frozenset[str]:
+    """Load the weights that a run starts from; the names of the parameters that began trained."""
+    if config.model.weights is None:
+        return frozenset()
+    if goes_on and (kept := run.trained_at_start()) is not None:
+        return kept
+    start = start_from(model, config)
+    if run.writes:
+        print("\n".join(start.lines))
+    run.write_start(start.lines, start.trained)
+    return start.trained
 
 
 def _load(config: PointCloudConfig, folder: Path) -> Data:
@@ -176,6 +234,11 @@ def _load(config: PointCloudConfig, folder: Path) -> Data:
 def _load_split(config: DataConfig, split: Split) -> ScanSet:
     scans = load_set(config, split)
     if is_first_process():
+        if split == "train" and (replaced := _replaced(config, scans.config)):
+            print(
+                f"{', '.join(replaced)}: as {Path(config.root or '') / DATASET_FILE} says; to have your own settings "
+                "win: --data.dataset_yaml fills"
+            )
         if scans.skipped:
             print(scans.skipped)
         points = 0 if scans.counts is None else int(scans.counts.sum())
@@ -183,18 +246,19 @@ def _load_split(config: DataConfig, split: Split) -> ScanSet:
     return scans
 
 
+def _replaced(given: DataConfig, used: DataConfig) -> list[str]:
+    """The settings that the data folder's own replaced by others."""
+    return [
+        f"data.{name}"
+        for name in DATASET_SETTINGS
+        if getattr(given, name) and getattr(given, name) != getattr(used, name)
+    ]
+
+
 def _trained(config: PointCloudConfig, source: Path) -> PointNetwork:
     """The trained model of a run or checkpoint, on its device."""
-    checkpoint = commands.trained_weights(source)
-    if config.data.classes is None:
-        raise UserError(f"the configuration of {source} names no classes, as that of a trained model does")
-    model = build_point_network(
-        config.model,
-        num_features=len(feature_columns(config.data.features)),
-        num_classes=len(config.data.classes),
-    )
-    checkpoint.load_into(model)
-    return model.to(commands.device_of(config.training.accelerator)).eval()
+    model = load_segmenter(config, commands.trained_weights(source)).model
+    return model.to(commands.device_of(config.training.accelerator))
 
 
 def _files_of(scans: ScanSet) -> list[Path]:
@@ -204,13 +268,17 @@ def _files_of(scans: ScanSet) -> list[Path]:
 
 def _samples(scans: ScanSet, predicted: Mapping[int, NDArray[np.int64]]) -> Iterator[tuple[Path, bytes]]:
     """Names and pictures of scans, ground truth beside predictions."""
-    names = result_names([Path(f"{scans.names[index]}.png") for index in predicted])
-    for name, (index, classes) in zip(names, predicted.items(), strict=True):
+    places = _places(scans, predicted)
+    for index, classes in predicted.items():
         scan = scans.scan(index)
-        yield (
-            name.with_name(f"{name.name}.png"),
-            draw_scan(scan.points, scans.class_names, predicted=classes, labels=scan.labels),
-        )
+        yield places[index], draw_scan(scan.points, scans.class_names, predicted=classes, labels=scan.labels)
+
+
+def _places(scans: ScanSet, indices: Iterable[int]) -> dict[int, Path]:
+    """Where the pictures of scans lie, below ``pictures/``."""
+    listed = list(indices)
+    names = result_names([Path(f"{scans.names[index]}.png") for index in listed])
+    return {index: name.with_name(f"{name.name}.png") for index, name in zip(listed, names, strict=True)}
 
 
 def _titles(names: Iterable[str]) -> dict[str, str]:

@@ -12,9 +12,20 @@ from latentgnn.training.config import TrainingConfig
 Feature = Literal[
     "intensity", "log_intensity", "return_number", "number_of_returns", "last_return", "color", "normal", "height"
 ]
-Layout = Literal["scans", "scannet", "s3dis"]
-BlockShape = Literal["sphere", "column", "scan"]
+Layout = Literal["scans", "scannet", "s3dis", "semantickitti"]
+CropShape = Literal["sphere", "column", "scan"]
 LevelName = Literal["L0", "L1", "L2", "L3", "L4", "L5", "L6", "L7"]
+
+FREE_WHEN_TRAINED = frozenset({"model.neighbors"})
+"""Settings of a model that a trained one can be used with other values of; all others belong to its weights."""
+
+CHECKED = (
+    *("data.root", "data.layout", "data.dataset_yaml", "data.train", "data.val", "data.classes", "data.ignored"),
+    *("data.features", "data.height_radius"),
+)
+"""The settings that the check of a set uses."""
+CONVERTED = ()
+"""Those that its conversion uses: there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +33,8 @@ class ModelConfig:
     """The point network.
 
     Args:
+        weights: a run's folder or a checkpoint, with other classes, features or blocks perhaps, whose weights the
+            network starts from; ``null`` for none.
         widths: channels of each level, from the finest on.
         depths: residual blocks of each level.
         grids: edges in metres of the voxels of which the coarser levels keep one point each, one for each level but
@@ -32,6 +45,7 @@ class ModelConfig:
         block: see `latentgnn.tasks.blocks.BlockConfig`.
     """
 
+    weights: str | None = None
     widths: tuple[int, ...] = (32, 64, 128, 256, 512)
     depths: tuple[int, ...] = (1, 1, 1, 1, 1)
     grids: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
@@ -47,6 +61,7 @@ class ModelConfig:
         expect(
             self,
             {
+                "weights": (self.weights != "", "a run's folder or a checkpoint, or null"),
                 "widths": (
                     2 <= levels <= 8 and all(1 <= width <= MOST_CHANNELS for width in self.widths),
                     f"2 to 8 channel counts of 1 to {MOST_CHANNELS:,}",
@@ -71,15 +86,15 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Random changes of a training block; coordinates, normals, heights and colours follow.
+    """Random changes of a training crop; coordinates, normals, heights and colours follow.
 
     Args:
         rotate: turn about the vertical axis by a random angle.
         flip: probability of a mirror image, in x and in y each.
         scale: range of a random factor of all coordinates, ``null`` for none.
         jitter: standard deviation in metres of a shift of every point by itself, cut off at three times it.
-        drop: largest fraction of the points that is left out; the fraction is drawn for each block.
-        color_drop: probability that a block has no colours (all zero).
+        drop: largest fraction of the points that is left out; the fraction is drawn for each crop.
+        color_drop: probability that a crop has no colours (all zero).
         color_jitter: standard deviation of a change of every point's colours, which are in 0..1.
     """
 
@@ -112,31 +127,34 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where scans are, what their classes are, and how they are cut into blocks.
+    """Where scans are, what their classes are, and how they are cut into crops.
 
     A ``dataset.yaml`` in the data folder may set ``layout``, ``train``, ``val``, ``classes``, ``ignored`` and
-    ``features``; what it says wins over what is said here.
+    ``features``; see ``dataset_yaml``.
 
     Args:
         root: the data folder.
-        layout: ``scans`` for LAS, LAZ, PLY and NPZ files, ``scannet`` for ScanNet v2, ``s3dis`` for S3DIS's text files;
-            ``null`` finds out.
+        layout: ``scans`` for LAS, LAZ, PLY, NPZ, CSV and XYZ files, ``scannet`` for ScanNet v2, ``s3dis`` for S3DIS's
+            text files, ``semantickitti`` for SemanticKITTI's sequences; ``null`` finds out.
+        dataset_yaml: whether what the folder's ``dataset.yaml`` says ``wins`` over what is said here, or ``fills`` only
+            what is ``null`` or empty here.
         train: what the training set consists of, relative to ``root``; files, folders and globs for ``scans``
             (``null``: the folder ``train``), split files for ``scannet`` (``scannetv2_train.txt``), areas for
-            ``s3dis`` (all that are not validated on).
-        val: likewise for validation (the folder ``val``; ``scannetv2_val.txt``; ``Area_5``).
-        classes: id in the files and name of every class; ``null`` takes the layout's.
+            ``s3dis`` (all that are not validated on), sequences for ``semantickitti`` (00 to 07, 09 and 10).
+        val: likewise for validation (the folder ``val``; ``scannetv2_val.txt``; ``Area_5``; 08).
+        classes: the name of every class by its id in the files, such as ``{2: ground, 6: building}``; ids of the same
+            name are one class. ``null`` takes the layout's.
         ignored: further ids that files may hold, which are neither learnt nor scored.
         features: what is known of a point besides its coordinates.
         height_radius: ``height`` is that above the lowest point within this many metres.
         voxel: edge in metres of the voxels of which each keeps one point; 0 keeps all points.
-        block: what the network sees at once: all within half of ``block_size`` of a point (``sphere``), a square of
+        crop: what the network sees at once: all within half of ``crop_size`` of a point (``sphere``), a square of
             that edge seen from above (``column``), or the whole ``scan``.
-        block_size: diameter or edge in metres.
-        overlap: part of its edge that a block shares with the next in evaluation, from 0 to less than 1.
-        max_points: of a training block, after voxel subsampling, those nearest to its centre; ``null`` for no limit.
-        blocks_per_scan: training blocks drawn from each scan in an epoch.
-        balance: part of the training blocks whose centre is drawn from a random class instead of from all points, so
+        crop_size: diameter or edge in metres.
+        overlap: part of its edge that a crop shares with the next in evaluation, from 0 to less than 1.
+        max_points: of a training crop, after voxel subsampling, those nearest to its centre; ``null`` for no limit.
+        crops_per_scan: training crops drawn from each scan in an epoch.
+        balance: part of the training crops whose centre is drawn from a random class instead of from all points, so
             that rare classes are seen.
         class_weighting: weight of a class in the cross entropy, as its frequency to the power of minus this; 0 weighs
             all points alike, 1 all classes alike.
@@ -147,18 +165,19 @@ class DataConfig:
 
     root: str | None = None
     layout: Layout | None = None
+    dataset_yaml: Literal["wins", "fills"] = "wins"
     train: tuple[str, ...] | None = None
     val: tuple[str, ...] | None = None
-    classes: tuple[tuple[int, str], ...] | None = None
+    classes: dict[int, str] | None = None
     ignored: tuple[int, ...] = ()
     features: tuple[Feature, ...] = ()
     height_radius: float = 8.0
     voxel: float = 0.02
-    block: BlockShape = "sphere"
-    block_size: float = 6.0
+    crop: CropShape = field(default="sphere", metadata={"was": "block"})
+    crop_size: float = field(default=6.0, metadata={"was": "block_size"})
     overlap: float = 0.5
     max_points: int | None = 100_000
-    blocks_per_scan: int = 1
+    crops_per_scan: int = field(default=1, metadata={"was": "blocks_per_scan"})
     balance: float = 0.0
     class_weighting: float = 0.0
     on_fault: Literal["stop", "skip"] = "stop"
@@ -171,11 +190,11 @@ class DataConfig:
             {
                 "root": (self.root != "", "a folder, or null"),
                 "voxel": (0 <= self.voxel < math.inf, "0 or more"),
-                "block_size": (0 < self.block_size < math.inf, "more than 0"),
+                "crop_size": (0 < self.crop_size < math.inf, "more than 0"),
                 "height_radius": (0 < self.height_radius < math.inf, "more than 0"),
                 "overlap": (0 <= self.overlap < 1, "0 or more and less than 1"),
                 "balance": (0 <= self.balance <= 1, "from 0 to 1"),
-                "blocks_per_scan": (1 <= self.blocks_per_scan <= 1_000_000, "1 to 1,000,000"),
+                "crops_per_scan": (1 <= self.crops_per_scan <= 1_000_000, "1 to 1,000,000"),
                 "max_points": (self.max_points is None or self.max_points >= 1, "1 or more, or null"),
                 "cached_points": (self.cached_points >= 0, "0 or more"),
                 "class_weighting": (0 <= self.class_weighting <= 1, "from 0 to 1"),

@@ -1,7 +1,6 @@
 """Sets of labelled scans: folders of scan files, ScanNet v2, and S3DIS's text files."""
 
 import glob
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,29 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgnn.configuration.settings import parse_config
-from latentgnn.errors import UserError, told
-from latentgnn.reading import read_yaml, regular_file
+from latentgnn.errors import UserError
+from latentgnn.reading import read_yaml
 from latentgnn.tasks.checks import Split
+from latentgnn.tasks.pointcloud import kitti
+from latentgnn.tasks.pointcloud.classes import S3DIS_CLASSES, SCANNET_CLASSES, class_names, first_ids
 from latentgnn.tasks.pointcloud.config import DataConfig, Feature, Layout
 from latentgnn.tasks.pointcloud.scans import IGNORE, SUFFIXES, RawScan, Scan, read_scan
+from latentgnn.tasks.pointcloud.text import read_rows
 from latentgnn.tasks.pointcloud.voxels import height_above_ground
 
 DATASET_FILE = "dataset.yaml"
-_DATASET_SETTINGS = ("layout", "train", "val", "classes", "ignored", "features")
-
-SCANNET_CLASSES = (
-    *((1, "wall"), (2, "floor"), (3, "cabinet"), (4, "bed"), (5, "chair"), (6, "sofa"), (7, "table"), (8, "door")),
-    *((9, "window"), (10, "bookshelf"), (11, "picture"), (12, "counter"), (14, "desk"), (16, "curtain")),
-    *((24, "refrigerator"), (28, "shower curtain"), (33, "toilet"), (34, "sink"), (36, "bathtub")),
-    (39, "other furniture"),
-)
-"""The 20 classes that ScanNet v2 evaluates: NYU40 id and name."""
-
-S3DIS_CLASSES = (
-    *((0, "ceiling"), (1, "floor"), (2, "wall"), (3, "beam"), (4, "column"), (5, "window"), (6, "door"), (7, "table")),
-    *((8, "chair"), (9, "sofa"), (10, "bookcase"), (11, "board"), (12, "clutter")),
-)
-"""S3DIS's 13 classes; all other objects, such as stairs, are clutter."""
+DATASET_SETTINGS = ("layout", "train", "val", "classes", "ignored", "features")
 
 COLOR_COLUMNS = ("red", "green", "blue")
 NORMAL_COLUMNS = ("normal_x", "normal_y", "normal_z")
@@ -58,11 +46,11 @@ class Source:
 
     @property
     def files(self) -> list[Path]:
-        """All that is read: its file, and ScanNet's labels beside it; or the objects in its folder."""
+        """All that is read: its file, and ScanNet's or SemanticKITTI's labels beside it; or a folder's objects."""
         if self.path.is_dir():
             return _objects(self.path)
-        labels = _labels_beside(self.path)
-        return [self.path, labels] if labels.exists() else [self.path]
+        labels = kitti.labels_of(self.path) if self.path.suffix == ".bin" else _labels_beside(self.path)
+        return [self.path, labels] if labels is not None and labels.exists() else [self.path]
 
 
 def feature_columns(features: Sequence[Feature]) -> tuple[str, ...]:
@@ -78,12 +66,18 @@ def resolve(config: DataConfig) -> DataConfig:
     """
     root = _root(config)
     if (root / DATASET_FILE).is_file():
-        config = replace(config, **_dataset_settings(root / DATASET_FILE))
+        settings = _dataset_settings(root / DATASET_FILE)
+        if config.dataset_yaml == "fills":
+            settings = {name: value for name, value in settings.items() if not getattr(config, name)}
+        config = replace(config, **settings)
     layout = config.layout or _layout_of(root)
     classes = config.classes
+    ignored = config.ignored
     if layout != "scans" and classes is None:
-        classes = SCANNET_CLASSES if layout == "scannet" else S3DIS_CLASSES
-    config = replace(config, layout=layout, classes=classes)
+        classes = _CLASSES_OF[layout]
+        if layout == "semantickitti":
+            ignored = ignored or kitti.IGNORED
+    config = replace(config, layout=layout, classes=classes, ignored=ignored)
     _check_classes(config)
     return config
 
@@ -98,7 +92,12 @@ def find_scans(config: DataConfig, split: Split) -> list[Source]:
     Raises:
         UserError: there are none.
     """
-    finders = {"scans": _find_files, "scannet": _find_scannet, "s3dis": _find_s3dis}
+    finders = {
+        "scans": _find_files,
+        "scannet": _find_scannet,
+        "s3dis": _find_s3dis,
+        "semantickitti": _find_semantickitti,
+    }
     assert config.layout is not None
     root = _root(config)
     named = config.train if split == "train" else config.val
@@ -120,7 +119,8 @@ class ScanSet:
     Attributes:
         names: of the scans.
         class_names: in the order of the labels.
-        class_ids: the ids of the classes in files, in the order of the labels.
+        class_ids: the ids that files get for the classes, in the order of the labels; of several ids of a class, the
+            one named first.
         feature_names: one a column of `Scan.features`.
         counts: points of each class, int64, shape (K,); ``None`` where they are not known.
         skipped: what was left out, in words.
@@ -138,8 +138,8 @@ class ScanSet:
         self.config = config
         self.sources = list(sources)
         self.names = [source.name for source in sources]
-        self.class_ids = tuple(id for id, _ in config.classes or ())
-        self.class_names = tuple(name for _, name in config.classes or ())
+        self.class_names = class_names(config.classes)
+        self.class_ids = first_ids(config.classes)
         self.feature_names = feature_columns(config.features)
         self.counts = counts
         self.skipped = skipped
@@ -151,7 +151,7 @@ class ScanSet:
         """Scan files to predict on: labels are taken where they are known, and no fault otherwise.
 
         Args:
-            paths: LAS, LAZ, PLY or NPZ files.
+            paths: scan files.
             config: with ``classes`` and ``features``; ``root`` is not looked at.
 
         Raises:
@@ -220,7 +220,8 @@ def to_labels(classes: NDArray[np.int64], config: DataConfig) -> tuple[NDArray[n
 
     ScanNet's files hold NYU40's classes and some slips beyond them; what is not evaluated is ignored there.
     """
-    label_of = {id: label for label, (id, _) in enumerate(config.classes or ())}
+    label_of_name = {name: label for label, name in enumerate(class_names(config.classes))}
+    label_of = {id: label_of_name[name] for id, name in (config.classes or {}).items()}
     ids, inverse, counts = np.unique(classes, return_inverse=True, return_counts=True)
     labels = np.array([label_of.get(id, IGNORE) for id in ids.tolist()], np.int64)[inverse.reshape(-1)]
     strange = {
@@ -277,6 +278,7 @@ def _find_files(root: Path, named: Sequence[str] | None, split: Split, config: D
     return [Source(name=path.stem, path=path, read=partial(read_scan, path)) for path in files]
 
 
+_CLASSES_OF = {"scannet": SCANNET_CLASSES, "s3dis": S3DIS_CLASSES, "semantickitti": kitti.CLASSES}
 _SCANNET_FOLDERS = ("", "Tasks/Benchmark", "ScanNet/Tasks/Benchmark")
 
 
@@ -319,20 +321,22 @@ def _find_s3dis(root: Path, named: Sequence[str] | None, split: Split, config: D
         if area not in areas:
             raise UserError(f"{root} has no folder {area}, which data.{split} names; areas: {_list(areas)}")
         rooms = sorted(path.parent for path in (root / area).glob("*/Annotations") if path.is_dir())
-        classes = config.classes or ()
-        sources += [
-            Source(name=f"{area}_{room.name}", path=room, read=partial(_read_s3dis, room, classes)) for room in rooms
-        ]
+        sources += [Source(name=f"{area}_{room.name}", path=room, read=partial(_read_s3dis, room)) for room in rooms]
     return sources
+
+
+def _find_semantickitti(root: Path, named: Sequence[str] | None, split: Split, config: DataConfig) -> list[Source]:
+    found = kitti.find_velodyne(root, named, split)
+    return [Source(name=name, path=path, read=partial(read_scan, path)) for name, path in found]
 
 
 def _objects(room: Path) -> list[Path]:
     return sorted((room / "Annotations").glob("*.txt"))
 
 
-def _read_s3dis(room: Path, classes: Sequence[tuple[int, str]]) -> RawScan:
+def _read_s3dis(room: Path) -> RawScan:
     """A room from its objects, ``Annotations/<class>_<number>.txt`` with a line ``x y z r g b`` a point."""
-    id_of = {name: id for id, name in classes}
+    id_of = {name: id for id, name in S3DIS_CLASSES.items()}
     rows, ids = [], []
     files = _objects(room)
     if not files:
@@ -340,8 +344,8 @@ def _read_s3dis(room: Path, classes: Sequence[tuple[int, str]]) -> RawScan:
     for file in files:
         name = file.stem.rpartition("_")[0]
         # S3DIS's own lists have no "stairs" and take them for clutter.
-        id = id_of.get(name, id_of.get("clutter", IGNORE))
-        rows.append(_read_rows(file))
+        id = id_of.get(name, id_of["clutter"])
+        rows.append(read_rows(file, width=6, what="six numbers, x y z r g b"))
         ids.append(np.full(len(rows[-1]), id, np.int64))
     values = np.concatenate(rows)
     return RawScan(
@@ -349,29 +353,6 @@ def _read_s3dis(room: Path, classes: Sequence[tuple[int, str]]) -> RawScan:
         columns={"color": (values[:, 3:] / 255).astype(np.float32)},
         classes=np.concatenate(ids),
     )
-
-
-def _read_rows(file: Path) -> NDArray[np.float64]:
-    """Six numbers a line; an error names the line."""
-    try:
-        if not regular_file(file).stat().st_size:
-            return np.zeros((0, 6))
-        rows = np.loadtxt(file, np.float64, ndmin=2, comments=None, encoding="latin-1")
-    except OSError as error:
-        raise UserError(told(error, file)) from None
-    except ValueError:
-        rows = None
-    if rows is not None and rows.shape[1] == 6:
-        return rows
-    with file.open(encoding="latin-1") as lines:
-        for number, line in enumerate(lines, 1):
-            words = line.split()
-            if words and (len(words) != 6 or not all(re.fullmatch(_NUMBER, word) for word in words)):
-                raise UserError(f"{file}: line {number}: expected six numbers, x y z r g b; got {line.strip()!r}")
-    raise UserError(f"{file}: cannot be read as six numbers a line")
-
-
-_NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf)"
 
 
 def _root(config: DataConfig) -> Path:
@@ -386,16 +367,16 @@ def _root(config: DataConfig) -> Path:
 def _layout_of(root: Path) -> Layout:
     if any((root / folder / "scannetv2_train.txt").is_file() for folder in _SCANNET_FOLDERS):
         return "scannet"
+    if kitti.sequences_folder(root) is not None:
+        return "semantickitti"
     return "s3dis" if any(root.glob("Area_*/*/Annotations")) else "scans"
 
 
 def _dataset_settings(path: Path) -> dict[str, Any]:
     """The settings that a data folder makes itself."""
     values = read_yaml(path)
-    if not set(values) <= set(_DATASET_SETTINGS):
-        raise UserError(f"{path}: expected a mapping of any of {_list(_DATASET_SETTINGS)}; got {_list(values)}")
-    if isinstance(values.get("classes"), dict):
-        values["classes"] = [[id, name] for id, name in values["classes"].items()]
+    if not set(values) <= set(DATASET_SETTINGS):
+        raise UserError(f"{path}: expected a mapping of any of {_list(DATASET_SETTINGS)}; got {_list(values)}")
     for split in ("train", "val"):
         if isinstance(values.get(split), str):
             values[split] = [values[split]]
@@ -409,19 +390,10 @@ def _dataset_settings(path: Path) -> dict[str, Any]:
 def _check_classes(config: DataConfig) -> None:
     if not config.classes:
         raise UserError(
-            f"the classes have no names: set data.classes, for example '[[1, ground], [2, building]]', or write a "
+            f"the classes have no names: set data.classes, for example '{{1: ground, 2: building}}', or write a "
             f"{DATASET_FILE} with classes into {config.root}"
         )
-    ids = [id for id, _ in config.classes]
-    twice = sorted({id for id in ids if ids.count(id) > 1})
-    names = [name for _, name in config.classes]
-    same = sorted({name for name in names if names.count(name) > 1})
-    both = sorted(set(ids) & set(config.ignored))
-    if twice:
-        raise UserError(f"data.classes: class ids {_list(twice)} are named twice")
-    if same:
-        raise UserError(f"data.classes: several classes are named {_list(same)}; give each a name of its own")
-    if both:
+    if both := sorted(set(config.classes) & set(config.ignored)):
         raise UserError(f"data.ignored: class ids {_list(both)} are among data.classes too")
 
 

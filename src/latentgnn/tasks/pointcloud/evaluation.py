@@ -48,6 +48,16 @@ class Scores:
         return _ratio(self.confusion.diagonal(), self.confusion.sum(axis=1))
 
     @property
+    def precision(self) -> NDArray[np.float64]:
+        """Correctly predicted points of a class, over those predicted as it, (K,)."""
+        return _ratio(self.confusion.diagonal(), self.confusion.sum(axis=0))
+
+    @property
+    def points(self) -> NDArray[np.int64]:
+        """Points of a class, (K,)."""
+        return self.confusion.sum(axis=1)
+
+    @property
     def metrics(self) -> dict[str, float]:
         """``mIoU``, ``OA`` (overall accuracy), ``mAcc`` (mean of the classes' accuracies) and ``IoU/CLASS``.
 
@@ -62,7 +72,7 @@ class Scores:
         """The figures as a plain text table; ``n/a`` for undefined ones."""
         width = max(map(len, self.class_names))
         lines = [f"{'class':{width}}  {'IoU':>6}  {'acc.':>6}  {'points':>12}"]
-        rows = zip(self.class_names, self.iou, self.accuracy, self.confusion.sum(axis=1), strict=True)
+        rows = zip(self.class_names, self.iou, self.accuracy, self.points, strict=True)
         lines += [
             f"{name:{width}}  {figure_text(iou):>6}  {figure_text(accuracy):>6}  {points:>12,}"
             for name, iou, accuracy, points in rows

@@ -2,7 +2,7 @@
 (Qi et al., NeurIPS 2017, arXiv 1706.02413) with PointNeXt's residual blocks (Qian et al., NeurIPS 2022, arXiv
 2206.04670), and LatentGNN blocks at any level.
 
-Axes: T points of all blocks of a batch at a level, K neighbours, C channels.
+Axes: T points of all crops of a batch at a level, K neighbours, C channels.
 """
 
 from itertools import pairwise
@@ -55,11 +55,11 @@ def build_point_network(config: ModelConfig, *, num_features: int, num_classes: 
 
 
 class PointNetwork(nn.Module):
-    """Class scores for every point of packed blocks.
+    """Class scores for every point of packed crops.
 
     The encoder halves the resolution from level to level, the decoder brings it back; stage l of the encoder,
     ``encoder.l``, works at level l, and gives (T_l, widths[l]), which a LatentGNN block may follow. Coordinates enter
-    by differences between neighbours, and by the height above the lowest point of a block.
+    by differences between neighbours, and by the height above the lowest point of a crop.
 
     Args:
         num_features: what is known of a point besides its coordinates.
@@ -108,20 +108,23 @@ class PointNetwork(nn.Module):
             *_linear(widths[0], widths[0]), nn.Dropout(dropout), nn.Linear(widths[0], num_classes)
         )
 
+    @property
+    def classifier(self) -> str:
+        """The name of the layer with a row a class."""
+        return f"head.{len(self.head) - 1}"
+
     def hierarchy(self, coordinates: Tensor, offsets: Tensor | None = None) -> Hierarchy:
         """The levels that `forward` takes, on the coordinates' device.
 
         Args:
-            coordinates: metres, (T, 3), of blocks one after another; map coordinates of 10^6 m in float64. Each block
+            coordinates: metres, (T, 3), of crops one after another; map coordinates of 10^6 m in float64. Each crop
                 gets an origin of its own.
-            offsets: (B + 1,), where each block begins, and T at the end; one block without it.
+            offsets: (B + 1,), where each crop begins, and T at the end; one crop without it.
         """
         points = coordinates.detach().cpu().numpy().astype(np.float64)
         ends = [0, len(points)] if offsets is None else offsets.tolist()
-        blocks = [recentre(points[start:end]) for start, end in pairwise(ends)]
-        packed = pack(
-            [build_hierarchy(block, grids=self.grids, neighbors=self.neighbors, workers=-1) for block in blocks]
-        )
+        crops = [recentre(points[start:end]) for start, end in pairwise(ends)]
+        packed = pack([build_hierarchy(crop, grids=self.grids, neighbors=self.neighbors, workers=-1) for crop in crops])
         return tuple(Level(*(tensor.to(coordinates.device) for tensor in level)) for level in packed)
 
     def forward(self, features: Tensor, hierarchy: Hierarchy) -> Tensor:

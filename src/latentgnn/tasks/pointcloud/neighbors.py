@@ -1,7 +1,7 @@
-"""Who is whose neighbour: the levels of a point network, made once for a block by KD-trees of scipy.
+"""Who is whose neighbour: the levels of a point network, made once for a crop by KD-trees of scipy.
 
 The network itself only indexes, so that it runs on any device; the loading processes prepare this. Axes: T points of
-all blocks of a batch at a level, B blocks, K neighbours.
+all crops of a batch at a level, B crops, K neighbours.
 """
 
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ class Level(NamedTuple):
 
     Args:
         coordinates: metres, float32, shape (T, 3).
-        offsets: where each block begins, and T at the end, int64, shape (B + 1,).
-        neighbors: the nearest points of the same level and block, the point itself first, int64, shape (T, K). Where a
-            block has fewer than K points, the nearest stands for the missing ones.
+        offsets: where each crop begins, and T at the end, int64, shape (B + 1,).
+        neighbors: the nearest points of the same level and crop, the point itself first, int64, shape (T, K). Where a
+            crop has fewer than K points, the nearest stands for the missing ones.
         kept: which points of the finer level these are, int64, shape (T,); at the finest level, of all.
         anchors: for each point of the finer level the nearest points of this one, int64, shape (T_finer, 3); at the
             finest level, the points themselves.
@@ -46,7 +46,7 @@ Hierarchy = tuple[Level, ...]
 def build_hierarchy(
     coordinates: NDArray[np.float32], *, grids: Sequence[float], neighbors: int, workers: int = 1
 ) -> Hierarchy:
-    """The levels of one block.
+    """The levels of one crop.
 
     Each coarser level keeps one point of every voxel, the one nearest to its middle.
 
@@ -81,7 +81,7 @@ def build_hierarchy(
 
 
 def pack(hierarchies: Sequence[Hierarchy]) -> Hierarchy:
-    """The levels of several blocks, one after another."""
+    """The levels of several crops, one after another."""
     packed = []
     before = [0] * len(hierarchies)
     for parts in zip(*hierarchies, strict=True):

@@ -1,4 +1,4 @@
-"""A point network on whole scans: overlapping blocks vote, and every original point gets a class."""
+"""A point network on whole scans: overlapping crops vote, and every original point gets a class."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +18,16 @@ from latentgnn.tasks.pointcloud.model import PointNetwork
 from latentgnn.tasks.pointcloud.neighbors import Hierarchy, Level, build_hierarchy
 from latentgnn.tasks.pointcloud.pictures import draw_scan
 from latentgnn.tasks.pointcloud.scans import SUFFIXES, Scan, coordinate_fault, write_classes
-from latentgnn.tasks.pointcloud.voxels import blocks, recentre, voxelize
+from latentgnn.tasks.pointcloud.voxels import crops, recentre, voxelize
 
 T = TypeVar("T")
 
-# Keeps the votes' random stream apart from that of the training blocks.
+# Keeps the votes' random stream apart from that of the training crops.
 _VOTES = 0x766F746573
+
+
+# What is not written in the format that it was read in.
+_WRITTEN_AS = {".las": ".laz", ".bin": ".label"}
 
 
 class Predicted(NamedTuple):
@@ -55,15 +59,15 @@ def predict_scan(
 ) -> NDArray[np.float32]:
     """Probabilities of the classes for every point of a scan.
 
-    The scan is cut into overlapping blocks, each block thinned out by voxels; a point takes the probabilities of the
-    point that was kept of its voxel, and their mean over the blocks that hold it.
+    The scan is cut into overlapping crops, each crop thinned out by voxels; a point takes the probabilities of the
+    point that was kept of its voxel, and their mean over the crops that hold it.
 
     Args:
         model: in evaluation mode; it runs where it is.
         points: metres, float64, shape (N, 3).
         features: shape (N, F).
-        config: ``block``, ``block_size``, ``overlap`` and ``voxel``.
-        votes: times that all blocks are predicted, each time with other points kept.
+        config: ``crop``, ``crop_size``, ``overlap`` and ``voxel``.
+        votes: times that all crops are predicted, each time with other points kept.
 
     Returns:
         Float32, shape (N, K).
@@ -71,11 +75,11 @@ def predict_scan(
     device = next(model.parameters()).device
     total = np.zeros((len(points), model.num_classes), np.float32)
     with torch.inference_mode():
-        for block in _ahead(_prepared(model, points, features, config, votes)):
-            hierarchy = tuple(Level(*(tensor.to(device) for tensor in level)) for level in block.hierarchy)
-            scores = model(torch.from_numpy(block.features).to(device), hierarchy)
-            total[block.inside] += scores.float().softmax(dim=1).cpu().numpy()[block.kept_of_point]
-    # Every point is in a block, so no sum is zero.
+        for crop in _ahead(_prepared(model, points, features, config, votes)):
+            hierarchy = tuple(Level(*(tensor.to(device) for tensor in level)) for level in crop.hierarchy)
+            scores = model(torch.from_numpy(crop.features).to(device), hierarchy)
+            total[crop.inside] += scores.float().softmax(dim=1).cpu().numpy()[crop.kept_of_point]
+    # Every point is in a crop, so no sum is zero.
     total /= total.sum(axis=1, keepdims=True)
     return total
 
@@ -93,14 +97,15 @@ def predict_files(
 ) -> list[Predicted]:
     """Predict scan files one after the other, and write each again with the predicted classes.
 
-    LAS and LAZ become LAZ, with all else that they hold; PLY and NPZ keep their format. Their names are those of
+    LAS and LAZ become LAZ, with all else that they hold; SemanticKITTI's ``.bin`` a
+    ``.label``; others keep their format. Their names are those of
     `latentgnn.tasks.inputs.result_names`. A file that cannot be read or written does not stop the others; the error
     comes after all of them.
 
     Args:
         model: in evaluation mode.
-        paths: LAS, LAZ, PLY or NPZ files.
-        config: with classes, features and blocks.
+        paths: scan files.
+        config: with classes, features and crops.
         out: folder, new or empty, for the scans and, with ``pictures``, ``pictures/``.
         overwrite: replace the results of an earlier command in ``out``.
         votes: see `predict_scan`.
@@ -113,7 +118,7 @@ def predict_files(
     """
     results_of = result_names(paths)
     targets = [
-        name.with_name(f"{name.name}{'.laz' if path.suffix.lower() == '.las' else path.suffix.lower()}")
+        name.with_name(f"{name.name}{_WRITTEN_AS.get(path.suffix.lower(), path.suffix.lower())}")
         for path, name in zip(paths, results_of, strict=True)
     ]
     drawn = [Path("pictures") / f"{name}.png" for name in results_of]
@@ -137,7 +142,7 @@ def predict_files(
     return done
 
 
-class _Block(NamedTuple):
+class _Crop(NamedTuple):
     inside: NDArray[np.int64]
     kept_of_point: NDArray[np.int64]
     features: NDArray[np.float32]
@@ -146,14 +151,14 @@ class _Block(NamedTuple):
 
 def _prepared(
     model: PointNetwork, points: NDArray[np.float64], features: NDArray[np.float32], config: DataConfig, votes: int
-) -> Iterator[_Block]:
+) -> Iterator[_Crop]:
     for vote in range(votes):
         # The first vote takes the points nearest to the middles of their voxels.
         rng = np.random.default_rng(np.random.SeedSequence([_VOTES, vote])) if vote else None
-        for inside in blocks(points, shape=config.block, size=config.block_size, overlap=config.overlap):
+        for inside in crops(points, shape=config.crop, size=config.crop_size, overlap=config.overlap):
             voxels = voxelize(points[inside], config.voxel, rng)
             chosen = inside[voxels.kept]
-            yield _Block(
+            yield _Crop(
                 inside=inside,
                 kept_of_point=voxels.voxel_of_point,
                 features=features[chosen],

@@ -1,4 +1,4 @@
-"""What the network is trained on: random blocks of scans, packed one after another."""
+"""What the network is trained on: random crops of scans, packed one after another."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,12 +14,12 @@ from latentgnn.tasks.pointcloud.datasets import ScanSet
 from latentgnn.tasks.pointcloud.scans import IGNORE
 from latentgnn.tasks.pointcloud.voxels import crop, recentre, voxelize
 
-# Keeps the blocks' random stream apart from the others that start from the same seed.
-_BLOCKS = 0x626C6F636B73
+# Keeps the crops' random stream apart from the others that start from the same seed.
+_CROPS = 0x626C6F636B73
 
 
 class Sample(NamedTuple):
-    """A block.
+    """A crop.
 
     Args:
         name: of the scan that it is from.
@@ -35,7 +35,7 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Blocks packed one after another; block b has the points ``offsets[b]`` to ``offsets[b + 1]``.
+    """Crops packed one after another; crop b has the points ``offsets[b]`` to ``offsets[b + 1]``.
 
     Args:
         names: of the scans, B.
@@ -53,7 +53,7 @@ class Batch(NamedTuple):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Pack blocks of any sizes."""
+    """Pack crops of any sizes."""
     sizes = torch.tensor([0, *(len(sample.coordinates) for sample in samples)])
     return Batch(
         names=[sample.name for sample in samples],
@@ -64,12 +64,12 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
-class TrainingBlocks:
-    """Augmented random blocks whose content depends on the seed, the epoch and the index alone.
+class TrainingCrops:
+    """Augmented random crops whose content depends on the seed, the epoch and the index alone.
 
     Args:
         scans: with labels.
-        config: how blocks are cut and changed.
+        config: how crops are cut and changed.
         seed: of all that is drawn.
     """
 
@@ -79,27 +79,27 @@ class TrainingBlocks:
         self._seed = seed
 
     def __len__(self) -> int:
-        return len(self._scans) * self._config.blocks_per_scan
+        return len(self._scans) * self._config.crops_per_scan
 
     def group_of(self, index: int) -> int:
-        """0: blocks of any sizes share a batch."""
+        """0: crops of any sizes share a batch."""
         return 0
 
     def __getitem__(self, key: tuple[int, int], /) -> Sample:
         epoch, index = key
-        rng = np.random.default_rng(np.random.SeedSequence([self._seed, _BLOCKS, epoch, index]))
+        rng = np.random.default_rng(np.random.SeedSequence([self._seed, _CROPS, epoch, index]))
         scan = self._scans.scan(index % len(self._scans))
         assert scan.labels is not None
         config = self._config
         centre = scan.points[_centre(scan.labels, config.balance, rng)]
-        inside = crop(scan.points, centre, shape=config.block, size=config.block_size)
+        inside = crop(scan.points, centre, shape=config.crop, size=config.crop_size)
         changed = augment(
             scan.points[inside] - centre, scan.features[inside], self._scans.feature_names, config.augment, rng
         )
         chosen = voxelize(changed.points, config.voxel, rng).kept
         if config.max_points is not None and len(chosen) > config.max_points:
             # Columns and scans keep their height.
-            offset = changed.points[chosen] if config.block == "sphere" else changed.points[chosen, :2]
+            offset = changed.points[chosen] if config.crop == "sphere" else changed.points[chosen, :2]
             nearest = np.argpartition((offset**2).sum(axis=1), config.max_points)[: config.max_points]
             chosen = chosen[np.sort(nearest)]
         return Sample(

@@ -1,4 +1,4 @@
-"""Scans in files: LAS, LAZ, PLY and NPZ, read and written.
+"""Scans in files: LAS, LAZ, PLY, NPZ and text, read and written.
 
 N is a number of points. Coordinates are float64 metres everywhere: map coordinates of 10^6 m keep their millimetres.
 """
@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from latentgnn.errors import UserError, require, system_error, told
 from latentgnn.files import write_bytes
 from latentgnn.reading import regular_file
+from latentgnn.tasks.pointcloud.kitti import label_bytes, read_velodyne
+from latentgnn.tasks.pointcloud.text import read_table, table_bytes
 
 IGNORE = -1
 """The label of a point that is neither learnt nor scored."""
 
-SUFFIXES = (".las", ".laz", ".ply", ".npz")
+SUFFIXES = (".las", ".laz", ".ply", ".npz", ".csv", ".xyz", ".bin")
 
 _FARTHEST = 1e8
 """Metres: the Earth's circumference is two fifths of it."""
@@ -62,11 +64,11 @@ class RawScan:
 
 
 def read_scan(path: Path | str) -> RawScan:
-    """Read a LAS, LAZ, PLY or NPZ file.
+    """Read a LAS, LAZ, PLY, NPZ, CSV or XYZ file, or SemanticKITTI's ``.bin`` with the labels beside it.
 
     Classes are LAS's ``classification``, a PLY vertex property ``label``, ``class``, ``classification`` or
-    ``scalar_Label``, and NPZ's ``labels``. An NPZ file holds ``points`` and, under the names of `RawScan.columns`, what
-    else is known.
+    ``scalar_Label``, a text's column of such a name, and NPZ's ``labels``. An NPZ file holds ``points`` and, under the
+    names of `RawScan.columns`, what else is known. For text see `latentgnn.tasks.pointcloud.text.read_table`.
 
     Raises:
         UserError: no such file, another format, or a file that is damaged or cut short.
@@ -105,10 +107,10 @@ def coordinate_fault(points: NDArray[np.float64]) -> str | None:
 
 
 def write_scan(path: Path | str, scan: RawScan) -> None:
-    """Write a LAS, LAZ, PLY or NPZ file, by its suffix, in one step.
+    """Write a LAS, LAZ, PLY, NPZ, CSV or XYZ file, or SemanticKITTI's ``.label``, by its suffix, in one step.
 
     LAS and LAZ round coordinates to a tenth of a millimetre, or to what 31 bits can count in a scan that is larger than
-    214 km; PLY and NPZ keep float64.
+    214 km; text to twelve digits; PLY and NPZ keep float64.
 
     Raises:
         UserError: another suffix, or classes that the format cannot hold.
@@ -116,7 +118,7 @@ def write_scan(path: Path | str, scan: RawScan) -> None:
     path = Path(path)
     writer = _WRITERS.get(path.suffix.lower())
     if writer is None:
-        raise UserError(f"{path}: expected a file name that ends in {', '.join(SUFFIXES)}")
+        raise UserError(f"{path}: expected a file name that ends in {', '.join(_WRITERS)}")
     _check_shapes(path, scan)
     write_bytes(path, writer(path, scan))
 
@@ -325,8 +327,37 @@ def _stacked(values: Mapping[str, NDArray[Any]], names: tuple[str, ...]) -> NDAr
     return np.stack([values[name] for name in names], axis=1)
 
 
-def _write_ply(path: Path, scan: RawScan) -> bytes:
-    # trimesh writes coordinates as float32, which at map coordinates of 10^6 m is 6 cm.
+def _read_bin(path: Path) -> RawScan:
+    points, remission, classes = read_velodyne(path)
+    return RawScan(points=points, columns={"intensity": remission}, classes=classes)
+
+
+def _write_label(path: Path, scan: RawScan) -> bytes:
+    if scan.classes is None:
+        raise UserError(f"{path}: a file of labels needs classes, and the scan has none")
+    return label_bytes(path, scan.classes)
+
+
+def _read_text(path: Path) -> RawScan:
+    values = read_table(path)
+    columns: dict[str, NDArray[Any]] = {name: values[name] for name in _SCALARS if name in values}
+    if {"red", "green", "blue"} <= set(values):
+        color = _stacked(values, ("red", "green", "blue"))
+        # Of 0 to 1, of 8 bits or of 16.
+        largest = next((most for most in (1, 255) if color.max(initial=0) <= most), 65535)
+        columns["color"] = (color / largest).astype(np.float32)
+    if {"nx", "ny", "nz"} <= set(values):
+        columns["normal"] = _stacked(values, ("nx", "ny", "nz")).astype(np.float32)
+    classes = _classes(path, values["label"]) if "label" in values else None
+    return RawScan(points=_stacked(values, ("x", "y", "z")), columns=columns, classes=classes)
+
+
+def _write_text(path: Path, scan: RawScan) -> bytes:
+    return table_bytes(_table(scan), delimiter="," if path.suffix.lower() == ".csv" else " ")
+
+
+def _table(scan: RawScan) -> dict[str, NDArray[Any]]:
+    """All values of a scan, each of shape (N,), by the names that PLY files have for them."""
     values: dict[str, NDArray[Any]] = {name: scan.points[:, axis].astype("<f8") for axis, name in enumerate("xyz")}
     if "color" in scan.columns:
         color = np.round(scan.columns["color"].clip(0, 1) * 255).astype("u1")
@@ -337,6 +368,12 @@ def _write_ply(path: Path, scan: RawScan) -> bytes:
     values |= {name: scan.columns[name].astype("<f4") for name in _SCALARS if name in scan.columns}
     if scan.classes is not None:
         values["label"] = scan.classes.astype("<i4")
+    return values
+
+
+def _write_ply(path: Path, scan: RawScan) -> bytes:
+    # trimesh writes coordinates as float32, which at map coordinates of 10^6 m is 6 cm.
+    values = _table(scan)
     kinds = {"f8": "double", "f4": "float", "u1": "uchar", "i4": "int"}
     properties = [f"property {kinds[column.dtype.str[1:]]} {name}" for name, column in values.items()]
     head = ["ply", "format binary_little_endian 1.0", f"element vertex {len(scan.points)}", *properties, "end_header"]
@@ -387,5 +424,21 @@ def _write_npz(path: Path, scan: RawScan) -> bytes:
 
 _SCALARS = ("intensity", "return_number", "number_of_returns")
 _PLY_LABELS = ("label", "class", "classification", "scalar_Label")
-_READERS = {".las": _read_las, ".laz": _read_las, ".ply": _read_ply, ".npz": _read_npz}
-_WRITERS = {".las": _write_las, ".laz": _write_las, ".ply": _write_ply, ".npz": _write_npz}
+_READERS = {
+    ".las": _read_las,
+    ".laz": _read_las,
+    ".ply": _read_ply,
+    ".npz": _read_npz,
+    ".csv": _read_text,
+    ".xyz": _read_text,
+    ".bin": _read_bin,
+}
+_WRITERS = {
+    ".las": _write_las,
+    ".laz": _write_las,
+    ".ply": _write_ply,
+    ".npz": _write_npz,
+    ".csv": _write_text,
+    ".xyz": _write_text,
+    ".label": _write_label,
+}

@@ -1,7 +1,7 @@
 """Semantic segmentation as the training loop sees it: a point network, its scans and their scores."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from latentgnn.tasks.pointcloud.losses import cross_entropy, lovasz_softmax
 from latentgnn.tasks.pointcloud.model import PointNetwork
 from latentgnn.tasks.pointcloud.neighbors import Hierarchy, build_hierarchy, pack
 from latentgnn.tasks.pointcloud.prediction import predict_scan
-from latentgnn.tasks.pointcloud.samples import Batch, Sample, TrainingBlocks, class_weights, collate
+from latentgnn.tasks.pointcloud.samples import Batch, Sample, TrainingCrops, class_weights, collate
 from latentgnn.training.fingerprint import Fingerprint, Record
 from latentgnn.training.task import TrainingSet, ValidationSet
 
@@ -50,23 +50,23 @@ class Result(NamedTuple):
     predicted: NDArray[np.int64] | None
 
 
-class BlocksWithNeighbors:
-    """Training blocks, and the levels of the network on them; see `TrainingBlocks`."""
+class CropsWithNeighbors:
+    """Training crops, and the levels of the network on them; see `TrainingCrops`."""
 
-    def __init__(self, blocks: TrainingBlocks, model: PointNetwork) -> None:
-        self._blocks = blocks
+    def __init__(self, crops: TrainingCrops, model: PointNetwork) -> None:
+        self._crops = crops
         self._grids = model.grids
         self._neighbors = model.neighbors
 
     def __len__(self) -> int:
-        return len(self._blocks)
+        return len(self._crops)
 
     def group_of(self, index: int) -> int:
-        """0: blocks of any sizes share a batch."""
-        return self._blocks.group_of(index)
+        """0: crops of any sizes share a batch."""
+        return self._crops.group_of(index)
 
     def __getitem__(self, key: tuple[int, int], /) -> tuple[Sample, Hierarchy]:
-        sample = self._blocks[key]
+        sample = self._crops[key]
         return sample, build_hierarchy(sample.coordinates.numpy(), grids=self._grids, neighbors=self._neighbors)
 
 
@@ -93,23 +93,35 @@ class PointCloudTask:
         config: the run.
         train: what it learns from.
         val: what it is scored on.
+        trained: names of the parameters that began with trained weights.
 
     Attributes:
         scores: of the last validation in this process; ``None`` before it.
         predicted: classes of all points of the scans that pictures are made of, by the scan's index.
+        confusions: the confusion matrix of each scan, by its index.
     """
 
-    def __init__(self, model: PointNetwork, config: PointCloudConfig, *, train: ScanSet, val: ScanSet) -> None:
+    def __init__(
+        self,
+        model: PointNetwork,
+        config: PointCloudConfig,
+        *,
+        train: ScanSet,
+        val: ScanSet,
+        trained: Collection[str] = (),
+    ) -> None:
         # The task's interface knows it as a module, and prediction by its own kind.
         self._network = model
         self.model: nn.Module = model
         self.monitor = "mIoU"
-        self.training_set: TrainingSet = BlocksWithNeighbors(
-            TrainingBlocks(train, config.data, seed=config.training.seed), model
+        self.trained = trained
+        self.training_set: TrainingSet = CropsWithNeighbors(
+            TrainingCrops(train, config.data, seed=config.training.seed), model
         )
         self.validation_set: ValidationSet = WholeScans(val)
         self.scores: Scores | None = None
         self.predicted: dict[int, NDArray[np.int64]] = {}
+        self.confusions: dict[int, NDArray[np.int64]] = {}
         self._config = config
         self._sets = {"training set": train, "validation set": val}
         self._class_names = val.class_names
@@ -119,11 +131,11 @@ class PointCloudTask:
             self._weights = class_weights(train.counts, config.data.class_weighting)
 
     def collate(self, samples: list[Any]) -> Any:
-        """Training blocks packed one after another, with their levels; whole scans as they are."""
+        """Training crops packed one after another, with their levels; whole scans as they are."""
         if isinstance(samples[0], WholeScan):
             return samples
         if len(samples) == 1 and len(samples[0][1][-1].coordinates) == 1:
-            # Batch norm refuses a single row; the same block twice has the same statistics.
+            # Batch norm refuses a single row; the same crop twice has the same statistics.
             samples = samples * 2
         return collate([sample for sample, _ in samples]), pack([hierarchy for _, hierarchy in samples])
 
@@ -133,13 +145,13 @@ class PointCloudTask:
 
     def losses(self, batch: tuple[Batch, Hierarchy]) -> dict[str, Tensor]:
         """The cross entropy and, where it is asked for, the Lovasz loss."""
-        blocks, hierarchy = batch
-        logits = self.model(blocks.features, hierarchy).float()
+        crops, hierarchy = batch
+        logits = self.model(crops.features, hierarchy).float()
         loss = self._config.loss
         weights = None if self._weights is None else self._weights.to(logits.device)
-        losses = {"cross_entropy": cross_entropy(logits, blocks.labels, weights, label_smoothing=loss.label_smoothing)}
+        losses = {"cross_entropy": cross_entropy(logits, crops.labels, weights, label_smoothing=loss.label_smoothing)}
         if loss.lovasz:
-            losses["lovasz"] = loss.lovasz * lovasz_softmax(logits, blocks.labels)
+            losses["lovasz"] = loss.lovasz * lovasz_softmax(logits, crops.labels)
         return losses
 
     def predict(self, batch: Sequence[WholeScan]) -> list[Result]:
@@ -149,7 +161,8 @@ class PointCloudTask:
     def score(self, results: Sequence[Result]) -> dict[str, float]:
         """The figures over all points of all scans."""
         self.predicted = {result.number: result.predicted for result in results if result.predicted is not None}
-        confusion = np.sum([result.confusion for result in results], axis=0)
+        self.confusions = {result.number: result.confusion for result in results}
+        confusion = np.sum(list(self.confusions.values()), axis=0)
         self.scores = Scores(class_names=self._class_names, confusion=confusion)
         return self.scores.metrics
 

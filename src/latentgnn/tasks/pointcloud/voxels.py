@@ -1,4 +1,4 @@
-"""Points thinned out by voxels and cut into overlapping blocks."""
+"""Points thinned out by voxels and cut into overlapping crops."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from latentgnn.tasks.pointcloud.config import BlockShape
+from latentgnn.tasks.pointcloud.config import CropShape
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -72,8 +72,8 @@ def recentre(points: Floats) -> NDArray[np.float32]:
     return (points - origin).astype(np.float32)
 
 
-def crop(points: Floats, centre: Floats, *, shape: BlockShape, size: float) -> Indices:
-    """Indices, ascending, of the points in the block around a centre (see `DataConfig.block`)."""
+def crop(points: Floats, centre: Floats, *, shape: CropShape, size: float) -> Indices:
+    """Indices, ascending, of the points in the crop around a centre (see `DataConfig.crop`)."""
     if shape == "scan":
         return np.arange(len(points))
     offset = np.abs(points - centre)
@@ -82,8 +82,8 @@ def crop(points: Floats, centre: Floats, *, shape: BlockShape, size: float) -> I
     return np.flatnonzero((offset**2).sum(axis=1) <= (size / 2) ** 2)
 
 
-def blocks(points: Floats, *, shape: BlockShape, size: float, overlap: float) -> Iterator[Indices]:
-    """Indices, ascending, of the points of overlapping blocks that together hold every point; none is empty.
+def crops(points: Floats, *, shape: CropShape, size: float, overlap: float) -> Iterator[Indices]:
+    """Indices, ascending, of the points of overlapping crops that together hold every point; none is empty.
 
     Columns stand on a regular grid that begins and ends with the points, with steps of at most (1 - overlap) * size.
     Spheres stand on the middles of the occupied cells of a cubic grid; cells of edge (1 - overlap) * size / sqrt(3) lie
@@ -91,9 +91,9 @@ def blocks(points: Floats, *, shape: BlockShape, size: float, overlap: float) ->
 
     Args:
         points: metres, shape (N, 3).
-        shape: see `DataConfig.block`.
+        shape: see `DataConfig.crop`.
         size: diameter or edge in metres.
-        overlap: part of its edge that a block shares with the next, from 0 to less than 1.
+        overlap: part of its edge that a crop shares with the next, from 0 to less than 1.
     """
     step = (1 - overlap) * size
     if shape == "scan":
@@ -122,7 +122,7 @@ def height_above_ground(points: Floats, radius: float) -> NDArray[np.float32]:
     return (points[:, 2] - ground[inverse]).astype(np.float32)
 
 
-# Rounding must not leave a point between two blocks, as a part of a block's size.
+# Rounding must not leave a point between two crops, as a part of a crop's size.
 _SLACK = 1e-9
 
 
@@ -144,9 +144,9 @@ def _windows(values: Floats, starts: Floats, size: float) -> Iterator[Indices]:
 
 
 def _starts(values: Floats, size: float, step: float) -> Floats:
-    """Where blocks begin along an axis that starts at 0, so that the first begins there and the last ends with it.
+    """Where crops begin along an axis that starts at 0, so that the first begins there and the last ends with it.
 
-    Of blocks that hold none of the values some are left out: a far outlier must not make millions of them.
+    Of crops that hold none of the values some are left out: a far outlier must not make millions of them.
     """
     extent = float(values.max())
     if extent <= size:

@@ -1,0 +1,228 @@
+"""Few images of nuclei: a small Mask R-CNN from scratch, from a trained one, and from it with a fresh block.
+
+python -m benchmarks.few_images FOLDER [--images 10,50] [--seeds 0,1,2] [--steps 150]
+
+FOLDER is a COCO-format folder of the nuclei. The trained one learns on the embedded set first, which is made on the fly
+and has no nuclei in it. Each training is a process, ``latentgnn train`` as a user calls it, through the command in
+``BENCHMARKS_THROUGH`` if that is set, such as ``nice``. Prints and writes ``few-images-DATE.json`` and ``.md``.
+"""
+
+import argparse
+import json
+import os
+import random
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.options import RESULTS, header, positive
+from latentgnn.cli import main as latentgnn_main
+from latentgnn.configuration.recipes import load_recipe, merge, to_yaml
+from latentgnn.configuration.settings import parse_config, plain_data
+from latentgnn.errors import UserError
+from latentgnn.files import write_json, write_text
+from latentgnn.tasks.detection.coco import find_split
+from latentgnn.tasks.detection.config import DetectionConfig
+
+# The network of the recipe `context`, with anchors for both sets and without blocks: what it learns first, it learns
+# without the one that is put in later.
+_NETWORK: dict[str, Any] = {
+    "model": {"blocks": {}, "anchor_sizes": [8, 16, 32, 64, 128], "rpn_post_nms": [100, 100], "max_size": 512},
+    "training": {"accelerator": "cpu", "workers": 0, "validate_every": None},
+    "evaluation": {"sample_pictures": 0},
+}
+_NUCLEI: dict[str, Any] = {
+    "model": {"min_size": [256], "detections_per_image": 200, "rpn_pre_nms": [500, 500], "rpn_post_nms": [300, 300]},
+    "data": {
+        "augment": {"horizontal_flip": 0.5, "vertical_flip": 0.5, "quarter_turns": True, "crop": 192, "invert": 0.1}
+    },
+    "evaluation": {"max_detections": [1, 10, 200]},
+}
+_SIDES: dict[str, dict[str, Any]] = {
+    "from scratch": {},
+    "from the trained one": {"weights": True},
+    "from the trained one, with a block": {"weights": True, "blocks": {"C4": 16}},
+}
+_FIGURES = ("bbox/AP50", "bbox/AP", "segm/AP50", "segm/AP")
+
+
+def settings(*changes: Mapping[str, Any]) -> DetectionConfig:
+    """The recipe ``context`` with changes laid over it."""
+    values: dict[str, Any] = load_recipe("context")
+    for change in changes:
+        values = merge(values, change)
+    return parse_config(DetectionConfig, values)
+
+
+def few(annotations: Path, count: int, seed: int, out: Path) -> Path:
+    """An annotation file with some of another's images, the same for all sides of a seed."""
+    content = json.loads(annotations.read_text(encoding="utf-8"))
+    images = sorted(content["images"], key=lambda image: int(image["id"]))
+    if count > len(images):
+        raise UserError(f"--images {count}: {annotations} has {len(images)}")
+    chosen = random.Random(seed).sample(images, count)
+    ids = {image["id"] for image in chosen}
+    kept = [annotation for annotation in content["annotations"] if annotation["image_id"] in ids]
+    path = out / f"few-{count}-{seed}.json"
+    write_json(path, {**content, "images": chosen, "annotations": kept})
+    return path
+
+
+def measure(
+    data: Path, *, images: Sequence[int], seeds: Sequence[int], steps: int, first_steps: int, folder: Path, how: "How"
+) -> dict[str, Any]:
+    """Train every side on each number of images with each seed, and score it on all validation images.
+
+    Args:
+        data: a COCO-format folder.
+        images: numbers of training images.
+        seeds: of the choice of images, the new layers, and the order.
+        steps: of each training.
+        first_steps: of the one on the embedded set.
+        folder: for the runs.
+        how: processes are started.
+    """
+    first = settings(_NETWORK, {"training": {"steps": first_steps}})
+    report: dict[str, Any] = {
+        "trained": {"steps": first_steps, **how.train(first, folder / "trained")},
+        "steps": steps,
+        "runs": [],
+    }
+    base = settings(
+        _NETWORK, _NUCLEI, {"data": {"root": str(data.resolve())}, "training": {"steps": steps, "batch_size": 4}}
+    )
+    annotations, _ = find_split(base.data, "train")
+    for count in images:
+        for seed in seeds:
+            chosen = few(annotations, count, seed, folder)
+            for side, changes in _SIDES.items():
+                model = replace(
+                    base.model,
+                    weights=str(folder / "trained") if changes.get("weights") else None,
+                    blocks=changes.get("blocks", {}),
+                    # Beside trained layers, a block begins as an identity.
+                    block=replace(base.model.block, gamma_init=0.0),
+                )
+                config = replace(
+                    base,
+                    model=model,
+                    data=replace(base.data, train_annotations=str(chosen)),
+                    training=replace(base.training, seed=seed),
+                )
+                figures = how.train(config, folder / f"{count}-{seed}-{side.replace(' ', '-').replace(',', '')}")
+                report["runs"].append({"images": count, "seed": seed, "side": side, **figures})
+                print(json.dumps(report["runs"][-1]), flush=True)
+    return report
+
+
+@dataclass(frozen=True)
+class How:
+    """How processes are started.
+
+    Args:
+        threads: of torch in each.
+        through: a command that is put before each, such as ``nice``.
+    """
+
+    threads: int
+    through: Sequence[str] = ()
+
+    def train(self, config: DetectionConfig, out: Path) -> dict[str, float]:
+        """Train in a process of its own; its time and its figures.
+
+        Raises:
+            UserError: it failed.
+        """
+        file = out.with_name(f"{out.name}.yaml")
+        write_text(file, to_yaml(plain_data(config)))
+        command = [*self.through, sys.executable, "-m", "benchmarks.few_images", "--train", str(file), str(out)]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"{shlex.join(command)} failed: {done.stderr.strip()}")
+        metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["metrics"]
+        return _shown(metrics)
+
+
+def _shown(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(metrics[name], 4) for name in _FIGURES}
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Means over the seeds, with the least and the largest, in Markdown."""
+    names = [name.replace("bbox/", "box ").replace("segm/", "mask ") for name in _FIGURES]
+    lines = [f"| images | | {' | '.join(names)} |", f"| --- | --- |{' --- |' * len(names)}"]
+    rows: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for run in report["runs"]:
+        rows.setdefault((run["images"], run["side"]), []).append(run)
+    for (count, side), runs in rows.items():
+        cells = []
+        for name in _FIGURES:
+            values = [run[name] for run in runs]
+            cells.append(f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+        lines.append(f"| {count} | {side} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, and write the result files.
+
+    Args:
+        argv: the arguments; ``None`` takes the process's.
+
+    Returns:
+        The exit code.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["--train"]:
+        return latentgnn_main(["train", "--config", argv[1], "--out", argv[2]])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.few_images", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("data", type=Path, metavar="FOLDER", help="nuclei in COCO format")
+    parser.add_argument("--images", type=_numbers, default=(10, 50), metavar="N,N", help="training images (10,50)")
+    parser.add_argument("--seeds", type=_numbers, default=(0, 1, 2), metavar="N,N", help="(0,1,2)")
+    parser.add_argument("--steps", type=positive, default=150, metavar="N", help="of each training (150)")
+    parser.add_argument("--first-steps", type=positive, default=300, metavar="N", help="of the first one (300)")
+    parser.add_argument("--threads", type=positive, default=1, metavar="N", help="of each training (1)")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
+    given = parser.parse_args(argv)
+    how = How(threads=given.threads, through=shlex.split(os.environ.get("BENCHMARKS_THROUGH", "")))
+    report = header("benchmarks.few_images", argv, device="cpu", dtype="float32", threads=given.threads)
+    try:
+        with tempfile.TemporaryDirectory(prefix="few-images-") as folder:
+            report |= measure(
+                given.data,
+                images=given.images,
+                seeds=given.seeds,
+                steps=given.steps,
+                first_steps=given.first_steps,
+                folder=Path(folder),
+                how=how,
+            )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    path = given.out / f"few-images-{report['date'][:10]}.json"
+    write_json(path, report)
+    head = {name: value for name, value in report.items() if name != "runs"}
+    text = f"# Fine-tuning on few images\n\n```json\n{json.dumps(head, indent=2)}\n```\n\n{table(report)}\n"
+    write_text(path.with_suffix(".md"), text)
+    print(f"{table(report)}\nwritten to {path}")
+    return 0
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between, got {text!r}")
+    return tuple(map(int, parts))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Does a point network that starts from trained weights learn faster? The recipe `lidar_small` on a folder of tiles.
+
+    python -m benchmarks.finetuning FOLDER --work runs/finetuning --out benchmarks/results/finetuning
+
+For each seed, a network learns six classes from all training tiles but the last (by their names). On the last tile
+alone, another with the vegetation's classes merged then learns twice, for the same few steps: from random weights, and
+from those of the first, of which it takes over the rows of the classes that both have. Both are scored on the
+validation tiles. What is finished in the work folder stays as it is, and what was stopped goes on: the same command
+again ends it.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from latentgnn.cli import main as latentgnn
+from latentgnn.files import write_json, write_text
+from latentgnn.training.environment import environment
+
+MERGED = "{2: ground, 3: vegetation, 4: vegetation, 5: vegetation, 6: building, 1: unclassified}"
+SIDES = {"from scratch": (), "fine-tuned": ("--model.weights", "{pretrained}")}
+
+
+def tiles(folder: Path) -> tuple[list[str], list[str]]:
+    """The training tiles to learn from first, and the one that is left."""
+    names = sorted(f"train/{path.name}" for path in (folder / "train").iterdir() if path.suffix == ".laz")
+    return names[:-1], names[-1:]
+
+
+def train(run: Path, options: Sequence[str]) -> dict[str, float]:
+    """The figures of a run, which is trained to its end unless it is there already."""
+    if not (run / "metrics.json").exists():
+        arguments = ["--resume", str(run)] if (run / "config.yaml").exists() else [*options, "--out", str(run)]
+        if code := latentgnn(["train", *arguments]):
+            raise SystemExit(code)
+    metrics: dict[str, float] = json.loads((run / "metrics.json").read_text())["metrics"]
+    return metrics
+
+
+def measure(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
+    """What the sides reach with a seed, and what the network reached that one of them starts from."""
+    many, one = tiles(arguments.folder)
+    common = ["--config", "lidar_small", "--data.root", str(arguments.folder), "--training.seed", str(seed)]
+    common += ["--training.checkpoint_every", "10", "--evaluation.sample_pictures", "0", "--training.workers", "1"]
+
+    def steps(number: int) -> list[str]:
+        return ["--training.steps", str(number), "--training.schedule.warmup_steps", str(min(20, number // 4))]
+
+    before = arguments.work / f"pretrained-{seed}"
+    options = [*common, *steps(arguments.pretraining_steps), "--data.train", json.dumps(many)]
+    found = {"pretrained": train(before, options)}
+    for title, start in SIDES.items():
+        options = [*common, *steps(arguments.steps), "--data.train", json.dumps(one), "--data.classes", MERGED]
+        options += [text.format(pretrained=before) for text in start]
+        found[title] = train(arguments.work / f"{title.replace(' ', '-')}-{seed}", options)
+    return found
+
+
+def table(results: Mapping[int, Mapping[str, Mapping[str, float]]], sides: Iterable[str]) -> str:
+    """Rows of means over the seeds, with the seeds' own in brackets for the first figure."""
+    seeds = list(results)
+    classes = [name for name in results[seeds[0]]["fine-tuned"] if name.startswith("IoU/")]
+    head = [f"mIoU (seeds {', '.join(map(str, seeds))})", *(name.removeprefix("IoU/") for name in classes), "accuracy"]
+    lines = [f"| | {' | '.join(head)} |", "| --- " * (len(head) + 1) + "|"]
+    for side in sides:
+        own = ", ".join(f"{results[seed][side]['mIoU']:.3f}" for seed in seeds)
+        means = [mean(results[seed][side][name] for seed in seeds) for name in ("mIoU", *classes, "OA")]
+        lines.append(f"| {side} | {means[0]:.3f} ({own}) | {' | '.join(f'{value:.3f}' for value in means[1:])} |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print the table, and write it with all figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="with LAZ tiles in train/ and val/, ASPRS classes 0 to 6")
+    parser.add_argument("--work", type=Path, default=Path("runs/finetuning"), help="where the runs lie")
+    parser.add_argument("--out", type=Path, required=True, help="the result files' name without its end")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--pretraining-steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=40)
+    arguments = parser.parse_args(argv)
+    results = {seed: measure(arguments, seed) for seed in arguments.seeds}
+    shown = table(results, SIDES)
+    print(shown)
+    numbers = f"--pretraining-steps {arguments.pretraining_steps} --steps {arguments.steps}"
+    command = f"python -m benchmarks.finetuning FOLDER --seeds {' '.join(map(str, arguments.seeds))} {numbers}"
+    # Where the data and the runs lie says something of a machine, and nothing of the figures.
+    about: dict[str, Any] = {name: value for name, value in environment().items() if name != "folder"}
+    write_json(arguments.out.with_suffix(".json"), {**about, "command": command, "seeds": results})
+    text = f"`{command}`, {about['cpu']['model']}, torch {about['packages']['torch']}"
+    write_text(arguments.out.with_suffix(".md"), f"{text}\n\n{shown}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""What the report of a run says of its detections: where they fail, on which categories and on which images."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentgnn.tasks.confusion import confusion_section
+from latentgnn.tasks.detection.coco import CocoAnnotations, ImageRecord
+from latentgnn.tasks.detection.evaluation import CocoEvaluator, Kind, Match, Record, Scores
+from latentgnn.tasks.detection.images import read_image
+from latentgnn.tasks.detection.pictures import png_bytes, side_by_side
+from latentgnn.tasks.figures import UNDEFINED, figure_text, mean_of_defined
+from latentgnn.tasks.inputs import result_names
+from latentgnn.training.sections import Chart, Gallery, Line, Picture, Section, Table
+
+SCORE = 0.5
+"""Detections that score less are no claims, in the confusion matrix and in pictures."""
+IOU = 0.5
+
+_WORDS = {"bbox": "box", "segm": "mask"}
+# More lines than this cannot be told apart.
+_MOST_CURVES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageScore:
+    """How an image went.
+
+    Args:
+        image_id: its id.
+        right: objects found, under their own category.
+        confused: objects found under another category.
+        missed: objects not found.
+        invented: detections where nothing is.
+    """
+
+    image_id: int
+    right: int
+    confused: int
+    missed: int
+    invented: int
+
+    @property
+    def mistakes(self) -> int:
+        """All that went wrong."""
+        return self.confused + self.missed + self.invented
+
+    @property
+    def f1(self) -> float:
+        """The harmonic mean of precision and recall; an object under another category is missed and invented.
+
+        Example:
+            >>> ImageScore(image_id=1, right=2, confused=1, missed=0, invented=0).f1 == 2 / 3
+            True
+        """
+        return 2 * self.right / max(2 * (self.right + self.confused) + self.missed + self.invented, 1)
+
+    def caption(self, name: str) -> str:
+        """The counts that are not zero, in words."""
+        counts = {"right": self.right, "under another category": self.confused}
+        counts |= {"missed": self.missed, "where nothing is": self.invented}
+        return f"{name}: F1 {self.f1:.2f}; " + ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+
+
+def image_scores(matches: Sequence[Match]) -> list[ImageScore]:
+    """How each image went on which there is an object or a detection, worst first."""
+    counts: dict[int, Counter[str]] = {}
+    for match in matches:
+        counts.setdefault(match.image_id, Counter())[_outcome(match)] += 1
+    scores = [
+        ImageScore(
+            image_id=image_id,
+            right=count["right"],
+            confused=count["confused"],
+            missed=count["missed"],
+            invented=count["invented"],
+        )
+        for image_id, count in counts.items()
+    ]
+    # Of images with the same score, the one with more objects says more.
+    return sorted(scores, key=lambda score: (score.f1, -score.mistakes if score.f1 < 1 else score.right))
+
+
+def _outcome(match: Match) -> str:
+    if match.found is None:
+        return "missed"
+    if match.truth is None:
+        return "invented"
+    return "right" if match.truth == match.found else "confused"
+
+
+class Analysis:
+    """What a report says of results, and its pictures.
+
+    Args:
+        evaluator: of the validation set.
+        val_set: that set.
+        scores: of the results.
+        results: COCO-results records.
+        pictures: so many at most, one half of them of the worst images, the other of the best.
+    """
+
+    def __init__(
+        self,
+        evaluator: CocoEvaluator,
+        val_set: CocoAnnotations,
+        scores: Scores,
+        results: Sequence[Record],
+        *,
+        pictures: int,
+    ) -> None:
+        self._names: Mapping[int, str] = evaluator.category_names
+        self._set, self._scores = val_set, scores
+        self._kind: Kind = scores.kinds[-1]
+        self._claims = [record for record in results if record["score"] >= SCORE]
+        self._matches = evaluator.matches(self._kind, self._claims, iou=IOU)
+        ordered = image_scores(self._matches)
+        worst = [score for score in ordered if score.mistakes][: (pictures + 1) // 2]
+        best = [score for score in reversed(ordered) if score.right and score not in worst][: pictures // 2]
+        self._shown = {"worst": worst, "best": best}
+        images = {image.id: image for image in val_set.images}
+        self._images: list[tuple[str, ImageScore, ImageRecord]] = [
+            (group, score, images[score.image_id]) for group, scores in self._shown.items() for score in scores
+        ]
+
+    def pictures(self) -> Iterator[tuple[Path, bytes]]:
+        """Names below ``pictures/``, and PNG files: ground truth beside predictions."""
+        for (_, score, image), name in zip(self._images, self._places(), strict=True):
+            picture = side_by_side(
+                read_image(image.path, size=(image.width, image.height)),
+                self._set.annotations_of(image.id),
+                [record for record in self._claims if record["image_id"] == score.image_id],
+                self._set.categories,
+                score_threshold=SCORE,
+            )
+            yield name, png_bytes(picture)
+
+    def sections(self) -> list[Section]:
+        """The sections of the report."""
+        word = _WORDS[self._kind]
+        matching = f"Detections that score {SCORE} or more, matched with objects at a {word} IoU of {IOU} or more"
+        return [
+            Section(
+                title="Precision and recall",
+                text="COCO's precision at each recall. The area below a curve is its average precision.",
+                charts=(*(self._curves(kind) for kind in self._scores.kinds), self._curves_of_categories()),
+            ),
+            Section(title="Categories", text=f"{matching}.", tables=(self._table(),)),
+            confusion_section(
+                f"{matching}: first within categories, as COCO's figures do, then what is left, across them. Rows are "
+                "objects, columns what they were called. Colours are parts of a row.",
+                list(self._names.values()),
+                self._confusion(),
+                unit="objects",
+                absent=("nothing there", "not found"),
+            ),
+            Section(
+                title="Images",
+                text="Ground truth beside predictions. F1 is the harmonic mean of precision and recall.",
+                galleries=tuple(self._gallery(group) for group in self._shown),
+            ),
+        ]
+
+    def _confusion(self) -> NDArray[np.int64]:
+        """Objects by row, what they were called by column; the last of both is nothing. int64, (K + 1, K + 1)."""
+        place: dict[int | None, int] = {id: index for index, id in enumerate(self._names)}
+        place[None] = len(self._names)
+        counts = np.zeros((len(place), len(place)), np.int64)
+        for match in self._matches:
+            counts[place[match.truth], place[match.found]] += 1
+        return counts
+
+    def _curves(self, kind: Kind) -> Chart:
+        precision_TRK = self._scores.precision[kind]
+        chosen = {"IoU 0.5": [0], "IoU 0.75": [5], "IoU 0.5 to 0.95": list(range(10))}
+        lines = tuple(_line(title, precision_TRK[rows].mean(axis=0)) for title, rows in chosen.items())
+        return Chart(title=f"Mean over categories, {_WORDS[kind]}", x="recall", lines=lines, limits=(0.0, 1.0))
+
+    def _curves_of_categories(self) -> Chart:
+        """At an IoU of 0.5, of the categories with most objects."""
+        counts = Counter(match.truth for match in self._matches if match.truth is not None)
+        common = {id for id, _ in counts.most_common(_MOST_CURVES)}
+        places = {name: index for index, (id, name) in enumerate(self._names.items()) if id in common}
+        precision_RK = self._scores.precision[self._kind][0]
+        lines = tuple(_line(name, precision_RK[:, [index]]) for name, index in places.items())
+        of = "Each category" if len(self._names) <= _MOST_CURVES else f"The {_MOST_CURVES} commonest categories"
+        return Chart(title=f"{of}, {_WORDS[self._kind]}, IoU 0.5", x="recall", lines=lines, limits=(0.0, 1.0))
+
+    def _table(self) -> Table:
+        counts = {outcome: Counter[int | None]() for outcome in ("right", "confused", "missed", "invented")}
+        found: Counter[int | None] = Counter()
+        for match in self._matches:
+            counts[_outcome(match)][match.found if match.truth is None else match.truth] += 1
+            found[match.found] += 1
+        rows = []
+        for index, (id, name) in enumerate(self._names.items()):
+            objects = sum(counts[outcome][id] for outcome in ("right", "confused", "missed"))
+            figures = [
+                figure_text(mean_of_defined(self._scores.precision[kind][rows_T, :, index]))
+                for kind in self._scores.kinds
+                for rows_T in (slice(None), slice(0, 1))
+            ]
+            right = counts["right"][id]
+            rows.append(
+                (
+                    name,
+                    *figures,
+                    figure_text(right / found[id] if found[id] else UNDEFINED),
+                    figure_text(right / objects if objects else UNDEFINED),
+                    f"{objects:,}",
+                    *(f"{counts[outcome][id]:,}" for outcome in ("confused", "missed", "invented")),
+                )
+            )
+        titles = [f"{_WORDS[kind]} {figure}" for kind in self._scores.kinds for figure in ("AP", "AP50")]
+        columns = ("", *titles, "precision", "recall", "objects", "called another", "missed", "invented")
+        return Table(title="", columns=columns, rows=tuple(rows))
+
+    def _gallery(self, group: str) -> Gallery:
+        pictures = tuple(
+            Picture(path=name.as_posix(), caption=score.caption(image.file_name))
+            for (of, score, image), name in zip(self._images, self._places(), strict=True)
+            if of == group
+        )
+        return Gallery(title=f"The {group} images", pictures=pictures)
+
+    def _places(self) -> list[Path]:
+        """Where the pictures lie."""
+        names = result_names([image.path for _, _, image in self._images])
+        return [
+            Path(group) / name.with_name(f"{name.name}.png")
+            for (group, _, _), name in zip(self._images, names, strict=True)
+        ]
+
+
+def _line(title: str, precision_RK: NDArray[np.float64]) -> Line:
+    """The mean over the categories that are defined, which are the same at every recall."""
+    defined = precision_RK[:, precision_RK[0] != UNDEFINED]
+    recalls = np.linspace(0, 1, len(precision_RK))
+    values = defined.mean(axis=1) if defined.size else np.full(len(recalls), np.nan)
+    return Line(name=title, x=tuple(recalls.round(4).tolist()), y=tuple(values.round(6).tolist()))

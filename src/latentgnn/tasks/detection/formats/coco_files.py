@@ -1,0 +1,57 @@
+"""COCO's own format: a JSON file a split."""
+
+from pathlib import Path
+
+from latentgnn.reading import UnreadableError, read_json, shown
+from latentgnn.tasks.detection.formats.folders import SPLIT_NAMES
+from latentgnn.tasks.detection.formats.records import Reading
+
+# Roboflow puts a file of this name into the folder of each split's images.
+_IN_FOLDERS = "_annotations.coco.json"
+_WHOLE = (
+    *("annotations/instances_default.json", "annotations/instances.json", "annotations/annotations.json"),
+    *("annotations.json", "instances.json", "instances_default.json", _IN_FOLDERS, "coco.json", "result.json"),
+)
+_IMAGE_FOLDERS = ("images/default", "images", "")
+
+
+def other_files(root: Path) -> dict[str, tuple[Path, Path]]:
+    """The annotation file and the image folder of each split, where these have not COCO's own names.
+
+    Returns:
+        ``train`` and ``val`` of folders with an ``_annotations.coco.json``; or ``all``, of one file for all images;
+        or nothing.
+    """
+    files: dict[str, tuple[Path, Path]] = {}
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        split = SPLIT_NAMES.get(folder.name.lower())
+        if split in ("train", "val") and (folder / _IN_FOLDERS).is_file():
+            files.setdefault(split, (folder / _IN_FOLDERS, folder))
+    if files:
+        return files
+    whole = next((root / name for name in _WHOLE if (root / name).is_file()), None)
+    if whole is None:
+        return {}
+    return {"all": (whole, next(root / name for name in _IMAGE_FOLDERS if (root / name).is_dir()))}
+
+
+def read_coco(path: Path, image_folder: Path) -> Reading:
+    """The JSON object of a file with the three lists in it; all else is a fatal fault."""
+    reading = Reading(file=path, image_folder=image_folder, format="coco")
+    try:
+        dataset = read_json(path, "annotation file")
+    except UnreadableError as error:
+        reading.fatal(error.message, record=error.place)
+        return reading
+    if not isinstance(dataset, dict):
+        reading.fatal(f"expected a JSON object at the top, but it is {shown(dataset)}")
+        return reading
+    for name in ("images", "annotations", "categories"):
+        if name not in dataset:
+            reading.fatal(f"the list {name!r} is missing at the top level")
+        elif not isinstance(dataset[name], list):
+            reading.fatal(f"expected a list, but it is {shown(dataset[name])}", record=name)
+        elif not dataset[name] and name != "annotations":
+            reading.fatal("the list is empty", record=name)
+    reading.dataset = dataset
+    return reading

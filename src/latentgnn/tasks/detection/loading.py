@@ -1,0 +1,103 @@
+"""A trained detector for use in a program: the model, its categories, and what turns an image into its input."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from latentgnn.errors import UserError
+from latentgnn.tasks.detection.config import DetectionConfig
+from latentgnn.tasks.detection.images import read_image, to_tensor
+from latentgnn.tasks.detection.model import build_detector
+from latentgnn.training.checkpoints import Checkpoint
+
+AnyImage = Path | str | Image.Image | NDArray[np.uint8]
+
+
+class ImageTransform:
+    """An image as a detector takes it; the detector itself normalises and resizes.
+
+    Args:
+        model: on whose device the tensors are put.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def __call__(self, image: AnyImage) -> Tensor:
+        """Float32 (3, H, W) in 0..1.
+
+        Args:
+            image: a file, an image of Pillow's, or an RGB array, uint8 (H, W, 3).
+
+        Raises:
+            UserError: the file cannot be read.
+            TypeError: it is none of these.
+            ValueError: the array is of another shape or type.
+        """
+        if isinstance(image, str | Path):
+            image = read_image(image)
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise ValueError(f"expected an RGB array, uint8 (H, W, 3); got {image.dtype} {image.shape}")
+            image = Image.fromarray(image)
+        if not isinstance(image, Image.Image):
+            raise TypeError(f"expected a file, an image of Pillow's or an array; got {type(image).__name__}")
+        return to_tensor(image.convert("RGB")).to(next(self._model.parameters()).device)
+
+
+class TrainedDetector(NamedTuple):
+    """A detector as a run left it.
+
+    Args:
+        model: in evaluation mode, on the CPU; ``model([tensor, ...])`` gives a dict an image, as torchvision's.
+        categories: id and name of each category; the label 1 is the first.
+        transform: an image to the model's input.
+        config: the run's.
+    """
+
+    model: nn.Module
+    categories: tuple[tuple[int, str], ...]
+    transform: ImageTransform
+    config: DetectionConfig
+
+    def predict(self, image: AnyImage) -> dict[str, Tensor]:
+        """What the detector finds in an image.
+
+        Args:
+            image: see `ImageTransform`.
+
+        Returns:
+            ``boxes`` (n, 4) as x1, y1, x2, y2 in pixels of the image, ``labels`` (n,), ``scores`` (n,) and, of a Mask
+            R-CNN, ``masks`` (n, 1, H, W) in 0..1; all on the CPU.
+        """
+        with torch.inference_mode():
+            (found,) = self.model([self.transform(image)])
+        return {name: value.cpu() for name, value in found.items()}
+
+
+def load_detector(config: DetectionConfig, checkpoint: Checkpoint) -> TrainedDetector:
+    """The detector of a checkpoint.
+
+    Args:
+        config: the configuration that the checkpoint holds.
+        checkpoint: see `latentgnn.training.commands.trained_weights`.
+
+    Raises:
+        UserError: the configuration names no categories, or the weights do not fit it.
+    """
+    categories = config.data.categories
+    if categories is None:
+        raise UserError(f"the configuration of {checkpoint.path} names no categories, as that of a trained model does")
+    # The checkpoint has all weights: those that training began with are not fetched again.
+    model = build_detector(replace(config.model, weights_backbone=None), len(categories))
+    checkpoint.load_into(model)
+    model.eval()
+    if config.training.channels_last:
+        model.to(memory_format=torch.channels_last)
+    return TrainedDetector(model=model, categories=categories, transform=ImageTransform(model), config=config)

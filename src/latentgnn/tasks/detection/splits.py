@@ -1,0 +1,89 @@
+"""A validation split that is drawn: a part of the images, by groups where images belong together."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from latentgnn.errors import UserError
+from latentgnn.files import write_json
+from latentgnn.reading import read_json
+from latentgnn.tasks.detection.config import DataConfig
+
+SPLIT_FILE = "split.json"
+"""The file of a run that holds its split."""
+
+
+def draw_split(names: Iterable[str], *, fraction: float, seed: int, groups: str | None = None) -> frozenset[str]:
+    """Draw whole groups of images until the part for validation is as near to the fraction as the groups allow.
+
+    The order in which groups are drawn hangs on the seed and their names alone: a set that has grown keeps most of its
+    split.
+
+    Args:
+        names: file names of all images.
+        fraction: of the images that are for validation.
+        seed: of the order.
+        groups: a regular expression that is looked for in each name; its first group in parentheses, or all that it
+            matches, is the name of the image's group. ``None`` makes each image its own.
+
+    Returns:
+        The names of the images for validation.
+
+    Raises:
+        UserError: a name has no group, or all images are of one.
+    """
+    members: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        members.setdefault(_group(name, groups), []).append(name)
+    if len(members) < 2:
+        what = (
+            f"all images are of one group, {next(iter(members))!r}" if groups and members else "there are no 2 images"
+        )
+        raise UserError(f"data.val_fraction: {what}, so that none can be set apart for validation")
+    wanted = fraction * sum(map(len, members.values()))
+    val: list[str] = []
+    order = sorted(members, key=lambda group: hashlib.blake2b(f"{seed} {group}".encode()).digest())
+    # At least one group on either side.
+    for group in order[:-1]:
+        if val and len(val) + len(members[group]) / 2 > wanted:
+            break
+        val += members[group]
+    return frozenset(val)
+
+
+def keep_split(folder: Path, config: DataConfig, *, train: Sequence[str], val: Sequence[str]) -> None:
+    """Write a split, with the settings that it was drawn by, into a run's folder."""
+    write_json(folder / SPLIT_FILE, {**_settings(config), "train": list(train), "val": list(val)})
+
+
+def kept_split(folder: Path, config: DataConfig) -> frozenset[str] | None:
+    """The names of the validation images that a run has kept; ``None`` where it has not, or by other settings.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / SPLIT_FILE
+    if not path.exists():
+        return None
+    content = read_json(path, "file of the split")
+    names = content.get("val") if isinstance(content, dict) else None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise UserError(
+            f"{path} is damaged (expected the names of the validation images); without it, the split is drawn again"
+        )
+    return frozenset(names) if {name: content.get(name) for name in _settings(config)} == _settings(config) else None
+
+
+def _settings(config: DataConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in ("val_fraction", "val_seed", "val_groups")}
+
+
+def _group(name: str, groups: str | None) -> str:
+    if groups is None:
+        return name
+    match = re.search(groups, name)
+    if match is None:
+        raise UserError(f"data.val_groups: the pattern {groups!r} is not found in the image's name {name!r}")
+    return next((part for part in match.groups() if part is not None), match[0])

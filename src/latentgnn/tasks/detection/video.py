@@ -1,0 +1,169 @@
+"""Video files as frames, and frames as a video file, by torchcodec with the FFmpeg that the system has."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from latentgnn.errors import UserError, first_line, is_lack_of_memory, require
+from latentgnn.files import replacing
+from latentgnn.reading import regular_file
+
+VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
+"""Suffixes, in lower case, by which videos are told from images."""
+
+# How such files begin. FFmpeg reads much more, playlists that name other files and addresses among it.
+_BEGINNINGS = (
+    *((4, kind) for kind in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")),
+    (0, b"\x1a\x45\xdf\xa3"),  # Matroska, WebM
+    (8, b"AVI "),
+    (0, b"\x00\x00\x01\xba"),  # MPEG
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"),  # Windows Media
+)
+
+
+def is_video(path: Path | str) -> bool:
+    """Whether a name is one of a video."""
+    return Path(path).suffix.lower() in VIDEO_SUFFIXES
+
+
+def check_video(path: Path) -> None:
+    """Look at a file's first bytes.
+
+    Raises:
+        UserError: it is missing, no file, or not a video.
+    """
+    with regular_file(path, "video").open("rb") as file:
+        beginning = file.read(32)
+    if not any(beginning[place:].startswith(kind) for place, kind in _BEGINNINGS):
+        raise UserError(f"{path}: not a video, or one in a format other than AVI, Matroska, MP4, MPEG, WebM or WMV")
+
+
+def require_video() -> ModuleType:
+    """The package that reads and writes videos.
+
+    Raises:
+        UserError: it is missing, or the FFmpeg that it works with is.
+    """
+    torchcodec = require("torchcodec", extra="video")
+    if torchcodec.ffmpeg_major_version is None:
+        raise UserError(
+            "videos need FFmpeg's libraries, of a version from 4 to 9, and torchcodec finds none: install them, for "
+            "example with `apt-get install ffmpeg`, `brew install ffmpeg` or `conda install ffmpeg`"
+        )
+    return torchcodec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """A picture of a video.
+
+    Args:
+        index: its place, from 0.
+        time: when it is shown, in seconds.
+        image: RGB, upright.
+    """
+
+    index: int
+    time: float
+    image: Image.Image
+
+
+class VideoReader:
+    """A video file's frames, in order, one at a time.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        frame_rate: frames a second; the mean where it varies.
+
+    Raises:
+        UserError: it cannot be read, or what reads it is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        require_video()
+        from torchcodec.decoders import VideoDecoder
+
+        check_video(path)
+        self.path = path
+        with _told(path):
+            # The exact mode finds every frame beforehand, without decoding, whatever the file's header claims.
+            self._decoder: Any = VideoDecoder(path, seek_mode="exact", device="cpu")
+            self.frame_rate = float(self._decoder.metadata.average_fps)
+
+    def __len__(self) -> int:
+        return len(self._decoder)
+
+    def __iter__(self) -> Iterator[Frame]:
+        for index in range(len(self)):
+            with _told(self.path):
+                frame = self._decoder.get_frame_at(index)
+                pixels = frame.data.permute(1, 2, 0).contiguous().numpy()
+            yield Frame(index=index, time=float(frame.pts_seconds), image=Image.fromarray(pixels))
+
+
+class VideoWriter:
+    """An MP4 file that grows by pictures of one size; see `writing_video`.
+
+    Args:
+        stream: torchcodec's.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def add(self, picture: Image.Image) -> None:
+        """Append an RGB picture."""
+        pixels = np.array(picture)
+        # The usual codecs store colours for 2 x 2 pixels: odd sides get one more.
+        pixels = np.pad(pixels, ((0, pixels.shape[0] % 2), (0, pixels.shape[1] % 2), (0, 0)), mode="edge")
+        self._stream.add_frames(torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous())
+
+
+@contextmanager
+def writing_video(path: Path, size: tuple[int, int], frame_rate: float) -> Iterator[VideoWriter]:
+    """A new MP4 file that takes its name when the block ends without an error; else there is none.
+
+    Args:
+        path: the name.
+        size: (width, height) of the pictures.
+        frame_rate: pictures a second.
+
+    Raises:
+        UserError: FFmpeg has no codec for it.
+    """
+    require_video()
+    from torchcodec.encoders import Encoder
+
+    width, height = size
+    encoder = Encoder()
+    stream = encoder.add_video(height=height + height % 2, width=width + width % 2, frame_rate=frame_rate, device="cpu")
+    with replacing(path) as file:
+        try:
+            encoder.open_file_like(file, format="mp4")
+        except RuntimeError as error:
+            raise UserError(f"{path}: FFmpeg cannot write this MP4 file ({first_line(error)})") from error
+        with encoder:
+            yield VideoWriter(stream)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Errors of the decoder in words."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if is_lack_of_memory(error):
+            raise
+        # Torchcodec's own begin with a function and its place in the source, and FFmpeg's with the path.
+        what = re.sub(r"^.*\.cpp:\d+, ", "", first_line(error)).replace(f"Could not open input file: {path} ", "")
+        raise UserError(f"{path}: the video cannot be read ({what}): it may be damaged or cut short") from error

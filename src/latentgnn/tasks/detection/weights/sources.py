@@ -1,0 +1,146 @@
+"""What ``model.weights`` names: one of torchvision's trained detectors, a run, a checkpoint, or a file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from latentgnn.configuration.settings import parse_config
+from latentgnn.errors import UserError
+from latentgnn.tasks.detection.config import DetectionConfig, ModelConfig
+from latentgnn.tasks.detection.weights.fetching import torchvision_state
+from latentgnn.tasks.detection.weights.files import read_file, state_of
+from latentgnn.tasks.detection.weights.layouts import Layout, recognised
+from latentgnn.tasks.detection.weights.published import PublishedDetector, published_detector, unknown
+from latentgnn.training.checkpoints import Checkpoint, read_checkpoint
+from latentgnn.training.commands import trained_weights
+
+SETTING = "model.weights"
+
+# What weights of any shape depend on: with another value they fit, and compute something else.
+_SILENT = ("norm_eps", "stride_in_1x1", "image_mean", "image_std", "anchor_sizes", "anchor_ratios")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Trained weights of a detector, under the names that detectors have here.
+
+    Args:
+        name: for a person.
+        state: the state dict.
+        categories: names of the rows of the last layers, the background first; ``None`` where unknown.
+        blocks: see `latentgnn.tasks.detection.weights.layouts.Layout`.
+        notes: lines to tell.
+    """
+
+    name: str
+    state: Mapping[str, Tensor]
+    categories: list[str] | None
+    blocks: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def find_source(config: ModelConfig) -> Source:
+    """Read, or download, what ``config.weights`` names.
+
+    Raises:
+        UserError: there is nothing of this name, it cannot be had, or it is something else.
+    """
+    name = str(config.weights)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _own(trained_weights(path), config)
+    if path.is_file():
+        return _from_file(path, config)
+    published = published_detector(name)
+    if published is None:
+        raise unknown(name)
+    return _published(published, config)
+
+
+def _published(detector: PublishedDetector, config: ModelConfig) -> Source:
+    _refuse_other_detector(detector, config)
+    title = f"torchvision's {detector.weights}"
+    state = torchvision_state(
+        detector.weights,
+        title,
+        setting=SETTING,
+        otherwise="give the file as --model.weights PATH, or start without: --model.weights null",
+    )
+    layout = recognised(state, image_std=config.image_std)
+    assert layout is not None, "torchvision's detectors have the names that are known"
+    return Source(
+        name=title,
+        state=layout.state,
+        categories=detector.categories,
+        notes=(*_renamed(layout), *_differences(vars(detector.config), config, "")),
+    )
+
+
+def _refuse_other_detector(detector: PublishedDetector, config: ModelConfig) -> None:
+    theirs = detector.config
+    wrong = [name for name in ("backbone", "heads") if getattr(theirs, name) != getattr(config, name)]
+    # A Faster R-CNN is a Mask R-CNN without its masks, but a RetinaNet is another thing.
+    if "retinanet" in (theirs.detector, config.detector) and theirs.detector != config.detector:
+        wrong.insert(0, "detector")
+    if wrong:
+        if theirs.norm_eps != config.norm_eps:
+            wrong.append("norm_eps")
+        options = " ".join(f"--model.{name} {getattr(theirs, name)}" for name in wrong)
+        raise UserError(f"{SETTING}: {detector.weights} is of another detector; with it, take {options}")
+
+
+def _own(checkpoint: Checkpoint, config: ModelConfig) -> Source:
+    """The weights of a run of ours."""
+    task = checkpoint.config.get("task", "detection")
+    if task != "detection":
+        raise UserError(f"{SETTING}: {checkpoint.path} is of the task {task!r}, and this is a detector")
+    there = parse_config(DetectionConfig, checkpoint.config, recorded=True)
+    categories = there.data.categories
+    return Source(
+        name=str(checkpoint.path),
+        state=checkpoint.weights,
+        categories=None if categories is None else ["__background__", *(name for _, name in categories)],
+        notes=_differences(vars(there.model), config, ""),
+    )
+
+
+def _from_file(path: Path, config: ModelConfig) -> Source:
+    content = read_file(path, SETTING)
+    if isinstance(content, dict) and "latentgnn" in content:
+        return _own(read_checkpoint(path), config)
+    state = state_of(content, path, SETTING)
+    layout = recognised(state, image_std=config.image_std)
+    if layout is None:
+        hint = f"; for a classifier's weights, --model.weights_backbone {path}" if "conv1.weight" in state else ""
+        raise UserError(
+            f"{SETTING}: {path} holds no detector with names as torchvision's, maskrcnn-benchmark's or detectron2's "
+            f"(its first: {', '.join(list(state)[:3])}){hint}"
+        )
+    return Source(
+        name=f"{path}, a detector of {layout.name}" if layout.name != "torchvision" else str(path),
+        state=layout.state,
+        categories=layout.categories,
+        blocks=layout.blocks,
+        notes=(*_renamed(layout), *_differences(layout.settings, config, f"{layout.name}'s ResNets ")),
+    )
+
+
+def _renamed(layout: Layout) -> tuple[str, ...]:
+    return (f"renamed: {layout.renamed} tensors, from names of {layout.name}'s",) if layout.renamed else ()
+
+
+def _differences(trained_with: Mapping[str, Any], config: ModelConfig, who: str) -> tuple[str, ...]:
+    """A line on the settings without which the weights compute something else."""
+    other = [
+        f"model.{name} {_shown(trained_with[name])} (here {_shown(getattr(config, name))})"
+        for name in _SILENT
+        if name in trained_with and trained_with[name] != getattr(config, name)
+    ]
+    return (f"note: {who}trained with {', '.join(other)}",) if other else ()
+
+
+def _shown(value: Any) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)

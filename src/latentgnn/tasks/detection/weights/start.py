@@ -1,0 +1,179 @@
+"""A detector starts from trained weights: what fits is taken over, the rest starts anew, and both are told."""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from latentgnn.checkpoints import load_published
+from latentgnn.errors import UserError
+from latentgnn.layer import LatentGNN
+from latentgnn.tasks.detection.config import ModelConfig
+from latentgnn.tasks.detection.weights.layouts import number_of_rows
+from latentgnn.tasks.detection.weights.sources import SETTING, Source, find_source
+from latentgnn.tasks.weights import Rows, Start, fit_lines, fit_weights
+from latentgnn.training.optimization import blocks_of
+
+# Taken over whole or not at all: parts of them compute nothing that was learnt.
+_PARTS = (
+    "backbone.fpn",
+    "rpn.head.conv",
+    "rpn.head.cls_logits",
+    "rpn.head.bbox_pred",
+    "roi_heads.box_head",
+    "roi_heads.box_predictor",
+    "roi_heads.mask_head",
+    "roi_heads.mask_predictor",
+    "head.classification_head.conv",
+    "head.classification_head.cls_logits",
+    "head.regression_head.conv",
+    "head.regression_head.bbox_reg",
+)
+_BODY, _COUNTER = "backbone.body.", "num_batches_tracked"
+_UNUSED = "N/A"  # torchvision's name for COCO's ids without a category
+
+
+def start_from(model: nn.Module, config: ModelConfig, categories: Sequence[tuple[int, str]]) -> Start:
+    """Load ``config.weights`` into a freshly built detector.
+
+    The last layers take over the rows of categories of the same name. Where no name is the same they start anew; where
+    the weights do not say what their rows are, they are taken in their order if there are as many.
+
+    Args:
+        model: from `latentgnn.tasks.detection.model.build_detector`.
+        config: its settings.
+        categories: id and name of each category, in the order of the labels from 1 on.
+
+    Raises:
+        UserError: the weights cannot be had, or their backbone is another.
+    """
+    source = find_source(config)
+    fresh = model.state_dict()
+    weights = dict(source.state)
+    weights |= {name: value for name, value in fresh.items() if name.endswith(_COUNTER) and name not in weights}
+    weights = {name: value for name, value in weights.items() if not name.endswith(_COUNTER) or name in fresh}
+    blocks = blocks_of(model)
+    published, faults = _published_blocks(blocks, source)
+    weights |= published
+    names = ["__background__", *(name for _, name in categories)]
+    pairs, taken = _pairs(source.categories, names, number_of_rows(weights))
+    fit = fit_weights(
+        weights,
+        fresh,
+        source=f"{SETTING}: {source.name}",
+        rows=_rows(weights, fresh, pairs),
+        together=(*_PARTS, *blocks),
+    )
+    _refuse_other_body(fit.anew, fit.left_out, weights, fresh, source, config, blocks)
+    model.load_state_dict(fit.state)
+    lines = [*fit_lines(fit, source.name), *(f"  {line}" for line in (*taken, *faults, *source.notes))]
+    learning = {name for name, _ in model.named_parameters()}
+    in_blocks = tuple(f"{name}." for name in blocks)
+    trained = {name for name in fit.taken if name in learning and not name.startswith(in_blocks)}
+    return Start(lines=tuple(lines), trained=frozenset(trained))
+
+
+def body_parameters(model: nn.Module) -> frozenset[str]:
+    """The parameters that ``model.weights_backbone`` loads: those of the backbone's network without its blocks."""
+    in_blocks = tuple(f"{name}." for name in blocks_of(model))
+    names = (name for name, _ in model.named_parameters() if name.startswith(_BODY))
+    return frozenset(name for name in names if not name.startswith(in_blocks))
+
+
+def _pairs(there: list[str] | None, here: list[str], rows: int | None) -> tuple[list[tuple[int, int]], tuple[str, ...]]:
+    """Which row of the last layers is which in the weights, and a line that tells it."""
+    if there is None:
+        if rows == len(here):
+            line = f"categories: the weights name none; their {rows - 1} are taken in their order"
+            return [(row, row) for row in range(len(here))], (line,)
+        return [], ()
+    if _plain(there) == _plain(here):
+        return [(row, row) for row in range(len(here))], ()
+    place = {name: row for row, name in reversed(list(enumerate(_plain(there)))) if name != _UNUSED.casefold()}
+    pairs = [(row, place[name]) for row, name in enumerate(_plain(here)) if name in place]
+    if len(pairs) < 2:
+        return [], (f"categories: none of {_some(here[1:])} is among those of the weights: their layers start anew",)
+    same = [here[row] for row, _ in pairs[1:]]
+    return pairs, (f"categories: {len(same)} of {len(here) - 1} taken over by their names: {_some(same)}",)
+
+
+def _plain(names: Sequence[str]) -> list[str]:
+    return [" ".join(name.replace("_", " ").replace("-", " ").split()).casefold() for name in names]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _rows(
+    weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor], pairs: Sequence[tuple[int, int]]
+) -> dict[str, Rows]:
+    """The rows of categories in each tensor of the last layers."""
+    there, here = number_of_rows(weights), number_of_rows(fresh)
+    if there is None or here is None:
+        return {}
+    pairs = [(row, source) for row, source in pairs if source < there]
+    found = {}
+    for part in ("weight", "bias"):
+        found[f"roi_heads.box_predictor.cls_score.{part}"] = list(pairs)
+        found[f"roi_heads.mask_predictor.mask_fcn_logits.{part}"] = list(pairs)
+        found[f"roi_heads.box_predictor.bbox_pred.{part}"] = [
+            (4 * row + side, 4 * source + side) for row, source in pairs for side in range(4)
+        ]
+        name = f"head.classification_head.cls_logits.{part}"
+        if name in fresh:
+            found[name] = [
+                (anchor * here + row, anchor * there + source)
+                for anchor in range(fresh[name].shape[0] // here)
+                for row, source in pairs
+            ]
+    each = {name: fresh[name].shape[0] // here for name in found if name in fresh}
+    # Of another number of anchors, or of another number of rows than there are categories, no row means the same.
+    same = {name for name in each if name in weights and list(weights[name].shape[:1]) == [each[name] * there]}
+    return {name: Rows(pairs=places if name in same else []) for name, places in found.items()}
+
+
+def _published_blocks(blocks: Mapping[str, LatentGNN], source: Source) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Published blocks under our names, for the model's blocks at the same stages, and what did not fit."""
+    state: dict[str, Tensor] = {}
+    faults = []
+    places = {f"C{index + 1}": f"{_BODY}layer{index}.latentgnn" for index in range(1, 5)}
+    for stage, weights in source.blocks.items():
+        name = places.get(stage, "")
+        if name not in blocks:
+            faults.append(f"left out: the block at {stage}, where this model has none (--model.blocks)")
+            continue
+        block = copy.deepcopy(blocks[name])
+        try:
+            load_published(block, weights)
+        except ValueError as error:
+            faults.append(f"started anew: the block at {stage} ({' '.join(str(error).split()[:30])} ...)")
+            continue
+        state |= {f"{name}.{key}": value for key, value in block.state_dict().items()}
+    return state, tuple(faults)
+
+
+def _refuse_other_body(
+    anew: Sequence[str],
+    left_out: Mapping[str, str],
+    weights: Mapping[str, Tensor],
+    fresh: Mapping[str, Tensor],
+    source: Source,
+    config: ModelConfig,
+    blocks: Mapping[str, LatentGNN],
+) -> None:
+    """With another network in the backbone, nothing that was trained would be left."""
+    in_blocks = tuple(f"{name}." for name in blocks)
+    missing = [name for name in anew if name.startswith(_BODY) and not name.startswith(in_blocks)]
+    if missing:
+        there = {name for name in left_out if name.startswith(_BODY)}
+        shapes = [
+            f"{name} is {tuple(weights[name].shape)} and here {tuple(fresh[name].shape)}"
+            if name in there
+            else f"{name} is not among them"
+            for name in missing[:3]
+        ]
+        raise UserError(
+            f"{SETTING}: {source.name} has another backbone than {config.backbone!r} with norm {config.norm!r} "
+            f"({len(missing)} of its tensors do not fit: {'; '.join(shapes)}); set --model.backbone as it was trained"
+        )

@@ -1,0 +1,68 @@
+"""A trained model of any task, for use in a program."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from latentgnn.configuration.settings import parse_config
+from latentgnn.errors import UserError
+
+# Of each task, the configuration's class and what loads its model: this module knows no task.
+_LOADERS = {
+    "detection": ("DetectionConfig", "load_detector"),
+    "pointcloud": ("PointCloudConfig", "load_segmenter"),
+}
+
+
+class Trained(Protocol):
+    """What `load_run` gives of every task; the rest differs with the task."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model in evaluation mode."""
+
+    @property
+    def transform(self) -> Any:
+        """Turns one image or scan into the model's input."""
+
+    @property
+    def config(self) -> Any:
+        """The run's settings."""
+
+    def predict(self, sample: Any, /) -> Any:
+        """The model's result for one image or scan."""
+
+
+def load_run(path: Path | str, *, device: str = "cpu") -> Any:
+    """The trained model of a run.
+
+    Args:
+        path: a run's folder, whose best checkpoint is taken, or its last where none is best; or a checkpoint.
+        device: where the model is put.
+
+    Returns:
+        For a detector, `latentgnn.tasks.detection.loading.TrainedDetector`: ``model`` in evaluation mode,
+        ``categories``, ``transform``, ``config`` and ``predict(image)``. For a point cloud's run,
+        `latentgnn.tasks.pointcloud.loading.TrainedSegmenter`: likewise, with ``class_names`` and ``class_ids``.
+
+    Raises:
+        UserError: there is no run, it has no checkpoint yet, or that does not fit its configuration.
+    """
+    # As a public name of the package, this module is imported without being used.
+    from latentgnn.training.commands import trained_weights
+    from latentgnn.training.runs import RunFolder
+
+    path = Path(path)
+    checkpoint = trained_weights(path)
+    values = RunFolder.open(path).config if path.is_dir() else checkpoint.config
+    task = values.get("task", "detection")
+    if task not in _LOADERS:
+        raise UserError(f"{path}: there is no task {task!r}; tasks: {', '.join(_LOADERS)}")
+    config_name, loader = _LOADERS[task]
+    config_class = getattr(import_module(f"latentgnn.tasks.{task}.config"), config_name)
+    config = parse_config(config_class, values, recorded=True)
+    trained: Trained = getattr(import_module(f"latentgnn.tasks.{task}.loading"), loader)(config, checkpoint)
+    trained.model.to(device)
+    return trained

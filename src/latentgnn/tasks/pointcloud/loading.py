@@ -1,0 +1,140 @@
+"""A trained point network for use in a program: the network, its classes, and what turns a scan into its input."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from latentgnn.errors import UserError
+from latentgnn.tasks.pointcloud.classes import class_names, first_ids
+from latentgnn.tasks.pointcloud.config import PointCloudConfig
+from latentgnn.tasks.pointcloud.datasets import Source, feature_columns, to_scan
+from latentgnn.tasks.pointcloud.model import PointNetwork, build_point_network
+from latentgnn.tasks.pointcloud.neighbors import Hierarchy, Level, build_hierarchy
+from latentgnn.tasks.pointcloud.prediction import predict_scan
+from latentgnn.tasks.pointcloud.scans import RawScan, Scan, coordinate_fault, read_scan
+from latentgnn.tasks.pointcloud.voxels import recentre, voxelize
+from latentgnn.training.checkpoints import Checkpoint
+
+
+class ScanInput(NamedTuple):
+    """What a point network takes, and how its output belongs to the points of the scan.
+
+    ``model(inputs.features, inputs.hierarchy)[inputs.voxel_of_point]`` has a row for every point of the scan.
+
+    Args:
+        features: of the points that were kept, one a voxel, float32, shape (M, F).
+        hierarchy: of these points.
+        voxel_of_point: for each of all points, which of the kept ones stands for it, int64, shape (N,).
+    """
+
+    features: Tensor
+    hierarchy: Hierarchy
+    voxel_of_point: Tensor
+
+
+class ScanTransform:
+    """A scan, all of it at once, as a point network takes it: features in order, one point a voxel, the levels.
+
+    Scans larger than those that the network learnt from are better cut into crops, as `TrainedSegmenter.predict` does.
+
+    Args:
+        model: whose levels are made, on whose device they lie.
+        config: features, voxels and classes.
+    """
+
+    def __init__(self, model: PointNetwork, config: PointCloudConfig) -> None:
+        self._model = model
+        self._config = config
+
+    def __call__(self, scan: RawScan | Path | str) -> ScanInput:
+        """The input of the network.
+
+        Args:
+            scan: points with what is known of them, or a scan file.
+
+        Raises:
+            UserError: the file cannot be read, or the scan lacks a feature or has values that are not finite.
+        """
+        sound = self.scan(scan)
+        device = next(self._model.parameters()).device
+        voxels = voxelize(sound.points, self._config.data.voxel)
+        hierarchy = build_hierarchy(
+            recentre(sound.points[voxels.kept]), grids=self._model.grids, neighbors=self._model.neighbors, workers=-1
+        )
+        return ScanInput(
+            features=torch.from_numpy(sound.features[voxels.kept]).to(device),
+            hierarchy=tuple(Level(*(tensor.to(device) for tensor in level)) for level in hierarchy),
+            voxel_of_point=torch.from_numpy(voxels.voxel_of_point).to(device),
+        )
+
+    def scan(self, scan: RawScan | Path | str) -> Scan:
+        """A scan with the network's features, and with labels where classes are known."""
+        path = Path("the scan") if isinstance(scan, RawScan) else Path(scan)
+        raw = scan if isinstance(scan, RawScan) else read_scan(path)
+        if (fault := coordinate_fault(raw.points)) is not None:
+            raise UserError(f"{path}: {fault}")
+        sound = to_scan(Source(name=path.stem, path=path, read=lambda: raw), raw, self._config.data, unknown="ignore")
+        if not np.isfinite(sound.features).all():
+            raise UserError(f"{path}: it has features that are not finite numbers")
+        return sound
+
+
+class TrainedSegmenter(NamedTuple):
+    """A point network as a run left it.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        class_names: in the order of the model's scores.
+        class_ids: the id that each of them gets in a file.
+        transform: a scan to the model's input.
+        config: the run's.
+    """
+
+    model: PointNetwork
+    class_names: tuple[str, ...]
+    class_ids: tuple[int, ...]
+    transform: ScanTransform
+    config: PointCloudConfig
+
+    def predict(self, scan: RawScan | Path | str, *, votes: int = 1) -> NDArray[np.float32]:
+        """Probabilities of the classes for every point of a scan of any size, as ``latentgnn predict`` computes them.
+
+        Args:
+            scan: points with what is known of them, or a scan file.
+            votes: times that it is predicted, each time with other points kept of its voxels.
+
+        Returns:
+            Float32, shape (N, K).
+        """
+        sound = self.transform.scan(scan)
+        return predict_scan(self.model, sound.points, sound.features, self.config.data, votes=votes)
+
+
+def load_segmenter(config: PointCloudConfig, checkpoint: Checkpoint) -> TrainedSegmenter:
+    """The network of a checkpoint.
+
+    Args:
+        config: the configuration that the checkpoint holds.
+        checkpoint: see `latentgnn.training.commands.trained_weights`.
+
+    Raises:
+        UserError: the configuration names no classes, or the weights do not fit it.
+    """
+    if config.data.classes is None:
+        raise UserError(f"the configuration of {checkpoint.path} names no classes, as that of a trained model does")
+    names = class_names(config.data.classes)
+    model = build_point_network(
+        config.model, num_features=len(feature_columns(config.data.features)), num_classes=len(names)
+    )
+    checkpoint.load_into(model)
+    return TrainedSegmenter(
+        model=model.eval(),
+        class_names=names,
+        class_ids=first_ids(config.data.classes),
+        transform=ScanTransform(model, config),
+        config=config,
+    )

@@ -1,0 +1,115 @@
+"""A point network starts from the weights of another run: what fits is taken over, the rest starts anew."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from latentgnn.configuration.settings import parse_config
+from latentgnn.errors import UserError
+from latentgnn.tasks.pointcloud.classes import class_names
+from latentgnn.tasks.pointcloud.config import PointCloudConfig
+from latentgnn.tasks.pointcloud.datasets import feature_columns
+from latentgnn.tasks.pointcloud.model import PointNetwork
+from latentgnn.tasks.weights import Rows, Start, fit_lines, fit_weights
+from latentgnn.training.checkpoints import Checkpoint, read_checkpoint
+from latentgnn.training.commands import trained_weights
+from latentgnn.training.optimization import blocks_of
+
+_SETTING = "model.weights"
+
+# With another value of these, weights fit and see something else.
+_SILENT = ("model.grids", "model.neighbors", "data.voxel", "data.height_radius")
+
+
+def start_from(model: PointNetwork, config: PointCloudConfig) -> Start:
+    """Load ``config.model.weights`` into a freshly built network.
+
+    The classifier takes over the rows of classes of the same name, and the first layer the columns of features of the
+    same name. A block is taken over whole or starts anew.
+
+    Args:
+        model: from `latentgnn.tasks.pointcloud.model.build_point_network`.
+        config: its run, with the classes and features that the data have.
+
+    Raises:
+        UserError: there is no such run or checkpoint, or its network has other widths.
+    """
+    checkpoint = _checkpoint(str(config.model.weights))
+    there = _configuration(checkpoint)
+    if there.model.widths != config.model.widths:
+        raise UserError(
+            f"{_SETTING}: the network in {checkpoint.path} has the widths {list(there.model.widths)}, this one "
+            f"{list(config.model.widths)}; take --model.widths '{list(there.model.widths)}'"
+        )
+    old_classes, classes = class_names(there.data.classes), class_names(config.data.classes)
+    # The last column is the height above the lowest point of a crop, which every network has.
+    old_columns, columns = ((*feature_columns(data.features), "") for data in (there.data, config.data))
+    rows = {f"{model.classifier}.{part}": _same(old_classes, classes) for part in ("weight", "bias")}
+    rows |= {f"scale.{part}": _same(old_columns, columns) for part in ("weight", "bias", "running_mean", "running_var")}
+    rows["encoder.0.abstraction.features.weight"] = _same(old_columns, columns, dim=1)
+    source = str(checkpoint.path)
+    blocks = blocks_of(model)
+    fit = fit_weights(
+        checkpoint.weights, model.state_dict(), source=f"{_SETTING}: {source}", rows=rows, together=blocks
+    )
+    model.load_state_dict(fit.state)
+    lines = [
+        *fit_lines(fit, source),
+        *_compared("classes", old_classes, classes),
+        *_compared("features", old_columns[:-1], columns[:-1]),
+        *_differences(there, config),
+    ]
+    in_blocks = tuple(f"{name}." for name in blocks)
+    learning = {name for name, _ in model.named_parameters() if not name.startswith(in_blocks)}
+    return Start(lines=tuple(lines), trained=frozenset(learning & set(fit.taken)))
+
+
+def _checkpoint(name: str) -> Checkpoint:
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise UserError(f"{_SETTING}: there is no run folder or checkpoint {path}")
+    try:
+        return trained_weights(path) if path.is_dir() else read_checkpoint(path)
+    except UserError as error:
+        raise UserError(f"{_SETTING}: {error}") from error
+
+
+def _configuration(checkpoint: Checkpoint) -> PointCloudConfig:
+    task = checkpoint.config.get("task", "detection")
+    if task != "pointcloud":
+        raise UserError(f"{_SETTING}: {checkpoint.path} is of the task {task!r}, and this is a point network")
+    try:
+        return parse_config(PointCloudConfig, checkpoint.config, recorded=True)
+    except UserError as error:
+        raise UserError(f"{_SETTING}: {checkpoint.path}: {error}") from error
+
+
+def _same(there: Sequence[str], here: Sequence[str], *, dim: int = 0) -> Rows:
+    pairs = [(place, there.index(name)) for place, name in enumerate(here) if name in there]
+    return Rows(pairs=pairs, dim=dim)
+
+
+def _compared(what: str, there: Sequence[str], here: Sequence[str]) -> list[str]:
+    """A line on names that are not the same in both."""
+    if set(there) == set(here):
+        return []
+    groups = {
+        "taken over": [name for name in here if name in there],
+        "new": [name for name in here if name not in there],
+        "left out": [name for name in there if name not in here],
+    }
+    return [f"  {what}: " + "; ".join(f"{title}: {', '.join(names)}" for title, names in groups.items() if names)]
+
+
+def _differences(there: PointCloudConfig, here: PointCloudConfig) -> list[str]:
+    """A line on settings without which the weights see something else."""
+    found = []
+    for setting in _SILENT:
+        group, name = setting.split(".")
+        old, new = (getattr(getattr(config, group), name) for config in (there, here))
+        if old != new and (name != "height_radius" or "height" in there.data.features):
+            found.append(f"{setting} {_shown(old)} (here {_shown(new)})")
+    return [f"  note: trained with {', '.join(found)}"] if found else []
+
+
+def _shown(value: object) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,104 @@
+"""The page of a report: its template filled in, with charts drawn and pictures embedded."""
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from latentgnn.configuration.recipes import to_yaml
+from latentgnn.errors import require
+from latentgnn.training import charts
+from latentgnn.training.runs import RunFolder
+from latentgnn.training.sections import Chart, Section, Table
+
+REPORT = "report.html"
+"""The name of the page in a run's folder, and of the template beside this file."""
+
+UNDEFINED = -1.0
+"""The value of a figure that nothing defines."""
+
+# Wide enough for two panels side by side; a page with a dozen of them stays below a few megabytes.
+_WIDEST_PICTURE = 1400
+
+
+def render(
+    run: RunFolder,
+    *,
+    subtitle: str,
+    notes: Sequence[str],
+    sections: Sequence[Section],
+    commands: Sequence[str],
+    tiles: Sequence[tuple[str, str]] = (),
+    tiles_of: str = "",
+    facts: Sequence[Table] = (),
+) -> str:
+    """The HTML of a report.
+
+    Args:
+        run: the folder, with its configuration and pictures.
+        subtitle: below its name.
+        notes: what is missing.
+        sections: in order.
+        commands: that made it.
+        tiles: names and values of the main figures.
+        tiles_of: what they are of.
+        facts: tables on machine and data.
+    """
+    require("jinja2", extra="train")
+    from jinja2 import Environment, StrictUndefined
+
+    template = Path(__file__).with_name(REPORT).read_text(encoding="utf-8")
+    # Everything is text of the user's own files: nothing of it may become markup.
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    return environment.from_string(template).render(
+        title=run.path.resolve().name,
+        subtitle=subtitle,
+        notes=notes,
+        tiles=tiles,
+        tiles_of=tiles_of,
+        sections=sections,
+        drawings=_drawings,
+        encoded=lambda name: _encoded(run.pictures, name),
+        width=charts.WIDTH,
+        height=charts.HEIGHT,
+        commands=commands,
+        facts=facts,
+        config=to_yaml(run.config),
+    )
+
+
+def figure(value: float | None) -> str:
+    """A figure as text.
+
+    Example:
+        >>> figure(0.5), figure(UNDEFINED)
+        ('0.500', 'n/a')
+    """
+    if value is None or value == UNDEFINED:
+        return "n/a"
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _encoded(folder: Path, name: str) -> str | None:
+    """A picture of a folder as a data URL, made smaller where it is wide; ``None`` where it cannot be read."""
+    require("PIL", extra="train")
+    from PIL import Image
+
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+        return None
+    buffer = io.BytesIO()
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            small = picture.convert("RGB")
+            small.thumbnail((_WIDEST_PICTURE, _WIDEST_PICTURE))
+            small.save(buffer, "jpeg", quality=85)
+    except (OSError, SyntaxError, Image.DecompressionBombError):
+        # SyntaxError: what Pillow says of a damaged PNG.
+        return None
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _drawings(section: Section) -> list[tuple[Chart, charts.Drawing]]:
+    drawn = [(chart, charts.draw(chart)) for chart in section.charts]
+    return [(chart, drawing) for chart, drawing in drawn if drawing is not None]

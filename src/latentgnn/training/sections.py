@@ -1,0 +1,181 @@
+"""What a task says in a run's report, as plain data: the report is written again from it without model or data."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Texts in rows, the first of each row naming it.
+
+    Args:
+        title: above it.
+        columns: their titles.
+        rows: as many texts each as there are columns.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def __post_init__(self) -> None:
+        if any(len(row) != len(self.columns) for row in self.rows):
+            raise ValueError(f"expected {len(self.columns)} cells in each row of the table {self.title!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A line of a chart.
+
+    Args:
+        name: in the legend.
+        x: ascending.
+        y: as many; where one is not finite, the line has a gap.
+    """
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.x) != len(self.y):
+            raise ValueError(f"expected as many x as y in the line {self.name!r}; got {len(self.x)} and {len(self.y)}")
+        if not all(map(math.isfinite, self.x)):
+            raise ValueError(f"expected finite x in the line {self.name!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """Lines over a common axis.
+
+    Args:
+        title: above it.
+        x: what the horizontal axis shows.
+        lines: those without any points are left out.
+        limits: the lowest and highest of the vertical axis; empty takes them from the lines.
+    """
+
+    title: str
+    x: str
+    lines: tuple[Line, ...]
+    limits: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        limits = self.limits
+        if limits and not (len(limits) == 2 and all(map(math.isfinite, limits)) and limits[0] < limits[1]):
+            raise ValueError(f"expected two ascending limits of the chart {self.title!r}, or none; got {limits}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """Counts, coloured by their part of their row.
+
+    Args:
+        title: above it.
+        rows: names of the rows.
+        columns: names of the columns.
+        counts: a row each.
+    """
+
+    title: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        if len(self.counts) != len(self.rows) or any(len(row) != len(self.columns) for row in self.counts):
+            raise ValueError(f"expected {len(self.rows)} x {len(self.columns)} counts in the matrix {self.title!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture of the run.
+
+    Args:
+        path: below the run's ``pictures/``.
+        caption: below it.
+    """
+
+    path: str
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """Pictures side by side.
+
+    Args:
+        title: above them.
+        pictures: in order.
+    """
+
+    title: str
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A section of a report; its parts stand in the order of the arguments.
+
+    Args:
+        title: its heading.
+        text: what a reader must know to read it.
+        charts: curves.
+        tables: figures.
+        matrices: counts.
+        galleries: pictures.
+    """
+
+    title: str
+    text: str = ""
+    charts: tuple[Chart, ...] = ()
+    tables: tuple[Table, ...] = ()
+    matrices: tuple[Matrix, ...] = ()
+    galleries: tuple[Gallery, ...] = ()
+
+
+def read_sections(value: Any) -> tuple[Section, ...]:
+    """The sections that `latentgnn.configuration.settings.plain_data` has made plain.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    return cast(tuple[Section, ...], _read(tuple[Section, ...], value))
+
+
+def _read(hint: Any, value: Any) -> Any:
+    if is_dataclass(hint):
+        hints = get_type_hints(hint)
+        if not isinstance(value, dict) or set(value) != {field.name for field in fields(hint)}:
+            raise ValueError(f"expected {', '.join(hints)} of a {cast(type, hint).__name__.lower()}")
+        return cast(Any, hint)(**{name: _read(inner, value[name]) for name, inner in hints.items()})
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"expected a list, got {type(value).__name__}")
+        return tuple(_read(get_args(hint)[0], item) for item in value)
+    accepted = int | float if hint is float else hint
+    if not isinstance(value, accepted) or isinstance(value, bool):
+        raise ValueError(f"expected {hint.__name__}, got {type(value).__name__}")
+    return value
+
+
+def thinned(line: Line, most: int = 400) -> Line:
+    """A line with as many points as can be told apart: of each stretch of a longer one, the means.
+
+    Example:
+        >>> thinned(Line(name="loss", x=(1, 2, 3, 4), y=(4.0, 2.0, 1.0, 1.0)), most=2)
+        Line(name='loss', x=(1.5, 3.5), y=(3.0, 1.0))
+    """
+    size = math.ceil(len(line.x) / most)
+    if size <= 1:
+        return line
+    starts = range(0, len(line.x), size)
+
+    def means(values: Sequence[float]) -> tuple[float, ...]:
+        return tuple(sum(part := values[start : start + size]) / len(part) for start in starts)
+
+    return Line(name=line.name, x=means(line.x), y=means(line.y))
