@@ -107,7 +107,7 @@ def doubled(times: int) -> Any:
         (content(latentgnn={"step": torch.tensor(4)}), r"it says step tensor\(4\)"),
         (content(latentgnn={"config": "text"}), "its config is str, expected a mapping"),
         (content(latentgnn={"config": {"a": torch.ones(1)}}), "expected plain data, got Tensor"),
-        (content(latentgnn={"config": {1: 2}}), "expected names as keys"),
+        (content(latentgnn={"config": {1.5: 2}}), "expected names or numbers as keys"),
         (content(latentgnn={"config": {"a": 2**70}}), "more than 64 bits"),
         (content(latentgnn={"course": nested(50)}), "nested too deeply"),
         (content(latentgnn={"course": {"a": doubled(25)}}), "more than 1,000,000 values"),

@@ -57,6 +57,15 @@ def test_the_figures_of_a_set(tmp_path):
     assert "dog        1  33.3%        1" in text
 
 
+def test_objects_of_crops_and_tiles_are_as_large_as_the_network_sees_them(tmp_path):
+    """A window of 5 x 5 becomes 20 x 20, and a cat's side of 6 becomes 24."""
+    WRITERS["coco"](tmp_path)
+    annotations = load(DetectionSet(DataConfig(root=str(tmp_path))).whole())
+    found = summarize(annotations, DOUBLED, window=5)
+    assert sorted(found.sides) == pytest.approx([24, 24, 4 * 40**0.5])
+    assert list(summarize(annotations, DOUBLED, window=20).sides) == list(summarize(annotations, DOUBLED).sides)
+
+
 def test_masks_and_images_without_objects(tmp_path):
     WRITERS["voc_masks"](tmp_path)
     assert of(tmp_path).has_masks
