@@ -75,9 +75,19 @@ class TrainedDetector(NamedTuple):
         Returns:
             ``boxes`` (n, 4) as x1, y1, x2, y2 in pixels of the image, ``labels`` (n,), ``scores`` (n,) and, of a Mask
             R-CNN, ``masks`` (n, 1, H, W) in 0..1; all on the CPU.
+
+        Raises:
+            UserError: the file cannot be read, or the image is one that the run looks at by tiles.
         """
+        tensor, tiles = self.transform(image), self.config.evaluation.tiles
+        if tiles and max(tensor.shape[1:]) > tiles:
+            height, width = tensor.shape[1:]
+            raise UserError(
+                f"this run looks at images by tiles of {tiles} pixels (evaluation.tiles), and this one is {width} x "
+                f"{height}: `latentgnn predict` does so; `model([transform(image)])` looks at the whole image at once"
+            )
         with torch.inference_mode():
-            (found,) = self.model([self.transform(image)])
+            (found,) = self.model([tensor])
         return {name: value.cpu() for name, value in found.items()}
 
 
