@@ -76,8 +76,8 @@ def test_masks_and_images_without_objects(tmp_path):
     assert (found.objects, found.crowds, found.without_objects) == (2, 1, 1)
 
 
-def fits(root, model, detections=(1, 10, 100)):
-    config = DetectionConfig(model=model, evaluation=EvaluationConfig(max_detections=detections))
+def fits(root, model, detections=(1, 10, 100), tiles=None):
+    config = DetectionConfig(model=model, evaluation=EvaluationConfig(max_detections=detections, tiles=tiles))
     opened = DetectionSet(DataConfig(root=str(root)))
     parts = {split: opened.reading(split) for split in ("train", "val")} if opened.is_split else {"all": opened.whole()}
     return misfits(config, {split: summarize(load(reading), model) for split, reading in parts.items()})
@@ -110,6 +110,11 @@ def test_what_does_not_fit(tmp_path, name):
     changes, message = MISFITS[name]
     write_yolo(tmp_path)
     assert any(message in line for line in fits(tmp_path, model(**changes)))
+
+
+def test_by_tiles_the_detections_of_a_whole_image_are_not_limited(tmp_path):
+    write_yolo(tmp_path)
+    assert not any("detections" in line for line in fits(tmp_path, model(detections_per_image=1), tiles=64))
 
 
 def test_no_val_split_is_told(tmp_path):

@@ -63,10 +63,11 @@ def _of_split(config: DetectionConfig, summary: Summary) -> list[str]:
             f"{high:g}: add to model.anchor_ratios"
         )
     most = int(summary.objects_of_image.max(initial=0))
-    for name, limit in (
-        ("model.detections_per_image", model.detections_per_image),
-        ("evaluation.max_detections", config.evaluation.max_detections[-1]),
-    ):
+    limits = {"evaluation.max_detections": config.evaluation.max_detections[-1]}
+    if config.evaluation.tiles is None:
+        # By tiles, it is a limit for each tile.
+        limits["model.detections_per_image"] = model.detections_per_image
+    for name, limit in limits.items():
         if most > limit:
             images = int((summary.objects_of_image > limit).sum())
             lines.append(f"{images} images have more than {limit} objects, {most} at most: raise {name}")
