@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.measure import held_bytes
 from latentgnn import LatentGNN, PackedLatentGNN, reference
-from latentgnn.core import expand, layouts, passes, statistics
+from latentgnn.core import batch_norm, expand, layouts, passes
 from latentgnn.norms import group_norm
 from latentgnn.paths import memory, why_not_core
 
@@ -93,7 +93,7 @@ def test_agrees_with_the_reference(
         patch.setattr(expand, "moments_pay", lambda *_: moments)
         patch.setattr(expand, "NUMBERS_AT_ONCE", numbers)
         patch.setattr(expand, "_LEAST_CHANNELS", 1)
-        patch.setattr(statistics, "_MANY_NUMBERS", numbers)
+        patch.setattr(batch_norm, "_MANY_NUMBERS", numbers)
         patch.setattr(layouts, "_NODES_AT_ONCE", nodes)
         with memory(kept):
             output = layer(x)

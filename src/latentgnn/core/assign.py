@@ -6,13 +6,13 @@ of a group, D latents of all kernels in a group.
 
 from torch import Tensor
 
+from latentgnn.core.batch_norm import batch_norm_again
 from latentgnn.core.graphs import graphs_of, of_way, to_graphs, to_nodes
 from latentgnn.core.nodes import Block
 from latentgnn.core.parameters import Matrices, Vectors
 from latentgnn.core.plan import Plan
 from latentgnn.core.products import contract, contract_all, project, project_back, project_each, sum_of_nodes
 from latentgnn.core.records import Gradients, Record, add, add_pair
-from latentgnn.core.statistics import batch_norm_again
 from latentgnn.functional import cast, wide
 
 

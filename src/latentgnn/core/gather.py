@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from latentgnn.core.assign import assignments, assignments_backward
+from latentgnn.core.batch_norm import batch_norm_again
 from latentgnn.core.graphs import cat, graphs_of, of_samples, of_way, product, split_graphs, to_graphs, to_nodes
 from latentgnn.core.layouts import nodes_innermost
 from latentgnn.core.lengths import (
@@ -24,7 +25,6 @@ from latentgnn.core.parameters import Matrices, Vectors
 from latentgnn.core.plan import Plan
 from latentgnn.core.products import contract, project_all, sum_of_nodes
 from latentgnn.core.records import Gradients, Record, add_pair
-from latentgnn.core.statistics import batch_norm_again
 from latentgnn.functional import cast, wide
 
 

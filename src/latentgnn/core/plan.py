@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from latentgnn.core.statistics import Norm, OfBatch, OfNode, OfSample
+from latentgnn.core.batch_norm import OfBatch
+from latentgnn.core.statistics import Norm, OfNode, OfSample
 from latentgnn.functional import NodeScale
 from latentgnn.norms import NormKind
 
