@@ -159,7 +159,13 @@ def _recognised(config: DataConfig, root: Path) -> Format:
         if name in signs:
             return name
     looked_for = "; ".join(_TITLES.values())
-    raise UserError(f"{root} holds no set of a known format: {looked_for}; `--data.format` says more")
+    scan = next((path for suffix in ("laz", "las") for path in root.rglob(f"*.{suffix}")), None)
+    advice = (
+        f"there are scans, such as {scan.relative_to(root)}: give a recipe for point clouds, --config lidar_small"
+        if scan is not None
+        else "docs/detection.md shows how each lies in its folder, and --data.format names one"
+    )
+    raise UserError(f"{root} holds no set of a known format: {looked_for}; {advice}")
 
 
 def _read_named(config: DataConfig, split: Split) -> Reading:
