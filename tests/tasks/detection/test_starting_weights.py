@@ -195,6 +195,32 @@ def test_norms_may_change_their_kind(tmp_path):
     assert "started anew" not in "\n".join(start.lines)
 
 
+@pytest.mark.parametrize(
+    ("trained", "here", "fault", "fitting"),
+    [
+        ("batch_norm", "group_norm", "has batch norm in its backbone", "batch_norm, or frozen_batch_norm"),
+        ("frozen_batch_norm", "group_norm", "has batch norm in its backbone", "batch_norm, or frozen_batch_norm"),
+        ("group_norm", "batch_norm", "has no batch norm in its backbone", "group_norm"),
+        ("group_norm", "frozen_batch_norm", "has no batch norm in its backbone", "group_norm"),
+    ],
+)
+def test_another_kind_of_norm_in_the_backbone_is_refused(tmp_path, trained, here, fault, fitting):
+    """Its scales and shifts have the same names and shapes, and without the statistics mean something else."""
+    there, config = build(norm=trained, blocks={"C4": 4})
+    weights = write_run(tmp_path / "best.ckpt", there, config)
+    with pytest.raises(UserError) as caught:
+        begin(weights, norm=here)
+    assert f"{weights} {fault} and does not fit norm {here!r} (40 statistics such as " in str(caught.value)
+    assert str(caught.value).endswith(f"; set --model.norm {fitting}")
+
+
+def test_a_deeper_backbone_of_the_same_shapes_is_refused(tmp_path):
+    there, config = build(backbone="resnet34")
+    weights = write_run(tmp_path / "best.ckpt", there, config)
+    with pytest.raises(UserError, match=r"another backbone than 'resnet18'.*layer1\.2\.conv1\.weight is too many"):
+        begin(weights)
+
+
 def test_settings_that_weights_do_not_show_are_told(tmp_path):
     there, config = build()
     weights = write_run(tmp_path / "best.ckpt", there, config)
