@@ -127,7 +127,10 @@ def test_results_are_torchvisions(name):
 
 @pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", "retinanet_resnet50_fpn"])
 def test_the_eighty_categories_have_cocos_ids(name, home):
-    """Rows of ids that COCO does not use are left out; trained, they are never found."""
+    """Rows of ids that COCO does not use are left out.
+
+    Here they are as good as never found: R-CNN's scores would else differ by their probability, see the next test.
+    """
     url = get_model_weights(name)["COCO_V1"].url
     file = home / "hub" / "checkpoints" / Path(urlsplit(url).path).name
     whole = torch.load(file, weights_only=True)
@@ -151,6 +154,19 @@ def test_the_eighty_categories_have_cocos_ids(name, home):
     for result in got:
         result["labels"] = ids[result["labels"]]
     assert_same(got, expected)
+
+
+def test_without_the_unused_rows_rcnn_divides_their_probability_among_the_others():
+    name = "fasterrcnn_mobilenet_v3_large_320_fpn"
+    reference, model = theirs(name).roi_heads.box_predictor, ours(name, COCO).roi_heads.box_predictor
+    features = torch.randn(6, 1024, generator=torch.Generator().manual_seed(4)) / 8
+    used = [0, *(index for index, _ in COCO)]
+    with torch.no_grad():
+        expected, got = (predictor(features)[0].softmax(1) for predictor in (reference, model))
+    assert (expected.shape[1] - len(used), got.shape[1]) == (10, len(used))
+    unused = 1 - expected[:, used].sum(1, keepdim=True)
+    assert unused.max() > 0.01
+    torch.testing.assert_close(got, expected[:, used] / (1 - unused), rtol=1e-4, atol=1e-6)
 
 
 def test_in_training_the_losses_are_torchvisions():
