@@ -1,7 +1,7 @@
 """What ``model.weights`` names: one of torchvision's trained detectors, a run, a checkpoint, or a file."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latentgnn.configuration.settings import parse_config
 from latentgnn.errors import UserError
-from latentgnn.tasks.detection.config import DetectionConfig, ModelConfig
+from latentgnn.tasks.detection.config import FREE_WHEN_TRAINED, DetectionConfig, ModelConfig
 from latentgnn.tasks.detection.weights.fetching import torchvision_state
 from latentgnn.tasks.detection.weights.files import read_file, state_of
 from latentgnn.tasks.detection.weights.layouts import Layout, recognised
@@ -19,8 +19,11 @@ from latentgnn.training.commands import trained_weights
 
 SETTING = "model.weights"
 
-# What weights of any shape depend on: with another value they fit, and compute something else.
-_SILENT = ("norm_eps", "stride_in_1x1", "image_mean", "image_std", "anchor_sizes", "anchor_ratios")
+# What weights of any shape depend on: with another value they fit, and the detector computes something else.
+_SILENT = (
+    *("norm_eps", "stride_in_1x1", "image_mean", "image_std", "anchor_sizes", "anchor_ratios"),
+    *(setting.name for setting in fields(ModelConfig) if f"model.{setting.name}" in FREE_WHEN_TRAINED),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +136,15 @@ def _renamed(layout: Layout) -> tuple[str, ...]:
 
 
 def _differences(trained_with: Mapping[str, Any], config: ModelConfig, who: str) -> tuple[str, ...]:
-    """A line on the settings without which the weights compute something else."""
+    """A line on the settings without which the detector computes something else."""
+    # A RetinaNet makes no proposals.
+    proposals = "retinanet" not in (trained_with.get("detector"), config.detector)
     other = [
         f"model.{name} {_shown(trained_with[name])} (here {_shown(getattr(config, name))})"
         for name in _SILENT
-        if name in trained_with and trained_with[name] != getattr(config, name)
+        if name in trained_with
+        and trained_with[name] != getattr(config, name)
+        and (proposals or not name.startswith("rpn_"))
     ]
     return (f"note: {who}trained with {', '.join(other)}",) if other else ()
 
