@@ -151,6 +151,18 @@ def test_a_file_that_names_no_categories(tmp_path):
     assert same(model.state_dict(), before, "roi_heads.box_predictor")
 
 
+def test_a_file_with_as_many_rows_as_cocos_is_taken_for_one_of_cocos_and_that_is_told(tmp_path):
+    eighty = [(index, f"cell {index}") for index in range(1, 81)]
+    torch.save(build(categories=eighty)[0].state_dict(), tmp_path / "model.pth")
+    guess = "  guessed: the weights name no categories; by their number, 81 rows, they are taken for COCO's"
+    for categories, found in ((eighty, "none of cell 1"), ([(1, "dog"), (2, "gnu")], "1 of 2 taken over by")):
+        lines = begin(tmp_path / "model.pth", categories)[2].lines
+        assert guess in lines
+        assert any(line.startswith(f"  categories: {found}") for line in lines)
+    torch.save(build()[0].state_dict(), tmp_path / "model.pth")
+    assert "guessed" not in "\n".join(begin(tmp_path / "model.pth")[2].lines)
+
+
 def test_other_blocks(tmp_path):
     """Blocks that are the same are taken over; others start as an identity, and those without a place are left out."""
     there, config = build(blocks={"C3": 4, "C4": 4}, block=BlockConfig(gamma_init=0.5))

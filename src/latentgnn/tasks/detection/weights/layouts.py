@@ -34,7 +34,8 @@ class Layout:
         state: the state dict.
         renamed: how many of its tensors had other names.
         blocks: published LatentGNN blocks by stage, ``C3`` to ``C5``, each under the published names.
-        categories: names of the rows of the last layers, the background first; ``None`` where unknown.
+        categories: names of the rows of the last layers, the background first, guessed from their number; ``None``
+            where unknown.
         settings: of `ModelConfig`, what the weights were trained with, as far as the layout tells it.
     """
 

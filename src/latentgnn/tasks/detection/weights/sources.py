@@ -127,12 +127,23 @@ def _from_file(path: Path, config: ModelConfig) -> Source:
         state=layout.state,
         categories=layout.categories,
         blocks=layout.blocks,
-        notes=(*_renamed(layout), *_differences(layout.settings, config, f"{layout.name}'s ResNets ")),
+        notes=(
+            *_renamed(layout),
+            *_guessed(layout),
+            *_differences(layout.settings, config, f"{layout.name}'s ResNets "),
+        ),
     )
 
 
 def _renamed(layout: Layout) -> tuple[str, ...]:
     return (f"renamed: {layout.renamed} tensors, from names of {layout.name}'s",) if layout.renamed else ()
+
+
+def _guessed(layout: Layout) -> tuple[str, ...]:
+    if layout.categories is None:
+        return ()
+    rows = len(layout.categories)
+    return (f"guessed: the weights name no categories; by their number, {rows} rows, they are taken for COCO's",)
 
 
 def _differences(trained_with: Mapping[str, Any], config: ModelConfig, who: str) -> tuple[str, ...]:
