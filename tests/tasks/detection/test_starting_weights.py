@@ -261,11 +261,32 @@ def test_refuses_what_is_no_detector_or_another(tmp_path):
     assert "cannot read" in refusal(tmp_path / "broken.pth")
     torch.save({"a": torch.zeros(2)}, tmp_path / "other.pth")
     assert "holds no detector" in refusal(tmp_path / "other.pth")
+    for content, told in (
+        (
+            {"epoch": 3, "model_state_dict": there.state_dict()},
+            "its keys are 'epoch', 'model_state_dict'; save what is under 'model_state_dict' to a file of its own",
+        ),
+        (
+            {"a": torch.zeros(2), "step": 3},
+            "its keys are 'a', 'step', and 'step' is no tensor (int); save the",
+        ),
+        ([torch.zeros(2)], "it holds a list; save the network's state_dict()"),
+        ({}, "it is empty; save"),
+    ):
+        torch.save(content, tmp_path / "other.pth")
+        assert f"other.pth holds no state dict, a mapping from names to tensors: {told}" in refusal(
+            tmp_path / "other.pth"
+        )
+    name = "backbone.body.conv1.weight"
+    torch.save({**there.state_dict(), name: torch.zeros(64, 3, 7, 7, dtype=torch.int8)}, tmp_path / "other.pth")
+    assert (
+        f"(1 tensors do not fit: {name} is torch.int8 instead of torch.float32); save them as floating point numbers"
+    ) in refusal(tmp_path / "other.pth")
     assert "no file or folder 'MaskRCNN_ResNet50_Weights'; nearest: MaskRCNN_ResNet50_FPN" in refusal(
         "MaskRCNN_ResNet50_Weights"
     ).replace(", and none of torchvision's trained detectors has this name", "")
     (tmp_path / "run").mkdir()
-    assert "is not a run's folder" in refusal(tmp_path / "run")
+    assert refusal(tmp_path / "run").startswith(f"model.weights: {tmp_path / 'run'} is not a run's folder")
     points = tmp_path / "points.ckpt"
     content = {
         "latentgnn": {"step": 3, "config": {"task": "pointcloud"}, "course": {}, "data": {}},
@@ -273,7 +294,16 @@ def test_refuses_what_is_no_detector_or_another(tmp_path):
         "optimizer": {},
     }
     write_checkpoint(points, content)
-    assert "is of the task 'pointcloud'" in refusal(points)
+    assert refusal(points).startswith(f"model.weights: {points} is of the task 'pointcloud'")
+
+
+def test_weights_in_half_precision_counters_too(tmp_path):
+    there, _ = build()
+    state = {name: value.half() for name, value in there.state_dict().items()}
+    torch.save(state, tmp_path / "half.pth")
+    model, _, start = begin(tmp_path / "half.pth")
+    assert all(torch.equal(value, state[name].to(value)) for name, value in model.state_dict().items())
+    assert "started anew" not in "\n".join(start.lines)
 
 
 def test_files_with_tensors_of_strange_shapes_are_no_fault_of_ours(tmp_path):

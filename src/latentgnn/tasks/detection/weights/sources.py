@@ -14,7 +14,6 @@ from latentgnn.tasks.detection.weights.fetching import torchvision_state
 from latentgnn.tasks.detection.weights.files import read_file, state_of
 from latentgnn.tasks.detection.weights.layouts import Layout, recognised
 from latentgnn.tasks.detection.weights.published import PublishedDetector, published_detector, unknown
-from latentgnn.training.checkpoints import Checkpoint, read_checkpoint
 from latentgnn.training.commands import trained_weights
 
 SETTING = "model.weights"
@@ -54,7 +53,7 @@ def find_source(config: ModelConfig) -> Source:
     name = str(config.weights)
     path = Path(name).expanduser()
     if path.is_dir():
-        return _own(trained_weights(path), config)
+        return _own(path, config)
     if path.is_file():
         return _from_file(path, config)
     published = published_detector(name)
@@ -95,12 +94,16 @@ def _refuse_other_detector(detector: PublishedDetector, config: ModelConfig) -> 
         raise UserError(f"{SETTING}: {detector.weights} is of another detector; with it, take {options}")
 
 
-def _own(checkpoint: Checkpoint, config: ModelConfig) -> Source:
-    """The weights of a run of ours."""
-    task = checkpoint.config.get("task", "detection")
-    if task != "detection":
-        raise UserError(f"{SETTING}: {checkpoint.path} is of the task {task!r}, and this is a detector")
-    there = parse_config(DetectionConfig, checkpoint.config, recorded=True)
+def _own(path: Path, config: ModelConfig) -> Source:
+    """The weights of a run or a checkpoint of ours."""
+    try:
+        checkpoint = trained_weights(path)
+        task = checkpoint.config.get("task", "detection")
+        if task != "detection":
+            raise UserError(f"{checkpoint.path} is of the task {task!r}, and this is a detector")
+        there = parse_config(DetectionConfig, checkpoint.config, recorded=True)
+    except UserError as error:
+        raise UserError(f"{SETTING}: {error}") from error
     categories = there.data.categories
     return Source(
         name=str(checkpoint.path),
@@ -113,7 +116,7 @@ def _own(checkpoint: Checkpoint, config: ModelConfig) -> Source:
 def _from_file(path: Path, config: ModelConfig) -> Source:
     content = read_file(path, SETTING)
     if isinstance(content, dict) and "latentgnn" in content:
-        return _own(read_checkpoint(path), config)
+        return _own(path, config)
     state = state_of(content, path, SETTING)
     layout = recognised(state, image_std=config.image_std)
     if layout is None:

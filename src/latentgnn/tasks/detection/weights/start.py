@@ -53,8 +53,12 @@ def start_from(model: nn.Module, config: ModelConfig, categories: Sequence[tuple
     source = find_source(config)
     fresh = model.state_dict()
     weights = dict(source.state)
-    weights |= {name: value for name, value in fresh.items() if name.endswith(_COUNTER) and name not in weights}
-    weights = {name: value for name, value in weights.items() if not name.endswith(_COUNTER) or name in fresh}
+    for name in [name for name in {**weights, **fresh} if name.endswith(_COUNTER)]:
+        # Nothing is learnt in these: they may be missing, left over, or halved with all else.
+        if name not in fresh:
+            del weights[name]
+        elif name not in weights or weights[name].dtype != fresh[name].dtype:
+            weights[name] = fresh[name]
     blocks = blocks_of(model)
     published, faults = _published_blocks(blocks, source)
     weights |= published
@@ -181,6 +185,12 @@ def _refuse_other_body(fit: Fit, source: Source, config: ModelConfig, blocks: Ma
         else f"{name} is {'too many' if name in fit.left_out else 'not among them'}"
         for name in wrong[:3]
     ]
+    kinds = {fit.left_out.get(name, "") for name in wrong}
+    if all(kind.startswith("torch.") for kind in kinds):
+        raise UserError(
+            f"{SETTING}: {source.name} has other kinds of numbers than a detector of norm {config.norm!r} "
+            f"({len(wrong)} tensors do not fit: {'; '.join(faults)}); save them as floating point numbers"
+        )
     raise UserError(
         f"{SETTING}: {source.name} has another backbone than {config.backbone!r} with norm {config.norm!r} "
         f"({len(wrong)} tensors do not fit: {'; '.join(faults)}); set --model.backbone as it was trained"
