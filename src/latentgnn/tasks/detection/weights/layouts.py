@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
-Renames = Sequence[tuple[str, str]]
-
 _CLASS, _BOX = "roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred"
 _MASK = "roi_heads.mask_predictor.mask_fcn_logits"
 _BLOCK = re.compile(r"backbone\.body\.featureaug(\d)\.(.+)")
