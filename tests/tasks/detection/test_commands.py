@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import shutil
 import subprocess
@@ -195,9 +194,9 @@ def test_a_run_is_loaded_in_python(run, data, tmp_path):
     assert torch.equal(loaded.transform(image), loaded.transform(pixels))
     with pytest.raises(ValueError, match=r"expected an RGB array, uint8 \(H, W, 3\); got float64"):
         loaded.transform(pixels / 255)
-    in_tiles = dataclasses.replace(loaded.config.evaluation, tiles=16)
-    with pytest.raises(UserError, match="this run looks at images by tiles of 16 pixels"):
-        loaded._replace(config=dataclasses.replace(loaded.config, evaluation=in_tiles)).predict(image)
+    in_tiles = replace(loaded.config.evaluation, tiles=32)
+    with pytest.raises(UserError, match="this run looks at images by tiles of 32 pixels"):
+        loaded._replace(config=replace(loaded.config, evaluation=in_tiles)).predict(image)
     with pytest.raises(UserError, match="there is no checkpoint"):
         latentgnn.load_run(tmp_path / "nothing")
 
