@@ -151,6 +151,18 @@ def test_a_file_that_names_no_categories(tmp_path):
     assert same(model.state_dict(), before, "roi_heads.box_predictor")
 
 
+def test_a_file_with_as_many_rows_as_cocos_is_taken_for_one_of_cocos_and_that_is_told(tmp_path):
+    eighty = [(index, f"cell {index}") for index in range(1, 81)]
+    torch.save(build(categories=eighty)[0].state_dict(), tmp_path / "model.pth")
+    guess = "  guessed: the weights name no categories; by their number, 81 rows, they are taken for COCO's"
+    for categories, found in ((eighty, "none of cell 1"), ([(1, "dog"), (2, "gnu")], "1 of 2 taken over by")):
+        lines = begin(tmp_path / "model.pth", categories)[2].lines
+        assert guess in lines
+        assert any(line.startswith(f"  categories: {found}") for line in lines)
+    torch.save(build()[0].state_dict(), tmp_path / "model.pth")
+    assert "guessed" not in "\n".join(begin(tmp_path / "model.pth")[2].lines)
+
+
 def test_other_blocks(tmp_path):
     """Blocks that are the same are taken over; others start as an identity, and those without a place are left out."""
     there, config = build(blocks={"C3": 4, "C4": 4}, block=BlockConfig(gamma_init=0.5))
@@ -195,6 +207,32 @@ def test_norms_may_change_their_kind(tmp_path):
     assert "started anew" not in "\n".join(start.lines)
 
 
+@pytest.mark.parametrize(
+    ("trained", "here", "fault", "fitting"),
+    [
+        ("batch_norm", "group_norm", "has batch norm in its backbone", "batch_norm, or frozen_batch_norm"),
+        ("frozen_batch_norm", "group_norm", "has batch norm in its backbone", "batch_norm, or frozen_batch_norm"),
+        ("group_norm", "batch_norm", "has no batch norm in its backbone", "group_norm"),
+        ("group_norm", "frozen_batch_norm", "has no batch norm in its backbone", "group_norm"),
+    ],
+)
+def test_another_kind_of_norm_in_the_backbone_is_refused(tmp_path, trained, here, fault, fitting):
+    """Its scales and shifts have the same names and shapes, and without the statistics mean something else."""
+    there, config = build(norm=trained, blocks={"C4": 4})
+    weights = write_run(tmp_path / "best.ckpt", there, config)
+    with pytest.raises(UserError) as caught:
+        begin(weights, norm=here)
+    assert f"{weights} {fault} and does not fit norm {here!r} (40 statistics such as " in str(caught.value)
+    assert str(caught.value).endswith(f"; set --model.norm {fitting}")
+
+
+def test_a_deeper_backbone_of_the_same_shapes_is_refused(tmp_path):
+    there, config = build(backbone="resnet34")
+    weights = write_run(tmp_path / "best.ckpt", there, config)
+    with pytest.raises(UserError, match=r"another backbone than 'resnet18'.*layer1\.2\.conv1\.weight is too many"):
+        begin(weights)
+
+
 def test_settings_that_weights_do_not_show_are_told(tmp_path):
     there, config = build()
     weights = write_run(tmp_path / "best.ckpt", there, config)
@@ -223,11 +261,32 @@ def test_refuses_what_is_no_detector_or_another(tmp_path):
     assert "cannot read" in refusal(tmp_path / "broken.pth")
     torch.save({"a": torch.zeros(2)}, tmp_path / "other.pth")
     assert "holds no detector" in refusal(tmp_path / "other.pth")
+    for content, told in (
+        (
+            {"epoch": 3, "model_state_dict": there.state_dict()},
+            "its keys are 'epoch', 'model_state_dict'; save what is under 'model_state_dict' to a file of its own",
+        ),
+        (
+            {"a": torch.zeros(2), "step": 3},
+            "its keys are 'a', 'step', and 'step' is no tensor (int); save the",
+        ),
+        ([torch.zeros(2)], "it holds a list; save the network's state_dict()"),
+        ({}, "it is empty; save"),
+    ):
+        torch.save(content, tmp_path / "other.pth")
+        assert f"other.pth holds no state dict, a mapping from names to tensors: {told}" in refusal(
+            tmp_path / "other.pth"
+        )
+    name = "backbone.body.conv1.weight"
+    torch.save({**there.state_dict(), name: torch.zeros(64, 3, 7, 7, dtype=torch.int8)}, tmp_path / "other.pth")
+    assert (
+        f"(1 tensors do not fit: {name} is torch.int8 instead of torch.float32); save them as floating point numbers"
+    ) in refusal(tmp_path / "other.pth")
     assert "no file or folder 'MaskRCNN_ResNet50_Weights'; nearest: MaskRCNN_ResNet50_FPN" in refusal(
         "MaskRCNN_ResNet50_Weights"
     ).replace(", and none of torchvision's trained detectors has this name", "")
     (tmp_path / "run").mkdir()
-    assert "is not a run's folder" in refusal(tmp_path / "run")
+    assert refusal(tmp_path / "run").startswith(f"model.weights: {tmp_path / 'run'} is not a run's folder")
     points = tmp_path / "points.ckpt"
     content = {
         "latentgnn": {"step": 3, "config": {"task": "pointcloud"}, "course": {}, "data": {}},
@@ -235,7 +294,16 @@ def test_refuses_what_is_no_detector_or_another(tmp_path):
         "optimizer": {},
     }
     write_checkpoint(points, content)
-    assert "is of the task 'pointcloud'" in refusal(points)
+    assert refusal(points).startswith(f"model.weights: {points} is of the task 'pointcloud'")
+
+
+def test_weights_in_half_precision_counters_too(tmp_path):
+    there, _ = build()
+    state = {name: value.half() for name, value in there.state_dict().items()}
+    torch.save(state, tmp_path / "half.pth")
+    model, _, start = begin(tmp_path / "half.pth")
+    assert all(torch.equal(value, state[name].to(value)) for name, value in model.state_dict().items())
+    assert "started anew" not in "\n".join(start.lines)
 
 
 def test_files_with_tensors_of_strange_shapes_are_no_fault_of_ours(tmp_path):

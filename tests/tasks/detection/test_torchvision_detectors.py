@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
 from latentgnn.layer import LatentGNN
+from latentgnn.tasks.detection.config import ModelConfig
 from latentgnn.tasks.detection.model import build_detector
 from latentgnn.tasks.detection.weights.published import published_detector
 from latentgnn.tasks.detection.weights.start import start_from
@@ -127,7 +128,10 @@ def test_results_are_torchvisions(name):
 
 @pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", "retinanet_resnet50_fpn"])
 def test_the_eighty_categories_have_cocos_ids(name, home):
-    """Rows of ids that COCO does not use are left out; trained, they are never found."""
+    """Rows of ids that COCO does not use are left out.
+
+    Here they are as good as never found: R-CNN's scores would else differ by their probability, see the next test.
+    """
     url = get_model_weights(name)["COCO_V1"].url
     file = home / "hub" / "checkpoints" / Path(urlsplit(url).path).name
     whole = torch.load(file, weights_only=True)
@@ -153,6 +157,19 @@ def test_the_eighty_categories_have_cocos_ids(name, home):
     assert_same(got, expected)
 
 
+def test_without_the_unused_rows_rcnn_divides_their_probability_among_the_others():
+    name = "fasterrcnn_mobilenet_v3_large_320_fpn"
+    reference, model = theirs(name).roi_heads.box_predictor, ours(name, COCO).roi_heads.box_predictor
+    features = torch.randn(6, 1024, generator=torch.Generator().manual_seed(4)) / 8
+    used = [0, *(index for index, _ in COCO)]
+    with torch.no_grad():
+        expected, got = (predictor(features)[0].softmax(1) for predictor in (reference, model))
+    assert (expected.shape[1] - len(used), got.shape[1]) == (10, len(used))
+    unused = 1 - expected[:, used].sum(1, keepdim=True)
+    assert unused.max() > 0.01
+    torch.testing.assert_close(got, expected[:, used] / (1 - unused), rtol=1e-4, atol=1e-6)
+
+
 def test_in_training_the_losses_are_torchvisions():
     """The second generation: another loss for RetinaNet's boxes, and norms that take the batch's statistics."""
     batch = images()
@@ -164,6 +181,31 @@ def test_in_training_the_losses_are_torchvisions():
     assert losses[0].keys() == losses[1].keys()
     for key, value in losses[1].items():
         torch.testing.assert_close(losses[0][key], value)
+
+
+def test_settings_other_than_those_of_the_weights_are_told():
+    """All of them: with equal shapes, nothing else shows that a detector of 320 pixels is built as one of 800."""
+    config = ModelConfig(
+        detector="faster_rcnn",
+        backbone="mobilenet_v3_large",
+        weights="fasterrcnn_mobilenet_v3_large_320_fpn",
+        score_threshold=0.3,
+        nms_threshold=0.6,
+        detections_per_image=50,
+    )
+    note = start_from(build_detector(config, len(IDS)), config, IDS).lines[-1]
+    assert note == (
+        "  note: trained with model.min_size [320] (here [800]), model.max_size 640 (here 1333), "
+        "model.rpn_pre_nms [2000, 150] (here [2000, 1000]), model.rpn_post_nms [2000, 150] (here [2000, 1000]), "
+        "model.rpn_score_threshold 0.05 (here 0.0), model.score_threshold 0.05 (here 0.3), "
+        "model.nms_threshold 0.5 (here 0.6), model.detections_per_image 100 (here 50)"
+    )
+    config = dataclasses.replace(
+        config, detector="retinanet", backbone="resnet50", weights="retinanet_resnet50_fpn_v2", norm="batch_norm"
+    )
+    config = dataclasses.replace(config, heads="v2", rpn_score_threshold=0.2, detections_per_image=300)
+    note = start_from(build_detector(config, len(IDS)), config, IDS).lines[-1]
+    assert note == "  note: trained with model.score_threshold 0.05 (here 0.3), model.nms_threshold 0.5 (here 0.6)"
 
 
 @pytest.mark.parametrize("name", DETECTORS)

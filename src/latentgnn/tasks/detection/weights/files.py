@@ -12,6 +12,8 @@ from latentgnn.errors import UserError, system_error
 
 _WRAPPERS = ("module.", "model.")  # what DistributedDataParallel and Lightning put before every name
 
+_KEYS = ("state_dict", "model")  # under which others save a state dict
+
 
 def read_file(path: Path, setting: str) -> Any:
     """What a safetensors file holds, or one that ``torch.load(weights_only=True)`` reads.
@@ -42,9 +44,9 @@ def state_of(content: Any, path: Path, setting: str) -> dict[str, Tensor]:
         UserError: there is none.
     """
     if isinstance(content, dict):
-        content = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
-    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{setting}: {path} holds no state dict: a mapping from names to tensors")
+        content = next((content[key] for key in _KEYS if isinstance(content.get(key), dict)), content)
+    if not _is_state(content):
+        raise UserError(f"{setting}: {path} holds no state dict, a mapping from names to tensors: {_held(content)}")
     strange = [str(name) for name, value in content.items() if value.layout != torch.strided or value.is_quantized]
     if strange:
         raise UserError(
@@ -55,3 +57,22 @@ def state_of(content: Any, path: Path, setting: str) -> dict[str, Tensor]:
         if all(name.startswith(wrapper) for name in state):
             state = {name.removeprefix(wrapper): value for name, value in state.items()}
     return state
+
+
+def _is_state(content: Any) -> bool:
+    return isinstance(content, dict) and bool(content) and all(isinstance(value, Tensor) for value in content.values())
+
+
+def _held(content: Any) -> str:
+    """What there is in place of a state dict, and what to do."""
+    if not isinstance(content, dict):
+        return f"it holds a {type(content).__name__}; save the network's state_dict() with torch.save"
+    if not content:
+        return "it is empty; save the network's state_dict() with torch.save"
+    more = f" and {len(content) - 6} more" if len(content) > 6 else ""
+    keys = f"its keys are {', '.join(map(repr, list(content)[:6]))}{more}"
+    inside = next((key for key, value in content.items() if _is_state(value)), None)
+    if inside is not None:
+        return f"{keys}; save what is under {inside!r} to a file of its own with torch.save, and give that"
+    other = next(key for key, value in content.items() if not isinstance(value, Tensor))
+    return f"{keys}, and {other!r} is no tensor ({type(content[other]).__name__}); save the state_dict() alone"

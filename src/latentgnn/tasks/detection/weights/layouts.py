@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
-Renames = Sequence[tuple[str, str]]
-
 _CLASS, _BOX = "roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred"
 _MASK = "roi_heads.mask_predictor.mask_fcn_logits"
 _BLOCK = re.compile(r"backbone\.body\.featureaug(\d)\.(.+)")
@@ -34,7 +32,8 @@ class Layout:
         state: the state dict.
         renamed: how many of its tensors had other names.
         blocks: published LatentGNN blocks by stage, ``C3`` to ``C5``, each under the published names.
-        categories: names of the rows of the last layers, the background first; ``None`` where unknown.
+        categories: names of the rows of the last layers, the background first, guessed from their number; ``None``
+            where unknown.
         settings: of `ModelConfig`, what the weights were trained with, as far as the layout tells it.
     """
 

@@ -1,7 +1,7 @@
 """What ``model.weights`` names: one of torchvision's trained detectors, a run, a checkpoint, or a file."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +9,20 @@ from torch import Tensor
 
 from latentgnn.configuration.settings import parse_config
 from latentgnn.errors import UserError
-from latentgnn.tasks.detection.config import DetectionConfig, ModelConfig
+from latentgnn.tasks.detection.config import FREE_WHEN_TRAINED, DetectionConfig, ModelConfig
 from latentgnn.tasks.detection.weights.fetching import torchvision_state
 from latentgnn.tasks.detection.weights.files import read_file, state_of
 from latentgnn.tasks.detection.weights.layouts import Layout, recognised
 from latentgnn.tasks.detection.weights.published import PublishedDetector, published_detector, unknown
-from latentgnn.training.checkpoints import Checkpoint, read_checkpoint
 from latentgnn.training.commands import trained_weights
 
 SETTING = "model.weights"
 
-# What weights of any shape depend on: with another value they fit, and compute something else.
-_SILENT = ("norm_eps", "stride_in_1x1", "image_mean", "image_std", "anchor_sizes", "anchor_ratios")
+# What weights of any shape depend on: with another value they fit, and the detector computes something else.
+_SILENT = (
+    *("norm_eps", "stride_in_1x1", "image_mean", "image_std", "anchor_sizes", "anchor_ratios"),
+    *(setting.name for setting in fields(ModelConfig) if f"model.{setting.name}" in FREE_WHEN_TRAINED),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ def find_source(config: ModelConfig) -> Source:
     name = str(config.weights)
     path = Path(name).expanduser()
     if path.is_dir():
-        return _own(trained_weights(path), config)
+        return _own(path, config)
     if path.is_file():
         return _from_file(path, config)
     published = published_detector(name)
@@ -92,12 +94,16 @@ def _refuse_other_detector(detector: PublishedDetector, config: ModelConfig) -> 
         raise UserError(f"{SETTING}: {detector.weights} is of another detector; with it, take {options}")
 
 
-def _own(checkpoint: Checkpoint, config: ModelConfig) -> Source:
-    """The weights of a run of ours."""
-    task = checkpoint.config.get("task", "detection")
-    if task != "detection":
-        raise UserError(f"{SETTING}: {checkpoint.path} is of the task {task!r}, and this is a detector")
-    there = parse_config(DetectionConfig, checkpoint.config, recorded=True)
+def _own(path: Path, config: ModelConfig) -> Source:
+    """The weights of a run or a checkpoint of ours."""
+    try:
+        checkpoint = trained_weights(path)
+        task = checkpoint.config.get("task", "detection")
+        if task != "detection":
+            raise UserError(f"{checkpoint.path} is of the task {task!r}, and this is a detector")
+        there = parse_config(DetectionConfig, checkpoint.config, recorded=True)
+    except UserError as error:
+        raise UserError(f"{SETTING}: {error}") from error
     categories = there.data.categories
     return Source(
         name=str(checkpoint.path),
@@ -110,7 +116,7 @@ def _own(checkpoint: Checkpoint, config: ModelConfig) -> Source:
 def _from_file(path: Path, config: ModelConfig) -> Source:
     content = read_file(path, SETTING)
     if isinstance(content, dict) and "latentgnn" in content:
-        return _own(read_checkpoint(path), config)
+        return _own(path, config)
     state = state_of(content, path, SETTING)
     layout = recognised(state, image_std=config.image_std)
     if layout is None:
@@ -124,7 +130,11 @@ def _from_file(path: Path, config: ModelConfig) -> Source:
         state=layout.state,
         categories=layout.categories,
         blocks=layout.blocks,
-        notes=(*_renamed(layout), *_differences(layout.settings, config, f"{layout.name}'s ResNets ")),
+        notes=(
+            *_renamed(layout),
+            *_guessed(layout),
+            *_differences(layout.settings, config, f"{layout.name}'s ResNets "),
+        ),
     )
 
 
@@ -132,12 +142,23 @@ def _renamed(layout: Layout) -> tuple[str, ...]:
     return (f"renamed: {layout.renamed} tensors, from names of {layout.name}'s",) if layout.renamed else ()
 
 
+def _guessed(layout: Layout) -> tuple[str, ...]:
+    if layout.categories is None:
+        return ()
+    rows = len(layout.categories)
+    return (f"guessed: the weights name no categories; by their number, {rows} rows, they are taken for COCO's",)
+
+
 def _differences(trained_with: Mapping[str, Any], config: ModelConfig, who: str) -> tuple[str, ...]:
-    """A line on the settings without which the weights compute something else."""
+    """A line on the settings without which the detector computes something else."""
+    # A RetinaNet makes no proposals.
+    proposals = "retinanet" not in (trained_with.get("detector"), config.detector)
     other = [
         f"model.{name} {_shown(trained_with[name])} (here {_shown(getattr(config, name))})"
         for name in _SILENT
-        if name in trained_with and trained_with[name] != getattr(config, name)
+        if name in trained_with
+        and trained_with[name] != getattr(config, name)
+        and (proposals or not name.startswith("rpn_"))
     ]
     return (f"note: {who}trained with {', '.join(other)}",) if other else ()
 

@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from latentgnn.attachment import CHILD
 from latentgnn.checkpoints import load_published
 from latentgnn.errors import UserError
 from latentgnn.layer import LatentGNN
 from latentgnn.tasks.detection.config import ModelConfig
 from latentgnn.tasks.detection.weights.layouts import number_of_rows
 from latentgnn.tasks.detection.weights.sources import SETTING, Source, find_source
-from latentgnn.tasks.weights import Rows, Start, fit_lines, fit_weights
+from latentgnn.tasks.weights import Fit, Rows, Start, fit_lines, fit_weights
 from latentgnn.training.optimization import blocks_of
 
 # Taken over whole or not at all: parts of them compute nothing that was learnt.
@@ -30,6 +31,8 @@ _PARTS = (
     "head.regression_head.bbox_reg",
 )
 _BODY, _COUNTER = "backbone.body.", "num_batches_tracked"
+_STATISTICS = ("running_mean", "running_var")
+_IN_BLOCK = f".{CHILD}."
 _UNUSED = "N/A"  # torchvision's name for COCO's ids without a category
 
 
@@ -50,8 +53,12 @@ def start_from(model: nn.Module, config: ModelConfig, categories: Sequence[tuple
     source = find_source(config)
     fresh = model.state_dict()
     weights = dict(source.state)
-    weights |= {name: value for name, value in fresh.items() if name.endswith(_COUNTER) and name not in weights}
-    weights = {name: value for name, value in weights.items() if not name.endswith(_COUNTER) or name in fresh}
+    for name in [name for name in {**weights, **fresh} if name.endswith(_COUNTER)]:
+        # Nothing is learnt in these: they may be missing, left over, or halved with all else.
+        if name not in fresh:
+            del weights[name]
+        elif name not in weights or weights[name].dtype != fresh[name].dtype:
+            weights[name] = fresh[name]
     blocks = blocks_of(model)
     published, faults = _published_blocks(blocks, source)
     weights |= published
@@ -64,7 +71,7 @@ def start_from(model: nn.Module, config: ModelConfig, categories: Sequence[tuple
         rows=_rows(weights, fresh, pairs),
         together=(*_PARTS, *blocks),
     )
-    _refuse_other_body(fit.anew, fit.left_out, weights, fresh, source, config, blocks)
+    _refuse_other_body(fit, source, config, blocks)
     model.load_state_dict(fit.state)
     lines = [*fit_lines(fit, source.name), *(f"  {line}" for line in (*taken, *faults, *source.notes))]
     learning = {name for name, _ in model.named_parameters()}
@@ -153,27 +160,38 @@ def _published_blocks(blocks: Mapping[str, LatentGNN], source: Source) -> tuple[
     return state, tuple(faults)
 
 
-def _refuse_other_body(
-    anew: Sequence[str],
-    left_out: Mapping[str, str],
-    weights: Mapping[str, Tensor],
-    fresh: Mapping[str, Tensor],
-    source: Source,
-    config: ModelConfig,
-    blocks: Mapping[str, LatentGNN],
-) -> None:
-    """With another network in the backbone, nothing that was trained would be left."""
+def _refuse_other_body(fit: Fit, source: Source, config: ModelConfig, blocks: Mapping[str, LatentGNN]) -> None:
+    """With another network in the backbone, what was trained would compute something else."""
     in_blocks = tuple(f"{name}." for name in blocks)
-    missing = [name for name in anew if name.startswith(_BODY) and not name.startswith(in_blocks)]
-    if missing:
-        there = {name for name in left_out if name.startswith(_BODY)}
-        shapes = [
-            f"{name} is {tuple(weights[name].shape)} and here {tuple(fresh[name].shape)}"
-            if name in there
-            else f"{name} is not among them"
-            for name in missing[:3]
-        ]
+    wrong = [
+        name
+        for name in dict.fromkeys((*fit.anew, *fit.left_out))
+        if name.startswith(_BODY) and not name.startswith(in_blocks) and _IN_BLOCK not in name
+    ]
+    if not wrong:
+        return
+    if all(name.endswith(_STATISTICS) for name in wrong):
+        if wrong[0] in fit.left_out:
+            there, fitting = "has batch norm in its backbone", "batch_norm, or frozen_batch_norm"
+        else:
+            there, fitting = "has no batch norm in its backbone", "group_norm"
         raise UserError(
-            f"{SETTING}: {source.name} has another backbone than {config.backbone!r} with norm {config.norm!r} "
-            f"({len(missing)} of its tensors do not fit: {'; '.join(shapes)}); set --model.backbone as it was trained"
+            f"{SETTING}: {source.name} {there} and does not fit norm {config.norm!r} ({len(wrong)} statistics such as "
+            f"{wrong[0]}); set --model.norm {fitting}"
         )
+    faults = [
+        f"{name} is {fit.left_out[name]}"
+        if name in fit.left_out and name in fit.anew
+        else f"{name} is {'too many' if name in fit.left_out else 'not among them'}"
+        for name in wrong[:3]
+    ]
+    kinds = {fit.left_out.get(name, "") for name in wrong}
+    if all(kind.startswith("torch.") for kind in kinds):
+        raise UserError(
+            f"{SETTING}: {source.name} has other kinds of numbers than a detector of norm {config.norm!r} "
+            f"({len(wrong)} tensors do not fit: {'; '.join(faults)}); save them as floating point numbers"
+        )
+    raise UserError(
+        f"{SETTING}: {source.name} has another backbone than {config.backbone!r} with norm {config.norm!r} "
+        f"({len(wrong)} tensors do not fit: {'; '.join(faults)}); set --model.backbone as it was trained"
+    )
