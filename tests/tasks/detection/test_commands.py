@@ -21,6 +21,7 @@ from latentgnn.outputs import LIST
 from latentgnn.tasks.detection import commands
 from latentgnn.tasks.detection.config import DetectionConfig
 from latentgnn.training.runs import RunFolder
+from tests.tasks.detection.tiny_sets import write_yolo
 
 TINY = """
 model:
@@ -194,9 +195,9 @@ def test_a_run_is_loaded_in_python(run, data, tmp_path):
     assert torch.equal(loaded.transform(image), loaded.transform(pixels))
     with pytest.raises(ValueError, match=r"expected an RGB array, uint8 \(H, W, 3\); got float64"):
         loaded.transform(pixels / 255)
-    in_tiles = dataclasses.replace(loaded.config.evaluation, tiles=16)
+    in_tiles = replace(loaded.config.evaluation, tiles=16)
     with pytest.raises(UserError, match="this run looks at images by tiles of 16 pixels"):
-        loaded._replace(config=dataclasses.replace(loaded.config, evaluation=in_tiles)).predict(image)
+        loaded._replace(config=replace(loaded.config, evaluation=in_tiles)).predict(image)
     with pytest.raises(UserError, match="there is no checkpoint"):
         latentgnn.load_run(tmp_path / "nothing")
 
@@ -460,7 +461,42 @@ def test_categories_must_mean_the_same_in_both_splits(recipe, tmp_path, capsys):
     path = root / "annotations" / "instances_val.json"
     path.write_text(path.read_text().replace('"blue"', '"green"'))
     assert main(["train", "--config", str(recipe), "--data.root", str(root), "--out", str(tmp_path / "run")]) == 1
-    assert "category 7 is 'blue' in the training annotations, but 'green'" in capsys.readouterr().err
+    assert "category 7 is 'blue' in the training annotations, but 7 is 'green'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({3: "blue", 7: "red"}, "category 3 is 'red' for the model, but 3 is 'blue' in "),
+        ({3: "red", 8: "blue"}, "category 7 is 'blue' for the model, but 8 is 'blue' in "),
+        ({1: "horse"}, "has no category of the model, but 1 horse: "),
+    ],
+)
+def test_a_set_with_other_categories_is_not_scored(run, data, tmp_path, capsys, names, message):
+    root, out = tmp_path / "other", tmp_path / "out"
+    shutil.copytree(data, root)
+    path = root / "annotations" / "instances_val.json"
+    content = json.loads(path.read_text())
+    content["categories"] = [{"id": id, "name": name} for id, name in names.items()]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = list(names)[-1]
+    path.write_text(json.dumps(content))
+    assert main(["evaluate", str(run), "--data.root", str(root), "--out", str(out)]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert f"the set of {root / 'val'}" in error
+    assert "the model's ids and names, 3 red, 7 blue" in error
+    assert not out.exists()
+
+
+def test_a_yolo_set_with_other_categories_is_not_scored(run, tmp_path, capsys):
+    root = tmp_path / "yolo"
+    root.mkdir()
+    write_yolo(root)
+    (root / "data.yaml").write_text((root / "data.yaml").read_text().replace("{0: dog, 1: cat}", "[red, blue]"))
+    argv = ["evaluate", str(run), "--out", str(tmp_path / "out"), "--data.format", "yolo"]
+    assert main([*argv, "--data.root", str(root)]) == 1
+    assert "category 3 is 'red' for the model, but 0 is 'red' in " in capsys.readouterr().err
 
 
 def test_the_program_as_a_process(data, recipe, tmp_path):

@@ -18,6 +18,7 @@ from latentgnn.tasks.checks import Split
 from latentgnn.tasks.detection import convert as conversion
 from latentgnn.tasks.detection import overview
 from latentgnn.tasks.detection.analysis import Analysis
+from latentgnn.tasks.detection.categories import differing
 from latentgnn.tasks.detection.check import load
 from latentgnn.tasks.detection.coco import CocoAnnotations, CocoValidationSet
 from latentgnn.tasks.detection.config import DataConfig, DetectionConfig
@@ -50,6 +51,7 @@ _MAY_CHANGE = (
     *("data.root", "data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images"),
     "evaluation",
 )
+_NAMED = 20  # categories that an error lists
 
 
 def train(config: DetectionConfig, out: Path | None, *, name: str, resume: bool = False) -> dict[str, float]:
@@ -88,6 +90,7 @@ def evaluate(
         made_in = source if source is not None and source.is_dir() else _temporary_folder(stack)
         val_set = _load_split(_open(config.data, made_in), "val")
         written.reads(_files_of(val_set))
+        _check_alike(config, val_set)
         if results is not None:
             records = load_results(results, val_set.dataset)
             kinds = kinds_of(records)
@@ -300,14 +303,36 @@ def _with_categories(config: DetectionConfig, train_set: CocoAnnotations, val_se
     expected = config.data.categories
     if expected is not None and expected != categories:
         raise UserError(f"data.categories are {list(expected)}, but the training annotations have {list(categories)}")
-    names = dict(categories)
-    for category_id, name in val_set.categories:
-        if names.get(category_id, name) != name:
-            raise UserError(
-                f"category {category_id} is {names[category_id]!r} in the training annotations, "
-                f"but {name!r} in the validation annotations"
-            )
+    if (difference := differing(categories, val_set.categories)) is not None:
+        (id, name), (other_id, other_name) = difference
+        raise UserError(
+            f"category {id} is {name!r} in the training annotations, "
+            f"but {other_id} is {other_name!r} in the validation annotations"
+        )
     return replace(config, data=replace(config.data, categories=categories))
+
+
+def _check_alike(config: DetectionConfig, val_set: CocoAnnotations) -> None:
+    """Refuse a set whose ids mean other categories than the model's, of which its figures would tell nothing."""
+    known = config.data.categories
+    if known is None:
+        return
+    if (difference := differing(known, val_set.categories)) is not None:
+        (id, name), (other_id, other_name) = difference
+        raise UserError(
+            f"category {id} is {name!r} for the model, but {other_id} is {other_name!r} in the set of "
+            f"{val_set.folder}: give the set the model's ids and names, {_listed(known)}"
+        )
+    if not {name for _, name in known} & {name for _, name in val_set.categories}:
+        raise UserError(
+            f"the set of {val_set.folder} has no category of the model, but {_listed(val_set.categories)}: "
+            f"give the set the model's ids and names, {_listed(known)}"
+        )
+
+
+def _listed(categories: Sequence[tuple[int, str]]) -> str:
+    shown = ", ".join(f"{id} {name}" for id, name in categories[:_NAMED])
+    return f"{shown} and {len(categories) - _NAMED} others" if len(categories) > _NAMED else shown
 
 
 def _categories(config: DetectionConfig, source: Path) -> tuple[tuple[int, str], ...]:
