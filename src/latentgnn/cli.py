@@ -57,6 +57,11 @@ class Task:
         free: frozenset[str] = importlib.import_module(f"{self.package}.config").FREE_WHEN_TRAINED
         return free
 
+    def kept_by_runs(self, trained: Any, now: Any) -> dict[str, str]:
+        """Settings besides the model's that stay a run's own when it is used, and why."""
+        kept: dict[str, str] = importlib.import_module(f"{self.package}.config").kept_by_runs(trained, now)
+        return kept
+
     @property
     def commands(self) -> ModuleType:
         return importlib.import_module(f"{self.package}.commands")
@@ -361,20 +366,27 @@ def _configuration_of_model(source: Path, overrides: Overrides) -> tuple[Task, A
 
 
 def _configuration_in_use(source: Path, overrides: Overrides) -> tuple[Task, Any]:
-    """`_configuration_of_model`, where the model is used as it was trained: settings of its shape are refused."""
+    """`_configuration_of_model`, where a model is used as it was trained: what belongs to it or its run is refused."""
     task, config = _configuration_of_model(source, overrides)
-    free = task.free_when_trained
-    shaping = [(name, text) for name, text in overrides if name.startswith("model.") and name not in free]
-    if shaping:
-        _, trained = _configuration_of_model(source, [])
-        for name, text in shaping:
-            was, now = (reduce(getattr, name.split("."), of) for of in (trained, config))
-            if was != now:
-                raise UsageError(
-                    f"--{name} {text}: the model in {source} is trained with {_shown(was)}, and its weights mean "
-                    f"nothing with another value; leave it out, or train anew from these weights: latentgnn train "
-                    f"--config RECIPE --model.weights {source} --{name} {text}"
-                )
+    if not overrides:
+        return task, config
+    _, trained = _configuration_of_model(source, [])
+    free, kept = task.free_when_trained, task.kept_by_runs(trained, config)
+    for name, text in overrides:
+        shapes = name.startswith("model.") and name not in free
+        if not shapes and name not in kept:
+            continue
+        was, now = (reduce(getattr, name.split("."), of) for of in (trained, config))
+        if was != now and shapes:
+            raise UsageError(
+                f"--{name} {text}: the model in {source} is trained with {_shown(was)}, and its weights mean "
+                f"nothing with another value; leave it out, or train anew from these weights: latentgnn train "
+                f"--config RECIPE --model.weights {source} --{name} {text}"
+            )
+        if was != now:
+            raise UsageError(
+                f"--{name} {text}: the model in {source} is trained with {_shown(was)}, and {kept[name]}; leave it out"
+            )
     return task, config
 
 

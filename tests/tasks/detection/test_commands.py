@@ -165,6 +165,8 @@ def test_settings_that_shape_a_trained_model_are_refused_and_others_taken(run, d
             assert error.startswith(f"latentgnn: --{name} {text}: the model in {run} is trained with {trained}, ")
             assert f"--model.weights {run} --{name} {text}" in error
             assert error.count("\n") == 1
+    assert main(["evaluate", str(run), "--data.categories", "[[3, blue], [7, red]]"]) == 2
+    assert "its weights know these categories; leave it out" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     same = ["--model.block.reduction", "8", "--model.detections_per_image", "3", "--model.score_threshold", "0"]
     assert main(["evaluate", str(run), "--out", str(tmp_path / "out"), *same]) == 0
@@ -195,8 +197,8 @@ def test_a_run_is_loaded_in_python(run, data, tmp_path):
     assert torch.equal(loaded.transform(image), loaded.transform(pixels))
     with pytest.raises(ValueError, match=r"expected an RGB array, uint8 \(H, W, 3\); got float64"):
         loaded.transform(pixels / 255)
-    in_tiles = replace(loaded.config.evaluation, tiles=16)
-    with pytest.raises(UserError, match="this run looks at images by tiles of 16 pixels"):
+    in_tiles = replace(loaded.config.evaluation, tiles=32)
+    with pytest.raises(UserError, match="this run looks at images by tiles of 32 pixels"):
         loaded._replace(config=replace(loaded.config, evaluation=in_tiles)).predict(image)
     with pytest.raises(UserError, match="there is no checkpoint"):
         latentgnn.load_run(tmp_path / "nothing")

@@ -32,7 +32,7 @@ from latentgnn.tasks.detection.model import build_detector
 from latentgnn.tasks.detection.pictures import png_bytes, side_by_side
 from latentgnn.tasks.detection.prediction import expand_images, predict_paths
 from latentgnn.tasks.detection.sets import DetectionSet
-from latentgnn.tasks.detection.splits import keep_split, kept_split
+from latentgnn.tasks.detection.splits import SPLIT_FILE, keep_split, kept_split
 from latentgnn.tasks.detection.task import DetectionTask, found_in, kinds_of_detector
 from latentgnn.tasks.detection.tiles import Tiling
 from latentgnn.tasks.detection.video import require_video
@@ -88,7 +88,7 @@ def evaluate(
         written = stack.enter_context(Results(out, names, reads=[results] if results else (), overwrite=overwrite))
         # A run has its embedded set; for a checkpoint alone, one is made for the time of the evaluation.
         made_in = source if source is not None and source.is_dir() else _temporary_folder(stack)
-        val_set = _load_split(_open(config.data, made_in), "val")
+        val_set = _load_split(_open(config.data, made_in, _run_of(config.data, source)), "val")
         written.reads(_files_of(val_set))
         _check_alike(config, val_set)
         if results is not None:
@@ -260,20 +260,41 @@ def _started(
 
 
 def _load(config: DetectionConfig, folder: Path) -> Data:
-    opened = _open(config.data, folder)
+    opened = _open(config.data, folder, folder)
     data = _load_split(opened, "train"), _load_split(opened, "val")
     if is_first_process():
         _keep_split(config.data, folder, data)
     return data
 
 
-def _open(config: DataConfig, folder: Path) -> DetectionSet:
-    """The set that is meant, with the split of the run in a folder; the embedded set, if it is meant, is made there."""
+def _open(config: DataConfig, folder: Path, run: Path | None) -> DetectionSet:
+    """The set that is meant, with the split of a run; the embedded set, if it is meant, is made in a folder."""
     if config.root is None:
         root = folder / "data"
         write_context_set(root, train=config.embedded_train, val=config.embedded_val, size=config.embedded_size)
         config = replace(config, root=str(root))
-    return DetectionSet(config, folder)
+    return DetectionSet(config, run)
+
+
+def _run_of(config: DataConfig, source: Path | None) -> Path | None:
+    """The folder of the run that a model comes from, whose split is taken again.
+
+    Raises:
+        UserError: a split is to be drawn, and a checkpoint does not lie where its run kept that.
+    """
+    if source is None or source.is_dir():
+        return source
+    folder = source.resolve().parent
+    run = folder.parent if folder.name == "checkpoints" else folder
+    if (run / SPLIT_FILE).exists():
+        return run
+    if config.val_fraction is not None:
+        raise UserError(
+            f"the validation images were drawn (data.val_fraction {config.val_fraction:g}), and {source} does not lie "
+            f"in a run's folder with its {SPLIT_FILE}: give the run's folder instead, or score a set with a val split "
+            "of its own with --data.root FOLDER --data.val_fraction null"
+        )
+    return None
 
 
 def _load_split(opened: DetectionSet, split: Split) -> CocoAnnotations:

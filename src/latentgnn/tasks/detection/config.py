@@ -382,3 +382,17 @@ class DetectionConfig:
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def kept_by_runs(trained: DetectionConfig, now: DetectionConfig) -> dict[str, str]:
+    """Settings of the data that stay a run's own when it is used, and why: its categories, and its split if drawn.
+
+    Args:
+        trained: as the run was trained.
+        now: as it is used: on another set with a val split of its own, where none is drawn, the run's has no part.
+    """
+    kept = {"data.categories": "its weights know these categories"}
+    if trained.data.val_fraction is not None and now.data.val_fraction is not None:
+        why = "with another split, images that it was trained on would be scored"
+        kept |= dict.fromkeys(("data.val_fraction", "data.val_seed", "data.val_groups"), why)
+    return kept
