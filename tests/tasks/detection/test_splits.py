@@ -182,6 +182,20 @@ def test_a_resumed_run_takes_its_split_again(run, capsys):
     assert "metrics" in records
 
 
+@pytest.mark.parametrize("override", [("val_seed", "5", "0"), ("val_fraction", "null", "0.5")])
+def test_a_refused_resume_leaves_the_split_as_it_was(run, capsys, override):
+    name, text, was = override
+    before = (run / "split.json").read_bytes()
+    assert main(["train", "--resume", str(run), f"--data.{name}", text]) == 1
+    assert f"data.{name} is {text}, but the run has drawn its split with {was} ({run / 'split.json'}): " in (
+        capsys.readouterr().err
+    )
+    # Also before its first step, when the split is all that it has.
+    shutil.rmtree(run / "checkpoints")
+    assert main(["train", "--resume", str(run), f"--data.{name}", text]) == 1
+    assert (run / "split.json").read_bytes() == before
+
+
 @pytest.mark.parametrize(("name", "text"), [("val_seed", "5"), ("val_fraction", "0.4"), ("val_groups", "^.")])
 def test_a_run_is_not_evaluated_on_another_split(run, capsys, name, text):
     assert main(["evaluate", str(run), f"--data.{name}", text]) == 2

@@ -32,7 +32,7 @@ from latentgnn.tasks.detection.model import build_detector
 from latentgnn.tasks.detection.pictures import png_bytes, side_by_side
 from latentgnn.tasks.detection.prediction import expand_images, predict_paths
 from latentgnn.tasks.detection.sets import DetectionSet
-from latentgnn.tasks.detection.splits import SPLIT_FILE, keep_split, kept_split
+from latentgnn.tasks.detection.splits import SPLIT_FILE, keep_split, kept_split, refuse_another_split
 from latentgnn.tasks.detection.task import DetectionTask, found_in, kinds_of_detector
 from latentgnn.tasks.detection.tiles import Tiling
 from latentgnn.tasks.detection.video import require_video
@@ -259,7 +259,9 @@ def _started(
     return start.trained
 
 
-def _load(config: DetectionConfig, folder: Path) -> Data:
+def _load(config: DetectionConfig, folder: Path, resume: bool) -> Data:
+    if resume:
+        refuse_another_split(folder, config.data)
     opened = _open(config.data, folder, folder)
     data = _load_split(opened, "train"), _load_split(opened, "val")
     if is_first_process():
