@@ -37,6 +37,15 @@ FREE_WHEN_TRAINED = frozenset(
 )
 """Settings of a model that a trained one can be used with other values of; all others belong to its weights."""
 
+WITHOUT_EFFECT_ALONE = {
+    "data.val_seed": "data.val_fraction",
+    "data.val_groups": "data.val_fraction",
+    "data.crop.visible": "data.crop.size",
+    "data.crop.on_object": "data.crop.size",
+    "evaluation.tile_overlap": "evaluation.tiles",
+}
+"""Settings that mean something only where another one is given, and that one."""
+
 _MOST_DETECTIONS = 10_000
 _MOST_PROPOSALS = 1_000_000
 _MOST_PIXELS = 16_384  # of a side

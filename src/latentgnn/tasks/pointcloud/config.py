@@ -26,6 +26,8 @@ CHECKED = (
 """The settings that the check of a set uses."""
 CONVERTED = ()
 """Those that its conversion uses: there is none."""
+WITHOUT_EFFECT_ALONE: dict[str, str] = {}
+"""Settings that mean something only where another one is given, and that one: there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
