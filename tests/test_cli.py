@@ -142,6 +142,34 @@ def test_usage_errors(capsys, calls, argv, message):
     assert calls == []
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "needed", "value"),
+    [
+        ("data.val_seed", "5", "data.val_fraction", "0.2"),
+        ("data.val_groups", "^.", "data.val_fraction", "0.2"),
+        ("data.crop.visible", "0.5", "data.crop.size", "64"),
+        ("data.crop.on_object", "0.5", "data.crop.size", "64"),
+        ("evaluation.tile_overlap", "0.3", "evaluation.tiles", "64"),
+    ],
+)
+def test_settings_without_effect_are_refused(tmp_path, capsys, calls, name, text, needed, value):
+    assert main(["train", f"--{name}", text]) == 2
+    message = f"--{name} {text} has no effect without --{needed}: give both, or leave it out"
+    assert message in capsys.readouterr().err
+    assert main(["train", f"--{name}", text, f"--{needed}", value]) == 0
+
+    # In a recipe, what is not the default is refused, unless the one that it needs is switched off by hand.
+    groups, last = name.split(".")[:-1], name.split(".")[-1]
+    content = {last: "^.$" if last == "val_groups" else 1 if last == "val_seed" else 0.25}
+    for group in reversed(groups):
+        content = {group: content}
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(yaml.safe_dump({"task": "detection", **content}))
+    assert main(["train", "--config", str(recipe)]) == 2
+    assert f"has no effect without --{needed}" in capsys.readouterr().err
+    assert main(["train", "--config", str(recipe), f"--{needed}", "null"]) == 0
+
+
 def test_a_faulty_file_is_named(tmp_path, capsys, calls):
     path = tmp_path / "mine.yaml"
     path.write_text("training:\n  stesp: 3\n")

@@ -58,6 +58,17 @@ class Task:
         return free
 
     @property
+    def without_effect_alone(self) -> dict[str, str]:
+        """Settings that mean something only where another one is given, and that one."""
+        found: dict[str, str] = importlib.import_module(f"{self.package}.config").WITHOUT_EFFECT_ALONE
+        return found
+
+    def kept_by_runs(self, trained: Any, now: Any) -> dict[str, str]:
+        """Settings besides the model's that stay a run's own when it is used, and why."""
+        kept: dict[str, str] = importlib.import_module(f"{self.package}.config").kept_by_runs(trained, now)
+        return kept
+
+    @property
     def commands(self) -> ModuleType:
         return importlib.import_module(f"{self.package}.commands")
 
@@ -305,9 +316,28 @@ def _refuse_settings_of_others(task: Task, overrides: Overrides) -> None:
 def _with_settings(task: Task, values: Mapping[str, Any], overrides: Overrides, *, recorded: bool = False) -> Any:
     _refuse_settings_of_others(task, overrides)
     try:
-        return parse_config(task.config_class, values, overrides, recorded=recorded)
+        config: Any = parse_config(task.config_class, values, overrides, recorded=recorded)
     except UserError as error:
         raise UsageError(f"--{error}") from None
+    _refuse_without_effect(task, config, overrides, recorded=recorded)
+    return config
+
+
+def _refuse_without_effect(task: Task, config: Any, overrides: Overrides, *, recorded: bool) -> None:
+    """Refuse settings that mean something only with another one, which is ``null``.
+
+    Where that one is switched off on the command line, a recipe or a run may still say what belongs to it.
+    """
+    given, by_default = dict(overrides), task.config_class()
+    for name, needed in task.without_effect_alone.items():
+        value, default = (_value(of, name) for of in (config, by_default))
+        in_recipe = not recorded and needed not in given and value != default
+        if _value(config, needed) is None and value is not None and (name in given or in_recipe):
+            raise UsageError(f"--{name} {_shown(value)} has no effect without --{needed}: give both, or leave it out")
+
+
+def _value(config: Any, name: str) -> Any:
+    return reduce(getattr, name.split("."), config)
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -361,20 +391,27 @@ def _configuration_of_model(source: Path, overrides: Overrides) -> tuple[Task, A
 
 
 def _configuration_in_use(source: Path, overrides: Overrides) -> tuple[Task, Any]:
-    """`_configuration_of_model`, where the model is used as it was trained: settings of its shape are refused."""
+    """`_configuration_of_model`, where a model is used as it was trained: what belongs to it or its run is refused."""
     task, config = _configuration_of_model(source, overrides)
-    free = task.free_when_trained
-    shaping = [(name, text) for name, text in overrides if name.startswith("model.") and name not in free]
-    if shaping:
-        _, trained = _configuration_of_model(source, [])
-        for name, text in shaping:
-            was, now = (reduce(getattr, name.split("."), of) for of in (trained, config))
-            if was != now:
-                raise UsageError(
-                    f"--{name} {text}: the model in {source} is trained with {_shown(was)}, and its weights mean "
-                    f"nothing with another value; leave it out, or train anew from these weights: latentgnn train "
-                    f"--config RECIPE --model.weights {source} --{name} {text}"
-                )
+    if not overrides:
+        return task, config
+    _, trained = _configuration_of_model(source, [])
+    free, kept = task.free_when_trained, task.kept_by_runs(trained, config)
+    for name, text in overrides:
+        shapes = name.startswith("model.") and name not in free
+        if not shapes and name not in kept:
+            continue
+        was, now = (_value(of, name) for of in (trained, config))
+        if was != now and shapes:
+            raise UsageError(
+                f"--{name} {text}: the model in {source} is trained with {_shown(was)}, and its weights mean "
+                f"nothing with another value; leave it out, or train anew from these weights: latentgnn train "
+                f"--config RECIPE --model.weights {source} --{name} {text}"
+            )
+        if was != now:
+            raise UsageError(
+                f"--{name} {text}: the model in {source} is trained with {_shown(was)}, and {kept[name]}; leave it out"
+            )
     return task, config
 
 

@@ -94,7 +94,7 @@ def test_a_folder_without_locks_is_told(
 
 
 def job() -> commands.Job[None]:
-    def load(config: TrainingConfig, folder: Path) -> None:
+    def load(config: TrainingConfig, folder: Path, resume: bool) -> None:
         assert (folder / "config.yaml").is_file()
 
     return commands.Job(load=load, train=lambda config, run, data, resume: {"resumed": resume}, titles=dict.fromkeys)

@@ -32,6 +32,6 @@ def test_a_run_that_ends_early_says_how_to_continue(tmp_path: Path, error: BaseE
     def end(*_: Any) -> dict[str, float]:
         raise error
 
-    job: Job[None] = Job(load=lambda config, folder: None, train=end, titles=lambda names: {})
+    job: Job[None] = Job(load=lambda config, folder, resume: None, train=end, titles=lambda names: {})
     with pytest.raises(UserError, match=f"continue with: latentgnn train --resume {tmp_path / 'run'}$"):
         train(job, Config(), tmp_path / "run", name="toy")

@@ -34,13 +34,14 @@ class Job(Generic[Data]):
     """A task's part of a command.
 
     Args:
-        load: reads and checks the data, for a configuration and a folder to put into what is made on the fly.
+        load: reads and checks the data, for a configuration, a folder to put into what is made on the fly, and whether
+            the run there is resumed.
         train: trains a configuration on the data in a run's folder, from the beginning or, if the last argument says
             so, from where it was stopped; and returns the figures.
         titles: of the figures that a comparison shows, among all figures' names.
     """
 
-    load: Callable[[Any, Path], Data]
+    load: Callable[[Any, Path, bool], Data]
     train: Callable[[Any, RunFolder, Data, bool], dict[str, float]]
     titles: Titles
 
@@ -70,7 +71,7 @@ def train(job: Job[Data], config: Any, out: Path | None, *, name: str, resume: b
         if not resume:
             # Before the data are read or made, which may take long: a run that was killed there can be resumed too.
             run.write_config(plain_data(config))
-        metrics = job.train(config, run, job.load(config, run.path), resume)
+        metrics = job.train(config, run, job.load(config, run.path, resume), resume)
         written = write_report(run, job.titles)
     if written is not None:
         print(f"report: {written}")
@@ -111,7 +112,7 @@ def compare(job: Job[Data], config: Any, out: Path | None, *, name: str, resume:
     runs = dict(zip(_COMPARED, (config, replace(config, model=replace(config.model, blocks={}))), strict=True))
     with both.held(), _resumable(both.path, "train --compare"):
         both.write_config(plain_data(config))
-        data = job.load(config, both.path)
+        data = job.load(config, both.path, resume)
         metrics: dict[str, dict[str, float]] = {}
         trained: dict[str, RunFolder] = {}
         for title, run_config in runs.items():

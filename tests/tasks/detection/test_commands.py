@@ -21,6 +21,7 @@ from latentgnn.outputs import LIST
 from latentgnn.tasks.detection import commands
 from latentgnn.tasks.detection.config import DetectionConfig
 from latentgnn.training.runs import RunFolder
+from tests.tasks.detection.tiny_sets import write_yolo
 
 TINY = """
 model:
@@ -164,6 +165,8 @@ def test_settings_that_shape_a_trained_model_are_refused_and_others_taken(run, d
             assert error.startswith(f"latentgnn: --{name} {text}: the model in {run} is trained with {trained}, ")
             assert f"--model.weights {run} --{name} {text}" in error
             assert error.count("\n") == 1
+    assert main(["evaluate", str(run), "--data.categories", "[[3, blue], [7, red]]"]) == 2
+    assert "its weights know these categories; leave it out" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     same = ["--model.block.reduction", "8", "--model.detections_per_image", "3", "--model.score_threshold", "0"]
     assert main(["evaluate", str(run), "--out", str(tmp_path / "out"), *same]) == 0
@@ -460,7 +463,42 @@ def test_categories_must_mean_the_same_in_both_splits(recipe, tmp_path, capsys):
     path = root / "annotations" / "instances_val.json"
     path.write_text(path.read_text().replace('"blue"', '"green"'))
     assert main(["train", "--config", str(recipe), "--data.root", str(root), "--out", str(tmp_path / "run")]) == 1
-    assert "category 7 is 'blue' in the training annotations, but 'green'" in capsys.readouterr().err
+    assert "category 7 is 'blue' in the training annotations, but 7 is 'green'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({3: "blue", 7: "red"}, "category 3 is 'red' for the model, but 3 is 'blue' in "),
+        ({3: "red", 8: "blue"}, "category 7 is 'blue' for the model, but 8 is 'blue' in "),
+        ({1: "horse"}, "has no category of the model, but 1 horse: "),
+    ],
+)
+def test_a_set_with_other_categories_is_not_scored(run, data, tmp_path, capsys, names, message):
+    root, out = tmp_path / "other", tmp_path / "out"
+    shutil.copytree(data, root)
+    path = root / "annotations" / "instances_val.json"
+    content = json.loads(path.read_text())
+    content["categories"] = [{"id": id, "name": name} for id, name in names.items()]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = list(names)[-1]
+    path.write_text(json.dumps(content))
+    assert main(["evaluate", str(run), "--data.root", str(root), "--out", str(out)]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert f"the set of {root / 'val'}" in error
+    assert "the model's ids and names, 3 red, 7 blue" in error
+    assert not out.exists()
+
+
+def test_a_yolo_set_with_other_categories_is_not_scored(run, tmp_path, capsys):
+    root = tmp_path / "yolo"
+    root.mkdir()
+    write_yolo(root)
+    (root / "data.yaml").write_text((root / "data.yaml").read_text().replace("{0: dog, 1: cat}", "[red, blue]"))
+    argv = ["evaluate", str(run), "--out", str(tmp_path / "out"), "--data.format", "yolo"]
+    assert main([*argv, "--data.root", str(root)]) == 1
+    assert "category 3 is 'red' for the model, but 0 is 'red' in " in capsys.readouterr().err
 
 
 def test_the_program_as_a_process(data, recipe, tmp_path):

@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -150,13 +152,19 @@ evaluation: {sample_pictures: 1}
 """
 
 
-def test_a_resumed_run_takes_its_split_again(tmp_path, capsys):
+@pytest.fixture
+def run(tmp_path):
+    """A finished run that has drawn its split."""
     root, run = tmp_path / "set", tmp_path / "run"
     root.mkdir()
     write_voc(root)
     (tmp_path / "tiny.yaml").write_text(TINY)
     argv = ["train", "--config", str(tmp_path / "tiny.yaml"), "--data.root", str(root), "--data.val_fraction", "0.5"]
     assert main([*argv, "--out", str(run)]) == 0
+    return run
+
+
+def test_a_resumed_run_takes_its_split_again(run, capsys):
     split = json.loads((run / "split.json").read_text())
     assert {*split["train"], *split["val"]} == {"JPEGImages/a.png", "JPEGImages/b.png"}
     assert (split["val_fraction"], split["val_seed"], split["val_groups"]) == (0.5, 0, None)
@@ -172,6 +180,56 @@ def test_a_resumed_run_takes_its_split_again(tmp_path, capsys):
     assert main(["evaluate", str(run)]) == 0
     records = json.loads((run / "evaluation" / "metrics.json").read_text())
     assert "metrics" in records
+
+
+@pytest.mark.parametrize("override", [("val_seed", "5", "0"), ("val_fraction", "null", "0.5")])
+def test_a_refused_resume_leaves_the_split_as_it_was(run, capsys, override):
+    name, text, was = override
+    before = (run / "split.json").read_bytes()
+    assert main(["train", "--resume", str(run), f"--data.{name}", text]) == 1
+    assert f"data.{name} is {text}, but the run has drawn its split with {was} ({run / 'split.json'}): " in (
+        capsys.readouterr().err
+    )
+    # Also before its first step, when the split is all that it has.
+    shutil.rmtree(run / "checkpoints")
+    assert main(["train", "--resume", str(run), f"--data.{name}", text]) == 1
+    assert (run / "split.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(("name", "text"), [("val_seed", "5"), ("val_fraction", "0.4"), ("val_groups", "^.")])
+def test_a_run_is_not_evaluated_on_another_split(run, capsys, name, text):
+    assert main(["evaluate", str(run), f"--data.{name}", text]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"latentgnn: --data.{name} {text}: the model in {run} is trained with ")
+    assert "images that it was trained on would be scored; leave it out" in error
+    assert not (run / "evaluation").exists()
+
+
+def test_a_drawn_run_is_evaluated_on_a_set_with_a_split_of_its_own(run, tmp_path):
+    root, out = tmp_path / "other", tmp_path / "out"
+    shutil.copytree(tmp_path / "set", root)
+    for split, name in (("train", "a"), ("val", "b")):
+        (root / split).mkdir()
+        (root / "JPEGImages" / f"{name}.png").rename(root / split / f"{name}.png")
+        (root / "Annotations" / f"{name}.xml").rename(root / split / f"{name}.xml")
+    argv = ["evaluate", str(run), "--out", str(out), "--data.root", str(root)]
+    assert main(argv) == 1
+    assert main([*argv, "--data.val_fraction", "null"]) == 0
+
+
+def test_a_checkpoint_in_a_run_is_evaluated_on_the_split_of_the_run(run, tmp_path, capsys, monkeypatch):
+    split = json.loads((run / "split.json").read_text())
+    (run / "split.json").write_text(json.dumps({**split, "train": split["val"], "val": split["train"]}))
+    monkeypatch.chdir(run / "checkpoints")
+    assert main(["evaluate", "last.ckpt", "--out", str(tmp_path / "out")]) == 0
+    [picture] = (tmp_path / "out" / "pictures").rglob("*.png")
+    assert Path(split["train"][0]).stem in picture.name
+
+    alone = tmp_path / "alone.ckpt"
+    shutil.copy("last.ckpt", alone)
+    capsys.readouterr()
+    assert main(["evaluate", str(alone), "--out", str(tmp_path / "other")]) == 1
+    assert f"{alone} does not lie in a run's folder with its split.json: give the run's" in capsys.readouterr().err
 
 
 def test_boxes_without_masks_stop_a_mask_rcnn_before_training(tmp_path, capsys):

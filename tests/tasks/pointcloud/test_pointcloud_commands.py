@@ -222,7 +222,7 @@ def test_scans_that_changed_are_told(data, recipe, tmp_path):
     config = replace(config, data=replace(config.data, root=str(root)))
 
     def fingerprints():
-        loaded = commands._load(config, tmp_path)
+        loaded = commands._load(config, tmp_path, resume=False)
         return commands._task(
             replace(config, data=loaded[0].config), RunFolder(tmp_path), *loaded, resume=False
         ).fingerprints()

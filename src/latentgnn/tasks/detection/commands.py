@@ -18,6 +18,7 @@ from latentgnn.tasks.checks import Split
 from latentgnn.tasks.detection import convert as conversion
 from latentgnn.tasks.detection import overview
 from latentgnn.tasks.detection.analysis import Analysis
+from latentgnn.tasks.detection.categories import differing
 from latentgnn.tasks.detection.check import load
 from latentgnn.tasks.detection.coco import CocoAnnotations, CocoValidationSet
 from latentgnn.tasks.detection.config import DataConfig, DetectionConfig
@@ -31,7 +32,7 @@ from latentgnn.tasks.detection.model import build_detector
 from latentgnn.tasks.detection.pictures import png_bytes, side_by_side
 from latentgnn.tasks.detection.prediction import expand_images, predict_paths
 from latentgnn.tasks.detection.sets import DetectionSet
-from latentgnn.tasks.detection.splits import keep_split, kept_split
+from latentgnn.tasks.detection.splits import SPLIT_FILE, keep_split, kept_split, refuse_another_split
 from latentgnn.tasks.detection.task import DetectionTask, found_in, kinds_of_detector
 from latentgnn.tasks.detection.tiles import Tiling
 from latentgnn.tasks.detection.video import require_video
@@ -50,6 +51,7 @@ _MAY_CHANGE = (
     *("data.root", "data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images"),
     "evaluation",
 )
+_NAMED = 20  # categories that an error lists
 
 
 def train(config: DetectionConfig, out: Path | None, *, name: str, resume: bool = False) -> dict[str, float]:
@@ -86,8 +88,9 @@ def evaluate(
         written = stack.enter_context(Results(out, names, reads=[results] if results else (), overwrite=overwrite))
         # A run has its embedded set; for a checkpoint alone, one is made for the time of the evaluation.
         made_in = source if source is not None and source.is_dir() else _temporary_folder(stack)
-        val_set = _load_split(_open(config.data, made_in), "val")
+        val_set = _load_split(_open(config.data, made_in, _run_of(config.data, source)), "val")
         written.reads(_files_of(val_set))
+        _check_alike(config, val_set)
         if results is not None:
             records = load_results(results, val_set.dataset)
             kinds = kinds_of(records)
@@ -256,21 +259,44 @@ def _started(
     return start.trained
 
 
-def _load(config: DetectionConfig, folder: Path) -> Data:
-    opened = _open(config.data, folder)
+def _load(config: DetectionConfig, folder: Path, resume: bool) -> Data:
+    if resume:
+        refuse_another_split(folder, config.data)
+    opened = _open(config.data, folder, folder)
     data = _load_split(opened, "train"), _load_split(opened, "val")
     if is_first_process():
         _keep_split(config.data, folder, data)
     return data
 
 
-def _open(config: DataConfig, folder: Path) -> DetectionSet:
-    """The set that is meant, with the split of the run in a folder; the embedded set, if it is meant, is made there."""
+def _open(config: DataConfig, folder: Path, run: Path | None) -> DetectionSet:
+    """The set that is meant, with the split of a run; the embedded set, if it is meant, is made in a folder."""
     if config.root is None:
         root = folder / "data"
         write_context_set(root, train=config.embedded_train, val=config.embedded_val, size=config.embedded_size)
         config = replace(config, root=str(root))
-    return DetectionSet(config, folder)
+    return DetectionSet(config, run)
+
+
+def _run_of(config: DataConfig, source: Path | None) -> Path | None:
+    """The folder of the run that a model comes from, whose split is taken again.
+
+    Raises:
+        UserError: a split is to be drawn, and a checkpoint does not lie where its run kept that.
+    """
+    if source is None or source.is_dir():
+        return source
+    folder = source.resolve().parent
+    run = folder.parent if folder.name == "checkpoints" else folder
+    if (run / SPLIT_FILE).exists():
+        return run
+    if config.val_fraction is not None:
+        raise UserError(
+            f"the validation images were drawn (data.val_fraction {config.val_fraction:g}), and {source} does not lie "
+            f"in a run's folder with its {SPLIT_FILE}: give the run's folder instead, or score a set with a val split "
+            "of its own with --data.root FOLDER --data.val_fraction null"
+        )
+    return None
 
 
 def _load_split(opened: DetectionSet, split: Split) -> CocoAnnotations:
@@ -300,14 +326,36 @@ def _with_categories(config: DetectionConfig, train_set: CocoAnnotations, val_se
     expected = config.data.categories
     if expected is not None and expected != categories:
         raise UserError(f"data.categories are {list(expected)}, but the training annotations have {list(categories)}")
-    names = dict(categories)
-    for category_id, name in val_set.categories:
-        if names.get(category_id, name) != name:
-            raise UserError(
-                f"category {category_id} is {names[category_id]!r} in the training annotations, "
-                f"but {name!r} in the validation annotations"
-            )
+    if (difference := differing(categories, val_set.categories)) is not None:
+        (id, name), (other_id, other_name) = difference
+        raise UserError(
+            f"category {id} is {name!r} in the training annotations, "
+            f"but {other_id} is {other_name!r} in the validation annotations"
+        )
     return replace(config, data=replace(config.data, categories=categories))
+
+
+def _check_alike(config: DetectionConfig, val_set: CocoAnnotations) -> None:
+    """Refuse a set whose ids mean other categories than the model's, of which its figures would tell nothing."""
+    known = config.data.categories
+    if known is None:
+        return
+    if (difference := differing(known, val_set.categories)) is not None:
+        (id, name), (other_id, other_name) = difference
+        raise UserError(
+            f"category {id} is {name!r} for the model, but {other_id} is {other_name!r} in the set of "
+            f"{val_set.folder}: give the set the model's ids and names, {_listed(known)}"
+        )
+    if not {name for _, name in known} & {name for _, name in val_set.categories}:
+        raise UserError(
+            f"the set of {val_set.folder} has no category of the model, but {_listed(val_set.categories)}: "
+            f"give the set the model's ids and names, {_listed(known)}"
+        )
+
+
+def _listed(categories: Sequence[tuple[int, str]]) -> str:
+    shown = ", ".join(f"{id} {name}" for id, name in categories[:_NAMED])
+    return f"{shown} and {len(categories) - _NAMED} others" if len(categories) > _NAMED else shown
 
 
 def _categories(config: DetectionConfig, source: Path) -> tuple[tuple[int, str], ...]:

@@ -37,6 +37,15 @@ FREE_WHEN_TRAINED = frozenset(
 )
 """Settings of a model that a trained one can be used with other values of; all others belong to its weights."""
 
+WITHOUT_EFFECT_ALONE = {
+    "data.val_seed": "data.val_fraction",
+    "data.val_groups": "data.val_fraction",
+    "data.crop.visible": "data.crop.size",
+    "data.crop.on_object": "data.crop.size",
+    "evaluation.tile_overlap": "evaluation.tiles",
+}
+"""Settings that mean something only where another one is given, and that one."""
+
 _MOST_DETECTIONS = 10_000
 _MOST_PROPOSALS = 1_000_000
 _MOST_PIXELS = 16_384  # of a side
@@ -382,3 +391,17 @@ class DetectionConfig:
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def kept_by_runs(trained: DetectionConfig, now: DetectionConfig) -> dict[str, str]:
+    """Settings of the data that stay a run's own when it is used, and why: its categories, and its split if drawn.
+
+    Args:
+        trained: as the run was trained.
+        now: as it is used: on another set with a val split of its own, where none is drawn, the run's has no part.
+    """
+    kept = {"data.categories": "its weights know these categories"}
+    if trained.data.val_fraction is not None and now.data.val_fraction is not None:
+        why = "with another split, images that it was trained on would be scored"
+        kept |= dict.fromkeys(("data.val_fraction", "data.val_seed", "data.val_groups"), why)
+    return kept

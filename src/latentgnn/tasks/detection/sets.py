@@ -128,7 +128,10 @@ class DetectionSet:
         names = [image["file_name"] for image in images if isinstance(image, dict) and _has_name(image)]
         kept = kept_split(self._run, config) if self._run is not None else None
         if kept is not None and kept.isdisjoint(names):
-            raise UserError(f"{self.root} has none of the validation images that the split in {self._run} names")
+            raise UserError(
+                f"{self.root} has none of the validation images that the split in {self._run} names; "
+                "to evaluate on another set, name its images' folder val, and give --data.val_fraction null"
+            )
         if kept is not None:
             return kept
         return draw_split(names, fraction=config.val_fraction, seed=config.val_seed, groups=config.val_groups)

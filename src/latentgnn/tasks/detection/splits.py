@@ -1,6 +1,7 @@
 """A validation split that is drawn: a part of the images, by groups where images belong together."""
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from latentgnn.tasks.detection.config import DataConfig
 
 SPLIT_FILE = "split.json"
 """The file of a run that holds its split."""
+_SETTINGS = ("val_fraction", "val_seed", "val_groups")
 
 
 def draw_split(names: Iterable[str], *, fraction: float, seed: int, groups: str | None = None) -> frozenset[str]:
@@ -64,6 +66,29 @@ def kept_split(folder: Path, config: DataConfig) -> frozenset[str] | None:
     Raises:
         UserError: the file is damaged.
     """
+    content = _content(folder)
+    if content is None or _drawn_by(content) != _settings(config):
+        return None
+    return frozenset(content["val"])
+
+
+def refuse_another_split(folder: Path, config: DataConfig) -> None:
+    """Refuse settings by which a run that is resumed would draw another split than the one that it has kept.
+
+    Raises:
+        UserError: they are such, or the file is damaged.
+    """
+    content = _content(folder)
+    if content is None or _drawn_by(content) == _settings(config):
+        return
+    name, was = next((name, was) for name, was in _drawn_by(content).items() if was != _settings(config)[name])
+    raise UserError(
+        f"data.{name} is {json.dumps(_settings(config)[name])}, but the run has drawn its split with "
+        f"{json.dumps(was)} ({folder / SPLIT_FILE}): resume it without this setting, or begin a new run"
+    )
+
+
+def _content(folder: Path) -> dict[str, Any] | None:
     path = folder / SPLIT_FILE
     if not path.exists():
         return None
@@ -73,11 +98,15 @@ def kept_split(folder: Path, config: DataConfig) -> frozenset[str] | None:
         raise UserError(
             f"{path} is damaged (expected the names of the validation images); without it, the split is drawn again"
         )
-    return frozenset(names) if {name: content.get(name) for name in _settings(config)} == _settings(config) else None
+    return dict(content)
+
+
+def _drawn_by(content: dict[str, Any]) -> dict[str, Any]:
+    return {name: content.get(name) for name in _SETTINGS}
 
 
 def _settings(config: DataConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in ("val_fraction", "val_seed", "val_groups")}
+    return {name: getattr(config, name) for name in _SETTINGS}
 
 
 def _group(name: str, groups: str | None) -> str:

@@ -227,7 +227,7 @@ def _started(model: PointNetwork, config: PointCloudConfig, run: RunFolder, *, g
     return start.trained
 
 
-def _load(config: PointCloudConfig, folder: Path) -> Data:
+def _load(config: PointCloudConfig, folder: Path, resume: bool) -> Data:
     return _load_split(config.data, "train"), _load_split(config.data, "val")
 
 

@@ -26,6 +26,8 @@ CHECKED = (
 """The settings that the check of a set uses."""
 CONVERTED = ()
 """Those that its conversion uses: there is none."""
+WITHOUT_EFFECT_ALONE: dict[str, str] = {}
+"""Settings that mean something only where another one is given, and that one: there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,3 +269,8 @@ class PointCloudConfig:
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def kept_by_runs(trained: PointCloudConfig, now: PointCloudConfig) -> dict[str, str]:
+    """Settings of the data that stay a run's own when it is used: none, for a set is compared when it is read."""
+    return {}
