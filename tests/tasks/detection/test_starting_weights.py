@@ -175,6 +175,7 @@ def test_other_blocks(tmp_path):
     told = "\n".join(start.lines)
     assert "started anew: backbone.body.layer4.latentgnn" in told
     assert "left out: backbone.body.layer2.latentgnn" in told
+    assert "left out: backbone.body.layer4" not in told
     model, before, start = begin(weights, blocks={"C4": 5})
     assert same(model.state_dict(), before, "backbone.body.layer3.latentgnn")
     assert "only a part of backbone.body.layer3.latentgnn fits" in "\n".join(start.lines)

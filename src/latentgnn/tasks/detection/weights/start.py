@@ -57,7 +57,9 @@ def start_from(model: nn.Module, config: ModelConfig, categories: Sequence[tuple
         # Nothing is learnt in these: they may be missing, left over, or halved with all else.
         if name not in fresh:
             del weights[name]
-        elif name not in weights or weights[name].dtype != fresh[name].dtype:
+        elif name in weights:
+            weights[name] = weights[name].to(fresh[name].dtype)
+        elif f"{name.removesuffix(_COUNTER)}running_mean" in weights:
             weights[name] = fresh[name]
     blocks = blocks_of(model)
     published, faults = _published_blocks(blocks, source)
@@ -167,6 +169,7 @@ def _refuse_other_body(fit: Fit, source: Source, config: ModelConfig, blocks: Ma
         name
         for name in dict.fromkeys((*fit.anew, *fit.left_out))
         if name.startswith(_BODY) and not name.startswith(in_blocks) and _IN_BLOCK not in name
+        if not name.endswith(_COUNTER)
     ]
     if not wrong:
         return
