@@ -282,9 +282,10 @@ def test_predict(tmp_path, calls):
 
 
 def test_check_data_answers_with_its_exit_code(calls):
-    calls.answer = {"faultless": True}
+    splits = {"splits": {"train": {}, "val": {}}}
+    calls.answer = {"faultless": True, **splits}
     assert main(["check-data", "--data.root", "x"]) == 0
-    calls.answer = {"faultless": False}
+    calls.answer = {"faultless": False, **splits}
     assert main(["check-data", "--data.root", "x"]) == 1
 
 

@@ -11,6 +11,7 @@ import importlib
 import io
 import json
 import os
+import shlex
 import sys
 import textwrap
 import traceback
@@ -529,8 +530,20 @@ def _check_data(arguments: argparse.Namespace, overrides: Overrides) -> int:
     task, config = _configuration(source, overrides)
     with _output(as_json=arguments.json) as give:
         told = task.commands.check_data(config, recipe=source, out=arguments.out, overwrite=arguments.overwrite)
+        say_next(_after_check(source, overrides, told))
         give(lambda: told)
     return 0 if told["faultless"] else 1
+
+
+def _after_check(source: str, overrides: Overrides, told: Mapping[str, Any]) -> str:
+    """The command that may follow a check, with the settings that the check was given."""
+    given = "".join(f" --{name} {shlex.quote(text)}" for name, text in (("config", source), *overrides))
+    if not told["faultless"]:
+        return f"latentgnn check-data{given}   # when the faults are mended"
+    if "val" not in told["splits"]:
+        given += " --data.val_fraction 0.2"
+    note = "   # with changes for what does not fit" if told.get("misfits") else ""
+    return f"latentgnn train{given}{note}"
 
 
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:

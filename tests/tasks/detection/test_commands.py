@@ -342,7 +342,8 @@ def test_both_models_of_a_comparison_start_from_the_same_weights(run, data, reci
     if trained:
         # Other categories, for which the last layers start anew, on both sides alike.
         config = replace(config, model=replace(config.model, weights=str(run), blocks={"C4": 8}))
-    train_set, val_set = commands._load(replace(config, data=replace(config.data, root=str(data))), Path())
+    here = replace(config, data=replace(config.data, root=str(data)))
+    train_set, val_set = commands._load(here, Path(), resume=False)
     if trained:
         train_set.categories = [(3, "green"), (7, "yellow")]
 

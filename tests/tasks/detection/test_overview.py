@@ -162,6 +162,23 @@ def test_the_command_prints_writes_and_speaks_to_programs(tmp_path, capsys):
     assert "--overwrite" in capsys.readouterr().err
 
 
+def test_the_check_ends_with_the_command_that_may_follow(tmp_path, capsys):
+    root = tmp_path / "my set"
+    root.mkdir()
+    write_voc(root)
+
+    def last_line(*settings):
+        main(["check-data", "--config", "nuclei_small", "--data.root", str(root), *settings])
+        return capsys.readouterr().out.splitlines()[-1].partition("   #")
+
+    train = f"next: latentgnn train --config nuclei_small --data.root '{root}'"
+    assert last_line() == (f"{train} --data.val_fraction 0.2", "   #", " with changes for what does not fit")
+    drawn = ("--data.val_fraction", "0.5", "--data.val_groups", "^.*$", "--out", str(tmp_path / "out"))
+    assert last_line(*drawn)[0] == f"{train} --data.val_fraction 0.5 --data.val_groups '^.*$'"
+    (root / "Annotations" / "a.xml").write_text("")
+    assert last_line()[0] == f"next: latentgnn check-data --config nuclei_small --data.root '{root}'"
+
+
 def test_images_that_are_in_both_splits(tmp_path, capsys):
     write_yolo(tmp_path)
     (tmp_path / "data.yaml").write_text("train: images/train\nval: images/train\nnames: [dog, cat]\n")

@@ -1,4 +1,5 @@
 import json
+import shlex
 import shutil
 from dataclasses import replace
 
@@ -334,6 +335,8 @@ def test_bad_data_is_told_before_training(recipe, tmp_path, capsys):
     assert "unknown class ids" in capsys.readouterr().err
     settings = ["--data.classes", "{2: ground, 6: building}", "--data.ignored", "[0]"]
     assert main(["check-data", *argv, *settings]) == 0
+    given = shlex.join([*argv, *settings])
+    assert capsys.readouterr().out.splitlines()[-1] == f"next: latentgnn train {given}"
 
 
 def test_checks_of_scans_speak_to_programs(data, recipe, capsys):
