@@ -98,7 +98,10 @@ class VideoReader:
         with _told(path):
             # The exact mode finds every frame beforehand, without decoding, whatever the file's header claims.
             self._decoder: Any = VideoDecoder(path, seek_mode="exact", device="cpu")
-            self.frame_rate = float(self._decoder.metadata.average_fps)
+            frame_rate = self._decoder.metadata.average_fps
+        if frame_rate is None:
+            raise UserError(f"{path}: the video tells neither its length nor its frames a second")
+        self.frame_rate = float(frame_rate)
 
     def __len__(self) -> int:
         return len(self._decoder)
