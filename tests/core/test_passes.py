@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sweep import make_layer, relative_error
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from benchmarks.measure import held_bytes
 from latentgnn import FrozenBatchNorm, LatentGNN, reference
@@ -147,6 +148,21 @@ def test_what_is_held_for_the_backward_pass(norm: str, most: float, graph_conv: 
     with memory("recompute"):
         assert held_bytes(layer, x, layer) <= most * size
     assert held_bytes(lambda x: reference.forward(layer, x), x, layer) > 2.6 * size
+
+
+@pytest.mark.parametrize("norm", ["frozen", "batch", "layer"])
+def test_under_activation_checkpointing_the_layer_runs_once_more(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    factories = {**AFFINE_NORMS, "layer": nn.LayerNorm, "batch": nn.BatchNorm1d}
+    torch.manual_seed(0)
+    layer = LatentGNN(16, num_latents=4, graph_conv=True, norm=factories[norm], gamma_init=0.5, dtype=torch.float64)
+    x = torch.randn(2, 16, 5, 6, dtype=torch.float64, requires_grad=True)
+    wanted = all_gradients(reference.forward(layer, x), x, layer)
+    runs, forward = [], passes.forward
+    monkeypatch.setattr(passes, "forward", lambda *values, **named: runs.append(1) or forward(*values, **named))
+    found = all_gradients(checkpoint(layer, x, use_reentrant=False), x, layer)
+    assert len(runs) == 2
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert relative_error(ours, theirs) < 1e-7
 
 
 def test_folded_matrices_are_not_held() -> None:

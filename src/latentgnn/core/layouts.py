@@ -55,7 +55,7 @@ def laid_out_like(x_sTC: Tensor, like_sTC: Tensor) -> Tensor:
 
 
 def lie_together(x_sTC: Tensor) -> bool:
-    """Whether the nodes of all samples follow one another, so that `_columns` is a view."""
+    """Whether the nodes of all samples follow one another, so that `columns` is a view."""
     return x_sTC.shape[0] == 1 or x_sTC.stride(0) == x_sTC.shape[1] * x_sTC.stride(1)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from latentgnn.core.mix import scatter_matrices
 from latentgnn.core.parameters import Matrices, Parts, Vectors, fold, vectors
@@ -44,7 +45,7 @@ class Folding:
             None if tensor is None else tensor.detach().requires_grad_(need)
             for tensor, need in zip(tensors, needs, strict=True)
         ]
-        with torch.enable_grad():
+        with torch.enable_grad(), _kept():
             parts = Parts.of(leaves, plan)
             folded, folded_vectors = fold(parts, plan), vectors(parts, plan) if plan.takes_statistics else None
         without = None if folded_vectors is None else Vectors(*_detached(folded_vectors))
@@ -81,9 +82,14 @@ class Mixing:
         """With gradients for all of them where it ``records``."""
         sums, weights = sums.detach().requires_grad_(records), weights.detach().requires_grad_(records)
         own = [conv.detach().requires_grad_(records) for conv in convs]
-        with torch.set_grad_enabled(records):
+        with torch.set_grad_enabled(records), _kept():
             to_features = scatter_matrices(sums, weights, own, plan)
         return cls(sums, weights, own, to_features, [cast(matrix.detach(), plan.compute) for matrix in to_features])
+
+
+def _kept() -> saved_tensors_hooks:
+    """Record past whatever hooks there are: activation checkpointing would run the layer again for each record."""
+    return saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
 
 
 def _detached(fields: Sequence[Any]) -> list[Any]:
