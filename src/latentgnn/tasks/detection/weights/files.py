@@ -26,7 +26,7 @@ def read_file(path: Path, setting: str) -> Any:
             return safetensors.torch.load_file(path)
         with warnings.catch_warnings():
             # PyTorch warns of kinds of tensors that are refused below.
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the readers raise on bytes that are no such file
         if system_error(error) is not None:
