@@ -6,7 +6,7 @@ else.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Literal, cast
 
@@ -126,11 +126,8 @@ def run(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tens
     Returns:
         (B, N, C) in the input's type.
     """
-    device = x_BNC.device.type
-    autocast = not x_BNC.is_meta and torch.is_autocast_enabled(device) and x_BNC.dtype != torch.float64
-    compute = torch.get_autocast_dtype(device) if autocast else x_BNC.dtype
-    # The types of the products are chosen inside, so that sums over nodes stay in float32.
-    with torch.autocast(device, enabled=False) if autocast else nullcontext():
+    compute, without_autocast = products_in(x_BNC)
+    with without_autocast:
         if x_BNC.numel() == 0:
             return _empty(layer, x_BNC)
         if why_not_core(layer, x_BNC, mask_BN, compute) is None:
@@ -138,6 +135,17 @@ def run(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tens
         return plain.latent_gnn(
             layer, x_BNC, _nodes(x_BNC, mask_BN, offsets), compute, recompute=_recomputes(layer.config, x_BNC)
         )
+
+
+def products_in(x_BNC: Tensor) -> tuple[torch.dtype, AbstractContextManager[None]]:
+    """The type of the products over nodes, and a context in which they are to be computed.
+
+    Autocast chooses no types in it, so that sums over nodes stay in float32.
+    """
+    device = x_BNC.device.type
+    if x_BNC.is_meta or not torch.is_autocast_enabled(device) or x_BNC.dtype == torch.float64:
+        return x_BNC.dtype, nullcontext()
+    return torch.get_autocast_dtype(device), torch.autocast(device, enabled=False)
 
 
 def _nodes(x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None) -> plain.Nodes:
@@ -167,12 +175,23 @@ def _empty(layer: Arrangement, x_BNC: Tensor) -> Tensor:
 def _core(
     layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, compute: torch.dtype
 ) -> Tensor:
-    config, norms, kind, tensors = layer.config, layer.norms, layer.norm_kind, [*layer.tensors, layer.gamma]
+    kind, tensors = layer.norm_kind, [*layer.tensors, layer.gamma]
     assert kind is not None
     if kind == "batch":
         for index in range(0, len(tensors) - 1, 5):
             tensors[index + 3] = tensors[index + 4] = None
-    plan = Plan(
+    held = torch.is_grad_enabled() and not torch.compiler.is_compiling() and holds(layer.config, x_BNC, kind)
+    plan = plan_of(layer, kind, compute, holds=held)
+    out_BNC, statistics = node.run(x_BNC, mask_BN, offsets, tensors, plan)
+    if statistics is not None:
+        _learn(layer, statistics, plan, x_BNC.shape[0] * x_BNC.shape[1])
+    return out_BNC
+
+
+def plan_of(layer: Arrangement, kind: NormKind, compute: torch.dtype, *, holds: bool) -> Plan:
+    """What kind of layer it is for the core."""
+    config, norms = layer.config, layer.norms
+    return Plan(
         groups=config.num_groups,
         latents=config.latents,
         symmetric=config.symmetric,
@@ -183,12 +202,8 @@ def _core(
         eps=tuple(_eps(norm, compute) for norm in norms),
         norm_groups=tuple(norm.num_groups for norm in norms if isinstance(norm, nn.GroupNorm)),
         compute=compute,
-        holds=torch.is_grad_enabled() and not torch.compiler.is_compiling() and holds(config, x_BNC, kind),
+        holds=holds,
     )
-    out_BNC, statistics = node.run(x_BNC, mask_BN, offsets, tensors, plan)
-    if statistics is not None:
-        _learn(layer, statistics, plan, x_BNC.shape[0] * x_BNC.shape[1])
-    return out_BNC
 
 
 def _eps(norm: nn.Module, dtype: torch.dtype) -> float:

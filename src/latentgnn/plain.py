@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from latentgnn.functional import gather, l2, mix, node_weight, reciprocal, scatter
+from latentgnn.functional import NodeScale, gather, l2, mix, node_weight, reciprocal, scatter, wide
 from latentgnn.norms import is_repeatable, normalize
 from latentgnn.projections import Arrangement, Projection
 
@@ -108,43 +108,106 @@ def _recomputed(
 
 
 def _output(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype) -> Tensor:
-    config, groups, mask_BN = layer.config, layer.config.num_groups, nodes.mask_BN
-    valid_BN1 = None if mask_BN is None else mask_BN.unsqueeze(-1)
-    inside_BNC = x_BNC if valid_BN1 is None else x_BNC.masked_fill(~valid_BN1, 0)
-    values = _values(layer, inside_BNC.to(compute), nodes, compute)
+    inside_BNC = _inside(x_BNC, nodes)
+    values = _values(layer, layer.reduces, inside_BNC.to(compute), nodes, compute)
     contexts = []
-    for index in range(len(config.latents)):
-        assigns = [
-            _grouped(torch.relu(_projected(way[index], _ungrouped(value), nodes, compute, groups)), groups)
-            for way, value in zip(layer.assigns, values, strict=True)
+    for index in range(len(layer.config.latents)):
+        assigns = [_assigned(layer, way, index, value, nodes, compute) for way, value in enumerate(values)]
+        gather_assign = _masked(assigns[0], nodes)
+        contexts.append(_context(layer, values[0], gather_assign, assigns[-1], nodes))
+    return _expanded(layer, contexts, x_BNC, inside_BNC, nodes, compute)
+
+
+def gathered(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Gather alone: sums over these nodes of values by assignments, (S, G, D, r), and their weights, (S, G, D).
+
+    Weights are sums of squared assignments, or of assignments where ``node_scale`` is ``mean``.
+    """
+    values = _values(layer, layer.reduces[:1], _inside(x_BNC, nodes).to(compute), nodes, compute)
+    kernels = []
+    for index in range(len(layer.config.latents)):
+        assign = _masked(_assigned(layer, 0, index, values[0], nodes, compute), nodes)
+        parts = [
+            (gather(value.transpose(1, 2), part), _weights(part, layer.config.node_scale))
+            for value, part in zip(
+                nodes.split(values[0]), (a.transpose(1, 2) for a in nodes.split(assign)), strict=True
+            )
         ]
-        gather_assign = scatter_assign = assigns[0]
-        if config.symmetric:
-            gather_assign = scatter_assign = l2(gather_assign, -1)
-        else:
-            scatter_assign = l2(assigns[1], -1)
-        if valid_BN1 is not None:
-            gather_assign = gather_assign * valid_BN1.unsqueeze(2)
-        contexts.append(_context(layer, values[0], gather_assign, scatter_assign, nodes))
-        if layer.convs:
-            contexts[-1] = torch.relu(_projected(layer.convs[index], contexts[-1], nodes, compute, groups))
-    context_BNF = contexts[0] if len(contexts) == 1 else torch.cat(contexts, -1)
+        kernels.append([torch.cat(column) for column in zip(*parts, strict=True)])
+    sums, weights = (torch.cat(column, 2) for column in zip(*kernels, strict=True))
+    return sums, weights
+
+
+def scattered(
+    layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, latents: Sequence[Tensor]
+) -> Tensor:
+    """Scatter alone: the output for these nodes from Y of each kernel, (S, G, D_k, r)."""
+    inside_BNC = _inside(x_BNC, nodes)
+    (value,) = _values(layer, layer.reduces[-1:], inside_BNC.to(compute), nodes, compute)
+    contexts = []
+    for index, latent in enumerate(latents):
+        parts = nodes.split(_assigned(layer, len(layer.reduces) - 1, index, value, nodes, compute))
+        own = latent.split([len(part) for part in parts])
+        pairs = zip(own, parts, strict=True)
+        contexts.append(nodes.joined([_scattered(latent, part.transpose(1, 2)) for latent, part in pairs]))
+    return _expanded(layer, contexts, x_BNC, inside_BNC, nodes, compute)
+
+
+def _inside(x_BNC: Tensor, nodes: Nodes) -> Tensor:
+    """Zeros where nodes take no part: NaN too may be there."""
+    return x_BNC if nodes.mask_BN is None else x_BNC.masked_fill(~nodes.mask_BN.unsqueeze(-1), 0)
+
+
+def _assigned(
+    layer: Arrangement, way: int, index: int, value_BNGr: Tensor, nodes: Nodes, compute: torch.dtype
+) -> Tensor:
+    """P (way 0) or Q (way 1) of a kernel, or both where the layer is symmetric: (B, N, G, D_k)."""
+    groups, part = layer.config.num_groups, layer.assigns[way][index]
+    assign = _grouped(torch.relu(_projected(part, _ungrouped(value_BNGr), nodes, compute, groups)), groups)
+    return l2(assign, -1) if layer.config.symmetric or way == 1 else assign
+
+
+def _masked(assign_BNGD: Tensor, nodes: Nodes) -> Tensor:
+    return assign_BNGD if nodes.mask_BN is None else assign_BNGD * nodes.mask_BN[..., None, None]
+
+
+def _weights(assign_BGND: Tensor, node_scale: NodeScale) -> Tensor:
+    dtype = wide(assign_BGND.dtype)
+    return assign_BGND.sum(2, dtype=dtype) if node_scale == "mean" else assign_BGND.to(dtype).square().sum(2)
+
+
+def _expanded(
+    layer: Arrangement,
+    contexts: Sequence[Tensor],
+    x_BNC: Tensor,
+    inside_BNC: Tensor,
+    nodes: Nodes,
+    compute: torch.dtype,
+) -> Tensor:
+    """The output from O of each kernel."""
+    if layer.convs:
+        groups = layer.config.num_groups
+        contexts = [
+            torch.relu(_projected(conv, context, nodes, compute, groups))
+            for conv, context in zip(layer.convs, contexts, strict=True)
+        ]
+    context_BNF = contexts[0] if len(contexts) == 1 else torch.cat(list(contexts), -1)
     out_BNC = _projected(layer.expand, context_BNF, nodes, compute)
     if layer.gamma is not None:
         out_BNC = torch.addcmul(inside_BNC, layer.gamma, out_BNC)
     out_BNC = out_BNC.to(x_BNC.dtype)
-    out_BNC = out_BNC if valid_BN1 is None else torch.where(valid_BN1, out_BNC, x_BNC)
+    out_BNC = out_BNC if nodes.mask_BN is None else torch.where(nodes.mask_BN.unsqueeze(-1), out_BNC, x_BNC)
     if x_BNC.stride(-1) != 1 and out_BNC.stride(-1) == 1 and not torch.compiler.is_compiling():
         # A map comes back in its own order of strides, whatever the norms and the mask made of it.
         return out_BNC.mT.contiguous().mT
     return out_BNC
 
 
-def _values(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype) -> list[Tensor]:
-    """V, and unless symmetric L: (B, N, G, r)."""
-    weight_RC = (
-        torch.cat([part.weight for part in layer.reduces]) if len(layer.reduces) > 1 else layer.reduces[0].weight
-    )
+def _values(
+    layer: Arrangement, reduces: Sequence[Projection], x_BNC: Tensor, nodes: Nodes, compute: torch.dtype
+) -> list[Tensor]:
+    """Of each reduction that is given, V or L: (B, N, G, r)."""
+    weight_RC = torch.cat([part.weight for part in reduces]) if len(reduces) > 1 else reduces[0].weight
     scale = None
     if compute == torch.float16:
         # Rows longer than 1 may take a sum over channels out of float16's range.
@@ -152,10 +215,10 @@ def _values(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtyp
         weight_RC = weight_RC / scale
     raw = _product(x_BNC, weight_RC.to(compute))
     raw = raw if scale is None else raw.float() * scale
-    parts = raw.chunk(len(layer.reduces), -1)
+    parts = raw.chunk(len(reduces), -1)
     return [
         l2(_grouped(_normalized(part.norm, value, nodes), layer.config.num_groups), -1).to(compute)
-        for part, value in zip(layer.reduces, parts, strict=True)
+        for part, value in zip(reduces, parts, strict=True)
     ]
 
 

@@ -31,8 +31,8 @@ from latentgnn.functional import cast, wide
 def values(
     block: Block, x_sTC: Tensor, matrices: Matrices, vectors: Vectors | None, plan: Plan, record: Record
 ) -> None:
-    """V and L of a block: one product with both reductions, and unit length."""
-    u_sTR, shift_R, down = record.raw, matrices.reduce_shift, None
+    """V and L of a block, or one of them: one product with the reductions that are given, and unit length."""
+    u_sTR, shift_R, down, ways = record.raw, matrices.reduce_shift, None, len(matrices.reduces)
     if u_sTR is None:
         weights: Sequence[Tensor] = matrices.reduces
         if plan.compute == torch.float16:
@@ -46,12 +46,12 @@ def values(
         weight_R, bias_R = vectors.reduce
         if record.raw_statistics is None:
             record.raw = u_sTR
-            u_sTR, record.raw_statistics = plan.norm_at(0, plan.ways).normalize(u_sTR, weight_R, bias_R, block)
+            u_sTR, record.raw_statistics = plan.norm_at(0, ways).normalize(u_sTR, weight_R, bias_R, block)
         else:
             u_sTR = batch_norm_again(u_sTR, weight_R, bias_R, record.raw_statistics)
     else:
         u_sTR = _scaled_and_shifted(u_sTR, matrices.reduce_scale, shift_R)
-    unit_sHTr = to_graphs(u_sTR, plan.ways * plan.groups)
+    unit_sHTr = to_graphs(u_sTR, ways * plan.groups)
     record.scale = inverse_length(unit_sHTr)
     if unit_sHTr.dtype == plan.compute:
         record.unit = unit_sHTr.mul_(record.scale)

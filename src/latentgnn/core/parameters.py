@@ -73,6 +73,13 @@ class Matrices(NamedTuple):
     expand_scale: Tensor | None
     expand_shift: Tensor | None
 
+    def of_way(self, way: int, plan: Plan) -> "Matrices":
+        """With the reduction of gather (0) or scatter (1) alone; the same where they share it."""
+        if plan.symmetric:
+            return self
+        scale, shift = _part(self.reduce_scale, way), _part(self.reduce_shift, way)
+        return self._replace(reduces=self.reduces[way : way + 1], reduce_scale=scale, reduce_shift=shift)
+
 
 class Vectors(NamedTuple):
     """Weights and biases of norms with statistics, (weight, bias), in the layout of the products they follow."""
@@ -81,6 +88,11 @@ class Vectors(NamedTuple):
     assigns: Sequence[tuple[Tensor | None, Tensor | None]]
     conv: tuple[Tensor | None, Tensor | None]
     expand: tuple[Tensor | None, Tensor | None]
+
+    def of_way(self, way: int, plan: Plan) -> "Vectors":
+        """With those of the reduction of gather (0) or scatter (1) alone; the same where they share it."""
+        weight, bias = self.reduce
+        return self if plan.symmetric else self._replace(reduce=(_part(weight, way), _part(bias, way)))
 
 
 def fold(parts: Parts, plan: Plan) -> Matrices:
@@ -180,6 +192,11 @@ def joined(parts: Sequence[Tensor | None], dim: int) -> Tensor | None:
     """One tensor of all parts, ``None`` if they are."""
     known = [part for part in parts if part is not None]
     return _cat(known, dim) if known else None
+
+
+def _part(vector_R: Tensor | None, way: int) -> Tensor | None:
+    """Gather's (0) or scatter's (1) part of a vector over both reductions."""
+    return None if vector_R is None else vector_R.chunk(2)[way]
 
 
 def _cat(parts: Sequence[Tensor], dim: int) -> Tensor:

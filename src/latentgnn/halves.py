@@ -1,0 +1,93 @@
+"""Gather and scatter of a layer, each alone: for whoever has only a part of the nodes of a sample at a time.
+
+Between them stand the latents' sums over all nodes of a sample, which add up over any partition of these nodes.
+
+Axes: B batch, N nodes, C channels, S samples, G groups, D latents of all kernels in a group, r channels of a group.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from latentgnn import paths, plain
+from latentgnn.core import halves as core
+from latentgnn.core.mix import mixed
+from latentgnn.core.plan import Plan
+from latentgnn.functional import cast, wide
+from latentgnn.norms import is_affine, uses_batch_statistics
+from latentgnn.projections import Arrangement
+
+
+def why_not_halves(layer: Arrangement) -> str | None:
+    """Why a layer has no such halves, ``None`` if it has: a norm takes statistics from more than a node's channels."""
+    for norm in layer.norms:
+        if is_affine(norm) or isinstance(norm, nn.LayerNorm | nn.RMSNorm):
+            continue
+        name = type(norm).__name__
+        if uses_batch_statistics(norm):
+            return f"{name} in training takes statistics of all nodes: call layer.eval(), or use FrozenBatchNorm"
+        return (
+            f"{name} may take statistics of all nodes of a sample: use batch norm in evaluation, frozen batch norm, "
+            "layer norm, RMS norm or none"
+        )
+    return None
+
+
+def gather(
+    layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Sequence[int] | None
+) -> tuple[Tensor, Tensor]:
+    """The latents' sums over these nodes, (S, G, D, r), and their weights, (S, G, D), in the wide type.
+
+    Args:
+        layer: its parameters; `why_not_halves` has no objection.
+        x_BNC: (B, N, C), N at least 1.
+        mask_BN: nodes that take part.
+        offsets: where each sample begins among the nodes of a single row, and the end; ``None`` if rows are samples.
+    """
+    compute, without_autocast = paths.products_in(x_BNC)
+    with without_autocast:
+        if (plan := _plan(layer, x_BNC, mask_BN, compute)) is None:
+            return plain.gathered(layer, x_BNC, plain.Nodes(mask_BN, offsets), compute)
+        return core.gather(x_BNC, mask_BN, offsets, [*layer.tensors, layer.gamma], plan)
+
+
+def scatter(
+    layer: Arrangement,
+    x_BNC: Tensor,
+    mask_BN: Tensor | None,
+    offsets: Sequence[int] | None,
+    sums_SGDr: Tensor,
+    weights_SGD: Tensor,
+) -> Tensor:
+    """The layer's output for these nodes, (B, N, C), from the sums over all nodes of their samples.
+
+    Args:
+        layer: its parameters; `why_not_halves` has no objection.
+        x_BNC: (B, N, C), N at least 1.
+        mask_BN: nodes that take part; the others come back unchanged.
+        offsets: as `gather` has them.
+        sums_SGDr: what `gather` gave, added up over all nodes.
+        weights_SGD: likewise.
+    """
+    compute, without_autocast = paths.products_in(x_BNC)
+    with without_autocast:
+        sums_SGDr, weights_SGD = cast(sums_SGDr, wide(compute)), cast(weights_SGD, wide(compute))
+        if (plan := _plan(layer, x_BNC, mask_BN, compute, sums_SGDr, weights_SGD)) is not None:
+            return core.scatter(x_BNC, mask_BN, offsets, sums_SGDr, weights_SGD, [*layer.tensors, layer.gamma], plan)
+        latents = mixed(sums_SGDr, weights_SGD, paths.plan_of(layer, "affine", compute, holds=False))
+        return plain.scattered(layer, x_BNC, plain.Nodes(mask_BN, offsets), compute, latents)
+
+
+def _plan(
+    layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, compute: torch.dtype, *sums: Tensor
+) -> Plan | None:
+    """For the core, where it can: it has no gradients here."""
+    read = (x_BNC, *sums, *layer.tensors, layer.gamma)
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in read):
+        return None
+    if paths.why_not_core(layer, x_BNC, mask_BN, compute) is not None:
+        return None
+    kind = layer.norm_kind
+    assert kind is not None
+    return paths.plan_of(layer, kind, compute, holds=False)
