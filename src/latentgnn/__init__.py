@@ -13,13 +13,19 @@ if TYPE_CHECKING:
     from latentgnn.masks import node_mask
     from latentgnn.norms import FrozenBatchNorm
     from latentgnn.points import PackedLatentGNN
+    from latentgnn.streaming import Chunk, backward_chunk, gather_chunks, scatter_chunk
+    from latentgnn.sums import LatentSums
     from latentgnn.tasks.loading import load_run
 
 __all__ = [
+    "Chunk",
     "FrozenBatchNorm",
     "LatentGNN",
     "LatentGNNConfig",
+    "LatentSums",
     "PackedLatentGNN",
+    "backward_chunk",
+    "gather_chunks",
     "insert",
     "load_published",
     "load_run",
@@ -29,21 +35,27 @@ __all__ = [
     "published_state_dict",
     "reference",
     "remove",
+    "scatter_chunk",
 ]
 
 __version__ = version("latentgnn")
 
 _HOMES = {
+    "Chunk": "streaming",
     "FrozenBatchNorm": "norms",
     "LatentGNN": "layer",
     "LatentGNNConfig": "config",
+    "LatentSums": "sums",
     "PackedLatentGNN": "points",
+    "backward_chunk": "streaming",
+    "gather_chunks": "streaming",
     "insert": "insertion",
     "load_published": "checkpoints",
     "load_run": "tasks.loading",
     "node_mask": "masks",
     "published_state_dict": "checkpoints",
     "remove": "insertion",
+    "scatter_chunk": "streaming",
 }
 _MODULES = ("norms", "paths", "reference")
 

@@ -202,6 +202,11 @@ class LatentGNN(nn.Module):
         """
         if isinstance(cast(object, x), fx.Proxy):
             return cast(Tensor, as_one_node(self, x, mask=mask))
+        x_BNC, mask_BN = self.nodes_of(x, mask)
+        return reshape(self._output(x_BNC, mask_BN).mT, x.shape)
+
+    def nodes_of(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """An input and its mask, checked, as nodes: (B, N, C), a view with the input's strides, and (B, N)."""
         self._check(x)
         if not 3 <= x.dim() <= 5:
             raise ValueError(
@@ -214,14 +219,13 @@ class LatentGNN(nn.Module):
             )
         if mask is not None:
             check_mask(mask, x, (x.shape[0], *x.shape[2:]), "(B, *spatial)")
-        out_BNC = self._output(x.flatten(2).mT, None if mask is None else mask.flatten(1))
-        return reshape(out_BNC.mT, x.shape)
+        return x.flatten(2).mT, None if mask is None else mask.flatten(1)
 
     def _output(self, x_BNC: Tensor, mask_BN: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
-        layer = self._arrangement()
+        layer = self.arrangement()
         if any(type(matrix) is not nn.Parameter for matrix in layer.tensors[::5]) and (whole := self._whole()):
             with _reparametrize_module(self, whole):
-                return paths.run(self._arrangement(), x_BNC, mask_BN, offsets)
+                return paths.run(self.arrangement(), x_BNC, mask_BN, offsets)
         return paths.run(layer, x_BNC, mask_BN, offsets)
 
     def _whole(self) -> dict[str, Tensor]:
@@ -244,7 +248,8 @@ class LatentGNN(nn.Module):
             name: value.redistribute(placements=[Replicate()] * value.device_mesh.ndim) for name, value in split.items()
         }
 
-    def _arrangement(self) -> Arrangement:
+    def arrangement(self) -> Arrangement:
+        """The parameters by their places in the equations."""
         reduces, assigns = [self._part("gather_reduce")], [self._parts("gather_assign")]
         if not self.config.symmetric:
             reduces.append(self._part("scatter_reduce"))

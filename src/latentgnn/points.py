@@ -61,6 +61,25 @@ class PackedLatentGNN(LatentGNN):
             return cast(Tensor, as_one_node(self, x, offsets=offsets, batch=batch, mask=mask))
         if isinstance(x, Tensor) and x.is_nested:
             return self._jagged(x, offsets, batch, mask)
+        if batch is None:
+            x_BNC, mask_BN, ends = self.points_of(x, offsets, mask)
+            return reshape(self._output(x_BNC, mask_BN, ends), x.shape)
+        self._check_points(x, offsets, batch, mask)
+        order, ends = _scenes(batch, x.shape[0])
+        if order is None:
+            return reshape(self._output(x[None], None, ends), x.shape)
+        return torch.empty_like(x).index_copy(0, order, self._output(x[order][None], None, ends)[0])
+
+    def points_of(
+        self, x: Tensor, offsets: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """An input, its mask and offsets, checked, as nodes: (B, N, C), and (B, N) or (S + 1,), from 0 on."""
+        self._check_points(x, offsets, None, mask)
+        if offsets is None:
+            return x, mask, None
+        return x[None], None, _checked_offsets(offsets, x.shape[0])
+
+    def _check_points(self, x: Tensor, offsets: Tensor | None, batch: Tensor | None, mask: Tensor | None) -> None:
         self._check(x)
         if x.dim() not in (2, 3) or x.shape[-1] != self.config.channels:
             raise ValueError(
@@ -72,7 +91,7 @@ class PackedLatentGNN(LatentGNN):
                 raise ValueError(f"offsets and batch are for packed points (T, C); tokens {tuple(x.shape)} take a mask")
             if mask is not None:
                 check_mask(mask, x, tuple(x.shape[:2]), "(B, N)")
-            return self._output(x, mask)
+            return
         if mask is not None:
             raise ValueError("a mask is for tokens (B, N, C); leave points out of packed ones instead")
         if (offsets is None) == (batch is None):
@@ -81,13 +100,6 @@ class PackedLatentGNN(LatentGNN):
                 f"got {'neither' if offsets is None else 'both'}; points of one scene may be given as x[None], "
                 f"(1, {len(x)}, {self.config.channels})"
             )
-        if offsets is not None:
-            return reshape(self._output(x[None], None, _checked_offsets(offsets, x.shape[0])), x.shape)
-        assert batch is not None
-        order, offsets = _scenes(batch, x.shape[0])
-        if order is None:
-            return reshape(self._output(x[None], None, offsets), x.shape)
-        return torch.empty_like(x).index_copy(0, order, self._output(x[order][None], None, offsets)[0])
 
     def _jagged(self, x: Tensor, offsets: Tensor | None, batch: Tensor | None, mask: Tensor | None) -> Tensor:
         if any(argument is not None for argument in (offsets, batch, mask)):

@@ -52,7 +52,7 @@ def random_layer(arguments: dict[str, Any], norm: str, seed: int, kind: type[Lat
 
 
 def takes_the_core(layer: LatentGNN, x: Tensor) -> bool:
-    return why_not_core(layer._arrangement(), x, None, x.dtype) is None
+    return why_not_core(layer.arrangement(), x, None, x.dtype) is None
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)

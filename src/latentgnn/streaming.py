@@ -1,0 +1,290 @@
+"""Inputs larger than memory: gather over chunks of the nodes, then scatter a chunk at a time, and gradients likewise.
+
+The latents' sums add up over any partition of the nodes. One sweep over the chunks gathers them, a second one gives the
+output of each chunk; the result is that of the layer on all nodes at once.
+
+Axes: B batch, N nodes, C channels, S samples.
+"""
+
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from latentgnn import halves
+from latentgnn.errors import UserError
+from latentgnn.functional import wide
+from latentgnn.layer import LatentGNN, reshape
+from latentgnn.paths import products_in
+from latentgnn.points import PackedLatentGNN
+from latentgnn.projections import Arrangement
+from latentgnn.sums import LatentSums
+
+Array = Tensor | NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some nodes of the samples, and what belongs to them; a tensor or an array alone stands for a chunk without more.
+
+    Every chunk has nodes of the same samples, in the same order of samples. It may have any number of each one's nodes,
+    or none.
+
+    Args:
+        x: for `LatentGNN`, (B, C, *spatial), such as strips of images; for `PackedLatentGNN`, (n, C), points of one
+            scene, or (n, C) with offsets, or (B, n, C). A NumPy array is converted to the layer's type and device; a
+            tensor must have them, as the layer's own input.
+        mask: bool, (B, *spatial) or (B, n): nodes that take part.
+        offsets: (S + 1,), where each scene begins in the chunk, from 0 on, and the end.
+    """
+
+    x: Array
+    mask: Array | None = None
+    offsets: Array | None = None
+
+
+def gather_chunks(
+    layer: LatentGNN, chunks: Iterable[Chunk | Array], *, start: LatentSums | None = None, check: bool = True
+) -> LatentSums:
+    """The first sweep: the latents' sums over all chunks. Autograd records nothing.
+
+    Args:
+        layer: whose norms are maps of each node: batch norm in evaluation, frozen batch norm, layer norm, RMS norm.
+        chunks: any iterable: of memory-mapped arrays, slices of a safetensors file, points as a reader gives them.
+        start: sums over earlier chunks, to go on from.
+        check: note a checksum of each chunk, by which `scatter_chunk` tells one that has changed.
+
+    Raises:
+        TypeError: a chunk of the wrong type, or norms that take statistics of all nodes.
+        ValueError: a chunk of the wrong shape, other samples than the chunks before, or no chunk.
+        UserError: a chunk whose nodes are not finite.
+
+    Example:
+        >>> layer = PackedLatentGNN(16, num_latents=4, gamma_init=0.5).eval()
+        >>> points = torch.randn(1000, 16)
+        >>> sums = gather_chunks(layer, points.split(300))
+        >>> outputs = [scatter_chunk(layer, chunk, sums) for chunk in points.split(300)]
+        >>> torch.allclose(torch.cat(outputs), layer(points[None])[0], atol=1e-5)
+        True
+    """
+    total, name = start, type(layer).__name__
+    for index, chunk in enumerate(chunks):
+        with torch.no_grad():
+            part = gather_chunk(layer, chunk, check=check)
+        if not (part.sums.isfinite().all() and part.weights.isfinite().all()):
+            raise UserError(
+                f"chunk {index} (the first is 0): {name} has sums that are not finite there, for some of its "
+                f"{part.nodes} nodes are not, or are too large for {part.compute}: leave them out with a mask"
+            )
+        try:
+            total = part if total is None else total + part
+        except (UserError, ValueError) as error:
+            raise type(error)(f"chunk {index} (the first is 0): {error}") from None
+    if total is None:
+        raise ValueError(
+            f"{name} has nothing to gather from: there is no chunk; an iterator gives its chunks only once"
+        )
+    return total
+
+
+def gather_chunk(layer: LatentGNN, chunk: Chunk | Array, *, check: bool = True) -> LatentSums:
+    """The sums over one chunk, with gradients where autograd records; ``+`` adds them to those of others."""
+    own, nodes = _layer(layer), _Nodes.of(layer, chunk)
+    x_BNC = nodes.x_BNC
+    config, reduced = layer.config, layer.config.reduced_channels // layer.config.num_groups
+    if x_BNC.shape[1]:
+        sums, weights = halves.gather(own, x_BNC, nodes.mask_BN, nodes.offsets)
+    else:
+        sums = x_BNC.new_zeros(nodes.samples, config.num_groups, sum(config.latents), reduced)
+        weights = sums[..., 0]
+    return LatentSums(
+        # In float64, so that it does not matter how many chunks there are; they are few numbers.
+        sums=sums.to("cpu", torch.float64),
+        weights=weights.to("cpu", torch.float64),
+        layer=_fingerprint(own),
+        compute=_name(products_in(x_BNC)[0]),
+        counts=torch.tensor([nodes.count]),
+        checksums=torch.tensor([_checksum(chunk)] if check else [], dtype=torch.int64),
+    )
+
+
+def scatter_chunk(layer: LatentGNN, chunk: Chunk | Array, sums: LatentSums, *, check: bool = True) -> Tensor:
+    """The second sweep: the layer's output for the nodes of a chunk, from the sums over all of them.
+
+    Args:
+        layer: that gathered.
+        chunk: one of those that were gathered from, in any order.
+        sums: over all chunks.
+        check: refuse a chunk that was not gathered from as it is now; without it, the nodes may be in other chunks.
+
+    Returns:
+        The shape of the chunk, in the layer's type; where autograd records, with gradients for chunk, parameters and
+        sums.
+
+    Raises:
+        TypeError: as `gather_chunks` does.
+        ValueError: likewise.
+        UserError: another layer, other weights or another type than the sums are of, or a chunk that has changed.
+    """
+    own, nodes = _layer(layer), _Nodes.of(layer, chunk)
+    _check_sums(own, nodes, sums)
+    if check and (nodes.count, _checksum(chunk)) not in sums.seen:
+        if not len(sums.checksums):
+            raise UserError("the sums were gathered with check=False, so that no chunk can be checked: say it here too")
+        raise UserError(
+            f"this chunk of {nodes.count} nodes is none of the {len(sums.counts)} that the sums were gathered from, or "
+            "has changed since: gather again; or, if the same nodes are in other chunks now, say check=False"
+        )
+    if not nodes.x_BNC.shape[1]:
+        return nodes.x.clone()
+    device, dtype = nodes.x_BNC.device, wide(products_in(nodes.x_BNC)[0])
+    given = sums.sums.to(device, dtype), sums.weights.to(device, dtype)
+    return nodes.like_the_chunk(halves.scatter(own, nodes.x_BNC, nodes.mask_BN, nodes.offsets, *given))
+
+
+def backward_chunk(layer: LatentGNN, chunk: Chunk | Array, sums: LatentSums) -> None:
+    """The third sweep, in training: what the losses' gradients of the sums mean for a chunk and the parameters.
+
+    The sums had ``requires_grad_()`` called, and ``backward()`` the losses of all chunks. Gradients are added to those
+    that the second sweep gave.
+
+    Args:
+        layer: that gathered.
+        chunk: one of those that were gathered from.
+        sums: over all chunks, with gradients.
+
+    Raises:
+        ValueError: the sums have no gradients.
+        UserError: as `scatter_chunk` does.
+    """
+    if sums.sums.grad is None:
+        raise ValueError(
+            "the sums have no gradients: call sums.requires_grad_() before scatter_chunk, and backward() on the losses "
+            "of all chunks before backward_chunk"
+        )
+    _check_sums(_layer(layer), _Nodes.of(layer, chunk), sums)
+    part = gather_chunk(layer, chunk, check=False)
+    if part.sums.requires_grad:
+        # A symmetric layer with the published scaling has no use for the weights.
+        grad_weights = torch.zeros_like(sums.weights) if sums.weights.grad is None else sums.weights.grad
+        torch.autograd.backward([part.sums, part.weights], [sums.sums.grad, grad_weights])
+
+
+def _layer(layer: LatentGNN) -> Arrangement:
+    if not isinstance(layer, LatentGNN):
+        raise TypeError(f"expected a LatentGNN or PackedLatentGNN, got {type(layer).__name__}")
+    own = layer.arrangement()
+    if (reason := halves.why_not_halves(own)) is not None:
+        raise TypeError(f"{type(layer).__name__} cannot take its nodes in chunks: {reason}")
+    return own
+
+
+@dataclass(frozen=True)
+class _Nodes:
+    """A chunk as the layer's equations take it."""
+
+    x: Tensor
+    x_BNC: Tensor
+    mask_BN: Tensor | None
+    offsets: list[int] | None = None
+    channels_last: bool = False
+
+    @classmethod
+    def of(cls, layer: LatentGNN, chunk: Chunk | Array) -> "_Nodes":
+        chunk = chunk if isinstance(chunk, Chunk) else Chunk(chunk)
+        x = _input(layer, chunk.x)
+        mask = None if chunk.mask is None else _tensor(chunk.mask, x.device)
+        offsets = None if chunk.offsets is None else _tensor(chunk.offsets, torch.device("cpu"))
+        if isinstance(layer, PackedLatentGNN):
+            given = x[None] if x.dim() == 2 and offsets is None else x
+            x_BNC, mask_BN, ends = layer.points_of(given, offsets, mask)
+            return cls(x, x_BNC, mask_BN, None if ends is None else ends.tolist(), channels_last=True)
+        if offsets is not None:
+            raise ValueError("LatentGNN takes maps, without offsets; PackedLatentGNN takes packed points")
+        return cls(x, *layer.nodes_of(x, mask))
+
+    @property
+    def samples(self) -> int:
+        return len(self.x_BNC) if self.offsets is None else len(self.offsets) - 1
+
+    @property
+    def count(self) -> int:
+        return self.x_BNC.shape[0] * self.x_BNC.shape[1]
+
+    def like_the_chunk(self, out_BNC: Tensor) -> Tensor:
+        return reshape(out_BNC if self.channels_last else out_BNC.mT, self.x.shape)
+
+
+def _input(layer: LatentGNN, x: object) -> Tensor:
+    if isinstance(x, Tensor):
+        return x
+    if not isinstance(x, np.ndarray) or x.dtype.kind != "f":
+        kind = f"an array of {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
+        raise TypeError(f"a chunk must be a floating-point tensor or NumPy array, or a Chunk of them; got {kind}")
+    weight = layer.gather_reduce.weight
+    # NumPy has no bfloat16. A copy: a memory map may be read-only, and change.
+    kind = "float32" if weight.dtype == torch.bfloat16 else _name(weight.dtype)
+    return torch.from_numpy(np.array(x, dtype=kind, order="C")).to(weight.device, weight.dtype)
+
+
+def _tensor(x: Array, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.array(x)).to(device) if isinstance(x, np.ndarray) else x
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_sums(layer: Arrangement, nodes: _Nodes, sums: LatentSums) -> None:
+    now = _fingerprint(layer)
+    if sums.layer != now:
+        raise UserError(
+            f"the sums are of a layer with the fingerprint {sums.layer}, this one has {now}: take the layer and the "
+            "weights that gathered them, or gather again"
+        )
+    compute = _name(products_in(nodes.x_BNC)[0])
+    if sums.compute != compute:
+        raise UserError(
+            f"the sums were gathered with products in {sums.compute}, this chunk is scattered with {compute}: "
+            "use the same type, and the same autocast, for both"
+        )
+    if nodes.samples != len(sums.sums):
+        raise ValueError(f"the sums are of {len(sums.sums)} samples, this chunk has {nodes.samples}: give it the same")
+
+
+def _fingerprint(layer: Arrangement) -> str:
+    """Of all that the output depends on, beside the input."""
+    config = layer.config
+    told = [
+        *(config.channels, config.latents, config.reduction, config.symmetric, config.graph_conv, config.residual),
+        *(config.num_groups, config.node_scale, layer.norm_kind, [getattr(norm, "eps", None) for norm in layer.norms]),
+    ]
+    digest = blake2b(repr(told).encode(), digest_size=16)
+    for tensor in (*layer.tensors, layer.gamma):
+        digest.update(repr(None if tensor is None else (tensor.dtype, tensor.shape)).encode())
+        if tensor is not None:
+            digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _checksum(chunk: Chunk | Array) -> int:
+    """Of a chunk as it was given. CRC-32 takes a few nanoseconds a node, and accidents are what it is to find."""
+    chunk, value = chunk if isinstance(chunk, Chunk) else Chunk(chunk), 0
+    for part in (chunk.x, chunk.mask, chunk.offsets):
+        shape = None if part is None else (tuple(part.shape), str(part.dtype).removeprefix("torch."))
+        value = zlib.crc32(repr(shape).encode(), value)
+        if part is not None:
+            value = zlib.crc32(_bytes(part), value)
+    return value
+
+
+def _bytes(x: Array) -> memoryview:
+    if isinstance(x, Tensor):
+        return x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    return np.ascontiguousarray(x).reshape(-1).view(np.uint8).data

@@ -1,0 +1,121 @@
+"""The latents' sums over chunks of nodes: added, saved, loaded.
+
+Axes: S samples, G groups, D latents of all kernels in a group, r channels of a group.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from latentgnn.errors import UserError, first_line, system_error
+from latentgnn.files import write_bytes
+from latentgnn.reading import regular_file
+
+_FORMAT = "latentgnn sums 1"
+_TENSORS = ("sums", "weights", "counts", "checksums")
+
+
+@dataclass(frozen=True, eq=False)
+class LatentSums:
+    """What gather leaves of the nodes of some chunks: a few numbers a latent, whatever the number of nodes.
+
+    Sums of different chunks add: ``a + b`` is what one sweep over the chunks of both would give. They hold what is
+    needed to refuse another layer, and chunks that have changed.
+
+    Args:
+        sums: of values by assignments, (S, G, D, r), float64, on the CPU.
+        weights: what they will be divided by, (S, G, D), likewise.
+        layer: a fingerprint of the layer's options and weights.
+        compute: the type of the products over nodes, such as ``float32``.
+        counts: of each chunk, its nodes, int64.
+        checksums: of each chunk, int64; none where chunks are not checked.
+    """
+
+    sums: Tensor
+    weights: Tensor
+    layer: str
+    compute: str
+    counts: Tensor
+    checksums: Tensor
+
+    @property
+    def nodes(self) -> int:
+        """Of all chunks."""
+        return int(self.counts.sum())
+
+    @cached_property
+    def seen(self) -> frozenset[tuple[int, int]]:
+        """Count and checksum of each chunk."""
+        checked = len(self.checksums) == len(self.counts)
+        return frozenset(zip(self.counts.tolist(), self.checksums.tolist(), strict=True)) if checked else frozenset()
+
+    def requires_grad_(self) -> "LatentSums":
+        """Let losses of `latentgnn.streaming.scatter_chunk`'s outputs leave their gradients here; returns itself."""
+        self.sums.requires_grad_()
+        self.weights.requires_grad_()
+        return self
+
+    def __add__(self, other: "LatentSums") -> "LatentSums":
+        """The sums over the chunks of both.
+
+        Raises:
+            UserError: they are of two layers or types, or only one of them was checked.
+            ValueError: they are of other samples.
+        """
+        for name in ("layer", "compute"):
+            one, two = getattr(self, name), getattr(other, name)
+            if one != two:
+                what = "layers, or other weights of one" if name == "layer" else "types"
+                raise UserError(f"these sums are of two {what} ({one}, {two}): gather all chunks with the same")
+        if self.sums.shape != other.sums.shape:
+            raise ValueError(
+                f"these sums are of {len(self.sums)} and {len(other.sums)} samples: each chunk has nodes of the same"
+            )
+        if (len(self.checksums) == len(self.counts)) != (len(other.checksums) == len(other.counts)):
+            raise UserError("some of these sums have checksums and some not: gather all with the same check")
+        return LatentSums(
+            sums=self.sums + other.sums,
+            weights=self.weights + other.weights,
+            layer=self.layer,
+            compute=self.compute,
+            counts=torch.cat([self.counts, other.counts]),
+            checksums=torch.cat([self.checksums, other.checksums]),
+        )
+
+    def save(self, path: Path | str) -> None:
+        """Write a safetensors file, in one step."""
+        tensors = {name: getattr(self, name).detach().contiguous() for name in _TENSORS}
+        metadata = {"format": _FORMAT, "layer": self.layer, "compute": self.compute}
+        write_bytes(path, safetensors.torch.save(tensors, metadata))
+
+    @classmethod
+    def load(cls, path: Path | str) -> "LatentSums":
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: it is something else, or damaged.
+        """
+        regular_file(Path(path))
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except Exception as error:  # OSError, or its reader's own on bytes that are something else
+            if system_error(error) is not None:
+                raise
+            raise UserError(f"{path} cannot be read as a safetensors file ({first_line(error)})") from error
+        if metadata.get("format") != _FORMAT or set(tensors) != set(_TENSORS) or not _fit(**tensors):
+            raise UserError(f"{path} holds no sums of a layer: expected what LatentSums.save wrote; gather again")
+        return cls(layer=metadata.get("layer", ""), compute=metadata.get("compute", ""), **tensors)
+
+
+def _fit(sums: Tensor, weights: Tensor, counts: Tensor, checksums: Tensor) -> bool:
+    floats = all(tensor.dtype == torch.float64 for tensor in (sums, weights))
+    counted = all(tensor.dtype == torch.int64 and tensor.dim() == 1 for tensor in (counts, checksums))
+    shapes = sums.dim() == 4 and weights.shape == sums.shape[:-1] and len(checksums) in (0, len(counts))
+    return floats and counted and shapes
