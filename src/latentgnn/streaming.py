@@ -77,7 +77,7 @@ def gather_chunks(
     for index, chunk in enumerate(chunks):
         with torch.no_grad():
             part = gather_chunk(layer, chunk, check=check)
-        if not (part.sums.isfinite().all() and part.weights.isfinite().all()):
+        if not part.is_finite:
             raise UserError(
                 f"chunk {index} (the first is 0): {name} has sums that are not finite there, for some of its "
                 f"{part.nodes} nodes are not, or are too large for {part.compute}: leave them out with a mask"
@@ -228,9 +228,9 @@ def _input(layer: LatentGNN, x: object) -> Tensor:
         kind = f"an array of {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
         raise TypeError(f"a chunk must be a floating-point tensor or NumPy array, or a Chunk of them; got {kind}")
     weight = layer.gather_reduce.weight
-    # NumPy has no bfloat16. A copy: a memory map may be read-only, and change.
-    kind = "float32" if weight.dtype == torch.bfloat16 else _name(weight.dtype)
-    return torch.from_numpy(np.array(x, dtype=kind, order="C")).to(weight.device, weight.dtype)
+    # PyTorch takes no other byte order, and warns of read-only memory, such as that of a map.
+    plain = x.dtype.newbyteorder("=")
+    return torch.from_numpy(np.require(x, plain, ["C", "W"])).to(weight.device, weight.dtype)
 
 
 def _tensor(x: Array, device: torch.device) -> Tensor:

@@ -48,6 +48,11 @@ class LatentSums:
         """Of all chunks."""
         return int(self.counts.sum())
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all sums are numbers: what is not, among the nodes, makes those of all useless."""
+        return bool(self.sums.isfinite().all() and self.weights.isfinite().all())
+
     @cached_property
     def seen(self) -> frozenset[tuple[int, int]]:
         """Count and checksum of each chunk."""
