@@ -1,7 +1,8 @@
 """The LatentGNN layer as a module: parameters, shapes and errors; `latentgnn.paths` runs it."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -162,6 +163,53 @@ class LatentGNN(nn.Module):
             device=device,
             dtype=dtype,
         )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: Path | str,
+        *,
+        from_hub: bool = False,
+        revision: str | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """The layer that `save_pretrained` wrote, in evaluation mode.
+
+        Args:
+            source: the folder, or the file of weights alone; with ``from_hub``, a model's name on the Hugging Face hub.
+            from_hub: download it; without this, nothing goes to the network.
+            revision: a branch, tag or commit on the hub.
+            device: where the layer is put.
+
+        Raises:
+            UserError: there is none, it is something else, or it cannot be had.
+        """
+        from latentgnn.saved import load_layer
+
+        return load_layer(cls, source, from_hub=from_hub, revision=revision).to(device)
+
+    def save_pretrained(self, folder: Path | str, *, overwrite: bool = False) -> None:
+        """Write ``config.json`` and ``model.safetensors`` into a folder, as the Hugging Face hub takes them.
+
+        Args:
+            folder: made if it is not there.
+            overwrite: replace files of these names.
+
+        Raises:
+            UserError: there are such files.
+            ValueError: a norm that is not in `latentgnn.norms.NORMS` has no name to be saved under.
+
+        Example:
+            >>> import tempfile
+            >>> layer = LatentGNN(64, num_latents=16)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     layer.save_pretrained(folder)
+            ...     LatentGNN.from_pretrained(folder).config == layer.config
+            True
+        """
+        from latentgnn.saved import save_layer
+
+        save_layer(self, folder, overwrite=overwrite)
 
     def reset_parameters(self) -> None:
         """Draw the matrices anew, and set gamma to ``gamma_init``."""

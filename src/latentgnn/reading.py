@@ -97,7 +97,20 @@ def read_json(path: Path | str, what: str = "file", *, finite: bool = True, most
             cause is the operating system's error, where there is one.
     """
     path = Path(path)
-    text = _text(path, what, most_bytes, "malformed JSON: ")
+    return parse_json(_text(path, what, most_bytes, "malformed JSON: "), path, finite=finite)
+
+
+def parse_json(text: str, path: Path, *, finite: bool = True) -> Any:
+    """What JSON inside another file holds.
+
+    Args:
+        text: the JSON.
+        path: the file, for errors.
+        finite: see `read_json`.
+
+    Raises:
+        UnreadableError: see `read_json`.
+    """
     try:
         value = json.loads(text, object_pairs_hook=_mapping)
     except json.JSONDecodeError as error:

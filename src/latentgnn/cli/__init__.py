@@ -16,7 +16,7 @@ from contextlib import suppress
 from importlib.metadata import version
 
 from latentgnn.cli.information import cost, cost_arguments, recipes, recipes_arguments
-from latentgnn.cli.models import evaluate, evaluate_arguments, predict, predict_arguments
+from latentgnn.cli.models import evaluate, evaluate_arguments, export, export_arguments, predict, predict_arguments
 from latentgnn.cli.parsing import Command, Overrides, Parser, UsageError
 from latentgnn.cli.sets import check_data, check_data_arguments, convert, convert_arguments
 from latentgnn.cli.settings import TASKS, settings_help, split
@@ -141,6 +141,12 @@ COMMANDS = {
     "train": Command("Train a model; without arguments, a small one on data made on the fly.", train_arguments, train),
     "evaluate": Command("Score a trained model, or a file of results.", evaluate_arguments, evaluate),
     "predict": Command("Apply a trained model to images or scans.", predict_arguments, predict),
+    "export": Command(
+        "Write a trained model for others: safetensors, torch.export's or ONNX, checked against the model.",
+        export_arguments,
+        export,
+        settings=False,
+    ),
     "report": Command("Write a run's report.html again, from its folder.", report_arguments, report, settings=False),
     "check-data": Command(
         "Check every record of a data set, and say what it holds; exit code 1 where there are faults.",

@@ -1,4 +1,4 @@
-"""Commands that use a trained model: ``evaluate``, ``predict``."""
+"""Commands that use a trained model: ``evaluate``, ``predict``, ``export``."""
 
 import argparse
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 from latentgnn.cli.parsing import Overrides, UsageError, json_argument, output, overwrite_argument
 from latentgnn.cli.settings import configuration_in_use, task_of, with_settings
 from latentgnn.errors import require
+
+FORMATS = ("safetensors", "torch", "onnx")
 
 
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,4 +81,27 @@ def predict(arguments: argparse.Namespace, overrides: Overrides) -> int:
         score_threshold=arguments.score_threshold,
         pictures=not arguments.no_pictures,
     )
+    return 0
+
+
+def export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="RUN_OR_CHECKPOINT", help="what train has written")
+    parser.add_argument(
+        "--to",
+        choices=FORMATS,
+        required=True,
+        help="safetensors: the whole model, for latentgnn.load_run; torch (.pt2) and onnx: a program, of a detector "
+        "its dense part",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="a new or empty folder (export/FORMAT inside the run)"
+    )
+    overwrite_argument(parser)
+
+
+def export(arguments: argparse.Namespace, overrides: Overrides) -> int:
+    model: Path = arguments.model
+    task, config = configuration_in_use(model, overrides)
+    out = arguments.out or (model if model.is_dir() else Path()) / "export" / arguments.to
+    task.commands.export(config, model, to=arguments.to, out=out, overwrite=arguments.overwrite)
     return 0

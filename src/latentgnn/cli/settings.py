@@ -15,7 +15,7 @@ from latentgnn.cli.parsing import Command, Overrides, UsageError
 from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import Option, describe, nearest, options, parse_config, renamed
 from latentgnn.errors import UserError, require
-from latentgnn.training.runs import RunFolder
+from latentgnn.training.runs import recorded_config
 
 DEFAULT_RECIPE = "context"
 
@@ -127,7 +127,7 @@ def _task_at_hand(argv: Sequence[str], parser: argparse.ArgumentParser) -> Task 
         named["model"] = tokens[0]
     try:
         if source := named.get("model") or named.get("--resume"):
-            return task_of(_recorded(Path(source)), source)
+            return task_of(recorded_config(Path(source)), source)
         return task_of(load_recipe(named["--config"]) if named else {}, "")
     except (UserError, OSError):
         return None
@@ -199,20 +199,9 @@ def _value(config: Any, name: str) -> Any:
     return reduce(getattr, name.split("."), config)
 
 
-def _recorded(source: Path) -> Mapping[str, Any]:
-    """The configuration in a run's folder, or the one inside a checkpoint."""
-    if source.is_dir():
-        return RunFolder.open(source).config
-    if not source.is_file():
-        raise UserError(f"there is no run folder or checkpoint at {source}")
-    from latentgnn.training.checkpoints import read_checkpoint
-
-    return read_checkpoint(source).config
-
-
 def configuration_of_model(source: Path, overrides: Overrides) -> tuple[Task, Any]:
     """The task and the typed configuration of a run's folder or a checkpoint, with settings laid over it."""
-    values = _recorded(source)
+    values = recorded_config(source)
     task = task_of(values, str(source / "config.yaml" if source.is_dir() else source))
     return task, with_settings(task, values, overrides, recorded=True)
 

@@ -35,12 +35,16 @@ class Trained(Protocol):
         """The model's result for one image or scan."""
 
 
-def load_run(path: Path | str, *, device: str = "cpu") -> Any:
-    """The trained model of a run.
+def load_run(path: Path | str, *, device: str = "cpu", from_hub: bool = False, revision: str | None = None) -> Any:
+    """The trained model of a run, or one that was saved from it.
 
     Args:
-        path: a run's folder, whose best checkpoint is taken, or its last where none is best; or a checkpoint.
+        path: a run's folder, whose best checkpoint is taken, or its last where none is best; a checkpoint; what
+            `save_pretrained` or ``latentgnn export --to safetensors`` wrote; or with ``from_hub`` a model's name on the
+            Hugging Face hub.
         device: where the model is put.
+        from_hub: download it; without this, nothing goes to the network.
+        revision: a branch, tag or commit on the hub.
 
     Returns:
         For a detector, `latentgnn.tasks.detection.loading.TrainedDetector`: ``model`` in evaluation mode,
@@ -51,12 +55,13 @@ def load_run(path: Path | str, *, device: str = "cpu") -> Any:
         UserError: there is no run, it has no checkpoint yet, or that does not fit its configuration.
     """
     # As a public name of the package, this module is imported without being used.
+    from latentgnn.hub import find
     from latentgnn.training.commands import trained_weights
-    from latentgnn.training.runs import RunFolder
+    from latentgnn.training.runs import recorded_config
 
-    path = Path(path)
+    path = find(path, from_hub=from_hub, revision=revision)
     checkpoint = trained_weights(path)
-    values = RunFolder.open(path).config if path.is_dir() else checkpoint.config
+    values = recorded_config(path) if path.is_dir() else checkpoint.config
     task = values.get("task", "detection")
     if task not in _LOADERS:
         raise UserError(f"{path}: there is no task {task!r}; tasks: {', '.join(_LOADERS)}")

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from latentgnn.errors import UserError, concerning, system_error
 from latentgnn.files import replacing, temporary_name
+from latentgnn.saved import read_saved
 from latentgnn.training.archives import check_archive, seal
 from latentgnn.training.fingerprint import Fingerprint
 from latentgnn.training.run_files import Damaged, check_plain, is_step
+from latentgnn.training.saved_runs import config_of
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 NAMES = (LAST, PREVIOUS, BEST)
@@ -122,15 +124,18 @@ def check_finite(content: Mapping[str, Any], *, step: int) -> None:
 
 
 def read_checkpoint(path: Path | str) -> Checkpoint:
-    """Read a checkpoint that training wrote.
+    """Read a checkpoint that training wrote, or a model that was saved from one.
 
     Args:
-        path: the file, such as ``checkpoints/best.ckpt`` in a run folder.
+        path: the file, such as ``checkpoints/best.ckpt`` in a run folder; or a saved model, see `latentgnn.saved`,
+            which has neither optimizer nor data.
 
     Raises:
         UserError: there is no such file, or it is damaged (then sound ones beside it are named) or something else.
     """
     path = Path(path)
+    if path.suffix == ".safetensors" or path.is_dir():
+        return _from_saved(path)
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
     try:
@@ -240,6 +245,24 @@ def _read(path: Path) -> Checkpoint:
         return _checked(path, content)
     except ValueError as error:
         raise Damaged(f"{path} is no sound checkpoint of a latentgnn training run ({error})") from None
+
+
+def _from_saved(path: Path) -> Checkpoint:
+    saved = read_saved(path)
+    config = config_of(saved.record, path)
+    bad = _non_finite(saved.weights, "")
+    if bad:
+        raise Damaged(f"{saved.path} is damaged (infinite or not numbers: {', '.join(bad[:5])})")
+    return Checkpoint(
+        path=saved.path,
+        step=saved.record.get("step", 0),
+        config=config,
+        course={},
+        data={},
+        weights=saved.weights,
+        optimizer={},
+        precision={},
+    )
 
 
 def _checked(path: Path, content: Any) -> Checkpoint:

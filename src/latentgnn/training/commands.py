@@ -11,6 +11,7 @@ import torch
 from latentgnn.configuration.settings import parse_config, plain_data
 from latentgnn.errors import UserError, system_error, told
 from latentgnn.files import write_bytes, write_json
+from latentgnn.hub import CONFIG
 from latentgnn.outputs import quoted, refuse_to_replace, say_end, try_folder
 from latentgnn.training.checkpoints import Checkpoint, newest_checkpoint, read_checkpoint
 from latentgnn.training.comparison_report import write_comparison
@@ -171,8 +172,8 @@ def fit_in(
 
 
 def trained_weights(source: Path) -> Checkpoint:
-    """A checkpoint's weights, or those of a run's best checkpoint, or of its last where none is best."""
-    if not source.is_dir():
+    """The weights of a checkpoint or a saved model, or of a run's best checkpoint, or its last where none is best."""
+    if not source.is_dir() or (source / CONFIG).is_file():
         return read_checkpoint(source)
     run = RunFolder.open(source)
     written = [file for file in (run.checkpoint("best"), run.checkpoint("last")) if file.exists()]

@@ -91,13 +91,17 @@ class Report:
             tiles_of=self._tiles_of(),
             sections=[*self._course(), *self._figures(), *self._analysis()],
             commands=self.commands,
-            facts=[table for table in (self._versions(), self._sets()) if table.rows],
+            facts=[table for table in (self.versions(folders=True), self.sets(folders=True)) if table.rows],
         )
 
     @property
     def last(self) -> dict[str, float]:
         """The figures of the last validation."""
         return self._validations[-1]["metrics"] if self._validations else {}
+
+    def metrics_at(self, step: int) -> dict[str, float]:
+        """The figures of the validation after so many steps; empty where there was none."""
+        return next((record["metrics"] for record in self._validations if record["step"] == step), {})
 
     def points(self, name: str) -> list[tuple[float, float]]:
         """Steps and values of a logged figure, or of one of the validations."""
@@ -186,12 +190,12 @@ class Report:
         shown = {f"step {last['step']:,} (last)": last["metrics"]}
         if best is not None and best is not last:
             shown = {f"step {best['step']:,} (best)": best["metrics"], **shown}
-        tables = tuple(self._table(title, metrics) for title, metrics in shown.items())
+        tables = tuple(self.table(title, metrics) for title, metrics in shown.items())
         yield Section(
             title="Figures", text="On the validation set. n/a: nothing there defines the figure.", tables=tables
         )
 
-    def _table(self, title: str, metrics: Mapping[str, float]) -> Table:
+    def table(self, title: str, metrics: Mapping[str, float]) -> Table:
         """Figures one below the other; those of several kinds, such as ``bbox/AP`` and ``segm/AP``, side by side."""
         parts = [name.partition("/") for name in metrics]
         kinds, names = dict.fromkeys(kind for kind, _, _ in parts), dict.fromkeys(name for _, _, name in parts)
@@ -224,14 +228,15 @@ class Report:
             if isinstance(command, list) and command
         ]
 
-    def _versions(self) -> Table:
+    def versions(self, *, folders: bool = False) -> Table:
+        """What the run ran with; with the folder where it was started, if that is asked for."""
         known = self._environment
         packages = known.get("packages")
         versions = packages.items() if isinstance(packages, dict) else ()
         found = known.get("gpus")
         gpus = [gpu for gpu in found if isinstance(gpu, dict)] if isinstance(found, list) else []
         facts = {
-            "folder of the command": known.get("folder"),
+            "folder of the command": known.get("folder") if folders else None,
             "system": known.get("platform"),
             "Python": known.get("python"),
             "packages": ", ".join(f"{name} {text}" for name, text in versions),
@@ -242,14 +247,15 @@ class Report:
         rows = tuple((name, str(value)) for name, value in facts.items() if value)
         return Table(title="Machine and versions", columns=("", ""), rows=rows)
 
-    def _sets(self) -> Table:
-        names = ("samples", "digest", "root")
+    def sets(self, *, folders: bool = False) -> Table:
+        """What the sets are; with their folders, if they are asked for."""
+        names = ("samples", "digest", "root")[: 3 if folders else 2]
         rows = tuple(
             (title, *(str(record.get(name, "?")) for name in names))
             for title, record in self._data.items()
             if isinstance(record, dict)
         )
-        return Table(title="Data", columns=("", "samples", "fingerprint", "folder"), rows=rows)
+        return Table(title="Data", columns=("", "samples", "fingerprint", "folder")[: len(names) + 1], rows=rows)
 
 
 def _numbers(path: Path) -> list[dict[str, float]]:

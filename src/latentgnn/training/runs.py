@@ -12,6 +12,7 @@ from latentgnn.configuration.recipes import load_recipe, to_yaml
 from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
 from latentgnn.files import append_text, is_temporary, leftovers, write_json, write_text
+from latentgnn.hub import CONFIG
 from latentgnn.training.environment import environment
 from latentgnn.training.locks import LOCK, sole_use
 from latentgnn.training.run_files import (
@@ -231,6 +232,32 @@ class RunFolder:
                 if_damaged()
             self.do_without(error, path)
             return None
+
+
+def recorded_config(source: Path) -> Mapping[str, Any]:
+    """The configuration in a run's folder, a checkpoint or a saved model.
+
+    Raises:
+        UserError: there is none.
+    """
+    if source.is_dir() and not (source / CONFIG).is_file():
+        return RunFolder.open(source).config
+    if not source.exists():
+        raise UserError(f"there is no run folder or checkpoint at {source}")
+    # These import torch, which the command line does not do before a command needs it.
+    from latentgnn.saved import is_saved, read_record
+    from latentgnn.training.checkpoints import read_checkpoint
+    from latentgnn.training.saved_runs import config_of
+
+    if source.is_dir() or is_saved(source):
+        return config_of(read_record(source), source)
+    return read_checkpoint(source).config
+
+
+def run_of(source: Path) -> RunFolder | None:
+    """The run whose folder a source is, or in whose folder a checkpoint lies; ``None`` where there is none."""
+    folders = [source, *source.resolve().parents[:2]]
+    return next((RunFolder.open(folder) for folder in folders if (folder / "config.yaml").is_file()), None)
 
 
 def is_first_process() -> bool:

@@ -21,7 +21,7 @@ from latentgnn.tasks.detection.analysis import Analysis
 from latentgnn.tasks.detection.categories import differing
 from latentgnn.tasks.detection.check import load
 from latentgnn.tasks.detection.coco import CocoAnnotations, CocoValidationSet
-from latentgnn.tasks.detection.config import DataConfig, DetectionConfig
+from latentgnn.tasks.detection.config import PLACES, DataConfig, DetectionConfig
 from latentgnn.tasks.detection.context_set import write_context_set
 from latentgnn.tasks.detection.evaluation import CocoEvaluator, Record, Scores, kinds_of, load_results
 from latentgnn.tasks.detection.fit import NEEDS_MASKS
@@ -31,6 +31,7 @@ from latentgnn.tasks.detection.memory import memory_of_prediction
 from latentgnn.tasks.detection.model import build_detector
 from latentgnn.tasks.detection.pictures import png_bytes, side_by_side
 from latentgnn.tasks.detection.prediction import expand_images, predict_paths
+from latentgnn.tasks.detection.programs import detector_program
 from latentgnn.tasks.detection.sets import DetectionSet
 from latentgnn.tasks.detection.splits import SPLIT_FILE, keep_split, kept_split, refuse_another_split
 from latentgnn.tasks.detection.task import DetectionTask, found_in, kinds_of_detector
@@ -38,11 +39,16 @@ from latentgnn.tasks.detection.tiles import Tiling
 from latentgnn.tasks.detection.video import require_video
 from latentgnn.tasks.detection.video_prediction import expand_videos, names_videos, predict_videos
 from latentgnn.tasks.detection.weights.start import body_parameters, start_from
+from latentgnn.tasks.exporting import Exporting, Format
+from latentgnn.tasks.exporting import export as exported
 from latentgnn.tasks.inputs import result_names
+from latentgnn.tasks.saving import shared_record
 from latentgnn.training import commands
+from latentgnn.training.card import Subject, model_card
+from latentgnn.training.checkpoints import read_checkpoint
 from latentgnn.training.loading import batches, make_loader
 from latentgnn.training.report import write_analysis
-from latentgnn.training.runs import RunFolder, is_first_process
+from latentgnn.training.runs import RunFolder, is_first_process, run_of
 
 Data = tuple[CocoAnnotations, CocoAnnotations]
 
@@ -51,6 +57,13 @@ _MAY_CHANGE = (
     *("data.root", "data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images"),
     "evaluation",
 )
+USAGE = """import latentgnn
+
+model = latentgnn.load_run(".")  # this folder; or its name on the hub, with from_hub=True
+found = model.predict("photo.jpg")  # boxes, labels, scores and, of a Mask R-CNN, masks
+names = [model.categories[label - 1][1] for label in found["labels"]]"""
+"""What a model card says of its use."""
+
 _NAMED = 20  # categories that an error lists
 
 
@@ -174,6 +187,43 @@ def predict(
             objects = predict_paths(model, paths, **options)
             looked_at = f"{len(paths)} images"
     print(f"{objects} objects in {looked_at}")
+    say_end(out)
+
+
+def export(config: DetectionConfig, source: Path, *, to: Format, out: Path, overwrite: bool = False) -> None:
+    """Write a trained detector in a format that others read; see `latentgnn.tasks.exporting.export`.
+
+    Args:
+        config: the model's.
+        source: a run's folder, a checkpoint or a saved model.
+        to: the format.
+        out: folder, new or empty.
+        overwrite: replace the results of an earlier command in ``out``.
+    """
+    checkpoint = commands.trained_weights(source)
+    trained = load_detector(config, checkpoint)
+    record = shared_record(config, PLACES, step=checkpoint.step)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(3, 96, 128, generator=generator)
+    blocks = f" with LatentGNN blocks at {', '.join(config.model.blocks)}" if config.model.blocks else ""
+    subject = Subject(
+        title=f"{config.model.detector} on {config.model.backbone}{blocks}",
+        task="image-segmentation" if config.model.detector == "mask_rcnn" else "object-detection",
+        pipeline=True,
+        classes=[name for _, name in trained.categories],
+        usage=USAGE,
+    )
+    exporting = Exporting(
+        model=trained.model,
+        record=record,
+        program=lambda: detector_program(trained.model, config.model.detector),
+        rebuild=lambda file: load_detector(config, read_checkpoint(file)).model,
+        run=lambda model: [value for found in model([image]) for value in found.values()],
+        card=lambda lines, usage: model_card(
+            subject, record, run_of(source), titles=_titles, export=lines, usage=usage
+        ),
+    )
+    exported(exporting, to, out, overwrite=overwrite)
     say_end(out)
 
 

@@ -37,6 +37,12 @@ FREE_WHEN_TRAINED = frozenset(
 )
 """Settings of a model that a trained one can be used with other values of; all others belong to its weights."""
 
+PLACES = (
+    *("data.root", "data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images"),
+    *("model.weights", "model.weights_backbone"),
+)
+"""Settings that say where something lies on the machine that trained; a model that is saved for others has them not."""
+
 WITHOUT_EFFECT_ALONE = {
     "data.val_seed": "data.val_fraction",
     "data.val_groups": "data.val_fraction",

@@ -11,9 +11,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from latentgnn.errors import UserError
-from latentgnn.tasks.detection.config import DetectionConfig
+from latentgnn.saved import files_of, save_folder
+from latentgnn.tasks.detection.config import PLACES, DetectionConfig
 from latentgnn.tasks.detection.images import read_image, to_tensor
 from latentgnn.tasks.detection.model import build_detector
+from latentgnn.tasks.saving import shared_record
 from latentgnn.training.checkpoints import Checkpoint
 
 AnyImage = Path | str | Image.Image | NDArray[np.uint8]
@@ -89,6 +91,20 @@ class TrainedDetector(NamedTuple):
         with torch.inference_mode():
             (found,) = self.model([tensor])
         return {name: value.cpu() for name, value in found.items()}
+
+    def save_pretrained(self, folder: Path | str, *, overwrite: bool = False) -> None:
+        """Write ``config.json`` and ``model.safetensors`` into a folder, which `latentgnn.load_run` takes.
+
+        ``latentgnn export`` writes the same with a model card, from the run's own figures.
+
+        Args:
+            folder: made if it is not there.
+            overwrite: replace files of these names.
+
+        Raises:
+            UserError: there are such files.
+        """
+        save_folder(folder, files_of(shared_record(self.config, PLACES), self.model.state_dict()), overwrite=overwrite)
 
 
 def load_detector(config: DetectionConfig, checkpoint: Checkpoint) -> TrainedDetector:

@@ -15,24 +15,36 @@ from latentgnn.errors import UserError
 from latentgnn.files import write_json
 from latentgnn.outputs import Results, quoted, say_end
 from latentgnn.tasks.checks import Split, check_splits
+from latentgnn.tasks.exporting import Exporting, Format
+from latentgnn.tasks.exporting import export as exported
 from latentgnn.tasks.inputs import result_names
 from latentgnn.tasks.pointcloud.analysis import sections
 from latentgnn.tasks.pointcloud.check import check_split, load_set
 from latentgnn.tasks.pointcloud.classes import class_names
-from latentgnn.tasks.pointcloud.config import DataConfig, PointCloudConfig
+from latentgnn.tasks.pointcloud.config import PLACES, DataConfig, PointCloudConfig
 from latentgnn.tasks.pointcloud.datasets import DATASET_FILE, DATASET_SETTINGS, ScanSet
 from latentgnn.tasks.pointcloud.evaluation import Scores
 from latentgnn.tasks.pointcloud.loading import load_segmenter
 from latentgnn.tasks.pointcloud.model import PointNetwork, build_point_network
 from latentgnn.tasks.pointcloud.pictures import draw_scan
 from latentgnn.tasks.pointcloud.prediction import Predicted, expand_scans, predict_files
+from latentgnn.tasks.pointcloud.programs import point_program
 from latentgnn.tasks.pointcloud.start import start_from
 from latentgnn.tasks.pointcloud.task import PointCloudTask, WholeScans, score_scan, shown_scans
+from latentgnn.tasks.saving import shared_record
 from latentgnn.training import commands
+from latentgnn.training.card import Subject, model_card
+from latentgnn.training.checkpoints import read_checkpoint
 from latentgnn.training.report import write_analysis
-from latentgnn.training.runs import RunFolder, is_first_process
+from latentgnn.training.runs import RunFolder, is_first_process, run_of
 
 Data = tuple[ScanSet, ScanSet]
+
+USAGE = """import latentgnn
+
+model = latentgnn.load_run(".")  # this folder; or its name on the hub, with from_hub=True
+probabilities = model.predict("scan.laz")  # (points, classes), in the order of model.class_names"""
+"""What a model card says of its use."""
 
 # What a resumed run may change: where the same data lie now, and how results are made and shown.
 _MAY_CHANGE = ("data.root", "data.cached_points", "data.overlap", "evaluation")
@@ -149,6 +161,42 @@ def predict(
         )
     say_end(out)
     return predicted
+
+
+def export(config: PointCloudConfig, source: Path, *, to: Format, out: Path, overwrite: bool = False) -> None:
+    """Write a trained point network in a format that others read; see `latentgnn.tasks.exporting.export`.
+
+    Args:
+        config: the model's.
+        source: a run's folder, a checkpoint or a saved model.
+        to: the format.
+        out: folder, new or empty.
+        overwrite: replace the results of an earlier command in ``out``.
+    """
+    checkpoint = commands.trained_weights(source)
+    trained = load_segmenter(config, checkpoint)
+    record = shared_record(config, PLACES, step=checkpoint.step)
+    features, hierarchy = trained.model.example_input()
+    blocks = f" with LatentGNN blocks at {', '.join(config.model.blocks)}" if config.model.blocks else ""
+    subject = Subject(
+        title=f"point network{blocks}",
+        task="point-cloud-segmentation",
+        pipeline=False,
+        classes=trained.class_names,
+        usage=USAGE,
+    )
+    exporting = Exporting(
+        model=trained.model,
+        record=record,
+        program=lambda: point_program(trained.model),
+        rebuild=lambda file: load_segmenter(config, read_checkpoint(file)).model,
+        run=lambda model: [model(features, hierarchy)],
+        card=lambda lines, usage: model_card(
+            subject, record, run_of(source), titles=_titles, export=lines, usage=usage
+        ),
+    )
+    exported(exporting, to, out, overwrite=overwrite)
+    say_end(out)
 
 
 def check_data(

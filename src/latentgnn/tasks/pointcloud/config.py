@@ -26,6 +26,9 @@ CHECKED = (
 """The settings that the check of a set uses."""
 CONVERTED = ()
 """Those that its conversion uses: there is none."""
+PLACES = ("data.root", "model.weights")
+"""Settings that say where something lies on the machine that trained; a model that is saved for others has them not."""
+
 WITHOUT_EFFECT_ALONE: dict[str, str] = {}
 """Settings that mean something only where another one is given, and that one: there is none."""
 

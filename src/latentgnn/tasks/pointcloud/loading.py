@@ -9,14 +9,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentgnn.errors import UserError
+from latentgnn.saved import files_of, save_folder
 from latentgnn.tasks.pointcloud.classes import class_names, first_ids
-from latentgnn.tasks.pointcloud.config import PointCloudConfig
+from latentgnn.tasks.pointcloud.config import PLACES, PointCloudConfig
 from latentgnn.tasks.pointcloud.datasets import Source, feature_columns, to_scan
 from latentgnn.tasks.pointcloud.model import PointNetwork, build_point_network
 from latentgnn.tasks.pointcloud.neighbors import Hierarchy, Level, build_hierarchy
 from latentgnn.tasks.pointcloud.prediction import predict_scan
 from latentgnn.tasks.pointcloud.scans import RawScan, Scan, coordinate_fault, read_scan
 from latentgnn.tasks.pointcloud.voxels import recentre, voxelize
+from latentgnn.tasks.saving import shared_record
 from latentgnn.training.checkpoints import Checkpoint
 
 
@@ -112,6 +114,20 @@ class TrainedSegmenter(NamedTuple):
         """
         sound = self.transform.scan(scan)
         return predict_scan(self.model, sound.points, sound.features, self.config.data, votes=votes)
+
+    def save_pretrained(self, folder: Path | str, *, overwrite: bool = False) -> None:
+        """Write ``config.json`` and ``model.safetensors`` into a folder, which `latentgnn.load_run` takes.
+
+        ``latentgnn export`` writes the same with a model card, from the run's own figures.
+
+        Args:
+            folder: made if it is not there.
+            overwrite: replace files of these names.
+
+        Raises:
+            UserError: there are such files.
+        """
+        save_folder(folder, files_of(shared_record(self.config, PLACES), self.model.state_dict()), overwrite=overwrite)
 
 
 def load_segmenter(config: PointCloudConfig, checkpoint: Checkpoint) -> TrainedSegmenter:

@@ -1,0 +1,78 @@
+"""Models of the Hugging Face hub: the one place that goes to the network for them, and only when it is asked to."""
+
+from pathlib import Path
+from typing import Any
+
+from latentgnn.errors import UserError, first_line, require
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+"""The files of a model: its record and its weights."""
+
+
+def find(source: Path | str, *, from_hub: bool = False, revision: str | None = None) -> Path:
+    """The folder or file that is meant: a path, or with ``from_hub`` a model of the hub, downloaded.
+
+    Raises:
+        UserError: see `download`; or a revision of a folder is asked for.
+    """
+    if from_hub:
+        return download(str(source), revision=revision)
+    if revision is not None:
+        raise UserError(f"revision {revision!r} means something with from_hub=True alone; {source} is a path")
+    return Path(source)
+
+
+def download(repository: str, *, revision: str | None = None) -> Path:
+    """The folder of a model of the Hugging Face hub, in the hub's own cache.
+
+    Where the hub cannot be reached, or ``HF_HUB_OFFLINE`` forbids it, what an earlier download left is taken.
+
+    Args:
+        repository: ``owner/name``.
+        revision: a branch, tag or commit; ``None`` for the main one.
+
+    Raises:
+        UserError: there is no such model, it may not be read, or the hub cannot be reached and nothing was downloaded.
+    """
+    hub: Any = require("huggingface_hub", extra="hub")
+    errors: Any = require("huggingface_hub.errors", extra="hub")
+    name = f"{repository} (revision {revision})" if revision else repository
+    offline = False
+    try:
+        # Asked once, without the retries of a download, which take half a minute where there is no network.
+        url = hub.hf_hub_url(repository, CONFIG, revision=revision)
+        revision = hub.get_hf_file_metadata(url).commit_hash or revision
+    except (errors.HfHubHTTPError, errors.HFValidationError) as error:
+        raise _refused(name, errors, error) from error
+    except Exception as error:  # of the network's library, of which huggingface_hub has had several, or of sockets
+        offline, cause = True, error
+    try:
+        paths = [
+            hub.hf_hub_download(repository, file, revision=revision, local_files_only=offline)
+            for file in (CONFIG, WEIGHTS)
+        ]
+    except errors.LocalEntryNotFoundError as error:
+        if not offline:
+            raise UserError(f"{name}: the download failed ({first_line(error)}): try again") from error
+        told = "HF_HUB_OFFLINE is set" if hub.is_offline_mode() else f"{type(cause).__name__}: {first_line(cause)}"
+        raise UserError(
+            f"{name}: the Hugging Face hub cannot be reached ({told}), and no earlier download is there: name a "
+            "folder, or try again with a connection"
+        ) from cause
+    except errors.HfHubHTTPError as error:
+        raise _refused(name, errors, error) from error
+    return Path(paths[0]).parent
+
+
+def _refused(name: str, errors: Any, error: Exception) -> UserError:
+    if isinstance(error, errors.HFValidationError):
+        return UserError(f"{name!r} is no model's name on the Hugging Face hub: expected owner/name")
+    if isinstance(error, errors.GatedRepoError):
+        return UserError(f"{name}: its owner grants access to it on its page; then log in with `hf auth login`")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return UserError(f"{name}: the Hugging Face hub has no such revision")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return UserError(f"{name}: the Hugging Face hub has no such model, or you may not read it: see `hf auth login`")
+    if isinstance(error, errors.EntryNotFoundError):
+        return UserError(f"{name} has no {CONFIG} and {WEIGHTS}: it was saved by another library, or in another way")
+    return UserError(f"{name}: the Hugging Face hub answered: {first_line(error)}")

@@ -1,0 +1,248 @@
+"""A trained model in a format that others read, compared with the model before anything is written."""
+
+import logging
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from latentgnn.errors import UserError, first_line, require, system_error
+from latentgnn.files import replacing
+from latentgnn.hub import CONFIG, WEIGHTS
+from latentgnn.outputs import Results
+from latentgnn.saved import CARD, files_of, read_saved
+
+Format = Literal["onnx", "safetensors", "torch"]
+
+FILES: Mapping[Format, str] = {"onnx": "model.onnx", "safetensors": WEIGHTS, "torch": "model.pt2"}
+"""The file of each format."""
+
+TOLERANCE = 1e-3
+"""The largest difference to the model that is let through, as a part of the largest number of an output."""
+
+_USAGE: Mapping[Format, str] = {
+    "torch": """import torch
+
+program = torch.export.load("model.pt2").module()
+outputs = program(**inputs)  # tensors by the names below; those of levels as a list of lists, `levels`""",
+    "onnx": """import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+outputs = session.run(None, inputs)  # arrays by the names below""",
+}
+
+_QUIET = ("onnxscript", "onnx_ir", "torch.onnx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """What of a model can be a program without Python.
+
+    Args:
+        network: computes it from named inputs; its outputs are tensors, nested or not.
+        samples: inputs by name, of two sizes at least; the first is traced, all are compared.
+        dynamic: what of the inputs may have other sizes, as `torch.export.export` takes it.
+        inputs: name and meaning of each input tensor, in order.
+        outputs: name and meaning of each output tensor, in order.
+        part: what it computes, for a person.
+        left_out: what is not in it, and what to do about it; empty if it is all.
+    """
+
+    network: nn.Module
+    samples: Sequence[dict[str, Any]]
+    dynamic: dict[str, Any]
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    part: str
+    left_out: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exporting:
+    """A trained model that is exported.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        record: see `latentgnn.saved.new_record`.
+        program: makes what is exported to ``onnx`` and ``torch``.
+        rebuild: the model anew from a saved folder.
+        run: some outputs of a model for an input that is always the same.
+        card: the text of ``README.md``, with what the export says of itself, and how it is used if not as always.
+    """
+
+    model: nn.Module
+    record: Mapping[str, Any]
+    program: Callable[[], Program]
+    rebuild: Callable[[Path], nn.Module]
+    run: Callable[[nn.Module], list[Tensor]]
+    card: Callable[[Sequence[str], str | None], str]
+
+
+def export(exporting: Exporting, to: Format, out: Path, *, overwrite: bool) -> None:
+    """Write the model's file, ``config.json`` and ``README.md``; nothing where the file computes something else.
+
+    Args:
+        exporting: the model.
+        to: the format.
+        out: a new or empty folder.
+        overwrite: replace the results of an earlier command in it.
+
+    Raises:
+        UserError: the model cannot be exported to this format, or what is exported computes something else.
+    """
+    if to == "onnx":
+        for module in ("onnx", "onnxscript", "onnxruntime"):
+            require(module, extra="export")
+    names = (FILES[to], CONFIG, CARD)
+    with Results(out, names, overwrite=overwrite) as written, TemporaryDirectory(prefix="latentgnn-") as place:
+        folder = Path(place)
+        if to == "safetensors":
+            record, lines, tensors = dict(exporting.record), _save(exporting, folder), []
+        else:
+            program = exporting.program()
+            difference = _check(_exported(program, to, folder / FILES[to]), program, to)
+            lines, tensors = _told(program, difference), _tensors(program)
+            described = {"inputs": dict(program.inputs), "outputs": dict(program.outputs), "part": program.part}
+            record = {**exporting.record, "export": {"format": to, **described, "largest_difference": difference}}
+        print("\n".join(lines))
+        with replacing(written.place(FILES[to])) as target, (folder / FILES[to]).open("rb") as made:
+            shutil.copyfileobj(made, target)
+        written.write_json(CONFIG, record)
+        written.write(CARD, exporting.card([*lines, *tensors], _USAGE.get(to)).encode())
+
+
+def _save(exporting: Exporting, folder: Path) -> list[str]:
+    for name, data in files_of(exporting.record, exporting.model.state_dict()).items():
+        (folder / name).write_bytes(data)
+    # The file alone, as somebody may pass it on.
+    there, here = read_saved(folder / WEIGHTS).weights, exporting.model.state_dict()
+    other = [name for name, value in here.items() if name not in there or not torch.equal(value, there[name])]
+    with torch.no_grad():
+        before, after = (exporting.run(model) for model in (exporting.model, exporting.rebuild(folder / WEIGHTS)))
+    if other or not all(map(torch.equal, before, after)):
+        raise UserError(
+            f"the model that was read back from the file computes something else (other tensors: {other[:3]}); nothing "
+            "is written: this is a fault, please report it"
+        )
+    return [f"all {len(here)} tensors and the configuration; read back, the model gives the same outputs, bit for bit"]
+
+
+def _exported(program: Program, to: Format, path: Path) -> Callable[[dict[str, Any]], list[Tensor]]:
+    """Write the file, and give the function that it computes when it is read back."""
+    try:
+        with _quiet(), torch.no_grad():
+            exported = torch.export.export(
+                program.network, (), program.samples[0], dynamic_shapes=program.dynamic, strict=False
+            )
+            if to == "torch":
+                torch.export.save(exported, path)
+                network: Any = torch.export.load(path).module()
+                return lambda sample: pytree.tree_leaves(network(**sample))
+            made: Any = torch.onnx.export(
+                exported,
+                (),
+                dynamo=True,
+                verbose=False,
+                input_names=list(program.inputs),
+                output_names=list(program.outputs),
+            )
+            made.save(path, external_data=False)
+    except Exception as error:  # of the exporters' many kinds, on operations that they do not know
+        if system_error(error) is not None:
+            raise
+        raise UserError(
+            f"{program.part} cannot be exported to {to} ({type(error).__name__}: {first_line(error)[:300]}): take "
+            "--to safetensors, which every model has, and load it in Python with latentgnn.load_run"
+        ) from error
+    return _in_onnxruntime(path, list(program.inputs))
+
+
+def _in_onnxruntime(path: Path, names: list[str]) -> Callable[[dict[str, Any]], list[Tensor]]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    present = {value.name for value in session.get_inputs()}
+
+    def run(sample: dict[str, Any]) -> list[Tensor]:
+        given = zip(names, pytree.tree_leaves(sample), strict=True)
+        found = session.run(None, {name: value.numpy() for name, value in given if name in present})
+        return [torch.from_numpy(value) for value in found]
+
+    return run
+
+
+def _check(run: Callable[[dict[str, Any]], list[Tensor]], program: Program, to: Format) -> float:
+    """The largest difference between the file's outputs and the model's, over the largest number of each output."""
+    largest = 0.0
+    for sample in program.samples:
+        with torch.no_grad():
+            expected = pytree.tree_leaves(program.network(**sample))
+            found = run(sample)
+        for name, ours, theirs in zip(program.outputs, expected, found, strict=True):
+            if ours.shape != theirs.shape:
+                raise UserError(
+                    f"{to}: the output {name} has the shape {tuple(theirs.shape)} instead of {tuple(ours.shape)}; "
+                    "nothing is written"
+                )
+            largest = max(largest, relative_difference(ours, theirs))
+    # Not a number is no difference that is small enough.
+    if not largest <= TOLERANCE:
+        raise UserError(
+            f"{to}: what was exported differs from the model by {largest:.1e} of an output's largest number, more than "
+            f"{TOLERANCE:.0e}; nothing is written: take --to safetensors, and please report it"
+        )
+    return largest
+
+
+def relative_difference(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference, over the largest number.
+
+    Example:
+        >>> relative_difference(torch.tensor([2.0, -4.0]), torch.tensor([2.0, -3.0]))
+        0.25
+    """
+    if not ours.numel():
+        return 0.0
+    ours, theirs = ours.double(), theirs.double()
+    difference = float((ours - theirs).abs().max())
+    # max() would drop what is not a number.
+    return difference if difference != difference else difference / max(float(ours.abs().max()), 1e-30)
+
+
+def _told(program: Program, difference: float) -> list[str]:
+    lines = [f"exported: {program.part}"]
+    if program.left_out:
+        lines.append(f"left out: {program.left_out}")
+    return [
+        *lines,
+        f"checked: on {len(program.samples)} inputs of different sizes the largest difference to the model is "
+        f"{difference:.1e} of an output's largest number (up to {TOLERANCE:.0e} is let through)",
+    ]
+
+
+def _tensors(program: Program) -> list[str]:
+    named = {"input": program.inputs, "output": program.outputs}
+    return [f"{title} {name}: {text}" for title, tensors in named.items() for name, text in tensors.items()]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what exporters say about their own internals."""
+    before = {name: logging.getLogger(name).level for name in _QUIET}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in before:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in before.items():
+                logging.getLogger(name).setLevel(level)

@@ -1,0 +1,127 @@
+"""A model card: the ``README.md`` of a trained model, written from its run's own figures.
+
+Its head is what the Hugging Face hub reads (huggingface.co/docs/hub/model-cards); the licence is the user's to choose.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from latentgnn.configuration.recipes import to_yaml
+from latentgnn.training.page import UNDEFINED
+from latentgnn.training.records import Titles
+from latentgnn.training.report import Report
+from latentgnn.training.runs import RunFolder
+from latentgnn.training.sections import Table
+
+_PAPER = "https://arxiv.org/abs/1905.11634"
+_NO_LICENCE = "**Not chosen yet.** Choose one before you publish this, and write it into the first lines of this file."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What a card is about, as a task says it.
+
+    Args:
+        title: the kind of model, for example ``mask_rcnn with LatentGNN blocks at C4``.
+        task: in the hub's words, where it has them.
+        pipeline: whether the hub knows this task.
+        classes: what the model knows.
+        usage: Python that uses it.
+    """
+
+    title: str
+    task: str
+    pipeline: bool
+    classes: Sequence[str]
+    usage: str
+
+
+def model_card(
+    subject: Subject,
+    record: Mapping[str, Any],
+    run: RunFolder | None,
+    *,
+    titles: Titles,
+    export: Sequence[str] = (),
+    usage: str | None = None,
+) -> str:
+    """The text of a card.
+
+    Args:
+        subject: see `Subject`.
+        record: of the model, see `latentgnn.saved.new_record`.
+        run: the folder with what is known of its training; ``None`` where there is none.
+        titles: of the figures that are shown first, among all figures' names.
+        export: what an export says of itself.
+        usage: Python that uses what was exported; ``None`` takes the subject's.
+    """
+    report = None if run is None else Report(run, titles)
+    step = int(record.get("step", 0))
+    metrics = {} if report is None else report.metrics_at(step)
+    name = subject.title if run is None else run.path.resolve().name
+    parts = [
+        f"---\n{_head(subject, name, metrics, {} if report is None else report.titles)}---",
+        f"# {name}",
+        f"A {subject.title}, trained with [latentgnn](https://pypi.org/project/latentgnn/) {record['version']}: global "
+        f"context at linear cost by LatentGNN blocks (Zhang, Yan and He, ICML 2019, [arXiv 1905.11634]({_PAPER})).",
+        "## Licence",
+        _NO_LICENCE,
+        "## Use",
+        f"```python\n{usage or subject.usage}\n```",
+    ]
+    if export:
+        parts += ["## Files", "\n".join(f"- {_plain(line)}" for line in export)]
+    parts += ["## Figures", *_figures(report, metrics, step)]
+    parts += [f"## Classes ({len(subject.classes)})", _plain(", ".join(subject.classes))]
+    if report is not None:
+        for title, table in (("Data", report.sets()), ("Machine and versions", report.versions())):
+            if table.rows:
+                parts += [f"## {title}", _table(table)]
+        if report.commands:
+            parts += ["## Commands", "```\n" + "\n".join(report.commands) + "\n```"]
+        parts += [f"> {_plain(note)}" for note in report.notes]
+    settings = to_yaml(record["config"]).strip()
+    summary = "<details><summary>Every setting of the training</summary>"
+    parts += ["## Settings", summary, f"```yaml\n{settings}\n```", "</details>"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(subject: Subject, name: str, metrics: Mapping[str, float], titles: Mapping[str, str]) -> str:
+    head: dict[str, Any] = {
+        "library_name": "latentgnn",
+        "tags": ["latentgnn", "pytorch", subject.task],
+    }
+    if subject.pipeline:
+        head["pipeline_tag"] = subject.task
+    defined = {title: metrics[key] for key, title in titles.items() if metrics.get(key, UNDEFINED) != UNDEFINED}
+    if defined:
+        result = {
+            "task": {"type": subject.task},
+            "dataset": {"type": "custom", "name": "validation set"},
+            "metrics": [{"type": title, "value": round(value, 6)} for title, value in defined.items()],
+        }
+        head["model-index"] = [{"name": name, "results": [result]}]
+    return f"# license: CHOOSE ONE, such as mit, apache-2.0 or cc-by-nc-4.0\n{to_yaml(head)}"
+
+
+def _figures(report: Report | None, metrics: Mapping[str, float], step: int) -> Iterable[str]:
+    if report is None:
+        yield "What its training measured is not known: the model was not exported from its run's folder."
+    elif not metrics:
+        yield f"Not known: these weights, of step {step:,}, were not validated."
+    else:
+        yield f"Of these weights, of step {step:,}, on the validation set. n/a: nothing there defines the figure."
+        yield _table(report.table("", metrics))
+
+
+def _table(table: Table) -> str:
+    """A table of Markdown, which has a head always."""
+    rows = [table.columns, tuple("---" for _ in table.columns), *table.rows]
+    return "\n".join(f"| {' | '.join(map(_plain, row))} |" for row in rows)
+
+
+def _plain(text: str) -> str:
+    """Text of the user's own files, which must not become markup."""
+    return re.sub(r"([\\`*\[\]<>|#])", r"\\\1", " ".join(text.split()))
