@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from sweep import CONFIGS, NORMS, make_layer
 
-from latentgnn import PackedLatentGNN
+from latentgnn import LatentGNN, PackedLatentGNN
 from latentgnn.arrays import apply_to_file, work_folder
+from latentgnn.cli import main
 from latentgnn.errors import UserError
+from latentgnn.training.locks import sole_use
 
 NODES = 1000
 
@@ -168,3 +170,62 @@ def test_what_is_no_array_is_told(layer: PackedLatentGNN, source: Path, tmp_path
         apply_to_file(layer, short, tmp_path / "out.npy")
     with pytest.raises(UserError, match="is there already"):
         apply_to_file(layer, source, source)
+
+
+@pytest.mark.parametrize("kind", [LatentGNN, PackedLatentGNN])
+def test_the_command(
+    layer: PackedLatentGNN, kind: type[LatentGNN], source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = kind.from_config(layer.config)
+    saved.load_state_dict(layer.state_dict())
+    saved.save_pretrained(tmp_path / "layer")
+    command = ["apply", str(tmp_path / "layer"), str(source), "--out", str(tmp_path / "new" / "out.npy")]
+    assert main([*command, "--chunk", "300"]) == 0
+    told = capsys.readouterr().out
+    assert "gather 1,000 of 1,000 nodes" in told
+    assert f"written to {tmp_path}/new/out.npy" in told
+    assert close(tmp_path / "new" / "out.npy", expected(layer, source))
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out.npy"]
+    assert main(command) == 1
+    assert "out.npy is there already" in capsys.readouterr().err
+
+
+def test_the_command_goes_on(
+    layer: PackedLatentGNN, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "out.npy"
+    stopped(layer, source, target, ("scatter", 700))
+    layer.save_pretrained(tmp_path / "layer")
+    command = ["apply", str(tmp_path / "layer" / "model.safetensors"), str(source), "--out", str(target)]
+    with sole_use(work_folder(target)):
+        assert main(command) == 1
+    assert "is in use by" in capsys.readouterr().err
+    assert main([*command, "--dtype", "float64"]) == 1
+    assert "begun with output in float16, not float64" in capsys.readouterr().err
+    assert main(command) == 0
+    assert "gather" not in capsys.readouterr().out
+    assert close(target, expected(layer, source))
+    assert not work_folder(target).exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["--chunk", "0"], 2, "--chunk: expected a number from 1 on; got 0"),
+        (["--device", "abacus"], 1, "--device abacus: "),
+        ([], 1, "points.npy"),
+    ],
+)
+def test_what_the_command_refuses(
+    layer: PackedLatentGNN,
+    tmp_path: Path,
+    arguments: list[str],
+    code: int,
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    layer.save_pretrained(tmp_path / "layer")
+    command = ["apply", str(tmp_path / "layer"), str(tmp_path / "points.npy"), "--out", str(tmp_path / "out.npy")]
+    assert main([*command, *arguments]) == code
+    assert told in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["layer"]

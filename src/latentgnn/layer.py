@@ -147,7 +147,7 @@ class LatentGNN(nn.Module):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> "LatentGNN":
+    ) -> Self:
         """The layer that a configuration describes."""
         return cls(
             config.channels,

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 
+from latentgnn.cli.arrays import apply, apply_arguments
 from latentgnn.cli.information import cost, cost_arguments, recipes, recipes_arguments
 from latentgnn.cli.models import evaluate, evaluate_arguments, export, export_arguments, predict, predict_arguments
 from latentgnn.cli.parsing import Command, Overrides, Parser, UsageError
@@ -145,6 +146,12 @@ COMMANDS = {
         "Write a trained model for others: safetensors, torch.export's or ONNX, checked against the model.",
         export_arguments,
         export,
+        settings=False,
+    ),
+    "apply": Command(
+        "Apply a layer to the nodes in a .npy file, which may be larger than memory; started again, it goes on.",
+        apply_arguments,
+        apply,
         settings=False,
     ),
     "report": Command("Write a run's report.html again, from its folder.", report_arguments, report, settings=False),

@@ -1,0 +1,159 @@
+"""A layer over arrays larger than memory, from disk to disk, beside the same in memory: resident memory, time a node.
+
+python -m benchmarks.streaming [--nodes 100000,1000000,10000000,100000000]
+
+At 10^8 nodes of 32 channels two float16 arrays of 6.4 GB are on the disk for some minutes.
+"""
+
+import argparse
+import io
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.child import run_child
+from benchmarks.options import RESULTS, header, positive
+from benchmarks.report import markdown_table
+from benchmarks.streaming_case import CHANNELS, LATENTS, MODES, REDUCTION
+from latentgnn.errors import UserError, require
+from latentgnn.files import write_bytes, write_json, write_text
+
+COUNTS = (100_000, 1_000_000, 10_000_000, 100_000_000)
+MOST_IN_MEMORY = 10_000_000
+# What is asked for: MiB resident, and time a node over that of so many nodes in memory.
+BAR_RESIDENT, BAR_TIME, BESIDE = 2048, 1.3, 1_000_000
+
+
+def plot(cases: Sequence[Mapping[str, Any]]) -> bytes:
+    """Resident memory and time a node against the number of nodes, as PNG.
+
+    Args:
+        cases: as `benchmarks.streaming_case` gives them.
+    """
+    require("matplotlib", extra="viz")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    memory, times = figure.subplots(1, 2)
+    for mode in MODES:
+        own = [case for case in cases if case["mode"] == mode]
+        nodes = [case["nodes"] for case in own]
+        label = "in chunks, disk to disk" if mode == "streaming" else "in memory"
+        memory.loglog(nodes, [case["resident"] for case in own], marker="o", label=label)
+        times.loglog(nodes, [case["nanoseconds"]["all"] for case in own], marker="o", label=label)
+    memory.axhline(BAR_RESIDENT, color="black", lw=1, ls=":")
+    memory.set_title("resident memory, MiB")
+    times.set_title("time a node, ns")
+    for axes in (memory, times):
+        axes.set_xlabel("nodes")
+        axes.grid(visible=True, which="major", alpha=0.3)
+        axes.legend(fontsize=8)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=120)
+    return stream.getvalue()
+
+
+def bars(cases: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What is asked for and was found: memory at the most nodes, time a node there over that in memory.
+
+    Args:
+        cases: as `benchmarks.streaming_case` gives them.
+    """
+    largest = max((case for case in cases if case["mode"] == "streaming"), key=lambda case: case["nodes"])
+    found = {"nodes": largest["nodes"], "resident": largest["resident"], "most_resident": BAR_RESIDENT}
+    for case in cases:
+        if case["mode"] == "memory" and case["nodes"] == BESIDE:
+            found["time_ratio"] = largest["nanoseconds"]["all"] / case["nanoseconds"]["all"]
+            found["most_time_ratio"] = BAR_TIME
+    return found
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """A report for reading.
+
+    Args:
+        report: as written to JSON.
+    """
+    head = {key: value for key, value in report.items() if key != "cases"}
+    rows = [
+        [
+            f"{case['nodes']:,}",
+            "in chunks" if case["mode"] == "streaming" else "in memory",
+            *(f"{case['nanoseconds'][part]:.0f}" if part in case["nanoseconds"] else "" for part in PARTS),
+            f"{case['resident']:.0f} ({case['before']:.0f} before)",
+        ]
+        for case in report["cases"]
+    ]
+    return "\n\n".join(
+        [
+            "# A layer over arrays larger than memory",
+            f"```json\n{json.dumps(head, indent=2)}\n```",
+            f"{CHANNELS} channels, {LATENTS} latents, reduction {REDUCTION}, float32 with frozen norms; arrays are "
+            "float16. In chunks: both sweeps, from a file to a file. In memory: from an array to an array, conversions included.",
+            markdown_table(["nodes", "how", "ns a node", "gather", "scatter", "MiB resident"], rows) + "\n",
+        ]
+    )
+
+
+PARTS = ("all", "gather", "scatter")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, and write ``streaming-DATE-cpu`` as JSON, Markdown and PNG.
+
+    Args:
+        argv: the arguments; ``None`` takes the process's.
+
+    Returns:
+        The exit code.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.streaming", description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--nodes",
+        type=lambda text: [positive(part) for part in text.split(",")],
+        default=list(COUNTS),
+        metavar="N,..",
+        help="10^5 to 10^8",
+    )
+    parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="measurements up to 10^7 nodes (3)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="of torch (torch's default)")
+    parser.add_argument("--folder", type=Path, metavar="FOLDER", help="for the arrays (a temporary one)")
+    parser.add_argument("--add-to", type=Path, metavar="FILE", help="put new cases to those of this JSON file")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
+    given = parser.parse_args(argv)
+    report = header("benchmarks.streaming", argv, device="cpu", dtype="float32", threads=given.threads)
+    cases: list[dict[str, Any]] = []
+    if given.add_to is not None:
+        earlier = json.loads(given.add_to.read_text())
+        cases, report["before"] = earlier["cases"], [*earlier.get("before", []), earlier["command"]]
+    threads = [] if given.threads is None else ["--threads", str(given.threads)]
+    try:
+        with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+            for nodes in given.nodes:
+                rounds = given.rounds if nodes <= MOST_IN_MEMORY else 1
+                for mode in MODES if nodes <= MOST_IN_MEMORY else MODES[:1]:
+                    arguments = [mode, str(nodes), "--folder", folder, "--rounds", str(rounds), *threads]
+                    cases.append(run_child("benchmarks.streaming_case", arguments))
+                    print(json.dumps(cases[-1]), flush=True)
+                for path in Path(folder).glob("*.npy"):
+                    path.unlink()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    cases.sort(key=lambda case: (case["mode"], case["nodes"]))
+    report |= {"bars": bars(cases), "cases": cases}
+    stem = given.out / f"streaming-{report['date'][:10]}-cpu"
+    write_json(stem.with_suffix(".json"), report)
+    write_text(stem.with_suffix(".md"), markdown(report))
+    write_bytes(stem.with_suffix(".png"), plot(cases))
+    print(markdown(report))
+    print(f"written to {stem}.json, .md and .png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
