@@ -92,7 +92,8 @@ def markdown(report: Mapping[str, Any]) -> str:
             "# A layer over arrays larger than memory",
             f"```json\n{json.dumps(head, indent=2)}\n```",
             f"{CHANNELS} channels, {LATENTS} latents, reduction {REDUCTION}, float32 with frozen norms; arrays are "
-            "float16. In chunks: both sweeps, from a file to a file. In memory: from an array to an array, conversions included.",
+            "float16. In chunks: both sweeps, from a file to a file. In memory: from an array to an array, with the "
+            "conversions.",
             markdown_table(["nodes", "how", "ns a node", "gather", "scatter", "MiB resident"], rows) + "\n",
         ]
     )

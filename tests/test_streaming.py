@@ -166,6 +166,25 @@ def test_arrays_of_a_file_are_taken_as_they_are(tmp_path: Path) -> None:
     assert relative_error(found, expected) < 1e-6
 
 
+def test_points_of_a_scan_are_taken_as_its_reader_gives_them(tmp_path: Path) -> None:
+    laspy = pytest.importorskip("laspy")
+    scan = laspy.LasData(laspy.LasHeader(point_format=3, version="1.4"))
+    scan.xyz = np.random.default_rng(0).uniform(0, 100, (1000, 3))
+    scan.write(tmp_path / "scan.laz")
+    torch.manual_seed(0)
+    layer = PackedLatentGNN(3, num_latents=4, reduction=1, gamma_init=0.5, dtype=torch.float64).eval()
+
+    def chunks() -> Iterator[np.ndarray[Any, Any]]:
+        with laspy.open(tmp_path / "scan.laz") as file:
+            for points in file.chunk_iterator(300):
+                yield np.stack([points.x, points.y, points.z], 1) / 100
+
+    sums = gather_chunks(layer, chunks())
+    found = torch.cat([scatter_chunk(layer, chunk, sums) for chunk in chunks()])
+    whole = torch.from_numpy(np.array(laspy.read(tmp_path / "scan.laz").xyz) / 100)
+    assert relative_error(found, layer(whole[None])[0]) < 1e-12
+
+
 def test_sums_add_and_are_saved(tmp_path: Path) -> None:
     torch.manual_seed(0)
     layer, x = packed("groups"), torch.randn(100, 32, dtype=torch.float64)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from latentgnn import halves
 from latentgnn.errors import UserError
@@ -180,6 +181,8 @@ def _layer(layer: LatentGNN) -> Arrangement:
     if not isinstance(layer, LatentGNN):
         raise TypeError(f"expected a LatentGNN or PackedLatentGNN, got {type(layer).__name__}")
     own = layer.arrangement()
+    if any(is_traceable_wrapper_subclass(tensor) for tensor in own.tensors if tensor is not None):
+        raise TypeError(f"{type(layer).__name__} has parameters that are split over processes: put them together first")
     if (reason := halves.why_not_halves(own)) is not None:
         raise TypeError(f"{type(layer).__name__} cannot take its nodes in chunks: {reason}")
     return own
