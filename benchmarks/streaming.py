@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="measurements up to 10^7 nodes (3)")
     parser.add_argument("--threads", type=positive, metavar="N", help="of torch (torch's default)")
-    parser.add_argument("--folder", type=Path, metavar="FOLDER", help="for the arrays (a temporary one)")
+    parser.add_argument("--folder", type=Path, metavar="FOLDER", help="for the arrays, which stay (a temporary one)")
     parser.add_argument("--add-to", type=Path, metavar="FILE", help="put new cases to those of this JSON file")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     given = parser.parse_args(argv)
@@ -133,15 +134,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         cases, report["before"] = earlier["cases"], [*earlier.get("before", []), earlier["command"]]
     threads = [] if given.threads is None else ["--threads", str(given.threads)]
     try:
-        with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+        with tempfile.TemporaryDirectory() if given.folder is None else nullcontext(given.folder) as folder:
             for nodes in given.nodes:
                 rounds = given.rounds if nodes <= MOST_IN_MEMORY else 1
                 for mode in MODES if nodes <= MOST_IN_MEMORY else MODES[:1]:
-                    arguments = [mode, str(nodes), "--folder", folder, "--rounds", str(rounds), *threads]
+                    arguments = [mode, str(nodes), "--folder", str(folder), "--rounds", str(rounds), *threads]
                     cases.append(run_child("benchmarks.streaming_case", arguments))
                     print(json.dumps(cases[-1]), flush=True)
-                for path in Path(folder).glob("*.npy"):
-                    path.unlink()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -102,7 +102,7 @@ def measure(mode: str, nodes: int, folder: Path, rounds: int) -> dict[str, Any]:
     Args:
         mode: of `MODES`.
         nodes: N.
-        folder: for the arrays, which are removed.
+        folder: for the arrays; one that is there already is taken.
         rounds: measurements, after one that does not count, on fewer nodes.
     """
     if not Path("/proc/self/status").exists():

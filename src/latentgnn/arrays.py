@@ -249,7 +249,7 @@ class _Job:
         with torch.no_grad(), path.open("r+b", buffering=0) as file:
             for first, rows in self._chunks(state.scattered):
                 try:
-                    out = scatter_chunk(self._layer, rows, sums)
+                    out = _in_type(scatter_chunk(self._layer, rows, sums), state.dtype)
                 except UserError as error:
                     raise UserError(
                         f"{self._source.path}, rows {first} to {first + len(rows)}: {first_line(error)}; remove "
@@ -257,7 +257,7 @@ class _Job:
                     ) from None
                 done = first + len(rows)
                 with concerning(path):
-                    target.write(file, first, _in_type(out, state.dtype))
+                    target.write(file, first, out)
                     if late := time.monotonic() - noted >= self._every or done == self._source.nodes:
                         os.fsync(file.fileno())
                 if late:
