@@ -14,6 +14,7 @@ from latentgnn.functional import NodeScale
 from latentgnn.modules import child, own_tensor
 from latentgnn.norms import NormFactory
 from latentgnn.projections import Arrangement, Projection
+from latentgnn.ranks import Ranks
 from latentgnn.tracing import as_one_node
 
 
@@ -120,6 +121,8 @@ class LatentGNN(nn.Module):
             gamma_init=gamma_init,
             node_scale=node_scale,
         )
+        # Set by `latentgnn.shard_nodes`.
+        self._ranks: Ranks | None = None
         reduced = config.reduced_channels
 
         def projection(in_features: int, out_features: int) -> Projection:
@@ -251,7 +254,7 @@ class LatentGNN(nn.Module):
             assigns.append(self._parts("scatter_assign"))
         convs = self._parts("graph_conv") if self.config.graph_conv else []
         gamma = own_tensor(self, "gamma") if self.config.residual else None
-        return Arrangement(self.config, reduces, assigns, convs, self._part("expand"), gamma)
+        return Arrangement(self.config, reduces, assigns, convs, self._part("expand"), gamma, self._ranks)
 
     def _part(self, name: str) -> Projection:
         return cast(Projection, child(self, name))
