@@ -14,18 +14,22 @@ from torch import Tensor, nn
 from latentgnn import PackedLatentGNN, paths, shard_nodes
 from latentgnn.layer import LatentGNN
 
-Process = Callable[[int, str], None]
+Results = list[dict[str, Any]]
 
 
-def in_processes(count: int, process: Process, folder: Path) -> None:
-    """Run a function of rank and folder in so many processes, with a process group between them."""
-    mp.spawn(_started, args=(count, process, str(folder)), nprocs=count)
+def in_processes(count: int, programs: Sequence[Callable[[], dict[str, Any]]], folder: Path) -> Results:
+    """What functions give in so many processes, with a process group between them."""
+    mp.spawn(_started, args=(count, programs, str(folder)), nprocs=count)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
 
 
-def _started(rank: int, count: int, process: Process, folder: str) -> None:
+def _started(rank: int, count: int, programs: Sequence[Callable[[], dict[str, Any]]], folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
-    process(rank, folder)
+    results: dict[str, Any] = {}
+    for program in programs:
+        results.update(program())
+    torch.save(results, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -147,11 +151,10 @@ def cases(processes: int) -> dict[str, Case]:
     return {str(case): case for case in made}
 
 
-def all_cases(rank: int, folder: str) -> None:
-    """What each process of `cases` does: results to ``RANK.pt``."""
-    found = {}
-    processes = dist.get_world_size()
-    for name, case in cases(processes).items():
-        layer = shard_nodes(case.layer(), dist.group.WORLD)
-        found[name] = run(layer, case, *case.inputs(processes, rank))
-    torch.save(found, Path(folder) / f"{rank}.pt")
+def all_cases() -> dict[str, dict[str, Tensor]]:
+    """What each process does with `cases`."""
+    count, rank = dist.get_world_size(), dist.get_rank()
+    return {
+        name: run(shard_nodes(case.layer(), dist.group.WORLD), case, *case.inputs(count, rank))
+        for name, case in cases(count).items()
+    }

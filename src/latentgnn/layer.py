@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from latentgnn import paths
 from latentgnn.config import LatentGNNConfig
+from latentgnn.dtensors import by_parts, mesh_dimension
 from latentgnn.functional import NodeScale
 from latentgnn.modules import child, own_tensor
 from latentgnn.norms import NormFactory
@@ -217,6 +218,11 @@ class LatentGNN(nn.Module):
             )
         if mask is not None:
             check_mask(mask, x, (x.shape[0], *x.shape[2:]), "(B, *spatial)")
+        spread = mesh_dimension(x, range(2, x.dim()))
+        if spread is not None:
+            return by_parts(
+                self, x, spread, lambda own, part: self.forward(own, None if mask is None else part(mask, 1))
+            )
         out_BNC = self._output(x.flatten(2).mT, None if mask is None else mask.flatten(1))
         return reshape(out_BNC.mT, x.shape)
 

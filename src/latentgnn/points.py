@@ -1,5 +1,6 @@
 """The layer for sets of points: packed scenes, and tokens."""
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -8,6 +9,7 @@ from torch._C._functorch import is_batchedtensor
 
 from latentgnn.core.node import has_values
 from latentgnn.core.nodes import check_offsets
+from latentgnn.dtensors import by_parts, first_node, mesh_dimension
 from latentgnn.layer import LatentGNN, check_mask, reshape
 from latentgnn.tracing import as_one_node
 
@@ -75,6 +77,11 @@ class PackedLatentGNN(LatentGNN):
                 raise ValueError(f"offsets and batch are for packed points (T, C); tokens {tuple(x.shape)} take a mask")
             if mask is not None:
                 check_mask(mask, x, tuple(x.shape[:2]), "(B, N)")
+            spread = mesh_dimension(x, range(1, 2))
+            if spread is not None:
+                return by_parts(
+                    self, x, spread, lambda own, part: self.forward(own, mask=None if mask is None else part(mask, 0))
+                )
             return self._output(x, mask)
         if mask is not None:
             raise ValueError("a mask is for tokens (B, N, C); leave points out of packed ones instead")
@@ -84,6 +91,9 @@ class PackedLatentGNN(LatentGNN):
                 f"got {'neither' if offsets is None else 'both'}; points of one scene may be given as x[None], "
                 f"(1, {len(x)}, {self.config.channels})"
             )
+        spread = mesh_dimension(x, range(1))
+        if spread is not None:
+            return self._spread(x, spread, offsets, batch, num_scenes)
         if offsets is not None:
             if num_scenes is not None:
                 raise ValueError("num_scenes goes with batch; offsets say how many scenes there are")
@@ -93,6 +103,23 @@ class PackedLatentGNN(LatentGNN):
         if order is None:
             return reshape(self._output(x[None], None, offsets), x.shape)
         return torch.empty_like(x).index_copy(0, order, self._output(x[order][None], None, offsets)[0])
+
+    def _spread(
+        self, x: Tensor, dimension: int, offsets: Tensor | None, batch: Tensor | None, num_scenes: int | None
+    ) -> Tensor:
+        """Of points that a DTensor spreads over processes, while offsets and batch name those of all."""
+
+        def call(own: Tensor, part: Callable[[Tensor, int], Tensor]) -> Tensor:
+            if offsets is not None:
+                bounds = _checked_offsets(offsets, len(x)) - first_node(x, dimension)
+                return self.forward(own, bounds.clamp(0, len(own)))
+            assert batch is not None
+            scenes = num_scenes
+            if scenes is None and not hasattr(batch, "placements"):
+                scenes = int(batch.max()) + 1
+            return self.forward(own, batch=part(batch, 0), num_scenes=scenes)
+
+        return by_parts(self, x, dimension, call)
 
     def _jagged(self, x: Tensor, offsets: Tensor | None, batch: Tensor | None, mask: Tensor | None) -> Tensor:
         if any(argument is not None for argument in (offsets, batch, mask)):

@@ -130,7 +130,7 @@ def _silent(process_group: Any) -> list[int] | None:
 
 
 def agree(ranks: Ranks, facts: Mapping[str, object], device: torch.device) -> None:
-    """Compare with the other processes what this one is about to compute, at the first call only: one all-gather.
+    """Compare with the other processes what this one is about to compute, by one all-gather.
 
     Args:
         ranks: the processes.
@@ -140,15 +140,14 @@ def agree(ranks: Ranks, facts: Mapping[str, object], device: torch.device) -> No
     Raises:
         ValueError: they differ, in all processes alike; with the ranks and their values.
     """
-    if ranks.agreed:
-        return
-    from torch.distributed._functional_collectives import all_gather_tensor, wait_tensor
+    from torch._C._distributed_c10d import _resolve_process_group
 
     name: Any = ranks.group
     text = json.dumps(facts).encode()[:_TOLD].ljust(_TOLD)
     own = torch.tensor(list(text), dtype=torch.uint8, device=device)
-    gathered = wait_tensor(all_gather_tensor(own, 0, name)).view(ranks.count, _TOLD)
-    told = [bytes(row).decode().rstrip() for row in gathered.tolist()]
+    rows = [torch.empty_like(own) for _ in range(ranks.count)]
+    torch.distributed.all_gather(rows, own, group=_resolve_process_group(name))
+    told = [bytes(row.tolist()).decode().rstrip() for row in rows]
     if len(set(told)) > 1:
         raise ValueError(_difference(told))
     ranks.agreed = True
