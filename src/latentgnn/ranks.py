@@ -16,7 +16,7 @@ from torch import Tensor
 # Bytes of what each process tells the others once.
 _TOLD = 1024
 # Seconds that the others have to answer, once a sum has failed.
-_GRACE = 10
+_GRACE = 5
 
 
 @dataclass
@@ -98,13 +98,20 @@ def _explained(group: str, error: Exception) -> str:
         return f"the sum over the processes of {group!r} failed, and their store, which rank 0 holds, is gone: {told}"
     if absent:
         return (
-            f"the sum over the processes that share the nodes failed: rank {', '.join(map(str, absent))} is gone or "
-            f"does not answer, and rank {torch.distributed.get_rank()} ends with it: {told}"
+            f"the sum over the processes that share the nodes failed, and rank {torch.distributed.get_rank()} ends "
+            f"with it: {_named(absent)}: {told}"
         )
     return (
         f"the sum over the processes that share the nodes failed, though all of them are alive; do they call the same "
         f"layers, forward and backward, in the same order, on as many samples? {told}"
     )
+
+
+def _named(absent: Sequence[int]) -> str:
+    if len(absent) == 1:
+        return f"rank {absent[0]} is gone, or does not answer"
+    # Far from the one that is gone, processes go on waiting for those that wait for it.
+    return f"ranks {', '.join(map(str, absent))} do not answer: one of them is gone, and others may wait for it"
 
 
 def _silent(process_group: Any) -> list[int] | None:
