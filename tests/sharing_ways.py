@@ -29,6 +29,7 @@ WRAPPED = {
 # In which dimension the nodes are spread, in parts of unequal size.
 DTENSORS = {
     "height": (2, Case("graph_conv", "frozen", parts=(5,), mask=True)),
+    "height, split parameters": (2, Case("graph_conv", "frozen", parts=(5,))),
     "width": (3, Case("groups_symmetric", "batch", parts=(5,), mask=True)),
     "tokens": (1, Case("mean", "layer", parts=(5,), kind="tokens", mask=True)),
     "offsets": (0, Case("graph_conv_two_kernels", "batch", parts=((6, 0, 3),), kind="offsets")),
@@ -62,12 +63,18 @@ def wrapped() -> dict[str, dict[str, Tensor]]:
     return found
 
 
+def _split(name: str, module: nn.Module, mesh: DeviceMesh) -> None:
+    for key, value in list(module.named_parameters(recurse=False)):
+        if len(value) > 1:
+            module.register_parameter(key, nn.Parameter(distribute_tensor(value, mesh, [Shard(0)])))
+
+
 def dtensors() -> dict[str, dict[str, Tensor]]:
     """Inputs and parameters that are DTensors."""
     mesh, found = init_device_mesh("cpu", (2,)), {}
     for name, (dimension, case) in DTENSORS.items():
         x, arguments = case.inputs(1)
-        layer = distribute_module(case.layer(), mesh)
+        layer = distribute_module(case.layer(), mesh, _split if "split" in name else None)
         x = distribute_tensor(x, mesh, [Shard(dimension)]).requires_grad_()
         output = layer(x, **arguments)
         output.sin().sum().backward()
