@@ -95,9 +95,7 @@ def _explained(group: str, error: Exception) -> str:
     told = str(error).splitlines()[0]
     absent = _silent(process_group)
     if absent is None:
-        return (
-            f"the sum over the processes that share the nodes failed, and the store that rank 0 holds is gone: {told}"
-        )
+        return f"the sum over the processes that share the nodes failed, and the store of rank 0 is gone: {told}"
     if absent:
         return (
             f"the sum over the processes that share the nodes failed, and rank {torch.distributed.get_rank()} ends "
