@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from latentgnn.points import PackedLatentGNN
     from latentgnn.streaming import Chunk, backward_chunk, gather_chunks, scatter_chunk
     from latentgnn.sums import LatentSums
+    from latentgnn.sharding import shard_nodes
     from latentgnn.tasks.loading import load_run
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "reference",
     "remove",
     "scatter_chunk",
+    "shard_nodes",
 ]
 
 __version__ = version("latentgnn")
@@ -56,6 +58,7 @@ _HOMES = {
     "published_state_dict": "checkpoints",
     "remove": "insertion",
     "scatter_chunk": "streaming",
+    "shard_nodes": "sharding",
 }
 _MODULES = ("norms", "paths", "reference")
 

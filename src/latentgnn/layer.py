@@ -11,10 +11,12 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from latentgnn import paths
 from latentgnn.config import LatentGNNConfig
+from latentgnn.dtensors import by_parts, mesh_dimension
 from latentgnn.functional import NodeScale
 from latentgnn.modules import child, own_tensor
 from latentgnn.norms import NormFactory
 from latentgnn.projections import Arrangement, Projection
+from latentgnn.ranks import Ranks
 from latentgnn.tracing import as_one_node
 
 
@@ -91,6 +93,9 @@ class LatentGNN(nn.Module):
         >>> torch.equal(layer(x), x)  # gamma is 0
         True
     """
+
+    # Set by `latentgnn.shard_nodes`.
+    _ranks: Ranks | None = None
 
     def __init__(
         self,
@@ -251,6 +256,11 @@ class LatentGNN(nn.Module):
         if isinstance(cast(object, x), fx.Proxy):
             return cast(Tensor, as_one_node(self, x, mask=mask))
         x_BNC, mask_BN = self.nodes_of(x, mask)
+        spread = mesh_dimension(x, range(2, x.dim()))
+        if spread is not None:
+            return by_parts(
+                self, x, spread, lambda own, part: self.forward(own, None if mask is None else part(mask, 1))
+            )
         return reshape(self._output(x_BNC, mask_BN).mT, x.shape)
 
     def nodes_of(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -304,7 +314,7 @@ class LatentGNN(nn.Module):
             assigns.append(self._parts("scatter_assign"))
         convs = self._parts("graph_conv") if self.config.graph_conv else []
         gamma = own_tensor(self, "gamma") if self.config.residual else None
-        return Arrangement(self.config, reduces, assigns, convs, self._part("expand"), gamma)
+        return Arrangement(self.config, reduces, assigns, convs, self._part("expand"), gamma, self._ranks)
 
     def _part(self, name: str) -> Projection:
         return cast(Projection, child(self, name))

@@ -7,63 +7,33 @@ Axes: B batch, N nodes, C channels, R reduced channels, G groups, r = R / G, D l
 the scenes of packed points). Tensors over nodes are (B, N, channels) whatever their strides.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from latentgnn.functional import NodeScale, gather, l2, mix, node_weight, reciprocal, scatter, wide
-from latentgnn.norms import is_repeatable, normalize
-from latentgnn.projections import Arrangement, Projection
-
-
-@dataclass(frozen=True)
-class Nodes:
-    """Which nodes take part, and which sample each belongs to.
-
-    Args:
-        mask_BN: nodes that take part; ``None`` for all.
-        offsets: where each sample begins among the nodes of a single row, and the end; ``None`` if rows are samples.
-        member_SN: instead of the offsets where these are not known in advance, which nodes of a single row belong to
-            each sample; what is done for each sample is then done for all nodes, S times as often as needed.
-    """
-
-    mask_BN: Tensor | None = None
-    offsets: Sequence[int] | None = None
-    member_SN: Tensor | None = None
-
-    @property
-    def are_packed(self) -> bool:
-        """Whether several samples share a row."""
-        return self.offsets is not None or self.member_SN is not None
-
-    def split(self, x_BNF: Tensor) -> list[Tensor]:
-        """Parts whose rows are samples: all at once, or one for each scene; nodes are in the second dimension."""
-        if self.member_SN is not None:
-            return [torch.where(_like(self.member_SN, x_BNF), x_BNF, 0)]
-        if self.offsets is None:
-            return [x_BNF]
-        return [x_BNF[:, first:last] for first, last in pairwise(self.offsets)]
-
-    def joined(self, parts: Sequence[Tensor]) -> Tensor:
-        """The rows that `split` took apart."""
-        if self.member_SN is not None:
-            return torch.where(_like(self.member_SN, parts[0]), parts[0], 0).sum(0, keepdim=True)
-        return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
-
-
-def members(offsets: Tensor, nodes: int) -> Tensor:
-    """Which of the nodes belong to each sample, (S, N), from offsets (S + 1,)."""
-    index_N = torch.arange(nodes, device=offsets.device)
-    return (offsets[:-1, None] <= index_N) & (index_N < offsets[1:, None])
-
-
-def _like(member_SN: Tensor, x_BNF: Tensor) -> Tensor:
-    return member_SN.view(*member_SN.shape, *[1] * (x_BNF.dim() - 2))
+from latentgnn.config import LatentGNNConfig
+from latentgnn.functional import (
+    EPS,
+    NodeScale,
+    cast,
+    gather,
+    l2,
+    mix,
+    node_weight,
+    product,
+    reciprocal,
+    scatter,
+    wide,
+)
+from latentgnn.modes import is_exporting
+from latentgnn.norms import is_repeatable
+from latentgnn.projections import Arrangement
+from latentgnn.ranks import added
+from latentgnn.samples import Nodes
+from latentgnn.steps import Step, Steps, apply, normalized, projected, steps_of
 
 
 def latent_gnn(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, *, recompute: bool) -> Tensor:
@@ -108,14 +78,16 @@ def _recomputed(
 
 
 def _output(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype) -> Tensor:
-    inside_BNC = _inside(x_BNC, nodes)
-    values = _values(layer, layer.reduces, inside_BNC.to(compute), nodes, compute)
+    config, steps, inside_BNC = layer.config, steps_of(layer, compute), _inside(x_BNC, nodes)
+    values = values_of(config, steps.reduces, inside_BNC, nodes, compute)
+    pairs = [assignments(config, steps, index, values, nodes, compute) for index in range(len(config.latents))]
     contexts = []
-    for index in range(len(layer.config.latents)):
-        assigns = [_assigned(layer, way, index, value, nodes, compute) for way, value in enumerate(values)]
-        gather_assign = _masked(assigns[0], nodes)
-        contexts.append(_context(layer, values[0], gather_assign, assigns[-1], nodes))
-    return _expanded(layer, contexts, x_BNC, inside_BNC, nodes, compute)
+    for latents, (_, assign) in zip(
+        _latents(config, values[0], [assign for assign, _ in pairs], nodes), pairs, strict=True
+    ):
+        mixed = [mix(latent) for latent in latents]
+        contexts.append(_context(mixed, assign, nodes))
+    return _expanded(layer, steps, contexts, x_BNC, inside_BNC, nodes, compute)
 
 
 def gathered(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -123,15 +95,14 @@ def gathered(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dty
 
     Weights are sums of squared assignments, or of assignments where ``node_scale`` is ``mean``.
     """
-    values = _values(layer, layer.reduces[:1], _inside(x_BNC, nodes).to(compute), nodes, compute)
-    kernels = []
-    for index in range(len(layer.config.latents)):
-        assign = _masked(_assigned(layer, 0, index, values[0], nodes, compute), nodes)
+    config, steps = layer.config, steps_of(layer, compute)
+    (value,) = values_of(config, steps.reduces[:1], _inside(x_BNC, nodes), nodes, compute)
+    graphs, kernels = [_graphs(part) for part in nodes.split(value)], []
+    for step in steps.assigns[0]:
+        assigns = nodes.split(_masked(_assigned(config, step, 0, value, nodes, compute), nodes))
         parts = [
-            (gather(value.transpose(1, 2), part), _weights(part, layer.config.node_scale))
-            for value, part in zip(
-                nodes.split(values[0]), (a.transpose(1, 2) for a in nodes.split(assign)), strict=True
-            )
+            (_of_groups(gather(graph, _graphs(assign)), config), _weights(assign, config.node_scale))
+            for graph, assign in zip(graphs, assigns, strict=True)
         ]
         kernels.append([torch.cat(column) for column in zip(*parts, strict=True)])
     sums, weights = (torch.cat(column, 2) for column in zip(*kernels, strict=True))
@@ -142,15 +113,14 @@ def scattered(
     layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, latents: Sequence[Tensor]
 ) -> Tensor:
     """Scatter alone: the output for these nodes from Y of each kernel, (S, G, D_k, r)."""
-    inside_BNC = _inside(x_BNC, nodes)
-    (value,) = _values(layer, layer.reduces[-1:], inside_BNC.to(compute), nodes, compute)
-    contexts = []
-    for index, latent in enumerate(latents):
-        parts = nodes.split(_assigned(layer, len(layer.reduces) - 1, index, value, nodes, compute))
-        own = latent.split([len(part) for part in parts])
-        pairs = zip(own, parts, strict=True)
-        contexts.append(nodes.joined([_scattered(latent, part.transpose(1, 2)) for latent, part in pairs]))
-    return _expanded(layer, contexts, x_BNC, inside_BNC, nodes, compute)
+    config, steps, inside_BNC = layer.config, steps_of(layer, compute), _inside(x_BNC, nodes)
+    (value,) = values_of(config, steps.reduces[-1:], inside_BNC, nodes, compute)
+    contexts, way = [], len(steps.reduces) - 1
+    for step, latent in zip(steps.assigns[way], latents, strict=True):
+        assign = _assigned(config, step, way, value, nodes, compute)
+        own = latent.split([len(part) for part in nodes.split(assign)])
+        contexts.append(_context([part.squeeze(1) if config.num_groups == 1 else part for part in own], assign, nodes))
+    return _expanded(layer, steps, contexts, x_BNC, inside_BNC, nodes, compute)
 
 
 def _inside(x_BNC: Tensor, nodes: Nodes) -> Tensor:
@@ -158,26 +128,115 @@ def _inside(x_BNC: Tensor, nodes: Nodes) -> Tensor:
     return x_BNC if nodes.mask_BN is None else x_BNC.masked_fill(~nodes.mask_BN.unsqueeze(-1), 0)
 
 
+def values_of(
+    config: LatentGNNConfig, reduces: Sequence[Step], x_BNC: Tensor, nodes: Nodes, compute: torch.dtype
+) -> Sequence[Tensor]:
+    """V, and unless symmetric L, as the steps given say: (B, N, G, r); of an input that is 0 outside its mask."""
+    groups = config.num_groups
+    weight_RC = torch.cat([step.weight for step in reduces]) if len(reduces) > 1 else reduces[0].weight
+    scale = None
+    if compute == torch.float16:
+        # Rows longer than 1 may take a sum over channels out of float16's range.
+        scale = torch.linalg.vector_norm(weight_RC.detach().float(), dim=1).amax().clamp_min(1)
+        weight_RC = (weight_RC / scale).to(compute)
+    shifts = [step.shift for step in reduces if step.shift is not None]
+    raw = apply(cast(x_BNC, compute), weight_RC, shift_O=torch.cat(shifts) if shifts else None)
+    raw = raw if scale is None else raw.float() * scale
+    norms = [step.norm for step in reduces if step.norm is not None]
+    if not norms:
+        return l2(_grouped(raw, len(reduces) * groups), -1).chunk(len(reduces), 2)
+    return [
+        cast(l2(_grouped(normalized(norm, value, nodes), groups), -1), compute)
+        for norm, value in zip(norms, raw.chunk(len(reduces), -1), strict=True)
+    ]
+
+
+def assignments(
+    config: LatentGNNConfig, steps: Steps, index: int, values: Sequence[Tensor], nodes: Nodes, compute: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """P, without its scale over nodes, and Q of one kernel: (B, N, G, D_k); P is 0 outside the mask."""
+    assigns = [
+        _assigned(config, steps.assigns[way][index], way, value, nodes, compute) for way, value in enumerate(values)
+    ]
+    return _masked(assigns[0], nodes), assigns[-1]
+
+
 def _assigned(
-    layer: Arrangement, way: int, index: int, value_BNGr: Tensor, nodes: Nodes, compute: torch.dtype
+    config: LatentGNNConfig, step: Step, way: int, value_BNGr: Tensor, nodes: Nodes, compute: torch.dtype
 ) -> Tensor:
     """P (way 0) or Q (way 1) of a kernel, or both where the layer is symmetric: (B, N, G, D_k)."""
-    groups, part = layer.config.num_groups, layer.assigns[way][index]
-    assign = _grouped(torch.relu(_projected(part, _ungrouped(value_BNGr), nodes, compute, groups)), groups)
-    return l2(assign, -1) if layer.config.symmetric or way == 1 else assign
+    groups = config.num_groups
+    value_BNR = value_BNGr.squeeze(2) if groups == 1 else value_BNGr.flatten(2)
+    assign = _grouped(torch.relu(projected(step, value_BNR, nodes, compute, groups)), groups)
+    return l2(assign, -1) if config.symmetric or way == 1 else assign
 
 
 def _masked(assign_BNGD: Tensor, nodes: Nodes) -> Tensor:
     return assign_BNGD if nodes.mask_BN is None else assign_BNGD * nodes.mask_BN[..., None, None]
 
 
-def _weights(assign_BGND: Tensor, node_scale: NodeScale) -> Tensor:
-    dtype = wide(assign_BGND.dtype)
-    return assign_BGND.sum(2, dtype=dtype) if node_scale == "mean" else assign_BGND.to(dtype).square().sum(2)
+def _weights(assign_BNGD: Tensor, node_scale: NodeScale) -> Tensor:
+    dtype = wide(assign_BNGD.dtype)
+    return assign_BNGD.sum(1, dtype=dtype) if node_scale == "mean" else assign_BNGD.to(dtype).square().sum(1)
+
+
+def latent_scale(config: LatentGNNConfig, assign_BGND: Tensor) -> Tensor | None:
+    """What the sums of a kernel are multiplied by, (B, G, D_k, 1): P's scale over nodes; ``None`` where that is 1."""
+    if config.symmetric and config.node_scale == "published":
+        return None
+    return reciprocal(node_weight(assign_BGND, node_scale=config.node_scale))
+
+
+def _latents(
+    config: LatentGNNConfig, value_BNGr: Tensor, assigns_BNGD: Sequence[Tensor], nodes: Nodes
+) -> Iterator[list[Tensor]]:
+    """Z of each kernel: of each part of `Nodes.split`, in the form of `_graphs`."""
+    values = [_graphs(value) for value in nodes.split(value_BNGr)]
+    assigns = [_graphs(part) for assign_BNGD in assigns_BNGD for part in nodes.split(assign_BNGD)]
+    latents = [gather(value, assign) for value, assign in zip(values * len(assigns_BNGD), assigns, strict=True)]
+    if nodes.group:
+        latents = _latents_of_all(config, latents, assigns, nodes.group)
+    else:
+        scales = [latent_scale(config, assign) for assign in assigns]
+        pairs = zip(latents, scales, strict=True)
+        latents = [latent if scale is None else latent * scale for latent, scale in pairs]
+    return (latents[first : first + len(values)] for first in range(0, len(latents), len(values)))
+
+
+def _latents_of_all(
+    config: LatentGNNConfig, latents: Sequence[Tensor], assigns: Sequence[Tensor], group: str
+) -> list[Tensor]:
+    """Z of the nodes of all processes, from the sums over those of this one."""
+    if config.symmetric and config.node_scale == "published":
+        return added(latents, group)
+    # Lengths do not add up over processes, their squares do.
+    power = 1 if config.node_scale == "mean" else 2
+    weights = [node_weight(assign, node_scale=config.node_scale) ** power for assign in assigns]
+    totals = added([*latents, *weights], group)
+    inverses = [torch.threshold(each, EPS**power, math.inf) ** (-1 / power) for each in totals[len(latents) :]]
+    return [latent * inverse for latent, inverse in zip(totals, inverses, strict=False)]
+
+
+def _context(mixed: Sequence[Tensor], assign_BNGD: Tensor, nodes: Nodes) -> Tensor:
+    """Scatter of one kernel, (B, N, R), from Y of each part of `Nodes.split`."""
+    parts = [_scattered(latent, back) for latent, back in zip(mixed, nodes.split(assign_BNGD), strict=True)]
+    return nodes.joined(parts)
+
+
+def _scattered(latent: Tensor, assign_BNGD: Tensor) -> Tensor:
+    """`scatter` of all groups, (B, N, R), with nodes innermost where they are in the assignments."""
+    graphs, single = _graphs(assign_BNGD), assign_BNGD.shape[2] == 1
+    if graphs.stride(-1) == 1 or is_exporting():
+        out = scatter(latent, graphs)
+        return out if single else out.transpose(1, 2).flatten(2)
+    # The same product turned, O^T = Y^T Q^T.
+    out = product(cast(latent, graphs.dtype).mT, graphs.mT)
+    return out.mT if single else out.flatten(1, 2).mT
 
 
 def _expanded(
     layer: Arrangement,
+    steps: Steps,
     contexts: Sequence[Tensor],
     x_BNC: Tensor,
     inside_BNC: Tensor,
@@ -185,17 +244,19 @@ def _expanded(
     compute: torch.dtype,
 ) -> Tensor:
     """The output from O of each kernel."""
-    if layer.convs:
+    if steps.convs:
         groups = layer.config.num_groups
         contexts = [
-            torch.relu(_projected(conv, context, nodes, compute, groups))
-            for conv, context in zip(layer.convs, contexts, strict=True)
+            torch.relu(projected(step, context, nodes, compute, groups))
+            for step, context in zip(steps.convs, contexts, strict=True)
         ]
     context_BNF = contexts[0] if len(contexts) == 1 else torch.cat(list(contexts), -1)
-    out_BNC = _projected(layer.expand, context_BNF, nodes, compute)
-    if layer.gamma is not None:
-        out_BNC = torch.addcmul(inside_BNC, layer.gamma, out_BNC)
-    out_BNC = out_BNC.to(x_BNC.dtype)
+    out_BNC = projected(steps.expand, context_BNF, nodes, compute)
+    if steps.gamma is not None:
+        out_BNC = torch.addcmul(inside_BNC, steps.gamma, out_BNC)
+    elif layer.gamma is not None:
+        out_BNC = inside_BNC + out_BNC
+    out_BNC = cast(out_BNC, x_BNC.dtype)
     out_BNC = out_BNC if nodes.mask_BN is None else torch.where(nodes.mask_BN.unsqueeze(-1), out_BNC, x_BNC)
     if x_BNC.stride(-1) != 1 and out_BNC.stride(-1) == 1 and not torch.compiler.is_compiling():
         # A map comes back in its own order of strides, whatever the norms and the mask made of it.
@@ -203,83 +264,16 @@ def _expanded(
     return out_BNC
 
 
-def _values(
-    layer: Arrangement, reduces: Sequence[Projection], x_BNC: Tensor, nodes: Nodes, compute: torch.dtype
-) -> list[Tensor]:
-    """Of each reduction that is given, V or L: (B, N, G, r)."""
-    weight_RC = torch.cat([part.weight for part in reduces]) if len(reduces) > 1 else reduces[0].weight
-    scale = None
-    if compute == torch.float16:
-        # Rows longer than 1 may take a sum over channels out of float16's range.
-        scale = torch.linalg.vector_norm(weight_RC.detach().float(), dim=1).amax().clamp_min(1)
-        weight_RC = weight_RC / scale
-    raw = _product(x_BNC, weight_RC.to(compute))
-    raw = raw if scale is None else raw.float() * scale
-    parts = raw.chunk(len(reduces), -1)
-    return [
-        l2(_grouped(_normalized(part.norm, value, nodes), layer.config.num_groups), -1).to(compute)
-        for part, value in zip(reduces, parts, strict=True)
-    ]
-
-
-def _context(layer: Arrangement, value_BNGr: Tensor, gather_BNGD: Tensor, scatter_BNGD: Tensor, nodes: Nodes) -> Tensor:
-    """Gather, mix and scatter of one kernel: (B, N, R)."""
-    config, parts = layer.config, []
-    for value, assign, back in zip(
-        nodes.split(value_BNGr), nodes.split(gather_BNGD), nodes.split(scatter_BNGD), strict=True
-    ):
-        value_BGNr, assign_BGND = value.transpose(1, 2), assign.transpose(1, 2)
-        latent_BGDr = gather(value_BGNr, assign_BGND)
-        if not config.symmetric or config.node_scale == "mean":
-            latent_BGDr = latent_BGDr * reciprocal(node_weight(assign_BGND, node_scale=config.node_scale))
-        parts.append(_scattered(mix(latent_BGDr), back.transpose(1, 2)))
-    return nodes.joined(parts)
-
-
-def _scattered(latent_BGDr: Tensor, assign_BGND: Tensor) -> Tensor:
-    """`scatter` of all groups, (B, N, R), with nodes innermost where they are in the assignments."""
-    if assign_BGND.stride(-1) == 1 or torch.compiler.is_exporting():
-        return scatter(latent_BGDr, assign_BGND).transpose(1, 2).flatten(2)
-    # The same product turned, O^T = Y^T Q^T.
-    return (latent_BGDr.to(assign_BGND.dtype).mT @ assign_BGND.mT).flatten(1, 2).mT
-
-
-def _projected(part: Projection, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, groups: int = 1) -> Tensor:
-    """norm(W x), in the type of the products."""
-    return _normalized(part.norm, _product(x_BNC, part.weight.to(compute), groups), nodes).to(compute)
-
-
-def _product(x_BNC: Tensor, weight_OC: Tensor, groups: int = 1) -> Tensor:
-    """x W^T; with groups, each group of rows of W takes a group of channels."""
-    if groups > 1:
-        grouped = [
-            _product(x_BNr, weight_Or)
-            for x_BNr, weight_Or in zip(x_BNC.chunk(groups, -1), weight_OC.chunk(groups), strict=True)
-        ]
-        return torch.cat(grouped, -1)
-    if x_BNC.stride(-1) == 1 or torch.compiler.is_exporting():
-        return F.linear(x_BNC, weight_OC)
-    return F.conv1d(x_BNC.mT, weight_OC.unsqueeze(-1)).mT
-
-
-def _normalized(norm: nn.Module, x_BNF: Tensor, nodes: Nodes) -> Tensor:
-    """A norm over the nodes of each sample; a batch norm over those of all."""
-    if not nodes.are_packed or not _differs_by_sample(norm):
-        return normalize(norm, x_BNF, nodes.mask_BN)
-    parts = nodes.split(x_BNF)
-    if nodes.member_SN is not None:
-        return nodes.joined([normalize(norm, part, nodes.member_SN) for part in parts])
-    return nodes.joined([normalize(norm, part, None) for part in parts if part.shape[1] > 0])
-
-
-def _differs_by_sample(norm: nn.Module) -> bool:
-    return not isinstance(norm, nn.Identity | nn.LayerNorm | nn.RMSNorm | nn.modules.batchnorm._BatchNorm)
-
-
 def _grouped(x_BNF: Tensor, groups: int) -> Tensor:
     """(B, N, G * r) as (B, N, G, r)."""
-    return x_BNF.unflatten(-1, (groups, -1))
+    return x_BNF.unsqueeze(2) if groups == 1 else x_BNF.unflatten(-1, (groups, -1))
 
 
-def _ungrouped(x_BNGr: Tensor) -> Tensor:
-    return x_BNGr.flatten(2)
+def _graphs(x_BNGr: Tensor) -> Tensor:
+    """A group is one more graph, (B, G, N, r); with a single group, (B, N, r), whose products cost less to call."""
+    return x_BNGr.squeeze(2) if x_BNGr.shape[2] == 1 else x_BNGr.transpose(1, 2)
+
+
+def _of_groups(x_BDr: Tensor, config: LatentGNNConfig) -> Tensor:
+    """Latents in the form of `_graphs` as (B, G, D, r)."""
+    return x_BDr.unsqueeze(1) if config.num_groups == 1 else x_BDr

@@ -15,11 +15,13 @@ from torch import Tensor
 from latentgnn.core.gather_nodes import gather_nodes_backward
 from latentgnn.core.inputs import Input
 from latentgnn.core.layouts import empty_like_layout
+from latentgnn.core.over_ranks import over_ranks, share_of_rank
 from latentgnn.core.passes import State
 from latentgnn.core.plan import Plan
 from latentgnn.core.recorded import Folding, Mixing
 from latentgnn.core.records import Gradients, Record
 from latentgnn.core.scatter_nodes import scatter_nodes_backward
+from latentgnn.functional import cast, wide
 
 
 def backward(
@@ -70,7 +72,8 @@ def backward(
     )
     assert gradients.features is not None
     # Here they are summed over all nodes; mixing needs nothing else of them.
-    grad_sums, grad_weights, grad_convs = mixing.gradients(gradients.features)
+    features = over_ranks([cast(grad, wide(plan.compute)) for grad in gradients.features], plan)
+    grad_sums, grad_weights, grad_convs = mixing.gradients(features)
     grad_x_BNC = gather_nodes_backward(
         grad_BNC,
         grads_scatter,
@@ -87,4 +90,4 @@ def backward(
         memory_sTC=memory_sTC,
         grad_x_BNC=grad_x_BNC,
     )
-    return grad_x_BNC, folding.gradients(gradients, grad_convs)
+    return grad_x_BNC, folding.gradients(gradients, share_of_rank(grad_convs, plan))

@@ -12,6 +12,7 @@ from latentgnn import kernels
 from latentgnn.core.gather_nodes import gather_nodes
 from latentgnn.core.inputs import Input
 from latentgnn.core.layouts import empty_like_layout
+from latentgnn.core.over_ranks import over_ranks
 from latentgnn.core.plan import Plan
 from latentgnn.core.recorded import Folding, Mixing
 from latentgnn.core.records import Record
@@ -74,11 +75,12 @@ def forward(
     alone = alone and (x_BNC.shape[0] == 1 or plan.in_rows)
     out_BNC = None if alone else empty_like_layout(x_BNC, x_BNC.shape[-1])
     gathered = gather_nodes(given, matrices, vectors, plan, holds=holds, memory_BNC=out_BNC)
-    mixing = Mixing.of(gathered.sums, gathered.weights, matrices.convs, plan, records=holds)
+    sums, weights = over_ranks([gathered.sums, gathered.weights], plan)
+    mixing = Mixing.of(sums, weights, matrices.convs, plan, records=holds)
     out_BNC, records = scatter_nodes(
         given, gathered.waiting, mixing.multiplied, matrices, vectors, plan, keep=keep, out_BNC=out_BNC
     )
-    state = State(gathered.sums, gathered.weights, records)
+    state = State(sums, weights, records)
     if holds:
         state.folding, state.mixing = folding, mixing
     return out_BNC, state
@@ -93,6 +95,7 @@ def _forward_by_kernels(given: Input, folding: Folding, plan: Plan) -> tuple[Ten
     matrices = folding.matrices
     steps = Steps(matrices, plan)
     gathered = gather_nodes(given, steps, matrices, plan)
-    mixing = Mixing.of(gathered.sums, gathered.weights, matrices.convs, plan, records=False)
+    sums, weights = over_ranks([gathered.sums, gathered.weights], plan)
+    mixing = Mixing.of(sums, weights, matrices.convs, plan, records=False)
     out_BNC = scatter_nodes(given, gathered.waiting, mixing.multiplied, steps, matrices, plan)
-    return out_BNC, State(gathered.sums, gathered.weights, [])
+    return out_BNC, State(sums, weights, [])
