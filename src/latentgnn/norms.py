@@ -95,12 +95,38 @@ def affine_of_statistics(
     mean_C: Tensor, var_C: Tensor, weight_C: Tensor | None, bias_C: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
     dtype = wide(mean_C.dtype)
-    scale_C = torch.rsqrt(var_C.to(dtype) + eps)
+    scale_C = torch.rsqrt(cast(var_C, dtype) + eps)
     if weight_C is not None:
         scale_C = scale_C * weight_C
     if bias_C is None:
         return scale_C, -mean_C * scale_C
-    return scale_C, torch.addcmul(bias_C.to(dtype), mean_C.to(dtype), scale_C, value=-1)
+    return scale_C, torch.addcmul(cast(bias_C, dtype), cast(mean_C, dtype), scale_C, value=-1)
+
+
+def affines(
+    columns: Sequence[Sequence[Tensor | None]], eps: Sequence[float], dtype: torch.dtype
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """Scale and shift of each of several norms, from the statistics that it has collected.
+
+    Args:
+        columns: the norms' weights, biases, running means and running variances.
+        eps: of each norm.
+        dtype: of the results, which are ``None`` for a norm without statistics.
+    """
+    if len(set(eps)) > 1 or any(tensor is None for column in columns for tensor in column):
+        pairs = [
+            (None, None)
+            if mean is None or var is None
+            else affine_of_statistics(cast(mean, dtype), cast(var, dtype), weight, bias, each)
+            for weight, bias, mean, var, each in zip(*columns, eps, strict=True)
+        ]
+        scales, shifts = zip(*pairs, strict=True)
+        return list(scales), list(shifts)
+    # All norms at once: they are small, and each call costs more than its arithmetic.
+    sizes = [cast_type(Tensor, weight).shape[0] for weight in columns[0]]
+    weight, bias, mean, var = (cast(torch.cat(cast_type(list[Tensor], list(column))), dtype) for column in columns)
+    scale, shift = affine_of_statistics(mean, var, weight, bias, eps[0])
+    return list(torch.split_with_sizes(scale, sizes)), list(torch.split_with_sizes(shift, sizes))
 
 
 def is_frozen(norm: nn.Module) -> bool:

@@ -10,15 +10,17 @@ the scenes of packed points). Tensors over nodes are (B, N, channels) whatever t
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
+from typing import cast as cast_type
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from latentgnn.functional import gather, l2, mix, node_weight, reciprocal, scatter
-from latentgnn.norms import is_repeatable, normalize
-from latentgnn.projections import Arrangement, Projection
+from latentgnn.functional import cast, gather, l2, mix, node_weight, product, reciprocal, scatter, wide
+from latentgnn.norms import affines, is_repeatable, is_transformed, normalize
+from latentgnn.projections import Arrangement
 
 
 @dataclass(frozen=True)
@@ -107,16 +109,58 @@ def _recomputed(
     return out
 
 
+class Step(NamedTuple):
+    """A matrix and what follows it: a norm, or where that is an affine map folded into the matrix, its shift alone."""
+
+    weight: Tensor
+    norm: nn.Module | None
+    shift: Tensor | None = None
+
+
+class Steps(NamedTuple):
+    """A layer's projections in the order of the equations."""
+
+    reduces: Sequence[Step]
+    assigns: Sequence[Sequence[Step]]
+    convs: Sequence[Step]
+    expand: Step
+    gamma: Tensor | None
+
+
+def _steps(layer: Arrangement, compute: torch.dtype) -> Steps:
+    kernels, ways, gamma = len(layer.config.latents), len(layer.reduces), layer.gamma
+    weights = [cast(weight, compute) for weight in cast_type(list[Tensor], layer.tensors[::5])]
+    if layer.norm_kind == "affine" and compute == wide(compute) and not (is_transformed() or _is_traced()):
+        scales, shifts = affines([layer.tensors[place::5] for place in range(1, 5)], layer.eps, compute)
+        if gamma is not None:
+            scale_C, shift_C = scales[-1], shifts[-1]
+            scales[-1] = gamma.expand(len(weights[-1])) if scale_C is None else scale_C * gamma
+            shifts[-1], gamma = None if shift_C is None else shift_C * gamma, None
+        steps = [
+            Step(weight if scale is None else weight * scale.unsqueeze(1), None, shift)
+            for weight, scale, shift in zip(weights, scales, shifts, strict=True)
+        ]
+    else:
+        steps = [Step(weight, norm) for weight, norm in zip(weights, layer.norms, strict=True)]
+    assigns = [steps[ways + way * kernels : ways + (way + 1) * kernels] for way in range(ways)]
+    return Steps(steps[:ways], assigns, steps[ways + ways * kernels : -1], steps[-1], gamma)
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch.compiler.is_exporting()
+
+
 def _output(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype) -> Tensor:
     config, groups, mask_BN = layer.config, layer.config.num_groups, nodes.mask_BN
+    steps = _steps(layer, compute)
     valid_BN1 = None if mask_BN is None else mask_BN.unsqueeze(-1)
     inside_BNC = x_BNC if valid_BN1 is None else x_BNC.masked_fill(~valid_BN1, 0)
-    values = _values(layer, inside_BNC.to(compute), nodes, compute)
+    values = _values(steps.reduces, cast(inside_BNC, compute), nodes, compute, groups)
     contexts = []
     for index in range(len(config.latents)):
         assigns = [
-            _grouped(torch.relu(_projected(way[index], _ungrouped(value), nodes, compute, groups)), groups)
-            for way, value in zip(layer.assigns, values, strict=True)
+            _grouped(torch.relu(_projected(way[index], _ungrouped(value, groups), nodes, compute, groups)), groups)
+            for way, value in zip(steps.assigns, values, strict=True)
         ]
         gather_assign = scatter_assign = assigns[0]
         if config.symmetric:
@@ -124,15 +168,17 @@ def _output(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtyp
         else:
             scatter_assign = l2(assigns[1], -1)
         if valid_BN1 is not None:
-            gather_assign = gather_assign * valid_BN1.unsqueeze(2)
+            gather_assign = gather_assign * (valid_BN1 if groups == 1 else valid_BN1.unsqueeze(2))
         contexts.append(_context(layer, values[0], gather_assign, scatter_assign, nodes))
-        if layer.convs:
-            contexts[-1] = torch.relu(_projected(layer.convs[index], contexts[-1], nodes, compute, groups))
+        if steps.convs:
+            contexts[-1] = torch.relu(_projected(steps.convs[index], contexts[-1], nodes, compute, groups))
     context_BNF = contexts[0] if len(contexts) == 1 else torch.cat(contexts, -1)
-    out_BNC = _projected(layer.expand, context_BNF, nodes, compute)
-    if layer.gamma is not None:
-        out_BNC = torch.addcmul(inside_BNC, layer.gamma, out_BNC)
-    out_BNC = out_BNC.to(x_BNC.dtype)
+    out_BNC = _projected(steps.expand, context_BNF, nodes, compute)
+    if steps.gamma is not None:
+        out_BNC = torch.addcmul(inside_BNC, steps.gamma, out_BNC)
+    elif layer.gamma is not None:
+        out_BNC = inside_BNC + out_BNC
+    out_BNC = cast(out_BNC, x_BNC.dtype)
     out_BNC = out_BNC if valid_BN1 is None else torch.where(valid_BN1, out_BNC, x_BNC)
     if x_BNC.stride(-1) != 1 and out_BNC.stride(-1) == 1 and not torch.compiler.is_compiling():
         # A map comes back in its own order of strides, whatever the norms and the mask made of it.
@@ -140,22 +186,26 @@ def _output(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtyp
     return out_BNC
 
 
-def _values(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype) -> list[Tensor]:
-    """V, and unless symmetric L: (B, N, G, r)."""
-    weight_RC = (
-        torch.cat([part.weight for part in layer.reduces]) if len(layer.reduces) > 1 else layer.reduces[0].weight
-    )
+def _values(
+    reduces: Sequence[Step], x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, groups: int
+) -> Sequence[Tensor]:
+    """V, and unless symmetric L: of unit length, in groups."""
+    weight_RC = torch.cat([step.weight for step in reduces]) if len(reduces) > 1 else reduces[0].weight
     scale = None
     if compute == torch.float16:
         # Rows longer than 1 may take a sum over channels out of float16's range.
         scale = torch.linalg.vector_norm(weight_RC.detach().float(), dim=1).amax().clamp_min(1)
-        weight_RC = weight_RC / scale
-    raw = _product(x_BNC, weight_RC.to(compute))
+        weight_RC = (weight_RC / scale).to(compute)
+    shifts = [step.shift for step in reduces if step.shift is not None]
+    raw = _product(x_BNC, weight_RC, shift_O=torch.cat(shifts) if shifts else None)
     raw = raw if scale is None else raw.float() * scale
-    parts = raw.chunk(len(layer.reduces), -1)
+    norms = [step.norm for step in reduces if step.norm is not None]
+    if not norms:
+        unit = l2(raw.unflatten(-1, (len(reduces) * groups, -1)), -1)
+        return unit.unbind(2) if groups == 1 else unit.chunk(len(reduces), 2)
     return [
-        l2(_grouped(_normalized(part.norm, value, nodes), layer.config.num_groups), -1).to(compute)
-        for part, value in zip(layer.reduces, parts, strict=True)
+        cast(l2(_grouped(_normalized(norm, value, nodes), groups), -1), compute)
+        for norm, value in zip(norms, raw.chunk(len(reduces), -1), strict=True)
     ]
 
 
@@ -165,38 +215,39 @@ def _context(layer: Arrangement, value_BNGr: Tensor, gather_BNGD: Tensor, scatte
     for value, assign, back in zip(
         nodes.split(value_BNGr), nodes.split(gather_BNGD), nodes.split(scatter_BNGD), strict=True
     ):
-        value_BGNr, assign_BGND = value.transpose(1, 2), assign.transpose(1, 2)
+        value_BGNr, assign_BGND, back_BGND = (_graphs(x, config.num_groups) for x in (value, assign, back))
         latent_BGDr = gather(value_BGNr, assign_BGND)
         if not config.symmetric or config.node_scale == "mean":
             latent_BGDr = latent_BGDr * reciprocal(node_weight(assign_BGND, node_scale=config.node_scale))
-        parts.append(_scattered(mix(latent_BGDr), back.transpose(1, 2)))
+        parts.append(_scattered(mix(latent_BGDr), back_BGND, config.num_groups))
     return nodes.joined(parts)
 
 
-def _scattered(latent_BGDr: Tensor, assign_BGND: Tensor) -> Tensor:
+def _scattered(latent_BGDr: Tensor, assign_BGND: Tensor, groups: int) -> Tensor:
     """`scatter` of all groups, (B, N, R), with nodes innermost where they are in the assignments."""
     if assign_BGND.stride(-1) == 1 or torch.compiler.is_exporting():
-        return scatter(latent_BGDr, assign_BGND).transpose(1, 2).flatten(2)
+        out = scatter(latent_BGDr, assign_BGND)
+        return out if groups == 1 else out.transpose(1, 2).flatten(2)
     # The same product turned, O^T = Y^T Q^T.
-    return (latent_BGDr.to(assign_BGND.dtype).mT @ assign_BGND.mT).flatten(1, 2).mT
+    out = product(cast(latent_BGDr, assign_BGND.dtype).mT, assign_BGND.mT)
+    return out.mT if groups == 1 else out.flatten(1, 2).mT
 
 
-def _projected(part: Projection, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, groups: int = 1) -> Tensor:
+def _projected(step: Step, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, groups: int = 1) -> Tensor:
     """norm(W x), in the type of the products."""
-    return _normalized(part.norm, _product(x_BNC, part.weight.to(compute), groups), nodes).to(compute)
+    y_BNO = _product(x_BNC, step.weight, groups, step.shift)
+    return y_BNO if step.norm is None else cast(_normalized(step.norm, y_BNO, nodes), compute)
 
 
-def _product(x_BNC: Tensor, weight_OC: Tensor, groups: int = 1) -> Tensor:
-    """x W^T; with groups, each group of rows of W takes a group of channels."""
-    if groups > 1:
-        grouped = [
-            _product(x_BNr, weight_Or)
-            for x_BNr, weight_Or in zip(x_BNC.chunk(groups, -1), weight_OC.chunk(groups), strict=True)
-        ]
-        return torch.cat(grouped, -1)
-    if x_BNC.stride(-1) == 1 or torch.compiler.is_exporting():
-        return F.linear(x_BNC, weight_OC)
-    return F.conv1d(x_BNC.mT, weight_OC.unsqueeze(-1)).mT
+def _product(x_BNC: Tensor, weight_OC: Tensor, groups: int = 1, shift_O: Tensor | None = None) -> Tensor:
+    """x W^T + shift; with groups, each group of rows of W takes a group of channels."""
+    if x_BNC.stride(-1) != 1 and not torch.compiler.is_exporting():
+        return torch.conv1d(x_BNC.mT, weight_OC.unsqueeze(-1), shift_O, groups=groups).mT
+    if groups == 1:
+        return F.linear(x_BNC, weight_OC, shift_O)
+    pairs = zip(x_BNC.chunk(groups, -1), weight_OC.chunk(groups), strict=True)
+    y_BNO = torch.cat([F.linear(x_BNr, weight_Or) for x_BNr, weight_Or in pairs], -1)
+    return y_BNO if shift_O is None else y_BNO + shift_O
 
 
 def _normalized(norm: nn.Module, x_BNF: Tensor, nodes: Nodes) -> Tensor:
@@ -214,9 +265,14 @@ def _differs_by_sample(norm: nn.Module) -> bool:
 
 
 def _grouped(x_BNF: Tensor, groups: int) -> Tensor:
-    """(B, N, G * r) as (B, N, G, r)."""
-    return x_BNF.unflatten(-1, (groups, -1))
+    """(B, N, G * r) as (B, N, G, r); as it is with a single group."""
+    return x_BNF if groups == 1 else x_BNF.unflatten(-1, (groups, -1))
 
 
-def _ungrouped(x_BNGr: Tensor) -> Tensor:
-    return x_BNGr.flatten(2)
+def _ungrouped(x_BNGr: Tensor, groups: int) -> Tensor:
+    return x_BNGr if groups == 1 else x_BNGr.flatten(2)
+
+
+def _graphs(x_BNGr: Tensor, groups: int) -> Tensor:
+    """(B, G, N, r): a group is one more graph; as it is with a single group."""
+    return x_BNGr if groups == 1 else x_BNGr.transpose(1, 2)
