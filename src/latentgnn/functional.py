@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from latentgnn.modes import is_in_function_transform
+
 NodeScale = Literal["published", "mean"]
 
 EPS = 1e-12
@@ -37,13 +39,9 @@ def reciprocal(size: Tensor) -> Tensor:
     return torch.threshold(size, EPS, math.inf).reciprocal()
 
 
-def _is_differentiated_again() -> bool:
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
-
-
 def length(x: Tensor, dim: int) -> Tensor:
     """Euclidean length along `dim`, which is kept, in the wide type."""
-    if _is_differentiated_again():
+    if is_in_function_transform():
         # A transform may ask for second derivatives, which `vector_norm` does not have where the length is 0.
         return x.to(wide(x.dtype)).square().sum(dim, keepdim=True).clamp_min((EPS / 2) ** 2).sqrt()
     return torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=wide(x.dtype))
@@ -51,7 +49,7 @@ def length(x: Tensor, dim: int) -> Tensor:
 
 def inverse_length(x: Tensor, dim: int) -> Tensor:
     """1 / length along `dim`, which is kept, in the wide type; 0 for what has none, with zero gradients."""
-    if x.stride(dim) == 1 and not _is_differentiated_again():
+    if x.stride(dim) == 1 and not is_in_function_transform():
         return reciprocal(length(x, dim))
     # Several times as fast on a CPU as `vector_norm` over what lies far apart; and it has second derivatives.
     x = cast(x, wide(x.dtype))

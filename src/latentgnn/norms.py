@@ -10,12 +10,12 @@ from typing import cast as cast_type
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.distributed import get_world_size, is_initialized
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from latentgnn.functional import cast, wide
+from latentgnn.modes import is_in_function_transform, is_transformed
 from latentgnn.modules import own_tensor
 
 NormFactory = Callable[[int], nn.Module]
@@ -249,13 +249,6 @@ def _batch_norm(norm: _BatchNorm, y_BNC: Tensor) -> Tensor:
     return nn.functional.batch_norm(y_BNC.mT, *arguments).mT
 
 
-def is_transformed() -> bool:
-    """Whether derivatives are wanted that only PyTorch's own operations have; a compiler looks after that itself."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-
-
 def _widened(parameter: Tensor | None, like: Tensor) -> Tensor | None:
     return None if parameter is None else parameter.to(like.dtype)
 
@@ -359,7 +352,7 @@ def _update_running(norm: _BatchNorm, mean_C: Tensor, var_C: Tensor, count: Tens
         norm.running_var.copy_(norm.running_var + share * (unbiased_C - norm.running_var))
         norm.num_batches_tracked.copy_(seen)
     except RuntimeError as error:
-        if torch._C._functorch.peek_interpreter_stack() is None:
+        if not is_in_function_transform():
             raise
         raise RuntimeError(
             "inside a transform of torch.func, batch norm in training cannot update running statistics that the "

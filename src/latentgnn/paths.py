@@ -22,7 +22,8 @@ from latentgnn.core.parameters import joined, split_latent_vector
 from latentgnn.core.plan import Plan
 from latentgnn.core.statistics import Statistics
 from latentgnn.functional import wide
-from latentgnn.norms import NormKind, is_transformed, synchronizes, tracks, update_running
+from latentgnn.modes import is_exporting, is_transformed
+from latentgnn.norms import NormKind, synchronizes, tracks, update_running
 from latentgnn.projections import Arrangement
 
 Memory = Literal["auto", "hold", "recompute"]
@@ -81,7 +82,7 @@ def why_not_core(
         compute: type of the products over nodes.
         offsets: of packed points.
     """
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return "exported programs must run where this library is not installed"
     if _is_small(layer, x_BNC, mask_BN, offsets, compute):
         return "the input is so small that calls cost more than arithmetic, and the plain path has fewer"
@@ -167,7 +168,7 @@ def run(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tens
 def _nodes(x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None) -> plain.Nodes:
     if offsets is None:
         return plain.Nodes(mask_BN)
-    if torch.compiler.is_exporting() or not node.has_values(offsets):
+    if is_exporting() or not node.has_values(offsets):
         return plain.Nodes(member_SN=plain.members(offsets.to(x_BNC.device), x_BNC.shape[1]))
     return plain.Nodes(offsets=offsets.tolist())
 

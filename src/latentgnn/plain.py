@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from latentgnn.functional import cast, gather, l2, mix, node_weight, product, reciprocal, scatter, wide
-from latentgnn.norms import affines, is_repeatable, is_transformed, normalize
+from latentgnn.modes import is_exporting, is_transformed
+from latentgnn.norms import affines, is_repeatable, normalize
 from latentgnn.projections import Arrangement
 
 
@@ -147,7 +148,7 @@ def _steps(layer: Arrangement, compute: torch.dtype) -> Steps:
 
 
 def _is_traced() -> bool:
-    return torch.compiler.is_compiling() or torch.compiler.is_exporting()
+    return torch.compiler.is_compiling() or is_exporting()
 
 
 def _output(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype) -> Tensor:
@@ -225,7 +226,7 @@ def _context(layer: Arrangement, value_BNGr: Tensor, gather_BNGD: Tensor, scatte
 
 def _scattered(latent_BGDr: Tensor, assign_BGND: Tensor, groups: int) -> Tensor:
     """`scatter` of all groups, (B, N, R), with nodes innermost where they are in the assignments."""
-    if assign_BGND.stride(-1) == 1 or torch.compiler.is_exporting():
+    if assign_BGND.stride(-1) == 1 or is_exporting():
         out = scatter(latent_BGDr, assign_BGND)
         return out if groups == 1 else out.transpose(1, 2).flatten(2)
     # The same product turned, O^T = Y^T Q^T.
@@ -241,7 +242,7 @@ def _projected(step: Step, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, gr
 
 def _product(x_BNC: Tensor, weight_OC: Tensor, groups: int = 1, shift_O: Tensor | None = None) -> Tensor:
     """x W^T + shift; with groups, each group of rows of W takes a group of channels."""
-    if x_BNC.stride(-1) != 1 and not torch.compiler.is_exporting():
+    if x_BNC.stride(-1) != 1 and not is_exporting():
         return torch.conv1d(x_BNC.mT, weight_OC.unsqueeze(-1), shift_O, groups=groups).mT
     if groups == 1:
         return F.linear(x_BNC, weight_OC, shift_O)

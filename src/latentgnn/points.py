@@ -9,6 +9,7 @@ from torch._C._functorch import is_batchedtensor
 from latentgnn.core.node import has_values
 from latentgnn.core.nodes import check_offsets
 from latentgnn.layer import LatentGNN, check_mask, reshape
+from latentgnn.modes import is_exporting
 from latentgnn.tracing import as_one_node
 
 
@@ -137,7 +138,7 @@ def _scenes(batch: Tensor, points: int) -> tuple[Tensor | None, Tensor]:
     _check_index(batch, "batch")
     if len(batch) != points:
         raise ValueError(f"batch must name the scene of each of the {points} points, got {len(batch)} entries")
-    if torch.compiler.is_exporting() or not has_values(batch):
+    if is_exporting() or not has_values(batch):
         raise ValueError(
             "how many scenes batch names depends on its values, which are not known on the meta device, in "
             "FakeTensorMode and in an export; put the points of each scene together and give offsets"
