@@ -18,6 +18,13 @@ torch.set_num_threads(1)
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+@pytest.fixture(autouse=True)
+def core_for_small_inputs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the layer take the core for the tests' tiny inputs too, as it does for a user's larger ones."""
+    if "small_inputs" not in request.keywords:
+        monkeypatch.setattr("latentgnn.cost.SMALL_OPERATIONS", 0)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Callable[[str], Path]:
     """A folder of real data or published vectors that lies beside the project, or a skip that names it."""

@@ -52,10 +52,6 @@ def test_inductor_gives_the_same_outputs_and_gradients() -> None:
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.skipif(
-    torch.__version__.startswith("2.11."),
-    reason="PyTorch 2.11 calls all that it compiles exported, and exported programs cannot check offsets",
-)
 def test_compiled_packed_points_keep_every_scene() -> None:
     """Offsets are read only when the operator runs; what would leave points out is an error."""
     layer = PackedLatentGNN(16, num_latents=3, norm=FrozenBatchNorm, gamma_init=0.5)

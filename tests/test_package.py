@@ -85,6 +85,7 @@ def modules() -> list[str]:
     return [module.name for module in pkgutil.walk_packages(latentgnn.__path__, "latentgnn.")]
 
 
+@pytest.mark.small_inputs
 @pytest.mark.parametrize("name", modules())
 def test_docstring_examples(name: str) -> None:
     module = importlib.import_module(name)

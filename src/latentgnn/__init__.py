@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from latentgnn.masks import node_mask
     from latentgnn.norms import FrozenBatchNorm
     from latentgnn.points import PackedLatentGNN
+    from latentgnn.sharding import shard_nodes
     from latentgnn.streaming import Chunk, backward_chunk, gather_chunks, scatter_chunk
     from latentgnn.sums import LatentSums
-    from latentgnn.sharding import shard_nodes
     from latentgnn.tasks.loading import load_run
 
 __all__ = [

@@ -38,6 +38,8 @@ class Cost:
 # Where everything held, the input included, is at most so much, it is held: computing it again would take longer than
 # the memory is worth. As measured: docs/results.md.
 HOLD_BYTES = 22 << 20
+# Forward operations up to which the plain path is faster on a CPU: it has fewer calls. As measured: docs/results.md.
+SMALL_OPERATIONS = 1 << 25
 # A batch norm's output of so few numbers is computed for its statistics, whatever its sizes.
 _SMALL_OUTPUT = 1 << 19
 
@@ -60,6 +62,27 @@ def holds(config: LatentGNNConfig, nodes: int, element_size: int, *, norm: NormK
     if norm != "affine":
         numbers += _normalized_numbers(config) + _expanded_numbers(config, nodes, norm)
     return nodes * element_size * numbers <= HOLD_BYTES
+
+
+def is_small(config: LatentGNNConfig, nodes: int) -> bool:
+    """Whether an input is so small that the calls of a forward pass take longer than its operations.
+
+    Args:
+        config: of the layer.
+        nodes: of all samples together.
+
+    Example:
+        >>> config = LatentGNNConfig(channels=256, num_latents=64)
+        >>> is_small(config, 16 * 16), is_small(config, 32 * 32)
+        (True, False)
+    """
+    return nodes * _operations_of_a_node(config) <= SMALL_OPERATIONS
+
+
+def _operations_of_a_node(config: LatentGNNConfig) -> int:
+    """Reduction, assignment, gather, scatter and expansion; without what is done once for a sample."""
+    ways, kernels, reduced = 1 if config.symmetric else 2, len(config.latents), config.reduced_channels
+    return 2 * reduced * (config.channels * (ways + kernels) + (ways + 2) * sum(config.latents))
 
 
 def _computed_numbers(config: LatentGNNConfig) -> int:
@@ -122,15 +145,12 @@ def cost(
         raise ValueError(f"expected a shape (S, {config.channels}, *spatial), got {tuple(shape)}")
     samples, nodes = shape[0], prod(shape[2:])
     channels, reduced, groups = config.channels, config.reduced_channels, config.num_groups
-    kernels, latents = len(config.latents), sum(config.latents)
-    ways = 1 if config.symmetric else 2
+    latents, ways = sum(config.latents), 1 if config.symmetric else 2
     held = holds(config, samples * nodes, element_size, norm=norm) if held is None else held
 
     # For each node; a product's gradient takes two more of its size.
-    reduce, expand = 2 * channels * ways * reduced, 2 * channels * kernels * reduced
-    assign = ways * 2 * reduced * latents
-    gather = features = 2 * reduced * latents
-    forward = reduce + assign + gather + features + expand
+    reduce, assign, features = 2 * channels * ways * reduced, ways * 2 * reduced * latents, 2 * reduced * latents
+    forward = _operations_of_a_node(config)
     backward = 2 * forward + (0 if held else reduce + assign + features)
 
     # For each sample.

@@ -17,6 +17,7 @@ from latentgnn.core.plan import Plan
 from latentgnn.functional import cast, wide
 from latentgnn.norms import is_affine, uses_batch_statistics
 from latentgnn.projections import Arrangement
+from latentgnn.samples import Nodes
 
 
 def why_not_halves(layer: Arrangement) -> str | None:
@@ -48,7 +49,7 @@ def gather(
     compute, without_autocast = paths.products_in(x_BNC)
     with without_autocast:
         if (plan := _plan(layer, x_BNC, mask_BN, compute)) is None:
-            return plain.gathered(layer, x_BNC, plain.Nodes(mask_BN, offsets), compute)
+            return plain.gathered(layer, x_BNC, Nodes(mask_BN, offsets), compute)
         return core.gather(x_BNC, mask_BN, offsets, [*layer.tensors, layer.gamma], plan)
 
 
@@ -76,7 +77,7 @@ def scatter(
         if (plan := _plan(layer, x_BNC, mask_BN, compute, sums_SGDr, weights_SGD)) is not None:
             return core.scatter(x_BNC, mask_BN, offsets, sums_SGDr, weights_SGD, [*layer.tensors, layer.gamma], plan)
         latents = mixed(sums_SGDr, weights_SGD, paths.plan_of(layer, "affine", compute, holds=False))
-        return plain.scattered(layer, x_BNC, plain.Nodes(mask_BN, offsets), compute, latents)
+        return plain.scattered(layer, x_BNC, Nodes(mask_BN, offsets), compute, latents)
 
 
 def _plan(

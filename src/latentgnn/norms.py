@@ -10,13 +10,13 @@ from typing import cast as cast_type
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.distributed import get_world_size, is_initialized
 from torch.distributed import group as group_of_all
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from latentgnn.functional import cast, wide
+from latentgnn.modes import is_in_function_transform, is_transformed
 from latentgnn.modules import own_tensor
 from latentgnn.ranks import added
 
@@ -97,12 +97,38 @@ def affine_of_statistics(
     mean_C: Tensor, var_C: Tensor, weight_C: Tensor | None, bias_C: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
     dtype = wide(mean_C.dtype)
-    scale_C = torch.rsqrt(var_C.to(dtype) + eps)
+    scale_C = torch.rsqrt(cast(var_C, dtype) + eps)
     if weight_C is not None:
         scale_C = scale_C * weight_C
     if bias_C is None:
         return scale_C, -mean_C * scale_C
-    return scale_C, torch.addcmul(bias_C.to(dtype), mean_C.to(dtype), scale_C, value=-1)
+    return scale_C, torch.addcmul(cast(bias_C, dtype), cast(mean_C, dtype), scale_C, value=-1)
+
+
+def affines(
+    columns: Sequence[Sequence[Tensor | None]], eps: Sequence[float], dtype: torch.dtype
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """Scale and shift of each of several norms, from the statistics that it has collected.
+
+    Args:
+        columns: the norms' weights, biases, running means and running variances.
+        eps: of each norm.
+        dtype: of the results, which are ``None`` for a norm without statistics.
+    """
+    if len(set(eps)) > 1 or any(tensor is None for column in columns for tensor in column):
+        pairs = [
+            (None, None)
+            if mean is None or var is None
+            else affine_of_statistics(cast(mean, dtype), cast(var, dtype), weight, bias, each)
+            for weight, bias, mean, var, each in zip(*columns, eps, strict=True)
+        ]
+        scales, shifts = zip(*pairs, strict=True)
+        return list(scales), list(shifts)
+    # All norms at once: they are small, and each call costs more than its arithmetic.
+    sizes = [cast_type(Tensor, weight).shape[0] for weight in columns[0]]
+    weight, bias, mean, var = (cast(torch.cat(cast_type(list[Tensor], list(column))), dtype) for column in columns)
+    scale, shift = affine_of_statistics(mean, var, weight, bias, eps[0])
+    return list(torch.split_with_sizes(scale, sizes)), list(torch.split_with_sizes(shift, sizes))
 
 
 def is_frozen(norm: nn.Module) -> bool:
@@ -233,13 +259,6 @@ def _batch_norm(norm: _BatchNorm, y_BNC: Tensor) -> Tensor:
     return nn.functional.batch_norm(y_BNC.mT, *arguments).mT
 
 
-def is_transformed() -> bool:
-    """Whether derivatives are wanted that only PyTorch's own operations have; a compiler looks after that itself."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-
-
 def _widened(parameter: Tensor | None, like: Tensor) -> Tensor | None:
     return None if parameter is None else parameter.to(like.dtype)
 
@@ -352,7 +371,7 @@ def _update_running(norm: _BatchNorm, mean_C: Tensor, var_C: Tensor, count: Tens
         norm.running_var.copy_(norm.running_var + share * (unbiased_C - norm.running_var))
         norm.num_batches_tracked.copy_(seen)
     except RuntimeError as error:
-        if torch._C._functorch.peek_interpreter_stack() is None:
+        if not is_in_function_transform():
             raise
         raise RuntimeError(
             "inside a transform of torch.func, batch norm in training cannot update running statistics that the "

@@ -18,12 +18,16 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode, is_traceable
 from latentgnn import cost, plain
 from latentgnn.config import LatentGNNConfig
 from latentgnn.core import node
+from latentgnn.core.layouts import is_plain
 from latentgnn.core.parameters import joined, split_latent_vector
 from latentgnn.core.plan import Plan
 from latentgnn.core.statistics import Statistics
-from latentgnn.norms import NormKind, is_affine, is_transformed, synchronizes, tracks, update_running
+from latentgnn.functional import wide
+from latentgnn.modes import is_exporting, is_transformed
+from latentgnn.norms import NormKind, is_affine, synchronizes, tracks, update_running
 from latentgnn.projections import Arrangement
 from latentgnn.ranks import Ranks, agree
+from latentgnn.samples import Nodes, members
 
 Memory = Literal["auto", "hold", "recompute"]
 
@@ -36,7 +40,8 @@ def memory(choice: Memory) -> Iterator[None]:
 
     Args:
         choice: ``hold`` keeps what the forward pass computes; ``recompute`` keeps the input and little more, and
-            computes it again; ``auto``, the default, holds where `latentgnn.cost.holds` says so.
+            computes it again; both take the core where it can be had. ``auto``, the default, holds where
+            `latentgnn.cost.holds` says so, and takes the plain path for small inputs.
 
     Raises:
         ValueError: another choice.
@@ -64,7 +69,13 @@ def holds(config: LatentGNNConfig, x_BNC: Tensor, norm: NormKind | None) -> bool
     return cost.holds(config, x_BNC.shape[0] * x_BNC.shape[1], x_BNC.element_size(), norm=norm or "affine")
 
 
-def why_not_core(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, compute: torch.dtype) -> str | None:
+def why_not_core(
+    layer: Arrangement,
+    x_BNC: Tensor,
+    mask_BN: Tensor | None,
+    compute: torch.dtype,
+    offsets: Tensor | None = None,
+) -> str | None:
     """Why a layer cannot take the core for an input, ``None`` if it can.
 
     Args:
@@ -72,9 +83,12 @@ def why_not_core(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, comp
         x_BNC: the input.
         mask_BN: nodes that take part.
         compute: type of the products over nodes.
+        offsets: of packed points.
     """
     if is_exporting():
         return "exported programs must run where this library is not installed"
+    if _is_small(layer, x_BNC, mask_BN, offsets, compute):
+        return "the input is so small that calls cost more than arithmetic, and the plain path has fewer"
     if is_transformed():
         return "a transform of torch.func is active, or forward-mode derivatives are being computed"
     norms, kind = layer.norms, layer.norm_kind
@@ -95,6 +109,20 @@ def why_not_core(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, comp
     if kind == "batch" and layer.ranks is not None:
         return "batch statistics of several processes"
     return _why_not_batch(norms, x_BNC, mask_BN) if kind == "batch" else _why_not_sample(kind, layer, mask_BN)
+
+
+def _is_small(
+    layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, compute: torch.dtype
+) -> bool:
+    """Whether an input is one that calls cost most for: measured on CPUs, for all nodes of plain tensors."""
+    if mask_BN is not None or offsets is not None or x_BNC.device.type != "cpu" or _memory.get() != "auto":
+        return False
+    if layer.ranks is not None:  # processes with parts of other sizes must make the same sums
+        return False
+    if not cost.is_small(layer.config, x_BNC.shape[0] * x_BNC.shape[1]):
+        return False
+    traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or not node.has_values(x_BNC)
+    return is_plain(x_BNC) and compute == x_BNC.dtype == wide(compute) and not traced
 
 
 def _why_not_batch(norms: Sequence[nn.Module], x_BNC: Tensor, mask_BN: Tensor | None) -> str | None:
@@ -153,16 +181,14 @@ def products_in(x_BNC: Tensor) -> tuple[torch.dtype, AbstractContextManager[None
 def _by_path(
     layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, compute: torch.dtype
 ) -> Tensor:
-    if why_not_core(layer, x_BNC, mask_BN, compute) is None:
+    if why_not_core(layer, x_BNC, mask_BN, compute, offsets) is None:
         return _core(layer, x_BNC, mask_BN, offsets, compute)
     return plain.latent_gnn(
         layer, x_BNC, nodes_of(x_BNC, mask_BN, offsets, layer.ranks), compute, recompute=_recomputes(layer, x_BNC)
     )
 
 
-def nodes_of(
-    x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, ranks: Ranks | None = None
-) -> Nodes:
+def nodes_of(x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, ranks: Ranks | None = None) -> Nodes:
     """An input's nodes as the plain path takes them."""
     group = ranks.group if ranks else ""
     if offsets is None:

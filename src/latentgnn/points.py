@@ -11,6 +11,7 @@ from latentgnn.core.node import has_values
 from latentgnn.core.nodes import check_offsets
 from latentgnn.dtensors import by_parts, first_node, mesh_dimension
 from latentgnn.layer import LatentGNN, check_mask, reshape
+from latentgnn.modes import is_exporting
 from latentgnn.tracing import as_one_node
 
 
@@ -152,9 +153,7 @@ class PackedLatentGNN(LatentGNN):
         return torch.nested.nested_tensor_from_jagged(values, nested.offsets())
 
 
-def _nodes_of(
-    x: Tensor, offsets: Tensor | None, mask: Tensor | None
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def _nodes_of(x: Tensor, offsets: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
     return (x, mask, None) if offsets is None else (x[None], None, _checked_offsets(offsets, x.shape[0]))
 
 
@@ -191,7 +190,7 @@ def _scenes(batch: Tensor, points: int, scenes: int | None, *, shared: bool) -> 
     _check_index(batch, "batch")
     if len(batch) != points:
         raise ValueError(f"batch must name the scene of each of the {points} points, got {len(batch)} entries")
-    if torch.compiler.is_exporting() or not has_values(batch):
+    if is_exporting() or not has_values(batch):
         raise ValueError(
             "how many scenes batch names depends on its values, which are not known on the meta device, in "
             "FakeTensorMode and in an export; put the points of each scene together and give offsets"

@@ -88,6 +88,7 @@ class Arrangement:
         norms: the norm of each.
         tensors: of each the matrix, and what its norm has: weight, bias, running mean and running variance.
         norm_kind: what kind all norms are, ``None`` if they differ or are of none that is known.
+        eps: of each norm.
     """
 
     def __init__(
@@ -108,3 +109,4 @@ class Arrangement:
         for projection, norm in zip(self.projections, self.norms, strict=True):
             self.tensors += [own_tensor(projection, "weight"), *norm_tensors(norm)]
         self.norm_kind: NormKind | None = kind_of(self.norms)
+        self.eps = [getattr(norm, "eps", 0.0) for norm in self.norms]

@@ -4,7 +4,8 @@ Axes: B batch, N nodes, C and O channels before and after a matrix, F features, 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast as cast_type
+from typing import NamedTuple
+from typing import cast as cast_type
 
 import torch
 import torch.nn.functional as F

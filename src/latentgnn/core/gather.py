@@ -15,7 +15,6 @@ from latentgnn.core.graphs import cat, graphs_of, of_samples, of_way, product, s
 from latentgnn.core.layouts import nodes_innermost
 from latentgnn.core.lengths import (
     assign_unit_backward,
-    inverse_length,
     rectifier_backward_,
     to_unit_length_,
     unit_backward,
@@ -25,7 +24,7 @@ from latentgnn.core.parameters import Matrices, Vectors
 from latentgnn.core.plan import Plan
 from latentgnn.core.products import contract, project_all, sum_of_nodes
 from latentgnn.core.records import Gradients, Record, add_pair
-from latentgnn.functional import cast, wide
+from latentgnn.functional import cast, inverse_length, wide
 
 
 def values(
@@ -52,7 +51,7 @@ def values(
     else:
         u_sTR = _scaled_and_shifted(u_sTR, matrices.reduce_scale, shift_R)
     unit_sHTr = to_graphs(u_sTR, ways * plan.groups)
-    record.scale = inverse_length(unit_sHTr)
+    record.scale = inverse_length(unit_sHTr, -1)
     if unit_sHTr.dtype == plan.compute:
         record.unit = unit_sHTr.mul_(record.scale)
     else:

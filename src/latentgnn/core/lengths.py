@@ -4,23 +4,12 @@ Axes: s rows of the input, T nodes, C channels, G groups, H = ways * G (gather's
 of a group, D latents of all kernels in a group.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
 from latentgnn.core.graphs import cat, of_kernel
 from latentgnn.core.plan import Plan
-from latentgnn.functional import EPS, cast, length, reciprocal, wide
-
-
-def inverse_length(x: Tensor) -> Tensor:
-    """1 / length of each row, and 0 for what has none: (..., 1) in the wide type."""
-    if x.stride(-1) == 1:
-        return reciprocal(length(x, -1))
-    # Several times as fast on a CPU as `vector_norm` over what lies far apart.
-    x = cast(x, wide(x.dtype))
-    return torch.threshold((x * x).sum(-1, keepdim=True), EPS**2, math.inf).rsqrt_()
+from latentgnn.functional import cast, inverse_length
 
 
 def unit_backward(grad: Tensor, unit: Tensor, scale: Tensor) -> Tensor:
@@ -40,7 +29,7 @@ def to_unit_length_(assign_sGTD: Tensor, plan: Plan) -> list[Tensor]:
     scales = []
     for kernel in plan.kernels:
         part = of_kernel(assign_sGTD, kernel, plan)
-        scales.append(inverse_length(part))
+        scales.append(inverse_length(part, -1))
         part.mul_(scales[-1])
     return scales
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentgnn.core.plan import Plan
 from latentgnn.functional import cast, wide
-from latentgnn.norms import affine_of_statistics
+from latentgnn.norms import affines
 
 
 class NormedMatrix(NamedTuple):
@@ -100,7 +100,8 @@ def fold(parts: Parts, plan: Plan) -> Matrices:
     dtype, ways, kernels = wide(plan.compute), plan.ways, len(plan.latents)
     flat = [*parts.reduces, *(part for way in parts.assigns for part in way), *parts.convs, parts.expand]
     nothing: list[Tensor | None] = [None] * len(flat)
-    scales, shifts = (nothing, nothing) if plan.takes_statistics else _affines(flat, plan.eps, dtype)
+    _, *columns = zip(*flat, strict=True)
+    scales, shifts = (nothing, nothing) if plan.takes_statistics else affines(columns, plan.eps, dtype)
     if parts.gamma is not None and not plan.takes_statistics:
         gamma, scale, shift = cast(parts.gamma, dtype), scales[-1], shifts[-1]
         scales[-1] = gamma.expand(parts.expand.matrix.shape[0]) if scale is None else scale * gamma
@@ -126,30 +127,6 @@ def fold(parts: Parts, plan: Plan) -> Matrices:
         expand_scale=scales[-1],
         expand_shift=shifts[-1],
     )
-
-
-def _affines(
-    parts: Sequence[NormedMatrix], eps: Sequence[float], dtype: torch.dtype
-) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    """Scale and shift of each norm, from the statistics that it has collected."""
-    alike = len(set(eps)) == 1 and all(tensor is not None for part in parts for tensor in part)
-    if not alike:
-        pairs = [
-            (None, None)
-            if part.mean is None or part.var is None
-            else affine_of_statistics(part.mean, part.var, part.weight, part.bias, each)
-            for part, each in zip(parts, eps, strict=True)
-        ]
-        return tuple(  # type: ignore[return-value]
-            [None if tensor is None else cast(tensor, dtype) for tensor in column]
-            for column in zip(*pairs, strict=True)
-        )
-    # All norms at once: they are small, and each call costs more than its arithmetic.
-    _, weights, biases, means, variances = (
-        [cast(tensor, dtype) for tensor in column] for column in zip(*parts, strict=True)
-    )
-    scales = torch._foreach_mul(torch._foreach_rsqrt(torch._foreach_add(variances, eps[0])), weights)
-    return list(scales), list(torch._foreach_addcmul(biases, means, scales, value=-1))
 
 
 def vectors(parts: Parts, plan: Plan) -> Vectors:

@@ -1,0 +1,70 @@
+import pytest
+import torch
+from torch import nn
+
+from latentgnn import FrozenBatchNorm, LatentGNN, cost, reference
+from latentgnn.norms import NormFactory, group_norm, no_norm
+from latentgnn.paths import memory, why_not_core
+
+pytestmark = pytest.mark.small_inputs
+
+
+def _layer(norm: NormFactory, **options: object) -> LatentGNN:
+    torch.manual_seed(0)
+    layer = LatentGNN(16, num_latents=(5, 3), reduction=2, norm=norm, gamma_init=0.5, **options).double()
+    for value in layer.buffers():
+        if value.is_floating_point():
+            nn.init.uniform_(value, 0.5, 1.5)
+    return layer
+
+
+def _why_not(layer: LatentGNN, x: torch.Tensor, mask: torch.Tensor | None = None) -> str | None:
+    return why_not_core(layer.arrangement(), x, mask, x.dtype)
+
+
+def test_an_input_takes_the_plain_path_only_where_it_is_small() -> None:
+    layer = LatentGNN(256, num_latents=64, norm=FrozenBatchNorm)
+    small, large = torch.randn(1, 16 * 16, 256), torch.randn(1, 32 * 32, 256)
+    assert cost.is_small(layer.config, 16 * 16)
+    assert "so small" in (_why_not(layer, small) or "")
+    assert _why_not(layer, large) is None
+    assert _why_not(layer, small, torch.ones(1, 16 * 16, dtype=torch.bool)) is None
+    with memory("hold"):
+        assert _why_not(layer, small) is None
+
+
+@pytest.mark.parametrize("norm", [FrozenBatchNorm, nn.BatchNorm1d, no_norm, group_norm, nn.LayerNorm])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"symmetric": True}, {"graph_conv": True}, {"num_groups": 2, "graph_conv": True}, {"residual": False}],
+    ids=["asymmetric", "symmetric", "graph convolution", "groups", "no residual"],
+)
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
+def test_a_small_input_gives_what_the_reference_gives(
+    norm: NormFactory, options: dict[str, object], training: bool, last: bool
+) -> None:
+    layer = _layer(norm, **options).train(training)
+    x = torch.randn(2, 16, 3, 4, dtype=torch.float64)
+    x = (x.to(memory_format=torch.channels_last) if last else x).requires_grad_()
+    inputs, weight = [x, *layer.parameters()], torch.randn_like(x)
+    assert "so small" in (_why_not(layer, x.flatten(2).mT) or "")
+    out = layer(x)
+    got = torch.autograd.grad((out * weight).sum(), inputs)
+    assert out.stride() == x.stride()
+    expected = reference.forward(layer, x)
+    assert torch.allclose(out, expected, rtol=1e-11, atol=1e-12)
+    for own, other in zip(got, torch.autograd.grad((expected * weight).sum(), inputs), strict=True):
+        assert torch.allclose(own, other, rtol=1e-9, atol=1e-10)
+
+
+def test_a_node_without_features_has_no_context_and_no_gradient_of_infinite_size() -> None:
+    layer = _layer(no_norm)
+    x = torch.randn(1, 16, 3, 4, dtype=torch.float64)
+    x[..., 0, 0] = 0
+    x.requires_grad_()
+    out = layer(x)
+    out.square().sum().backward()
+    assert x.grad is not None
+    assert torch.isfinite(x.grad).all()
+    assert torch.equal(out[..., 0, 0], torch.zeros_like(out[..., 0, 0]))
