@@ -255,16 +255,21 @@ class LatentGNN(nn.Module):
         """
         if isinstance(cast(object, x), fx.Proxy):
             return cast(Tensor, as_one_node(self, x, mask=mask))
-        x_BNC, mask_BN = self.nodes_of(x, mask)
+        self._check_map(x, mask)
         spread = mesh_dimension(x, range(2, x.dim()))
         if spread is not None:
             return by_parts(
                 self, x, spread, lambda own, part: self.forward(own, None if mask is None else part(mask, 1))
             )
+        x_BNC, mask_BN = _nodes_of(x, mask)
         return reshape(self._output(x_BNC, mask_BN).mT, x.shape)
 
     def nodes_of(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """An input and its mask, checked, as nodes: (B, N, C), a view with the input's strides, and (B, N)."""
+        self._check_map(x, mask)
+        return _nodes_of(x, mask)
+
+    def _check_map(self, x: Tensor, mask: Tensor | None) -> None:
         self._check(x)
         if not 3 <= x.dim() <= 5:
             raise ValueError(
@@ -277,7 +282,6 @@ class LatentGNN(nn.Module):
             )
         if mask is not None:
             check_mask(mask, x, (x.shape[0], *x.shape[2:]), "(B, *spatial)")
-        return x.flatten(2).mT, None if mask is None else mask.flatten(1)
 
     def _output(self, x_BNC: Tensor, mask_BN: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
         layer = self.arrangement()
@@ -349,6 +353,10 @@ class LatentGNN(nn.Module):
             f"symmetric={config.symmetric}, graph_conv={config.graph_conv}, num_groups={config.num_groups}, "
             f"node_scale={config.node_scale!r}"
         )
+
+
+def _nodes_of(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    return x.flatten(2).mT, None if mask is None else mask.flatten(1)
 
 
 def reshape(out: Tensor, shape: Sequence[int]) -> Tensor:
