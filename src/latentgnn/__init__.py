@@ -5,7 +5,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from latentgnn import norms, paths, reference
+    from latentgnn import inspection, norms, paths, reference
     from latentgnn.checkpoints import load_published, published_state_dict
     from latentgnn.config import LatentGNNConfig
     from latentgnn.insertion import insert, remove
@@ -21,6 +21,7 @@ __all__ = [
     "LatentGNNConfig",
     "PackedLatentGNN",
     "insert",
+    "inspection",
     "load_published",
     "load_run",
     "node_mask",
@@ -45,7 +46,7 @@ _HOMES = {
     "published_state_dict": "checkpoints",
     "remove": "insertion",
 }
-_MODULES = ("norms", "paths", "reference")
+_MODULES = ("inspection", "norms", "paths", "reference")
 
 
 def __getattr__(name: str) -> object:
