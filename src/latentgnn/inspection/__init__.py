@@ -5,5 +5,17 @@
 
 from latentgnn.inspection.recording import SeenBlock, SeenKernel, SeenSample
 from latentgnn.inspection.seen import Node, Seen, capture
+from latentgnn.inspection.statistics import BlockStatistics, GraphStatistics, RunningStatistics, Spread
 
-__all__ = ["Node", "Seen", "SeenBlock", "SeenKernel", "SeenSample", "capture"]
+__all__ = [
+    "BlockStatistics",
+    "GraphStatistics",
+    "Node",
+    "RunningStatistics",
+    "Seen",
+    "SeenBlock",
+    "SeenKernel",
+    "SeenSample",
+    "Spread",
+    "capture",
+]

@@ -6,13 +6,18 @@ Axes: N nodes of a sample, G groups, D latents of one kernel; an affinity is Q^T
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from latentgnn.attachment import CHILD
+from latentgnn.files import replacing
 from latentgnn.inspection.recording import SeenBlock, SeenKernel, SeenSample, record
+from latentgnn.inspection.statistics import BlockStatistics, RunningStatistics
 from latentgnn.layer import LatentGNN
 
 Node = int | Sequence[int]
@@ -118,6 +123,61 @@ class Seen(Mapping[str, SeenBlock]):
             length += context_GR1.square().sum()
         return (total / length if length > 0 else total).view(found.shape)
 
+    def statistics(self, block: str | int, *, sample: int | None = None) -> BlockStatistics:
+        """Effective rank, difference between rows, usage of latents, dead ones and duplicates, and the block's change.
+
+        All of it is exact over all nodes, from sums of the size D x D; no N x N affinity is formed.
+
+        Args:
+            block: which block.
+            sample: one sample of the batch; by default all of them.
+
+        Raises:
+            KeyError: no such block, or it has not run.
+            IndexError: no such sample.
+            ValueError: no sample has a node that took part.
+
+        Example:
+            >>> net = nn.Sequential(nn.Conv2d(3, 16, 1), LatentGNN(16, num_latents=4, gamma_init=1.0)).eval()
+            >>> with capture(net) as seen:
+            ...     y = net(torch.randn(2, 3, 10, 12))
+            >>> 1 <= seen.statistics("1").effective_rank <= 4
+            True
+        """
+        found = self[block]
+        running = RunningStatistics(found.name)
+        running.add(found, None if sample is None else [self.sample(block, sample)])
+        return running.result()
+
+    def save(self, path: Path | str) -> None:
+        """Write all arrays to an NPZ file, in one step.
+
+        Its names are ``BLOCK/gamma``, ``BLOCK/SAMPLE/shape``, ``.../change``, ``.../mask`` where there is one,
+        ``.../values`` (G, r, N); and for every kernel ``BLOCK/SAMPLE/kernelK/gather`` and ``.../scatter`` (G, D, N),
+        ``.../affinity`` (G, D, D), ``.../latents`` and ``.../mixed`` (G, D, r). ``scatter.T @ affinity @ gather`` of a
+        group is its N x N affinity. Half precision is written as float32. Read it with ``numpy.load(path)``.
+
+        Args:
+            path: the file; what was there before is replaced.
+        """
+        with replacing(path) as file:
+            np.savez(file, allow_pickle=False, **dict(self._arrays()))
+
+    def _arrays(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        for name, block in self.items():
+            if block.gamma is not None:
+                yield f"{name}/gamma", np.array(block.gamma)
+            for number, sample in enumerate(block.samples):
+                place = f"{name}/{number}"
+                yield f"{place}/shape", np.array(sample.shape)
+                yield f"{place}/change", np.array(sample.change)
+                yield f"{place}/values", _array(sample.values)
+                if sample.mask is not None:
+                    yield f"{place}/mask", _array(sample.mask)
+                for index, kernel in enumerate(sample.kernels):
+                    for what in ("gather", "scatter", "affinity", "latents", "mixed"):
+                        yield f"{place}/kernel{index}/{what}", _array(getattr(kernel, what))
+
     def sample(self, block: str | int, sample: int = 0) -> SeenSample:
         """What a block computed for one sample."""
         found = self[block]
@@ -216,6 +276,12 @@ def _column(kernel: SeenKernel, groups: Sequence[int], node: int) -> Tensor:
     give_GD1 = (kernel.raw_gather[groups, :, node].to(kernel.scale.dtype)[..., None]) * kernel.scale[groups]
     weight_G1D = (kernel.affinity[groups] @ give_GD1).mT
     return (weight_G1D @ kernel.scatter[groups].to(weight_G1D.dtype))[:, 0]
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    # NumPy has no bfloat16.
+    tensor = tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+    return tensor.cpu().numpy()
 
 
 def _chosen(what: str, number: int | None, count: int) -> list[int]:
