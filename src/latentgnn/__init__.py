@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from latentgnn.checkpoints import load_published, published_state_dict
     from latentgnn.config import LatentGNNConfig
     from latentgnn.insertion import insert, remove
+    from latentgnn.inspection.reporting import report
+    from latentgnn.inspection.seen import capture
     from latentgnn.layer import LatentGNN
     from latentgnn.masks import node_mask
     from latentgnn.norms import FrozenBatchNorm
@@ -20,6 +22,7 @@ __all__ = [
     "LatentGNN",
     "LatentGNNConfig",
     "PackedLatentGNN",
+    "capture",
     "insert",
     "inspection",
     "load_published",
@@ -30,6 +33,7 @@ __all__ = [
     "published_state_dict",
     "reference",
     "remove",
+    "report",
 ]
 
 __version__ = version("latentgnn")
@@ -39,12 +43,14 @@ _HOMES = {
     "LatentGNN": "layer",
     "LatentGNNConfig": "config",
     "PackedLatentGNN": "points",
+    "capture": "inspection.seen",
     "insert": "insertion",
     "load_published": "checkpoints",
     "load_run": "tasks.loading",
     "node_mask": "masks",
     "published_state_dict": "checkpoints",
     "remove": "insertion",
+    "report": "inspection.reporting",
 }
 _MODULES = ("inspection", "norms", "paths", "reference")
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from latentgnn.attachment import CHILD
 from latentgnn.files import replacing
 from latentgnn.inspection.recording import SeenBlock, SeenKernel, SeenSample, record
+from latentgnn.inspection.running import blocks_of
 from latentgnn.inspection.statistics import BlockStatistics, RunningStatistics
 from latentgnn.layer import LatentGNN
 
@@ -238,12 +239,7 @@ def capture(model: nn.Module) -> Iterator[Seen]:
         >>> seen["1"].samples[0].kernels[0].gather.shape  # (groups, latents, nodes)
         torch.Size([1, 4, 120])
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, LatentGNN)}
-    if not layers:
-        raise ValueError(
-            f"{type(model).__name__} has no LatentGNN or PackedLatentGNN to look into; put one in, as with "
-            "latentgnn.insert"
-        )
+    layers = blocks_of(model)
     seen = Seen(list(layers))
     handles = [
         layer.register_forward_hook(partial(_keep, seen, name), with_kwargs=True) for name, layer in layers.items()

@@ -221,6 +221,11 @@ class RunningStatistics:
             for running, kernel in zip(self._kernels, sample.kernels, strict=True):
                 running.add(kernel)
 
+    @property
+    def has_samples(self) -> bool:
+        """Whether a sample was added that had a node that took part."""
+        return bool(self._kernels)
+
     def result(self) -> BlockStatistics:
         """What was added.
 
