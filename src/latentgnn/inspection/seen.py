@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from latentgnn.attachment import CHILD
@@ -20,6 +20,9 @@ from latentgnn.inspection.recording import SeenBlock, SeenKernel, SeenSample, re
 from latentgnn.inspection.running import blocks_of
 from latentgnn.inspection.statistics import BlockStatistics, RunningStatistics
 from latentgnn.layer import LatentGNN
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Node = int | Sequence[int]
 """A node of a sample: its place in the flattened map, or its place in each dimension, (row, column) for an image."""
@@ -149,6 +152,105 @@ class Seen(Mapping[str, SeenBlock]):
         running = RunningStatistics(found.name)
         running.add(found, None if sample is None else [self.sample(block, sample)])
         return running.result()
+
+    def plot(
+        self,
+        block: str | int,
+        node: Node,
+        *,
+        sample: int = 0,
+        kernel: int | None = None,
+        group: int | None = None,
+        listeners: bool = False,
+        image: Tensor | ArrayLike | None = None,
+        points: Tensor | ArrayLike | None = None,
+    ) -> "Figure":
+        """A picture of `row`: where a node takes its context from; or of `column`: who listens to it.
+
+        How to read it: the red circle is the node; bright nodes are those whose values it takes in. Colours begin at 0
+        and end at the row's largest weight. Rows need not sum to one, and their size depends on the number of nodes;
+        compare nodes within a picture, and pictures by their pattern. If the pictures of far different nodes look the
+        same, the block gives the same context everywhere: `statistics` has a number for it, ``row_difference``. A
+        weight says how much of a node's value flows, not whether the network's decision depends on it.
+
+        Args:
+            block: which block.
+            node: which node of the sample.
+            sample: which image of the batch, or which scene of packed points.
+            kernel: which kernel; by default the mean over all.
+            group: which group of channels; by default the mean over all.
+            listeners: `column` instead of `row`.
+            image: for maps, the input, (H, W), (C, H, W) or (H, W, C) of any size and range: shown beneath.
+            points: coordinates of the sample's points, (N, 2) or (N, 3): shown from above and in perspective.
+
+        Returns:
+            A `matplotlib.figure.Figure`; a notebook shows it, ``savefig`` writes it.
+
+        Raises:
+            UserError: matplotlib is not installed.
+            ValueError: an image or points of the wrong shape.
+        """
+        from latentgnn.inspection.pictures import line_figure
+
+        found = self.sample(block, sample)
+        index = _index(node, found)
+        ask = self.column if listeners else self.row
+        weights = ask(block, index, sample=sample, kernel=kernel, group=group)
+        place = _place(index, found.shape)
+        what = "who listens to node" if listeners else "what node"
+        title = f"{self[block].name or 'the block'}: {what} {_shown(place)}{'' if listeners else ' takes in'}"
+        total = f"sum of weights {float(weights.sum()):.3g}"
+        return line_figure(weights, place, found.mask, title=f"{title}, {total}", image=image, points=points)
+
+    def plot_latents(
+        self,
+        block: str | int,
+        *,
+        sample: int = 0,
+        kernel: int = 0,
+        group: int = 0,
+        scatter: bool = False,
+        most: int = 16,
+        image: Tensor | ArrayLike | None = None,
+        points: Tensor | ArrayLike | None = None,
+    ) -> "Figure":
+        """A gallery of latents: which nodes each gathers from, or scatters to; those that are used most first.
+
+        How to read it: each panel is one latent with colours of its own, from 0 to its largest assignment. Its title
+        gives its number and its share of all weights. Panels that look alike are duplicates, empty ones dead.
+
+        Args:
+            block: which block.
+            sample: which image of the batch, or which scene of packed points.
+            kernel: which kernel.
+            group: which group of channels.
+            scatter: the assignments of scatter instead of gather's.
+            most: how many latents are shown at most.
+            image: as in `plot`.
+            points: as in `plot`.
+
+        Raises:
+            UserError: matplotlib is not installed.
+            ValueError: an image or points of the wrong shape, or a sample without nodes.
+        """
+        from latentgnn.inspection.pictures import latents_figure
+
+        found = self.sample(block, sample)
+        _chosen("kernel", kernel, len(found.kernels)), _chosen("group", group, len(found.values))
+        graphs = self.statistics(block, sample=sample).graphs
+        graph = next(graph for graph in graphs if (graph.kernel, graph.group) == (kernel, group))
+        usage = graph.scatter_usage if scatter else graph.gather_usage
+        first = sorted(range(len(usage)), key=lambda latent: -usage[latent])[: max(most, 1)]
+        seen = found.kernels[kernel]
+        return latents_figure(
+            (seen.scatter if scatter else seen.raw_gather)[group],
+            found.shape,
+            found.mask,
+            {latent: f"latent {latent}: {usage[latent]:.1%}" for latent in first},
+            title=f"{self[block].name or 'the block'}: latents, {'scatter' if scatter else 'gather'}",
+            image=image,
+            points=points,
+        )
 
     def save(self, path: Path | str) -> None:
         """Write all arrays to an NPZ file, in one step.
@@ -288,6 +390,15 @@ def _chosen(what: str, number: int | None, count: int) -> list[int]:
     return [number]
 
 
+def _place(index: int, shape: Sequence[int]) -> tuple[int, ...]:
+    """Where a node is in each dimension."""
+    return tuple(int(at) for at in np.unravel_index(index, tuple(shape)))
+
+
+def _shown(place: Sequence[int]) -> str:
+    return str(place[0]) if len(place) == 1 else str(tuple(place))
+
+
 def _index(node: Node, sample: SeenSample) -> int:
     place = (node,) if isinstance(node, int) else tuple(int(number) for number in node)
     shape = (sample.nodes,) if len(place) == 1 else sample.shape
@@ -296,7 +407,4 @@ def _index(node: Node, sample: SeenSample) -> int:
             f"the sample's nodes have the shape {sample.shape}: a node is a number below {sample.nodes}, or its place "
             f"in each dimension; got {node!r}"
         )
-    index = 0
-    for at, size in zip(place, shape, strict=True):
-        index = index * size + at
-    return index
+    return int(np.ravel_multi_index(place, shape))
