@@ -8,6 +8,8 @@ import pytest
 import torch
 from sweep import make_input, make_layer
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from latentgnn import LatentGNN, PackedLatentGNN, reference
 from latentgnn.inspection import capture
@@ -145,6 +147,37 @@ def test_scenes_of_packed_points_are_samples() -> None:
     assert (statistics.nodes.least, statistics.nodes.most) == (5, 7)
     wanted = dense_measures(reference.dense_affinity(layer, points[5:].mT[None])[0, 0, 0].detach())
     assert seen.statistics(0, sample=2).row_difference == pytest.approx(wanted[1], rel=1e-6)
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor, in numbers, that any operation gives."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_flatten(out)[0]:
+            if isinstance(tensor, Tensor):
+                self.numbers = max(self.numbers, tensor.numel())
+        return out
+
+
+def test_a_million_nodes_take_memory_for_a_million_nodes() -> None:
+    layer = LatentGNN(8, num_latents=4, reduction=2, gamma_init=0.5).eval()
+    x = torch.randn(1, 8, 1000, 1000, generator=torch.Generator().manual_seed(0))
+    with Largest() as looking, torch.no_grad(), capture(layer) as seen:
+        layer(x)
+    assert looking.numbers <= x.numel()
+    with Largest() as asking:
+        row, statistics = seen.row(0, (500, 3)), seen.statistics(0)
+        seen.column(0, 7)
+        seen.contributions(0, 7)
+    assert asking.numbers <= x.numel()
+    assert row.shape == (1000, 1000)
+    # The same as of every hundredth node would be, but for chance.
+    with capture(layer) as fewer:
+        layer(x[:, :, ::10, ::10])
+    assert statistics.row_difference == pytest.approx(fewer.statistics(0).row_difference, rel=0.05)
 
 
 def test_saved_arrays_give_the_affinity(tmp_path: Path) -> None:
