@@ -2,10 +2,10 @@
 
 import sys
 
-import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from sweep import make_input, make_layer
 
 from latentgnn import LatentGNN, PackedLatentGNN, reference
@@ -19,7 +19,7 @@ def looked(layer: LatentGNN, *args: torch.Tensor, **kwargs: torch.Tensor) -> See
     return seen
 
 
-def drawn(figure: mpl.figure.Figure) -> None:
+def drawn(figure: Figure) -> None:
     """Lay it out, as saving would: errors come up only then."""
     figure.canvas.draw()
 

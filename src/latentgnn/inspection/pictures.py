@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 COLOURS = "viridis"
-_MARK = {"marker": "o", "markersize": 9, "markerfacecolor": "none", "markeredgecolor": "red", "markeredgewidth": 2}
+_MARK: dict[str, Any] = {
+    "marker": "o",
+    "markersize": 9,
+    "markerfacecolor": "none",
+    "markeredgecolor": "red",
+    "markeredgewidth": 2,
+}
 _MOST_POINTS = 100_000
 _COLUMNS = 4
 

@@ -264,7 +264,8 @@ class Seen(Mapping[str, SeenBlock]):
             path: the file; what was there before is replaced.
         """
         with replacing(path) as file:
-            np.savez(file, **dict(self._arrays()))
+            arrays: dict[str, Any] = dict(self._arrays())
+            np.savez(file, **arrays)
 
     def _arrays(self) -> Iterator[tuple[str, NDArray[Any]]]:
         for name, block in self.items():
