@@ -17,6 +17,9 @@ Array = NDArray[Any]
 
 COLOURS = "viridis"
 _MARK: dict[str, Any] = {
+    **{"marker": "o", "markersize": 9, "markerfacecolor": "none"},
+    **{"markeredgecolor": "red", "markeredgewidth": 2},
+}
     "marker": "o",
     "markersize": 9,
     "markerfacecolor": "none",
