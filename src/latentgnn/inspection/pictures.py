@@ -17,9 +17,6 @@ Array = NDArray[Any]
 
 COLOURS = "viridis"
 _MARK: dict[str, Any] = {
-    **{"marker": "o", "markersize": 9, "markerfacecolor": "none"},
-    **{"markeredgecolor": "red", "markeredgewidth": 2},
-}
     "marker": "o",
     "markersize": 9,
     "markerfacecolor": "none",
