@@ -1,12 +1,14 @@
 """What `capture` sees is what the published equations say, and nothing stays behind."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from sweep import CONFIGS, NORMS, make_input, make_layer, relative_error
 from torch import Tensor, nn
 
+import latentgnn
 from latentgnn import LatentGNN, PackedLatentGNN, insert, node_mask, reference
 from latentgnn.inspection import capture
 from latentgnn.norms import uses_batch_statistics
@@ -87,6 +89,14 @@ def test_off_it_costs_nothing() -> None:
     assert inside[0] == before[0]
     assert before[1] == 0
     assert inside[1] > 0
+
+
+def test_the_layer_reads_nothing_of_it() -> None:
+    package = Path(latentgnn.__file__).parent
+    names = ("layer", "points", "paths", "plain", "functional", "norms", "projections")
+    files = [*(package / f"{name}.py" for name in names), *(package / "core").glob("*.py")]
+    assert len(files) > 20
+    assert [file.name for file in files if "inspection" in file.read_text()] == []
 
 
 def test_an_error_inside_leaves_no_hook() -> None:
