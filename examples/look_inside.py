@@ -48,7 +48,7 @@ def main() -> None:
         nn.Conv2d(32, 2, 1),
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(100):
+    for _ in range(150):
         x, colour, _ = pictures(32, generator)
         loss = nn.functional.cross_entropy(corners_of(model(x)), colour[:, None].expand(-1, len(CORNERS)))
         optimizer.zero_grad()

@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from sweep import CONFIGS, NORMS, make_input, make_layer, relative_error
@@ -195,6 +196,8 @@ def test_names_and_the_last_call() -> None:
         seen["nowhere"]
     with pytest.raises(KeyError, match="2 blocks"):
         seen[2]
+    for node in (np.int64(7), torch.tensor([1, 2]), [1, 2], np.array([1, 2])):
+        assert torch.equal(seen.row(0, node), seen.row(0, (1, 2)))
     for node in (25, -1, (5, 0), (0, 0, 0)):
         with pytest.raises(IndexError, match=r"shape \(5, 5\)"):
             seen.row(0, node)

@@ -4,9 +4,10 @@
 whether blocks do something and what they cost.
 """
 
+from latentgnn.inspection.lines import Node
 from latentgnn.inspection.recording import SeenBlock, SeenKernel, SeenSample
 from latentgnn.inspection.reporting import BlockReport, Report, report
-from latentgnn.inspection.seen import Node, Seen, capture
+from latentgnn.inspection.seen import Seen, capture
 from latentgnn.inspection.statistics import BlockStatistics, GraphStatistics, RunningStatistics, Spread
 from latentgnn.inspection.summary import summarize
 from latentgnn.inspection.words import Finding, findings

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from latentgnn.attachment import CHILD
 from latentgnn.files import replacing
-from latentgnn.inspection.recording import SeenBlock, SeenKernel, SeenSample, record
+from latentgnn.inspection import lines
+from latentgnn.inspection.arrays import arrays_of
+from latentgnn.inspection.lines import Node
+from latentgnn.inspection.recording import SeenBlock, SeenSample, record
 from latentgnn.inspection.running import blocks_of
 from latentgnn.inspection.statistics import BlockStatistics, RunningStatistics
 from latentgnn.layer import LatentGNN
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Node = int | Sequence[int]
-"""A node of a sample: its place in the flattened map, or its place in each dimension, (row, column) for an image."""
 
 
 class Seen(Mapping[str, SeenBlock]):
@@ -52,12 +52,12 @@ class Seen(Mapping[str, SeenBlock]):
         return len(self._blocks)
 
     def __repr__(self) -> str:
-        lines = [
+        blocks = [
             f"{name!r}: {len(block.samples)} x {block.samples[0].shape if block.samples else ()}, "
             f"latents {block.layer.config.latents}"
             for name, block in self.items()
         ]
-        return f"Seen({'; '.join(lines) or 'nothing yet'})"
+        return f"Seen({'; '.join(blocks) or 'nothing yet'})"
 
     def row(
         self, block: str | int, node: Node, *, sample: int = 0, kernel: int | None = None, group: int | None = None
@@ -115,13 +115,13 @@ class Seen(Mapping[str, SeenBlock]):
         Arguments, shapes and errors are those of `row`. A node without context has no shares: all are zero.
         """
         found = self.sample(block, sample)
-        index = _index(node, found)
-        chosen = _chosen("kernel", kernel, len(found.kernels))
-        groups = _chosen("group", group, len(found.values))
+        index = lines.index_of(node, found)
+        kernels = found.kernels[lines.chosen("kernel", kernel, len(found.kernels))]
+        groups = lines.chosen("group", group, len(found.values))
         value_GRN = found.values[groups].to(found.kernels[0].scale.dtype)
         total, length = value_GRN.new_zeros(found.nodes), value_GRN.new_zeros(())
-        for number in chosen:
-            row_GN = _row(found.kernels[number], groups, index)
+        for each in kernels:
+            row_GN = lines.row(each, groups, index)
             context_GR1 = value_GRN @ row_GN[..., None]
             total += (row_GN * (context_GR1 * value_GRN).sum(1)).sum(0)
             length += context_GR1.square().sum()
@@ -193,12 +193,12 @@ class Seen(Mapping[str, SeenBlock]):
         from latentgnn.inspection.pictures import line_figure
 
         found = self.sample(block, sample)
-        index = _index(node, found)
+        index = lines.index_of(node, found)
         ask = self.column if listeners else self.row
         weights = ask(block, index, sample=sample, kernel=kernel, group=group)
-        place = _place(index, found.shape)
+        place = lines.place_of(index, found.shape)
         what = "who listens to node" if listeners else "what node"
-        title = f"{self[block].name or 'the block'}: {what} {_shown(place)}{'' if listeners else ' takes in'}"
+        title = f"{self[block].name or 'the block'}: {what} {lines.shown(place)}{'' if listeners else ' takes in'}"
         total = f"sum of weights {float(weights.sum()):.3g}"
         return line_figure(weights, place, found.mask, title=f"{title}, {total}", image=image, points=points)
 
@@ -236,7 +236,8 @@ class Seen(Mapping[str, SeenBlock]):
         from latentgnn.inspection.pictures import latents_figure
 
         found = self.sample(block, sample)
-        _chosen("kernel", kernel, len(found.kernels)), _chosen("group", group, len(found.values))
+        for what, number, count in (("kernel", kernel, len(found.kernels)), ("group", group, len(found.values))):
+            lines.chosen(what, number, count)
         graphs = self.statistics(block, sample=sample).graphs
         graph = next(graph for graph in graphs if (graph.kernel, graph.group) == (kernel, group))
         usage = graph.scatter_usage if scatter else graph.gather_usage
@@ -264,23 +265,8 @@ class Seen(Mapping[str, SeenBlock]):
             path: the file; what was there before is replaced.
         """
         with replacing(path) as file:
-            arrays: dict[str, Any] = dict(self._arrays())
+            arrays: dict[str, Any] = dict(arrays_of(self.values()))
             np.savez(file, **arrays)
-
-    def _arrays(self) -> Iterator[tuple[str, NDArray[Any]]]:
-        for name, block in self.items():
-            if block.gamma is not None:
-                yield f"{name}/gamma", np.array(block.gamma)
-            for number, sample in enumerate(block.samples):
-                place = f"{name}/{number}"
-                yield f"{place}/shape", np.array(sample.shape)
-                yield f"{place}/change", np.array(sample.change)
-                yield f"{place}/values", _array(sample.values)
-                if sample.mask is not None:
-                    yield f"{place}/mask", _array(sample.mask)
-                for index, kernel in enumerate(sample.kernels):
-                    for what in ("gather", "scatter", "affinity", "latents", "mixed"):
-                        yield f"{place}/kernel{index}/{what}", _array(getattr(kernel, what))
 
     def sample(self, block: str | int, sample: int = 0) -> SeenSample:
         """What a block computed for one sample."""
@@ -293,13 +279,13 @@ class Seen(Mapping[str, SeenBlock]):
         self, block: str | int, node: Node, sample: int, kernel: int | None, group: int | None, *, backwards: bool
     ) -> Tensor:
         found = self.sample(block, sample)
-        index = _index(node, found)
-        chosen = _chosen("kernel", kernel, len(found.kernels))
-        groups = _chosen("group", group, len(found.values))
-        line_of = _column if backwards else _row
-        total_N = sum(line_of(found.kernels[number], groups, index).mean(0) for number in chosen)
+        index = lines.index_of(node, found)
+        kernels = found.kernels[lines.chosen("kernel", kernel, len(found.kernels))]
+        groups = lines.chosen("group", group, len(found.values))
+        line_of = lines.column if backwards else lines.row
+        total_N = sum(line_of(each, groups, index).mean(0) for each in kernels)
         assert isinstance(total_N, Tensor)
-        return (total_N / len(chosen)).view(found.shape)
+        return (total_N / len(kernels)).view(found.shape)
 
     def _name(self, block: str | int) -> str:
         if isinstance(block, int):
@@ -361,51 +347,3 @@ def _keep(seen: Seen, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs
     found = record(name, layer, args, kwargs, out)
     if found is not None:
         seen._blocks[name] = found
-
-
-def _row(kernel: SeenKernel, groups: Sequence[int], node: int) -> Tensor:
-    """Rows of the affinity, (groups, N): P^T A^T q_n, P's scale put on the latents."""
-    take_G1D = kernel.scatter[groups, :, node].to(kernel.scale.dtype)[:, None] @ kernel.affinity[groups]
-    weight_G1D = take_G1D * kernel.scale[groups].mT
-    return (weight_G1D @ kernel.raw_gather[groups].to(weight_G1D.dtype))[:, 0]
-
-
-def _column(kernel: SeenKernel, groups: Sequence[int], node: int) -> Tensor:
-    """Columns of the affinity, (groups, N): Q^T A p_n."""
-    give_GD1 = (kernel.raw_gather[groups, :, node].to(kernel.scale.dtype)[..., None]) * kernel.scale[groups]
-    weight_G1D = (kernel.affinity[groups] @ give_GD1).mT
-    return (weight_G1D @ kernel.scatter[groups].to(weight_G1D.dtype))[:, 0]
-
-
-def _array(tensor: Tensor) -> NDArray[Any]:
-    # NumPy has no bfloat16.
-    tensor = tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
-    return tensor.cpu().numpy()
-
-
-def _chosen(what: str, number: int | None, count: int) -> list[int]:
-    if number is None:
-        return list(range(count))
-    if not 0 <= number < count:
-        raise IndexError(f"the block has {count} {what}s, from 0 on; got {what}={number}")
-    return [number]
-
-
-def _place(index: int, shape: Sequence[int]) -> tuple[int, ...]:
-    """Where a node is in each dimension."""
-    return tuple(int(at) for at in np.unravel_index(index, tuple(shape)))
-
-
-def _shown(place: Sequence[int]) -> str:
-    return str(place[0]) if len(place) == 1 else str(tuple(place))
-
-
-def _index(node: Node, sample: SeenSample) -> int:
-    place = (node,) if isinstance(node, int) else tuple(int(number) for number in node)
-    shape = (sample.nodes,) if len(place) == 1 else sample.shape
-    if len(place) != len(shape) or not all(0 <= at < size for at, size in zip(place, shape, strict=True)):
-        raise IndexError(
-            f"the sample's nodes have the shape {sample.shape}: a node is a number below {sample.nodes}, or its place "
-            f"in each dimension; got {node!r}"
-        )
-    return int(np.ravel_multi_index(place, shape))
