@@ -17,11 +17,17 @@ from latentgnn.files import write_bytes, write_json
 
 def test_the_public_names() -> None:
     assert latentgnn.__all__ == [
+        "Chunk",
         "FrozenBatchNorm",
         "LatentGNN",
         "LatentGNNConfig",
+        "LatentSums",
         "PackedLatentGNN",
+        "backward_chunk",
+        "capture",
+        "gather_chunks",
         "insert",
+        "inspection",
         "load_published",
         "load_run",
         "node_mask",
@@ -30,10 +36,12 @@ def test_the_public_names() -> None:
         "published_state_dict",
         "reference",
         "remove",
+        "report",
+        "scatter_chunk",
         "shard_nodes",
     ]
     modules = {name for name in latentgnn.__all__ if isinstance(getattr(latentgnn, name), ModuleType)}
-    assert modules == {"norms", "paths", "reference"}
+    assert modules == {"inspection", "norms", "paths", "reference"}
     assert all(callable(getattr(latentgnn, name)) for name in set(latentgnn.__all__) - modules)
     assert set(latentgnn.__all__) < set(dir(latentgnn))
     with pytest.raises(AttributeError, match="no attribute 'LatentGnn'"):
@@ -43,8 +51,8 @@ def test_the_public_names() -> None:
 def test_the_core_imports_nothing_heavier_than_torch() -> None:
     program = (
         "import sys, latentgnn; [getattr(latentgnn, name) for name in latentgnn.__all__];"
-        "import latentgnn.reference;"
-        "extras = {'torchvision', 'timm', 'lightning', 'matplotlib', 'PIL', 'yaml'};"
+        "import latentgnn.reference, latentgnn.inspection;"
+        "extras = {'torchvision', 'timm', 'lightning', 'matplotlib', 'PIL', 'yaml', 'rich'};"
         "print(sorted(extras & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -5,10 +5,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from latentgnn import norms, paths, reference
+    from latentgnn import inspection, norms, paths, reference
     from latentgnn.checkpoints import load_published, published_state_dict
     from latentgnn.config import LatentGNNConfig
     from latentgnn.insertion import insert, remove
+    from latentgnn.inspection.reporting import report
+    from latentgnn.inspection.seen import capture
     from latentgnn.layer import LatentGNN
     from latentgnn.masks import node_mask
     from latentgnn.norms import FrozenBatchNorm
@@ -26,8 +28,10 @@ __all__ = [
     "LatentSums",
     "PackedLatentGNN",
     "backward_chunk",
+    "capture",
     "gather_chunks",
     "insert",
+    "inspection",
     "load_published",
     "load_run",
     "node_mask",
@@ -36,6 +40,7 @@ __all__ = [
     "published_state_dict",
     "reference",
     "remove",
+    "report",
     "scatter_chunk",
     "shard_nodes",
 ]
@@ -50,6 +55,7 @@ _HOMES = {
     "LatentSums": "sums",
     "PackedLatentGNN": "points",
     "backward_chunk": "streaming",
+    "capture": "inspection.seen",
     "gather_chunks": "streaming",
     "insert": "insertion",
     "load_published": "checkpoints",
@@ -57,10 +63,11 @@ _HOMES = {
     "node_mask": "masks",
     "published_state_dict": "checkpoints",
     "remove": "insertion",
+    "report": "inspection.reporting",
     "scatter_chunk": "streaming",
     "shard_nodes": "sharding",
 }
-_MODULES = ("norms", "paths", "reference")
+_MODULES = ("inspection", "norms", "paths", "reference")
 
 
 def __getattr__(name: str) -> object:

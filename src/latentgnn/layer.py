@@ -285,12 +285,12 @@ class LatentGNN(nn.Module):
 
     def _output(self, x_BNC: Tensor, mask_BN: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
         layer = self.arrangement()
-        if any(type(matrix) is not nn.Parameter for matrix in layer.tensors[::5]) and (whole := self._whole()):
+        if any(type(matrix) is not nn.Parameter for matrix in layer.tensors[::5]) and (whole := self.whole()):
             with _reparametrize_module(self, whole):
                 return paths.run(self.arrangement(), x_BNC, mask_BN, offsets)
         return paths.run(layer, x_BNC, mask_BN, offsets)
 
-    def _whole(self) -> dict[str, Tensor]:
+    def whole(self) -> dict[str, Tensor]:
         """Parameters that are split over processes, gathered; gradients go back to the parts.
 
         Products of a split matrix with split nodes have wrong gradients in PyTorch.

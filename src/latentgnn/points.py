@@ -78,7 +78,7 @@ class PackedLatentGNN(LatentGNN):
         if batch is None:
             x_BNC, mask_BN, ends = _nodes_of(x, offsets, mask)
             return reshape(self._output(x_BNC, mask_BN, ends), x.shape)
-        order, ends = _scenes(batch, x.shape[0], num_scenes, shared=self._ranks is not None)
+        order, ends = scenes(batch, x.shape[0], num_scenes, shared=self._ranks is not None)
         if order is None:
             return reshape(self._output(x[None], None, ends), x.shape)
         return torch.empty_like(x).index_copy(0, order, self._output(x[order][None], None, ends)[0])
@@ -128,7 +128,7 @@ class PackedLatentGNN(LatentGNN):
 
         def call(own: Tensor, part: Callable[[Tensor, int], Tensor]) -> Tensor:
             if offsets is not None:
-                bounds = _checked_offsets(offsets, len(x)) - first_node(x, dimension)
+                bounds = checked_offsets(offsets, len(x)) - first_node(x, dimension)
                 return self.forward(own, bounds.clamp(0, len(own)))
             assert batch is not None
             scenes = num_scenes
@@ -154,7 +154,7 @@ class PackedLatentGNN(LatentGNN):
 
 
 def _nodes_of(x: Tensor, offsets: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    return (x, mask, None) if offsets is None else (x[None], None, _checked_offsets(offsets, x.shape[0]))
+    return (x, mask, None) if offsets is None else (x[None], None, checked_offsets(offsets, x.shape[0]))
 
 
 def _check_index(index: Tensor, name: str) -> None:
@@ -170,7 +170,7 @@ def _check_index(index: Tensor, name: str) -> None:
         raise ValueError(f"{name} must have one dimension and at least one entry, got {tuple(index.shape)}")
 
 
-def _checked_offsets(offsets: Tensor, points: int) -> Tensor:
+def checked_offsets(offsets: Tensor, points: int) -> Tensor:
     """Offsets with the leading 0, on the CPU, where they are read one by one."""
     _check_index(offsets, "offsets")
     if not has_values(offsets):
@@ -185,7 +185,7 @@ def _checked_offsets(offsets: Tensor, points: int) -> Tensor:
     return offsets
 
 
-def _scenes(batch: Tensor, points: int, scenes: int | None, *, shared: bool) -> tuple[Tensor | None, Tensor]:
+def scenes(batch: Tensor, points: int, count: int | None, *, shared: bool) -> tuple[Tensor | None, Tensor]:
     """The order that puts the points of each scene together (``None`` if they are), and the offsets."""
     _check_index(batch, "batch")
     if len(batch) != points:
@@ -195,17 +195,17 @@ def _scenes(batch: Tensor, points: int, scenes: int | None, *, shared: bool) -> 
             "how many scenes batch names depends on its values, which are not known on the meta device, in "
             "FakeTensorMode and in an export; put the points of each scene together and give offsets"
         )
-    if shared and scenes is None:
+    if shared and count is None:
         raise ValueError(
             "a layer whose nodes are shared between processes takes num_scenes beside batch: how many scenes there are "
             "in all of them"
         )
     if points == 0:
-        return None, torch.zeros((scenes or 0) + 1, dtype=torch.int64)
+        return None, torch.zeros((count or 0) + 1, dtype=torch.int64)
     if batch.min() < 0:
         raise ValueError(f"batch must not be negative, got {int(batch.min())}")
-    if scenes is not None and batch.max() >= scenes:
-        raise ValueError(f"batch names scenes from 0 to num_scenes - 1 = {scenes - 1}, got {int(batch.max())}")
+    if count is not None and batch.max() >= count:
+        raise ValueError(f"batch names scenes from 0 to num_scenes - 1 = {count - 1}, got {int(batch.max())}")
     order = None if (batch.diff() >= 0).all() else batch.argsort(stable=True)
-    counts = batch.unique(return_counts=True)[1] if scenes is None else batch.bincount(minlength=scenes)
+    counts = batch.unique(return_counts=True)[1] if count is None else batch.bincount(minlength=count)
     return order, torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to("cpu", torch.int64)

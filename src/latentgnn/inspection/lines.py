@@ -1,0 +1,67 @@
+"""Rows and columns of one kernel's affinity Q^T A P, and which node, kernel and groups are meant.
+
+Axes: N nodes of a sample, G groups, D latents.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from latentgnn.inspection.recording import SeenKernel, SeenSample
+
+Node = int | Sequence[int]
+"""A node of a sample: its place in the flattened map, or its place in each dimension, (row, column) for an image."""
+
+
+def row(kernel: SeenKernel, groups: slice, node: int) -> Tensor:
+    """Rows of the affinity, (groups, N): P^T A^T q_n, P's scale put on the latents."""
+    take_G1D = kernel.scatter[groups, :, node].to(kernel.scale.dtype)[:, None] @ kernel.affinity[groups]
+    weight_G1D = take_G1D * kernel.scale[groups].mT
+    return (weight_G1D @ kernel.raw_gather[groups].to(weight_G1D.dtype))[:, 0]
+
+
+def column(kernel: SeenKernel, groups: slice, node: int) -> Tensor:
+    """Columns of the affinity, (groups, N): Q^T A p_n."""
+    give_GD1 = (kernel.raw_gather[groups, :, node].to(kernel.scale.dtype)[..., None]) * kernel.scale[groups]
+    weight_G1D = (kernel.affinity[groups] @ give_GD1).mT
+    return (weight_G1D @ kernel.scatter[groups].to(weight_G1D.dtype))[:, 0]
+
+
+def chosen(what: str, number: int | None, count: int) -> slice:
+    """One of the kernels or groups, or all of them; a slice, so that tensors are not copied.
+
+    Raises:
+        IndexError: there is none of this number.
+    """
+    if number is None:
+        return slice(0, count)
+    if not 0 <= number < count:
+        raise IndexError(f"the block has {count} {what}s, from 0 on; got {what}={number}")
+    return slice(number, number + 1)
+
+
+def place_of(index: int, shape: Sequence[int]) -> tuple[int, ...]:
+    """Where a node is in each dimension."""
+    return tuple(int(at) for at in np.unravel_index(index, tuple(shape)))
+
+
+def shown(place: Sequence[int]) -> str:
+    """A place as a title shows it."""
+    return str(place[0]) if len(place) == 1 else str(tuple(place))
+
+
+def index_of(node: Node, sample: SeenSample) -> int:
+    """A node's place in the flattened map.
+
+    Raises:
+        IndexError: the sample has no such node.
+    """
+    place = tuple(np.atleast_1d(np.asarray(node)).tolist())  # NumPy's and PyTorch's integers too
+    shape = (sample.nodes,) if len(place) == 1 else sample.shape
+    if len(place) != len(shape) or not all(0 <= at < size for at, size in zip(place, shape, strict=True)):
+        raise IndexError(
+            f"the sample's nodes have the shape {sample.shape}: a node is a number below {sample.nodes}, or its place "
+            f"in each dimension; got {node!r}"
+        )
+    return int(np.ravel_multi_index(place, shape))
