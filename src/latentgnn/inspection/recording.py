@@ -5,7 +5,7 @@ kept has nodes last, so that the assignments to one latent lie together and are 
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
@@ -17,6 +17,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 from latentgnn import functional, paths, plain
 from latentgnn.core.node import has_values
 from latentgnn.core.nodes import blocks, nodes_per_block
+from latentgnn.functional import wide
 from latentgnn.layer import LatentGNN
 from latentgnn.norms import is_affine
 from latentgnn.points import PackedLatentGNN, checked_offsets, scenes
@@ -220,3 +221,17 @@ def _kernel(layer: LatentGNN, value_GRN: Tensor, gather_GDN: Tensor, scatter_GDN
         latents=latent_GDR,
         mixed=functional.mix(latent_GDR),
     )
+
+
+def _lengths(x_NC: Tensor, out_NC: Tensor, mask_N: Tensor | None) -> tuple[float, float]:
+    """Length of the input over the nodes that take part, and of what was added to it."""
+    squares = torch.zeros(2, dtype=torch.float64, device=x_NC.device)
+    rows: Sequence[Tensor] = () if mask_N is None else mask_N.split(1 << 16)
+    for index, (x, out) in enumerate(zip(x_NC.split(1 << 16), out_NC.split(1 << 16), strict=True)):
+        before = x.to(wide(x.dtype))
+        added = out.to(wide(out.dtype)) - before
+        if mask_N is not None:
+            before = before * rows[index][:, None]
+        squares += torch.stack([before.square().sum(), added.square().sum()])
+    lengths = squares.sqrt().tolist()
+    return lengths[0], lengths[1]
