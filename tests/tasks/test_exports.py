@@ -67,7 +67,9 @@ def write_run(folder: Path, config: Any, model: nn.Module) -> Path:
     """A run's folder with a model whose norms have seen something, as training leaves it."""
     generator = torch.Generator().manual_seed(1)
     for name, buffer in model.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
+        if name.endswith("running_mean"):
+            buffer.copy_(torch.rand(buffer.shape, generator=generator) * 0.2 - 0.1)
+        if name.endswith("running_var"):
             buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
     values = plain_data(config)
     folder.mkdir(parents=True)
