@@ -2,7 +2,6 @@
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
 
 from latentgnn.cli.parsing import Overrides, UsageError, json_argument, output, overwrite_argument
@@ -44,6 +43,8 @@ def explain(arguments: argparse.Namespace, overrides: Overrides) -> int:
     if len(arguments.node) > MOST_NODES:
         raise UsageError(f"--node: at most {MOST_NODES} nodes fit into a picture; got {len(arguments.node)}")
     task, config = configuration_in_use(arguments.model, overrides)
+    nodes = [f"--node={x:g},{y:g}" for x, y in arguments.node]
+    block = [] if arguments.block is None else ["--block", arguments.block]
     task.commands.explain(
         config,
         arguments.model,
@@ -52,7 +53,7 @@ def explain(arguments: argparse.Namespace, overrides: Overrides) -> int:
         overwrite=arguments.overwrite,
         places=arguments.node,
         block=arguments.block,
-        command=shlex.join(["latentgnn", *sys.argv[1:]]),
+        command=shlex.join(["latentgnn", "explain", str(arguments.model), *arguments.inputs, *nodes, *block]),
     )
     return 0
 

@@ -128,10 +128,11 @@ def explain(
         if sections:
             page = render(
                 RunFolder(out, config),
-                subtitle=f"What the blocks of {source} do on {len(paths) - len(faults)} {kind}s",
+                subtitle=f"{source} · {len(paths) - len(faults)} {kind}s",
                 notes=[_READ],
                 sections=sections,
                 commands=[command],
+                title=f"{source.resolve().name}: what its blocks do",
             )
             results.write(PAGE, page.encode())
     raise_faults(faults, inputs=len(paths), kind=kind, out=out)

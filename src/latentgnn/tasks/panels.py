@@ -1,16 +1,14 @@
 """Pictures of what a block does that are the same for images and scans: its latent graph, their use, the rank."""
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latentgnn.inspection import BlockStatistics, Seen, findings
+from latentgnn.inspection import BlockStatistics, Seen, SeenKernel, findings
 from latentgnn.training.sections import Table
 
 WIDTH = 13.0
@@ -69,15 +67,20 @@ def most_used(seen: Seen, block: str, statistics: BlockStatistics) -> list[Laten
             kernel=kernel,
             group=group,
             usage=usage,
-            weights=as_array(sample.kernels[kernel].gather[group, number].reshape(sample.shape)),
+            weights=as_array(_gathered(sample.kernels[kernel], group, number).reshape(sample.shape)),
         )
         for usage, kernel, group, number in ranked[:_MOST_LATENTS]
     ]
 
 
+def _gathered(kernel: SeenKernel, group: int, number: int) -> Tensor:
+    """P of one latent, (N,)."""
+    return kernel.raw_gather[group, number] * kernel.scale[group, number]
+
+
 def as_array(tensor: Tensor) -> NDArray[np.float32]:
     """Numbers for a picture."""
-    return tensor.detach().to("cpu", torch.float32).numpy()
+    return tensor.detach().float().cpu().numpy()
 
 
 def concentration(row: NDArray[np.float32]) -> float:
@@ -179,8 +182,3 @@ def grid(count: int, most_columns: int) -> tuple[int, int]:
         ((2, 6), (1, 6), (2, 6))
     """
     return max(1, -(-count // most_columns)), most_columns
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names for an error."""
-    return ", ".join(names)
