@@ -50,7 +50,14 @@ NETWORK = {
     "data": {"classes": {2: "ground", 6: "building"}, "features": ["height"], "voxel": 0.3},
     "training": {"steps": 40, "accelerator": "cpu"},
 }
-METRICS = {"bbox/AP": 0.25, "bbox/AP50": 0.5, "bbox/AP_large": -1.0, "segm/AP": 0.125, "segm/AP50": 0.75}
+METRICS = {
+    "bbox/AP": 0.25,
+    "bbox/AP50": 0.5,
+    "bbox/AP_large": -1.0,
+    "segm/AP": 0.125,
+    "segm/AP50": 0.75,
+    "segm/AP_large": -1.0,
+}
 
 
 def write_run(folder: Path, config: Any, model: nn.Module) -> Path:

@@ -83,18 +83,22 @@ def as_array(tensor: Tensor) -> NDArray[np.float32]:
     return tensor.detach().float().cpu().numpy()
 
 
-def concentration(row: NDArray[np.float32]) -> float:
-    """The part of the nodes from which half of a row's weight comes.
+def concentration(row: NDArray[np.float32]) -> str:
+    """From what part of the nodes half of a row's weight comes, in words.
 
     Example:
         >>> concentration(np.array([0, 6, 2, 2], np.float32))
-        0.25
+        'half of it from 25% of the nodes'
+        >>> concentration(np.zeros(4, np.float32))
+        'it takes in nothing'
     """
     weights = np.sort(row.ravel())[::-1]
     total = float(weights.sum())
     if total <= 0:
-        return 0.0
-    return float(np.searchsorted(np.cumsum(weights), total / 2) + 1) / weights.size
+        return "it takes in nothing"
+    return (
+        f"half of it from {float(np.searchsorted(np.cumsum(weights), total / 2) + 1) / weights.size:.0%} of the nodes"
+    )
 
 
 def strength(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -141,6 +145,8 @@ def draw_graph(figure: Any, seen: Seen, block: str, statistics: BlockStatistics)
     spectrum.set_ylim(0, 1.05)
     for axes in (matrix, usage, spectrum):
         axes.tick_params(labelsize=8, colors=QUIET)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    matrix.yaxis.get_major_locator().set_params(integer=True)
     for axes in (usage, spectrum):
         axes.spines[["top", "right"]].set_visible(False)
 

@@ -185,7 +185,7 @@ def _draw(
     latent_rows, latent_columns = grid(len(latents), _COLUMNS)
     heights = [2 * panel * aspect + 0.9, latent_rows * (WIDTH / latent_columns * aspect + 0.3) + 0.3, 3.4]
     figure = Figure(figsize=(WIDTH, sum(heights)), dpi=DPI, layout="constrained")
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=heights)
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=heights, squeeze=False)[:, 0]
 
     axes = top.subplots(2, len(places) + 1, squeeze=False)
     _show(axes[0, 0], np.asarray(small), "the image and the nodes")
@@ -204,7 +204,7 @@ def _draw(
         axes[1, index + 1].imshow(
             strength(coarse), cmap=HEAT, vmin=0, vmax=1, interpolation="nearest", extent=(0, columns, rows, 0)
         )
-        _bare(axes[1, index + 1], f"half of it from {concentration(coarse):.0%} of the nodes")
+        _bare(axes[1, index + 1], concentration(coarse))
         x, y = place[0] * factor, place[1] * factor
         for target in (axes[0, 0], axes[0, index + 1]):
             _mark(target, x, y, colour, str(index + 1))

@@ -185,12 +185,12 @@ def _draw(
     columns = len(nodes) + 1
     latent_rows, latent_columns = grid(len(latents), _COLUMNS)
     heights = [
-        WIDTH / columns * aspect + WIDTH / columns * 0.8 + 1.2,
+        WIDTH / columns * aspect + WIDTH / columns * 0.7 + 1.2,
         latent_rows * (WIDTH / latent_columns * aspect + 0.35) + 0.4,
         3.4,
     ]
     figure = Figure(figsize=(WIDTH, sum(heights)), dpi=DPI, layout="constrained")
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=heights)
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=heights, squeeze=False)[:, 0]
 
     names = colormaps["tab10" if len(class_names) <= 10 else "tab20"]
     palette = np.array([names(number % names.N)[:3] for number in range(len(class_names))])
@@ -204,7 +204,7 @@ def _draw(
         panels.append(
             (
                 f"node {number}, at the input's points",
-                f"at the block's; half of it from {concentration(row):.0%} of them",
+                f"at the block's: {concentration(row)}",
                 _heat(crop.to_finest(row, level)),
                 _heat(row),
             )
@@ -270,7 +270,7 @@ def _perspective(
     axes.scatter(*points.T, s=_size(len(points)), c=colours, linewidths=0, depthshade=False)
     axes.set_proj_type("persp")
     axes.view_init(elev=32, azim=-60)
-    axes.set_box_aspect(np.maximum(extent, 0.02 * extent.max() + 1e-6), zoom=1.25)
+    axes.set_box_aspect(np.maximum(extent, 0.02 * extent.max() + 1e-6), zoom=1.45)
     axes.set_axis_off()
     axes.set_title(title, fontsize=9, color=QUIET)
 
