@@ -96,9 +96,8 @@ def concentration(row: NDArray[np.float32]) -> str:
     total = float(weights.sum())
     if total <= 0:
         return "it takes in nothing"
-    return (
-        f"half of it from {float(np.searchsorted(np.cumsum(weights), total / 2) + 1) / weights.size:.0%} of the nodes"
-    )
+    half = float(np.searchsorted(np.cumsum(weights), total / 2) + 1) / weights.size
+    return f"half of it from {half:.0%} of the nodes"
 
 
 def strength(values: NDArray[np.float32]) -> NDArray[np.float32]:
