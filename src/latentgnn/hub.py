@@ -40,17 +40,15 @@ def download(repository: str, *, revision: str | None = None) -> Path:
     offline = False
     try:
         # Asked once, without the retries of a download, which take half a minute where there is no network.
-        url = hub.hf_hub_url(repository, CONFIG, revision=revision)
-        revision = hub.get_hf_file_metadata(url).commit_hash or revision
+        hub.get_hf_file_metadata(hub.hf_hub_url(repository, CONFIG, revision=revision))
     except (errors.HfHubHTTPError, errors.HFValidationError) as error:
         raise _refused(name, errors, error) from error
     except Exception as error:  # of the network's library, of which huggingface_hub has had several, or of sockets
         offline, cause = True, error
     try:
-        paths = [
-            hub.hf_hub_download(repository, file, revision=revision, local_files_only=offline)
-            for file in (CONFIG, WEIGHTS)
-        ]
+        folder = Path(hub.hf_hub_download(repository, CONFIG, revision=revision, local_files_only=offline)).parent
+        # It has the name of the commit, of which the weights must be too.
+        hub.hf_hub_download(repository, WEIGHTS, revision=folder.name, local_files_only=offline)
     except errors.LocalEntryNotFoundError as error:
         if not offline:
             raise UserError(f"{name}: the download failed ({first_line(error)}): try again") from error
@@ -61,7 +59,7 @@ def download(repository: str, *, revision: str | None = None) -> Path:
         ) from cause
     except errors.HfHubHTTPError as error:
         raise _refused(name, errors, error) from error
-    return Path(paths[0]).parent
+    return folder
 
 
 def _refused(name: str, errors: Any, error: Exception) -> UserError:

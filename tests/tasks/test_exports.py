@@ -10,90 +10,28 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 from torch import Tensor, nn
 
 import latentgnn
 from latentgnn.cli import main
-from latentgnn.configuration.settings import parse_config, plain_data
 from latentgnn.errors import UserError
 from latentgnn.outputs import LIST
-from latentgnn.tasks.detection.config import DetectionConfig
-from latentgnn.tasks.detection.model import build_detector
 from latentgnn.tasks.exporting import Exporting, Program, export
-from latentgnn.tasks.pointcloud.config import PointCloudConfig
-from latentgnn.tasks.pointcloud.model import build_point_network
-from latentgnn.training.checkpoints import write_checkpoint
+from tests.tasks.made_runs import DETECTOR, write_detector, write_network
 
-DETECTOR = {
-    "model": {
-        "backbone": "resnet18",
-        "norm": "batch_norm",
-        "blocks": {"C4": 4},
-        "fpn_channels": 16,
-        "block": {"norm": "batch_norm", "gamma_init": 0.5},
-        "min_size": [64],
-        "max_size": 96,
-        "anchor_sizes": [8, 16, 32, 64, 128],
-        "box_head_channels": 16,
-        "mask_head_layers": 1,
-        "mask_head_channels": 8,
-        "score_threshold": 0.0,
-        "detections_per_image": 5,
-    },
-    "data": {"root": "/home/somebody/photos", "categories": [[3, "red"], [7, "a|blue"]]},
-    "training": {"steps": 40, "accelerator": "cpu"},
-}
-NETWORK = {
-    "task": "pointcloud",
-    "model": {
-        "widths": [8, 16],
-        "depths": [1, 1],
-        "grids": [1.0],
-        "neighbors": 6,
-        "blocks": {"L1": 4},
-        "block": {"norm": "batch_norm", "gamma_init": 0.5, "reduction": 4, "node_scale": "mean"},
-    },
-    "data": {"classes": {2: "ground", 6: "building"}, "features": ["height"], "voxel": 0.3},
-    "training": {"steps": 40, "accelerator": "cpu"},
-}
-METRICS = {"bbox/AP": 0.25, "bbox/AP50": 0.5, "bbox/AP_large": -1.0, "segm/AP": 0.125, "segm/AP50": 0.75}
 pytestmark = pytest.mark.filterwarnings("default")  # exporters warn of their own internals
-
-
-def write_run(folder: Path, config: Any, model: nn.Module) -> Path:
-    """A run's folder with a model whose norms have seen something, as training leaves it."""
-    generator = torch.Generator().manual_seed(1)
-    for name, buffer in model.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
-            buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
-    values = plain_data(config)
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(values))
-    (folder / "validations.json").write_text(
-        json.dumps([{"step": 20, "best": True, "metrics": METRICS}, {"step": 40, "best": False, "metrics": {}}])
-    )
-    about = {"step": 20, "config": values, "course": {"training.steps": 40}, "data": {}}
-    content = {"latentgnn": about, "state_dict": model.state_dict(), "optimizer": {}}
-    write_checkpoint(folder / "checkpoints" / "best.ckpt", content)
-    return folder
 
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = parse_config(DetectionConfig, DETECTOR)
-    torch.manual_seed(0)
-    return write_run(tmp_path_factory.mktemp("runs") / "detector", config, build_detector(config.model, 2))
+    return write_detector(tmp_path_factory.mktemp("runs") / "detector")
 
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = parse_config(PointCloudConfig, NETWORK)
-    torch.manual_seed(0)
-    model = build_point_network(config.model, num_features=1, num_classes=2)
-    return write_run(tmp_path_factory.mktemp("runs") / "network", config, model)
+    return write_network(tmp_path_factory.mktemp("runs") / "network")
 
 
 def test_a_whole_detector_goes_to_one_file(detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,9 +138,7 @@ def test_a_point_network_runs_in_onnxruntime(network: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("kind", ["mask_rcnn", "retinanet"])
 def test_the_dense_part_of_a_detector_runs_in_onnxruntime(kind: str, tmp_path: Path) -> None:
     values = {**DETECTOR, "model": {**DETECTOR["model"], "detector": kind}}
-    config = parse_config(DetectionConfig, values)
-    torch.manual_seed(0)
-    run = write_run(tmp_path / "run", config, build_detector(config.model, 2))
+    run = write_detector(tmp_path / "run", values)
     assert main(["export", str(run), "--to", "onnx"]) == 0
     session = onnxruntime.InferenceSession(run / "export/onnx/model.onnx", providers=["CPUExecutionProvider"])
     model: Any = latentgnn.load_run(run).model

@@ -17,6 +17,7 @@ from importlib.metadata import version
 
 from latentgnn.cli.arrays import apply, apply_arguments
 from latentgnn.cli.information import cost, cost_arguments, recipes, recipes_arguments
+from latentgnn.cli.looking import diagnose, diagnose_arguments, explain, explain_arguments
 from latentgnn.cli.models import evaluate, evaluate_arguments, export, export_arguments, predict, predict_arguments
 from latentgnn.cli.parsing import Command, Overrides, Parser, UsageError
 from latentgnn.cli.sets import check_data, check_data_arguments, convert, convert_arguments
@@ -153,6 +154,17 @@ COMMANDS = {
         apply_arguments,
         apply,
         settings=False,
+    ),
+    "explain": Command(
+        "Show what each block of a trained model does on images or scans: pictures and a page.",
+        explain_arguments,
+        explain,
+        used="EXPLAINED",
+    ),
+    "diagnose": Command(
+        "Say whether each block of a trained model does something, and what to try.",
+        diagnose_arguments,
+        diagnose,
     ),
     "report": Command("Write a run's report.html again, from its folder.", report_arguments, report, settings=False),
     "check-data": Command(

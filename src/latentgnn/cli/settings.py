@@ -74,6 +74,10 @@ def split(argv: Sequence[str], parser: argparse.ArgumentParser, command: Command
     known = set().union(*(task.options(command.used) for task in TASKS.values())) if command.settings else set()
     rest: list[str] = []
     overrides: list[tuple[str, str]] = []
+    # What argparse gathers may be given several times.
+    gathered = [
+        text for action in parser._actions if isinstance(action.default, list) for text in action.option_strings
+    ]
     given: set[str] = set()
     tokens = iter(argv)
     for token in tokens:
@@ -83,7 +87,7 @@ def split(argv: Sequence[str], parser: argparse.ArgumentParser, command: Command
         option, equals, value = token.partition("=")
         if option.startswith("--") and option in given:
             raise UsageError(f"{option} is given twice")
-        given.add(option)
+        given |= {option} - {*gathered}
         if not option.startswith("--") or option in own:
             rest.append(token)
             continue

@@ -62,7 +62,7 @@ def model_card(
     metrics = {} if report is None else report.metrics_at(step)
     name = subject.title if run is None else run.path.resolve().name
     parts = [
-        f"---\n{_head(subject, name, metrics, {} if report is None else report.titles)}---",
+        f"---\n{_head(subject, name, metrics, titles(list(metrics)))}---",
         f"# {name}",
         f"A {subject.title}, trained with [latentgnn](https://pypi.org/project/latentgnn/) {record['version']}: global "
         f"context at linear cost by LatentGNN blocks (Zhang, Yan and He, ICML 2019, [arXiv 1905.11634]({_PAPER})).",

@@ -31,6 +31,7 @@ def render(
     tiles: Sequence[tuple[str, str]] = (),
     tiles_of: str = "",
     facts: Sequence[Table] = (),
+    title: str = "",
 ) -> str:
     """The HTML of a report.
 
@@ -43,6 +44,7 @@ def render(
         tiles: names and values of the main figures.
         tiles_of: what they are of.
         facts: tables on machine and data.
+        title: at the top; the folder's name where it is empty.
     """
     require("jinja2", extra="train")
     from jinja2 import Environment, StrictUndefined
@@ -51,7 +53,7 @@ def render(
     # Everything is text of the user's own files: nothing of it may become markup.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     return environment.from_string(template).render(
-        title=run.path.resolve().name,
+        title=title or run.path.resolve().name,
         subtitle=subtitle,
         notes=notes,
         tiles=tiles,

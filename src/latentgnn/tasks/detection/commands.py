@@ -12,7 +12,10 @@ import torch
 from rich.progress import Progress, track
 from torch import nn
 
+from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
+from latentgnn.hub import CONFIG
+from latentgnn.inspection import Report
 from latentgnn.outputs import JsonList, Results, quoted, say_end
 from latentgnn.tasks.checks import Split
 from latentgnn.tasks.detection import convert as conversion
@@ -24,9 +27,10 @@ from latentgnn.tasks.detection.coco import CocoAnnotations, CocoValidationSet
 from latentgnn.tasks.detection.config import PLACES, DataConfig, DetectionConfig
 from latentgnn.tasks.detection.context_set import write_context_set
 from latentgnn.tasks.detection.evaluation import CocoEvaluator, Record, Scores, kinds_of, load_results
+from latentgnn.tasks.detection.explaining import explain_image
 from latentgnn.tasks.detection.fit import NEEDS_MASKS
 from latentgnn.tasks.detection.images import read_image
-from latentgnn.tasks.detection.loading import load_detector
+from latentgnn.tasks.detection.loading import TrainedDetector, load_detector
 from latentgnn.tasks.detection.memory import memory_of_prediction
 from latentgnn.tasks.detection.model import build_detector
 from latentgnn.tasks.detection.pictures import png_bytes, side_by_side
@@ -39,6 +43,9 @@ from latentgnn.tasks.detection.tiles import Tiling
 from latentgnn.tasks.detection.video import require_video
 from latentgnn.tasks.detection.video_prediction import expand_videos, names_videos, predict_videos
 from latentgnn.tasks.detection.weights.start import body_parameters, start_from
+from latentgnn.tasks.explaining import PAGE, block_names, chosen_blocks, spread
+from latentgnn.tasks.explaining import diagnose as diagnose_blocks
+from latentgnn.tasks.explaining import explain as explain_inputs
 from latentgnn.tasks.exporting import Exporting, Format
 from latentgnn.tasks.exporting import export as exported
 from latentgnn.tasks.inputs import result_names
@@ -225,6 +232,70 @@ def export(config: DetectionConfig, source: Path, *, to: Format, out: Path, over
     )
     exported(exporting, to, out, overwrite=overwrite)
     say_end(out)
+
+
+def explain(
+    config: DetectionConfig,
+    source: Path,
+    inputs: Sequence[str],
+    *,
+    out: Path,
+    overwrite: bool,
+    places: Sequence[tuple[float, float]],
+    block: str | None,
+    command: str,
+) -> None:
+    """Show what each block does on images; see `latentgnn.tasks.explaining.explain`.
+
+    Args:
+        config: the model's.
+        source: a run's folder, a checkpoint or a saved model.
+        inputs: files, folders and globs.
+        out: folder, new or empty.
+        overwrite: replace the results of an earlier command in ``out``.
+        places: column and row of pixels whose nodes are shown.
+        block: a block, or a part of its name; ``None`` for all.
+        command: that is run.
+    """
+    paths = expand_images(inputs)
+    trained = _with_blocks(config, source)
+    blocks = chosen_blocks(block_names(trained.model), block, source)
+    explain_inputs(
+        paths,
+        lambda path: explain_image(trained, path, blocks=blocks, places=places),
+        kind="image",
+        out=out,
+        overwrite=overwrite,
+        source=source,
+        config=plain_data(config),
+        command=command,
+    )
+    say_end(out / PAGE)
+
+
+def diagnose(config: DetectionConfig, source: Path, *, samples: int) -> Report:
+    """Say of each block whether it does something on the validation images.
+
+    Args:
+        config: the model's.
+        source: a run's folder, a checkpoint or a saved model.
+        samples: so many images, spread over the set.
+    """
+    trained = _with_blocks(config, source)
+    chosen_blocks(block_names(trained.model), None, source)
+    with ExitStack() as stack:
+        made_in = source if source.is_dir() and not (source / CONFIG).is_file() else _temporary_folder(stack)
+        val_set = _load_split(_open(config.data, made_in, _run_of(config.data, source)), "val")
+        _check_alike(config, val_set)
+        images = [val_set.images[place].path for place in spread(len(val_set), samples)]
+        inputs = ([trained.transform(path)] for path in images)
+        return diagnose_blocks(trained.model, inputs, total=len(images))
+
+
+def _with_blocks(config: DetectionConfig, source: Path) -> TrainedDetector:
+    trained = load_detector(config, commands.trained_weights(source))
+    trained.model.to(commands.device_of(config.training.accelerator))
+    return trained
 
 
 def check_data(

@@ -25,6 +25,11 @@ CHECKED = (
     "evaluation.sample_pictures",
 )
 """The settings that the check of a set uses."""
+EXPLAINED = (
+    *("model.min_size", "model.max_size", "model.score_threshold", "model.nms_threshold"),
+    *("model.detections_per_image", "training.accelerator"),
+)
+"""Those that explaining a model uses."""
 CONVERTED = (*_SET, "data.on_fault")
 """Those that its conversion uses."""
 

@@ -10,11 +10,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import track
+from torch import Tensor
 
+from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
 from latentgnn.files import write_json
+from latentgnn.inspection import Report
 from latentgnn.outputs import Results, quoted, say_end
 from latentgnn.tasks.checks import Split, check_splits
+from latentgnn.tasks.explaining import PAGE, block_names, chosen_blocks, spread
+from latentgnn.tasks.explaining import diagnose as diagnose_blocks
+from latentgnn.tasks.explaining import explain as explain_inputs
 from latentgnn.tasks.exporting import Exporting, Format
 from latentgnn.tasks.exporting import export as exported
 from latentgnn.tasks.inputs import result_names
@@ -24,8 +30,10 @@ from latentgnn.tasks.pointcloud.classes import class_names
 from latentgnn.tasks.pointcloud.config import PLACES, DataConfig, PointCloudConfig
 from latentgnn.tasks.pointcloud.datasets import DATASET_FILE, DATASET_SETTINGS, ScanSet
 from latentgnn.tasks.pointcloud.evaluation import Scores
-from latentgnn.tasks.pointcloud.loading import load_segmenter
+from latentgnn.tasks.pointcloud.explaining import explain_scan, take_crop
+from latentgnn.tasks.pointcloud.loading import TrainedSegmenter, load_segmenter
 from latentgnn.tasks.pointcloud.model import PointNetwork, build_point_network
+from latentgnn.tasks.pointcloud.neighbors import Hierarchy
 from latentgnn.tasks.pointcloud.pictures import draw_scan
 from latentgnn.tasks.pointcloud.prediction import Predicted, expand_scans, predict_files
 from latentgnn.tasks.pointcloud.programs import point_program
@@ -197,6 +205,74 @@ def export(config: PointCloudConfig, source: Path, *, to: Format, out: Path, ove
     )
     exported(exporting, to, out, overwrite=overwrite)
     say_end(out)
+
+
+def explain(
+    config: PointCloudConfig,
+    source: Path,
+    inputs: Sequence[str],
+    *,
+    out: Path,
+    overwrite: bool,
+    places: Sequence[tuple[float, float]],
+    block: str | None,
+    command: str,
+) -> None:
+    """Show what each block does on scans; see `latentgnn.tasks.explaining.explain`.
+
+    Args:
+        config: the model's.
+        source: a run's folder, a checkpoint or a saved model.
+        inputs: files, folders and globs.
+        out: folder, new or empty.
+        overwrite: replace the results of an earlier command in ``out``.
+        places: x and y, in the file's coordinates, of points that are shown.
+        block: a block, or a part of its name; ``None`` for all.
+        command: that is run.
+    """
+    paths = expand_scans(inputs)
+    trained = _with_blocks(config, source)
+    blocks = chosen_blocks(block_names(trained.model), block, source)
+    explain_inputs(
+        paths,
+        lambda path: explain_scan(trained, path, blocks=blocks, places=places),
+        kind="scan",
+        out=out,
+        overwrite=overwrite,
+        source=source,
+        config=plain_data(config),
+        command=command,
+    )
+    say_end(out / PAGE)
+
+
+def diagnose(config: PointCloudConfig, source: Path, *, samples: int) -> Report:
+    """Say of each block whether it does something on the validation scans, of each of which one crop is taken.
+
+    Args:
+        config: the model's.
+        source: a run's folder, a checkpoint or a saved model.
+        samples: so many scans, spread over the set.
+    """
+    trained = _with_blocks(config, source)
+    chosen_blocks(block_names(trained.model), None, source)
+    val_set = _load_split(config.data, "val")
+    _check_alike(config, val_set)
+    chosen = spread(len(val_set), samples)
+
+    def inputs() -> Iterator[tuple[Tensor, Hierarchy]]:
+        for place in chosen:
+            scan = val_set.scan(place)
+            crop = take_crop(trained, scan.points, scan.features, ())
+            yield torch.from_numpy(crop.features), crop.hierarchy
+
+    return diagnose_blocks(trained.model, inputs(), total=len(chosen))
+
+
+def _with_blocks(config: PointCloudConfig, source: Path) -> TrainedSegmenter:
+    trained = load_segmenter(config, commands.trained_weights(source))
+    trained.model.to(commands.device_of(config.training.accelerator))
+    return trained
 
 
 def check_data(

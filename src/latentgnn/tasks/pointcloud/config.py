@@ -24,6 +24,8 @@ CHECKED = (
     *("data.features", "data.height_radius"),
 )
 """The settings that the check of a set uses."""
+EXPLAINED = ("model.neighbors", "data.crop", "data.crop_size", "data.overlap", "training.accelerator")
+"""Those that explaining a model uses."""
 CONVERTED = ()
 """Those that its conversion uses: there is none."""
 PLACES = ("data.root", "model.weights")

@@ -249,7 +249,11 @@ class FeaturePropagation(nn.Module):
         # Distances are in metres; a point that is kept at the coarser level takes its own features there.
         weight = 1 / (apart.square().sum(dim=2) + 1e-8)
         weight = (weight / weight.sum(dim=1, keepdim=True)).to(coarse.dtype)
-        raised = F.embedding_bag(coarser.anchors, coarse, per_sample_weights=weight, mode="sum")
+        if torch.compiler.is_exporting():
+            # The ONNX exporter's bag gives other numbers.
+            raised = (F.embedding(coarser.anchors, coarse) * weight[..., None]).sum(dim=1)
+        else:
+            raised = F.embedding_bag(coarser.anchors, coarse, per_sample_weights=weight, mode="sum")
         mixed: Tensor = self.mix(torch.cat((x, raised), dim=1))
         return mixed
 

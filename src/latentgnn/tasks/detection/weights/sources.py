@@ -9,6 +9,7 @@ from torch import Tensor
 
 from latentgnn.configuration.settings import parse_config
 from latentgnn.errors import UserError
+from latentgnn.saved import is_saved
 from latentgnn.tasks.detection.config import FREE_WHEN_TRAINED, DetectionConfig, ModelConfig
 from latentgnn.tasks.detection.weights.fetching import torchvision_state
 from latentgnn.tasks.detection.weights.files import read_file, state_of
@@ -52,7 +53,7 @@ def find_source(config: ModelConfig) -> Source:
     """
     name = str(config.weights)
     path = Path(name).expanduser()
-    if path.is_dir():
+    if path.is_dir() or is_saved(path):
         return _own(path, config)
     if path.is_file():
         return _from_file(path, config)

@@ -1,0 +1,199 @@
+"""What the commands ``explain`` and ``diagnose`` do for any task."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from torch import nn
+
+from latentgnn.errors import UserError
+from latentgnn.inspection import BlockStatistics, Report, findings, report, summarize
+from latentgnn.layer import LatentGNN
+from latentgnn.outputs import Results
+from latentgnn.tasks.inputs import noted, raise_faults, result_names
+from latentgnn.tasks.panels import figures_table, in_words
+from latentgnn.training.page import render
+from latentgnn.training.runs import RunFolder
+from latentgnn.training.sections import Gallery, Picture, Section
+
+PAGE = "explain.html"
+"""The name of the page."""
+
+_MEASURED = 3  # samples on which time, memory and the change of the output are measured
+_READ = (
+    "A heat map shows the row of a node: how much of each other node it takes in. Weights are never negative; a row "
+    "need not sum to one, so compare within a row. Below, latents: where each gathers from, with its share of all that "
+    "is gathered; how they take in one another; their use; and how many directions the affinity has."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explained:
+    """What was seen of one block on one input.
+
+    Args:
+        block: its name.
+        statistics: its figures.
+        picture: PNG.
+        caption: below the picture.
+    """
+
+    block: str
+    statistics: BlockStatistics
+    picture: bytes
+    caption: str
+
+
+def block_names(model: nn.Module) -> list[str]:
+    """The names of all blocks of a model, in its order."""
+    return [name for name, module in model.named_modules() if isinstance(module, LatentGNN)]
+
+
+def spread(total: int, most: int) -> list[int]:
+    """Places spread over a set.
+
+    Example:
+        >>> spread(10, 3), spread(2, 3)
+        ([0, 3, 6], [0, 1])
+    """
+    count = min(total, most)
+    return [place * total // count for place in range(count)]
+
+
+def chosen_blocks(names: Sequence[str], wanted: str | None, source: Path) -> list[str]:
+    """The names of the blocks that are explained.
+
+    Args:
+        names: of all.
+        wanted: a block, the module that it stands after, or a part of its name; ``None`` for all.
+        source: the run, for errors.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not names:
+        raise UserError(
+            f"the model in {source} has no LatentGNN blocks (model.blocks is empty): name a run that has some, such as "
+            "with_blocks of a comparison"
+        )
+    found = [name for name in names if wanted is None or wanted in name]
+    if not found:
+        raise UserError(f"the model in {source} has no block {wanted!r}; it has {', '.join(names)}")
+    return found
+
+
+def explain(
+    paths: Sequence[Path],
+    look: Callable[[Path], Iterable[Explained]],
+    *,
+    kind: str,
+    out: Path,
+    overwrite: bool,
+    source: Path,
+    config: dict[str, Any],
+    command: str,
+) -> None:
+    """Write ``pictures/`` and a page on what the blocks did on each input.
+
+    Args:
+        paths: the inputs.
+        look: at one of them.
+        kind: what they are called.
+        out: folder, new or empty.
+        overwrite: replace the results of an earlier command in it.
+        source: the run, for the page.
+        config: its configuration.
+        command: that is run, for the page.
+
+    Raises:
+        UserError: inputs could not be read, and it lists them; or ``out`` is not for results.
+    """
+    faults: list[str] = []
+    sections: list[Section] = []
+    with Results(out, (PAGE,), reads=paths, overwrite=overwrite) as results:
+        for path, name in zip(paths, result_names(paths), strict=True):
+            with noted(faults, path):
+                shown = []
+                for found in look(path):
+                    place = name.with_name(f"{name.name}-{found.block.replace('/', '_')}.png")
+                    results.write(Path("pictures") / place, found.picture)
+                    sections.append(_section(path, found, place))
+                    shown.append(found.block)
+                print(f"{path}: {', '.join(shown)}")
+        if sections:
+            page = render(
+                RunFolder(out, config),
+                subtitle=f"{source} · {len(paths) - len(faults)} {kind}s",
+                notes=[_READ],
+                sections=sections,
+                commands=[command],
+                title=f"{source.resolve().name}: what its blocks do",
+            )
+            results.write(PAGE, page.encode())
+    raise_faults(faults, inputs=len(paths), kind=kind, out=out)
+
+
+def _section(path: Path, found: Explained, place: Path) -> Section:
+    picture = Picture(path=place.as_posix(), caption=found.caption)
+    return Section(
+        title=f"{path.name} · {found.block}",
+        text=in_words(found.statistics),
+        tables=(figures_table(found.statistics),),
+        galleries=(Gallery(title="What it takes from where", pictures=(picture,)),),
+    )
+
+
+def diagnose(model: nn.Module, samples: Iterable[Any], *, total: int) -> Report:
+    """Say of every block whether it does something over a set.
+
+    Statistics are over all samples; time, memory and the change of the network's output when a block is taken out are
+    means over the first few, for each takes several passes.
+
+    Args:
+        model: in evaluation mode.
+        samples: what the model takes.
+        total: how many there are.
+    """
+    reports: list[Report] = []
+
+    def seen() -> Iterator[Any]:
+        iterator = iter(samples)
+        for sample in islice(iterator, _MEASURED):
+            if not reports:
+                # The first pass prepares what the later ones find ready.
+                report(model, sample)
+            reports.append(report(model, sample))
+            yield sample
+        yield from iterator
+
+    console = Console(stderr=True)
+    bar = track(seen(), "diagnose", total=total, transient=True, console=console, disable=not sys.stderr.isatty())
+    statistics = summarize(model, bar, inputs=lambda sample: sample, progress=False)
+    first = reports[0]
+    blocks = []
+    for block in first.blocks:
+        same = [found for made in reports for found in made.blocks if found.name == block.name]
+        changes = [found.output_change for found in same if found.output_change is not None]
+        memory = [found.memory_share for found in same if found.memory_share is not None]
+        change = sum(changes) / len(changes) if changes else None
+        blocks.append(
+            replace(
+                block,
+                statistics=statistics[block.name],
+                output_change=change,
+                time_share=sum(found.time_share for found in same) / len(same),
+                memory_share=sum(memory) / len(memory) if memory else None,
+                findings=findings(statistics[block.name], change),
+            )
+        )
+    return replace(
+        first,
+        blocks=tuple(blocks),
+        seconds=sum(made.seconds for made in reports) / len(reports),
+        held_bytes=sum(made.held_bytes for made in reports) // len(reports),
+    )
