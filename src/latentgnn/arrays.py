@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,8 +30,11 @@ from latentgnn.sums import LatentSums
 Progress = Callable[[str, int], None]
 """Is told a sweep, ``gather`` or ``scatter``, and how many nodes of it are done."""
 
-# Numbers of a chunk: some tens of megabytes in float32, so that what is computed of it fits in memory many times.
-_NUMBERS = 1 << 23
+# Numbers of a chunk: 8 MiB in float32. Much larger tensors are new memory from the system each time, whose first touch
+# takes as long as a part of the layer; much smaller ones cost more calls.
+_NUMBERS = 1 << 21
+# So many bytes go to the disk at once, while the layer computes: not all at the end, when nothing else is to do.
+_SYNCED = 1 << 26
 _TYPES = ("float16", "float32", "float64")
 
 
@@ -246,7 +250,7 @@ class _Job:
         """The second sweep, from where the output is known to be written to the disk."""
         path, state, noted = self._work / "output.npy", self._state, time.monotonic()
         target = NpyFile.open(path) if state.scattered else self._source.create(path, state.dtype)
-        with torch.no_grad(), path.open("r+b", buffering=0) as file:
+        with torch.no_grad(), _Writer(target) as writer:
             for first, rows in self._chunks(state.scattered):
                 try:
                     out = _in_type(scatter_chunk(self._layer, rows, sums), state.dtype)
@@ -256,24 +260,76 @@ class _Job:
                         f"{self._work} to begin anew"
                     ) from None
                 done = first + len(rows)
-                with concerning(path):
-                    target.write(file, first, out)
-                    if late := time.monotonic() - noted >= self._every or done == self._source.nodes:
-                        os.fsync(file.fileno())
-                if late:
+                writer.write(first, out)
+                if time.monotonic() - noted >= self._every or done == self._source.nodes:
+                    writer.sync()
                     write_json(self._work / "state.json", {**asdict(state), "scattered": done})
                     noted = time.monotonic()
                 self._progress("scatter", done)
 
     def _chunks(self, done: int) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Rows from a number on, in memory that the next ones take over."""
-        nodes, count = self._source.nodes, self._state.chunk_nodes
-        memory = np.empty((min(count, nodes), self._source.channels), self._source.dtype)
-        with self._source.path.open("rb", buffering=0) as file:
-            for first in range(done, nodes, count):
-                rows = memory[: min(count, nodes - first)]
-                self._source.read(file, first, rows)
+        """Rows from a number on, each chunk read while the one before is worked at; its memory is used again."""
+        source, count = self._source, self._state.chunk_nodes
+        firsts = range(done, source.nodes, count)
+        memories = [np.empty((min(count, source.nodes), source.channels), source.dtype) for _ in range(2)]
+        with source.path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as reader:
+
+            def read(index: int) -> NDArray[Any]:
+                rows = memories[index % 2][: source.nodes - firsts[index]]
+                source.read(file, firsts[index], rows)
+                return rows
+
+            ahead = reader.submit(read, 0) if firsts else None
+            for index, first in enumerate(firsts):
+                assert ahead is not None
+                rows = ahead.result()
+                ahead = reader.submit(read, index + 1) if index + 1 < len(firsts) else None
                 yield first, rows
+
+
+class _Writer:
+    """Writes chunks to a file, each while the next one is computed; a context manager.
+
+    Args:
+        target: the array in the file.
+    """
+
+    def __init__(self, target: NpyFile) -> None:
+        self._target = target
+        self._file = target.path.open("r+b", buffering=0)
+        self._thread = ThreadPoolExecutor(1)
+        self._waiting: Future[None] | None = None
+        self._unsynced = 0
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.shutdown()
+        self._file.close()
+
+    def write(self, first: int, rows: NDArray[Any]) -> None:
+        """Begin to write rows, which must stay as they are."""
+        self._wait()
+        self._waiting = self._thread.submit(self._write, first, rows)
+
+    def sync(self) -> None:
+        """Return when all that was written is on the disk."""
+        self._wait()
+        with concerning(self._target.path):
+            os.fsync(self._file.fileno())
+
+    def _wait(self) -> None:
+        if self._waiting is not None:
+            self._waiting.result()
+
+    def _write(self, first: int, rows: NDArray[Any]) -> None:
+        with concerning(self._target.path):
+            self._target.write(self._file, first, rows)
+            self._unsynced += rows.nbytes
+            if self._unsynced >= _SYNCED:
+                os.fsync(self._file.fileno())
+                self._unsynced = 0
 
 
 def _in_type(out: Tensor, dtype: str) -> NDArray[Any]:
@@ -283,6 +339,7 @@ def _in_type(out: Tensor, dtype: str) -> NDArray[Any]:
         UserError: some numbers do not fit.
     """
     narrow = out.to(getattr(torch, dtype))
-    if dtype == "float16" and not narrow.isfinite().all():
+    # An exponent whose bits are all ones is infinity, or no number.
+    if dtype == "float16" and narrow.view(torch.int16).bitwise_and(0x7FFF).amax() >= 0x7C00:
         raise UserError("the output is too large for float16: ask for float32")
     return narrow.cpu().numpy()
