@@ -1,35 +1,171 @@
 """The README's and the docs' programs run, and what they say of commands and files is so."""
 
 import inspect
+import json
 import re
 import runpy
+import shutil
+import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
+from PIL import Image
 
 from latentgnn import LatentGNN
 from latentgnn.cli import COMMANDS, main
+from latentgnn.cli.parsing import Parser
+from latentgnn.cli.settings import TASKS, configuration, split
+from latentgnn.configuration.recipes import list_recipes, load_recipe, merge
+from latentgnn.configuration.settings import options, parse_config
 from latentgnn.norms import NORMS
+from latentgnn.tasks.pointcloud.scans import RawScan, write_scan
+from tests.pages import PAGES, ROOT, SHELL, blocks, commands
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+LANGUAGES = {*SHELL, "python", "python raises", "yaml", "json", "bibtex", "{toctree}", "{eval-rst}"}
+by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+# Small models, for the programs that load a run.
+DETECTOR = """
+extends: context
+model: {blocks: {C4: 4}, fpn_channels: 16, min_size: [48], max_size: 64, rpn_pre_nms: [20, 20],
+  rpn_post_nms: [10, 10], box_head_channels: 16, mask_head_layers: 1, mask_head_channels: 8, detections_per_image: 3,
+  score_threshold: 0.0}
+data: {embedded_train: 2, embedded_val: 2}
+training: {steps: 1, batch_size: 2, workers: 0, accelerator: cpu, schedule: {name: constant, warmup_steps: 0}}
+evaluation: {sample_pictures: 0}
+"""
+SEGMENTER = """
+task: pointcloud
+model: {widths: [8, 16], depths: [1, 1], grids: [1.0], neighbors: 6, blocks: {L1: 4}, block: {reduction: 4}}
+data: {voxel: 0.3, crop: column, crop_size: 5.0, crops_per_scan: 2, classes: {2: ground, 6: building},
+  features: [height]}
+training: {steps: 1, batch_size: 2, workers: 0, accelerator: cpu, schedule: {name: constant, warmup_steps: 0}}
+evaluation: {sample_pictures: 0}
+"""
 
 
-@pytest.mark.parametrize("page", [page.relative_to(ROOT) for page in PAGES if "```python" in page.read_text()], ids=str)
-def test_python_blocks_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the programs of the pages take to be there: two runs, a photograph and a scan."""
+    folder = tmp_path_factory.mktemp("pages")
+    random = np.random.default_rng(0)
+    Image.fromarray(random.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(folder / "photo.jpg")
+    for name in ("train/a.laz", "val/b.laz"):
+        points = random.random((400, 3)) * [6, 6, 0.1]
+        (folder / "tiles" / name).parent.mkdir(parents=True)
+        write_scan(
+            folder / "tiles" / name, RawScan(points=points, columns={}, classes=np.where(points[:, 0] > 3, 6, 2))
+        )
+    shutil.copy(folder / "tiles" / "val" / "b.laz", folder / "new.laz")
+    (folder / "detector.yaml").write_text(DETECTOR)
+    (folder / "segmenter.yaml").write_text(SEGMENTER)
+    out = {name: str(folder / "runs" / name) for name in ("mine/with_blocks", "tiles")}
+    assert main(["train", "--config", str(folder / "detector.yaml"), "--out", out["mine/with_blocks"]]) == 0
+    argv = ["train", "--config", str(folder / "segmenter.yaml"), "--data.root", str(folder / "tiles")]
+    assert main([*argv, "--out", out["tiles"]]) == 0
+    return folder
+
+
+@by_page
+def test_every_block_is_of_a_kind_that_is_tested(page: Path) -> None:
+    unknown = [(block.line, block.language) for block in blocks(page) if block.language not in LANGUAGES]
+    assert not unknown
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if any(block.language.startswith("python") for block in blocks(page))],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+@pytest.mark.filterwarnings("default:::torch.onnx", "default::DeprecationWarning")  # its exporter's own
+def test_python_blocks_run_in_order(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """All of a page in one scope; a block that raises gives the message that is quoted before it."""
+    programs = [block for block in blocks(page) if block.language.startswith("python")]
+    if any("load_run(" in block.code for block in programs):
+        shutil.copytree(request.getfixturevalue("runs"), tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)  # some of them save files
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     scope: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, str(page), "exec"), scope)
-    assert {"layer", "logits"} & set(scope)
+    for block in programs:
+        code = compile("\n" * block.line + block.code, str(page), "exec")
+        if block.language == "python":
+            exec(code, scope)
+            continue
+        with pytest.raises((TypeError, ValueError, RuntimeError)) as raised:
+            exec(code, scope)
+        assert block.quote in str(raised.value), f"line {block.line}"
 
 
-@pytest.mark.parametrize("page", [page.relative_to(ROOT) for page in PAGES], ids=str)
+@by_page
+def test_every_command_is_understood(page: Path) -> None:
+    """By the parser of the command, and by its recipe's settings."""
+    for argv in commands(page, "latentgnn"):
+        if not argv or argv[0].startswith("-") or argv[0].isupper():
+            continue
+        command = COMMANDS[argv[0]]
+        parser = Parser(f"latentgnn {argv[0]}")
+        command.arguments(parser)
+        own, overrides = split(argv[1:], parser, command)
+        if own == ["--help"]:
+            continue
+        recipe = getattr(parser.parse_args(own), "config", None)
+        if recipe in list_recipes():
+            configuration(recipe, overrides)
+        elif overrides:
+            names = {name for name, _ in overrides}
+            classes = [task.config_class for task in TASKS.values()]
+            of = next(of for of in classes if names <= set(options(of)))
+            parse_config(of, {}, overrides)
+
+
+@by_page
+def test_every_program_and_extra_that_a_command_names_exists(page: Path) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for argv in [*commands(page, "pip"), *commands(page, "pip3")]:
+        for group in re.findall(r"\[([\w,]+)\]", " ".join(argv)):
+            assert set(group.split(",")) <= set(extras), argv
+    for argv in [*commands(page, "python"), *commands(page, "python3")]:
+        if argv[:1] == ["-m"] and not argv[1].startswith(("benchmarks", "tests")):
+            continue  # another's program
+        place = argv[1].replace(".", "/") + ".py" if argv[0] == "-m" else argv[0]
+        source = (ROOT / place).read_text() + (ROOT / "benchmarks" / "options.py").read_text()
+        unknown = [word for word in argv if word.startswith("--") and f'"{word.split("=")[0]}"' not in source]
+        assert not unknown, argv
+
+
+@by_page
+def test_yaml_and_json_blocks_are_read(page: Path) -> None:
+    for block in blocks(page):
+        if block.language == "json":
+            json.loads(block.code)
+        if block.language == "yaml":
+            content = yaml.safe_load(block.code)
+            if "extends" in content:
+                base = load_recipe(content.pop("extends"))
+                parse_config(TASKS[base.get("task", "detection")].config_class, merge(base, content))
+
+
+@by_page
 def test_links_and_pictures_are_there(page: Path) -> None:
-    targets = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
-    missing = [t for t in targets if not t.startswith("http") and not ((ROOT / page).parent / t).exists()]
-    assert missing == []
+    """Pages, files, and the headings within a page that a link names."""
+    text = re.sub(r"^( *)(`{3,}).*?^\1\2 *$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for target, _, anchor in (found.partition("#") for found in re.findall(r"\]\(([^)\s]+)\)", text)):
+        if target.startswith("http"):
+            continue
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), target
+        if anchor:
+            assert anchor in anchors(path), f"{target}#{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub and the site name them."""
+    text = re.sub(r"^( *)(`{3,}).*?^\1\2 *$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_the_two_commands_stand_where_the_ci_script_finds_them() -> None:
