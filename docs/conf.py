@@ -23,6 +23,8 @@ suppress_warnings = ["toc.not_readable"]
 myst_heading_anchors = 4
 myst_links_external_new_tab = False
 
+# A block without a language is commands, or what they print.
+highlight_language = "none"
 default_role = "py:obj"
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
@@ -36,7 +38,6 @@ add_module_names = False
 html_theme = "furo"
 html_title = "latentgnn"
 html_static_path = ["static"]
-html_css_files = ["site.css"]
 html_favicon = "static/favicon.svg"
 html_show_sourcelink = False
 html_copy_source = False
