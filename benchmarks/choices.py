@@ -115,6 +115,7 @@ GROUPS: dict[str, list[Choice]] = {
     "local": [
         Choice(title="no block", latents=None, local=True),
         Choice(title="16 latents", local=True),
+        Choice(title="16 latents, the block at 5 times the rate", block_factor=5.0, local=True),
     ],
 }
 

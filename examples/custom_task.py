@@ -6,7 +6,7 @@ A task is a model, two sets of samples, losses and scores; the loop knows nothin
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from latentgnn.training.config import OptimizerConfig, ScheduleConfig, TrainingC
 from latentgnn.training.fingerprint import Fingerprint, Record
 from latentgnn.training.loop import fit
 from latentgnn.training.runs import RunFolder
+from latentgnn.training.task import TrainingSet, ValidationSet
 
 
 def dots(number: int) -> tuple[Tensor, int, int]:
@@ -55,14 +56,15 @@ class Counting:
     """What `latentgnn.training.task.TrainingTask` asks for."""
 
     monitor = "accuracy"  # the best checkpoint is the one with the highest
-    trained = ()
+    trained: Collection[str] = ()
 
     def __init__(self) -> None:
         torch.manual_seed(0)
         layers = [nn.Conv2d(1, 32, 4, stride=4), nn.BatchNorm2d(32), nn.ReLU()]
-        self.model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5))
+        self.model: nn.Module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5))
         latentgnn.insert(self.model, {"2": 8}, gamma_init=1.0, reduction=4, example_input=torch.zeros(1, 1, 32, 32))
-        self.training_set, self.validation_set = Training(), Validation()
+        self.training_set: TrainingSet = Training()
+        self.validation_set: ValidationSet = Validation()
 
     def collate(self, samples: list[Any]) -> dict[str, Any]:
         images, counts, numbers = zip(*samples, strict=True)

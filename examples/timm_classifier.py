@@ -7,6 +7,7 @@ The classes are made so that only far context tells them apart: two patches in o
 """
 
 import argparse
+from typing import Any, cast
 
 import timm
 import torch
@@ -25,10 +26,9 @@ def images(count: int, size: int = 64) -> tuple[Tensor, Tensor]:
     return x, (colours[:, 0] == colours[:, 1]).long()
 
 
-def largest_stage(model: nn.Module) -> str:
-    """The stage with the third-last reduction: in ResNets, the one that is called C4."""
-    stages: list[dict[str, str]] = model.feature_info
-    return stages[-2]["module"]
+def stage_before_last(model: nn.Module) -> str:
+    """The last stage but one, which in ResNets is C4."""
+    return str(cast(Any, model).feature_info[-2]["module"])
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     model = timm.create_model(arguments.model, pretrained=False, num_classes=2)
-    stage = largest_stage(model)
+    stage = stage_before_last(model)
     new = set(latentgnn.insert(model, {stage: 16}, gamma_init=1.0))  # 1: all of the network learns from scratch
     print(f"a block after {stage}, {sum(p.numel() for n, p in model.named_parameters() if n in new):,} parameters")
 
@@ -54,15 +54,15 @@ def main() -> None:
         if step % 10 == 9:
             print(f"step {step + 1}: loss {loss.item():.3f}")
 
-    block = model.get_submodule(f"{stage}.latentgnn")
+    gamma = model.get_parameter(f"{stage}.latentgnn.gamma")
     x, labels = images(128)
     model.eval()
     with torch.no_grad():
-        gamma = block.gamma.item()
+        was = gamma.item()
         found = (model(x).argmax(1) == labels).float().mean().item()
-        block.gamma.zero_()  # the block is an identity again
+        gamma.zero_()  # the block is an identity again
         without = (model(x).argmax(1) == labels).float().mean().item()
-    print(f"gamma {gamma:+.3f}; accuracy {found:.2f}, with the block switched off {without:.2f}")
+    print(f"gamma {was:+.3f}; accuracy {found:.2f}, with the block switched off {without:.2f}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from latentgnn.norms import NORMS
 from latentgnn.tasks.pointcloud.scans import RawScan, write_scan
 from tests.pages import PAGES, ROOT, SHELL, blocks, commands
 
+RECIPES = set(list_recipes())
 LANGUAGES = {*SHELL, "python", "python raises", "yaml", "json", "bibtex", "{toctree}", "{eval-rst}"}
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -112,7 +113,7 @@ def test_every_command_is_understood(page: Path) -> None:
         if own == ["--help"]:
             continue
         recipe = getattr(parser.parse_args(own), "config", None)
-        if recipe in list_recipes():
+        if recipe in RECIPES:
             configuration(recipe, overrides)
         elif overrides:
             names = {name for name, _ in overrides}
