@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import choices
+from benchmarks import choices, pictures
 from benchmarks.choices import FAMILIES, OBJECTS, Choice
 
 
@@ -48,3 +48,18 @@ def test_groups_that_are_measured_later_are_added(tmp_path: Path, capsys: pytest
     assert started["gamma starts at 0"] == pytest.approx(0, abs=0.05)
     assert path.with_suffix(".md").read_text().count("```json") == 2
     assert "written to" in capsys.readouterr().out
+
+
+def test_pictures_of_a_block(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pictures.main(["--steps", "1", "--out", str(tmp_path)]) == 0
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".svg", ".svg"]
+    assert str(pictures.SIDE**2) in capsys.readouterr().out
+
+
+def test_rank_and_likeness_of_rows() -> None:
+    half = 0.5**0.5
+    affinity = torch.tensor([[1.0, 0.0, 0.0], [2.0, 2.0, 0.0], [3.0, 0.0, 0.0]])
+    figures = pictures.affinity_figures(affinity, torch.tensor([True, True, True]))
+    assert figures["rank"] == 2
+    assert figures["least_cosine"] == pytest.approx(half, abs=1e-3)
+    assert figures["mean_cosine"] == pytest.approx((1 + 2 * half) / 3, abs=1e-3)
