@@ -69,7 +69,7 @@ def draw_map(axis: Any, x: Tensor, *, faint: bool = False) -> None:
             rows, columns = cells.nonzero(as_tuple=True)
             filled = not faint and (marker == "o" or bool(worth[family][cells] > 0))
             style = {"facecolors": colour if filled else "none", "edgecolors": colour, "linewidths": 1.6}
-            axis.scatter(columns, rows, marker=marker, s=size / 2 if faint else size, **style)
+            axis.scatter(columns.numpy(), rows.numpy(), marker=marker, s=size / 2 if faint else size, **style)
 
 
 def draw(name: str, x: Tensor, panels: Sequence[tuple[str, Tensor | None, int | None]], out: Path) -> None:
@@ -79,7 +79,7 @@ def draw(name: str, x: Tensor, panels: Sequence[tuple[str, Tensor | None, int | 
     made, axes = plt.subplots(1, len(panels), figsize=(9, 9 / len(panels) + 0.35))
     for axis, (title, weights, marked) in zip(axes, panels, strict=True):
         if weights is not None:
-            axis.imshow(weights.unflatten(0, (SIDE, SIDE)), cmap="Greys")
+            axis.imshow(weights.unflatten(0, (SIDE, SIDE)).numpy(), cmap="Greys")
         draw_map(axis, x, faint=weights is not None)
         if marked is not None:
             family = int(object_cells(x)[:, marked].nonzero()[0])
