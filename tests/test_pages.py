@@ -24,7 +24,7 @@ from latentgnn.tasks.pointcloud.scans import RawScan, write_scan
 from tests.pages import PAGES, ROOT, SHELL, blocks, commands
 
 RECIPES = set(list_recipes())
-LANGUAGES = {*SHELL, "python", "python raises", "yaml", "json", "bibtex", "{toctree}", "{eval-rst}"}
+LANGUAGES = {*SHELL, "python", "python raises", "py", "yaml", "json", "bibtex", "{toctree}", "{eval-rst}"}
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 # Small models, for the programs that load a run.
@@ -77,21 +77,26 @@ def test_every_block_is_of_a_kind_that_is_tested(page: Path) -> None:
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if any(block.language.startswith("python") for block in blocks(page))],
+    [page for page in PAGES if any(block.language.startswith("py") for block in blocks(page))],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 @pytest.mark.filterwarnings("default:::torch.onnx", "default::DeprecationWarning")  # its exporter's own
 def test_python_blocks_run_in_order(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    """All of a page in one scope; a block that raises gives the message that is quoted before it."""
-    programs = [block for block in blocks(page) if block.language.startswith("python")]
-    if any("load_run(" in block.code for block in programs):
+    """All of a page in one scope; a block that raises gives the message that is quoted before it.
+
+    A block of the language ``py`` needs several processes, or data that are not here: it is compiled and does not run.
+    """
+    programs = [block for block in blocks(page) if block.language.startswith("py")]
+    if any(block.language == "python" and "load_run(" in block.code for block in programs):
         shutil.copytree(request.getfixturevalue("runs"), tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)  # some of them save files
     scope: dict[str, object] = {}
     for block in programs:
         code = compile("\n" * block.line + block.code, str(page), "exec")
+        if block.language == "py":
+            continue
         if block.language == "python":
             exec(code, scope)
             continue
