@@ -50,7 +50,7 @@ copybutton_prompt_is_regexp = True
 
 
 def link_files(app: Any, page: str, source: list[str]) -> None:
-    """Markdown files outside of the site, such as results, are files to download and not pages; folders are no links."""
+    """Markdown outside of the site, such as results, is a download and no page; folders are no links."""
     source[0] = re.sub(r"\[([^\]]+)\]\(\.\./[^)]*/\)", r"\1", source[0])
     source[0] = re.sub(r"\]\((\.\./[^)#:]+\.md)\)", r"](path:\1)", source[0])
 
