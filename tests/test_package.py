@@ -21,7 +21,9 @@ def test_the_public_names() -> None:
         "LatentGNN",
         "LatentGNNConfig",
         "PackedLatentGNN",
+        "capture",
         "insert",
+        "inspection",
         "load_published",
         "load_run",
         "node_mask",
@@ -30,9 +32,10 @@ def test_the_public_names() -> None:
         "published_state_dict",
         "reference",
         "remove",
+        "report",
     ]
     modules = {name for name in latentgnn.__all__ if isinstance(getattr(latentgnn, name), ModuleType)}
-    assert modules == {"norms", "paths", "reference"}
+    assert modules == {"inspection", "norms", "paths", "reference"}
     assert all(callable(getattr(latentgnn, name)) for name in set(latentgnn.__all__) - modules)
     assert set(latentgnn.__all__) < set(dir(latentgnn))
     with pytest.raises(AttributeError, match="no attribute 'LatentGnn'"):
@@ -42,8 +45,8 @@ def test_the_public_names() -> None:
 def test_the_core_imports_nothing_heavier_than_torch() -> None:
     program = (
         "import sys, latentgnn; [getattr(latentgnn, name) for name in latentgnn.__all__];"
-        "import latentgnn.reference;"
-        "extras = {'torchvision', 'timm', 'lightning', 'matplotlib', 'PIL', 'yaml'};"
+        "import latentgnn.reference, latentgnn.inspection;"
+        "extras = {'torchvision', 'timm', 'lightning', 'matplotlib', 'PIL', 'yaml', 'rich'};"
         "print(sorted(extras & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -5,10 +5,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from latentgnn import norms, paths, reference
+    from latentgnn import inspection, norms, paths, reference
     from latentgnn.checkpoints import load_published, published_state_dict
     from latentgnn.config import LatentGNNConfig
     from latentgnn.insertion import insert, remove
+    from latentgnn.inspection.reporting import report
+    from latentgnn.inspection.seen import capture
     from latentgnn.layer import LatentGNN
     from latentgnn.masks import node_mask
     from latentgnn.norms import FrozenBatchNorm
@@ -20,7 +22,9 @@ __all__ = [
     "LatentGNN",
     "LatentGNNConfig",
     "PackedLatentGNN",
+    "capture",
     "insert",
+    "inspection",
     "load_published",
     "load_run",
     "node_mask",
@@ -29,6 +33,7 @@ __all__ = [
     "published_state_dict",
     "reference",
     "remove",
+    "report",
 ]
 
 __version__ = version("latentgnn")
@@ -38,14 +43,16 @@ _HOMES = {
     "LatentGNN": "layer",
     "LatentGNNConfig": "config",
     "PackedLatentGNN": "points",
+    "capture": "inspection.seen",
     "insert": "insertion",
     "load_published": "checkpoints",
     "load_run": "tasks.loading",
     "node_mask": "masks",
     "published_state_dict": "checkpoints",
     "remove": "insertion",
+    "report": "inspection.reporting",
 }
-_MODULES = ("norms", "paths", "reference")
+_MODULES = ("inspection", "norms", "paths", "reference")
 
 
 def __getattr__(name: str) -> object:

@@ -218,13 +218,13 @@ class LatentGNN(nn.Module):
         return reshape(out_BNC.mT, x.shape)
 
     def _output(self, x_BNC: Tensor, mask_BN: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
-        layer = self._arrangement()
-        if any(type(matrix) is not nn.Parameter for matrix in layer.tensors[::5]) and (whole := self._whole()):
+        layer = self.arrangement()
+        if any(type(matrix) is not nn.Parameter for matrix in layer.tensors[::5]) and (whole := self.whole()):
             with _reparametrize_module(self, whole):
-                return paths.run(self._arrangement(), x_BNC, mask_BN, offsets)
+                return paths.run(self.arrangement(), x_BNC, mask_BN, offsets)
         return paths.run(layer, x_BNC, mask_BN, offsets)
 
-    def _whole(self) -> dict[str, Tensor]:
+    def whole(self) -> dict[str, Tensor]:
         """Parameters that are split over processes, gathered; gradients go back to the parts.
 
         Products of a split matrix with split nodes have wrong gradients in PyTorch.
@@ -244,7 +244,8 @@ class LatentGNN(nn.Module):
             name: value.redistribute(placements=[Replicate()] * value.device_mesh.ndim) for name, value in split.items()
         }
 
-    def _arrangement(self) -> Arrangement:
+    def arrangement(self) -> Arrangement:
+        """The layer's parts by their place in the equations."""
         reduces, assigns = [self._part("gather_reduce")], [self._parts("gather_assign")]
         if not self.config.symmetric:
             reduces.append(self._part("scatter_reduce"))

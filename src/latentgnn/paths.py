@@ -113,6 +113,13 @@ def _why_not_sample(kind: NormKind, layer: Arrangement, mask_BN: Tensor | None) 
     return None
 
 
+def compute_type(x_BNC: Tensor) -> tuple[torch.dtype, bool]:
+    """The type of the products over an input's nodes, and whether ``torch.autocast`` chose it."""
+    device = x_BNC.device.type
+    autocast = not x_BNC.is_meta and torch.is_autocast_enabled(device) and x_BNC.dtype != torch.float64
+    return (torch.get_autocast_dtype(device) if autocast else x_BNC.dtype), autocast
+
+
 def run(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None) -> Tensor:
     """The layer's output by the path that it takes.
 
@@ -127,8 +134,7 @@ def run(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tens
         (B, N, C) in the input's type.
     """
     device = x_BNC.device.type
-    autocast = not x_BNC.is_meta and torch.is_autocast_enabled(device) and x_BNC.dtype != torch.float64
-    compute = torch.get_autocast_dtype(device) if autocast else x_BNC.dtype
+    compute, autocast = compute_type(x_BNC)
     # The types of the products are chosen inside, so that sums over nodes stay in float32.
     with torch.autocast(device, enabled=False) if autocast else nullcontext():
         if x_BNC.numel() == 0:
@@ -136,11 +142,12 @@ def run(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tens
         if why_not_core(layer, x_BNC, mask_BN, compute) is None:
             return _core(layer, x_BNC, mask_BN, offsets, compute)
         return plain.latent_gnn(
-            layer, x_BNC, _nodes(x_BNC, mask_BN, offsets), compute, recompute=_recomputes(layer.config, x_BNC)
+            layer, x_BNC, nodes_of(x_BNC, mask_BN, offsets), compute, recompute=_recomputes(layer.config, x_BNC)
         )
 
 
-def _nodes(x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None) -> plain.Nodes:
+def nodes_of(x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None) -> plain.Nodes:
+    """An input's nodes as the plain path takes them."""
     if offsets is None:
         return plain.Nodes(mask_BN)
     if torch.compiler.is_exporting() or not node.has_values(offsets):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from latentgnn.config import LatentGNNConfig
 from latentgnn.functional import gather, l2, mix, node_weight, reciprocal, scatter
 from latentgnn.norms import is_repeatable, normalize
 from latentgnn.projections import Arrangement, Projection
@@ -111,20 +112,10 @@ def _output(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtyp
     config, groups, mask_BN = layer.config, layer.config.num_groups, nodes.mask_BN
     valid_BN1 = None if mask_BN is None else mask_BN.unsqueeze(-1)
     inside_BNC = x_BNC if valid_BN1 is None else x_BNC.masked_fill(~valid_BN1, 0)
-    values = _values(layer, inside_BNC.to(compute), nodes, compute)
+    values = values_of(layer, inside_BNC.to(compute), nodes, compute)
     contexts = []
     for index in range(len(config.latents)):
-        assigns = [
-            _grouped(torch.relu(_projected(way[index], _ungrouped(value), nodes, compute, groups)), groups)
-            for way, value in zip(layer.assigns, values, strict=True)
-        ]
-        gather_assign = scatter_assign = assigns[0]
-        if config.symmetric:
-            gather_assign = scatter_assign = l2(gather_assign, -1)
-        else:
-            scatter_assign = l2(assigns[1], -1)
-        if valid_BN1 is not None:
-            gather_assign = gather_assign * valid_BN1.unsqueeze(2)
+        gather_assign, scatter_assign = assignments(layer, index, values, nodes, compute)
         contexts.append(_context(layer, values[0], gather_assign, scatter_assign, nodes))
         if layer.convs:
             contexts[-1] = torch.relu(_projected(layer.convs[index], contexts[-1], nodes, compute, groups))
@@ -140,8 +131,8 @@ def _output(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtyp
     return out_BNC
 
 
-def _values(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype) -> list[Tensor]:
-    """V, and unless symmetric L: (B, N, G, r)."""
+def values_of(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype) -> list[Tensor]:
+    """V, and unless symmetric L: (B, N, G, r); of an input that is 0 outside its mask."""
     weight_RC = (
         torch.cat([part.weight for part in layer.reduces]) if len(layer.reduces) > 1 else layer.reduces[0].weight
     )
@@ -159,16 +150,41 @@ def _values(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtyp
     ]
 
 
+def assignments(
+    layer: Arrangement, index: int, values: Sequence[Tensor], nodes: Nodes, compute: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """P, without its scale over nodes, and Q of one kernel: (B, N, G, D) each, the same tensor if symmetric."""
+    groups = layer.config.num_groups
+    assigns = [
+        _grouped(torch.relu(_projected(way[index], _ungrouped(value), nodes, compute, groups)), groups)
+        for way, value in zip(layer.assigns, values, strict=True)
+    ]
+    gather_assign = scatter_assign = assigns[0]
+    if layer.config.symmetric:
+        gather_assign = scatter_assign = l2(gather_assign, -1)
+    else:
+        scatter_assign = l2(assigns[1], -1)
+    if nodes.mask_BN is not None:
+        gather_assign = gather_assign * nodes.mask_BN[:, :, None, None]
+    return gather_assign, scatter_assign
+
+
+def gathered(config: LatentGNNConfig, value_BGNr: Tensor, assign_BGND: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Z of one kernel, (B, G, D, r), and P's scale over nodes that is in it, (B, G, D, 1); ``None`` where it is 1."""
+    latent_BGDr = gather(value_BGNr, assign_BGND)
+    if config.symmetric and config.node_scale == "published":
+        return latent_BGDr, None
+    scale_BGD1 = reciprocal(node_weight(assign_BGND, node_scale=config.node_scale))
+    return latent_BGDr * scale_BGD1, scale_BGD1
+
+
 def _context(layer: Arrangement, value_BNGr: Tensor, gather_BNGD: Tensor, scatter_BNGD: Tensor, nodes: Nodes) -> Tensor:
     """Gather, mix and scatter of one kernel: (B, N, R)."""
-    config, parts = layer.config, []
+    parts = []
     for value, assign, back in zip(
         nodes.split(value_BNGr), nodes.split(gather_BNGD), nodes.split(scatter_BNGD), strict=True
     ):
-        value_BGNr, assign_BGND = value.transpose(1, 2), assign.transpose(1, 2)
-        latent_BGDr = gather(value_BGNr, assign_BGND)
-        if not config.symmetric or config.node_scale == "mean":
-            latent_BGDr = latent_BGDr * reciprocal(node_weight(assign_BGND, node_scale=config.node_scale))
+        latent_BGDr, _ = gathered(layer.config, value.transpose(1, 2), assign.transpose(1, 2))
         parts.append(_scattered(mix(latent_BGDr), back.transpose(1, 2)))
     return nodes.joined(parts)
 

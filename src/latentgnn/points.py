@@ -82,9 +82,9 @@ class PackedLatentGNN(LatentGNN):
                 f"(1, {len(x)}, {self.config.channels})"
             )
         if offsets is not None:
-            return reshape(self._output(x[None], None, _checked_offsets(offsets, x.shape[0])), x.shape)
+            return reshape(self._output(x[None], None, checked_offsets(offsets, x.shape[0])), x.shape)
         assert batch is not None
-        order, offsets = _scenes(batch, x.shape[0])
+        order, offsets = scenes(batch, x.shape[0])
         if order is None:
             return reshape(self._output(x[None], None, offsets), x.shape)
         return torch.empty_like(x).index_copy(0, order, self._output(x[order][None], None, offsets)[0])
@@ -117,7 +117,7 @@ def _check_index(index: Tensor, name: str) -> None:
         raise ValueError(f"{name} must have one dimension and at least one entry, got {tuple(index.shape)}")
 
 
-def _checked_offsets(offsets: Tensor, points: int) -> Tensor:
+def checked_offsets(offsets: Tensor, points: int) -> Tensor:
     """Offsets with the leading 0, on the CPU, where they are read one by one."""
     _check_index(offsets, "offsets")
     if not has_values(offsets):
@@ -132,7 +132,7 @@ def _checked_offsets(offsets: Tensor, points: int) -> Tensor:
     return offsets
 
 
-def _scenes(batch: Tensor, points: int) -> tuple[Tensor | None, Tensor]:
+def scenes(batch: Tensor, points: int) -> tuple[Tensor | None, Tensor]:
     """The order that puts the points of each scene together (``None`` if they are), and the offsets."""
     _check_index(batch, "batch")
     if len(batch) != points:

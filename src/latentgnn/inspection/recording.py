@@ -1,0 +1,234 @@
+"""What one call of a block computed, by the functions that run it.
+
+Axes: B batch, N nodes, C channels, G groups, r = R / G reduced channels of a group, D latents of one kernel. What is
+kept has nodes last, so that the assignments to one latent lie together and are a map: (G, D, N).
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.stateless import _reparametrize_module
+
+from latentgnn import functional, paths, plain
+from latentgnn.core.node import has_values
+from latentgnn.core.nodes import blocks, nodes_per_block
+from latentgnn.functional import wide
+from latentgnn.layer import LatentGNN
+from latentgnn.norms import is_affine
+from latentgnn.points import PackedLatentGNN, checked_offsets, scenes
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeenKernel:
+    """One kernel of a block on one sample: the factors of its affinity Q^T A P, and its latents.
+
+    Args:
+        raw_gather: P before its scale over nodes, (G, D, N), zero at nodes that take no part.
+        scale: what `raw_gather` is multiplied by to be P, (G, D, 1), in the wide type.
+        scatter: Q, (G, D, N), zero at nodes that take no part.
+        affinity: A, (G, D, D); row d holds the weights with which latent d takes in the others, and sums to one.
+        latents: Z, the latents before they mix, (G, D, r).
+        mixed: Y = A Z, (G, D, r).
+    """
+
+    raw_gather: Tensor
+    scale: Tensor
+    scatter: Tensor
+    affinity: Tensor
+    latents: Tensor
+    mixed: Tensor
+
+    @property
+    def gather(self) -> Tensor:
+        """P, (G, D, N), in the wide type."""
+        return self.raw_gather * self.scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeenSample:
+    """What a block computed for one sample: an image, a volume, a sequence, or a scene of packed points.
+
+    Args:
+        kernels: one entry a kernel.
+        values: V, (G, r, N).
+        shape: of the nodes: (H, W) for a map, (N,) for tokens and points.
+        mask: which nodes took part, (N,) bool; ``None`` for all.
+        input_length: Euclidean length of the block's input over the nodes that took part.
+        change_length: likewise of what the block added to it, output - input.
+    """
+
+    kernels: tuple[SeenKernel, ...]
+    values: Tensor
+    shape: tuple[int, ...]
+    mask: Tensor | None
+    input_length: float
+    change_length: float
+
+    @property
+    def nodes(self) -> int:
+        """Nodes N, those that took no part included."""
+        return int(self.values.shape[-1])
+
+    @property
+    def change(self) -> float:
+        """How much the block changes its input, ||output - input|| / ||input||; 0 of an input that is 0."""
+        return self.change_length / self.input_length if self.input_length else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeenBlock:
+    """One call of a block.
+
+    Args:
+        name: of the block, as in ``model.named_modules()``.
+        layer: the block itself.
+        gamma: what the result was multiplied by; ``None`` for a block without residual connection.
+        samples: one entry a sample of the batch.
+    """
+
+    name: str
+    layer: LatentGNN
+    gamma: float | None
+    samples: tuple[SeenSample, ...]
+
+
+class _Call(NamedTuple):
+    """What a block was called with and gave, with nodes in the last dimension but one."""
+
+    x_BNC: Tensor
+    out_BNC: Tensor
+    mask_BN: Tensor | None
+    offsets: Tensor | None
+    shape: tuple[int, ...] | None
+
+
+def record(name: str, layer: LatentGNN, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> SeenBlock | None:
+    """A call of a block, with what was computed in it; ``None`` where tensors hold no numbers.
+
+    Args:
+        name: of the block.
+        layer: the block.
+        args: what it was called with.
+        kwargs: what it was called with by name.
+        out: what it gave.
+    """
+    if not isinstance(out, Tensor) or not has_values(out):
+        return None
+    with torch.no_grad():
+        call = _call(layer, args, kwargs, out)
+        compute, _ = paths.compute_type(call.x_BNC)
+        gamma = float(layer.gamma.detach()) if layer.config.residual else None
+        # Norms in training learn running statistics from what they see: from copies of these, not twice.
+        own = {key: buffer.clone() for key, buffer in layer.named_buffers()}
+        with torch.autocast(call.x_BNC.device.type, enabled=False), _reparametrize_module(layer, own | layer.whole()):
+            samples = _samples(layer, call, compute)
+    return SeenBlock(name=name, layer=layer, gamma=gamma, samples=samples)
+
+
+def _call(layer: LatentGNN, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Tensor) -> _Call:
+    given = inspect.signature(layer.forward).bind(*args, **kwargs).arguments
+    x, mask = given["x"], cast(Tensor | None, given.get("mask"))
+    if not isinstance(layer, PackedLatentGNN):
+        mask_BN = None if mask is None else mask.flatten(1)
+        return _Call(x.flatten(2).mT, out.flatten(2).mT, mask_BN, None, tuple(x.shape[2:]))
+    if x.is_nested:
+        return _Call(x.values()[None], cast(Any, out).values()[None], None, x.offsets().cpu(), None)
+    if x.dim() == 3:
+        return _Call(x, out, mask, None, (x.shape[1],))
+    if (offsets := given.get("offsets")) is not None:
+        return _Call(x[None], out[None], None, checked_offsets(offsets, x.shape[0]), None)
+    order, offsets = scenes(given["batch"], x.shape[0])
+    if order is not None:
+        x, out = x[order], out[order]
+    return _Call(x[None], out[None], None, offsets, None)
+
+
+def _samples(layer: LatentGNN, call: _Call, compute: torch.dtype) -> tuple[SeenSample, ...]:
+    x_BNC, out_BNC, mask_BN, offsets, shape = call
+    values_BGRN, assigns = _over_nodes(layer, x_BNC, mask_BN, offsets, compute)
+    bounds = None if offsets is None else list(pairwise(offsets.tolist()))
+    parts = [(row, slice(None)) for row in range(len(x_BNC))]
+    if bounds is not None:
+        parts = [(0, slice(first, last)) for first, last in bounds]
+    samples = []
+    for row, nodes in parts:
+        value_GRN = values_BGRN[row, ..., nodes]
+        mask_N = None if mask_BN is None else mask_BN[row]
+        input_length, change_length = _lengths(x_BNC[row, nodes], out_BNC[row, nodes], mask_N)
+        samples.append(
+            SeenSample(
+                kernels=tuple(_kernel(layer, value_GRN, p[row, ..., nodes], q[row, ..., nodes]) for p, q in assigns),
+                values=value_GRN,
+                shape=(value_GRN.shape[-1],) if shape is None else shape,
+                mask=None if mask_N is None else mask_N.clone(),
+                input_length=input_length,
+                change_length=change_length,
+            )
+        )
+    return tuple(samples)
+
+
+def _over_nodes(
+    layer: LatentGNN, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, compute: torch.dtype
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """V (B, G, r, N); and of every kernel P, without its scale, and Q, (B, G, D, N)."""
+    config, parts = layer.config, layer.arrangement()
+    batch, nodes, _ = x_BNC.shape
+    groups, width = config.num_groups, config.reduced_channels // config.num_groups
+
+    def empty(features: int) -> Tensor:
+        return x_BNC.new_empty(batch, groups, features, nodes, dtype=compute)
+
+    values = empty(width)
+    assigns = [(p := empty(count), p if config.symmetric else empty(count)) for count in config.latents]
+    norms = [projection.norm for projection in (*parts.reduces, *(part for way in parts.assigns for part in way))]
+    by_node = all(is_affine(norm) or isinstance(norm, nn.LayerNorm | nn.RMSNorm) for norm in norms)
+    numbers = config.channels + 4 * (config.reduced_channels + groups * sum(config.latents))
+    most = nodes_per_block(x_BNC.device, numbers) if by_node else None
+    # Norms that see one node at a time need not know which sample it belongs to.
+    for block in blocks(x_BNC, None, most):
+        mask = None if mask_BN is None else block.of(mask_BN)
+        x = block.of(x_BNC) if mask is None else block.of(x_BNC).masked_fill(~mask[..., None], 0)
+        here = paths.nodes_of(x, mask, None if by_node else offsets)
+        found = plain.values_of(parts, x.to(compute), here, compute)
+        values[block.rows, ..., block.nodes] = found[0].permute(0, 2, 3, 1)
+        for index, (p, q) in enumerate(assigns):
+            gather, scatter = plain.assignments(parts, index, found, here, compute)
+            p[block.rows, ..., block.nodes] = gather.permute(0, 2, 3, 1)
+            if not config.symmetric:
+                back = scatter if mask is None else scatter * mask[..., None, None]
+                q[block.rows, ..., block.nodes] = back.permute(0, 2, 3, 1)
+    return values, assigns
+
+
+def _kernel(layer: LatentGNN, value_GRN: Tensor, gather_GDN: Tensor, scatter_GDN: Tensor) -> SeenKernel:
+    latent_BGDR, scale_BGD1 = plain.gathered(layer.config, value_GRN.mT[None], gather_GDN.mT[None])
+    if scale_BGD1 is None:
+        scale_BGD1 = latent_BGDR.new_ones(1, *gather_GDN.shape[:2], 1)
+    return SeenKernel(
+        raw_gather=gather_GDN,
+        scale=scale_BGD1[0],
+        scatter=scatter_GDN,
+        affinity=functional.affinity(latent_BGDR)[0],
+        latents=latent_BGDR[0],
+        mixed=functional.mix(latent_BGDR)[0],
+    )
+
+
+def _lengths(x_NC: Tensor, out_NC: Tensor, mask_N: Tensor | None) -> tuple[float, float]:
+    """Length of the input over the nodes that take part, and of what was added to it."""
+    squares = torch.zeros(2, dtype=torch.float64, device=x_NC.device)
+    rows: Sequence[Tensor] = () if mask_N is None else mask_N.split(1 << 16)
+    for index, (x, out) in enumerate(zip(x_NC.split(1 << 16), out_NC.split(1 << 16), strict=True)):
+        before = x.to(wide(x.dtype))
+        added = out.to(wide(out.dtype)) - before
+        if mask_N is not None:
+            before = before * rows[index][:, None]
+        squares += torch.stack([before.square().sum(), added.square().sum()])
+    lengths = squares.sqrt().tolist()
+    return lengths[0], lengths[1]

@@ -1,0 +1,50 @@
+"""Run a network to look at it: in evaluation mode, on what a batch holds, on the network's device."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from latentgnn.layer import LatentGNN
+
+
+def blocks_of(model: nn.Module) -> dict[str, LatentGNN]:
+    """Every `LatentGNN` and `PackedLatentGNN` of a network, by its name in ``model.named_modules()``.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = {name: module for name, module in model.named_modules() if isinstance(module, LatentGNN)}
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} has no LatentGNN or PackedLatentGNN to look into; put one in, as with "
+            "latentgnn.insert"
+        )
+    return found
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A network in evaluation mode without gradients, uncompiled; every module's mode comes back afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        # Compiled code does not notice new hooks.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def run(model: nn.Module, inputs: Any) -> Any:
+    """What a network gives for a tuple of arguments, a mapping of arguments by name, or one argument of any kind."""
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
+    if device is not None:
+        inputs = tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs)
+    if isinstance(inputs, tuple):
+        return model(*inputs)
+    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)

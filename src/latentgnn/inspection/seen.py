@@ -1,0 +1,410 @@
+"""Look inside the blocks of a network while it runs, and ask what each node takes from where.
+
+Axes: N nodes of a sample, G groups, D latents of one kernel; an affinity is Q^T A P.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from latentgnn.attachment import CHILD
+from latentgnn.files import replacing
+from latentgnn.inspection.recording import SeenBlock, SeenKernel, SeenSample, record
+from latentgnn.inspection.running import blocks_of
+from latentgnn.inspection.statistics import BlockStatistics, RunningStatistics
+from latentgnn.layer import LatentGNN
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Node = int | Sequence[int]
+"""A node of a sample: its place in the flattened map, or its place in each dimension, (row, column) for an image."""
+
+
+class Seen(Mapping[str, SeenBlock]):
+    """What `capture` saw: a mapping from the names of blocks, in the order of the network, to their last call.
+
+    Wherever a method takes a block, it takes its name, the name of the submodule that it was inserted after, or its
+    place in the order of blocks.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = tuple(names)
+        self._blocks: dict[str, SeenBlock] = {}
+
+    def __getitem__(self, block: str | int) -> SeenBlock:
+        name = self._name(block)
+        if name not in self._blocks:
+            raise KeyError(f"the block {name!r} has not run inside `with capture(...)`; call the network there")
+        return self._blocks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._names if name in self._blocks)
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __repr__(self) -> str:
+        lines = [
+            f"{name!r}: {len(block.samples)} x {block.samples[0].shape if block.samples else ()}, "
+            f"latents {block.layer.config.latents}"
+            for name, block in self.items()
+        ]
+        return f"Seen({'; '.join(lines) or 'nothing yet'})"
+
+    def row(
+        self, block: str | int, node: Node, *, sample: int = 0, kernel: int | None = None, group: int | None = None
+    ) -> Tensor:
+        """The weights with which a node takes in the values of all nodes: one row of the affinity.
+
+        It takes D x N operations and N numbers of memory; the N x N affinity is not formed. Weights are not negative,
+        and a row need not sum to one: with the published scaling its sum grows like sqrt(N). Compare weights within a
+        row, and not their size with that of an attention map.
+
+        Args:
+            block: which block.
+            node: which node of the sample.
+            sample: which image of the batch, or which scene of packed points.
+            kernel: which kernel; by default the mean over all.
+            group: which group of channels; by default the mean over all.
+
+        Returns:
+            The shape of the sample's nodes: (H, W) for an image, (N,) for tokens and for the points of a scene, in the
+            order in which they were given. Zero at nodes outside the mask, and everywhere for a node outside it.
+
+        Raises:
+            KeyError: no such block, or it has not run.
+            IndexError: no such node, sample, kernel or group.
+
+        Example:
+            >>> net = nn.Sequential(nn.Conv2d(3, 16, 1), LatentGNN(16, num_latents=4)).eval()
+            >>> with capture(net) as seen:
+            ...     y = net(torch.randn(2, 3, 10, 12))
+            >>> seen.row("1", (4, 7), sample=1).shape
+            torch.Size([10, 12])
+        """
+        return self._line(block, node, sample, kernel, group, backwards=False)
+
+    def column(
+        self, block: str | int, node: Node, *, sample: int = 0, kernel: int | None = None, group: int | None = None
+    ) -> Tensor:
+        """The weights with which all nodes take in the value of one: who listens to this node.
+
+        Arguments, shapes and errors are those of `row`.
+        """
+        return self._line(block, node, sample, kernel, group, backwards=True)
+
+    def contributions(
+        self, block: str | int, node: Node, *, sample: int = 0, kernel: int | None = None, group: int | None = None
+    ) -> Tensor:
+        """What share every node has in the context of one, with a sign.
+
+        The context of node n is o_n = sum_m a_nm v_m, with the weights a_nm of `row` and the values v_m of the nodes,
+        each of unit length. The share of node m is the part of a_nm v_m along o_n, over the length of o_n:
+        a_nm <v_m, o_n> / ||o_n||^2. Shares sum to one; a negative one means that a node pulls the other way. With
+        several kernels or groups, v_m and o_n are those of all, one after another. This is the context before graph
+        convolution and expansion, which act on each node by itself.
+
+        Arguments, shapes and errors are those of `row`. A node without context has no shares: all are zero.
+        """
+        found = self.sample(block, sample)
+        index = _index(node, found)
+        chosen = _chosen("kernel", kernel, len(found.kernels))
+        groups = _chosen("group", group, len(found.values))
+        value_GRN = found.values[groups].to(found.kernels[0].scale.dtype)
+        total, length = value_GRN.new_zeros(found.nodes), value_GRN.new_zeros(())
+        for number in chosen:
+            row_GN = _row(found.kernels[number], groups, index)
+            context_GR1 = value_GRN @ row_GN[..., None]
+            total += (row_GN * (context_GR1 * value_GRN).sum(1)).sum(0)
+            length += context_GR1.square().sum()
+        return (total / length if length > 0 else total).view(found.shape)
+
+    def statistics(self, block: str | int, *, sample: int | None = None) -> BlockStatistics:
+        """Effective rank, difference between rows, usage of latents, dead ones and duplicates, and the block's change.
+
+        All of it is exact over all nodes, from sums of the size D x D; no N x N affinity is formed.
+
+        Args:
+            block: which block.
+            sample: one sample of the batch; by default all of them.
+
+        Raises:
+            KeyError: no such block, or it has not run.
+            IndexError: no such sample.
+            ValueError: no sample has a node that took part.
+
+        Example:
+            >>> net = nn.Sequential(nn.Conv2d(3, 16, 1), LatentGNN(16, num_latents=4, gamma_init=1.0)).eval()
+            >>> with capture(net) as seen:
+            ...     y = net(torch.randn(2, 3, 10, 12))
+            >>> 1 <= seen.statistics("1").effective_rank <= 4
+            True
+        """
+        found = self[block]
+        running = RunningStatistics(found.name)
+        running.add(found, None if sample is None else [self.sample(block, sample)])
+        return running.result()
+
+    def plot(
+        self,
+        block: str | int,
+        node: Node,
+        *,
+        sample: int = 0,
+        kernel: int | None = None,
+        group: int | None = None,
+        listeners: bool = False,
+        image: Tensor | ArrayLike | None = None,
+        points: Tensor | ArrayLike | None = None,
+    ) -> "Figure":
+        """A picture of `row`: where a node takes its context from; or of `column`: who listens to it.
+
+        How to read it: the red circle is the node; bright nodes are those whose values it takes in. Colours begin at 0
+        and end at the row's largest weight. Rows need not sum to one, and their size depends on the number of nodes;
+        compare nodes within a picture, and pictures by their pattern. If the pictures of far different nodes look the
+        same, the block gives the same context everywhere: `statistics` has a number for it, ``row_difference``. A
+        weight says how much of a node's value flows, not whether the network's decision depends on it.
+
+        Args:
+            block: which block.
+            node: which node of the sample.
+            sample: which image of the batch, or which scene of packed points.
+            kernel: which kernel; by default the mean over all.
+            group: which group of channels; by default the mean over all.
+            listeners: `column` instead of `row`.
+            image: for maps, the input, (H, W), (C, H, W) or (H, W, C) of any size and range: shown beneath.
+            points: coordinates of the sample's points, (N, 2) or (N, 3): shown from above and in perspective.
+
+        Returns:
+            A `matplotlib.figure.Figure`; a notebook shows it, ``savefig`` writes it.
+
+        Raises:
+            UserError: matplotlib is not installed.
+            ValueError: an image or points of the wrong shape.
+        """
+        from latentgnn.inspection.pictures import line_figure
+
+        found = self.sample(block, sample)
+        index = _index(node, found)
+        ask = self.column if listeners else self.row
+        weights = ask(block, index, sample=sample, kernel=kernel, group=group)
+        place = _place(index, found.shape)
+        what = "who listens to node" if listeners else "what node"
+        title = f"{self[block].name or 'the block'}: {what} {_shown(place)}{'' if listeners else ' takes in'}"
+        total = f"sum of weights {float(weights.sum()):.3g}"
+        return line_figure(weights, place, found.mask, title=f"{title}, {total}", image=image, points=points)
+
+    def plot_latents(
+        self,
+        block: str | int,
+        *,
+        sample: int = 0,
+        kernel: int = 0,
+        group: int = 0,
+        scatter: bool = False,
+        most: int = 16,
+        image: Tensor | ArrayLike | None = None,
+        points: Tensor | ArrayLike | None = None,
+    ) -> "Figure":
+        """A gallery of latents: which nodes each gathers from, or scatters to; those that are used most first.
+
+        How to read it: each panel is one latent with colours of its own, from 0 to its largest assignment. Its title
+        gives its number and its share of all weights. Panels that look alike are duplicates, empty ones dead.
+
+        Args:
+            block: which block.
+            sample: which image of the batch, or which scene of packed points.
+            kernel: which kernel.
+            group: which group of channels.
+            scatter: the assignments of scatter instead of gather's.
+            most: how many latents are shown at most.
+            image: as in `plot`.
+            points: as in `plot`.
+
+        Raises:
+            UserError: matplotlib is not installed.
+            ValueError: an image or points of the wrong shape, or a sample without nodes.
+        """
+        from latentgnn.inspection.pictures import latents_figure
+
+        found = self.sample(block, sample)
+        _chosen("kernel", kernel, len(found.kernels)), _chosen("group", group, len(found.values))
+        graphs = self.statistics(block, sample=sample).graphs
+        graph = next(graph for graph in graphs if (graph.kernel, graph.group) == (kernel, group))
+        usage = graph.scatter_usage if scatter else graph.gather_usage
+        first = sorted(range(len(usage)), key=lambda latent: -usage[latent])[: max(most, 1)]
+        seen = found.kernels[kernel]
+        return latents_figure(
+            (seen.scatter if scatter else seen.raw_gather)[group],
+            found.shape,
+            found.mask,
+            {latent: f"latent {latent}: {usage[latent]:.1%}" for latent in first},
+            title=f"{self[block].name or 'the block'}: latents, {'scatter' if scatter else 'gather'}",
+            image=image,
+            points=points,
+        )
+
+    def save(self, path: Path | str) -> None:
+        """Write all arrays to an NPZ file, in one step.
+
+        Its names are ``BLOCK/gamma``, ``BLOCK/SAMPLE/shape``, ``.../change``, ``.../mask`` where there is one,
+        ``.../values`` (G, r, N); and for every kernel ``BLOCK/SAMPLE/kernelK/gather`` and ``.../scatter`` (G, D, N),
+        ``.../affinity`` (G, D, D), ``.../latents`` and ``.../mixed`` (G, D, r). ``scatter.T @ affinity @ gather`` of a
+        group is its N x N affinity. Half precision is written as float32. Read it with ``numpy.load(path)``.
+
+        Args:
+            path: the file; what was there before is replaced.
+        """
+        with replacing(path) as file:
+            np.savez(file, **dict(self._arrays()))
+
+    def _arrays(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        for name, block in self.items():
+            if block.gamma is not None:
+                yield f"{name}/gamma", np.array(block.gamma)
+            for number, sample in enumerate(block.samples):
+                place = f"{name}/{number}"
+                yield f"{place}/shape", np.array(sample.shape)
+                yield f"{place}/change", np.array(sample.change)
+                yield f"{place}/values", _array(sample.values)
+                if sample.mask is not None:
+                    yield f"{place}/mask", _array(sample.mask)
+                for index, kernel in enumerate(sample.kernels):
+                    for what in ("gather", "scatter", "affinity", "latents", "mixed"):
+                        yield f"{place}/kernel{index}/{what}", _array(getattr(kernel, what))
+
+    def sample(self, block: str | int, sample: int = 0) -> SeenSample:
+        """What a block computed for one sample."""
+        found = self[block]
+        if not -len(found.samples) <= sample < len(found.samples):
+            raise IndexError(f"the block {found.name!r} saw {len(found.samples)} samples; got sample={sample}")
+        return found.samples[sample]
+
+    def _line(
+        self, block: str | int, node: Node, sample: int, kernel: int | None, group: int | None, *, backwards: bool
+    ) -> Tensor:
+        found = self.sample(block, sample)
+        index = _index(node, found)
+        chosen = _chosen("kernel", kernel, len(found.kernels))
+        groups = _chosen("group", group, len(found.values))
+        line_of = _column if backwards else _row
+        total_N = sum(line_of(found.kernels[number], groups, index).mean(0) for number in chosen)
+        assert isinstance(total_N, Tensor)
+        return (total_N / len(chosen)).view(found.shape)
+
+    def _name(self, block: str | int) -> str:
+        if isinstance(block, int):
+            if not -len(self._names) <= block < len(self._names):
+                raise KeyError(f"the network has {len(self._names)} blocks, {self._listed()}; got {block}")
+            return self._names[block]
+        if block in self._names:
+            return block
+        inserted = f"{block}.{CHILD}" if block else CHILD
+        if inserted in self._names:
+            return inserted
+        raise KeyError(f"no block {block!r}; there are {self._listed()}")
+
+    def _listed(self) -> str:
+        return ", ".join(map(repr, self._names))
+
+
+@contextmanager
+def capture(model: nn.Module) -> Iterator[Seen]:
+    """Record what every `LatentGNN` and `PackedLatentGNN` in a network computes, for the time of a ``with`` block.
+
+    Of each block the last call is kept: assignments of gather and scatter, latents before and after they mix, their
+    affinity, and gamma, computed by the functions that the layer itself is made of. Per node these are R + 2 D
+    numbers, in the type in which the layer computes, on its device. Outside the ``with`` block nothing is recorded, no
+    hook stays, and the layer runs as ever; inside, its outputs and gradients are the same, and norms in training learn
+    once. Networks in ``torch.compile`` run uncompiled inside.
+
+    Args:
+        model: a network with blocks, or a block itself.
+
+    Raises:
+        ValueError: the network has no block.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 16, 1), LatentGNN(16, num_latents=4)).eval()
+        >>> with capture(net) as seen:
+        ...     y = net(torch.randn(2, 3, 10, 12))
+        >>> list(seen), seen["1"].gamma
+        (['1'], 0.0)
+        >>> seen["1"].samples[0].kernels[0].gather.shape  # (groups, latents, nodes)
+        torch.Size([1, 4, 120])
+    """
+    layers = blocks_of(model)
+    seen = Seen(list(layers))
+    handles = [
+        layer.register_forward_hook(partial(_keep, seen, name), with_kwargs=True) for name, layer in layers.items()
+    ]
+    try:
+        # Compiled code does not notice new hooks.
+        with torch.compiler.set_stance("force_eager"):
+            yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _keep(seen: Seen, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    assert isinstance(layer, LatentGNN)
+    found = record(name, layer, args, kwargs, out)
+    if found is not None:
+        seen._blocks[name] = found
+
+
+def _row(kernel: SeenKernel, groups: Sequence[int], node: int) -> Tensor:
+    """Rows of the affinity, (groups, N): P^T A^T q_n, P's scale put on the latents."""
+    take_G1D = kernel.scatter[groups, :, node].to(kernel.scale.dtype)[:, None] @ kernel.affinity[groups]
+    weight_G1D = take_G1D * kernel.scale[groups].mT
+    return (weight_G1D @ kernel.raw_gather[groups].to(weight_G1D.dtype))[:, 0]
+
+
+def _column(kernel: SeenKernel, groups: Sequence[int], node: int) -> Tensor:
+    """Columns of the affinity, (groups, N): Q^T A p_n."""
+    give_GD1 = (kernel.raw_gather[groups, :, node].to(kernel.scale.dtype)[..., None]) * kernel.scale[groups]
+    weight_G1D = (kernel.affinity[groups] @ give_GD1).mT
+    return (weight_G1D @ kernel.scatter[groups].to(weight_G1D.dtype))[:, 0]
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    # NumPy has no bfloat16.
+    tensor = tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+    return tensor.cpu().numpy()
+
+
+def _chosen(what: str, number: int | None, count: int) -> list[int]:
+    if number is None:
+        return list(range(count))
+    if not 0 <= number < count:
+        raise IndexError(f"the block has {count} {what}s, from 0 on; got {what}={number}")
+    return [number]
+
+
+def _place(index: int, shape: Sequence[int]) -> tuple[int, ...]:
+    """Where a node is in each dimension."""
+    return tuple(int(at) for at in np.unravel_index(index, tuple(shape)))
+
+
+def _shown(place: Sequence[int]) -> str:
+    return str(place[0]) if len(place) == 1 else str(tuple(place))
+
+
+def _index(node: Node, sample: SeenSample) -> int:
+    place = (node,) if isinstance(node, int) else tuple(int(number) for number in node)
+    shape = (sample.nodes,) if len(place) == 1 else sample.shape
+    if len(place) != len(shape) or not all(0 <= at < size for at, size in zip(place, shape, strict=True)):
+        raise IndexError(
+            f"the sample's nodes have the shape {sample.shape}: a node is a number below {sample.nodes}, or its place "
+            f"in each dimension; got {node!r}"
+        )
+    return int(np.ravel_multi_index(place, shape))

@@ -1,0 +1,73 @@
+"""What blocks do over a data set."""
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from latentgnn.inspection.running import blocks_of, evaluating, run
+from latentgnn.inspection.seen import capture
+from latentgnn.inspection.statistics import BlockStatistics, RunningStatistics
+
+
+def summarize(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    inputs: Callable[[Any], Any] | None = None,
+    progress: bool = True,
+) -> dict[str, BlockStatistics]:
+    """Statistics of every block over a data set: the mean and the spread over samples of what `Seen.statistics` says.
+
+    The network runs in evaluation mode without gradients. Only running sums are kept, so that memory does not grow
+    with the number of batches. A latent counts as dead if it is so over all samples together.
+
+    Args:
+        model: a network with blocks.
+        loader: batches, as a `torch.utils.data.DataLoader` gives them.
+        inputs: what the network takes of a batch: one argument, a tuple of arguments, or a mapping of arguments by
+            name; by default the first entry of a tuple or a list (images before targets), otherwise the batch itself.
+        progress: a progress bar on a terminal, where `rich` is installed.
+
+    Returns:
+        By name of the block; blocks that did not run are left out.
+
+    Raises:
+        ValueError: the network has no block, or the loader gave no batch.
+
+    Example:
+        >>> import torch, latentgnn
+        >>> net = nn.Sequential(nn.Conv2d(3, 16, 1), latentgnn.LatentGNN(16, num_latents=4))
+        >>> batches = [(torch.randn(2, 3, 8, 8), torch.tensor([0, 1])) for _ in range(3)]
+        >>> summarize(net, batches)["1"].samples
+        6
+    """
+    running = {name: RunningStatistics(name) for name in blocks_of(model)}
+    take = _first if inputs is None else inputs
+    with evaluating(model):
+        for batch in _shown(loader, progress):
+            with capture(model) as seen:
+                run(model, take(batch))
+            for name, block in seen.items():
+                running[name].add(block)
+    found = {name: statistics.result() for name, statistics in running.items() if statistics.has_samples}
+    if not found:
+        raise ValueError("no block saw a sample: the loader gave no batch, or the network runs none of its blocks")
+    return found
+
+
+def _first(batch: Any) -> Any:
+    return batch[0] if isinstance(batch, tuple | list) else batch
+
+
+def _shown(loader: Iterable[Any], progress: bool) -> Iterable[Any]:
+    """The batches, with a progress bar on a terminal."""
+    if not progress or not sys.stderr.isatty():
+        return loader
+    try:
+        from rich.console import Console
+        from rich.progress import track
+    except ModuleNotFoundError:
+        return loader
+    return track(loader, "looking", console=Console(stderr=True), transient=True)
