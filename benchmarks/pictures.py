@@ -14,25 +14,15 @@ from typing import Any
 
 import matplotlib
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.choices import FAMILIES, SIDE, Choice, fitted, maps
 from benchmarks.options import RESULTS, header, positive
-from latentgnn import LatentGNN, reference
+from latentgnn import capture
 from latentgnn.files import write_json
 
 STATIC = RESULTS.parents[1] / "docs" / "static"
 COLOURS = ("#2e86ab", "#d1495b", "#edae49", "#3a7d44")
-
-
-def block_of(model: nn.Module, x: Tensor) -> tuple[LatentGNN, Tensor]:
-    """The block of a network, and what it is given for an input."""
-    seen: list[Tensor] = []
-    block = next(module for module in model.modules() if isinstance(module, LatentGNN))
-    handle = block.register_forward_hook(lambda block, inputs, output: seen.append(inputs[0]))
-    model(x)
-    handle.remove()
-    return block, seen[0]
 
 
 def object_cells(x: Tensor) -> Tensor:
@@ -113,17 +103,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = fitted(Choice(title="", gamma_init=1.0), seed=0, steps=given.steps)
     with torch.no_grad():
         x, _ = maps(1, generator=torch.Generator().manual_seed(7))
-        block, inside = block_of(model, x)
-        ((gathered, *_),) = reference.steps(block, inside.flatten(2))
-        affinity = reference.dense_affinity(block, inside)[0, 0, 0]
+        with capture(model) as seen:
+            model(x)
+    (kernel,) = seen[0].samples[0].kernels
+    (gathered,), affinity = kernel.gather, (kernel.scatter.mT @ kernel.affinity @ kernel.gather)[0]
     objects = object_cells(x[0])
     figures = affinity_figures(affinity, objects.any(0))
 
-    used = gathered[0].norm(dim=1).argsort(descending=True)[:3].tolist()
+    used = gathered.norm(dim=1).argsort(descending=True)[:3].tolist()
     firsts = [int(cells.nonzero()[0]) for cells in objects]
     pictures = given.out or STATIC
     with matplotlib.rc_context({"svg.hashsalt": "latentgnn", "svg.fonttype": "path", "font.size": 9}):
-        gather = [(f"gather: latent {latent}", gathered[0, latent], None) for latent in used]
+        gather = [(f"gather: latent {latent}", gathered[latent], None) for latent in used]
         draw("how-gather.svg", x[0], [("the map", None, None), *gather], pictures)
         rows = [(f"an object of family {i + 1}", affinity[node], node) for i, node in enumerate(firsts)]
         draw("how-rows.svg", x[0], rows, pictures)

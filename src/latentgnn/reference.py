@@ -37,12 +37,8 @@ def _ungrouped(y_ECN: Tensor, groups: int) -> Tensor:
     return y_ECN.unflatten(0, (-1, groups)).flatten(1, 2)
 
 
-def steps(layer: LatentGNN, x_BCN: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """The steps of every kernel for ``x_BCN``, (B, C, N): P, A, Q and O.
-
-    P and Q are (B * groups, D, N), A is (B * groups, D, D), O is (B, R, N). In training mode, running statistics are
-    updated.
-    """
+def _steps(layer: LatentGNN, x_BCN: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """P, A, Q (one group a batch entry) and O (B, R, N) of every kernel."""
     config = layer.config
     groups = config.num_groups
     v_ERN = F.normalize(_grouped(_project(layer.gather_reduce, x_BCN), groups), dim=1, eps=EPS)
@@ -50,7 +46,7 @@ def steps(layer: LatentGNN, x_BCN: Tensor) -> list[tuple[Tensor, Tensor, Tensor,
     if layer.scatter_reduce is not None:
         l_ERN = F.normalize(_grouped(_project(layer.scatter_reduce, x_BCN), groups), dim=1, eps=EPS)
 
-    kernels = []
+    steps = []
     for kernel in layer.kernel_list:
         p_EDN = _grouped(F.relu(_project(kernel.gather_assign, _ungrouped(v_ERN, groups), groups)), groups)
         if kernel.scatter_assign is None:
@@ -68,8 +64,8 @@ def steps(layer: LatentGNN, x_BCN: Tensor) -> list[tuple[Tensor, Tensor, Tensor,
         o_BRN = _ungrouped((a_EDD @ z_EDR).mT @ q_EDN, groups)
         if kernel.graph_conv is not None:
             o_BRN = F.relu(_project(kernel.graph_conv, o_BRN, groups))
-        kernels.append((p_EDN, a_EDD, q_EDN, o_BRN))
-    return kernels
+        steps.append((p_EDN, a_EDD, q_EDN, o_BRN))
+    return steps
 
 
 def forward(layer: LatentGNN, x: Tensor) -> Tensor:
@@ -82,7 +78,7 @@ def forward(layer: LatentGNN, x: Tensor) -> Tensor:
         True
     """
     x_BCN = x.flatten(2)
-    context_BFN = torch.cat([o_BRN for *_, o_BRN in steps(layer, x_BCN)], 1)
+    context_BFN = torch.cat([o_BRN for *_, o_BRN in _steps(layer, x_BCN)], 1)
     y_BCN = _project(layer.expand, context_BFN)
     if layer.config.residual:
         y_BCN = x_BCN + layer.gamma * y_BCN
@@ -95,7 +91,7 @@ def dense_affinity(layer: LatentGNN, x: Tensor) -> Tensor:
     Row n holds the weights with which node n takes in the values V of all nodes.
     """
     batch = x.shape[0]
-    affinities = [q_EDN.mT @ a_EDD @ p_EDN for p_EDN, a_EDD, q_EDN, _ in steps(layer, x.flatten(2))]
+    affinities = [q_EDN.mT @ a_EDD @ p_EDN for p_EDN, a_EDD, q_EDN, _ in _steps(layer, x.flatten(2))]
     return torch.stack([affinity.unflatten(0, (batch, -1)) for affinity in affinities], 1)
 
 
