@@ -24,7 +24,7 @@ _STEP = re.compile(r"[0-9]{1,18}")
 
 
 class CsvLog(Logger):
-    """``metrics.csv``: a row a logged step, a column a metric, for as long as a run goes on, resumed or not.
+    """``metrics.csv``: one row per logged step, one column per metric, for as long as a run goes on, resumed or not.
 
     Args:
         run: the folder.

@@ -20,8 +20,8 @@ _SETTINGS = ("val_fraction", "val_seed", "val_groups")
 def draw_split(names: Iterable[str], *, fraction: float, seed: int, groups: str | None = None) -> frozenset[str]:
     """Draw whole groups of images until the part for validation is as near to the fraction as the groups allow.
 
-    The order in which groups are drawn hangs on the seed and their names alone: a set that has grown keeps most of its
-    split.
+    The order in which groups are drawn depends on the seed and their names alone: a set that has grown keeps most of
+    its split.
 
     Args:
         names: file names of all images.

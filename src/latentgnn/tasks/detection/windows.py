@@ -1,6 +1,6 @@
 """Windows of an image, and masks in them: cut out of a whole image's mask, or laid into one.
 
-A mask is a COCO run-length encoding here, whose size hangs on its outline: of a mask of 10,000 x 10,000 pixels only
+A mask is a COCO run-length encoding here, whose size depends on its outline: of a mask of 10,000 x 10,000 pixels only
 the part that a window shows is ever decoded.
 """
 

@@ -110,7 +110,7 @@ class PointNetwork(nn.Module):
 
     @property
     def classifier(self) -> str:
-        """The name of the layer with a row a class."""
+        """The name of the layer with one row per class."""
         return f"head.{len(self.head) - 1}"
 
     def hierarchy(self, coordinates: Tensor, offsets: Tensor | None = None) -> Hierarchy:

@@ -1,4 +1,4 @@
-"""Scans as text: a line a point, after a line that names the columns, as CloudCompare, PDAL and spreadsheets write it.
+"""Scans as text: one line per point, after one that names the columns, as CloudCompare, PDAL and spreadsheets write it.
 
 N is a number of points.
 """

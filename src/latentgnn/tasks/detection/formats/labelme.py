@@ -1,4 +1,4 @@
-"""LabelMe: a JSON file an image, with the shapes that were drawn on it.
+"""LabelMe: one JSON file per image, with the shapes that were drawn on it.
 
 Polygons, rectangles, circles and masks are objects; shapes of one label and one ``group_id`` are parts of one object.
 A rectangle is an outline like any other where the set has other outlines, as in LabelMe's own converter to COCO. A set

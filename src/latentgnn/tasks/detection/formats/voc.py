@@ -1,4 +1,4 @@
-"""Pascal VOC: an XML file an image, with boxes; ``ImageSets/Main`` or folders say which split it is of.
+"""Pascal VOC: one XML file per image, with boxes; ``ImageSets/Main`` or folders say which split it is of.
 
 Pixels count from 1, and a box includes its last ones, as in VOC's own development kit: (xmin, ymin, xmax, ymax) covers
 xmin - 1 to xmax. Objects that are ``difficult`` become crowds: nothing learns from them, and to find them is neither

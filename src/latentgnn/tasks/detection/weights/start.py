@@ -1,4 +1,4 @@
-"""A detector starts from trained weights: what fits is taken over, the rest starts anew, and both are told."""
+"""A detector starts from trained weights: what fits is taken over, the rest starts anew, and a few lines say which."""
 
 import copy
 from collections.abc import Mapping, Sequence

@@ -1,0 +1,302 @@
+"""What the choices around a block do: latents, norm, gamma's start, learning rates, weight decay, and its place.
+
+python -m benchmarks.choices [--groups latents,norm] [--seeds 3] [--steps 300]
+
+The task is made on the fly, and needs far context: a map of 12 x 12 cells holds a key of each of four families, worth
+0 or 1, and four objects of each family, all in places drawn at random. Every object must say what its family's key is
+worth. A network of three convolutions sees three cells around an object, so that without a block it does little better
+than to guess, 0.5. In the group ``local``, a copy of the key stands in the object's own cell, and no context is needed.
+
+Prints and writes ``choices-DATE.json`` and ``.md``; groups that are measured later on the same day are added.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.options import RESULTS, header, names_of, positive
+from latentgnn import FrozenBatchNorm, LatentGNN, insert, norms
+from latentgnn.files import write_json, write_text
+from latentgnn.norms import NormFactory
+
+FAMILIES, OBJECTS, SIDE, WIDTH = 4, 4, 12, 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One training.
+
+    Args:
+        title: of its row.
+        latents: of the block; ``None`` for no block.
+        norm: of the block.
+        gamma_init: where gamma starts.
+        optimizer: with which everything is trained.
+        rate: learning rate of the network.
+        block_factor: of the rate, for the block.
+        gamma_factor: of the rate, for gamma alone.
+        decay: weight decay of the network and the block.
+        gamma_decay: weight decay of gamma; that of the rest by default.
+        after: the layers after which there are blocks, counted from 0.
+        local: the key stands in the object's cell.
+    """
+
+    title: str
+    latents: int | None = 16
+    norm: NormFactory | str = "batch_norm"
+    gamma_init: float = 0.0
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    rate: float = 4e-3
+    block_factor: float = 1.0
+    gamma_factor: float | None = None
+    decay: float = 1e-4
+    gamma_decay: float | None = None
+    after: tuple[int, ...] = (1,)
+    local: bool = False
+
+
+def _norms() -> dict[str, NormFactory | str]:
+    frozen: NormFactory = FrozenBatchNorm
+    return {
+        "batch norm (the default)": "batch_norm",
+        "frozen batch norm": frozen,
+        "group norm": norms.group_norm,
+        "layer norm": "layer_norm",
+        "none": "none",
+    }
+
+
+GROUPS: dict[str, list[Choice]] = {
+    "latents": [
+        Choice(title="no block", latents=None),
+        *(Choice(title=f"{count}", latents=count, gamma_init=1.0) for count in (1, 2, 4, 8, 16, 32, 64)),
+    ],
+    "norm": [Choice(title=title, norm=norm, gamma_init=1.0) for title, norm in _norms().items()],
+    "gamma": [Choice(title=f"gamma starts at {start:g}", gamma_init=start) for start in (0.0, 0.1, 1.0)],
+    "rate": [
+        *(
+            Choice(title=f"AdamW, the block at {factor:g} times 0.004", block_factor=factor)
+            for factor in (0.1, 1.0, 5.0)
+        ),
+        *(
+            Choice(title=f"SGD, the block at {factor:g} times 0.1", optimizer="sgd", rate=0.1, block_factor=factor)
+            for factor in (0.1, 1.0, 5.0)
+        ),
+        Choice(title="SGD, gamma alone at 10 times 0.1", optimizer="sgd", rate=0.1, gamma_factor=10.0),
+    ],
+    "decay": [
+        *(
+            Choice(title=f"AdamW, weight decay {decay:g}, {words}", decay=decay, gamma_decay=of_gamma)
+            for decay, of_gamma, words in (
+                (1e-4, None, "gamma too"),
+                (0.05, None, "gamma too"),
+                (0.05, 0.0, "gamma without"),
+                (0.5, None, "gamma too"),
+                (0.5, 0.0, "gamma without"),
+            )
+        ),
+    ],
+    "place": [
+        Choice(title="after the first convolution", after=(0,), gamma_init=1.0),
+        Choice(title="after the second", after=(1,), gamma_init=1.0),
+        Choice(title="after the third", after=(2,), gamma_init=1.0),
+        Choice(title="after all three", after=(0, 1, 2), gamma_init=1.0),
+    ],
+    "local": [
+        Choice(title="no block", latents=None, local=True),
+        Choice(title="16 latents", local=True),
+        Choice(title="16 latents, the block at 5 times the rate", block_factor=5.0, local=True),
+    ],
+}
+
+
+def maps(count: int, *, generator: torch.Generator, local: bool = False) -> tuple[Tensor, Tensor]:
+    """Maps and what is to be said of each cell, -1 where there is no object.
+
+    Args:
+        count: of maps.
+        generator: of every draw.
+        local: the key stands in the object's cell.
+
+    Returns:
+        (count, 3 * `FAMILIES`, `SIDE`, `SIDE`): for each family a channel that says "key", one that says "object" and
+        one that says what the key is worth, all with a little noise; and (count, `SIDE`, `SIDE`).
+    """
+    cells = FAMILIES * (1 + OBJECTS)
+    places = torch.rand(count, SIDE * SIDE, generator=generator).argsort(1)[:, :cells].unflatten(1, (FAMILIES, -1))
+    worth = torch.randint(2, (count, FAMILIES), generator=generator)
+    x = 0.1 * torch.randn(count, 3, FAMILIES, SIDE * SIDE, generator=generator)
+    said = torch.full((count, SIDE * SIDE), -1)
+    for family in range(FAMILIES):
+        key, objects = places[:, family, :1], places[:, family, 1:]
+        signed = (2.0 * worth[:, family] - 1)[:, None]
+        x[:, 0, family].scatter_(1, key, 1.0)
+        x[:, 1, family].scatter_(1, objects, 1.0)
+        x[:, 2, family].scatter_(1, key, signed)
+        if local:
+            x[:, 2, family].scatter_(1, objects, signed.expand(-1, OBJECTS))
+        said.scatter_(1, objects, worth[:, family, None].expand(-1, OBJECTS))
+    return x.reshape(count, 3 * FAMILIES, SIDE, SIDE), said.reshape(count, SIDE, SIDE)
+
+
+def network(choice: Choice) -> nn.Sequential:
+    """Three convolutions and a classifier of every cell, with the blocks of a choice."""
+    layers = [
+        nn.Sequential(nn.Conv2d(width, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU())
+        for width in (3 * FAMILIES, WIDTH, WIDTH)
+    ]
+    model = nn.Sequential(*layers, nn.Conv2d(WIDTH, 2, 1))
+    if choice.latents is not None:
+        places = [str(layer) for layer in choice.after]
+        insert(model, places, num_latents=choice.latents, norm=choice.norm, gamma_init=choice.gamma_init)
+    return model
+
+
+def groups_of(model: nn.Module, choice: Choice) -> list[dict[str, Any]]:
+    """The optimizer's groups: the network, the blocks without gamma, and gamma."""
+    kinds: dict[str, list[Tensor]] = {"network": [], "block": [], "gamma": []}
+    for name, parameter in model.named_parameters():
+        kinds["gamma" if name.endswith(".gamma") else "block" if ".latentgnn." in name else "network"].append(parameter)
+    of_gamma = choice.block_factor if choice.gamma_factor is None else choice.gamma_factor
+    factors = {"network": 1.0, "block": choice.block_factor, "gamma": of_gamma}
+    decays = {"gamma": choice.decay if choice.gamma_decay is None else choice.gamma_decay}
+    return [
+        {"params": members, "lr": choice.rate * factors[kind], "weight_decay": decays.get(kind, choice.decay)}
+        for kind, members in kinds.items()
+        if members
+    ]
+
+
+def fitted(choice: Choice, *, seed: int, steps: int, batch: int = 16) -> nn.Sequential:
+    """Train one network; in evaluation mode.
+
+    Args:
+        choice: how.
+        seed: of the network and the maps.
+        steps: of training; the rate falls to 0 along half a cosine.
+        batch: maps a step.
+    """
+    torch.manual_seed(seed)
+    model = network(choice)
+    groups = groups_of(model, choice)
+    optimizer: torch.optim.Optimizer = (
+        torch.optim.AdamW(groups) if choice.optimizer == "adamw" else torch.optim.SGD(groups, momentum=0.9)
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        x, said = maps(batch, generator=generator, local=choice.local)
+        loss = F.cross_entropy(model(x), said, ignore_index=-1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+def train(choice: Choice, *, seed: int, steps: int) -> dict[str, Any]:
+    """Train one network, and score it on maps that it has not seen.
+
+    Args:
+        choice: how.
+        seed: of the network and the maps.
+        steps: of training.
+
+    Returns:
+        ``accuracy`` over the objects, ``gamma`` of every block, and ``change``: how long the vector is that a block
+        adds to a cell, over the length of what it adds to, in the mean over the cells.
+    """
+    model = fitted(choice, seed=seed, steps=steps)
+    changes: list[float] = []
+
+    def measure(block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        changes.append(((output - inputs[0]).norm(dim=1) / inputs[0].norm(dim=1).clamp_min(1e-6)).mean().item())
+
+    blocks = [module for module in model.modules() if isinstance(module, LatentGNN)]
+    for block in blocks:
+        block.register_forward_hook(measure)
+    with torch.no_grad():
+        x, said = maps(256, generator=torch.Generator().manual_seed(1000 + seed), local=choice.local)
+        right = (model(x).argmax(1) == said)[said >= 0].double().mean().item()
+    return {
+        "seed": seed,
+        "accuracy": round(right, 4),
+        "gamma": [round(block.gamma.item(), 4) for block in blocks],
+        "change": [round(change, 3) for change in changes],
+    }
+
+
+def table(group: str, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """A group's means over the seeds, with the least and the largest, in Markdown."""
+    lines = [f"| {group} | accuracy | gamma | change |", "| --- | --- | --- | --- |"]
+    for title, runs in rows.items():
+        right = [run["accuracy"] for run in runs]
+        cells = [f"{statistics.mean(right):.3f} ({min(right):.3f} to {max(right):.3f})"]
+        for name in ("gamma", "change"):
+            columns = list(zip(*(run[name] for run in runs), strict=True))
+            cells.append(", ".join(f"{statistics.mean(map(abs, column)):.2f}" for column in columns))
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def measure(groups: Iterable[str], *, seeds: Sequence[int], steps: int) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Every training of some groups: of each group, the runs of each row."""
+    return {
+        group: {choice.title: [train(choice, seed=seed, steps=steps) for seed in seeds] for choice in GROUPS[group]}
+        for group in groups
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, and write the result files.
+
+    Args:
+        argv: the arguments; ``None`` takes the process's.
+
+    Returns:
+        The exit code.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.choices", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "--groups", type=lambda text: names_of(GROUPS, text), default=list(GROUPS), metavar="NAME,NAME", help="(all)"
+    )
+    parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="how many (3)")
+    parser.add_argument("--steps", type=positive, default=300, metavar="N", help="of each training (300)")
+    parser.add_argument("--threads", type=positive, default=1, metavar="N", help="of torch (1)")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
+    given = parser.parse_args(argv)
+    torch.set_num_threads(given.threads)
+    head = header("benchmarks.choices", argv, device="cpu", dtype="float32", threads=given.threads)
+    path = given.out / f"choices-{head['date'][:10]}.json"
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for group in given.groups:
+        begin = time.perf_counter()
+        rows = measure([group], seeds=range(given.seeds), steps=given.steps)[group]
+        report[group] = {**head, "steps": given.steps, "seconds": round(time.perf_counter() - begin), "rows": rows}
+        print(f"{table(group, rows)}\n", flush=True)
+        write_json(path, report)
+    parts = [
+        f"{table(group, part['rows'])}\n\n```json\n"
+        + json.dumps({name: value for name, value in part.items() if name != "rows"}, indent=2)
+        + "\n```"
+        for group, part in report.items()
+    ]
+    write_text(path.with_suffix(".md"), "# What the choices around a block do\n\n" + "\n\n".join(parts) + "\n")
+    print(f"written to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
