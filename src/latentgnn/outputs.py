@@ -146,14 +146,15 @@ class Results:
     ) -> None:
         if error is None:
             self._work.remove()
-        if self._list is None:
-            if self._made:
-                with suppress(OSError):
-                    self.folder.rmdir()
+        if self._list is not None:
+            self._list.close()
+        elif self._made:
+            with suppress(OSError):
+                self.folder.rmdir()
+        if self._list is None and not self._work.begun:
             return
-        self._list.close()
         kept = f"what was written before is kept in {self.folder}"
-        if self._work.path.exists():
+        if self._work.begun:
             kept += "; the same command goes on where this one was"
         if isinstance(error, KeyboardInterrupt):
             raise UserError(f"interrupted; {kept}") from error
@@ -176,9 +177,8 @@ class Results:
 
     def unfinished(self) -> Path:
         """A folder for unfinished work, as the same command has left it; it is removed when the results are whole."""
-        if self._list is None:
-            self._begin()
-        self._work.begin()
+        if not self._work.begun:
+            self._work.begin()
         return self._work.path
 
     def place(self, name: Path | str) -> Path:
@@ -212,7 +212,7 @@ class Results:
         return JsonList(partial, self.place(name))
 
     def _begin(self) -> None:
-        if not self._work.goes_on:
+        if not self._work.begun:
             self._work.remove()
         for path in self._old:
             path.unlink(missing_ok=True)

@@ -50,10 +50,9 @@ class Need(NamedTuple):
     disk: int
 
     def __str__(self) -> str:
-        tiles = "1 tile" if self.tiles == 1 else f"{self.tiles:,} tiles"
         return (
-            f"{tiles} of up to {self.points:,} points with their surroundings: {self.memory / 1e9:.1f} GB of memory at "
-            f"most, besides the network's, and {self.disk / 1e9:.1f} GB of disk until it is done"
+            f"memory: {self.memory / 1e9:.1f} GB for the largest of {self.tiles:,} tiles ({self.points:,} points with "
+            f"those around it), besides the network's; disk: {self.disk / 1e9:.1f} GB until it is done"
         )
 
 
