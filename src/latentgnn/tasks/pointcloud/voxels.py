@@ -153,8 +153,8 @@ def height_above_ground(points: Floats, radius: float, *, low: Floats | None = N
     edge = radius / 4
     corner = (points.min(axis=0) if low is None else low)[:2]
     cell = np.floor((points[:, :2] - corner) / edge).astype(np.int64)
-    cells, inverse = np.unique(cell, axis=0, return_inverse=True)
-    inverse = inverse.reshape(-1)
+    _, index, inverse = np.unique(_keys(cell), return_index=True, return_inverse=True)
+    cells, inverse = cell[index], inverse.reshape(-1)
     lowest = np.full(len(cells), np.inf)
     np.minimum.at(lowest, inverse, points[:, 2])
     pairs = cKDTree(cells.astype(np.float64)).query_pairs(4.0, output_type="ndarray")
@@ -219,7 +219,7 @@ def _keys(cell: Indices) -> Indices:
     spans = [int(span) + 1 for span in cell.max(axis=0)]
     key: Indices = cell[:, 0]
     total = spans[0]
-    for axis in (1, 2):
+    for axis in range(1, cell.shape[1]):
         if total * spans[axis] >= 2**62:
             # A far outlier makes the grid huge, but no more keys are in use than there are points.
             key = np.unique(key, return_inverse=True)[1].reshape(-1)
