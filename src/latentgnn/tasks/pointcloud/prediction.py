@@ -116,7 +116,7 @@ def predict_files(
         if tiles is not None:
             stack.enter_context(sole_use(results.unfinished()))
         for index, path in enumerate(paths):
-            if results.has(targets[index]):
+            if results.has(targets[index]) and (not pictures or results.has(drawn[index])):
                 assert tiles is not None
                 tiles.say(f"{path}: done before, in {out / targets[index]}")
                 continue
@@ -126,16 +126,16 @@ def predict_files(
                 else:
                     folder = results.unfinished() / str(index)
                     found = _in_tiles(model, path, config, ids, votes, tiles, folder)
+                if not results.has(targets[index]):
+                    write_classes(results.place(targets[index]), found.classes, source=path)
+                done.append(Predicted(path, out / targets[index], found.counts))
+                if on_scan is not None:
+                    on_scan(done[-1])
                 if pictures and not results.has(drawn[index]):
                     labels = _labels(found.classes[found.drawn], ids)
                     results.write(drawn[index], draw_scan(found.points, scans.class_names, predicted=labels))
-                target = results.place(targets[index])
-                write_classes(target, found.classes, source=path)
-                done.append(Predicted(path, target, found.counts))
                 if tiles is not None:
                     shutil.rmtree(folder)
-                if on_scan is not None:
-                    on_scan(done[-1])
     raise_faults(faults, inputs=len(paths), kind="scan", out=out)
     return done
 
