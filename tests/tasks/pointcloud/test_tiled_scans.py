@@ -273,6 +273,12 @@ def test_a_disk_that_is_too_small_is_told_before_the_work(model, path, tmp_path,
         predict_files(model, [path], config=_config(), out=disk / "out", tiles=Tiles(side=5.0))
 
 
+def test_a_scan_that_memory_cannot_hold_is_refused(model, path, tmp_path, monkeypatch):
+    monkeypatch.setattr("latentgnn.tasks.pointcloud.prediction.memory_bytes", lambda: 100_000)
+    with pytest.raises(UserError, match=r"its 1,500 points take about 0 GB .* this machine has 0 GB: .* --tiles 200"):
+        predict_files(model, [path], config=_config(), out=tmp_path / "out")
+
+
 def test_a_far_outlier_costs_nothing(model, tmp_path):
     raw = _raw(400)
     points = np.concatenate([raw.points, MIDDLE[None] + [5e7, -7e7, 0]])

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
+from latentgnn.machine import memory_bytes
 from latentgnn.outputs import Results
 from latentgnn.tasks.inputs import expand_inputs, noted, raise_faults, result_names
 from latentgnn.tasks.pointcloud.config import DataConfig
@@ -21,7 +22,7 @@ from latentgnn.tasks.pointcloud.datasets import ScanSet
 from latentgnn.tasks.pointcloud.las import CHUNK
 from latentgnn.tasks.pointcloud.model import PointNetwork
 from latentgnn.tasks.pointcloud.pictures import draw_scan, drawn_points
-from latentgnn.tasks.pointcloud.scans import SUFFIXES, Scan, coordinate_fault, write_classes
+from latentgnn.tasks.pointcloud.scans import SUFFIXES, Scan, coordinate_fault, scan_chunks, write_classes
 from latentgnn.tasks.pointcloud.tiles import predict_in_tiles
 from latentgnn.tasks.pointcloud.voting import predict_scan
 from latentgnn.training.locks import sole_use
@@ -43,6 +44,10 @@ class Tiles:
     side: float
     on_points: Callable[[Path, str, int, int], None] = lambda path, doing, done, total: None
     say: Callable[[str], None] = lambda line: None
+
+
+# Bytes a point of a scan that is read whole, with few features and classes (benchmarks/results/large-scans-*).
+_BYTES_WHOLE = 150
 
 
 class Predicted(NamedTuple):
@@ -122,6 +127,7 @@ def predict_files(
                 continue
             with noted(faults, path):
                 if tiles is None:
+                    _check_memory(path)
                     found = _whole(model, _sound(scans.scan(index), path), config, ids, votes)
                 else:
                     folder = results.unfinished() / str(index)
@@ -205,6 +211,18 @@ def _task(
         "votes": votes,
         "pictures": pictures,
     }
+
+
+def _check_memory(path: Path) -> None:
+    """Refuse a scan that memory cannot hold: the system would end the process, and say nothing."""
+    if path.suffix.lower() not in (".las", ".laz"):
+        return
+    number, there = scan_chunks(path, CHUNK).number, memory_bytes()
+    if there is not None and (needed := number * _BYTES_WHOLE) > there:
+        raise UserError(
+            f"{path}: its {number:,} points take about {needed / 1e9:.0f} GB when they are read whole, and this "
+            f"machine has {there / 1e9:.0f} GB: read it by tiles, such as --tiles 200 (metres)"
+        )
 
 
 def _sound(scan: Scan, path: Path) -> Scan:
