@@ -30,6 +30,9 @@ from latentgnn.training.locks import sole_use
 # What is not written in the format that it was read in.
 _WRITTEN_AS = {".las": ".laz", ".bin": ".label"}
 
+# Bytes a point of a scan that is read whole, with few features and classes (benchmarks/results/large-scans-*).
+_BYTES_WHOLE = 150
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tiles:
@@ -44,10 +47,6 @@ class Tiles:
     side: float
     on_points: Callable[[Path, str, int, int], None] = lambda path, doing, done, total: None
     say: Callable[[str], None] = lambda line: None
-
-
-# Bytes a point of a scan that is read whole, with few features and classes (benchmarks/results/large-scans-*).
-_BYTES_WHOLE = 150
 
 
 class Predicted(NamedTuple):
@@ -140,6 +139,8 @@ def predict_files(
                 if pictures and not results.has(drawn[index]):
                     labels = _labels(found.classes[found.drawn], ids)
                     results.write(drawn[index], draw_scan(found.points, scans.class_names, predicted=labels))
+                # Some systems do not remove a file that is mapped.
+                del found
                 if tiles is not None:
                     shutil.rmtree(folder)
     raise_faults(faults, inputs=len(paths), kind="scan", out=out)
