@@ -2,14 +2,14 @@
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress, track
+from rich.progress import track
 from torch import nn
 
 from latentgnn.configuration.settings import plain_data
@@ -49,6 +49,7 @@ from latentgnn.tasks.explaining import explain as explain_inputs
 from latentgnn.tasks.exporting import Exporting, Format
 from latentgnn.tasks.exporting import export as exported
 from latentgnn.tasks.inputs import result_names
+from latentgnn.tasks.progress import file_bar
 from latentgnn.tasks.saving import shared_record
 from latentgnn.training import commands
 from latentgnn.training.card import Subject, model_card
@@ -178,14 +179,14 @@ def predict(
     }
     with commands.precision_of(config.training, device):
         if are_videos:
-            with _shown() as update:
+            with file_bar() as update:
                 objects, frames = predict_videos(
                     model, paths, **options, on_frame=lambda path, *progress: update(path.name, *progress)
                 )
             looked_at = f"{frames} frames of {len(paths)} videos"
         elif tiling is not None:
             print(memory_of_prediction(model, paths, tiling, config, device=device, pictures=pictures))
-            with _shown() as update:
+            with file_bar() as update:
                 objects = predict_paths(
                     model, paths, **options, on_tile=lambda path, *progress: update(path.name, *progress)
                 )
@@ -513,24 +514,6 @@ def _detect(
             found.add(new)
             records += new
     return records
-
-
-@contextmanager
-def _shown() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar in a terminal, over the parts of one file after the other: its name, the parts done, and all."""
-    with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
-        bar = progress.add_task("predict", total=None)
-        shown = ""
-
-        def update(name: str, number: int, total: int) -> None:
-            nonlocal shown
-            if name != shown:
-                # Or the time left would be reckoned from the file before.
-                progress.reset(bar, description=name, total=total)
-                shown = name
-            progress.update(bar, completed=number)
-
-        yield update
 
 
 def _files_of(annotations: CocoAnnotations) -> list[Path]:
