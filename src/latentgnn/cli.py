@@ -16,8 +16,8 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass, replace
 from functools import reduce
 from importlib.metadata import version
 from itertools import pairwise
@@ -30,7 +30,7 @@ from latentgnn.configuration.recipes import list_recipes, load_recipe, read_reci
 from latentgnn.configuration.settings import Option, describe, nearest, options, parse_config, plain_data, renamed
 from latentgnn.errors import UserError, require, system_error, told
 from latentgnn.outputs import say_next
-from latentgnn.training.runs import RunFolder
+from latentgnn.training.runs import RunFolder, is_first_process
 
 DEFAULT_RECIPE = "context"
 
@@ -139,7 +139,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A file's name may hold what the terminal's encoding does not; as in errors, it is shown in escapes.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return _guarded(list(sys.argv[1:] if argv is None else argv))
+        with ExitStack() as stack:
+            if not is_first_process():
+                # What a command tells, one of its processes tells.
+                stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            return _guarded(list(sys.argv[1:] if argv is None else argv))
     finally:
         _end_output()
 
@@ -394,6 +398,10 @@ def _configuration_of_model(source: Path, overrides: Overrides) -> tuple[Task, A
 def _configuration_in_use(source: Path, overrides: Overrides) -> tuple[Task, Any]:
     """`_configuration_of_model`, where a model is used as it was trained: what belongs to it or its run is refused."""
     task, config = _configuration_of_model(source, overrides)
+    given = dict(overrides)
+    # On how many processes a run was trained says nothing of those that use it.
+    alone = {name: to for name, to in (("devices", "auto"), ("machines", 1)) if f"training.{name}" not in given}
+    config = replace(config, training=replace(config.training, **alone))
     if not overrides:
         return task, config
     _, trained = _configuration_of_model(source, [])
@@ -459,7 +467,7 @@ def _output(*, as_json: bool) -> Iterator[Callable[[Callable[[], Any]], None]]:
     Gives a function that takes the document, as a function that makes it.
     """
     documents: list[Callable[[], Any]] = []
-    if not as_json:
+    if not as_json or not is_first_process():
         yield documents.append
         return
     with redirect_stdout(sys.stderr):

@@ -12,7 +12,7 @@ from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
 from latentgnn.training.checkpoints import Checkpoint
 from latentgnn.training.config import TrainingConfig
-from latentgnn.training.course import check_resumable, course_of
+from latentgnn.training.course import batch_told, changed_parts, check_resumable, course_of
 from latentgnn.training.devices import launch, make_fabric, quiet
 from latentgnn.training.faults import faults_told
 from latentgnn.training.lifeline import Lifeline
@@ -86,6 +86,12 @@ def fit(
                 metrics: dict[str, float] = finished["metrics"]
                 return metrics
             progress.say(f"continuing after step {checkpoint.step} of {config.steps}")
+            if (change := changed_parts(checkpoint, course)) is not None:
+                progress.say(change)
+        for line in batch_told(config, processes=fabric.world_size):
+            progress.say(line)
+        if fabric.world_size > 1:
+            progress.say(f"waiting for all {fabric.world_size} processes")
         disconnect = launch(fabric, config)
         with _connected(fabric, run, progress) as lifeline:
             written = Written(results=write_results, pictures=pictures, titles=titles)
@@ -207,8 +213,9 @@ def _training_loader(
         world=fabric.world_size,
         rank=fabric.global_rank,
         seed=config.seed,
-        start=first_step * config.accumulate,
-        stop=config.steps * config.accumulate,
+        parts=config.accumulate,
+        start=first_step,
+        stop=config.steps,
     )
     return _loader(task.training_set, task, config, fabric, batch_sampler=stream)
 

@@ -16,6 +16,7 @@ from latentgnn.training.checkpoints import Checkpoint, check_finite
 from latentgnn.training.config import TrainingConfig
 from latentgnn.training.optimization import blocks_of, build_optimizer
 from latentgnn.training.randomness import seed_generators
+from latentgnn.training.sampling import place_in_step
 from latentgnn.training.schedule import rate_factor
 from latentgnn.training.task import TrainingTask
 
@@ -80,7 +81,9 @@ class OptimizerSteps:
         self._optimizer.zero_grad()
         for part in range(self._config.accumulate):
             batch = self._fabric.to_device(next(batches))
-            seed_generators(self._config.seed, self.done, part, self._fabric.global_rank)
+            place = place_in_step(part, world=self._fabric.world_size, rank=self._fabric.global_rank)
+            # The last word is the rank that it was before two processes could go on with what one had begun.
+            seed_generators(self._config.seed, self.done, place, 0)
             with self._fabric.no_backward_sync(self._forward, enabled=part < self._config.accumulate - 1):
                 losses: Losses = self._forward(partial(self._task.losses, batch))
                 self._check_and_note(losses, batch)

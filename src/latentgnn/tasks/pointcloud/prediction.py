@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from latentgnn.errors import UserError
 from latentgnn.outputs import Results
-from latentgnn.tasks.inputs import expand_inputs, noted, raise_faults, result_names
+from latentgnn.tasks.inputs import expand_inputs, in_their_order, noted, raise_faults, result_names
 from latentgnn.tasks.pointcloud.config import DataConfig
 from latentgnn.tasks.pointcloud.datasets import ScanSet
 from latentgnn.tasks.pointcloud.model import PointNetwork
@@ -19,6 +19,7 @@ from latentgnn.tasks.pointcloud.neighbors import Hierarchy, Level, build_hierarc
 from latentgnn.tasks.pointcloud.pictures import draw_scan
 from latentgnn.tasks.pointcloud.scans import SUFFIXES, Scan, coordinate_fault, write_classes
 from latentgnn.tasks.pointcloud.voxels import crops, recentre, voxelize
+from latentgnn.training.processes import Processes
 
 T = TypeVar("T")
 
@@ -94,6 +95,7 @@ def predict_files(
     votes: int = 1,
     pictures: bool = True,
     on_scan: Callable[[Predicted], None] | None = None,
+    processes: Processes | None = None,
 ) -> list[Predicted]:
     """Predict scan files one after the other, and write each again with the predicted classes.
 
@@ -110,7 +112,11 @@ def predict_files(
         overwrite: replace the results of an earlier command in ``out``.
         votes: see `predict_scan`.
         pictures: draw each scan.
-        on_scan: called after each scan.
+        on_scan: called after each scan, in the first process.
+        processes: share the scans, and each writes its own.
+
+    Returns:
+        What was predicted, in the first process of all files.
 
     Raises:
         UserError: files could not be read or written, and it lists them; or ``out`` is not for results (see
@@ -124,21 +130,39 @@ def predict_files(
     drawn = [Path("pictures") / f"{name}.png" for name in results_of]
     scans = ScanSet.of_files(paths, config)
     class_ids = np.array(scans.class_ids, np.int64)
+    processes = processes or Processes()
     done: list[Predicted] = []
-    faults: list[str] = []
-    with Results(out, [*targets, *(drawn if pictures else ())], reads=paths, overwrite=overwrite) as results:
-        for index, path in enumerate(paths):
-            with noted(faults, path):
+    faults: dict[int, list[str]] = {}
+
+    def predicted_by_scan(results: Results) -> Iterator[Predicted | None]:
+        for index in processes.mine(len(paths)):
+            path, predicted, told = paths[index], None, faults.setdefault(index, [])
+            with noted(told, path):
                 scan = _sound(scans.scan(index), path)
                 labels = predict_scan(model, scan.points, scan.features, config, votes=votes).argmax(axis=1)
                 target = results.place(targets[index])
                 write_classes(target, class_ids[labels], source=path)
-                done.append(Predicted(path, target, np.bincount(labels, minlength=scans.num_classes)))
-                if on_scan is not None:
-                    on_scan(done[-1])
-                if pictures:
+                predicted = Predicted(path, target, np.bincount(labels, minlength=scans.num_classes))
+            # Told before the picture, which may fail.
+            yield predicted
+            if predicted is not None and pictures:
+                with noted(told, path):
                     results.write(drawn[index], draw_scan(scan.points, scans.class_names, predicted=labels))
-    raise_faults(faults, inputs=len(paths), kind="scan", out=out)
+
+    names = [*targets, *(drawn if pictures else ())]
+    with Results(out, names, reads=paths, overwrite=overwrite, first=processes.is_first) as results:
+        if processes.is_first:
+            others = processes.others(len(paths))
+            results.announce(of[index] for index in others for of in ((targets, drawn) if pictures else (targets,)))
+        processes.wait()
+        for predicted in processes.in_order(predicted_by_scan(results), len(paths)):
+            if predicted is not None:
+                done.append(predicted)
+                if on_scan is not None:
+                    on_scan(predicted)
+    listed = in_their_order(processes.gathered(faults))
+    processes.done()
+    raise_faults(listed, inputs=len(paths), kind="scan", out=out)
     return done
 
 
