@@ -106,6 +106,10 @@ class TrainingConfig:
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         clip_norm: largest norm of the gradient; ``null`` does not clip.
         channels_last: keep convolution weights and images channels-last, which most hardware prefers.
+        activation_checkpointing: compute the inside of the backbone's blocks again in the backward pass instead of
+            holding it: less memory, about a third more time, the same gradients.
+        strategy: with several processes, what each of them holds: ``ddp`` the whole model, ``fsdp`` a part of the
+            parameters, gradients and optimizer state (FSDP2).
         accelerator: ``auto``, ``cpu``, ``gpu``, ``mps``.
         devices: devices a machine, each with a process of its own; ``auto`` takes all, or those that torchrun or Slurm
             started processes for.
@@ -130,6 +134,8 @@ class TrainingConfig:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     clip_norm: float | None = None
     channels_last: bool = False
+    activation_checkpointing: bool = False
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     accelerator: str = "auto"
     devices: int | Literal["auto"] = "auto"
     machines: int = 1
@@ -170,6 +176,12 @@ class TrainingConfig:
                 "checkpoint_every": (1 <= self.checkpoint_every <= _MANY, many),
             },
         )
+        if self.strategy == "fsdp" and self.channels_last:
+            raise UserError("strategy fsdp keeps no weights channels-last: take channels_last false, or strategy ddp")
+        if self.strategy == "fsdp" and self.precision == "16-mixed":
+            raise UserError(
+                "strategy fsdp does not scale losses, as 16-mixed needs it: take precision bf16-mixed, or strategy ddp"
+            )
         if self.schedule.name == "cosine" and self.schedule.warmup_steps >= self.steps:
             raise UserError(
                 f"schedule.warmup_steps: expected fewer than all {self.steps} steps, for the rest is the cosine; "

@@ -15,6 +15,7 @@ from latentgnn.training.task import TrainingTask
 _FREE = (
     "accelerator",
     "accumulate",
+    "activation_checkpointing",
     "checkpoint_every",
     "devices",
     "log_every",
@@ -23,6 +24,7 @@ _FREE = (
     "monitor",
     "on_changed_data",
     "optimizer.reference_batch",
+    "strategy",
     "validate_every",
     "workers",
 )
@@ -100,9 +102,9 @@ def batch_told(config: TrainingConfig, *, processes: int) -> list[str]:
 def changed_parts(checkpoint: Checkpoint, course: Mapping[str, Any]) -> str | None:
     """What a run that goes on with a batch cut into another number of parts is told; ``None`` where it is cut alike."""
     names = ("processes", "training.accumulate")
-    before, parts_before = (int(checkpoint.course.get(name, 1)) for name in names)
-    processes, parts = (int(course[name]) for name in names)
-    if (before, parts_before) == (processes, parts):
+    before, parts_before = (checkpoint.course.get(name) for name in names)
+    processes, parts = (course[name] for name in names)
+    if (before, parts_before) == (processes, parts) or not (isinstance(before, int) and isinstance(parts_before, int)):
         return None
     told = (
         f"going on with {_counted(processes, 'process', 'processes')} x {_counted(parts, 'part', 'parts')} of the "

@@ -59,7 +59,7 @@ def started() -> Started | None:
 
 
 def make_fabric(
-    config: TrainingConfig, loggers: list[Logger], *, several: Callable[[], str | Strategy] | None = None
+    config: TrainingConfig, loggers: list[Logger], *, several: Callable[[int], str | Strategy] | None = None
 ) -> Fabric:
     """Fabric for a run, before `launch`; it knows by then how many processes there will be.
 
@@ -68,7 +68,7 @@ def make_fabric(
     Args:
         config: the run.
         loggers: for figures.
-        several: makes the strategy for several processes; without it, each holds a copy of the model.
+        several: makes the strategy for so many processes, more than one; without it, each holds a copy of the model.
 
     Raises:
         UserError: this machine has no such devices, or a launcher has started other numbers of processes.
@@ -90,7 +90,7 @@ def make_fabric(
         if fabric.world_size == 1:
             return fabric
         # Some heads of a model may get no input in one process's batch and some in another's.
-        return make("ddp_find_unused_parameters_true" if several is None else several())
+        return make("ddp_find_unused_parameters_true" if several is None else several(fabric.world_size))
 
 
 def launch(fabric: Fabric, config: TrainingConfig) -> Callable[[], None]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from lightning.fabric import Fabric
@@ -15,6 +16,7 @@ from latentgnn.training.config import TrainingConfig
 from latentgnn.training.course import batch_told, changed_parts, check_resumable, course_of
 from latentgnn.training.devices import launch, make_fabric, quiet
 from latentgnn.training.faults import faults_told
+from latentgnn.training.large_models import sharding_strategy
 from latentgnn.training.lifeline import Lifeline
 from latentgnn.training.loading import batches, make_loader
 from latentgnn.training.loggers import Pictures, finish, make_loggers
@@ -72,7 +74,9 @@ def fit(
     progress = Progress(run, steps=config.steps)
     with quiet():
         checkpoint = start_of(run, resume=resume)
-        fabric = make_fabric(config, make_loggers(config, run, first_step=checkpoint.step if checkpoint else 0))
+        loggers = make_loggers(config, run, first_step=checkpoint.step if checkpoint else 0)
+        sharded = partial(sharding_strategy, task.model, task.units()) if config.strategy == "fsdp" else None
+        fabric = make_fabric(config, loggers, several=sharded)
         per_device = _per_device(config, fabric.world_size)
         course = course_of(config, run, processes=fabric.world_size)
         if checkpoint is not None:

@@ -10,6 +10,7 @@ from lightning.fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader
 
+from latentgnn.training.large_models import whole
 from latentgnn.training.loading import batches
 from latentgnn.training.task import TrainingTask
 
@@ -47,7 +48,8 @@ def validate(
         The metrics, or ``None`` where ``stopped`` said so.
     """
     results: list[Any] = []
-    with evaluating(task.model), torch.no_grad(), fabric.autocast(), batches(loader) as loaded:
+    # The processes have unequal shares.
+    with evaluating(task.model), whole(task.model), torch.no_grad(), fabric.autocast(), batches(loader) as loaded:
         for number, batch in enumerate(loaded, start=1):
             results.extend(task.predict(fabric.to_device(batch)))
             after_batch(number)
