@@ -1,4 +1,5 @@
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -69,10 +70,10 @@ def test_one_process_with_a_non_finite_loss_stops_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mode", "gone", "code"),
     [
-        ("kill other", "process 1 of 2 (counted from 0) is gone", 1),
-        pytest.param("kill first", "process 0 of 2 (counted from 0) is gone", -9, marks=pytest.mark.slow),
+        ("kill other", f"process 1 of 2 (counted from 0), on {socket.gethostname()}, is gone", 1),
+        pytest.param("kill first", f"process 0 of 2 (counted from 0), on {socket.gethostname()}, is gone", -9, marks=pytest.mark.slow),
         # The first is where nothing tells it, and is ended.
-        ("busy", "process 1 of 2 (counted from 0) is gone", 1),
+        ("busy", f"process 1 of 2 (counted from 0), on {socket.gethostname()}, is gone", 1),
     ],
 )
 def test_the_other_process_ends_with_one_that_is_killed(

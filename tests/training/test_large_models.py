@@ -30,7 +30,7 @@ def test_units_are_what_a_network_repeats() -> None:
         assert kinds(mobilenet_v3_small())["InvertedResidual"] == 11
         points = PointNetwork(2, 3, widths=(8, 16), depths=(2, 1), grids=(1.0,), neighbors=4)
         assert kinds(points) == {"Stage": 2, "FeaturePropagation": 1}
-    backbone = dict(backbone="timm/test_resnet", weights_backbone=None, blocks={"C4": 4}, fpn_channels=16)
+    backbone = {"backbone": "timm/test_resnet", "weights_backbone": None, "blocks": {"C4": 4}, "fpn_channels": 16}
     body = build_detector(ModelConfig(**backbone), 2).backbone.body
     assert units(body)
     assert not [unit for unit in units(body) for inner in unit.modules() if isinstance(inner, LatentGNN)]

@@ -48,6 +48,10 @@ def validate(
         The metrics, or ``None`` where ``stopped`` said so.
     """
     results: list[Any] = []
+    if fabric.world_size > 1:
+        # Each process has seen other batches; a checkpoint has the first one's running statistics.
+        for buffer in task.model.buffers():
+            torch.distributed.broadcast(buffer, src=0)
     # The processes have unequal shares.
     with evaluating(task.model), whole(task.model), torch.no_grad(), fabric.autocast(), batches(loader) as loaded:
         for number, batch in enumerate(loaded, start=1):
