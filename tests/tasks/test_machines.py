@@ -3,9 +3,12 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +20,11 @@ from tests.faults.jobs import STEPS, Job, make_job
 
 PROGRAM = Path(__file__).with_name("machines_program.py")
 TASKS = ("detection", "pointcloud")
+# One of the tasks with the settings for large models.
+HELD = {
+    "detection": (),
+    "pointcloud": ("--training.strategy", "fsdp", "--training.activation_checkpointing", "true"),
+}
 LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "LATENTGNN_RUN")
 
 
@@ -75,7 +83,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Both]:
         user = tmp_path_factory.mktemp(f"{task}-user")
         job = make_job(task, user)
         found[task] = Both(job, tmp_path_factory.mktemp(task), inputs_of(job, user / "inputs"), ("", ""))
-        argvs += commands(job, found[task].folder, found[task].inputs, "--training.machines", "2")
+        argvs += commands(job, found[task].folder, found[task].inputs, "--training.machines", "2", *HELD[task])
     port = str(free_port())
     started = [
         subprocess.Popen(
@@ -143,3 +151,116 @@ def test_two_machines_find_what_one_finds(
             assert (one / file).read_bytes() == (two / file).read_bytes(), file
     assert f"1 of 5 {'image' if task == 'detection' else 'scan'}s failed" in both[task].told[0]
     assert "of 5" not in both[task].told[1]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_machine_has_to_know_the_others(task: str, both: dict[str, Both], capsys: pytest.CaptureFixture[str]) -> None:
+    argv = both[task].job.begin(both[task].folder / "alone")
+    assert main([*argv, "--training.machines", "2"]) == 1
+    told = capsys.readouterr().err
+    assert "MASTER_ADDR, MASTER_PORT, NODE_RANK is not in the environment" in told
+    assert "torchrun" in told
+
+
+def torchrun(node: int, port: str, argv: list[str], told: Path) -> subprocess.Popen[bytes]:
+    place = ["--nnodes", "2", "--node-rank", str(node), "--nproc-per-node", "1"]
+    where = ["--master-addr", "127.0.0.1", "--master-port", port]
+    with told.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *place, *where, "-m", "latentgnn", *argv],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment(),
+            start_new_session=True,
+        )
+
+
+def end(launcher: subprocess.Popen[bytes]) -> None:
+    """A machine that loses its power: the launcher and what it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(launcher.pid, signal.SIGKILL)
+    for process in Path("/proc").glob("[0-9]*"):
+        # Workers are in sessions of their own.
+        with suppress(OSError, ValueError, IndexError):
+            if int((process / "stat").read_text().rpartition(")")[2].split()[1]) == launcher.pid:
+                os.kill(int(process.name), signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("gone", [0, 1])
+def test_torchrun_on_two_machines_one_of_which_is_lost(task: str, gone: int, tmp_path: Path) -> None:
+    """The other ends within a minute and names it, and the run goes on on one."""
+    (tmp_path / "user").mkdir()
+    job, run, port = make_job(task, tmp_path / "user"), tmp_path / "run", str(free_port())
+    argv = [*job.begin(run), "--training.steps", "2000", "--training.validate_every", "null"]
+    told = [tmp_path / f"told{node}" for node in (0, 1)]
+    launchers = [torchrun(node, port, argv, told[node]) for node in (0, 1)]
+    try:
+        deadline = time.monotonic() + 120
+        while not (run / "checkpoints" / "last.ckpt").exists():
+            assert time.monotonic() < deadline, [path.read_text() for path in told]
+            time.sleep(0.1)
+        # First the process that works, for its launcher would end it too.
+        worker = int(subprocess.check_output(["pgrep", "-P", str(launchers[gone].pid)]).split()[0])
+        os.kill(launchers[gone].pid, signal.SIGSTOP)
+        os.kill(worker, signal.SIGKILL)
+        launchers[gone].kill()
+        assert launchers[1 - gone].wait(timeout=60) == 1
+    finally:
+        for launcher in launchers:
+            end(launcher)
+            launcher.wait()
+    other = told[1 - gone].read_text()
+    assert f"process {gone} of 2 (counted from 0), on {socket.gethostname()}, is gone" in other
+    assert "last.ckpt is kept" in other
+    # Two parts in one process: the same course. As many steps remain as a test has time for.
+    step = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["latentgnn"]["step"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "latentgnn", *job.resume(run), "--training.accumulate", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(),
+    )
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith(f"step {step + 2}/"):
+            process.terminate()
+    assert process.wait(timeout=60) == 1
+    shown = "".join(lines)
+    assert "going on with 1 process x 2 parts of the batch, after 2 x 1" in shown
+    assert "stopped by SIGTERM" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_torchrun_shares_files_too(task: str, tmp_path: Path) -> None:
+    """As it is started by hand; a setting that says otherwise is refused."""
+    (tmp_path / "user").mkdir()
+    job = make_job(task, tmp_path / "user")
+    assert main(job.begin(tmp_path / "run")) == 0
+    inputs = inputs_of(job, tmp_path / "inputs")
+    use = ["predict", str(tmp_path / "run"), str(inputs), "--out"]
+    assert main([*use, str(tmp_path / "one")]) == 1
+    told = [tmp_path / f"told{node}" for node in (0, 1)]
+    port = str(free_port())
+    launchers = [torchrun(node, port, [*use, str(tmp_path / "two")], told[node]) for node in (0, 1)]
+    codes = [launcher.wait(timeout=120) for launcher in launchers]
+    assert codes[0] == 1, [path.read_text() for path in told]
+    for file in (
+        path for path in (tmp_path / "one").rglob("*") if path.is_file() and path.name != ".latentgnn-results"
+    ):
+        assert file.read_bytes() == (tmp_path / "two" / file.relative_to(tmp_path / "one")).read_bytes()
+    refused = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "latentgnn"]
+        + ["evaluate", str(tmp_path / "run"), "--training.devices", "3"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=120,
+    )
+    assert "training.devices is 3, but torchrun started 2 processes on each of 1 machines" in refused.stderr

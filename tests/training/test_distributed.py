@@ -71,7 +71,12 @@ def test_one_process_with_a_non_finite_loss_stops_all(tmp_path: Path) -> None:
     ("mode", "gone", "code"),
     [
         ("kill other", f"process 1 of 2 (counted from 0), on {socket.gethostname()}, is gone", 1),
-        pytest.param("kill first", f"process 0 of 2 (counted from 0), on {socket.gethostname()}, is gone", -9, marks=pytest.mark.slow),
+        pytest.param(
+            "kill first",
+            f"process 0 of 2 (counted from 0), on {socket.gethostname()}, is gone",
+            -9,
+            marks=pytest.mark.slow,
+        ),
         # The first is where nothing tells it, and is ended.
         ("busy", f"process 1 of 2 (counted from 0), on {socket.gethostname()}, is gone", 1),
     ],

@@ -1,6 +1,7 @@
 """Devices, precision and processes of a run, by Lightning Fabric."""
 
 import atexit
+import gc
 import logging
 import os
 import subprocess
@@ -115,6 +116,10 @@ def launch(fabric: Fabric, config: TrainingConfig) -> Callable[[], None]:
                 "whether all were started and none has ended, and whether all were given the same address and port of "
                 "the first machine"
             ) from error
+    if _is_connected():
+        # What still holds a connection, such as a model whose parts are elsewhere, is in circles of references. Left to
+        # the end of the interpreter, its threads would now and then abort the process.
+        atexit.register(gc.collect)
     processes: list[subprocess.Popen[bytes]] = getattr(fabric.strategy.launcher, "procs", [])
     if processes:
         atexit.register(_wait_for, processes.copy())
