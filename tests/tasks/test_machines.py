@@ -255,9 +255,9 @@ def test_torchrun_shares_files_too(task: str, tmp_path: Path) -> None:
         path for path in (tmp_path / "one").rglob("*") if path.is_file() and path.name != ".latentgnn-results"
     ):
         assert file.read_bytes() == (tmp_path / "two" / file.relative_to(tmp_path / "one")).read_bytes()
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "latentgnn"]
     refused = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "latentgnn"]
-        + ["evaluate", str(tmp_path / "run"), "--training.devices", "3"],
+        [*launch, "evaluate", str(tmp_path / "run"), "--training.devices", "3"],
         capture_output=True,
         text=True,
         env=environment(),

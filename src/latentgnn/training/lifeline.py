@@ -84,8 +84,8 @@ class Lifeline:
 
     def _message(self) -> str:
         return (
-            f"process {self._gone} of {self._world} (counted from 0), on {self._hosts[self._gone or 0]}, is gone: it was "
-            f"killed, or ended with an error of its own, and process {self._rank} ends with it; {self._kept()}"
+            f"process {self._gone} of {self._world} (counted from 0), on {self._hosts[self._gone or 0]}, is gone: it "
+            f"was killed, or ended with an error of its own, and process {self._rank} ends with it; {self._kept()}"
         )
 
     def _watch(self) -> None:
