@@ -155,7 +155,7 @@ def main() -> None:
         for side in SIDES:
             rows.append({"model": model, **side, **run(side, settings)})
             print(rows[-1], flush=True)
-    about = header(device="cpu", dtype="float32", threads=1)
+    about = header("benchmarks.memory_settings", sys.argv[1:], device="cpu", dtype="float32", threads=1)
     name = f"memory-settings-{time.strftime('%Y-%m-%d')}"
     write_json(RESULTS / f"{name}.json", {**about, "rows": rows})
     shown = "\n".join(f"- {key}: {value}" for key, value in about.items())
