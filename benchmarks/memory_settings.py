@@ -1,11 +1,12 @@
 """What activation checkpointing and FSDP2 save of memory, on large backbones, by the project's own training steps.
 
-python -m benchmarks.memory_settings [--models resnet101,convnext_base] [--size 128] [--batch 8] [--steps 3]
+python -m benchmarks.memory_settings [--model resnet101] [--size 224] [--batch 4] [--steps 2]
 
 A backbone of torchvision's with random weights learns to classify random images, with AdamW. Each side is a fresh
 process, or two that are joined by gloo, with one thread each. Memory is what a process holds at most in its steps after
-the first (``VmHWM``), less what it held before the model was made; of two processes, the larger. Prints and writes
-``memory-settings-DATE.json`` and ``.md``.
+the first (``VmHWM``), less what it held before the model was made; of two processes, the larger. glibc is told to give
+tensors of a megabyte back to the system where they end (``MALLOC_MMAP_THRESHOLD_``), so that what is counted is what is
+in use. Prints and writes ``memory-settings-DATE-MODEL.json`` and ``.md``.
 """
 
 import argparse
@@ -101,6 +102,7 @@ def run(side: dict[str, Any], settings: dict[str, Any]) -> dict[str, float]:
     started = []
     for rank in range(side["processes"]):
         around = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        around["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
         argv = [sys.executable, "-m", "benchmarks.memory_settings", "--child", json.dumps({**settings, "side": side})]
         started.append(subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env={**os.environ, **around}))
     results = []
@@ -140,23 +142,22 @@ def _kilobytes(name: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default="resnet101,convnext_base", help="names of torchvision's")
-    parser.add_argument("--size", type=positive, default=128, help="side of the images")
-    parser.add_argument("--batch", type=positive, default=8, help="images a process")
-    parser.add_argument("--steps", type=positive, default=3, help="steps that are measured")
+    parser.add_argument("--model", default="resnet101", help="a name of torchvision's")
+    parser.add_argument("--size", type=positive, default=224, help="side of the images")
+    parser.add_argument("--batch", type=positive, default=4, help="images a process")
+    parser.add_argument("--steps", type=positive, default=2, help="steps that are measured")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child is not None:
         print(json.dumps(measure(**json.loads(arguments.child))))
         return
     rows = []
-    for model in arguments.models.split(","):
-        settings = {"model": model, "size": arguments.size, "batch": arguments.batch, "steps": arguments.steps}
-        for side in SIDES:
-            rows.append({"model": model, **side, **run(side, settings)})
-            print(rows[-1], flush=True)
+    settings = {name: getattr(arguments, name) for name in ("model", "size", "batch", "steps")}
+    for side in SIDES:
+        rows.append({**settings, **side, **run(side, settings)})
+        print(rows[-1], flush=True)
     about = header("benchmarks.memory_settings", sys.argv[1:], device="cpu", dtype="float32", threads=1)
-    name = f"memory-settings-{time.strftime('%Y-%m-%d')}"
+    name = f"memory-settings-{time.strftime('%Y-%m-%d')}-{arguments.model}"
     write_json(RESULTS / f"{name}.json", {**about, "rows": rows})
     shown = "\n".join(f"- {key}: {value}" for key, value in about.items())
     write_text(RESULTS / f"{name}.md", f"# Memory of a training step\n\n{shown}\n\n{table(rows)}\n")

@@ -164,6 +164,18 @@ def predict(
     say_end(out)
 
 
+def check_data(
+    config: DetectionConfig, *, recipe: str, out: Path | None = None, overwrite: bool = False
+) -> dict[str, Any]:
+    """See `latentgnn.tasks.detection.overview.check_data`."""
+    return overview.check_data(config, recipe=recipe, out=out, overwrite=overwrite)
+
+
+def convert(config: DetectionConfig, *, out: Path, overwrite: bool = False, with_images: bool = True) -> None:
+    """See `latentgnn.tasks.detection.convert.convert`."""
+    conversion.convert(config, out=out, overwrite=overwrite, with_images=with_images)
+
+
 def _predict(
     config: DetectionConfig,
     source: Path,
@@ -207,18 +219,6 @@ def _predict(
         else:
             objects = predict_paths(model, paths, **options)
     return objects, f"{len(paths)} images"
-
-
-def check_data(
-    config: DetectionConfig, *, recipe: str, out: Path | None = None, overwrite: bool = False
-) -> dict[str, Any]:
-    """See `latentgnn.tasks.detection.overview.check_data`."""
-    return overview.check_data(config, recipe=recipe, out=out, overwrite=overwrite)
-
-
-def convert(config: DetectionConfig, *, out: Path, overwrite: bool = False, with_images: bool = True) -> None:
-    """See `latentgnn.tasks.detection.convert.convert`."""
-    conversion.convert(config, out=out, overwrite=overwrite, with_images=with_images)
 
 
 def _train(config: DetectionConfig, run: RunFolder, data: Data, resume: bool) -> dict[str, float]:
