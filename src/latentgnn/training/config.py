@@ -107,7 +107,7 @@ class TrainingConfig:
         clip_norm: largest norm of the gradient; ``null`` does not clip.
         channels_last: keep convolution weights and images channels-last, which most hardware prefers.
         activation_checkpointing: compute the inside of the backbone's blocks again in the backward pass instead of
-            holding it: less memory, about a third more time, the same gradients.
+            holding it: less memory, for one more forward pass through them; the same gradients.
         strategy: with several processes, what each of them holds: ``ddp`` the whole model, ``fsdp`` a part of the
             parameters, gradients and optimizer state (FSDP2).
         accelerator: ``auto``, ``cpu``, ``gpu``, ``mps``.
