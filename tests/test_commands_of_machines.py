@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from latentgnn.cli import COMMANDS, DEFAULT_RECIPE, Parser, _configuration, _split
+from latentgnn.cli import COMMANDS
+from latentgnn.cli.parsing import Parser
+from latentgnn.cli.settings import DEFAULT_RECIPE, configuration, split
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "machines.md").read_text()
 BLOCKS = re.findall(r"```\n(.*?)```", PAGE, re.DOTALL)
@@ -32,7 +34,7 @@ def test_commands_are_understood(line: str) -> None:
     name, *argv = shlex.split(after)
     command, parser = COMMANDS[name], Parser(name)
     command.arguments(parser)
-    own, overrides = _split(argv, parser, command)
+    own, overrides = split(argv, parser, command)
     arguments = parser.parse_args(own)
     # The settings have values of their types, and fit one another.
-    _configuration(getattr(arguments, "config", None) or DEFAULT_RECIPE, overrides)
+    configuration(getattr(arguments, "config", None) or DEFAULT_RECIPE, overrides)
