@@ -165,7 +165,7 @@ def predict_paths(
                         on_image(path, len(detections))
 
     with Results(out, names, reads=paths, overwrite=overwrite, first=processes.is_first) as results:
-        if processes.is_first:
+        if processes.world > 1 and processes.is_first:
             results.announce(targets[index] for index in processes.others(len(paths)) if pictures)
         processes.wait()
         with results.json_list("predictions.json") as found:
