@@ -11,7 +11,14 @@ from latentgnn.training.sampling import share
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK"):
+    for name in (
+        "TORCHELASTIC_RUN_ID",
+        "SLURM_NTASKS",
+        "SLURM_STEP_NUM_TASKS",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "NODE_RANK",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -31,6 +38,8 @@ def test_what_a_launcher_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     for name, value in {"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "train"}.items():
         monkeypatch.setenv(name, value)
+    assert started() is None  # in the job's script
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
     assert started() == Started("Slurm", 4, 2)
 
 

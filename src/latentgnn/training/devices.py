@@ -46,7 +46,8 @@ def started() -> Started | None:
     if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
         names, by = ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "WORLD_SIZE"), "torchrun"
         devices, machines, world = (int(os.environ[name]) for name in names)
-    elif SLURMEnvironment.detect():
+    elif SLURMEnvironment.detect() and "SLURM_STEP_NUM_TASKS" in os.environ:
+        # By srun. A job's script has the job's numbers in its environment too, and is one process all the same.
         world, by = int(os.environ["SLURM_NTASKS"]), "Slurm"
         machines = int(os.environ.get("SLURM_NNODES", "1"))
         devices = world // machines

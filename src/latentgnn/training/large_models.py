@@ -89,7 +89,8 @@ def whole(model: nn.Module) -> Iterator[None]:
 def gathered(tree: Any) -> Any:
     """Nested dicts and lists with the whole tensors that processes hold parts of; all must call it."""
     if isinstance(tree, DTensor):
-        return tree.full_tensor()
+        # One after the other: a device may have no room for all.
+        return tree.full_tensor().cpu()
     if isinstance(tree, dict):
         return {name: gathered(value) for name, value in tree.items()}
     return [gathered(value) for value in tree] if isinstance(tree, list) else tree
