@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -38,8 +39,11 @@ class Processes:
         self.rank = 0 if fabric is None else fabric.global_rank
         self.is_first = self.rank == 0
         self._fabric, self._lifeline = fabric, lifeline
-        # Objects travel by gloo: other backends would take them through the memory of an accelerator.
-        self._group: Any = None if fabric is None else torch.distributed.new_group(backend="gloo")
+        # Objects travel by gloo: other backends would take them through the memory of an accelerator. A file may take
+        # any time, and whether the others live, the lifeline says.
+        self._group: Any = None
+        if fabric is not None:
+            self._group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=30))
 
     def mine(self, total: int) -> list[int]:
         """The indices, of so many files, that this process works on, ascending."""
