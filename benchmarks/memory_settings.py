@@ -151,7 +151,7 @@ def main() -> None:
     for side in SIDES:
         rows.append({**settings, **side, **run(side, settings)})
         print(rows[-1], flush=True)
-    about = header("benchmarks.memory_settings", sys.argv[1:], device="cpu", dtype="float32", threads=1)
+    about = header("benchmarks.memory_settings", sys.argv[1:], device="cpu", dtype="float32", threads=1) | settings
     name = f"memory-settings-{time.strftime('%Y-%m-%d')}-{arguments.model}"
     write_json(RESULTS / f"{name}.json", {**about, "rows": rows})
     shown = "\n".join(f"- {key}: {value}" for key, value in about.items())
