@@ -74,16 +74,14 @@ def inputs_of(job: Job, folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Both]:
-    """Each task trained, evaluated and applied by two machines of one process, with one start."""
-    found: dict[str, Both] = {}
-    argvs: list[list[str]] = []
-    for task in TASKS:
-        user = tmp_path_factory.mktemp(f"{task}-user")
-        job = make_job(task, user)
-        found[task] = Both(job, tmp_path_factory.mktemp(task), inputs_of(job, user / "inputs"), ("", ""))
-        argvs += commands(job, found[task].folder, found[task].inputs, "--training.machines", "2", *HELD[task])
+@pytest.fixture(scope="module", params=[pytest.param("detection", marks=pytest.mark.slow), "pointcloud"])
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Both:
+    """A task trained, evaluated and applied by two machines of one process, with one start."""
+    task = request.param
+    user, folder = tmp_path_factory.mktemp(f"{task}-user"), tmp_path_factory.mktemp(task)
+    job = make_job(task, user)
+    inputs = inputs_of(job, user / "inputs")
+    argvs = commands(job, folder, inputs, "--training.machines", "2", *HELD[task])
     port = str(free_port())
     started = [
         subprocess.Popen(
@@ -101,21 +99,17 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Both]:
         for process in started:
             process.kill()
     assert [process.returncode for process in started] == [0, 0], told
-    first, other = told
-    for task in TASKS:
-        found[task].told = (first[0] + first[1], other[0] + other[1])
     # The broken file is the first machine's to tell; its exit code is the command's.
-    assert [line for line in first[1].splitlines() if line.startswith("exit")] == ["exit 0", "exit 0", "exit 1"] * 2
-    return found
+    assert [line for line in told[0][1].splitlines() if line.startswith("exit")] == ["exit 0", "exit 0", "exit 1"], told
+    return Both(job, folder, inputs, (told[0][0] + told[0][1], told[1][0] + told[1][1]))
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_two_machines_train_as_one(task: str, both: dict[str, Both], tmp_path: Path) -> None:
+def test_two_machines_train_as_one(both: Both, tmp_path: Path) -> None:
     """Two processes with a part each, and one process with two parts: the same but for rounding."""
-    assert main([*both[task].job.begin(tmp_path / "run"), "--training.accumulate", "2"]) == 0
+    assert main([*both.job.begin(tmp_path / "run"), "--training.accumulate", "2"]) == 0
     kept = [
         torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-        for run in (tmp_path / "run", both[task].folder / "run")
+        for run in (tmp_path / "run", both.folder / "run")
     ]
     assert [content["latentgnn"]["step"] for content in kept] == [STEPS, STEPS]
     total = largest = 0.0
@@ -130,33 +124,31 @@ def test_two_machines_train_as_one(task: str, both: dict[str, Both], tmp_path: P
     assert total < 1e-4 * largest
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_two_machines_find_what_one_finds(
-    task: str, both: dict[str, Both], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_machines_find_what_one_finds(both: Both, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every file's result once, in the same order, with the same bytes; also beside a file that cannot be read."""
     capsys.readouterr()
-    _, *use = commands(both[task].job, both[task].folder, both[task].inputs)
-    one, two = tmp_path, both[task].folder
+    _, *use = commands(both.job, both.folder, both.inputs)
+    one, two = tmp_path, both.folder
     for argv in use:
         argv[argv.index("--out") + 1] = str(one / Path(argv[argv.index("--out") + 1]).name)
     assert [main(argv) for argv in use] == [0, 1]
-    told = capsys.readouterr().err
-    assert "1 of 5" in told
+    assert "1 of 5" in capsys.readouterr().err
     for kind in ("evaluation", "found"):
         files = {path.relative_to(one) for path in (one / kind).rglob("*") if path.is_file()}
         assert files == {path.relative_to(two) for path in (two / kind).rglob("*") if path.is_file()}
         assert len(files) > 2
         for file in files - {Path(kind) / ".latentgnn-results"}:
             assert (one / file).read_bytes() == (two / file).read_bytes(), file
-    assert f"1 of 5 {'image' if task == 'detection' else 'scan'}s failed" in both[task].told[0]
-    assert "of 5" not in both[task].told[1]
+    assert f"1 of 5 {'image' if both.job.task == 'detection' else 'scan'}s failed" in both.told[0]
+    assert "of 5" not in both.told[1]
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_a_machine_has_to_know_the_others(task: str, both: dict[str, Both], capsys: pytest.CaptureFixture[str]) -> None:
-    argv = both[task].job.begin(both[task].folder / "alone")
-    assert main([*argv, "--training.machines", "2"]) == 1
+def test_a_machine_has_to_know_the_others(
+    both: Both, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert main([*both.job.begin(both.folder / "alone"), "--training.machines", "2"]) == 1
     told = capsys.readouterr().err
     assert "MASTER_ADDR, MASTER_PORT, NODE_RANK is not in the environment" in told
     assert "torchrun" in told
