@@ -177,7 +177,7 @@ def test_another_course_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_scale_of_losses_in_16_bits_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def scaled(settings: TrainingConfig, loggers: list[Any]) -> Fabric:
+    def scaled(settings: TrainingConfig, loggers: list[Any], **_: Any) -> Fabric:
         # As on a GPU, but on the CPU; the scale doubles after every third step.
         scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
         precision = MixedPrecision("16-mixed", "cpu", scaler)

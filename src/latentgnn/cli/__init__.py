@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, redirect_stdout, suppress
 from importlib.metadata import version
 
 from latentgnn.cli.arrays import apply, apply_arguments
@@ -27,6 +27,7 @@ from latentgnn.completion import SHELLS, choices, script
 from latentgnn.configuration.recipes import list_recipes
 from latentgnn.configuration.settings import Option, nearest
 from latentgnn.errors import UserError, require, system_error, told
+from latentgnn.training.runs import is_first_process
 
 # What shells report of a program that is ended by SIGPIPE.
 _CLOSED_PIPE = 141
@@ -48,7 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A file's name may hold what the terminal's encoding does not; as in errors, it is shown in escapes.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return _guarded(list(sys.argv[1:] if argv is None else argv))
+        with ExitStack() as stack:
+            if not is_first_process():
+                # What a command tells, one of its processes tells.
+                stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            return _guarded(list(sys.argv[1:] if argv is None else argv))
     finally:
         _end_output()
 

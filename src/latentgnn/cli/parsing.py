@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from latentgnn.errors import UserError
+from latentgnn.training.runs import is_first_process
 
 
 class UsageError(UserError):
@@ -60,7 +61,7 @@ def output(*, as_json: bool) -> Iterator[Callable[[Callable[[], Any]], None]]:
     Gives a function that takes the document, as a function that makes it.
     """
     documents: list[Callable[[], Any]] = []
-    if not as_json:
+    if not as_json or not is_first_process():
         yield documents.append
         return
     with redirect_stdout(sys.stderr):

@@ -4,7 +4,7 @@ import argparse
 import importlib
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import pairwise
 from pathlib import Path
@@ -213,6 +213,10 @@ def configuration_of_model(source: Path, overrides: Overrides) -> tuple[Task, An
 def configuration_in_use(source: Path, overrides: Overrides) -> tuple[Task, Any]:
     """`configuration_of_model`, where a model is used as it was trained: what belongs to it or its run is refused."""
     task, config = configuration_of_model(source, overrides)
+    given = dict(overrides)
+    # On how many processes a run was trained says nothing of those that use it.
+    alone = {name: to for name, to in (("devices", "auto"), ("machines", 1)) if f"training.{name}" not in given}
+    config = replace(config, training=replace(config.training, **alone))
     if not overrides:
         return task, config
     _, trained = configuration_of_model(source, [])
