@@ -177,17 +177,20 @@ def markdown(report: Mapping[str, Any]) -> str:
         for one in report["measured"]
     ]
     titles = ["images", "file", "version", "start", "open", "first batch", "peak", "opened", "a worker"]
-    return "\n\n".join(
-        [
-            "# Annotations over the number of images",
-            f"```json\n{json.dumps(head, indent=2)}\n```",
-            f"{OBJECTS} objects an image. Open: read and check all records and image files. First batch: from then to "
-            f"the first batch of {WORKERS} loading processes. Peak and opened: memory that the main process has for "
-            "itself at most and after opening, without what it had before. A worker: what a loading process has for "
-            "itself, libraries and all.",
-            markdown_table(titles, rows),
-        ]
-    ) + "\n"
+    return (
+        "\n\n".join(
+            [
+                "# Annotations over the number of images",
+                f"```json\n{json.dumps(head, indent=2)}\n```",
+                f"{OBJECTS} objects an image. Open: read and check all records and image files. First batch: from then to "
+                f"the first batch of {WORKERS} loading processes. Peak and opened: memory that the main process has for "
+                "itself at most and after opening, without what it had before. A worker: what a loading process has for "
+                "itself, libraries and all.",
+                markdown_table(titles, rows),
+            ]
+        )
+        + "\n"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

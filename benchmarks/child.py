@@ -27,7 +27,7 @@ def run_child(module: str, arguments: Sequence[str], *, source: Path | None = No
     """
     command = [sys.executable, "-m", module, *arguments]
     # The root first, so that the package is found wherever this was started from.
-    path = os.pathsep.join(filter(None, [source and str(source), str(ROOT), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(source or ""), str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
     )

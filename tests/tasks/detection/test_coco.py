@@ -156,7 +156,7 @@ def test_masks_of_every_encoding_agree(tmp_path):
 def test_sample(tmp_path):
     crowd = _annotation(2, iscrowd=1)
     annotations = _annotations(tmp_path, [_annotation(), crowd])
-    assert annotations.annotations_of(1)[1] is crowd
+    assert annotations.annotations_of(1)[1] == crowd
     image, target = CocoTrainingSet(annotations, augment=OFF, seed=0)[3, 0]
     assert type(image) is type(target["masks"]) is type(target["boxes"]) is torch.Tensor
     assert image.shape == (3, HEIGHT, WIDTH)

@@ -66,4 +66,5 @@ def _copy(annotations: CocoAnnotations, written: Results, folder: Path) -> dict[
 
 
 def _renamed(dataset: dict[str, Any], names: dict[int, str]) -> dict[str, Any]:
-    return {**dataset, "images": [{**image, "file_name": names[image["id"]]} for image in dataset["images"]]}
+    images = [{**image, "file_name": names[image["id"]]} for image in dataset["images"]]
+    return {**dataset, "images": images, "annotations": list(dataset["annotations"])}
