@@ -5,7 +5,6 @@ python -m benchmarks.annotations [--images 10000,100000,1000000] [--beside FOLDE
 
 import argparse
 import json
-import os
 import resource
 import shutil
 import sys
@@ -98,21 +97,21 @@ def measure(path: Path, start: str) -> dict[str, Any]:
         start: how processes start, a name that `multiprocessing` knows.
 
     Returns:
-        ``open_seconds``, ``first_batch_seconds`` from then on; in bytes, what this process has for itself after opening
-        the set, ``opened``, and had at most while it did, ``peak``, both without what it had before; and ``worker``,
-        what a loading process has for itself after some batches, the largest.
+        ``open_seconds``, ``first_batch_seconds`` from then on; in bytes, what this process has in memory after opening
+        the set, ``opened``, and at most while it did, ``peak``, both beyond what it had before; and ``worker``, what a
+        loading process shares with no other after some batches, the largest.
     """
     from latentgnn.tasks.detection.check import load_split
     from latentgnn.tasks.detection.coco import CocoTrainingSet
     from latentgnn.tasks.detection.config import AugmentConfig
     from latentgnn.training.loading import batches, make_loader
 
-    before = private_bytes(os.getpid())
+    before = resident_bytes()
     began = time.perf_counter()
     annotations = load_split(path, path.parent)
     training_set = CocoTrainingSet(annotations, augment=AugmentConfig(), seed=0)
     opened = time.perf_counter()
-    held = private_bytes(os.getpid()) - before
+    held = resident_bytes() - before
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     keys = np.random.default_rng(0).integers(0, len(training_set), (BATCHES, BATCH))
     order = [[(0, index) for index in batch] for batch in keys.tolist()]
@@ -137,6 +136,11 @@ def measure(path: Path, start: str) -> dict[str, Any]:
         "peak": peak,
         "worker": max(workers),
     }
+
+
+def resident_bytes() -> int:
+    """What this process has in memory (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def private_bytes(process: int) -> int:
@@ -182,10 +186,10 @@ def markdown(report: Mapping[str, Any]) -> str:
             [
                 "# Annotations over the number of images",
                 f"```json\n{json.dumps(head, indent=2)}\n```",
-                f"{OBJECTS} objects an image. Open: read and check all records and image files. First batch: from then to "
-                f"the first batch of {WORKERS} loading processes. Peak and opened: memory that the main process has for "
-                "itself at most and after opening, without what it had before. A worker: what a loading process has for "
-                "itself, libraries and all.",
+                f"{OBJECTS} objects an image. Open: read and check all records and image files. First batch: from then "
+                f"to the first batch of {WORKERS} loading processes. Peak and opened: memory that the main process "
+                "takes, at most and after opening, beyond what it had before. A worker: memory that a loading process "
+                "shares with no other, libraries and all.",
                 markdown_table(titles, rows),
             ]
         )
@@ -213,6 +217,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--starts", default=",".join(STARTS), metavar="NAME,..", help="of processes (fork,spawn)")
     parser.add_argument("--beside", type=Path, metavar="FOLDER", help="src folder of another version to measure too")
+    parser.add_argument(
+        "--most-beside", type=positive, metavar="N", help="images of the largest set that the other version opens (all)"
+    )
     parser.add_argument("--scratch", type=Path, metavar="FOLDER", help="for the sets, kept there (a temporary one)")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     parser.add_argument("--measure", nargs=2, metavar=("FILE", "START"), help="one measurement, as JSON, and no file")
@@ -231,12 +238,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_set(path.parent, images)
             for start in given.starts.split(","):
-                for side, source in (("this", None), ("beside", given.beside)):
-                    if side == "this" or source is not None:
-                        measured = run_child("benchmarks.annotations", ["--measure", str(path), start], source=source)
-                        report["measured"].append({"images": images, "side": side, "start": start, **measured})
-                        write_json(stem.with_suffix(".json"), report)
-                        write_text(stem.with_suffix(".md"), markdown(report))
+                sides: dict[str, Path | None] = {"this": None}
+                if given.beside is not None and images <= (given.most_beside or images):
+                    sides["beside"] = given.beside
+                for side, source in sides.items():
+                    measured = run_child("benchmarks.annotations", ["--measure", str(path), start], source=source)
+                    report["measured"].append({"images": images, "side": side, "start": start, **measured})
+                    write_json(stem.with_suffix(".json"), report)
+                    write_text(stem.with_suffix(".md"), markdown(report))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -34,7 +34,7 @@ from latentgnn.reading import (
 MOST_BYTES = 2**38
 """Of a file: a hundred million images."""
 MOST_ELEMENT_CHARACTERS = 2**28
-"""Of one element: the run lengths of a mask of 2 ** 27 pixels, as numbers."""
+"""Up to which an element is read: the run lengths of a mask of 2 ** 27 pixels, as numbers."""
 
 _CHUNK = 2**22
 _BLOCK = 256  # elements that are read at a time where all are
@@ -43,6 +43,7 @@ _NEAR = 2**16
 _SPACE = re.compile(r"[ \t\n\r]*")
 # Where a text ends too early, the parser points to its end, within an escape at most so much before.
 _ESCAPE = 12
+_EXPONENT = 3
 
 
 class Source(Protocol):
@@ -332,8 +333,8 @@ class _Scanner:
                 number = LONG_NUMBER.search(self._text, self._at)
                 place = self._line_and_column(number.start()) if number else ""
                 raise UnreadableError(self._path, place, TOO_MANY_DIGITS) from None
-            # A number at the text's end may go on.
-            if end == len(self._text) and self._more():
+            # A number near the text's end may go on: of 1e+5, the parser takes 1 as long as the 5 is not there.
+            if end > len(self._text) - _EXPONENT and self._more():
                 continue
             self._at = end
             return value
