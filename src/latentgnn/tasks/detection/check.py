@@ -16,13 +16,14 @@ import numpy as np
 
 from latentgnn.errors import UserError
 from latentgnn.json_lists import part_of
-from latentgnn.reading import regular_file, shown
+from latentgnn.reading import shown
 from latentgnn.tasks.checks import fault_lines
 from latentgnn.tasks.detection.coco import CocoAnnotations
 from latentgnn.tasks.detection.formats.coco_files import read_coco
 from latentgnn.tasks.detection.formats.records import Fault, Kind, Reading
 from latentgnn.tasks.detection.images import is_quarter_turned, open_image, read_image, size_fault
 from latentgnn.tasks.detection.segmentations import segmentation_fault
+from latentgnn.tasks.detection.tars import is_folder, open_file
 
 _SHOWN = 20  # faults that an error lists before it only counts them
 
@@ -154,7 +155,7 @@ def sound_part(reading: Reading, report: Report) -> CocoAnnotations | None:
 def check(reading: Reading, *, whole: bool = True) -> Report:
     """Check what was read of a split, see `check_split`; the faults of reading it come first."""
     report = Report(file=reading.file, faults=list(reading.faults))
-    if not reading.image_folder.is_dir():
+    if not is_folder(reading.image_folder):
         report.faults.append(Fault(file=reading.image_folder, record="", message="no such image folder", fatal=True))
     if not any(fault.fatal for fault in report.faults):
         if not reading.dataset["images"] and not report.faults:
@@ -376,7 +377,7 @@ def _box_faults(annotation: dict[str, Any], size: tuple[int, int] | None) -> Ite
 
 def _image_fault(path: Path, size: tuple[int, int]) -> str | None:
     try:
-        if not _is_whole_jpeg(regular_file(path, "image"), size):
+        if not _is_whole_jpeg(path, size):
             read_image(path, size=size)
     except UserError as error:
         return str(error).removeprefix(f"{path}: ")
@@ -389,7 +390,7 @@ def _is_whole_jpeg(path: Path, size: tuple[int, int]) -> bool:
     Coded pixels never hold the two bytes of the end mark, so a file that was cut short within them has none.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             if file.read(2) != b"\xff\xd8":
                 return False
             file.seek(-64, os.SEEK_END)

@@ -19,6 +19,7 @@ from latentgnn.tasks.detection.config import AugmentConfig, CropConfig, DataConf
 from latentgnn.tasks.detection.crops import cut_target, draw_window
 from latentgnn.tasks.detection.images import read_image, to_tensor
 from latentgnn.tasks.detection.segmentations import decode_masks, to_rle
+from latentgnn.tasks.detection.tars import is_folder
 from latentgnn.tasks.detection.transforms import build_transform
 
 _YEARS = ("2017", "2014", "")
@@ -27,8 +28,9 @@ _YEARS = ("2017", "2014", "")
 def find_split(config: DataConfig, split: Split) -> tuple[Path, Path]:
     """The annotation file and the image folder of a split: those given, or those found by COCO's names.
 
-    Looked for are ``annotations/instances_<split>.json`` with ``<split>/`` or ``images/<split>/``, where ``<split>`` is
-    for example ``train2017``, ``train2014`` or ``train``; a file and a folder of the same name go first.
+    Looked for are ``annotations/instances_<split>.json`` with ``<split>/``, ``images/<split>/`` or ``<split>.tar``,
+    where ``<split>`` is for example ``train2017``, ``train2014`` or ``train``; a file and a folder of the same name go
+    first.
 
     Raises:
         UserError: something is missing; the message lists what was looked for.
@@ -40,7 +42,7 @@ def find_split(config: DataConfig, split: Split) -> tuple[Path, Path]:
         raise UserError(f"data.root: there is no folder {root}")
     names, files, folders = _candidates(config, root, split)
     found_files = {name: path for name in names for path in files[name] if path.is_file()}
-    found_folders = {name: path for name in names for path in reversed(folders[name]) if path.is_dir()}
+    found_folders = {name: path for name in names for path in reversed(folders[name]) if is_folder(path)}
     missing = []
     if not found_files:
         missing.append(_not_found("annotation file", f"{split}_annotations", files))
@@ -70,7 +72,7 @@ def _candidates(
     given_images: str | None = getattr(config, f"{split}_images")
     names = [f"{split}{year}" for year in _YEARS]
     files = {name: [root / "annotations" / f"instances_{name}.json"] for name in names}
-    folders = {name: [root / name, root / "images" / name] for name in names}
+    folders = {name: [root / name, root / "images" / name, root / f"{name}.tar"] for name in names}
     if given_annotations is not None:
         files = {name: [root / given_annotations] for name in names}
     if given_images is not None:
