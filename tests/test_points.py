@@ -8,7 +8,7 @@ from sweep import CONFIGS, NORMS, make_layer, relative_error
 from torch import Tensor, nn
 
 from latentgnn import FrozenBatchNorm, LatentGNN, PackedLatentGNN
-from latentgnn.core import passes
+from latentgnn.core import inputs
 
 SIZES = [7, 1, 40, 3]
 
@@ -40,7 +40,7 @@ def test_each_scene_is_as_if_alone(
     config: str, norm: str, nodes_per_block: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if nodes_per_block is not None:
-        monkeypatch.setattr(passes, "nodes_per_block", lambda *_: nodes_per_block)
+        monkeypatch.setattr(inputs, "nodes_per_block", lambda *_: nodes_per_block)
     layer = make_layer(config, norm, training=True)
     twin = packed(layer)
     x = torch.randn(sum(SIZES), layer.config.channels, dtype=torch.float64, requires_grad=True)

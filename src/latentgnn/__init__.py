@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from latentgnn.masks import node_mask
     from latentgnn.norms import FrozenBatchNorm
     from latentgnn.points import PackedLatentGNN
+    from latentgnn.sharding import shard_nodes
     from latentgnn.tasks.loading import load_run
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "published_state_dict",
     "reference",
     "remove",
+    "shard_nodes",
 ]
 
 __version__ = version("latentgnn")
@@ -44,6 +46,7 @@ _HOMES = {
     "node_mask": "masks",
     "published_state_dict": "checkpoints",
     "remove": "insertion",
+    "shard_nodes": "sharding",
 }
 _MODULES = ("norms", "paths", "reference")
 

@@ -10,10 +10,12 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from latentgnn import paths
 from latentgnn.config import LatentGNNConfig
+from latentgnn.dtensors import by_parts, mesh_dimension
 from latentgnn.functional import NodeScale
 from latentgnn.modules import child, own_tensor
 from latentgnn.norms import NormFactory
 from latentgnn.projections import Arrangement, Projection
+from latentgnn.ranks import Ranks
 from latentgnn.tracing import as_one_node
 
 
@@ -120,6 +122,8 @@ class LatentGNN(nn.Module):
             gamma_init=gamma_init,
             node_scale=node_scale,
         )
+        # Set by `latentgnn.shard_nodes`.
+        self._ranks: Ranks | None = None
         reduced = config.reduced_channels
 
         def projection(in_features: int, out_features: int) -> Projection:
@@ -214,6 +218,11 @@ class LatentGNN(nn.Module):
             )
         if mask is not None:
             check_mask(mask, x, (x.shape[0], *x.shape[2:]), "(B, *spatial)")
+        spread = mesh_dimension(x, range(2, x.dim()))
+        if spread is not None:
+            return by_parts(
+                self, x, spread, lambda own, part: self.forward(own, None if mask is None else part(mask, 1))
+            )
         out_BNC = self._output(x.flatten(2).mT, None if mask is None else mask.flatten(1))
         return reshape(out_BNC.mT, x.shape)
 
@@ -251,7 +260,7 @@ class LatentGNN(nn.Module):
             assigns.append(self._parts("scatter_assign"))
         convs = self._parts("graph_conv") if self.config.graph_conv else []
         gamma = own_tensor(self, "gamma") if self.config.residual else None
-        return Arrangement(self.config, reduces, assigns, convs, self._part("expand"), gamma)
+        return Arrangement(self.config, reduces, assigns, convs, self._part("expand"), gamma, self._ranks)
 
     def _part(self, name: str) -> Projection:
         return cast(Projection, child(self, name))

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.distributed import get_world_size, is_initialized
+from torch.distributed import group as group_of_all
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from latentgnn.functional import cast, wide
 from latentgnn.modules import own_tensor
+from latentgnn.ranks import added
 
 NormFactory = Callable[[int], nn.Module]
 
@@ -169,8 +171,14 @@ def synchronizes(norm: nn.Module) -> bool:
     return isinstance(norm, nn.SyncBatchNorm) and is_initialized() and get_world_size(norm.process_group) > 1
 
 
-def normalize(norm: nn.Module, y_BNC: Tensor, mask_BN: Tensor | None) -> Tensor:
+def normalize(norm: nn.Module, y_BNC: Tensor, mask_BN: Tensor | None, group: str = "") -> Tensor:
     """Apply a norm to nodes, with statistics from the nodes in the mask alone, in the wide type.
+
+    Args:
+        norm: to apply.
+        y_BNC: what it is applied to.
+        mask_BN: nodes that take part.
+        group: the name of the process group whose processes hold the nodes; empty where this one holds all.
 
     Raises:
         ValueError: a mask with a norm of unknown kind, whose statistics nothing is known of.
@@ -178,7 +186,7 @@ def normalize(norm: nn.Module, y_BNC: Tensor, mask_BN: Tensor | None) -> Tensor:
     y_BNC = cast(y_BNC, wide(y_BNC.dtype))
     if isinstance(norm, nn.Identity):
         return y_BNC
-    if mask_BN is None and isinstance(norm, _BatchNorm) and _takes_one_call(norm, y_BNC):
+    if mask_BN is None and isinstance(norm, _BatchNorm) and _takes_one_call(norm, y_BNC, group):
         return _batch_norm(norm, y_BNC)
     if isinstance(norm, nn.LayerNorm):
         weight_C, bias_C = _widened(norm.weight, y_BNC), _widened(norm.bias, y_BNC)
@@ -189,7 +197,7 @@ def normalize(norm: nn.Module, y_BNC: Tensor, mask_BN: Tensor | None) -> Tensor:
         return _group_norm(norm, y_BNC, mask_BN)
     if uses_batch_statistics(norm):
         mean_C, var_C, count = batch_statistics(y_BNC, mask_BN)
-        scale_C, shift_C = batch_affine(norm, mean_C, var_C, count)
+        scale_C, shift_C = batch_affine(norm, mean_C, var_C, count, group)
         return y_BNC * scale_C + shift_C
     known = affine(norm)
     if known is not None:
@@ -202,13 +210,15 @@ def normalize(norm: nn.Module, y_BNC: Tensor, mask_BN: Tensor | None) -> Tensor:
     return norm(y_BNC.mT).mT
 
 
-def _takes_one_call(norm: _BatchNorm, y_BNC: Tensor) -> bool:
+def _takes_one_call(norm: _BatchNorm, y_BNC: Tensor, group: str) -> bool:
     """Whether PyTorch's batch norm may be called as it is; it knows no transforms and no parts of a batch."""
     if torch.compiler.is_compiling() or is_transformed() or is_traceable_wrapper_subclass(cast_type(object, y_BNC)):
         return False
     if (norm.weight is not None and norm.weight.dtype != y_BNC.dtype) or synchronizes(norm):
         return False
-    return not uses_batch_statistics(norm) or (norm.momentum is not None and y_BNC.shape[0] * y_BNC.shape[1] > 1)
+    if not uses_batch_statistics(norm):
+        return True
+    return not group and norm.momentum is not None and y_BNC.shape[0] * y_BNC.shape[1] > 1
 
 
 def _batch_norm(norm: _BatchNorm, y_BNC: Tensor) -> Tensor:
@@ -267,15 +277,24 @@ def batch_statistics(y_BNC: Tensor, mask_BN: Tensor | None) -> tuple[Tensor, Ten
     return mean_C, var_C, count
 
 
-def batch_affine(norm: nn.Module, mean_C: Tensor, var_C: Tensor, count: Tensor | int) -> tuple[Tensor, Tensor]:
+def batch_affine(
+    norm: nn.Module, mean_C: Tensor, var_C: Tensor, count: Tensor | int, group: str = ""
+) -> tuple[Tensor, Tensor]:
     """The scale and shift of a batch norm with these batch statistics; updates its running statistics.
+
+    With a process group, or that of a synchronised norm, the statistics are those of its processes together.
 
     Raises:
         ValueError: a single node in the whole batch, which has no spread.
     """
     assert isinstance(norm, _BatchNorm)
     if isinstance(norm, nn.SyncBatchNorm) and synchronizes(norm):
-        mean_C, var_C, count = _over_processes(norm, mean_C, var_C, count)
+        # Its own group, for it may be a larger one: that of all data, and not of one input's nodes alone.
+        own = norm.process_group or group_of_all.WORLD
+        assert own is not None
+        group = own.group_name
+    if group:
+        mean_C, var_C, count = _over_processes(mean_C, var_C, count, group)
     elif isinstance(count, int) and count == 1:
         raise ValueError(
             "batch norm in training mode needs more than one node in the batch, got 1; use larger inputs or batches, "
@@ -342,16 +361,10 @@ def _update_running(norm: _BatchNorm, mean_C: Tensor, var_C: Tensor, count: Tens
         ) from error
 
 
-def _over_processes(
-    norm: nn.SyncBatchNorm, mean_C: Tensor, var_C: Tensor, count: Tensor | int
-) -> tuple[Tensor, Tensor, Tensor]:
-    # Imported here: it is missing in builds without distributed support, and nothing else needs it.
-    from torch.distributed.nn.functional import all_reduce
-
-    group = norm.process_group
+def _over_processes(mean_C: Tensor, var_C: Tensor, count: Tensor | int, group: str) -> tuple[Tensor, Tensor, Tensor]:
     local = torch.as_tensor(count, dtype=mean_C.dtype, device=mean_C.device)
-    sums = all_reduce(torch.cat([mean_C * local, local[None]]), group=group)
-    total = sums[-1].detach().clamp(min=1)
-    mean_all_C = sums[:-1] / total
-    var_all_C = all_reduce(local * (var_C + (mean_C - mean_all_C).square()), group=group) / total
-    return mean_all_C, var_all_C, total
+    sums_C, count = added([mean_C * local, local], group)
+    total = count.detach().clamp(min=1)
+    mean_all_C = sums_C / total
+    (squares_C,) = added([local * (var_C + (mean_C - mean_all_C).square())], group)
+    return mean_all_C, squares_C / total, total

@@ -12,6 +12,7 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode, is_traceable_wrapper_subclass
 
 from latentgnn import cost, plain
@@ -20,8 +21,9 @@ from latentgnn.core import node
 from latentgnn.core.parameters import joined, split_latent_vector
 from latentgnn.core.plan import Plan
 from latentgnn.core.statistics import Statistics
-from latentgnn.norms import NormKind, is_transformed, synchronizes, tracks, update_running
+from latentgnn.norms import NormKind, is_affine, is_transformed, synchronizes, tracks, update_running
 from latentgnn.projections import Arrangement
+from latentgnn.ranks import Ranks, agree
 
 Memory = Literal["auto", "hold", "recompute"]
 
@@ -90,6 +92,8 @@ def why_not_core(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, comp
         return "norms that differ in eps"
     if any(len({tensor is None for tensor in layer.tensors[place::5]}) > 1 for place in (1, 2)):
         return "norms of which some have weights and some not"
+    if kind == "batch" and layer.ranks is not None:
+        return "batch statistics of several processes"
     return _why_not_batch(norms, x_BNC, mask_BN) if kind == "batch" else _why_not_sample(kind, layer, mask_BN)
 
 
@@ -131,33 +135,79 @@ def run(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tens
     compute = torch.get_autocast_dtype(device) if autocast else x_BNC.dtype
     # The types of the products are chosen inside, so that sums over nodes stay in float32.
     with torch.autocast(device, enabled=False) if autocast else nullcontext():
+        if layer.ranks is not None:
+            _check_ranks(layer, layer.ranks, x_BNC, offsets, compute)
         if x_BNC.numel() == 0:
-            return _empty(layer, x_BNC)
-        if why_not_core(layer, x_BNC, mask_BN, compute) is None:
-            return _core(layer, x_BNC, mask_BN, offsets, compute)
-        return plain.latent_gnn(
-            layer, x_BNC, _nodes(x_BNC, mask_BN, offsets), compute, recompute=_recomputes(layer.config, x_BNC)
-        )
+            return _empty(layer, x_BNC, offsets, compute)
+        return _by_path(layer, x_BNC, mask_BN, offsets, compute)
 
 
-def _nodes(x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None) -> plain.Nodes:
+def _by_path(
+    layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, compute: torch.dtype
+) -> Tensor:
+    if why_not_core(layer, x_BNC, mask_BN, compute) is None:
+        return _core(layer, x_BNC, mask_BN, offsets, compute)
+    return plain.latent_gnn(
+        layer, x_BNC, _nodes(x_BNC, mask_BN, offsets, layer.ranks), compute, recompute=_recomputes(layer, x_BNC)
+    )
+
+
+def _nodes(x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, ranks: Ranks | None) -> plain.Nodes:
+    group = ranks.group if ranks else ""
     if offsets is None:
-        return plain.Nodes(mask_BN)
+        return plain.Nodes(mask_BN, group=group)
     if torch.compiler.is_exporting() or not node.has_values(offsets):
-        return plain.Nodes(member_SN=plain.members(offsets.to(x_BNC.device), x_BNC.shape[1]))
-    return plain.Nodes(offsets=offsets.tolist())
+        return plain.Nodes(mask_BN, group=group, member_SN=plain.members(offsets.to(x_BNC.device), x_BNC.shape[1]))
+    return plain.Nodes(mask_BN, offsets.tolist(), group)
 
 
-def _recomputes(config: LatentGNNConfig, x_BNC: Tensor) -> bool:
+def _recomputes(layer: Arrangement, x_BNC: Tensor) -> bool:
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
-    if is_transformed():
+    # Processes with parts of other sizes might not, and all of them must make the same sums.
+    if is_transformed() or layer.ranks is not None:
         return False
-    return not holds(config, x_BNC, None)
+    return not holds(layer.config, x_BNC, None)
 
 
-def _empty(layer: Arrangement, x_BNC: Tensor) -> Tensor:
+def _check_ranks(layer: Arrangement, ranks: Ranks, x_BNC: Tensor, offsets: Tensor | None, compute: torch.dtype) -> None:
+    """Refuse what processes cannot share, and compare with the others at the first call."""
+    config = layer.config
+    if torch.compiler.is_exporting():
+        raise ValueError("a layer whose nodes are shared cannot be exported; call shard_nodes(layer, None) first")
+    for norm in layer.norms:
+        if not (is_affine(norm) or isinstance(norm, _BatchNorm | nn.LayerNorm | nn.RMSNorm)):
+            raise ValueError(
+                f"{type(norm).__name__} takes statistics over all nodes of a sample, which several processes hold: a "
+                "layer whose nodes are shared takes batch norm, frozen batch norm, layer norm, RMS norm or none"
+            )
+    if ranks.agreed or torch.compiler.is_compiling() or is_transformed() or not node.has_values(x_BNC):
+        return
+    read = [x_BNC, layer.gamma, *layer.tensors]
+    facts = {
+        "channels": config.channels,
+        "reduced channels": config.reduced_channels,
+        "latents": config.latents,
+        "kind of layer": [config.symmetric, config.graph_conv, config.residual, config.num_groups, config.node_scale],
+        "norms": sorted({f"{type(norm).__name__}{' in training' * norm.training}" for norm in layer.norms}),
+        "type": str(compute),
+        "samples": x_BNC.shape[0] if offsets is None else len(offsets) - 1,
+        "gradients": torch.is_grad_enabled() and any(tensor.requires_grad for tensor in read if tensor is not None),
+    }
+    agree(ranks, facts, x_BNC.device)
+
+
+def _empty(layer: Arrangement, x_BNC: Tensor, offsets: Tensor | None, compute: torch.dtype) -> Tensor:
     """No nodes give no nodes, and zero gradients."""
+    samples = x_BNC.shape[0] if offsets is None else len(offsets) - 1
+    if layer.ranks is not None and samples:
+        # Other processes have some, and wait for this one's sums: those of a node that takes no part.
+        rows = x_BNC.shape[0]
+        one_BNC = torch.cat([x_BNC, x_BNC.new_zeros(rows, 1, x_BNC.shape[2])], 1)
+        none_BN = torch.zeros(rows, 1, dtype=torch.bool, device=x_BNC.device)
+        if offsets is not None:
+            offsets = torch.nn.functional.pad(offsets[:-1], (0, 1), value=1)
+        return _by_path(layer, one_BNC, none_BN, offsets, compute)[:, :0]
     total = x_BNC.new_zeros(1)
     for parameter in (parameter for part in layer.projections for parameter in part.parameters()):
         total = total + parameter.sum()
@@ -184,6 +234,8 @@ def _core(
         norm_groups=tuple(norm.num_groups for norm in norms if isinstance(norm, nn.GroupNorm)),
         compute=compute,
         holds=torch.is_grad_enabled() and not torch.compiler.is_compiling() and holds(config, x_BNC, kind),
+        group="" if layer.ranks is None else layer.ranks.group,
+        ranks=1 if layer.ranks is None else layer.ranks.count,
     )
     out_BNC, statistics = node.run(x_BNC, mask_BN, offsets, tensors, plan)
     if statistics is not None:

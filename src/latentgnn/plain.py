@@ -7,7 +7,8 @@ Axes: B batch, N nodes, C channels, R reduced channels, G groups, r = R / G, D l
 the scenes of packed points). Tensors over nodes are (B, N, channels) whatever their strides.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from latentgnn.functional import gather, l2, mix, node_weight, reciprocal, scatter
+from latentgnn.config import LatentGNNConfig
+from latentgnn.functional import EPS, gather, l2, mix, node_weight, reciprocal, scatter
 from latentgnn.norms import is_repeatable, normalize
 from latentgnn.projections import Arrangement, Projection
+from latentgnn.ranks import added
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,14 @@ class Nodes:
     Args:
         mask_BN: nodes that take part; ``None`` for all.
         offsets: where each sample begins among the nodes of a single row, and the end; ``None`` if rows are samples.
+        group: the name of the process group whose processes hold the nodes; empty where this one holds all.
         member_SN: instead of the offsets where these are not known in advance, which nodes of a single row belong to
             each sample; what is done for each sample is then done for all nodes, S times as often as needed.
     """
 
     mask_BN: Tensor | None = None
     offsets: Sequence[int] | None = None
+    group: str = ""
     member_SN: Tensor | None = None
 
     @property
@@ -112,7 +117,7 @@ def _output(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtyp
     valid_BN1 = None if mask_BN is None else mask_BN.unsqueeze(-1)
     inside_BNC = x_BNC if valid_BN1 is None else x_BNC.masked_fill(~valid_BN1, 0)
     values = _values(layer, inside_BNC.to(compute), nodes, compute)
-    contexts = []
+    gathers, scatters = [], []
     for index in range(len(config.latents)):
         assigns = [
             _grouped(torch.relu(_projected(way[index], _ungrouped(value), nodes, compute, groups)), groups)
@@ -125,7 +130,11 @@ def _output(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtyp
             scatter_assign = l2(assigns[1], -1)
         if valid_BN1 is not None:
             gather_assign = gather_assign * valid_BN1.unsqueeze(2)
-        contexts.append(_context(layer, values[0], gather_assign, scatter_assign, nodes))
+        gathers.append(gather_assign)
+        scatters.append(scatter_assign)
+    contexts = []
+    for index, latents in enumerate(_latents(config, values[0], gathers, nodes)):
+        contexts.append(_context(latents, scatters[index], nodes))
         if layer.convs:
             contexts[-1] = torch.relu(_projected(layer.convs[index], contexts[-1], nodes, compute, groups))
     context_BNF = contexts[0] if len(contexts) == 1 else torch.cat(contexts, -1)
@@ -159,18 +168,35 @@ def _values(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtyp
     ]
 
 
-def _context(layer: Arrangement, value_BNGr: Tensor, gather_BNGD: Tensor, scatter_BNGD: Tensor, nodes: Nodes) -> Tensor:
-    """Gather, mix and scatter of one kernel: (B, N, R)."""
-    config, parts = layer.config, []
-    for value, assign, back in zip(
-        nodes.split(value_BNGr), nodes.split(gather_BNGD), nodes.split(scatter_BNGD), strict=True
-    ):
-        value_BGNr, assign_BGND = value.transpose(1, 2), assign.transpose(1, 2)
-        latent_BGDr = gather(value_BGNr, assign_BGND)
-        if not config.symmetric or config.node_scale == "mean":
-            latent_BGDr = latent_BGDr * reciprocal(node_weight(assign_BGND, node_scale=config.node_scale))
-        parts.append(_scattered(mix(latent_BGDr), back.transpose(1, 2)))
-    return nodes.joined(parts)
+def _latents(
+    config: LatentGNNConfig, value_BNGr: Tensor, assigns_BNGD: Sequence[Tensor], nodes: Nodes
+) -> Iterator[list[Tensor]]:
+    """Z of each kernel: of each part of `Nodes.split`, (B, G, D, r)."""
+    values = [value.transpose(1, 2) for value in nodes.split(value_BNGr)]
+    assigns = [part.transpose(1, 2) for assign_BNGD in assigns_BNGD for part in nodes.split(assign_BNGD)]
+    latents = [gather(value, assign) for value, assign in zip(values * len(assigns_BNGD), assigns, strict=True)]
+    if config.symmetric and config.node_scale == "published":
+        latents = added(latents, nodes.group) if nodes.group else latents
+    else:
+        weights = [node_weight(assign, node_scale=config.node_scale) for assign in assigns]
+        if nodes.group:
+            # Lengths do not add up over processes, their squares do.
+            power = 1 if config.node_scale == "mean" else 2
+            totals = added([*latents, *(weight**power for weight in weights)], nodes.group)
+            latents, powers = totals[: len(assigns)], totals[len(assigns) :]
+            inverses = [torch.threshold(each, EPS**power, math.inf) ** (-1 / power) for each in powers]
+        else:
+            inverses = [reciprocal(weight) for weight in weights]
+        latents = [latent * inverse for latent, inverse in zip(latents, inverses, strict=True)]
+    return (latents[first : first + len(values)] for first in range(0, len(latents), len(values)))
+
+
+def _context(latents: Sequence[Tensor], scatter_BNGD: Tensor, nodes: Nodes) -> Tensor:
+    """Mix and scatter of one kernel: (B, N, R)."""
+    backs = nodes.split(scatter_BNGD)
+    return nodes.joined(
+        [_scattered(mix(latent), back.transpose(1, 2)) for latent, back in zip(latents, backs, strict=True)]
+    )
 
 
 def _scattered(latent_BGDr: Tensor, assign_BGND: Tensor) -> Tensor:
@@ -202,7 +228,7 @@ def _product(x_BNC: Tensor, weight_OC: Tensor, groups: int = 1) -> Tensor:
 def _normalized(norm: nn.Module, x_BNF: Tensor, nodes: Nodes) -> Tensor:
     """A norm over the nodes of each sample; a batch norm over those of all."""
     if not nodes.are_packed or not _differs_by_sample(norm):
-        return normalize(norm, x_BNF, nodes.mask_BN)
+        return normalize(norm, x_BNF, nodes.mask_BN, nodes.group)
     parts = nodes.split(x_BNF)
     if nodes.member_SN is not None:
         return nodes.joined([normalize(norm, part, nodes.member_SN) for part in parts])

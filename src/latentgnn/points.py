@@ -1,5 +1,6 @@
 """The layer for sets of points: packed scenes, and tokens."""
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -8,6 +9,7 @@ from torch._C._functorch import is_batchedtensor
 
 from latentgnn.core.node import has_values
 from latentgnn.core.nodes import check_offsets
+from latentgnn.dtensors import by_parts, first_node, mesh_dimension
 from latentgnn.layer import LatentGNN, check_mask, reshape
 from latentgnn.tracing import as_one_node
 
@@ -36,6 +38,7 @@ class PackedLatentGNN(LatentGNN):
         offsets: Tensor | None = None,
         *,
         batch: Tensor | None = None,
+        num_scenes: int | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
         """Add to every point the context of all points of its scene.
@@ -47,6 +50,8 @@ class PackedLatentGNN(LatentGNN):
                 leaves out the leading 0, is taken as well. A scene may be empty.
             batch: (T,), the scene of each point, sorted or not, as in PyG. Packed points take one of the two; those of
                 a single scene are tokens, ``x[None]``.
+            num_scenes: how many scenes there are, S, with ``batch``: those without points count. Needed where nodes are
+                shared between processes, none of which sees all scenes; otherwise ``batch`` says it.
             mask: (B, N), bool, for tokens: those outside it take no part and come back unchanged.
 
         Returns:
@@ -68,10 +73,15 @@ class PackedLatentGNN(LatentGNN):
                 f"(B, N, {self.config.channels}), with channels last; got {tuple(x.shape)}"
             )
         if x.dim() == 3:
-            if offsets is not None or batch is not None:
+            if offsets is not None or batch is not None or num_scenes is not None:
                 raise ValueError(f"offsets and batch are for packed points (T, C); tokens {tuple(x.shape)} take a mask")
             if mask is not None:
                 check_mask(mask, x, tuple(x.shape[:2]), "(B, N)")
+            spread = mesh_dimension(x, range(1, 2))
+            if spread is not None:
+                return by_parts(
+                    self, x, spread, lambda own, part: self.forward(own, mask=None if mask is None else part(mask, 0))
+                )
             return self._output(x, mask)
         if mask is not None:
             raise ValueError("a mask is for tokens (B, N, C); leave points out of packed ones instead")
@@ -81,13 +91,35 @@ class PackedLatentGNN(LatentGNN):
                 f"got {'neither' if offsets is None else 'both'}; points of one scene may be given as x[None], "
                 f"(1, {len(x)}, {self.config.channels})"
             )
+        spread = mesh_dimension(x, range(1))
+        if spread is not None:
+            return self._spread(x, spread, offsets, batch, num_scenes)
         if offsets is not None:
+            if num_scenes is not None:
+                raise ValueError("num_scenes goes with batch; offsets say how many scenes there are")
             return reshape(self._output(x[None], None, _checked_offsets(offsets, x.shape[0])), x.shape)
         assert batch is not None
-        order, offsets = _scenes(batch, x.shape[0])
+        order, offsets = _scenes(batch, x.shape[0], num_scenes, shared=self._ranks is not None)
         if order is None:
             return reshape(self._output(x[None], None, offsets), x.shape)
         return torch.empty_like(x).index_copy(0, order, self._output(x[order][None], None, offsets)[0])
+
+    def _spread(
+        self, x: Tensor, dimension: int, offsets: Tensor | None, batch: Tensor | None, num_scenes: int | None
+    ) -> Tensor:
+        """Of points that a DTensor spreads over processes, while offsets and batch name those of all."""
+
+        def call(own: Tensor, part: Callable[[Tensor, int], Tensor]) -> Tensor:
+            if offsets is not None:
+                bounds = _checked_offsets(offsets, len(x)) - first_node(x, dimension)
+                return self.forward(own, bounds.clamp(0, len(own)))
+            assert batch is not None
+            scenes = num_scenes
+            if scenes is None and not hasattr(batch, "placements"):
+                scenes = int(batch.max()) + 1
+            return self.forward(own, batch=part(batch, 0), num_scenes=scenes)
+
+        return by_parts(self, x, dimension, call)
 
     def _jagged(self, x: Tensor, offsets: Tensor | None, batch: Tensor | None, mask: Tensor | None) -> Tensor:
         if any(argument is not None for argument in (offsets, batch, mask)):
@@ -132,7 +164,7 @@ def _checked_offsets(offsets: Tensor, points: int) -> Tensor:
     return offsets
 
 
-def _scenes(batch: Tensor, points: int) -> tuple[Tensor | None, Tensor]:
+def _scenes(batch: Tensor, points: int, scenes: int | None, *, shared: bool) -> tuple[Tensor | None, Tensor]:
     """The order that puts the points of each scene together (``None`` if they are), and the offsets."""
     _check_index(batch, "batch")
     if len(batch) != points:
@@ -142,10 +174,17 @@ def _scenes(batch: Tensor, points: int) -> tuple[Tensor | None, Tensor]:
             "how many scenes batch names depends on its values, which are not known on the meta device, in "
             "FakeTensorMode and in an export; put the points of each scene together and give offsets"
         )
+    if shared and scenes is None:
+        raise ValueError(
+            "a layer whose nodes are shared between processes takes num_scenes beside batch: how many scenes there are "
+            "in all of them"
+        )
     if points == 0:
-        return None, torch.zeros(1, dtype=torch.int64)
+        return None, torch.zeros((scenes or 0) + 1, dtype=torch.int64)
     if batch.min() < 0:
         raise ValueError(f"batch must not be negative, got {int(batch.min())}")
+    if scenes is not None and batch.max() >= scenes:
+        raise ValueError(f"batch names scenes from 0 to num_scenes - 1 = {scenes - 1}, got {int(batch.max())}")
     order = None if (batch.diff() >= 0).all() else batch.argsort(stable=True)
-    counts = batch.unique(return_counts=True)[1]
+    counts = batch.unique(return_counts=True)[1] if scenes is None else batch.bincount(minlength=scenes)
     return order, torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to("cpu", torch.int64)

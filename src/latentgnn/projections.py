@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from latentgnn.config import LatentGNNConfig
 from latentgnn.modules import child, own_tensor
 from latentgnn.norms import NormFactory, NormKind, kind_of, norm_tensors
+from latentgnn.ranks import Ranks
 
 
 class Projection(nn.Module):
@@ -80,6 +81,7 @@ class Arrangement:
         convs: G of every kernel, if there are any.
         expand: U.
         gamma: of the residual connection, ``None`` without.
+        ranks: the processes that hold the nodes, ``None`` where this one holds all.
 
     Attributes:
         projections: all of them, in the order of the arguments.
@@ -96,8 +98,9 @@ class Arrangement:
         convs: Sequence[Projection],
         expand: Projection,
         gamma: Tensor | None,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.config, self.gamma = config, gamma
+        self.config, self.gamma, self.ranks = config, gamma, ranks
         self.reduces, self.assigns, self.convs, self.expand = reduces, assigns, convs, expand
         self.projections = [*reduces, *(part for way in assigns for part in way), *convs, expand]
         self.norms = [child(projection, "norm") for projection in self.projections]

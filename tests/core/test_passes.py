@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from benchmarks.measure import held_bytes
 from latentgnn import FrozenBatchNorm, LatentGNN, reference
-from latentgnn.core import layouts, node, passes
+from latentgnn.core import inputs, layouts, node, passes
 from latentgnn.paths import memory
 
 AFFINE_NORMS = {"frozen": FrozenBatchNorm, "evaluation": nn.BatchNorm1d, "none": nn.Identity}
@@ -78,7 +78,7 @@ def test_agrees_with_the_reference(
     x = laid_out(torch.randn(batch, 16, *spatial, dtype=torch.float64), layout).detach().requires_grad_()
     expected = reference.forward(layer, x)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passes, "nodes_per_block", lambda *_: nodes)
+        patch.setattr(inputs, "nodes_per_block", lambda *_: nodes)
         patch.setattr(layouts, "_NODES_AT_ONCE", max(nodes // 2, 1))
         with memory(kept):
             output = layer(x)
@@ -106,7 +106,7 @@ def test_a_mask_is_as_if_the_other_nodes_were_not_there(
     x[~mask[:, None].expand_as(x)] = torch.nan
     x.requires_grad_()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passes, "nodes_per_block", lambda *_: nodes)
+        patch.setattr(inputs, "nodes_per_block", lambda *_: nodes)
         output = layer(x, mask)
         inside = mask[:, None].expand_as(x)
         found = all_gradients(torch.where(inside, output, 0), x, layer)
@@ -129,7 +129,7 @@ def test_a_mask_is_as_if_the_other_nodes_were_not_there(
 @pytest.mark.parametrize("config", ["graph_conv_two_kernels", "groups_symmetric", "no_residual", "mean"])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_gradients_agree_with_central_differences(config: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "nodes_per_block", lambda *_: 4)
+    monkeypatch.setattr(inputs, "nodes_per_block", lambda *_: 4)
     layer = make_layer(config, "frozen", channels=16)
     x = torch.randn(batch, 16, 3, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(layer, (x,), eps=1e-6, atol=1e-6)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.measure import held_bytes
 from latentgnn import LatentGNN, PackedLatentGNN, reference
-from latentgnn.core import batch_norm, expand, layouts, passes
+from latentgnn.core import batch_norm, expand, inputs, layouts
 from latentgnn.norms import group_norm
 from latentgnn.paths import memory, why_not_core
 
@@ -89,7 +89,7 @@ def test_agrees_with_the_reference(
     expected = reference.forward(layer, x)
     wanted = all_gradients(expected, x, layer)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passes, "nodes_per_block", lambda *_: nodes)
+        patch.setattr(inputs, "nodes_per_block", lambda *_: nodes)
         patch.setattr(expand, "moments_pay", lambda *_: moments)
         patch.setattr(expand, "NUMBERS_AT_ONCE", numbers)
         patch.setattr(expand, "_LEAST_CHANNELS", 1)
@@ -119,7 +119,7 @@ def test_packed_points_are_as_if_each_scene_were_alone(
     x = torch.randn(sum(sizes), 16, dtype=torch.float64, requires_grad=True)
     offsets = torch.tensor([0, *sizes]).cumsum(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passes, "nodes_per_block", lambda *_: nodes)
+        patch.setattr(inputs, "nodes_per_block", lambda *_: nodes)
         with memory(kept):
             output = layer(x, offsets)
         found = all_gradients(output, x, layer)

@@ -14,7 +14,7 @@ from sweep import make_layer, relative_error
 from torch import nn
 
 from latentgnn import FrozenBatchNorm, LatentGNN, PackedLatentGNN, kernels, reference
-from latentgnn.core import passes
+from latentgnn.core import inputs
 from latentgnn.errors import UserError
 from latentgnn.paths import memory
 
@@ -51,7 +51,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_kernels_agree_with_the_reference(
     config: str, masked: bool, called: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passes, "nodes_per_block", lambda *_: 150)
+    monkeypatch.setattr(inputs, "nodes_per_block", lambda *_: 150)
     layer, exact = make_layer(config, "frozen").float().to(DEVICE), make_layer(config, "frozen").to(DEVICE)
     x = torch.randn(2, 32, 10, 17, device=DEVICE)
     mask = torch.rand(2, 10, 17, device=DEVICE) > 0.3 if masked else None
@@ -84,7 +84,7 @@ def test_samples_share_a_block(config: str, called: list[str]) -> None:
 
 @pytest.mark.parametrize("layout", ["channels_last", "every_other"])
 def test_strides_are_as_they_come(layout: str, called: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "nodes_per_block", lambda *_: 40)
+    monkeypatch.setattr(inputs, "nodes_per_block", lambda *_: 40)
     layer, exact = (make_layer("groups_graph_conv", "frozen").to(DEVICE) for _ in range(2))
     x = torch.randn(2, 32, 9, 8, device=DEVICE)
     if layout == "channels_last":
@@ -114,7 +114,7 @@ def test_norms_may_have_neither_scale_nor_shift(config: str, called: list[str]) 
 @pytest.mark.parametrize("config", ["two_kernels", "groups_graph_conv"])
 def test_packed_points(config: str, nodes: int, called: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Scenes that share a block, one of them empty; and one that is cut into blocks."""
-    monkeypatch.setattr(passes, "nodes_per_block", lambda *_: nodes)
+    monkeypatch.setattr(inputs, "nodes_per_block", lambda *_: nodes)
     exact = make_layer(config, "frozen").to(DEVICE)
     sizes = {"num_latents": exact.config.num_latents, "num_groups": exact.config.num_groups}
     layer = PackedLatentGNN(32, reduction=4, norm=FrozenBatchNorm, graph_conv=exact.config.graph_conv, **sizes)

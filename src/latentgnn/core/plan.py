@@ -33,6 +33,8 @@ class Plan:
         norm_groups: of each projection's group norm, likewise; empty for other norms.
         compute: type of the products over nodes.
         holds: what the blocks compute is held for the backward pass, and not computed again there.
+        group: the name of the process group whose processes hold the nodes; empty where this one holds all.
+        ranks: how many these are.
     """
 
     groups: int
@@ -46,6 +48,8 @@ class Plan:
     norm_groups: tuple[int, ...] = ()
     compute: torch.dtype
     holds: bool
+    group: str = ""
+    ranks: int = 1
 
     @property
     def takes_statistics(self) -> bool:
@@ -93,13 +97,13 @@ class Plan:
         """The fields as an operator takes them: `SCHEMA` in a signature."""
         return (
             *(self.groups, list(self.latents), self.symmetric, self.graph_conv, self.residual, self.node_scale),
-            *(list(self.eps), self.compute),
+            *(list(self.eps), self.compute, self.group, self.ranks),
         )
 
     @staticmethod
     def of(groups: int, latents: Sequence[int], *rest: Any) -> "Plan":
         """From what `arguments` gave; operators hold nothing, and take no statistics."""
-        symmetric, graph_conv, residual, node_scale, eps, compute = rest
+        symmetric, graph_conv, residual, node_scale, eps, compute, group, ranks = rest
         return Plan(
             groups=groups,
             latents=tuple(latents),
@@ -111,10 +115,12 @@ class Plan:
             eps=tuple(eps),
             compute=compute,
             holds=False,
+            group=group,
+            ranks=ranks,
         )
 
 
 SCHEMA = (
     "int groups, int[] latents, bool symmetric, bool graph_conv, bool residual, str node_scale, float[] eps, "
-    "ScalarType compute"
+    "ScalarType compute, str group, int ranks"
 )

@@ -17,6 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from latentgnn.core.mix import scatter_matrices
 from latentgnn.core.parameters import Matrices, Parts, Vectors, fold, vectors
 from latentgnn.core.plan import Plan
+from latentgnn.core.records import Gradients
 from latentgnn.functional import cast
 
 
@@ -58,6 +59,15 @@ class Folding:
         folded, folded_vectors = fold(parts, plan), vectors(parts, plan) if plan.takes_statistics else None
         return cls([], folded, folded_vectors, folded, folded_vectors)
 
+    def gradients(self, gradients: Gradients, grad_convs: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Of the layer's tensors, from those of what the core multiplied by; ``None`` for what needs none."""
+        outputs, grads_of_outputs = _folded_gradients(self.folded, self.folded_vectors, grad_convs, gradients)
+        wanted = [leaf for leaf in self.leaves if leaf is not None and leaf.requires_grad]
+        grads = iter(gradients_of(outputs, wanted, grads_of_outputs))
+        return [
+            None if leaf is None or not leaf.requires_grad else _as_given(next(grads), leaf) for leaf in self.leaves
+        ]
+
 
 @dataclass
 class Mixing:
@@ -85,6 +95,15 @@ class Mixing:
         with torch.set_grad_enabled(records), _kept():
             to_features = scatter_matrices(sums, weights, own, plan)
         return cls(sums, weights, own, to_features, [cast(matrix.detach(), plan.compute) for matrix in to_features])
+
+    def gradients(self, grad_features: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        """Of the sums, the weights and the graph convolutions, from that of ``to_features`` over all nodes."""
+        grad_sums, grad_weights, *grad_convs = gradients_of(
+            self.to_features, [self.sums, self.weights, *self.convs], grad_features
+        )
+        grad_sums = torch.zeros_like(self.sums) if grad_sums is None else grad_sums
+        grad_weights = torch.zeros_like(self.weights) if grad_weights is None else grad_weights
+        return grad_sums, grad_weights, grad_convs
 
 
 def _kept() -> saved_tensors_hooks:
@@ -114,3 +133,58 @@ def gradients_of(
         return [None] * len(inputs)
     outputs, grads = zip(*recorded, strict=True)
     return torch.autograd.grad(outputs, inputs, grads, allow_unused=True, retain_graph=True)
+
+
+def _folded_gradients(
+    folded: Matrices,
+    folded_vectors: Vectors | None,
+    grad_convs: Sequence[Tensor | None],
+    gradients: Gradients,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What the core multiplied by, as autograd recorded it, and its gradients."""
+    pairs: list[tuple[Tensor | None, Tensor | None]] = []
+    if gradients.reduce is not None:
+        pairs += _unscaled(gradients.reduce, folded.reduces, folded.reduce_scale)
+    if gradients.expand is not None:
+        pairs += _unscaled(gradients.expand, [folded.expand], folded.expand_scale)
+    assert gradients.assigns is not None
+    assert gradients.assign_vectors is not None
+    pairs += zip(folded.assigns, gradients.assigns, strict=True)
+    pairs += zip(folded.convs, grad_convs, strict=True)
+    if folded_vectors is None:
+        pairs.append((folded.reduce_shift, gradients.reduce_vectors[1]))
+        pairs += zip(folded.assign_shifts, (shift for _, shift in gradients.assign_vectors), strict=True)
+        pairs.append((folded.expand_shift, gradients.expand_shift))
+        shift_F = gradients.conv_vectors[1]
+        if shift_F is not None:
+            pairs += zip(folded.conv_shifts, shift_F.chunk(len(folded.conv_shifts)), strict=True)
+    else:
+        pairs += zip(folded_vectors.reduce, gradients.reduce_vectors, strict=True)
+        for vector_pair, grad_pair in zip(folded_vectors.assigns, gradients.assign_vectors, strict=True):
+            pairs += zip(vector_pair, grad_pair, strict=True)
+        pairs += zip(folded_vectors.conv, gradients.conv_vectors, strict=True)
+        pairs += zip(folded_vectors.expand, gradients.expand_vectors, strict=True)
+    known = [(output, grad) for output, grad in pairs if output is not None and grad is not None]
+    return [output for output, _ in known], [grad for _, grad in known]
+
+
+def _unscaled(
+    grad_RC: Tensor, matrices: Sequence[Tensor], scale_R: Tensor | None
+) -> list[tuple[Tensor, Tensor | None]]:
+    """From the gradient of matrices below one another, times a scale, to those of the matrices and of the scale.
+
+    By hand, and in place, for they are the largest of what is learnt.
+    """
+    grads = grad_RC.split([matrix.shape[0] for matrix in matrices])
+    if scale_R is None:
+        return list(zip(matrices, grads, strict=True))
+    pairs: list[tuple[Tensor, Tensor | None]] = []
+    if scale_R.requires_grad:
+        sums = [torch.linalg.vecdot(grad, matrix.detach()) for grad, matrix in zip(grads, matrices, strict=True)]
+        pairs.append((scale_R, sums[0] if len(sums) == 1 else torch.cat(sums)))
+    grad_RC.mul_(scale_R.detach().unsqueeze(1))
+    return [*pairs, *zip(matrices, grads, strict=True)]
+
+
+def _as_given(grad: Tensor | None, leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if grad is None else cast(grad, leaf.dtype)

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from latentgnn.core.plan import Plan
 from latentgnn.core.statistics import Statistics
 
 
@@ -86,7 +88,7 @@ class Gradients:
             norm's weight and bias.
         assigns: (G, D, r) of each way.
         assign_vectors: likewise, of each way.
-        features: of each kernel's matrix from assignments to features, (S, G, D_k, r).
+        features: of each kernel's matrix from assignments to features, (S, G, r, D_k).
         conv_vectors: of the graph convolution's norm, (K * R,).
         expand: (C, F), of the expansion times its scale.
         expand_shift: (C,).
@@ -102,6 +104,22 @@ class Gradients:
     expand: Tensor | None = None
     expand_shift: Tensor | None = None
     expand_vectors: tuple[Tensor | None, Tensor | None] = (None, None)
+
+    @classmethod
+    def nothing(cls, to_features: Sequence[Tensor], plan: Plan) -> "Gradients":
+        """Of no blocks yet.
+
+        Args:
+            to_features: of each kernel, the matrix from assignments to features, (S, G, r, D_k).
+            plan: of the layer.
+        """
+        return cls(
+            assigns=[None] * plan.ways,
+            assign_vectors=[(None, None)] * plan.ways,
+            features=[
+                torch.zeros_like(matrix_SGrD, memory_format=torch.contiguous_format) for matrix_SGrD in to_features
+            ],
+        )
 
 
 def add_pair(

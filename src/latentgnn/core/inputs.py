@@ -1,0 +1,75 @@
+"""A layer's input, cut into blocks.
+
+Axes: B batch, N nodes, C channels, S samples; in a block s rows, T nodes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from latentgnn.core.nodes import Block, blocks, nodes_per_block
+from latentgnn.core.parameters import Matrices
+from latentgnn.core.plan import Plan
+from latentgnn.functional import cast
+
+
+@dataclass(frozen=True)
+class Input:
+    """The nodes that a layer is given.
+
+    Args:
+        x_BNC: input; a transposed view is as good as a contiguous tensor.
+        mask_BN: nodes that take part; the others come back unchanged.
+        todo: its blocks.
+    """
+
+    x_BNC: Tensor
+    mask_BN: Tensor | None
+    todo: Sequence[Block]
+
+    @classmethod
+    def of(
+        cls, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Sequence[int] | None, matrices: Matrices, plan: Plan
+    ) -> "Input":
+        """Cut as it suits the machine.
+
+        Args:
+            x_BNC: input.
+            mask_BN: nodes that take part.
+            offsets: where each sample begins among the nodes of a single row, and the end; ``None``: rows are samples.
+            matrices: of the layer.
+            plan: of the layer.
+        """
+        if plan.norm == "batch":
+            return cls(x_BNC, mask_BN, blocks(x_BNC, offsets, None))
+        reduced, latents = matrices.reduces[0].shape[0], plan.groups * sum(plan.latents)
+        numbers = 3 * reduced + 2 * latents + (x_BNC.shape[2] if plan.norm in ("layer", "rms") else 0)
+        most = nodes_per_block(x_BNC.device, numbers)
+        if plan.norm == "group":
+            # Samples are not cut: the statistics are over all nodes of one.
+            largest = x_BNC.shape[1] if offsets is None else max(last - first for first, last in pairwise(offsets))
+            most = max(most, largest)
+        return cls(x_BNC, mask_BN, blocks(x_BNC, offsets, most))
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are, S."""
+        return self.todo[-1].samples.stop
+
+    @property
+    def is_one_block(self) -> bool:
+        """Whether all is computed at once."""
+        return len(self.todo) == 1 and self.todo[0].whole
+
+
+def in_products(x_BNC: Tensor, block: Block, valid_sT1: Tensor | None, plan: Plan) -> Tensor:
+    """A block of the input, or of the output's gradient, in the type and layout of the products.
+
+    There are zeros where nodes take no part: NaN too may be there.
+    """
+    x_sTC = cast(block.of(x_BNC), plan.compute)
+    x_sTC = x_sTC.contiguous() if plan.in_rows else x_sTC
+    return x_sTC if valid_sT1 is None else torch.where(valid_sT1, x_sTC, 0)

@@ -1,0 +1,116 @@
+"""DTensors whose nodes are spread over a device mesh: each process computes its part of them, and shares their sums.
+
+Products of DTensors would gather what is spread. Here only the latents' sums pass between the processes.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+from torch import Tensor
+from torch.nn.utils.stateless import _reparametrize_module
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from latentgnn.ranks import Ranks
+
+
+def mesh_dimension(x: Tensor, nodes: range) -> int | None:
+    """The dimension of a DTensor's mesh over which its nodes are spread, ``None`` where they are not.
+
+    Args:
+        x: a tensor.
+        nodes: which of its dimensions are of nodes.
+
+    Raises:
+        ValueError: they are spread over several dimensions of the mesh.
+    """
+    if not is_traceable_wrapper_subclass(cast(object, x)):
+        return None
+    # A DTensor, perhaps; the class is not named, for builds without distributed support lack it.
+    placements = getattr(x, "placements", ())
+    found = [index for index, placement in enumerate(placements) if placement.is_shard() and placement.dim in nodes]
+    if len(found) > 1:
+        raise ValueError(
+            f"a layer takes DTensors whose nodes are spread over one dimension of a mesh, got {tuple(placements)}; "
+            "redistribute the input, or flatten these dimensions of the mesh into one"
+        )
+    return found[0] if found else None
+
+
+def by_parts(
+    layer: Any, x: Any, dimension: int, call: Callable[[Tensor, Callable[[Tensor, int], Tensor]], Tensor]
+) -> Tensor:
+    """A layer's output for a DTensor, computed by each process for the nodes that it holds.
+
+    Args:
+        layer: whose parameters may be DTensors of the same mesh.
+        x: the input.
+        dimension: of the mesh, from `mesh_dimension`.
+        call: of the layer, for what this process holds of the input, and a function that takes another tensor, whole
+            or a DTensor, and how many dimensions it lacks before those of nodes, to this process's part of it.
+
+    Returns:
+        A DTensor placed as the input.
+
+    Raises:
+        ValueError: an input with partial sums, or parameters on another mesh.
+    """
+    from torch.distributed.tensor import DTensor
+
+    if any(placement.is_partial() for placement in x.placements):
+        raise ValueError(f"a layer takes no DTensor with sums that are still to be made, got {tuple(x.placements)}")
+    mesh = x.device_mesh
+    with _parts_of_layer(layer, x, Ranks(mesh.get_group(dimension).group_name, mesh.size(dimension), agreed=True)):
+        out = call(x.to_local(), lambda other, lacks: _part_like(x, other, lacks))
+    return DTensor.from_local(out, mesh, x.placements, run_check=False, shape=x.shape, stride=x.stride())
+
+
+def _part_like(x: Any, other: Any, lacks: int) -> Tensor:
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    mesh = x.device_mesh
+    if not isinstance(other, DTensor):
+        other = DTensor.from_local(other, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    placements = [
+        Shard(placement.dim - lacks if placement.dim >= lacks else placement.dim) if placement.is_shard() else placement
+        for placement in x.placements
+    ]
+    part: Tensor = other.redistribute(mesh, placements).to_local()
+    return part
+
+
+@contextmanager
+def _parts_of_layer(layer: Any, x: Any, ranks: Ranks) -> Iterator[None]:
+    """The layer with plain tensors as parameters, whose gradients are added over all processes with other data."""
+    from torch.distributed.tensor import Partial, Replicate
+
+    mesh = x.device_mesh
+    grads = [Partial() if placement.is_shard() else Replicate() for placement in x.placements]
+
+    def whole(name: str, value: Any) -> Tensor:
+        if value.device_mesh != mesh:
+            raise ValueError(f"the input is spread over {mesh}, the layer's {name} over {value.device_mesh}")
+        local: Tensor = value.redistribute(placements=[Replicate()] * mesh.ndim).to_local(grad_placements=grads)
+        return local
+
+    named = [*layer.named_parameters(), *layer.named_buffers()]
+    replaced = {name: whole(name, value) for name, value in named if hasattr(value, "device_mesh")}
+    before, layer._ranks = layer._ranks, ranks
+    try:
+        with _reparametrize_module(layer, replaced):
+            yield
+    finally:
+        layer._ranks = before
+
+
+def first_node(x: Any, dimension: int) -> int:
+    """Where this process's part of a DTensor begins among the points in its first dimension.
+
+    Args:
+        x: (T, C).
+        dimension: of the mesh, over which they are spread.
+    """
+    mesh = x.device_mesh
+    # As `torch.chunk` cuts, and so DTensors.
+    each = -(-len(x) // mesh.size(dimension))
+    return int(min(each * mesh.get_local_rank(dimension), len(x)))
