@@ -297,7 +297,7 @@ def annotations_table(results: Results) -> str:
         "file",
         "annotations",
         "start",
-        "opened in",
+        "processor's time",
         "first batch after",
         "at most",
         "opened",

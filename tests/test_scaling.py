@@ -30,7 +30,12 @@ def sharding(step: Line, link: Line, *, two: float = 1.0) -> dict[str, Any]:
         "throughput": rows,
         "all_reduce": [{"bytes": size, "seconds": link.fixed + size * link.each} for size in (256, 1 << 20, 1 << 24)],
         "bytes": [{"nodes": n, "step": sums} for n in nodes],
-        "command": "python -m x", "processor": "p", "threads": 1, "torch": "2", "date": "2026-01-01", "file": "f",
+        "command": "python -m x",
+        "processor": "p",
+        "threads": 1,
+        "torch": "2",
+        "date": "2026-01-01",
+        "file": "f",
     }
 
 
