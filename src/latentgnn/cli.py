@@ -474,9 +474,13 @@ def _overwrite_argument(parser: argparse.ArgumentParser) -> None:
 
 def _tile_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--tiles", metavar="SIZE", help="look at large images by tiles of this side (--evaluation.tiles; detection)"
+        "--tiles",
+        metavar="SIZE",
+        help="look at large images, or scans, by tiles of this side, in pixels or metres (--evaluation.tiles)",
     )
-    parser.add_argument("--overlap", metavar="FRACTION", help="of neighbouring tiles (--evaluation.tile_overlap; 0.2)")
+    parser.add_argument(
+        "--overlap", metavar="FRACTION", help="of neighbouring tiles (--evaluation.tile_overlap; 0.2; detection)"
+    )
 
 
 def _tile_settings(arguments: argparse.Namespace) -> Overrides:

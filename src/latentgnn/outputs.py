@@ -10,7 +10,7 @@ import json
 import os
 import shlex
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 from latentgnn.errors import UserError, concerning, system_error, told
 from latentgnn.files import write_bytes
+from latentgnn.unfinished import Unfinished
 
 LIST = ".latentgnn-results"
 """The file in a folder of results that names them, a JSON string a line; a name is there before its file is."""
@@ -79,6 +80,8 @@ class Results:
         names: the files that will be written, as far as they are known, relative to the folder.
         reads: files that the command reads, as far as they are known.
         overwrite: remove the results of an earlier command; they stay until the first new one is written.
+        task: of a command that goes on where it was ended, see `latentgnn.unfinished.Unfinished`. Then the results that
+            it has finished stay (`has`), and `unfinished` is the same folder as before.
 
     Raises:
         UserError: the folder is a file, holds something else, or holds results that may not be replaced.
@@ -92,8 +95,11 @@ class Results:
         *,
         reads: Iterable[Path] = (),
         overwrite: bool = False,
+        task: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
+        self._task = task
+        self._kept: list[Path] = []
         self._names = [Path(name) for name in names]
         self._reads = list(reads)
         self._overwrite = overwrite
@@ -107,9 +113,14 @@ class Results:
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder}: a folder to write to is needed, but this is a file")
         self._made = not folder.exists()
+        self._work = Unfinished(folder, self._task, overwrite=self._overwrite)
         self._old = _listed(folder)
+        if self._work.goes_on:
+            self._old, self._kept = [], self._old
         self._had_list = _is_list(folder / LIST)
         present = [] if self._made else sorted(path.name for path in folder.iterdir())
+        if self._work.found:
+            present.remove(self._work.path.name)
         if present and not self._had_list:
             raise UserError(
                 f"{folder} is not empty, and what it holds ({_some(present)}) is not known as a command's results: "
@@ -125,7 +136,7 @@ class Results:
         # By identity: a file system that ignores case has other names for the same file.
         replaced = {_identity(path) for path in self._old}
         for path in (folder / name for name in self._names):
-            if path not in self._old and _identity(path) not in replaced:
+            if path not in (*self._old, *self._kept) and _identity(path) not in replaced:
                 _refuse_present(path)
         try_folder(folder)
         return self
@@ -133,13 +144,18 @@ class Results:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._list is None:
-            if self._made:
-                with suppress(OSError):
-                    self.folder.rmdir()
+        if error is None:
+            self._work.remove()
+        if self._list is not None:
+            self._list.close()
+        elif self._made:
+            with suppress(OSError):
+                self.folder.rmdir()
+        if self._list is None and not self._work.begun:
             return
-        self._list.close()
         kept = f"what was written before is kept in {self.folder}"
+        if self._work.begun:
+            kept += "; the same command goes on where this one was"
         if isinstance(error, KeyboardInterrupt):
             raise UserError(f"interrupted; {kept}") from error
         fault = system_error(error) if isinstance(error, OSError | RuntimeError) else None
@@ -154,6 +170,16 @@ class Results:
             UserError: one of the files is a result that is to be replaced.
         """
         refuse_to_replace(self._old, reads=paths)
+
+    def has(self, name: Path | str) -> bool:
+        """Whether a result is there that the same command has finished before it was ended."""
+        return self.folder / name in self._kept
+
+    def unfinished(self) -> Path:
+        """A folder for unfinished work, as the same command has left it; it is removed when the results are whole."""
+        if not self._work.begun:
+            self._work.begin()
+        return self._work.path
 
     def place(self, name: Path | str) -> Path:
         """The path for a new result, which is listed; the folders above it are made by the one who writes it.
@@ -186,6 +212,8 @@ class Results:
         return JsonList(partial, self.place(name))
 
     def _begin(self) -> None:
+        if not self._work.begun:
+            self._work.remove()
         for path in self._old:
             path.unlink(missing_ok=True)
         emptied = {parent for path in self._old for parent in path.parents if self.folder in parent.parents}
@@ -193,10 +221,10 @@ class Results:
             # What else is in it is not ours; then it stays.
             with suppress(OSError):
                 parent.rmdir()
-        if self._had_list:
+        if self._had_list and not self._work.goes_on:
             (self.folder / LIST).unlink(missing_ok=True)
         try:
-            self._list = (self.folder / LIST).open("xb", buffering=0)
+            self._list = (self.folder / LIST).open("ab" if self._work.goes_on else "xb", buffering=0)
         except FileExistsError:
             raise UserError(f"another command has begun to write into {self.folder}: name another folder") from None
 

@@ -15,7 +15,7 @@ from latentgnn.errors import UserError
 from latentgnn.tasks.blocks import BlockConfig
 from latentgnn.tasks.pointcloud.classes import class_names
 from latentgnn.tasks.pointcloud.config import DataConfig, ModelConfig, PointCloudConfig
-from latentgnn.tasks.pointcloud.datasets import feature_columns
+from latentgnn.tasks.pointcloud.features import feature_columns
 from latentgnn.tasks.pointcloud.model import PointNetwork, build_point_network
 from latentgnn.tasks.pointcloud.scans import RawScan, write_scan
 from latentgnn.tasks.pointcloud.start import start_from

@@ -83,6 +83,28 @@ def test_earlier_predictions_are_replaced_when_that_is_told(run, scans, capsys):
     assert [path.name for path in Path("out").iterdir() if path.is_dir()] == []
 
 
+def test_predictions_by_tiles_are_those_of_whole_scans(run, scans, capsys):
+    argv = ["predict", str(run), "scans"]
+    assert main([*argv, "--out", "whole"]) == 0
+    capsys.readouterr()
+    assert main([*argv, "--out", "tiled", "--tiles", "4"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("scans/x.laz: memory: 0.0 GB for the largest of ")
+    assert "scans/x.laz: 1,500 points, written to tiled/x.laz" in said
+    assert content(Path("tiled")) == content(Path("whole"))
+    # Where a scan is not seen whole, columns take its place.
+    column = ["--data.crop", "column", "--data.crop_size", "5"]
+    assert main([*argv, "--out", "columns", "--no-pictures", *column]) == 0
+    assert main([*argv, "--out", "not-whole", "--no-pictures", "--data.crop", "scan", "--tiles", "5"]) == 0
+    assert content(Path("not-whole")) == content(Path("columns"))
+    for wrong, message in (
+        (["--tiles", "0"], "1 to 1,000,000 metres"),
+        (["--tiles", "9", "--overlap", "0.3"], "tile_overlap"),
+    ):
+        error = fails(capsys, [*argv, "--out", "none", *wrong], code=2)
+        assert message in error
+
+
 def test_scans_of_two_folders_do_not_meet(run, tmp_path):
     for number, name in enumerate(("a/x", "b/x", "b/X")):
         path = tmp_path / "in" / f"{name}.laz"

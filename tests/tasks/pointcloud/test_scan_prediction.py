@@ -11,8 +11,9 @@ from latentgnn.outputs import LIST
 from latentgnn.tasks.pointcloud.config import DataConfig
 from latentgnn.tasks.pointcloud.model import PointNetwork
 from latentgnn.tasks.pointcloud.pictures import draw_scan
-from latentgnn.tasks.pointcloud.prediction import expand_scans, predict_files, predict_scan
+from latentgnn.tasks.pointcloud.prediction import expand_scans, predict_files
 from latentgnn.tasks.pointcloud.scans import RawScan, read_scan, write_scan
+from latentgnn.tasks.pointcloud.voting import predict_scan
 from latentgnn.tasks.pointcloud.voxels import crops, recentre
 
 CLASSES = {2: "ground", 5: "tree", 6: "roof"}

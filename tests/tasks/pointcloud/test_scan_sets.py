@@ -10,10 +10,10 @@ from latentgnn.tasks.pointcloud.classes import S3DIS_CLASSES, SCANNET_CLASSES
 from latentgnn.tasks.pointcloud.config import DataConfig
 from latentgnn.tasks.pointcloud.datasets import (
     ScanSet,
-    feature_columns,
     find_scans,
     resolve,
 )
+from latentgnn.tasks.pointcloud.features import feature_columns
 from latentgnn.tasks.pointcloud.scans import IGNORE, RawScan, write_scan
 
 CLASSES = {2: "ground", 6: "building"}

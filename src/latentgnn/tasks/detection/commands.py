@@ -2,14 +2,14 @@
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress, track
+from rich.progress import track
 from torch import nn
 
 from latentgnn.errors import UserError
@@ -39,6 +39,7 @@ from latentgnn.tasks.detection.video import require_video
 from latentgnn.tasks.detection.video_prediction import expand_videos, names_videos, predict_videos
 from latentgnn.tasks.detection.weights.start import body_parameters, start_from
 from latentgnn.tasks.inputs import result_names
+from latentgnn.tasks.progress import file_bar
 from latentgnn.training import commands
 from latentgnn.training.loading import batches, make_loader
 from latentgnn.training.report import write_analysis
@@ -158,14 +159,14 @@ def predict(
     }
     with commands.precision_of(config.training, device):
         if are_videos:
-            with _shown() as update:
+            with file_bar() as update:
                 objects, frames = predict_videos(
                     model, paths, **options, on_frame=lambda path, *progress: update(path.name, *progress)
                 )
             looked_at = f"{frames} frames of {len(paths)} videos"
         elif tiling is not None:
             print(memory_of_prediction(model, paths, tiling, config, device=device, pictures=pictures))
-            with _shown() as update:
+            with file_bar() as update:
                 objects = predict_paths(
                     model, paths, **options, on_tile=lambda path, *progress: update(path.name, *progress)
                 )
@@ -392,24 +393,6 @@ def _detect(
             found.add(new)
             records += new
     return records
-
-
-@contextmanager
-def _shown() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar in a terminal, over the parts of one file after the other: its name, the parts done, and all."""
-    with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
-        bar = progress.add_task("predict", total=None)
-        shown = ""
-
-        def update(name: str, number: int, total: int) -> None:
-            nonlocal shown
-            if name != shown:
-                # Or the time left would be reckoned from the file before.
-                progress.reset(bar, description=name, total=total)
-                shown = name
-            progress.update(bar, completed=number)
-
-        yield update
 
 
 def _files_of(annotations: CocoAnnotations) -> list[Path]:

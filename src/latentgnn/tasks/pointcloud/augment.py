@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgnn.tasks.pointcloud.config import AugmentConfig
-from latentgnn.tasks.pointcloud.datasets import COLOR_COLUMNS, NORMAL_COLUMNS
+from latentgnn.tasks.pointcloud.features import COLOR_COLUMNS, NORMAL_COLUMNS
 
 
 class Augmented(NamedTuple):

@@ -19,10 +19,8 @@ from latentgnn.tasks.pointcloud.datasets import (
     Source,
     find_scans,
     resolve,
-    to_labels,
-    to_scan,
-    unknown_ids,
 )
+from latentgnn.tasks.pointcloud.features import to_labels, to_scan, unknown_ids
 from latentgnn.tasks.pointcloud.scans import IGNORE, coordinate_fault
 
 _SHOWN = 20  # faults that an error lists before it only counts them
@@ -180,7 +178,7 @@ def _look(source: Source, config: DataConfig) -> _Content:
         return _Content(messages=tuple(messages), points=0, counts=nothing)
     if not messages:
         try:
-            features = to_scan(source, raw, config, unknown="ignore").features
+            features = to_scan(source.path, raw, config, unknown="ignore").features
         except UserError as error:
             messages.append(str(error))
         else:

@@ -25,9 +25,10 @@ from latentgnn.tasks.pointcloud.evaluation import Scores
 from latentgnn.tasks.pointcloud.loading import load_segmenter
 from latentgnn.tasks.pointcloud.model import PointNetwork, build_point_network
 from latentgnn.tasks.pointcloud.pictures import draw_scan
-from latentgnn.tasks.pointcloud.prediction import Predicted, expand_scans, predict_files
+from latentgnn.tasks.pointcloud.prediction import Predicted, Tiles, expand_scans, predict_files
 from latentgnn.tasks.pointcloud.start import start_from
 from latentgnn.tasks.pointcloud.task import PointCloudTask, WholeScans, score_scan, shown_scans
+from latentgnn.tasks.progress import file_bar
 from latentgnn.training import commands
 from latentgnn.training.report import write_analysis
 from latentgnn.training.runs import RunFolder, is_first_process
@@ -136,14 +137,26 @@ def predict(
         raise UserError("--score-threshold leaves out detections; every point of a scan gets a class")
     paths = expand_scans(inputs)
     model = _trained(config, source)
-    with commands.precision_of(config.training, commands.device_of(config.training.accelerator)):
+    side = config.evaluation.tiles
+    device = commands.device_of(config.training.accelerator)
+    with commands.precision_of(config.training, device), file_bar() as update:
+        tiles = (
+            Tiles(
+                side=side,
+                on_points=lambda path, doing, *progress: update(f"{path.name}, {doing}", *progress),
+                say=print,
+            )
+            if side is not None
+            else None
+        )
         predicted = predict_files(
             model,
             paths,
-            config=config.data,
+            config=config.seen_by_crops,
             out=out,
             overwrite=overwrite,
             votes=config.evaluation.votes,
+            tiles=tiles,
             pictures=pictures,
             on_scan=lambda scan: print(f"{scan.source}: {scan.counts.sum():,} points, written to {scan.path}"),
         )

@@ -1,7 +1,7 @@
 """What a point-cloud run is made of, as plain data: model, data, training, evaluation."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -234,10 +234,13 @@ class EvaluationConfig:
     Args:
         votes: times that a scan is predicted, each time with other points kept of its voxels; the mean of the
             probabilities decides.
+        tiles: side in metres of the tiles that ``latentgnn predict`` reads a scan by, for scans larger than memory;
+            ``null`` reads scans whole. Where ``data.crop`` is the whole ``scan``, columns of that side take its place.
         sample_pictures: pictures with ground truth beside predictions that a run writes, one a scan.
     """
 
     votes: int = 1
+    tiles: float | None = None
     sample_pictures: int = 8
 
     def __post_init__(self) -> None:
@@ -245,6 +248,7 @@ class EvaluationConfig:
             self,
             {
                 "votes": (1 <= self.votes <= 1000, "1 to 1000"),
+                "tiles": (self.tiles is None or 1 <= self.tiles <= 1e6, "1 to 1,000,000 metres, or null"),
                 "sample_pictures": (self.sample_pictures >= 0, "0 or more"),
             },
         )
@@ -269,6 +273,13 @@ class PointCloudConfig:
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    @property
+    def seen_by_crops(self) -> DataConfig:
+        """``data`` with the crops that predictions are made of: a scan that is read by tiles is never seen whole."""
+        if self.evaluation.tiles is None or self.data.crop != "scan":
+            return self.data
+        return replace(self.data, crop="column", crop_size=self.evaluation.tiles)
 
 
 def kept_by_runs(trained: PointCloudConfig, now: PointCloudConfig) -> dict[str, str]:

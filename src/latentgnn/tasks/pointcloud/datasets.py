@@ -2,7 +2,7 @@
 
 import glob
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,17 +17,13 @@ from latentgnn.reading import read_yaml
 from latentgnn.tasks.checks import Split
 from latentgnn.tasks.pointcloud import kitti
 from latentgnn.tasks.pointcloud.classes import S3DIS_CLASSES, SCANNET_CLASSES, class_names, first_ids
-from latentgnn.tasks.pointcloud.config import DataConfig, Feature, Layout
-from latentgnn.tasks.pointcloud.scans import IGNORE, SUFFIXES, RawScan, Scan, read_scan
+from latentgnn.tasks.pointcloud.config import DataConfig, Layout
+from latentgnn.tasks.pointcloud.features import feature_columns, to_scan
+from latentgnn.tasks.pointcloud.scans import SUFFIXES, RawScan, Scan, read_scan
 from latentgnn.tasks.pointcloud.text import read_rows
-from latentgnn.tasks.pointcloud.voxels import height_above_ground
 
 DATASET_FILE = "dataset.yaml"
 DATASET_SETTINGS = ("layout", "train", "val", "classes", "ignored", "features")
-
-COLOR_COLUMNS = ("red", "green", "blue")
-NORMAL_COLUMNS = ("normal_x", "normal_y", "normal_z")
-_COLUMNS_OF = {"color": COLOR_COLUMNS, "normal": NORMAL_COLUMNS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +47,6 @@ class Source:
             return _objects(self.path)
         labels = kitti.labels_of(self.path) if self.path.suffix == ".bin" else _labels_beside(self.path)
         return [self.path, labels] if labels is not None and labels.exists() else [self.path]
-
-
-def feature_columns(features: Sequence[Feature]) -> tuple[str, ...]:
-    """What the columns of `Scan.features` are: ``color`` and ``normal`` take three, all others one."""
-    return tuple(column for feature in features for column in _COLUMNS_OF.get(feature, (feature,)))
 
 
 def resolve(config: DataConfig) -> DataConfig:
@@ -186,79 +177,12 @@ class ScanSet:
             self._cache.move_to_end(index)
             return self._cache[index]
         source = self.sources[index]
-        scan = to_scan(source, source.read(), self.config, unknown=self._unknown)
+        scan = to_scan(source.path, source.read(), self.config, name=source.name, unknown=self._unknown)
         self._cache[index] = scan
         kept = sum(len(scan.points) for scan in self._cache.values())
         while kept > self.config.cached_points:
             kept -= len(self._cache.popitem(last=False)[1].points)
         return scan
-
-
-def to_scan(
-    source: Source, raw: RawScan, config: DataConfig, *, unknown: Literal["ignore", "refuse"] = "refuse"
-) -> Scan:
-    """A scan with the configured features and classes.
-
-    Raises:
-        UserError: it lacks a feature, or holds class ids that are not named.
-    """
-    labels = None
-    if raw.classes is not None:
-        labels, strange = to_labels(raw.classes, config)
-        if strange and unknown == "refuse":
-            raise UserError(f"{source.path}: {unknown_ids(strange)}")
-    return Scan(
-        name=source.name,
-        points=raw.points,
-        features=_features(source.path, raw, config),
-        labels=labels,
-    )
-
-
-def to_labels(classes: NDArray[np.int64], config: DataConfig) -> tuple[NDArray[np.int64], dict[int, int]]:
-    """Labels of class ids, and the ids that are neither classes nor ignored, with how often they occur.
-
-    ScanNet's files hold NYU40's classes and some slips beyond them; what is not evaluated is ignored there.
-    """
-    label_of_name = {name: label for label, name in enumerate(class_names(config.classes))}
-    label_of = {id: label_of_name[name] for id, name in (config.classes or {}).items()}
-    ids, inverse, counts = np.unique(classes, return_inverse=True, return_counts=True)
-    labels = np.array([label_of.get(id, IGNORE) for id in ids.tolist()], np.int64)[inverse.reshape(-1)]
-    strange = {
-        id: count
-        for id, count in zip(ids.tolist(), counts.tolist(), strict=True)
-        if id not in (*label_of, *config.ignored, IGNORE) and config.layout != "scannet"
-    }
-    return labels, strange
-
-
-def unknown_ids(strange: Mapping[int, int]) -> str:
-    """A message about ids that `to_labels` did not know."""
-    told = ", ".join(f"{id} ({count} points)" for id, count in strange.items())
-    return f"unknown class ids: {told}; name them in data.classes or leave them out with data.ignored"
-
-
-def _features(path: Path, raw: RawScan, config: DataConfig) -> NDArray[np.float32]:
-    columns = [_feature(path, raw, feature, config).astype(np.float32) for feature in config.features]
-    number = len(raw.points)
-    return np.concatenate([column.reshape(number, -1) for column in columns] or [np.zeros((number, 0), np.float32)], 1)
-
-
-def _feature(path: Path, raw: RawScan, feature: Feature, config: DataConfig) -> NDArray[Any]:
-    if feature == "height":
-        return height_above_ground(raw.points, config.height_radius)
-    if feature == "log_intensity":
-        return np.log1p(np.maximum(_column(path, raw, "intensity").astype(np.float32), 0))
-    if feature == "last_return":
-        return _column(path, raw, "return_number") == _column(path, raw, "number_of_returns")
-    return _column(path, raw, feature)
-
-
-def _column(path: Path, raw: RawScan, name: str) -> NDArray[Any]:
-    if name not in raw.columns:
-        present = _list(raw.columns) or "coordinates alone"
-        raise UserError(f"{path}: it has no {name}, which data.features asks for; it has {present}")
-    return raw.columns[name]
 
 
 def _find_files(root: Path, named: Sequence[str] | None, split: Split, config: DataConfig) -> list[Source]:

@@ -11,11 +11,11 @@ from torch import Tensor
 from latentgnn.errors import UserError
 from latentgnn.tasks.pointcloud.classes import class_names, first_ids
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
-from latentgnn.tasks.pointcloud.datasets import Source, feature_columns, to_scan
+from latentgnn.tasks.pointcloud.features import feature_columns, to_scan
 from latentgnn.tasks.pointcloud.model import PointNetwork, build_point_network
 from latentgnn.tasks.pointcloud.neighbors import Hierarchy, Level, build_hierarchy
-from latentgnn.tasks.pointcloud.prediction import predict_scan
 from latentgnn.tasks.pointcloud.scans import RawScan, Scan, coordinate_fault, read_scan
+from latentgnn.tasks.pointcloud.voting import predict_scan
 from latentgnn.tasks.pointcloud.voxels import recentre, voxelize
 from latentgnn.training.checkpoints import Checkpoint
 
@@ -77,7 +77,7 @@ class ScanTransform:
         raw = scan if isinstance(scan, RawScan) else read_scan(path)
         if (fault := coordinate_fault(raw.points)) is not None:
             raise UserError(f"{path}: {fault}")
-        sound = to_scan(Source(name=path.stem, path=path, read=lambda: raw), raw, self._config.data, unknown="ignore")
+        sound = to_scan(path, raw, self._config.data, unknown="ignore")
         if not np.isfinite(sound.features).all():
             raise UserError(f"{path}: it has features that are not finite numbers")
         return sound
@@ -111,7 +111,7 @@ class TrainedSegmenter(NamedTuple):
             Float32, shape (N, K).
         """
         sound = self.transform.scan(scan)
-        return predict_scan(self.model, sound.points, sound.features, self.config.data, votes=votes)
+        return predict_scan(self.model, sound.points, sound.features, self.config.seen_by_crops, votes=votes)
 
 
 def load_segmenter(config: PointCloudConfig, checkpoint: Checkpoint) -> TrainedSegmenter:

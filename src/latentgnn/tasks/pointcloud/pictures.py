@@ -15,6 +15,12 @@ _WRONG = "#d62728"
 _RIGHT = "#d9dde2"
 
 
+def drawn_points(number: int) -> NDArray[np.int64]:
+    """Which of a scan's points are drawn: 150,000 of more, evenly through the file, where neighbours often follow one
+    another."""
+    return np.linspace(0, number - 1, _MOST_POINTS).astype(np.int64) if number > _MOST_POINTS else np.arange(number)
+
+
 def draw_scan(
     points: NDArray[np.float64],
     class_names: Sequence[str],
@@ -42,8 +48,7 @@ def draw_scan(
     from matplotlib.lines import Line2D
 
     if len(points) > _MOST_POINTS:
-        # Evenly through the file, in which neighbours often follow one another.
-        some = np.linspace(0, len(points) - 1, _MOST_POINTS).astype(np.int64)
+        some = drawn_points(len(points))
         points, predicted = points[some], predicted[some]
         labels = None if labels is None else labels[some]
     points = points - points.min(axis=0)

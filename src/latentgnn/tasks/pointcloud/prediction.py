@@ -1,33 +1,48 @@
 """A point network on whole scans: overlapping crops vote, and every original point gets a class."""
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
 from latentgnn.outputs import Results
 from latentgnn.tasks.inputs import expand_inputs, noted, raise_faults, result_names
 from latentgnn.tasks.pointcloud.config import DataConfig
 from latentgnn.tasks.pointcloud.datasets import ScanSet
+from latentgnn.tasks.pointcloud.las import CHUNK
 from latentgnn.tasks.pointcloud.model import PointNetwork
-from latentgnn.tasks.pointcloud.neighbors import Hierarchy, Level, build_hierarchy
-from latentgnn.tasks.pointcloud.pictures import draw_scan
+from latentgnn.tasks.pointcloud.pictures import draw_scan, drawn_points
 from latentgnn.tasks.pointcloud.scans import SUFFIXES, Scan, coordinate_fault, write_classes
-from latentgnn.tasks.pointcloud.voxels import crops, recentre, voxelize
-
-T = TypeVar("T")
-
-# Keeps the votes' random stream apart from that of the training crops.
-_VOTES = 0x766F746573
-
+from latentgnn.tasks.pointcloud.tiles import predict_in_tiles
+from latentgnn.tasks.pointcloud.voting import predict_scan
+from latentgnn.training.locks import sole_use
 
 # What is not written in the format that it was read in.
 _WRITTEN_AS = {".las": ".laz", ".bin": ".label"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiles:
+    """How scans that are larger than memory are predicted.
+
+    Args:
+        side: of a tile, metres.
+        on_points: is told the scan, what is done with it, the points done, and all points.
+        say: takes lines for the user.
+    """
+
+    side: float
+    on_points: Callable[[Path, str, int, int], None] = lambda path, doing, done, total: None
+    say: Callable[[str], None] = lambda line: None
 
 
 class Predicted(NamedTuple):
@@ -49,41 +64,6 @@ def expand_scans(inputs: Sequence[str | Path]) -> list[Path]:
     return expand_inputs(inputs, suffixes=SUFFIXES, kind="scan", check=_check_suffix)
 
 
-def predict_scan(
-    model: PointNetwork,
-    points: NDArray[np.float64],
-    features: NDArray[np.float32],
-    config: DataConfig,
-    *,
-    votes: int = 1,
-) -> NDArray[np.float32]:
-    """Probabilities of the classes for every point of a scan.
-
-    The scan is cut into overlapping crops, each crop thinned out by voxels; a point takes the probabilities of the
-    point that was kept of its voxel, and their mean over the crops that hold it.
-
-    Args:
-        model: in evaluation mode; it runs where it is.
-        points: metres, float64, shape (N, 3).
-        features: shape (N, F).
-        config: ``crop``, ``crop_size``, ``overlap`` and ``voxel``.
-        votes: times that all crops are predicted, each time with other points kept.
-
-    Returns:
-        Float32, shape (N, K).
-    """
-    device = next(model.parameters()).device
-    total = np.zeros((len(points), model.num_classes), np.float32)
-    with torch.inference_mode():
-        for crop in _ahead(_prepared(model, points, features, config, votes)):
-            hierarchy = tuple(Level(*(tensor.to(device) for tensor in level)) for level in crop.hierarchy)
-            scores = model(torch.from_numpy(crop.features).to(device), hierarchy)
-            total[crop.inside] += scores.float().softmax(dim=1).cpu().numpy()[crop.kept_of_point]
-    # Every point is in a crop, so no sum is zero.
-    total /= total.sum(axis=1, keepdims=True)
-    return total
-
-
 def predict_files(
     model: PointNetwork,
     paths: Sequence[Path],
@@ -92,6 +72,7 @@ def predict_files(
     out: Path,
     overwrite: bool = False,
     votes: int = 1,
+    tiles: Tiles | None = None,
     pictures: bool = True,
     on_scan: Callable[[Predicted], None] | None = None,
 ) -> list[Predicted]:
@@ -109,6 +90,8 @@ def predict_files(
         out: folder, new or empty, for the scans and, with ``pictures``, ``pictures/``.
         overwrite: replace the results of an earlier command in ``out``.
         votes: see `predict_scan`.
+        tiles: read scans by tiles (see `latentgnn.tasks.pointcloud.tiles.predict_in_tiles`). If that is ended early,
+            the same call goes on: with the tiles that remain of a scan, and the scans that remain.
         pictures: draw each scan.
         on_scan: called after each scan.
 
@@ -123,58 +106,105 @@ def predict_files(
     ]
     drawn = [Path("pictures") / f"{name}.png" for name in results_of]
     scans = ScanSet.of_files(paths, config)
-    class_ids = np.array(scans.class_ids, np.int64)
+    ids = np.array(scans.class_ids, np.int64)
+    task = None if tiles is None else _task(model, paths, config, tiles, votes=votes, pictures=pictures)
     done: list[Predicted] = []
     faults: list[str] = []
-    with Results(out, [*targets, *(drawn if pictures else ())], reads=paths, overwrite=overwrite) as results:
+    with ExitStack() as stack:
+        names = [*targets, *(drawn if pictures else ())]
+        results = stack.enter_context(Results(out, names, reads=paths, overwrite=overwrite, task=task))
+        if tiles is not None:
+            stack.enter_context(sole_use(results.unfinished()))
         for index, path in enumerate(paths):
+            if results.has(targets[index]):
+                assert tiles is not None
+                tiles.say(f"{path}: done before, in {out / targets[index]}")
+                continue
             with noted(faults, path):
-                scan = _sound(scans.scan(index), path)
-                labels = predict_scan(model, scan.points, scan.features, config, votes=votes).argmax(axis=1)
+                if tiles is None:
+                    found = _whole(model, _sound(scans.scan(index), path), config, ids, votes)
+                else:
+                    folder = results.unfinished() / str(index)
+                    found = _in_tiles(model, path, config, ids, votes, tiles, folder)
+                if pictures and not results.has(drawn[index]):
+                    labels = _labels(found.classes[found.drawn], ids)
+                    results.write(drawn[index], draw_scan(found.points, scans.class_names, predicted=labels))
                 target = results.place(targets[index])
-                write_classes(target, class_ids[labels], source=path)
-                done.append(Predicted(path, target, np.bincount(labels, minlength=scans.num_classes)))
+                write_classes(target, found.classes, source=path)
+                done.append(Predicted(path, target, found.counts))
+                if tiles is not None:
+                    shutil.rmtree(folder)
                 if on_scan is not None:
                     on_scan(done[-1])
-                if pictures:
-                    results.write(drawn[index], draw_scan(scan.points, scans.class_names, predicted=labels))
     raise_faults(faults, inputs=len(paths), kind="scan", out=out)
     return done
 
 
-class _Crop(NamedTuple):
-    inside: NDArray[np.int64]
-    kept_of_point: NDArray[np.int64]
-    features: NDArray[np.float32]
-    hierarchy: Hierarchy
+class _Found(NamedTuple):
+    """The class of every point as an id, points of each class, and which points may be drawn, and where they are."""
+
+    classes: NDArray[np.integer[Any]]
+    counts: NDArray[np.int64]
+    drawn: NDArray[np.int64]
+    points: NDArray[np.float64]
 
 
-def _prepared(
-    model: PointNetwork, points: NDArray[np.float64], features: NDArray[np.float32], config: DataConfig, votes: int
-) -> Iterator[_Crop]:
-    for vote in range(votes):
-        # The first vote takes the points nearest to the middles of their voxels.
-        rng = np.random.default_rng(np.random.SeedSequence([_VOTES, vote])) if vote else None
-        for inside in crops(points, shape=config.crop, size=config.crop_size, overlap=config.overlap):
-            voxels = voxelize(points[inside], config.voxel, rng)
-            chosen = inside[voxels.kept]
-            yield _Crop(
-                inside=inside,
-                kept_of_point=voxels.voxel_of_point,
-                features=features[chosen],
-                hierarchy=build_hierarchy(
-                    recentre(points[chosen]), grids=model.grids, neighbors=model.neighbors, workers=-1
-                ),
-            )
+def _whole(model: PointNetwork, scan: Scan, config: DataConfig, ids: NDArray[np.int64], votes: int) -> _Found:
+    labels = predict_scan(model, scan.points, scan.features, config, votes=votes).argmax(axis=1)
+    drawn = drawn_points(len(labels))
+    return _Found(ids[labels], np.bincount(labels, minlength=len(ids)), drawn, scan.points[drawn])
 
 
-def _ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each next one made while the one before is in use."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, items, None)
-            yield item
+def _in_tiles(
+    model: PointNetwork,
+    path: Path,
+    config: DataConfig,
+    ids: NDArray[np.int64],
+    votes: int,
+    tiles: Tiles,
+    folder: Path,
+) -> _Found:
+    scan = predict_in_tiles(
+        model,
+        path,
+        config,
+        side=tiles.side,
+        ids=ids,
+        votes=votes,
+        folder=folder,
+        on_points=partial(tiles.on_points, path),
+        on_need=lambda need: tiles.say(f"{path}: {need}"),
+    )
+    counts = np.zeros(len(ids), np.int64)
+    for first in range(0, len(scan.classes), CHUNK):
+        counts += np.bincount(_labels(scan.classes[first : first + CHUNK], ids), minlength=len(ids))
+    return _Found(scan.classes, counts, drawn_points(len(scan.classes)), scan.drawn)
+
+
+def _labels(classes: NDArray[np.integer[Any]], ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Labels of class ids that all have one."""
+    order = np.argsort(ids)
+    return order[np.searchsorted(ids, classes, sorter=order)]
+
+
+def _task(
+    model: PointNetwork, paths: Sequence[Path], config: DataConfig, tiles: Tiles, *, votes: int, pictures: bool
+) -> dict[str, Any]:
+    """All that the results depend on."""
+    weights = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        weights.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    status = [path.stat() for path in paths]
+    return {
+        "command": "predict",
+        "scans": [[str(path.resolve()), of.st_size, of.st_mtime_ns] for path, of in zip(paths, status, strict=True)],
+        "data": plain_data(config),
+        "weights": weights.hexdigest(),
+        "neighbors": model.neighbors,
+        "tiles": tiles.side,
+        "votes": votes,
+        "pictures": pictures,
+    }
 
 
 def _sound(scan: Scan, path: Path) -> Scan:

@@ -4,20 +4,34 @@ N is a number of points. Coordinates are float64 metres everywhere: map coordina
 """
 
 import io
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latentgnn.errors import UserError, require, system_error, told
+from latentgnn.errors import UserError
 from latentgnn.files import write_bytes
 from latentgnn.reading import regular_file
 from latentgnn.tasks.pointcloud.kitti import label_bytes, read_velodyne
+from latentgnn.tasks.pointcloud.las import LasChunks, las_bytes, read_las, rewrite_las
+from latentgnn.tasks.pointcloud.ply import ply_bytes, read_ply
+from latentgnn.tasks.pointcloud.raw import SCALARS, RawScan, ScanChunks, class_ids, numbers, readable, stacked, table_of
 from latentgnn.tasks.pointcloud.text import read_table, table_bytes
+
+__all__ = [
+    "IGNORE",
+    "SUFFIXES",
+    "RawScan",
+    "Scan",
+    "coordinate_fault",
+    "read_scan",
+    "scan_chunks",
+    "write_classes",
+    "write_scan",
+]
 
 IGNORE = -1
 """The label of a point that is neither learnt nor scored."""
@@ -26,8 +40,6 @@ SUFFIXES = (".las", ".laz", ".ply", ".npz", ".csv", ".xyz", ".bin")
 
 _FARTHEST = 1e8
 """Metres: the Earth's circumference is two fifths of it."""
-
-Columns = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,22 +59,6 @@ class Scan:
     labels: NDArray[np.int64] | None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RawScan:
-    """What a file holds.
-
-    Args:
-        points: metres, float64, shape (N, 3).
-        columns: further values of each point by name: ``intensity``, ``return_number``, ``number_of_returns`` of shape
-            (N,); ``color`` in 0..1 and ``normal`` of shape (N, 3).
-        classes: class ids as in the file, int64, shape (N,); ``None`` where it has none.
-    """
-
-    points: NDArray[np.float64]
-    columns: Columns = field(default_factory=dict)
-    classes: NDArray[np.int64] | None = None
-
-
 def read_scan(path: Path | str) -> RawScan:
     """Read a LAS, LAZ, PLY, NPZ, CSV or XYZ file, or SemanticKITTI's ``.bin`` with the labels beside it.
 
@@ -78,21 +74,43 @@ def read_scan(path: Path | str) -> RawScan:
     if reader is None:
         raise UserError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
     regular_file(path)
-    try:
-        # What overflows is told by `coordinate_fault`.
-        with np.errstate(all="ignore"):
-            scan = reader(path)
-    except UserError:
-        raise
-    except Exception as error:
-        if (fault := system_error(error)) is not None:
-            raise UserError(told(fault, path)) from error
-        # Damage makes decoders raise errors of every kind, of memory too where a header announces too much.
-        raise UserError(
-            f"{path}: cannot be read, perhaps because it is damaged or cut short ({_told(error)})"
-        ) from error
+    with readable(path):
+        scan = reader(path)
     _check_shapes(path, scan)
     return scan
+
+
+def scan_chunks(path: Path, size: int) -> ScanChunks:
+    """A scan file in chunks: LAS and LAZ are read so, the others whole.
+
+    Args:
+        path: see `read_scan`.
+        size: points of a chunk.
+
+    Raises:
+        UserError: see `read_scan`; also while the chunks are read.
+    """
+    if path.suffix.lower() not in (".las", ".laz"):
+        return _WholeInChunks(read_scan(path), size)
+    regular_file(path)
+    return LasChunks(path, size)
+
+
+class _WholeInChunks:
+    def __init__(self, scan: RawScan, size: int) -> None:
+        self.number = len(scan.points)
+        self._scan = scan
+        self._parts = [slice(first, first + size) for first in range(0, self.number, size)]
+
+    def points(self) -> Iterator[NDArray[np.float64]]:
+        return (self._scan.points[part] for part in self._parts)
+
+    def scans(self) -> Iterator[RawScan]:
+        scan = self._scan
+        for part in self._parts:
+            columns = {name: values[part] for name, values in scan.columns.items()}
+            classes = None if scan.classes is None else scan.classes[part]
+            yield RawScan(points=scan.points[part], columns=columns, classes=classes)
 
 
 def coordinate_fault(points: NDArray[np.float64]) -> str | None:
@@ -123,7 +141,7 @@ def write_scan(path: Path | str, scan: RawScan) -> None:
     write_bytes(path, writer(path, scan))
 
 
-def write_classes(path: Path | str, classes: NDArray[np.int64], *, source: Path | str) -> None:
+def write_classes(path: Path | str, classes: NDArray[np.integer[Any]], *, source: Path | str) -> None:
     """Write a scan again with other classes.
 
     From LAS or LAZ to LAS or LAZ, all else is kept as it is: every other value of the points, scales and offsets, and
@@ -131,21 +149,20 @@ def write_classes(path: Path | str, classes: NDArray[np.int64], *, source: Path 
 
     Args:
         path: file to write; its suffix gives the format.
-        classes: id of every point, int64, shape (N,).
+        classes: id of every point, shape (N,); from LAS to LAS a memory map will do, which is read in chunks.
         source: the file that the points come from.
 
     Raises:
         UserError: another number of points, or classes that the format cannot hold.
     """
     path, source = Path(path), Path(source)
+    if {path.suffix.lower(), source.suffix.lower()} <= {".las", ".laz"}:
+        rewrite_las(path, classes, source=source)
+        return
     scan = read_scan(source)
     if len(classes) != len(scan.points):
         raise UserError(f"{source} has {len(scan.points)} points, but there are classes for {len(classes)}")
-    if {path.suffix.lower(), source.suffix.lower()} <= {".las", ".laz"}:
-        las = _las(source)
-        write_bytes(path, _las_bytes(path, las, classes))
-    else:
-        write_scan(path, RawScan(points=scan.points, columns=scan.columns, classes=classes))
+    write_scan(path, RawScan(points=scan.points, columns=scan.columns, classes=np.asarray(classes, np.int64)))
 
 
 def _check_shapes(path: Path, scan: RawScan) -> None:
@@ -158,173 +175,6 @@ def _check_shapes(path: Path, scan: RawScan) -> None:
         expected = (number, 3) if name in ("color", "normal") else (number,)
         if values.shape != expected:
             raise UserError(f"{path}: expected {name} of shape {expected} for {number} points; got {values.shape}")
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _laspy() -> ModuleType:
-    require("lazrs", extra="pointcloud")
-    return require("laspy", extra="pointcloud")
-
-
-def _las(path: Path) -> Any:
-    laspy = _laspy()
-    _check_claims(path)
-    # The parallel backend's threads do not survive a fork: loading processes would wait for them for ever.
-    return laspy.read(path, laz_backend=laspy.LazBackend.Lazrs)
-
-
-def _check_claims(path: Path) -> None:
-    """Refuse a file that claims more records or chunks than it has bytes for.
-
-    laspy would read records for hours, and the decoder of chunks would end the process for want of memory. Where things
-    lie is said by the LAS specification (the header) and by LASzip's (the table of chunks).
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header = file.read(375)
-        if len(header) < 227:
-            return
-        records = [(int.from_bytes(header[100:104], "little"), 54)]
-        if header[25] >= 4 and len(header) >= 247:
-            records.append((int.from_bytes(header[243:247], "little"), 60))
-        for number, least in records:
-            if number * least > size:
-                raise UserError(f"{path}: it is damaged: it claims {number:,} records in {size:,} bytes")
-        if not header[104] & 0x80:
-            return
-        file.seek(int.from_bytes(header[96:100], "little"))
-        table = int.from_bytes(file.read(8), "little", signed=True)
-        if table == -1 and size >= 8:
-            # Written in one pass: the place stands at the end.
-            file.seek(size - 8)
-            table = int.from_bytes(file.read(8), "little", signed=True)
-        if not 0 <= table <= size - 8:
-            raise UserError(f"{path}: it is damaged or cut short: its table of chunks lies outside it")
-        file.seek(table + 4)
-        chunks = int.from_bytes(file.read(4), "little")
-        if chunks > size:
-            raise UserError(f"{path}: it is damaged: it claims {chunks:,} chunks in {size:,} bytes")
-
-
-def _read_las(path: Path) -> RawScan:
-    las = _las(path)
-    expected = las.header.point_count
-    if path.stat().st_size < las.header.offset_to_point_data:
-        # A header without its end counts no points.
-        raise UserError(f"{path}: it is cut short within its header")
-    if len(las.points) != expected:
-        raise UserError(f"{path}: it is cut short: it announces {expected} points and has {len(las.points)}")
-    present = set(las.point_format.dimension_names)
-    columns = {name: np.asarray(las[name]) for name in _SCALARS if name in present and np.any(las[name])}
-    if {"red", "green", "blue"} <= present:
-        color = np.stack([np.asarray(las[name]) for name in ("red", "green", "blue")], axis=1)
-        # Many writers leave the colours' place empty, and some write 8 bits where 16 belong.
-        if (largest := color.max(initial=0)) > 0:
-            columns["color"] = color.astype(np.float32) / (255 if largest < 256 else 65535)
-    points = np.ascontiguousarray(las.xyz, np.float64)
-    return RawScan(points=points, columns=columns, classes=np.asarray(las.classification).astype(np.int64))
-
-
-def _las_bytes(path: Path, las: Any, classes: NDArray[np.int64]) -> bytes:
-    if classes.size and not 0 <= classes.min() <= classes.max() <= 255:
-        raise UserError(f"{path}: LAS holds class ids from 0 to 255; got {classes.min()} to {classes.max()}")
-    if las.point_format.id < 6 and classes.max(initial=0) > 31:
-        las = _laspy().convert(las, point_format_id=_WIDER[las.point_format.id])
-    las.classification = classes.astype(np.uint8)
-    buffer = io.BytesIO()
-    las.write(buffer, do_compress=path.suffix.lower() == ".laz")
-    return buffer.getvalue()
-
-
-# Formats 0 to 5 hold classes up to 31; these hold the same and classes up to 255.
-_WIDER = {0: 6, 1: 6, 2: 7, 3: 7, 4: 9, 5: 10}
-
-
-def _write_las(path: Path, scan: RawScan) -> bytes:
-    laspy = _laspy()
-    if not np.isfinite(scan.points).all():
-        raise UserError(f"{path}: LAS cannot hold coordinates that are not finite")
-    header = laspy.LasHeader(point_format=7 if "color" in scan.columns else 6, version="1.4")
-    if len(scan.points):
-        header.offsets = np.floor(scan.points.min(axis=0))
-        extent = float((scan.points.max(axis=0) - header.offsets).max())
-        header.scales = np.full(3, max(1e-4, 10.0 ** np.ceil(np.log10(max(extent, 1.0) / 2**31))))
-    las = laspy.LasData(header)
-    las.xyz = scan.points
-    for name, largest in (("intensity", 65535), ("return_number", 15), ("number_of_returns", 15)):
-        if name in scan.columns:
-            las[name] = np.round(scan.columns[name]).clip(0, largest).astype(np.uint16)
-    if "color" in scan.columns:
-        color = np.round(scan.columns["color"].clip(0, 1) * 65535).astype(np.uint16)
-        las.red, las.green, las.blue = color.T
-    classes = np.zeros(len(scan.points), np.int64) if scan.classes is None else scan.classes
-    return _las_bytes(path, las, classes)
-
-
-def _read_ply(path: Path) -> RawScan:
-    require("trimesh", extra="pointcloud")
-    ply = require("trimesh.exchange.ply", extra="pointcloud")
-    with path.open("rb") as file:
-        elements = ply.load_ply(file, fix_texture=False, skip_materials=True)["metadata"]["_ply_raw"]
-    if "vertex" not in elements:
-        raise UserError(f"{path}: a PLY file of points has an element 'vertex'; it has {', '.join(elements) or 'none'}")
-    vertices = _values_of(elements["vertex"])
-    points = _stacked(vertices, ("x", "y", "z")).astype(np.float64)
-    columns = {name: vertices[name] for name in _SCALARS if name in vertices}
-    if {"red", "green", "blue"} <= set(vertices):
-        color = _stacked(vertices, ("red", "green", "blue"))
-        columns["color"] = (color / (np.iinfo(color.dtype).max if color.dtype.kind in "iu" else 1)).astype(np.float32)
-    if {"nx", "ny", "nz"} <= set(vertices):
-        columns["normal"] = _stacked(vertices, ("nx", "ny", "nz")).astype(np.float32)
-    elif (corners := _triangles(elements.get("face"))) is not None:
-        columns["normal"] = _vertex_normals(points, corners)
-    label = next((name for name in _PLY_LABELS if name in vertices), None)
-    return RawScan(points=points, columns=columns, classes=None if label is None else _classes(path, vertices[label]))
-
-
-def _values_of(element: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """The single values of an element of a PLY file by name, each of shape (N,)."""
-    values = {}
-    for name, kind in element["properties"].items():
-        if "," not in kind:
-            column = np.asarray(element["data"][name]).reshape(-1)
-            if len(column) != element["length"]:
-                raise ValueError(f"{element['length']} times {name!r} are announced, {len(column)} are there")
-            values[name] = column.astype(column.dtype.newbyteorder("="))
-    return values
-
-
-def _triangles(element: Mapping[str, Any] | None) -> NDArray[np.int64] | None:
-    """The corners of a mesh's faces, shape (F, 3), if it has faces and they are triangles."""
-    if element is None or not element["length"]:
-        return None
-    for name in ("vertex_indices", "vertex_index"):
-        if name in element["properties"]:
-            data = element["data"][name]
-            # Binary files have the number of corners, the first field, beside the corners.
-            corners = np.asarray(data if data.dtype.names is None else data[data.dtype.names[1]])
-            if len(corners) != element["length"]:
-                raise ValueError(f"{element['length']} faces are announced, {len(corners)} are there")
-            return corners.astype(np.int64) if corners.shape == (len(corners), 3) else None
-    return None
-
-
-def _vertex_normals(points: NDArray[np.float64], corners: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Unit normals of a mesh's vertices, each the mean over its triangles weighted with their areas; zero without."""
-    a, b, c = (points[corners[:, corner]] for corner in range(3))
-    across = np.cross(b - a, c - a)
-    summed = np.stack(
-        [np.bincount(corners.reshape(-1), np.repeat(across[:, axis], 3), len(points)) for axis in range(3)], axis=1
-    )
-    length = np.linalg.norm(summed, axis=1, keepdims=True)
-    return np.divide(summed, length, out=np.zeros_like(summed), where=length > 0).astype(np.float32)
-
-
-def _stacked(values: Mapping[str, NDArray[Any]], names: tuple[str, ...]) -> NDArray[Any]:
-    return np.stack([values[name] for name in names], axis=1)
 
 
 def _read_bin(path: Path) -> RawScan:
@@ -340,47 +190,20 @@ def _write_label(path: Path, scan: RawScan) -> bytes:
 
 def _read_text(path: Path) -> RawScan:
     values = read_table(path)
-    columns: dict[str, NDArray[Any]] = {name: values[name] for name in _SCALARS if name in values}
+    columns: dict[str, NDArray[Any]] = {name: values[name] for name in SCALARS if name in values}
     if {"red", "green", "blue"} <= set(values):
-        color = _stacked(values, ("red", "green", "blue"))
+        color = stacked(values, ("red", "green", "blue"))
         # Of 0 to 1, of 8 bits or of 16.
         largest = next((most for most in (1, 255) if color.max(initial=0) <= most), 65535)
         columns["color"] = (color / largest).astype(np.float32)
     if {"nx", "ny", "nz"} <= set(values):
-        columns["normal"] = _stacked(values, ("nx", "ny", "nz")).astype(np.float32)
-    classes = _classes(path, values["label"]) if "label" in values else None
-    return RawScan(points=_stacked(values, ("x", "y", "z")), columns=columns, classes=classes)
+        columns["normal"] = stacked(values, ("nx", "ny", "nz")).astype(np.float32)
+    classes = class_ids(path, values["label"]) if "label" in values else None
+    return RawScan(points=stacked(values, ("x", "y", "z")), columns=columns, classes=classes)
 
 
 def _write_text(path: Path, scan: RawScan) -> bytes:
-    return table_bytes(_table(scan), delimiter="," if path.suffix.lower() == ".csv" else " ")
-
-
-def _table(scan: RawScan) -> dict[str, NDArray[Any]]:
-    """All values of a scan, each of shape (N,), by the names that PLY files have for them."""
-    values: dict[str, NDArray[Any]] = {name: scan.points[:, axis].astype("<f8") for axis, name in enumerate("xyz")}
-    if "color" in scan.columns:
-        color = np.round(scan.columns["color"].clip(0, 1) * 255).astype("u1")
-        values |= {name: color[:, axis] for axis, name in enumerate(("red", "green", "blue"))}
-    if "normal" in scan.columns:
-        normal = scan.columns["normal"].astype("<f4")
-        values |= {name: normal[:, axis] for axis, name in enumerate(("nx", "ny", "nz"))}
-    values |= {name: scan.columns[name].astype("<f4") for name in _SCALARS if name in scan.columns}
-    if scan.classes is not None:
-        values["label"] = scan.classes.astype("<i4")
-    return values
-
-
-def _write_ply(path: Path, scan: RawScan) -> bytes:
-    # trimesh writes coordinates as float32, which at map coordinates of 10^6 m is 6 cm.
-    values = _table(scan)
-    kinds = {"f8": "double", "f4": "float", "u1": "uchar", "i4": "int"}
-    properties = [f"property {kinds[column.dtype.str[1:]]} {name}" for name, column in values.items()]
-    head = ["ply", "format binary_little_endian 1.0", f"element vertex {len(scan.points)}", *properties, "end_header"]
-    packed = np.zeros(len(scan.points), [(name, column.dtype) for name, column in values.items()])
-    for name, column in values.items():
-        packed[name] = column
-    return "\n".join(head).encode() + b"\n" + packed.tobytes()
+    return table_bytes(table_of(scan), delimiter="," if path.suffix.lower() == ".csv" else " ")
 
 
 def _read_npz(path: Path) -> RawScan:
@@ -388,29 +211,13 @@ def _read_npz(path: Path) -> RawScan:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         if "points" not in arrays:
             raise UserError(f"{path}: expected an array 'points'; it has {', '.join(arrays) or 'none'}")
-        names = [name for name in (*_SCALARS, "color", "normal") if name in arrays]
-        points, *values = (_numbers(path, name, arrays[name]) for name in ("points", *names))
+        names = [name for name in (*SCALARS, "color", "normal") if name in arrays]
+        points, *values = (numbers(path, name, arrays[name]) for name in ("points", *names))
         columns = dict(zip(names, values, strict=True))
         if "color" in columns and columns["color"].dtype.kind in "iu":
             columns["color"] = (columns["color"] / np.iinfo(columns["color"].dtype).max).astype(np.float32)
-        classes = _classes(path, arrays["labels"]) if "labels" in arrays else None
+        classes = class_ids(path, arrays["labels"]) if "labels" in arrays else None
         return RawScan(points=points.astype(np.float64), columns=columns, classes=classes)
-
-
-def _numbers(path: Path, name: str, values: NDArray[Any]) -> NDArray[Any]:
-    if values.dtype.kind not in "iuf":
-        raise UserError(f"{path}: expected {name} of real numbers; got {values.dtype}")
-    return values
-
-
-def _classes(path: Path, values: NDArray[Any]) -> NDArray[np.int64]:
-    """Class ids; floats that hold whole numbers are taken, for some programs write no others."""
-    values = _numbers(path, "labels", values)
-    # The largest float64 below 2**63 is an integer, so that nothing that passes overflows.
-    unsound = ~(np.isfinite(values) & (values >= -(2.0**63)) & (values < 2.0**63) & (values == np.trunc(values)))
-    if unsound.any():
-        raise UserError(f"{path}: expected labels of whole numbers of 64 bits; got {values[unsound].flat[0]}")
-    return values.astype(np.int64)
 
 
 def _write_npz(path: Path, scan: RawScan) -> bytes:
@@ -422,21 +229,19 @@ def _write_npz(path: Path, scan: RawScan) -> bytes:
     return buffer.getvalue()
 
 
-_SCALARS = ("intensity", "return_number", "number_of_returns")
-_PLY_LABELS = ("label", "class", "classification", "scalar_Label")
 _READERS = {
-    ".las": _read_las,
-    ".laz": _read_las,
-    ".ply": _read_ply,
+    ".las": read_las,
+    ".laz": read_las,
+    ".ply": read_ply,
     ".npz": _read_npz,
     ".csv": _read_text,
     ".xyz": _read_text,
     ".bin": _read_bin,
 }
 _WRITERS = {
-    ".las": _write_las,
-    ".laz": _write_las,
-    ".ply": _write_ply,
+    ".las": las_bytes,
+    ".laz": las_bytes,
+    ".ply": lambda path, scan: ply_bytes(scan),
     ".npz": _write_npz,
     ".csv": _write_text,
     ".xyz": _write_text,

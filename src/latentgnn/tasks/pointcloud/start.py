@@ -7,7 +7,7 @@ from latentgnn.configuration.settings import parse_config
 from latentgnn.errors import UserError
 from latentgnn.tasks.pointcloud.classes import class_names
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
-from latentgnn.tasks.pointcloud.datasets import feature_columns
+from latentgnn.tasks.pointcloud.features import feature_columns
 from latentgnn.tasks.pointcloud.model import PointNetwork
 from latentgnn.tasks.weights import Rows, Start, fit_lines, fit_weights
 from latentgnn.training.checkpoints import Checkpoint, read_checkpoint

@@ -14,8 +14,8 @@ from latentgnn.tasks.pointcloud.evaluation import Scores, confusion_matrix
 from latentgnn.tasks.pointcloud.losses import cross_entropy, lovasz_softmax
 from latentgnn.tasks.pointcloud.model import PointNetwork
 from latentgnn.tasks.pointcloud.neighbors import Hierarchy, build_hierarchy, pack
-from latentgnn.tasks.pointcloud.prediction import predict_scan
 from latentgnn.tasks.pointcloud.samples import Batch, Sample, TrainingCrops, class_weights, collate
+from latentgnn.tasks.pointcloud.voting import predict_scan
 from latentgnn.training.fingerprint import Fingerprint, Record
 from latentgnn.training.task import TrainingSet, ValidationSet
 
@@ -192,7 +192,7 @@ def score_scan(model: PointNetwork, scan: WholeScan, config: PointCloudConfig, *
         config: how scans are cut, and how often they are predicted.
         keep: whether the result says what was predicted.
     """
-    probabilities = predict_scan(model, scan.points, scan.features, config.data, votes=config.evaluation.votes)
+    probabilities = predict_scan(model, scan.points, scan.features, config.seen_by_crops, votes=config.evaluation.votes)
     predicted = probabilities.argmax(axis=1)
     confusion = confusion_matrix(scan.labels, predicted, model.num_classes)
     return Result(scan.number, confusion, predicted if keep else None)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,37 +83,78 @@ def crop(points: Floats, centre: Floats, *, shape: CropShape, size: float) -> In
     return np.flatnonzero((offset**2).sum(axis=1) <= (size / 2) ** 2)
 
 
+class Bounds(NamedTuple):
+    """The lowest and the highest corner of a scan, metres, shape (3,) each."""
+
+    low: Floats
+    high: Floats
+
+    @classmethod
+    def of(cls, points: Floats) -> "Bounds":
+        """Those of points of shape (N, 3)."""
+        return cls(points.min(axis=0), points.max(axis=0))
+
+
+class Crop(NamedTuple):
+    """A crop of a scan.
+
+    Args:
+        number: its place among the scan's crops, by which it is known whatever part of the scan is looked at.
+        inside: indices, ascending, of its points.
+    """
+
+    number: tuple[int, ...]
+    inside: Indices
+
+
 def crops(points: Floats, *, shape: CropShape, size: float, overlap: float) -> Iterator[Indices]:
-    """Indices, ascending, of the points of overlapping crops that together hold every point; none is empty.
+    """Indices, ascending, of the points of overlapping crops that together hold every point; none is empty."""
+    for crop in numbered_crops(points, Bounds.of(points), shape=shape, size=size, overlap=overlap):
+        yield crop.inside
+
+
+def numbered_crops(points: Floats, bounds: Bounds, *, shape: CropShape, size: float, overlap: float) -> Iterator[Crop]:
+    """Overlapping crops that together hold every point; none is empty.
+
+    Given a part of a scan, with the bounds of the whole, they are the scan's crops that hold any of these points, in
+    the same order, and of each crop those points that are given.
 
     Columns stand on a regular grid that begins and ends with the points, with steps of at most (1 - overlap) * size.
     Spheres stand on the middles of the occupied cells of a cubic grid; cells of edge (1 - overlap) * size / sqrt(3) lie
     wholly inside their spheres.
 
     Args:
-        points: metres, shape (N, 3).
+        points: metres, shape (N, 3), at least one.
+        bounds: of the whole scan.
         shape: see `DataConfig.crop`.
         size: diameter or edge in metres.
         overlap: part of its edge that a crop shares with the next, from 0 to less than 1.
     """
     step = (1 - overlap) * size
     if shape == "scan":
-        yield np.arange(len(points))
+        yield Crop((), np.arange(len(points)))
     elif shape == "column":
-        yield from _columns(points, size, step)
+        yield from _columns(points, bounds, size, step)
     else:
-        yield from _spheres(points, size, step / np.sqrt(3))
+        yield from _spheres(points, bounds.low, size, step / np.sqrt(3))
 
 
-def height_above_ground(points: Floats, radius: float) -> NDArray[np.float32]:
+def height_above_ground(points: Floats, radius: float, *, low: Floats | None = None) -> NDArray[np.float32]:
     """Metres above the lowest point within a horizontal radius, shape (N,).
 
-    Neighbourhoods are those of cells a quarter of the radius wide: a cell counts where its middle is near enough.
+    Neighbourhoods are those of cells a quarter of the radius wide: a cell counts where its middle is near enough. So
+    what is farther than five quarters of the radius from a point has no part in its height.
+
+    Args:
+        points: metres, shape (N, 3).
+        radius: metres.
+        low: the lowest corner of the whole scan, shape (3,), if this is a part of it.
     """
     edge = radius / 4
-    cell = np.floor((points[:, :2] - points[:, :2].min(axis=0)) / edge).astype(np.int64)
-    cells, inverse = np.unique(cell, axis=0, return_inverse=True)
-    inverse = inverse.reshape(-1)
+    corner = (points.min(axis=0) if low is None else low)[:2]
+    cell = np.floor((points[:, :2] - corner) / edge).astype(np.int64)
+    _, index, inverse = np.unique(_keys(cell), return_index=True, return_inverse=True)
+    cells, inverse = cell[index], inverse.reshape(-1)
     lowest = np.full(len(cells), np.inf)
     np.minimum.at(lowest, inverse, points[:, 2])
     pairs = cKDTree(cells.astype(np.float64)).query_pairs(4.0, output_type="ndarray")
@@ -126,31 +168,32 @@ def height_above_ground(points: Floats, radius: float) -> NDArray[np.float32]:
 _SLACK = 1e-9
 
 
-def _columns(points: Floats, size: float, step: float) -> Iterator[Indices]:
-    local = points[:, :2] - points[:, :2].min(axis=0)
-    starts_x, starts_y = (_starts(local[:, axis], size, step) for axis in range(2))
-    for strip in _windows(local[:, 0], starts_x, size):
-        for inside in _windows(local[strip, 1], starts_y, size):
-            yield np.sort(strip[inside])
+def _columns(points: Floats, bounds: Bounds, size: float, step: float) -> Iterator[Crop]:
+    local = points[:, :2] - bounds.low[:2]
+    extent = bounds.high - bounds.low
+    along_x, along_y = (_starts(local[:, axis], float(extent[axis]), size, step) for axis in range(2))
+    for x, strip in _windows(local[:, 0], along_x, size):
+        for y, inside in _windows(local[strip, 1], along_y, size):
+            yield Crop((x, y), np.sort(strip[inside]))
 
 
-def _windows(values: Floats, starts: Floats, size: float) -> Iterator[Indices]:
-    """Indices of the values from each start to ``size`` after it, where there are any."""
+def _windows(values: Floats, along: tuple[Indices, Floats], size: float) -> Iterator[tuple[int, Indices]]:
+    """Numbers of starts, and indices of the values from each to ``size`` after it, where there are any."""
+    numbers, starts = along
     order = np.argsort(values, kind="stable")
     begins = np.searchsorted(values[order], starts - _SLACK * size, "left")
     ends = np.searchsorted(values[order], starts + (1 + _SLACK) * size, "right")
     for window in np.flatnonzero(ends > begins):
-        yield order[begins[window] : ends[window]]
+        yield int(numbers[window]), order[begins[window] : ends[window]]
 
 
-def _starts(values: Floats, size: float, step: float) -> Floats:
-    """Where crops begin along an axis that starts at 0, so that the first begins there and the last ends with it.
+def _starts(values: Floats, extent: float, size: float, step: float) -> tuple[Indices, Floats]:
+    """Numbers of crops, and where they begin along an axis from 0 to ``extent``, at which the last ends.
 
     Of crops that hold none of the values some are left out: a far outlier must not make millions of them.
     """
-    extent = float(values.max())
     if extent <= size:
-        return np.array([(extent - size) / 2])
+        return np.array([0]), np.array([(extent - size) / 2])
     last = int(np.ceil((extent - size) / step))
     step = (extent - size) / last
     occupied = np.unique(np.floor(values / step).astype(np.int64))
@@ -158,16 +201,16 @@ def _starts(values: Floats, size: float, step: float) -> Floats:
     numbers = np.unique((occupied[:, None] + 1 - before).clip(0, last))
     starts: Floats = numbers * step
     starts[numbers == last] = extent - size
-    return starts
+    return numbers, starts
 
 
-def _spheres(points: Floats, size: float, edge: float) -> Iterator[Indices]:
-    local = points - points.min(axis=0)
+def _spheres(points: Floats, low: Floats, size: float, edge: float) -> Iterator[Crop]:
+    local = points - low
     cells = np.unique(np.floor(local / edge).astype(np.int64), axis=0)
     tree = cKDTree(local)
     for cell in cells:
         inside = tree.query_ball_point((cell + 0.5) * edge, (0.5 + _SLACK) * size, return_sorted=True)
-        yield np.array(inside, np.int64)
+        yield Crop(tuple(cell.tolist()), np.array(inside, np.int64))
 
 
 def _keys(cell: Indices) -> Indices:
@@ -176,7 +219,7 @@ def _keys(cell: Indices) -> Indices:
     spans = [int(span) + 1 for span in cell.max(axis=0)]
     key: Indices = cell[:, 0]
     total = spans[0]
-    for axis in (1, 2):
+    for axis in range(1, cell.shape[1]):
         if total * spans[axis] >= 2**62:
             # A far outlier makes the grid huge, but no more keys are in use than there are points.
             key = np.unique(key, return_inverse=True)[1].reshape(-1)

@@ -1,0 +1,146 @@
+"""A scan that is larger than memory, segmented tile by tile.
+
+A tile is read with all points of the crops that reach into it, so that each of its points gets the votes of the same
+crops as in a scan that is read whole.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentgnn.errors import UserError
+from latentgnn.files import append_text
+from latentgnn.tasks.pointcloud.cells import Run
+from latentgnn.tasks.pointcloud.config import DataConfig
+from latentgnn.tasks.pointcloud.features import features_of
+from latentgnn.tasks.pointcloud.las import CHUNK
+from latentgnn.tasks.pointcloud.model import PointNetwork
+from latentgnn.tasks.pointcloud.raw import RawScan
+from latentgnn.tasks.pointcloud.sorting import OnPoints, SortedScan, sort_scan
+from latentgnn.tasks.pointcloud.voting import Part, predict_scan
+
+_SIDE = 8
+"""Cells along a tile: what is read around a tile is a whole number of cells."""
+
+_DONE = "done.txt"
+
+# Rounding must not leave out a point at the edge of a crop, as a part of the crop's size.
+_SLACK = 1e-6
+_FARTHEST = 1e9
+"""Metres: more than any two points are apart."""
+
+
+class Need(NamedTuple):
+    """What a scan takes, said before its tiles are segmented.
+
+    Args:
+        tiles: their number.
+        points: of the one that has most with its surroundings.
+        memory: bytes at most, besides what the process held before and what the network takes for a crop.
+        disk: bytes until the scan is done.
+    """
+
+    tiles: int
+    points: int
+    memory: int
+    disk: int
+
+    def __str__(self) -> str:
+        return (
+            f"memory: {self.memory / 1e9:.1f} GB for the largest of {self.tiles:,} tiles ({self.points:,} points with "
+            f"those around it), besides the network's; disk: {self.disk / 1e9:.1f} GB until it is done"
+        )
+
+
+def predict_in_tiles(
+    model: PointNetwork,
+    path: Path,
+    config: DataConfig,
+    *,
+    side: float,
+    ids: NDArray[np.int64],
+    votes: int,
+    folder: Path,
+    chunk: int = CHUNK,
+    on_points: OnPoints = lambda doing, done, total: None,
+    on_need: Callable[[Need], None] = lambda need: None,
+) -> SortedScan:
+    """Classes for every point of a scan of any size, those that `latentgnn.tasks.pointcloud.voting.predict_scan` gives.
+
+    Args:
+        model: in evaluation mode; it runs where it is.
+        path: a scan file. LAS and LAZ are read chunk by chunk, others whole.
+        config: with features and crops; of whole scans as crops, a tile would not hold one.
+        side: of a tile, metres.
+        ids: the id in files of each of the model's classes, shape (K,).
+        votes: see ``predict_scan``.
+        folder: new; or as it was left when the same call ended early, which then goes on with the tiles that remain.
+        chunk: points that are read at once.
+        on_points: called after each chunk and each tile.
+        on_need: called before the first tile.
+
+    Raises:
+        UserError: the scan cannot be read, lacks a feature, or is too large for the disk.
+    """
+    assert config.crop != "scan"
+    scan = sort_scan(path, config, edge=side / _SIDE, ids=ids, folder=folder, chunk=chunk, on_points=on_points)
+    margin = math.ceil(min(_reach(config) * (1 + _SLACK), _FARTHEST) / scan.cells.edge)
+    tiles = {tile: scan.cells.runs(tile, side=_SIDE, margin=margin) for tile in scan.cells.squares(_SIDE)}
+    on_need(_need(list(tiles.values()), scan, model, config))
+    done, number = _done(folder), 0
+    for tile, runs in tiles.items():
+        if tile not in done:
+            records, wanted = scan.points.read(runs)
+            labels = _labels(model, scan, config, votes, records, wanted)
+            scan.classes[records["index"][wanted]] = ids[labels]
+            # The classes are on the disk before it is said that they are.
+            if isinstance(scan.classes, np.memmap):
+                scan.classes.flush()
+            append_text(folder / _DONE, f"{tile[0]} {tile[1]}\n")
+        number += sum(run.outer - run.inner for run in runs)
+        on_points("segmenting", number, scan.cells.number)
+    return scan
+
+
+def _labels(
+    model: PointNetwork,
+    scan: SortedScan,
+    config: DataConfig,
+    votes: int,
+    records: NDArray[Any],
+    wanted: NDArray[np.bool_],
+) -> NDArray[np.int64]:
+    """Labels of the wanted points."""
+    points = np.ascontiguousarray(records["point"])
+    columns = {name: records[name] for name in scan.kind.names or () if name not in ("index", "point")}
+    features = features_of(scan.path, RawScan(points=points, columns=columns), config, low=scan.cells.bounds.low)
+    if not np.isfinite(features).all():
+        raise UserError(f"{scan.path}: it has features that are not finite numbers")
+    part = Part(scan.cells.bounds, wanted)
+    return predict_scan(model, points, features, config, votes=votes, part=part).argmax(axis=1)
+
+
+def _reach(config: DataConfig) -> float:
+    """Metres from a point within which all lie that have a part in its class."""
+    # Of a crop that holds the point, the farthest one may be a crop's size away; for its height, what is around it.
+    return config.crop_size + (1.25 * config.height_radius if "height" in config.features else 0)
+
+
+def _done(folder: Path) -> set[tuple[int, int]]:
+    if not (folder / _DONE).exists():
+        return set()
+    lines = (folder / _DONE).read_text(encoding="utf-8").splitlines(keepends=True)
+    # Of a process that was ended, the last line may be cut short.
+    return {(int(line.split()[0]), int(line.split()[1])) for line in lines if line.endswith("\n")}
+
+
+def _need(tiles: list[list[Run]], scan: SortedScan, model: PointNetwork, config: DataConfig) -> Need:
+    points = max(sum(run.end - run.begin for run in runs) for runs in tiles)
+    # Records are put in order, which takes them twice; then there are coordinates and features, in crops again, places
+    # along two axes and their orders, and a sum for every class.
+    each = 2 * scan.kind.itemsize + 24 + 4 * (2 * model.num_features + model.num_classes) + 100
+    return Need(len(tiles), points, points * each, scan.disk)
