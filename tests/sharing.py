@@ -125,7 +125,8 @@ def run(layer: nn.Module, case: Case, x: Tensor, arguments: dict[str, Any]) -> d
 def cases(processes: int) -> dict[str, Case]:
     """What is run in so many processes."""
     if processes == 3:
-        made = [
+        made = [Case("graph_conv", norm, parts=(1, 2, 0), compiled=True) for norm in ("frozen", "batch", "layer")]
+        made += [
             Case("graph_conv_two_kernels", parts=(3, 0, 2)),
             Case("groups_symmetric", "batch", parts=(0, 4, 1), mask=True),
             Case("mean", "batch", parts=(2, 2, 2)),
@@ -147,7 +148,6 @@ def cases(processes: int) -> dict[str, Case]:
         for kind in ("offsets", "batch")
     ]
     made += [Case("symmetric", "batch", kind="batch", parts=((0, 0), (2, 4)))]
-    made += [Case("graph_conv", norm, compiled=True) for norm in ("frozen", "batch", "layer")]
     return {str(case): case for case in made}
 
 

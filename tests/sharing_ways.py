@@ -1,6 +1,8 @@
 """Shared nodes beside what else spreads over processes, what passes between them, and what they refuse."""
 
+import runpy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from latentgnn import LatentGNN, shard_nodes
 
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLE, PAGE = ROOT / "examples" / "sharded_strips.py", ROOT / "docs" / "sharding.md"
 # Gradients are means over processes, where the loss is a sum.
 WRAPPED = {
     "data_parallel": Case("graph_conv", "batch"),
@@ -25,6 +29,7 @@ WRAPPED = {
 # In which dimension the nodes are spread, in parts of unequal size.
 DTENSORS = {
     "height": (2, Case("graph_conv", "frozen", parts=(5,), mask=True)),
+    "height, split parameters": (2, Case("graph_conv", "frozen", parts=(5,))),
     "width": (3, Case("groups_symmetric", "batch", parts=(5,), mask=True)),
     "tokens": (1, Case("mean", "layer", parts=(5,), kind="tokens", mask=True)),
     "offsets": (0, Case("graph_conv_two_kernels", "batch", parts=((6, 0, 3),), kind="offsets")),
@@ -58,12 +63,18 @@ def wrapped() -> dict[str, dict[str, Tensor]]:
     return found
 
 
+def _split(name: str, module: nn.Module, mesh: DeviceMesh) -> None:
+    for key, value in list(module.named_parameters(recurse=False)):
+        if len(value) > 1:
+            module.register_parameter(key, nn.Parameter(distribute_tensor(value, mesh, [Shard(0)])))
+
+
 def dtensors() -> dict[str, dict[str, Tensor]]:
     """Inputs and parameters that are DTensors."""
     mesh, found = init_device_mesh("cpu", (2,)), {}
     for name, (dimension, case) in DTENSORS.items():
         x, arguments = case.inputs(1)
-        layer = distribute_module(case.layer(), mesh)
+        layer = distribute_module(case.layer(), mesh, _split if "split" in name else None)
         x = distribute_tensor(x, mesh, [Shard(dimension)]).requires_grad_()
         output = layer(x, **arguments)
         output.sin().sum().backward()
@@ -125,14 +136,42 @@ def _said(layer: nn.Module, x: Tensor) -> str:
     return ""
 
 
+def example() -> dict[str, dict[str, Tensor]]:
+    """A step of the example's network on this process's strip."""
+    names = runpy.run_path(str(EXAMPLE))
+    model = shard_nodes(names["network"](8).double(), dist.group.WORLD)
+    strip = names["strip"](example_image())
+    output = names["step"](model, strip, 100)
+    return {"example": {"output": output, **{key: value.grad for key, value in model.named_parameters()}}}
+
+
+def example_image() -> Tensor:
+    """Of 11 rows, for strips of unequal height."""
+    return make_input(2, 3, 11, 7)
+
+
+def page() -> dict[str, dict[str, Tensor]]:
+    """What the first program of the page learns."""
+    program = PAGE.read_text().split("```py\n")[1].split("```")[0]
+    assert "dist.init_process_group()\n" in program
+    names: dict[str, Any] = {}
+    torch.set_default_dtype(torch.float64)
+    try:
+        exec(program.replace("dist.init_process_group()\n", ""), names)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return {"page": {name: value.detach() for name, value in names["network"].named_parameters()}}
+
+
 def mesh_of_data_and_nodes() -> dict[str, dict[str, Tensor]]:
     """Four processes: two halves of the batch, each over two; the layer fully sharded over all."""
     mesh: DeviceMesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "nodes"))
     found = {}
-    for name in ("frozen", "layer"):
+    for name in ("frozen", "layer", "batch"):
         case = Case("graph_conv", name)
-        for way in ("data_parallel", "fully_shard", "hybrid"):
-            layer = shard_nodes(case.layer(), mesh["nodes"])
+        # Without a GPU, DDP takes no synchronised batch norm.
+        for way in ("data_parallel", "fully_shard", "hybrid")[name == "batch" :]:
+            layer = shard_nodes(nn.SyncBatchNorm.convert_sync_batchnorm(case.layer()), mesh["nodes"])
             if way == "data_parallel":
                 module: nn.Module = DistributedDataParallel(layer)
             else:

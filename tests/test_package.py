@@ -30,6 +30,7 @@ def test_the_public_names() -> None:
         "published_state_dict",
         "reference",
         "remove",
+        "shard_nodes",
     ]
     modules = {name for name in latentgnn.__all__ if isinstance(getattr(latentgnn, name), ModuleType)}
     assert modules == {"norms", "paths", "reference"}

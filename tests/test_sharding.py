@@ -1,8 +1,14 @@
 """Nodes shared between processes: against one process that has them all, in float64."""
 
 import copy
+import os
 import pickle
-from collections.abc import Callable
+import runpy
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +16,14 @@ from sharing import Case, Results, all_cases, cases, in_processes, run
 from sharing_ways import (
     DISAGREEMENTS,
     DTENSORS,
+    EXAMPLE,
     WRAPPED,
     counted,
     dtensors,
+    example,
+    example_image,
     mesh_of_data_and_nodes,
+    page,
     refused,
     wrapped,
 )
@@ -22,10 +32,12 @@ from torch import Tensor, nn
 
 from latentgnn import LatentGNN, shard_nodes
 
+PROGRAMS = [all_cases, wrapped, dtensors, counted, refused, example, page]
+
 
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return in_processes(2, [all_cases, wrapped, dtensors, counted, refused], tmp_path_factory.mktemp("two"))
+    return in_processes(2, PROGRAMS, tmp_path_factory.mktemp("two"))
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +79,7 @@ def test_two_processes_are_one(name: str, of_two: Results) -> None:
     _check([result[name] for result in of_two], _alone(case, 2), case.joined, _sum)
 
 
+@pytest.mark.slow  # three processes, and a compiler
 @pytest.mark.parametrize("name", cases(3))
 def test_three_processes_are_one(name: str, of_three: Results) -> None:
     case = cases(3)[name]
@@ -148,21 +161,58 @@ def test_what_cannot_be_shared() -> None:
         shard_nodes(LatentGNN(16, num_latents=4), torch.distributed.GroupMember.NON_GROUP_MEMBER)  # type: ignore[arg-type]
 
 
-def test_alone_in_a_group(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A group of one; copies and pickles share as the layer does, and another process without the group is told."""
-    store = tmp_path_factory.mktemp("one") / "store"
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    case = Case("graph_conv")
-    try:
-        layer = shard_nodes(nn.Sequential(case.layer()), torch.distributed.group.WORLD)
-        x, _ = case.inputs(2)
-        expected = case.layer()(x)
-        for one in (layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-            assert relative_error(one(x), expected) < 1e-12
-        with pytest.raises(ValueError, match="cannot be exported; call shard_nodes"):
-            torch.export.export(layer, (x,))
-    finally:
+@pytest.fixture
+def group_of_one(tmp_path: Path) -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group_of_one")
+def test_the_example_and_the_page_give_what_one_process_gives(of_two: Results) -> None:
+    names = runpy.run_path(str(EXAMPLE))
+    model = names["network"](8).double()
+    output = names["step"](model, example_image(), 100)
+    found = [result["example"] for result in of_two]
+    assert [len(part["output"][0, 0]) for part in found] == [6, 5]
+    assert relative_error(torch.cat([part["output"] for part in found], 2), output) < 1e-10
+    for name, value in model.named_parameters():
+        assert relative_error(_sum([part[name] for part in found]), value.grad) < 1e-10, name
+    for name, value in page()["page"].items():
+        for result in of_two:
+            assert relative_error(result["page"][name], value) < 1e-10, name
+
+
+@pytest.mark.usefixtures("group_of_one")
+def test_alone_in_a_group() -> None:
+    """A group of one; copies and pickles share as the layer does, and another process without the group is told."""
+    case = Case("graph_conv")
+    layer = shard_nodes(nn.Sequential(case.layer()), torch.distributed.group.WORLD)
+    x, _ = case.inputs(2)
+    expected = case.layer()(x)
+    for one in (layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert relative_error(one(x), expected) < 1e-12
+    with pytest.raises(ValueError, match="cannot be exported; call shard_nodes"):
+        torch.export.export(layer, (x,))
+    torch.distributed.destroy_process_group()
     with pytest.raises(RuntimeError, match=r"no process group .* call latentgnn.shard_nodes"):
         layer(x)
     assert relative_error(shard_nodes(layer, None)(x), expected) < 1e-12
+
+
+@pytest.mark.slow  # three processes
+def test_a_process_that_is_killed_is_named_by_the_others() -> None:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    program = [sys.executable, str(Path(__file__).parent / "sharing_killed.py")]
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "3"}
+    processes = [
+        subprocess.Popen(program, env={**common, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(3)
+    ]
+    said = [process.communicate(timeout=60)[1] for process in processes]
+    for rank in (0, 2):
+        assert processes[rank].returncode == 1
+        assert f"and rank {rank} ends with it: rank 1 is gone, or does not answer" in said[rank]

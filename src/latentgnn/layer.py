@@ -93,6 +93,9 @@ class LatentGNN(nn.Module):
         True
     """
 
+    # Set by `latentgnn.shard_nodes`.
+    _ranks: Ranks | None = None
+
     def __init__(
         self,
         channels: int,
@@ -122,8 +125,6 @@ class LatentGNN(nn.Module):
             gamma_init=gamma_init,
             node_scale=node_scale,
         )
-        # Set by `latentgnn.shard_nodes`.
-        self._ranks: Ranks | None = None
         reduced = config.reduced_channels
 
         def projection(in_features: int, out_features: int) -> Projection:

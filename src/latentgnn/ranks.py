@@ -95,7 +95,7 @@ def _explained(group: str, error: Exception) -> str:
     told = str(error).splitlines()[0]
     absent = _silent(process_group)
     if absent is None:
-        return f"the sum over the processes of {group!r} failed, and their store, which rank 0 holds, is gone: {told}"
+        return f"the sum over the processes that share the nodes failed, and the store of rank 0 is gone: {told}"
     if absent:
         return (
             f"the sum over the processes that share the nodes failed, and rank {torch.distributed.get_rank()} ends "
@@ -146,6 +146,7 @@ def agree(ranks: Ranks, facts: Mapping[str, object], device: torch.device) -> No
 
     Raises:
         ValueError: they differ, in all processes alike; with the ranks and their values.
+        RuntimeError: processes are gone.
     """
     from torch._C._distributed_c10d import _resolve_process_group
 
@@ -153,7 +154,10 @@ def agree(ranks: Ranks, facts: Mapping[str, object], device: torch.device) -> No
     text = json.dumps(facts).encode()[:_TOLD].ljust(_TOLD)
     own = torch.tensor(list(text), dtype=torch.uint8, device=device)
     rows = [torch.empty_like(own) for _ in range(ranks.count)]
-    torch.distributed.all_gather(rows, own, group=_resolve_process_group(name))
+    try:
+        torch.distributed.all_gather(rows, own, group=_resolve_process_group(name))
+    except RuntimeError as error:
+        raise RuntimeError(_explained(ranks.group, error)) from error
     told = [bytes(row.tolist()).decode().rstrip() for row in rows]
     if len(set(told)) > 1:
         raise ValueError(_difference(told))
