@@ -282,3 +282,19 @@ def test_a_failed_write_names_the_file_and_not_its_temporary_name(tmp_path, file
         write_bytes(tmp_path / "a.bin", bytes(2000))
     assert error.value.filename == str(tmp_path / "a.bin")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_processes_of_one_command_write_into_one_folder(tmp_path):
+    """The first looks at it and lists what all will write; the others see whether they are in the same."""
+    with Results(tmp_path / "out", ["a.txt", "b.txt"]) as first, Results(tmp_path / "out", first=False) as other:
+        with pytest.raises(UserError, match="give a folder that all machines share"):
+            other.write("b.txt", b"b")
+        first.announce(["b.txt"])
+        other.write("b.txt", b"b")
+        first.write("a.txt", b"a")
+        with pytest.raises(UserError, match="is there already"):
+            other.write("a.txt", b"b")
+        with other.json_list("found.json"):
+            pass
+    assert [json.loads(line) for line in (tmp_path / "out" / LIST).read_text().splitlines()] == ["b.txt", "a.txt"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {LIST, "a.txt", "b.txt"}

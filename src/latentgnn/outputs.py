@@ -80,6 +80,8 @@ class Results:
         names: the files that will be written, as far as they are known, relative to the folder.
         reads: files that the command reads, as far as they are known.
         overwrite: remove the results of an earlier command; they stay until the first new one is written.
+        first: whether this is the first process of the command, or the only one. It looks at the folder, removes what
+            is replaced and lists all results (`announce`) before the others place theirs; lists that grow are its own.
         task: of a command that goes on where it was ended, see `latentgnn.unfinished.Unfinished`. Then the results that
             it has finished stay (`has`), and `unfinished` is the same folder as before.
 
@@ -95,9 +97,11 @@ class Results:
         *,
         reads: Iterable[Path] = (),
         overwrite: bool = False,
+        first: bool = True,
         task: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
+        self._first = first
         self._task = task
         self._kept: list[Path] = []
         self._names = [Path(name) for name in names]
@@ -109,6 +113,8 @@ class Results:
         self._had_list = False
 
     def __enter__(self) -> "Results":
+        if not self._first:
+            return self
         folder = self.folder
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder}: a folder to write to is needed, but this is a file")
@@ -144,6 +150,8 @@ class Results:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._first:
+            return
         if error is None:
             self._work.remove()
         if self._list is not None:
@@ -188,6 +196,14 @@ class Results:
             UserError: something is there.
         """
         path = self.folder / name
+        if not self._first:
+            if not _is_list(self.folder / LIST):
+                raise UserError(
+                    f"{self.folder} is not the folder that the first process has begun to write into: give a folder "
+                    "that all machines share"
+                )
+            _refuse_present(path)
+            return path
         if self._list is None:
             self._begin()
         assert self._list is not None
@@ -195,6 +211,13 @@ class Results:
         with concerning(self.folder / LIST):
             self._list.write(json.dumps(str(name)).encode() + b"\n")
         return path
+
+    def announce(self, names: Iterable[Path | str]) -> None:
+        """List the results that other processes will write; it removes what is replaced, so they must wait for it."""
+        for name in names:
+            self.place(name)
+        if self._first and self._list is None:
+            self._begin()
 
     def write(self, name: Path | str, data: bytes) -> Path:
         """Write a result in one step."""
@@ -208,6 +231,8 @@ class Results:
 
     def json_list(self, name: str) -> "JsonList":
         """A result that grows; see `JsonList`."""
+        if not self._first:
+            return JsonList(None, self.folder / name)
         partial = self.place(f"{name}.partial")
         return JsonList(partial, self.place(name))
 
@@ -236,15 +261,17 @@ class JsonList:
     error it keeps the partial name, and is still whole JSON.
 
     Args:
-        partial: the name until then.
+        partial: the name until then; ``None`` where another process writes the list, and nothing is added here.
         path: the name at the end.
     """
 
-    def __init__(self, partial: Path, path: Path) -> None:
+    def __init__(self, partial: Path | None, path: Path) -> None:
         self._partial = partial
         self._path = path
         self._end = 1
         self._separator = b"\n"
+        if partial is None:
+            return
         partial.parent.mkdir(parents=True, exist_ok=True)
         with concerning(partial):
             self._file = partial.open("xb", buffering=0)
@@ -260,6 +287,8 @@ class JsonList:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._partial is None:
+            return
         with self._file:
             if error is not None:
                 return
@@ -270,6 +299,7 @@ class JsonList:
 
     def add(self, items: Sequence[Any]) -> None:
         """Append items; if they cannot be written, the file is as before."""
+        assert self._partial is not None
         data = b"".join(
             (self._separator if index == 0 else b",\n") + json.dumps(item).encode() for index, item in enumerate(items)
         )

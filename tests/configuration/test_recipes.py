@@ -138,3 +138,9 @@ def test_a_file_that_many_extend_is_read_once(tmp_path):
     last = write(tmp_path, "r16.yaml", "extends: r15.yaml\n")
     with pytest.raises(UserError, match="more than 16 recipes extend one another"):
         load_recipe(last)
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_recipes_say_which_batch_their_rate_is_meant_for(name):
+    training = load_recipe(name)["training"]
+    assert training["optimizer"]["reference_batch"] == training["batch_size"]

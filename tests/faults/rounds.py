@@ -226,7 +226,7 @@ EXPECTED: dict[str, tuple[int, tuple[str, ...]]] = {
     "data vanished": (1, ("train",)),
     "disk full": (1, ("no space left on device: free some space",)),
     "file too large": (1, ("the limit on the size of files is reached",)),
-    "a process of two killed": (1, ("process 1 of 2 (counted from 0) is gone",)),
+    "a process of two killed": (1, ("process 1 of 2 (counted from 0), on",)),
 }
 
 

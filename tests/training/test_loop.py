@@ -100,14 +100,15 @@ def test_files_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     fit(ToyTask(model=block_model), config(), run)
     captured = capsys.readouterr()
     assert captured.err == ""
-    lines = captured.out.splitlines()
+    parts, *lines = captured.out.splitlines()
+    assert parts == "batch of 4 = 2 a process x 1 process x 2 parts; learning rate 0.05 for the whole batch"
     pattern = (
         r"step 2/9  loss \d+\.\d{4} \(square \d+\.\d{4}, size \d+\.\d{4}\)  rate 0\.0\d+  "
         r"\d+\.\d samples/s  left 0:00:\d\d"
     )
     assert re.fullmatch(pattern, lines[0])
     assert lines[2].startswith("step 4/9  validation: score ")
-    assert [line.split("  ", 1)[1] for line in run.log.read_text().splitlines()] == lines
+    assert [line.split("  ", 1)[1] for line in run.log.read_text().splitlines()] == [parts, *lines]
 
     with (run.path / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))

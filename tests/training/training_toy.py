@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from latentgnn.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
 from latentgnn.training.fingerprint import Fingerprint, Record
+from latentgnn.training.large_models import units
 from latentgnn.training.runs import RunFolder
 
 
@@ -78,6 +79,9 @@ class ToyTask:
         self.calls = 0
         self.seen: list[list[int]] = []
         self.scored: list[list[Any]] = []
+
+    def units(self) -> list[nn.Module]:
+        return units(self.model)
 
     @staticmethod
     def collate(samples: list[Any]) -> Any:

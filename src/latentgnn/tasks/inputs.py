@@ -3,7 +3,7 @@
 import glob
 import os
 import unicodedata
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -87,6 +87,12 @@ def noted(faults: list[str], path: Path) -> Iterator[None]:
             faults.append(told(error, path))
         else:
             raise
+
+
+def in_their_order(faults: Sequence[Mapping[int, Sequence[str]]]) -> list[str]:
+    """The faults that several processes have noted, by the places of their inputs."""
+    found = [(index, told) for of_one in faults for index, listed in of_one.items() for told in listed]
+    return [told for _, told in sorted(found, key=lambda fault: fault[0])]
 
 
 def raise_faults(faults: Sequence[str], *, inputs: int, kind: str, out: Path) -> None:

@@ -18,7 +18,10 @@ class OptimizerConfig:
 
     Args:
         name: ``sgd`` (with momentum) or ``adamw``.
-        learning_rate: rate after warm-up, for a whole batch of ``TrainingConfig.batch_size``.
+        learning_rate: rate after warm-up, for a whole batch of ``TrainingConfig.batch_size``; it is used as it is,
+            whatever the batch and the number of processes.
+        reference_batch: the batch that a recipe's ``learning_rate`` is meant for; a run with another one warns.
+            ``null`` does not.
         momentum: of ``sgd``.
         weight_decay: of weights of two and more dimensions.
         norm_weight_decay: of biases, norms and gammas; ``null`` takes ``weight_decay``.
@@ -30,6 +33,7 @@ class OptimizerConfig:
 
     name: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = 0.02
+    reference_batch: int | None = None
     momentum: float = 0.9
     weight_decay: float = 1e-4
     norm_weight_decay: float | None = None
@@ -43,6 +47,10 @@ class OptimizerConfig:
             self,
             {
                 "learning_rate": (0 <= self.learning_rate < math.inf, "0 or more"),
+                "reference_batch": (
+                    self.reference_batch is None or 1 <= self.reference_batch <= _MANY,
+                    f"1 to {_MANY:,}, or null",
+                ),
                 "momentum": (0 <= self.momentum <= 1, "from 0 to 1"),
                 "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more"),
                 "norm_weight_decay": (norms is None or 0 <= norms < math.inf, "0 or more, or null"),
@@ -98,8 +106,13 @@ class TrainingConfig:
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         clip_norm: largest norm of the gradient; ``null`` does not clip.
         channels_last: keep convolution weights and images channels-last, which most hardware prefers.
+        activation_checkpointing: compute the inside of the backbone's blocks again in the backward pass instead of
+            holding it: less memory, for one more forward pass through them; the same gradients.
+        strategy: with several processes, what each of them holds: ``ddp`` the whole model, ``fsdp`` a part of the
+            parameters, gradients and optimizer state (FSDP2).
         accelerator: ``auto``, ``cpu``, ``gpu``, ``mps``.
-        devices: devices a machine, or ``auto``.
+        devices: devices a machine, each with a process of its own; ``auto`` takes all, or those that torchrun or Slurm
+            started processes for.
         machines: number of machines.
         workers: data-loading processes a device.
         seed: of initialisation, order, augmentation and sampling.
@@ -121,6 +134,8 @@ class TrainingConfig:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     clip_norm: float | None = None
     channels_last: bool = False
+    activation_checkpointing: bool = False
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     accelerator: str = "auto"
     devices: int | Literal["auto"] = "auto"
     machines: int = 1
@@ -161,6 +176,12 @@ class TrainingConfig:
                 "checkpoint_every": (1 <= self.checkpoint_every <= _MANY, many),
             },
         )
+        if self.strategy == "fsdp" and self.channels_last:
+            raise UserError("strategy fsdp keeps no weights channels-last: take channels_last false, or strategy ddp")
+        if self.strategy == "fsdp" and self.precision == "16-mixed":
+            raise UserError(
+                "strategy fsdp does not scale losses, as 16-mixed needs it: take precision bf16-mixed, or strategy ddp"
+            )
         if self.schedule.name == "cosine" and self.schedule.warmup_steps >= self.steps:
             raise UserError(
                 f"schedule.warmup_steps: expected fewer than all {self.steps} steps, for the rest is the cosine; "

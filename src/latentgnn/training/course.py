@@ -10,10 +10,12 @@ from latentgnn.training.config import TrainingConfig
 from latentgnn.training.runs import RunFolder
 from latentgnn.training.task import TrainingTask
 
-# What a resumed run may change of `TrainingConfig`, because no weight depends on it. ``devices`` and ``machines`` are
-# compared as the number of processes.
+# What a resumed run may change of `TrainingConfig`, because no weight depends on it beyond rounding. The number of
+# processes and of accumulated parts, into which a batch is cut, may be others too, and `changed_parts` says so.
 _FREE = (
     "accelerator",
+    "accumulate",
+    "activation_checkpointing",
     "checkpoint_every",
     "devices",
     "log_every",
@@ -21,6 +23,8 @@ _FREE = (
     "machines",
     "monitor",
     "on_changed_data",
+    "optimizer.reference_batch",
+    "strategy",
     "validate_every",
     "workers",
 )
@@ -53,11 +57,11 @@ def check_resumable(
     Raises:
         UserError: naming what differs.
     """
-    free = (*may_change, *(f"training.{name}" for name in _FREE))
+    free = ("processes", *may_change, *(f"training.{name}" for name in _FREE))
     absent = "(absent)"
     was = checkpoint.course
     if of_today is not None:
-        was = {**dict(_flat(of_today(checkpoint.config))), "processes": was.get("processes", absent)}
+        was = dict(_flat(of_today(checkpoint.config)))
     differences = [
         f"{name} was {was.get(name, absent)!r}, is {course.get(name, absent)!r}"
         for name in dict.fromkeys((*course, *was))
@@ -65,11 +69,56 @@ def check_resumable(
         and not any(name == start or name.startswith(f"{start}.") for start in free)
     ]
     if differences:
+        batch = course.get("training.batch_size") != was.get("training.batch_size")
+        hint = (
+            "; on other numbers of processes the batch of all of them stays, and --training.accumulate cuts it into "
+            "more or fewer parts"
+        )
         raise UserError(
             f"the run in {run.path} cannot be resumed with another course: {'; '.join(differences)}. "
-            "Resume it as it was, or start a new run"
+            f"Resume it as it was, or start a new run{hint if batch else ''}"
         )
     check_weights(checkpoint.weights, task.model, str(checkpoint.path))
+
+
+def batch_told(config: TrainingConfig, *, processes: int) -> list[str]:
+    """What a run's batch consists of, and what its learning rate is meant for, a line each."""
+    size, rate, meant = config.batch_size, config.optimizer.learning_rate, config.optimizer.reference_batch
+    each = size // (processes * config.accumulate)
+    lines = [
+        f"batch of {size} = {each} a process x {_counted(processes, 'process', 'processes')} x "
+        f"{_counted(config.accumulate, 'part', 'parts')}; learning rate {rate:g} for the whole batch"
+    ]
+    if meant is not None and meant != size:
+        lines.append(
+            f"warning: the recipe's learning rate is meant for a batch of {meant}, and this run's is {size}; the rate "
+            "is used as it is. In proportion it would be "
+            f"--training.optimizer.learning_rate {rate * size / meant:.3g}, "
+            f"with {meant / size:.3g} times the steps. If it is meant so: --training.optimizer.reference_batch {size}"
+        )
+    return lines
+
+
+def changed_parts(checkpoint: Checkpoint, course: Mapping[str, Any]) -> str | None:
+    """What a run that goes on with a batch cut into another number of parts is told; ``None`` where it is cut alike."""
+    names = ("processes", "training.accumulate")
+    before, parts_before = (checkpoint.course.get(name) for name in names)
+    processes, parts = (course[name] for name in names)
+    if (before, parts_before) == (processes, parts) or not (isinstance(before, int) and isinstance(parts_before, int)):
+        return None
+    told = (
+        f"going on with {_counted(processes, 'process', 'processes')} x {_counted(parts, 'part', 'parts')} of the "
+        f"batch, after {before} x {parts_before}: the order of the samples stays"
+    )
+    cut = before * parts_before
+    if cut == processes * parts:
+        return f"{told}, and weights differ by rounding alone; running statistics of batch norm are the first process's"
+    same = f"; --training.accumulate {cut // processes} cuts it as before" if cut % processes == 0 else ""
+    return f"{told}; random draws, batch norm and losses that are means over a part are others{same}"
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,32 +1,87 @@
 """Devices, precision and processes of a run, by Lightning Fabric."""
 
 import atexit
+import gc
 import logging
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch.distributed
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.logger import Logger
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.strategies.strategy import Strategy
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from latentgnn.errors import UserError
 from latentgnn.training.config import TrainingConfig
 
+# What a process that starts those of its machine by itself must be told where there are several machines.
+_RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
 
-def make_fabric(config: TrainingConfig, loggers: list[Logger]) -> Fabric:
-    """Fabric for a run, before `launch`; it knows by then how many processes there will be.
 
-    Raises:
-        UserError: this machine has no such devices.
+class Started(NamedTuple):
+    """The processes that a launcher has started.
+
+    Args:
+        by: the launcher.
+        devices: processes a machine, one a device.
+        machines: number of machines.
     """
 
-    def make(strategy: str) -> Fabric:
+    by: str
+    devices: int
+    machines: int
+
+
+def started() -> Started | None:
+    """The processes of a run that runs under a launcher, by what that puts into the environment.
+
+    Raises:
+        UserError: there are not as many on each machine.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
+        names, by = ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "WORLD_SIZE"), "torchrun"
+        devices, machines, world = (int(os.environ[name]) for name in names)
+    elif SLURMEnvironment.detect() and "SLURM_STEP_NUM_TASKS" in os.environ:
+        # By srun. A job's script has the job's numbers in its environment too, and is one process all the same.
+        world, by = int(os.environ["SLURM_NTASKS"]), "Slurm"
+        machines = int(os.environ.get("SLURM_NNODES", "1"))
+        devices = world // machines
+    else:
+        return None
+    if devices * machines != world:
+        raise UserError(
+            f"{by} started {world} processes on {machines} machines, {devices} on this one: start as many on each"
+        )
+    return Started(by, devices, machines)
+
+
+def make_fabric(
+    config: TrainingConfig, loggers: list[Logger], *, several: Callable[[int], str | Strategy] | None = None
+) -> Fabric:
+    """Fabric for a run, before `launch`; it knows by then how many processes there will be.
+
+    Under a launcher, ``devices`` and ``machines`` are what that has started.
+
+    Args:
+        config: the run.
+        loggers: for figures.
+        several: makes the strategy for so many processes, more than one; without it, each holds a copy of the model.
+
+    Raises:
+        UserError: this machine has no such devices, or a launcher has started other numbers of processes.
+    """
+    placed = _placed(config)
+
+    def make(strategy: str | Strategy) -> Fabric:
         return Fabric(
             accelerator=config.accelerator,
-            devices=config.devices,
-            num_nodes=config.machines,
+            devices=placed.devices,
+            num_nodes=placed.machines,
             strategy=strategy,
             precision=config.precision,
             loggers=loggers,
@@ -34,8 +89,10 @@ def make_fabric(config: TrainingConfig, loggers: list[Logger]) -> Fabric:
 
     with _told(config):
         fabric = make("auto")
+        if fabric.world_size == 1:
+            return fabric
         # Some heads of a model may get no input in one process's batch and some in another's.
-        return make("ddp_find_unused_parameters_true") if fabric.world_size > 1 else fabric
+        return make("ddp_find_unused_parameters_true" if several is None else several(fabric.world_size))
 
 
 def launch(fabric: Fabric, config: TrainingConfig) -> Callable[[], None]:
@@ -52,7 +109,18 @@ def launch(fabric: Fabric, config: TrainingConfig) -> Callable[[], None]:
     """
     before = _is_connected()
     with _told(config):
-        fabric.launch()
+        try:
+            fabric.launch()
+        except torch.distributed.DistError as error:
+            raise UserError(
+                f"the {fabric.world_size} processes did not find one another ({' '.join(str(error).split())}): look "
+                "whether all were started and none has ended, and whether all were given the same address and port of "
+                "the first machine"
+            ) from error
+    if _is_connected():
+        # What still holds a connection, such as a model whose parts are elsewhere, is in circles of references. Left to
+        # the end of the interpreter, its threads would now and then abort the process.
+        atexit.register(gc.collect)
     processes: list[subprocess.Popen[bytes]] = getattr(fabric.strategy.launcher, "procs", [])
     if processes:
         atexit.register(_wait_for, processes.copy())
@@ -78,6 +146,35 @@ def quiet() -> Iterator[None]:
 
 def _is_connected() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+class _Placed(NamedTuple):
+    devices: Any
+    machines: int
+
+
+def _placed(config: TrainingConfig) -> _Placed:
+    launcher = started()
+    if launcher is not None:
+        given = {"training.devices": (config.devices, launcher.devices)}
+        if config.machines != 1:
+            given["training.machines"] = (config.machines, launcher.machines)
+        for name, (asked, present) in given.items():
+            if asked not in ("auto", present):
+                raise UserError(
+                    f"{name} is {asked}, but {launcher.by} started {launcher.devices} processes on each of "
+                    f"{launcher.machines} machines: start as many as that, or leave it to {launcher.by} with "
+                    "--training.devices auto --training.machines 1"
+                )
+        return _Placed(launcher.devices, launcher.machines)
+    missing = [name for name in _RENDEZVOUS if name not in os.environ]
+    if config.machines > 1 and missing:
+        raise UserError(
+            f"training.machines is {config.machines}, but {', '.join(missing)} is not in the environment: start the "
+            "command on each machine by torchrun or by Slurm, or with MASTER_ADDR and MASTER_PORT of the first machine "
+            f"and NODE_RANK from 0 to {config.machines - 1}"
+        )
+    return _Placed(config.devices, config.machines)
 
 
 @contextmanager

@@ -28,7 +28,8 @@ def faults_told(place: Callable[[], str]) -> Iterator[None]:
         if is_lack_of_memory(error):
             raise UserError(
                 f"out of memory {place()} ({first_line(error)}): lower training.batch_size, or raise "
-                "training.accumulate to work it off in smaller parts; take smaller samples (images, blocks of "
+                "training.accumulate to work it off in smaller parts; hold less with training.activation_checkpointing "
+                "true; take smaller samples (images, blocks of "
                 "points) or fewer latents (model.blocks); where the accelerator has it, training.precision bf16-mixed; "
                 "with many loading processes, fewer of them (training.workers)"
             ) from error

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
+import torch.distributed
 from lightning.fabric import Fabric
 
 from latentgnn.errors import UserError
@@ -45,7 +46,9 @@ class Lifeline:
         self._gone: int | None = None
         self._noticed, self._left = threading.Event(), threading.Event()
         self._peers: Mapping[int, socket.socket] = {}
+        self._hosts = [""] * self._world
         if self._world > 1:
+            torch.distributed.all_gather_object(self._hosts, socket.gethostname())
             self._peers = _accept_all(fabric) if self._rank == 0 else {0: _connect(fabric)}
             threading.Thread(target=self._watch, daemon=True, name="lifeline").start()
 
@@ -81,8 +84,8 @@ class Lifeline:
 
     def _message(self) -> str:
         return (
-            f"process {self._gone} of {self._world} (counted from 0) is gone: it was killed, or ended with an error of "
-            f"its own, and process {self._rank} ends with it; {self._kept()}"
+            f"process {self._gone} of {self._world} (counted from 0), on {self._hosts[self._gone or 0]}, is gone: it "
+            f"was killed, or ended with an error of its own, and process {self._rank} ends with it; {self._kept()}"
         )
 
     def _watch(self) -> None:

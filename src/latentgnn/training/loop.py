@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from lightning.fabric import Fabric
@@ -12,9 +13,10 @@ from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
 from latentgnn.training.checkpoints import Checkpoint
 from latentgnn.training.config import TrainingConfig
-from latentgnn.training.course import check_resumable, course_of
+from latentgnn.training.course import batch_told, changed_parts, check_resumable, course_of
 from latentgnn.training.devices import launch, make_fabric, quiet
 from latentgnn.training.faults import faults_told
+from latentgnn.training.large_models import sharding_strategy
 from latentgnn.training.lifeline import Lifeline
 from latentgnn.training.loading import batches, make_loader
 from latentgnn.training.loggers import Pictures, finish, make_loggers
@@ -72,7 +74,9 @@ def fit(
     progress = Progress(run, steps=config.steps)
     with quiet():
         checkpoint = start_of(run, resume=resume)
-        fabric = make_fabric(config, make_loggers(config, run, first_step=checkpoint.step if checkpoint else 0))
+        loggers = make_loggers(config, run, first_step=checkpoint.step if checkpoint else 0)
+        sharded = partial(sharding_strategy, task.model, task.units()) if config.strategy == "fsdp" else None
+        fabric = make_fabric(config, loggers, several=sharded)
         per_device = _per_device(config, fabric.world_size)
         course = course_of(config, run, processes=fabric.world_size)
         if checkpoint is not None:
@@ -86,6 +90,12 @@ def fit(
                 metrics: dict[str, float] = finished["metrics"]
                 return metrics
             progress.say(f"continuing after step {checkpoint.step} of {config.steps}")
+            if (change := changed_parts(checkpoint, course)) is not None:
+                progress.say(change)
+        for line in batch_told(config, processes=fabric.world_size):
+            progress.say(line)
+        if fabric.world_size > 1:
+            progress.say(f"waiting for all {fabric.world_size} processes")
         disconnect = launch(fabric, config)
         with _connected(fabric, run, progress) as lifeline:
             written = Written(results=write_results, pictures=pictures, titles=titles)
@@ -207,8 +217,9 @@ def _training_loader(
         world=fabric.world_size,
         rank=fabric.global_rank,
         seed=config.seed,
-        start=first_step * config.accumulate,
-        stop=config.steps * config.accumulate,
+        parts=config.accumulate,
+        start=first_step,
+        stop=config.steps,
     )
     return _loader(task.training_set, task, config, fabric, batch_sampler=stream)
 

@@ -13,27 +13,38 @@ _ORDER = 0x6F72646572
 
 
 class BatchStream(Sampler[list[tuple[int, int]]]):
-    """One process's micro-batches, as lists of (epoch, index), from one position to another of an endless stream.
+    """One process's micro-batches, as lists of (epoch, index), from one step to another of an endless stream.
 
     Each epoch is a permutation of all samples. Samples queue up by their group, and as soon as a group has enough for
-    all processes they are a micro-batch; what is left in the queues is carried into the next epoch, so that nothing is
-    dropped or repeated. Starting at a position replays the integers before it and loads nothing.
+    a step they are its batch; what is left in the queues is carried into the next epoch, so that nothing is dropped or
+    repeated. A step's batch depends on its size alone; it is cut into ``parts`` x ``world`` micro-batches, of which a
+    process gets one after every ``world``. Starting at a step replays the integers before it and loads nothing.
 
     Args:
         training_set: gives the number of samples and their groups.
-        per_device: samples of a micro-batch that one process works on.
+        per_device: samples of a micro-batch.
         world: number of processes.
         rank: this process.
+        parts: micro-batches of a step that one process works off.
         seed: of the order.
-        start: first micro-batch.
-        stop: micro-batch to stop before.
+        start: first step.
+        stop: step to stop before.
 
     Raises:
         UserError: there are no samples.
     """
 
     def __init__(
-        self, training_set: TrainingSet, *, per_device: int, world: int, rank: int, seed: int, start: int, stop: int
+        self,
+        training_set: TrainingSet,
+        *,
+        per_device: int,
+        world: int,
+        rank: int,
+        seed: int,
+        start: int,
+        stop: int,
+        parts: int = 1,
     ) -> None:
         if len(training_set) == 0:
             raise UserError("the training set has no samples: check the training annotations")
@@ -41,24 +52,26 @@ class BatchStream(Sampler[list[tuple[int, int]]]):
         self.per_device = per_device
         self.world = world
         self.rank = rank
+        self.parts = parts
         self.seed = seed
         self.start = start
         self.stop = stop
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return (self.stop - self.start) * self.parts
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        first = self.rank * self.per_device
-        for position, batch in enumerate(self._global_batches()):
-            if position >= self.stop:
+        for step, batch in enumerate(self._steps()):
+            if step >= self.stop:
                 return
-            if position >= self.start:
-                yield batch[first : first + self.per_device]
+            if step >= self.start:
+                for part in range(self.parts):
+                    first = place_in_step(part, world=self.world, rank=self.rank) * self.per_device
+                    yield batch[first : first + self.per_device]
 
-    def _global_batches(self) -> Iterator[list[tuple[int, int]]]:
-        """The micro-batches of all processes together, without end."""
-        size = self.per_device * self.world
+    def _steps(self) -> Iterator[list[tuple[int, int]]]:
+        """The batches of all processes together, without end."""
+        size = self.per_device * self.world * self.parts
         queues: dict[int, list[tuple[int, int]]] = {group: [] for group in set(self.groups)}
         epoch = 0
         while True:
@@ -70,6 +83,14 @@ class BatchStream(Sampler[list[tuple[int, int]]]):
                     yield queue.copy()
                     queue.clear()
             epoch += 1
+
+
+def place_in_step(part: int, *, world: int, rank: int) -> int:
+    """Which of a step's micro-batches one is that a process works off as its ``part``-th.
+
+    Two processes with one part each work off the same micro-batches as one process with two.
+    """
+    return part * world + rank
 
 
 def share(total: int, *, world: int, rank: int) -> range:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from latentgnn.errors import UserError
 from latentgnn.training.checkpoints import Checkpoint, check_finite
 from latentgnn.training.config import TrainingConfig
+from latentgnn.training.large_models import gathered, recompute, share_out
 from latentgnn.training.optimization import blocks_of, build_optimizer
 from latentgnn.training.randomness import seed_generators
+from latentgnn.training.sampling import place_in_step
 from latentgnn.training.schedule import rate_factor
 from latentgnn.training.task import TrainingTask
 
@@ -57,12 +59,18 @@ class OptimizerSteps:
             task.model.to(memory_format=torch.channels_last)
         if checkpoint is not None:
             checkpoint.load_into(task.model)
-        self._forward, self._optimizer = fabric.setup(
-            _Forward(task.model), build_optimizer(task.model, config.optimizer, task.trained)
+        if config.activation_checkpointing:
+            recompute(task.units())
+        self._forward = fabric.setup_module(_Forward(task.model))
+        # After it: its parameters may be others then.
+        self._optimizer = cast(
+            torch.optim.Optimizer,
+            fabric.setup_optimizers(build_optimizer(task.model, config.optimizer, task.trained)),
         )
         if checkpoint is not None:
             self.done = checkpoint.step
             checkpoint.load_optimizer_into(self._optimizer)
+            share_out(self._optimizer)
             fabric.strategy.precision.load_state_dict(checkpoint.precision)
 
     def take(self, batches: Iterator[Any]) -> None:
@@ -80,7 +88,9 @@ class OptimizerSteps:
         self._optimizer.zero_grad()
         for part in range(self._config.accumulate):
             batch = self._fabric.to_device(next(batches))
-            seed_generators(self._config.seed, self.done, part, self._fabric.global_rank)
+            place = place_in_step(part, world=self._fabric.world_size, rank=self._fabric.global_rank)
+            # The last word is the rank that it was before two processes could go on with what one had begun.
+            seed_generators(self._config.seed, self.done, place, 0)
             with self._fabric.no_backward_sync(self._forward, enabled=part < self._config.accumulate - 1):
                 losses: Losses = self._forward(partial(self._task.losses, batch))
                 self._check_and_note(losses, batch)
@@ -95,12 +105,12 @@ class OptimizerSteps:
         self.seconds += time.perf_counter() - since
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of model and optimizer.
+        """What a checkpoint keeps of model and optimizer, whole, however processes share it; all must call it.
 
         Raises:
             UserError: weights or the optimizer's state are infinite or not numbers.
         """
-        state = {"state_dict": self._task.model.state_dict(), "optimizer": self._optimizer.state_dict()}
+        state = gathered({"state_dict": self._task.model.state_dict(), "optimizer": self._optimizer.state_dict()})
         # In every process, not in the one that writes alone: all end together.
         check_finite(state, step=self.done)
         if precision := self._fabric.strategy.precision.state_dict():
@@ -119,7 +129,7 @@ class OptimizerSteps:
     def gammas(self) -> dict[str, float]:
         """The gamma of every block that has one, by the block's name."""
         return {
-            f"gamma/{name}": float(block.gamma.detach())
+            f"gamma/{name}": float(gathered(block.gamma.detach()))
             for name, block in self._blocks.items()
             if isinstance(block.gamma, Tensor)
         }

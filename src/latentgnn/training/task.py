@@ -38,6 +38,9 @@ class TrainingTask(Protocol):
     trained: Collection[str]
     """Names of the parameters that began with trained weights; the blocks are never among them."""
 
+    def units(self) -> list[nn.Module]:
+        """The modules that large models repeat, see `latentgnn.training.large_models`; each runs in every batch."""
+
     def collate(self, samples: list[Any]) -> Any:
         """A batch; tensors in it move to the device by themselves."""
 

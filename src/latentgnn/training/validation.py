@@ -10,6 +10,7 @@ from lightning.fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader
 
+from latentgnn.training.large_models import whole
 from latentgnn.training.loading import batches
 from latentgnn.training.task import TrainingTask
 
@@ -47,7 +48,12 @@ def validate(
         The metrics, or ``None`` where ``stopped`` said so.
     """
     results: list[Any] = []
-    with evaluating(task.model), torch.no_grad(), fabric.autocast(), batches(loader) as loaded:
+    if fabric.world_size > 1:
+        # Each process has seen other batches; a checkpoint has the first one's running statistics.
+        for buffer in task.model.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+    # The processes have unequal shares.
+    with evaluating(task.model), whole(task.model), torch.no_grad(), fabric.autocast(), batches(loader) as loaded:
         for number, batch in enumerate(loaded, start=1):
             results.extend(task.predict(fabric.to_device(batch)))
             after_batch(number)

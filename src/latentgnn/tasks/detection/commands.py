@@ -42,6 +42,7 @@ from latentgnn.tasks.inputs import result_names
 from latentgnn.tasks.progress import file_bar
 from latentgnn.training import commands
 from latentgnn.training.loading import batches, make_loader
+from latentgnn.training.processes import Processes, sharing
 from latentgnn.training.report import write_analysis
 from latentgnn.training.runs import RunFolder, is_first_process
 
@@ -85,8 +86,9 @@ def evaluate(
     if results is None and source is None:
         raise UserError("there is neither a model nor a file of results to score")
     with ExitStack() as stack:
-        names = ("metrics.json", "predictions.json")
-        written = stack.enter_context(Results(out, names, reads=[results] if results else (), overwrite=overwrite))
+        processes = Processes() if results is not None else stack.enter_context(sharing(config.training))
+        names, reads = ("metrics.json", "predictions.json"), [results] if results else ()
+        written = stack.enter_context(Results(out, names, reads=reads, overwrite=overwrite, first=processes.is_first))
         # A run has its embedded set; for a checkpoint alone, one is made for the time of the evaluation.
         made_in = source if source is not None and source.is_dir() else _temporary_folder(stack)
         val_set = _load_split(_open(config.data, made_in, _run_of(config.data, source)), "val")
@@ -106,14 +108,16 @@ def evaluate(
         if results is None and source is not None:
             model, device = _trained(config, source)
             with written.json_list("predictions.json") as found:
-                records = _detect(model, device, config, val_set, evaluator, found)
-        scores = evaluator.score(records)
-        # Before anything else is written that may fail.
-        print(scores.table())
-        written.write_json("metrics.json", scores.to_json())
-        if results is None:
-            for name, picture in _samples(val_set, records, config.evaluation.sample_pictures):
-                written.write(Path("pictures") / name, picture)
+                detections = _detect(model, device, config, val_set, evaluator, processes)
+                records = _kept(processes.in_order(detections, len(val_set)), found, len(val_set))
+        scores = processes.from_first(lambda: evaluator.score(records))
+        if processes.is_first:
+            # Before anything else is written that may fail.
+            print(scores.table())
+            written.write_json("metrics.json", scores.to_json())
+            if results is None:
+                for name, picture in _samples(val_set, records, config.evaluation.sample_pictures):
+                    written.write(Path("pictures") / name, picture)
     say_end(out, *([] if source is None else [f"latentgnn predict {quoted(source)} INPUT ..."]))
     return scores
 
@@ -146,34 +150,17 @@ def predict(
     paths = expand_videos(inputs) if are_videos else expand_images(inputs, in_tiles=tiling is not None)
     score_threshold = 0.5 if score_threshold is None else score_threshold
     config = replace(config, model=replace(config.model, score_threshold=score_threshold))
-    model, device = _trained(config, source)
-    options: dict[str, Any] = {
-        "out": out,
-        "overwrite": overwrite,
-        "category_names": _categories(config, source),
-        "score_threshold": score_threshold,
-        "device": device,
-        "pictures": pictures,
-        "tiling": tiling,
-        "nms_threshold": config.model.nms_threshold,
-    }
-    with commands.precision_of(config.training, device):
-        if are_videos:
-            with file_bar() as update:
-                objects, frames = predict_videos(
-                    model, paths, **options, on_frame=lambda path, *progress: update(path.name, *progress)
-                )
-            looked_at = f"{frames} frames of {len(paths)} videos"
-        elif tiling is not None:
-            print(memory_of_prediction(model, paths, tiling, config, device=device, pictures=pictures))
-            with file_bar() as update:
-                objects = predict_paths(
-                    model, paths, **options, on_tile=lambda path, *progress: update(path.name, *progress)
-                )
-            looked_at = f"{len(paths)} images"
-        else:
-            objects = predict_paths(model, paths, **options)
-            looked_at = f"{len(paths)} images"
+    with sharing(config.training) as processes:
+        objects, looked_at = _predict(
+            config,
+            source,
+            paths,
+            are_videos=are_videos,
+            processes=processes,
+            out=out,
+            overwrite=overwrite,
+            pictures=pictures,
+        )
     print(f"{objects} objects in {looked_at}")
     say_end(out)
 
@@ -188,6 +175,51 @@ def check_data(
 def convert(config: DetectionConfig, *, out: Path, overwrite: bool = False, with_images: bool = True) -> None:
     """See `latentgnn.tasks.detection.convert.convert`."""
     conversion.convert(config, out=out, overwrite=overwrite, with_images=with_images)
+
+
+def _predict(
+    config: DetectionConfig,
+    source: Path,
+    paths: Sequence[Path],
+    *,
+    are_videos: bool,
+    processes: Processes,
+    out: Path,
+    overwrite: bool,
+    pictures: bool,
+) -> tuple[int, str]:
+    """The number of objects, and what they are in."""
+    if are_videos and processes.world > 1:
+        raise UserError("the frames of videos are counted on from one to the next: predict videos in one process")
+    tiling = Tiling.of(config.evaluation)
+    model, device = _trained(config, source)
+    options: dict[str, Any] = {
+        "out": out,
+        "overwrite": overwrite,
+        "category_names": _categories(config, source),
+        "score_threshold": config.model.score_threshold,
+        "device": device,
+        "pictures": pictures,
+        "tiling": tiling,
+        "nms_threshold": config.model.nms_threshold,
+    }
+    with commands.precision_of(config.training, device):
+        if are_videos:
+            with file_bar() as update:
+                objects, frames = predict_videos(
+                    model, paths, **options, on_frame=lambda path, *progress: update(path.name, *progress)
+                )
+            return objects, f"{frames} frames of {len(paths)} videos"
+        options["processes"] = processes
+        if tiling is not None:
+            print(memory_of_prediction(model, paths, tiling, config, device=device, pictures=pictures))
+            with file_bar() as update:
+                objects = predict_paths(
+                    model, paths, **options, on_tile=lambda path, *progress: update(path.name, *progress)
+                )
+        else:
+            objects = predict_paths(model, paths, **options)
+    return objects, f"{len(paths)} images"
 
 
 def _train(config: DetectionConfig, run: RunFolder, data: Data, resume: bool) -> dict[str, float]:
@@ -377,21 +409,25 @@ def _detect(
     config: DetectionConfig,
     val_set: CocoAnnotations,
     evaluator: CocoEvaluator,
-    found: JsonList,
-) -> list[Record]:
-    """What a model finds in a set, kept in a file as it comes."""
+    processes: Processes,
+) -> Iterator[list[Record]]:
+    """What a model finds in the images of a set that are this process's, one after the other."""
     category_of_label = {label: id for label, (id, _) in enumerate(config.data.categories or (), 1)}
     samples = CocoValidationSet(val_set, in_tiles=config.evaluation.tiles is not None)
-    images = make_loader(samples, list, workers=config.training.workers, seed=0, batch_size=1)
-    records: list[Record] = []
+    mine = processes.mine(len(samples))
+    images = make_loader(samples, list, workers=config.training.workers, seed=0, batch_size=1, sampler=mine)
     with torch.inference_mode(), commands.precision_of(config.training, device), batches(images) as loaded:
-        for [(image, target)] in track(
-            loaded, "evaluate", total=len(val_set), transient=True, disable=not sys.stdout.isatty()
-        ):
+        for [(image, target)] in loaded:
             on_device = image if isinstance(image, Path) else image.to(device)
-            new = found_in(model, [on_device], [target], config, evaluator, category_of_label)
-            found.add(new)
-            records += new
+            yield found_in(model, [on_device], [target], config, evaluator, category_of_label)
+
+
+def _kept(detections: Iterator[list[Record]], found: JsonList, images: int) -> list[Record]:
+    """The detections in all images, kept in a file as they come."""
+    records: list[Record] = []
+    for new in track(detections, "evaluate", total=images, transient=True, disable=not sys.stdout.isatty()):
+        found.add(new)
+        records += new
     return records
 
 

@@ -1,6 +1,6 @@
 """A detector on image files: annotated pictures and COCO-results JSON."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from latentgnn.tasks.detection.images import (
 )
 from latentgnn.tasks.detection.pictures import draw_detections, png_bytes
 from latentgnn.tasks.detection.tiles import Tiling, detect_in_tiles
-from latentgnn.tasks.inputs import expand_inputs, noted, raise_faults, result_names
+from latentgnn.tasks.inputs import expand_inputs, in_their_order, noted, raise_faults, result_names
+from latentgnn.training.processes import Processes
 
 
 def expand_images(inputs: Sequence[str | Path], *, in_tiles: bool = False) -> list[Path]:
@@ -98,6 +99,7 @@ def predict_paths(
     nms_threshold: float = 0.5,
     on_image: Callable[[Path, int], None] | None = None,
     on_tile: Callable[[Path, int, int], None] | None = None,
+    processes: Processes | None = None,
 ) -> int:
     """Run a detector on image files, one after the other, and write what it finds.
 
@@ -119,9 +121,10 @@ def predict_paths(
         nms_threshold: for what tiles have found.
         on_image: called after each image with its path and its number of detections.
         on_tile: called after each tile with the path and the number of the image's tiles done and of all.
+        processes: share the images; each writes the pictures of its own, the first one all records.
 
     Returns:
-        The number of objects; records are in the file alone, for there may be any number.
+        The number of objects, in the first process; records are in the file alone, for there may be any number.
 
     Raises:
         UserError: images could not be read, and it lists them; or ``out`` is not for results (see
@@ -130,15 +133,15 @@ def predict_paths(
     category_of_label = {label: category_id for label, (category_id, _) in enumerate(category_names, 1)}
     targets = [Path("pictures") / f"{name}.png" for name in result_names(paths)]
     names = ["predictions.json", *(targets if pictures else ())]
+    processes = processes or Processes()
     objects = 0
-    faults: list[str] = []
+    faults: dict[int, list[str]] = {}
     model.to(device).eval()
-    with (
-        Results(out, names, reads=paths, overwrite=overwrite) as results,
-        results.json_list("predictions.json") as found,
-    ):
-        for index, (path, target) in enumerate(zip(paths, targets, strict=True)):
-            with noted(faults, path):
+
+    def found_by_image(results: Results) -> Iterator[list[dict[str, Any]]]:
+        for index in processes.mine(len(paths)):
+            path, named, told = paths[index], list[dict[str, Any]](), faults.setdefault(index, [])
+            with noted(told, path):
                 image = read_image(path, most_pixels=_most_pixels(tiling is not None))
                 detections = detect(
                     model,
@@ -152,11 +155,24 @@ def predict_paths(
                     on_tile=None if on_tile is None else partial(on_tile, path),
                 )
                 named = [{"file_name": str(path), **record} for record in detections]
+            # Kept before the picture, which may fail.
+            yield named
+            if not told:
+                with noted(told, path):
+                    if pictures:
+                        results.write(targets[index], png_bytes(draw_detections(image, detections, category_names)))
+                    if on_image is not None:
+                        on_image(path, len(detections))
+
+    with Results(out, names, reads=paths, overwrite=overwrite, first=processes.is_first) as results:
+        if processes.world > 1 and processes.is_first:
+            results.announce(targets[index] for index in processes.others(len(paths)) if pictures)
+        processes.wait()
+        with results.json_list("predictions.json") as found:
+            for named in processes.in_order(found_by_image(results), len(paths)):
                 found.add(named)
                 objects += len(named)
-                if pictures:
-                    results.write(target, png_bytes(draw_detections(image, detections, category_names)))
-                if on_image is not None:
-                    on_image(path, len(detections))
-    raise_faults(faults, inputs=len(paths), kind="image", out=out)
+    listed = in_their_order(processes.gathered(faults))
+    processes.done()
+    raise_faults(listed, inputs=len(paths), kind="image", out=out)
     return objects

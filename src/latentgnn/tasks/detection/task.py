@@ -14,6 +14,7 @@ from latentgnn.tasks.detection.tars import file_of
 from latentgnn.tasks.detection.tiles import Tiling, detect_in_tiles
 from latentgnn.training.fingerprint import Fingerprint
 from latentgnn.training.fingerprint import Record as Source
+from latentgnn.training.large_models import units
 from latentgnn.training.task import TrainingSet, ValidationSet
 
 Batch = tuple[list[Tensor | Path], list[dict[str, Any]]]
@@ -115,6 +116,10 @@ class DetectionTask:
             max_detections=config.evaluation.max_detections,
             per_category=config.evaluation.per_category,
         )
+
+    def units(self) -> list[nn.Module]:
+        """The residual blocks of the backbone, or what it has of the kind."""
+        return units(self.model.backbone.body)  # type: ignore[arg-type,union-attr]
 
     def collate(self, samples: list[Any]) -> Batch:
         """Images of any sizes stay apart; the detector pads them."""

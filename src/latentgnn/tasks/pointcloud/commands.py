@@ -30,6 +30,7 @@ from latentgnn.tasks.pointcloud.start import start_from
 from latentgnn.tasks.pointcloud.task import PointCloudTask, WholeScans, score_scan, shown_scans
 from latentgnn.tasks.progress import file_bar
 from latentgnn.training import commands
+from latentgnn.training.processes import Processes, sharing
 from latentgnn.training.report import write_analysis
 from latentgnn.training.runs import RunFolder, is_first_process
 
@@ -68,17 +69,21 @@ def evaluate(
     """
     if results is not None or source is None:
         raise UserError("--results scores detections; for point clouds, give a run's folder or a checkpoint")
-    with Results(out, ("metrics.json",), overwrite=overwrite) as written:
+    with (
+        sharing(config.training) as processes,
+        Results(out, ("metrics.json",), overwrite=overwrite, first=processes.is_first) as written,
+    ):
         model = _trained(config, source)
         val_set = _load_split(config.data, "val")
         written.reads(_files_of(val_set))
         _check_alike(config, val_set)
-        scores, predicted = _score(model, val_set, config)
-        # Before anything is written that may fail.
-        print(scores.table())
-        written.write_json("metrics.json", scores.to_json())
-        for name, picture in _samples(val_set, predicted):
-            written.write(Path("pictures") / name, picture)
+        scores, predicted = _score(model, val_set, config, processes)
+        if processes.is_first:
+            # Before anything is written that may fail.
+            print(scores.table())
+            written.write_json("metrics.json", scores.to_json())
+            for name, picture in _samples(val_set, predicted):
+                written.write(Path("pictures") / name, picture)
     say_end(out, f"latentgnn predict {quoted(source)} INPUT ...")
     return scores
 
@@ -98,17 +103,19 @@ def _check_alike(config: PointCloudConfig, val_set: ScanSet) -> None:
 
 
 def _score(
-    model: PointNetwork, val_set: ScanSet, config: PointCloudConfig
+    model: PointNetwork, val_set: ScanSet, config: PointCloudConfig, processes: Processes
 ) -> tuple[Scores, dict[int, NDArray[np.int64]]]:
-    """The figures, and what was predicted for the scans that are drawn, by their index."""
+    """The figures, and what was predicted for the scans that are drawn, by their index, in the first process."""
     scans, confusion, predicted = WholeScans(val_set), np.zeros((model.num_classes,) * 2, np.int64), {}
     shown = shown_scans(len(val_set), config.evaluation.sample_pictures)
     with commands.precision_of(config.training, commands.device_of(config.training.accelerator)):
-        for index in track(range(len(scans)), "evaluate", transient=True, disable=not sys.stdout.isatty()):
-            result = score_scan(model, scans[index], config, keep=index in shown)
+        mine = (score_scan(model, scans[index], config, keep=index in shown) for index in processes.mine(len(scans)))
+        results = processes.in_order(mine, len(scans))
+        for result in track(results, "evaluate", total=len(scans), transient=True, disable=not sys.stdout.isatty()):
             confusion += result.confusion
             if result.predicted is not None:
-                predicted[index] = result.predicted
+                predicted[result.number] = result.predicted
+    confusion = processes.from_first(lambda: confusion)
     return Scores(class_names=val_set.class_names, confusion=confusion), predicted
 
 
@@ -136,10 +143,10 @@ def predict(
     if score_threshold is not None:
         raise UserError("--score-threshold leaves out detections; every point of a scan gets a class")
     paths = expand_scans(inputs)
-    model = _trained(config, source)
     side = config.evaluation.tiles
     device = commands.device_of(config.training.accelerator)
-    with commands.precision_of(config.training, device), file_bar() as update:
+    with sharing(config.training) as processes, commands.precision_of(config.training, device), file_bar() as update:
+        model = _trained(config, source)
         tiles = (
             Tiles(
                 side=side,
@@ -159,6 +166,7 @@ def predict(
             tiles=tiles,
             pictures=pictures,
             on_scan=lambda scan: print(f"{scan.source}: {scan.counts.sum():,} points, written to {scan.path}"),
+            processes=processes,
         )
     say_end(out)
     return predicted

@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
 from latentgnn.outputs import Results
-from latentgnn.tasks.inputs import expand_inputs, noted, raise_faults, result_names
+from latentgnn.tasks.inputs import expand_inputs, in_their_order, noted, raise_faults, result_names
 from latentgnn.tasks.pointcloud.config import DataConfig
 from latentgnn.tasks.pointcloud.datasets import ScanSet
 from latentgnn.tasks.pointcloud.las import CHUNK
@@ -25,6 +25,7 @@ from latentgnn.tasks.pointcloud.scans import SUFFIXES, Scan, coordinate_fault, w
 from latentgnn.tasks.pointcloud.tiles import predict_in_tiles
 from latentgnn.tasks.pointcloud.voting import predict_scan
 from latentgnn.training.locks import sole_use
+from latentgnn.training.processes import Processes
 
 # What is not written in the format that it was read in.
 _WRITTEN_AS = {".las": ".laz", ".bin": ".label"}
@@ -75,6 +76,7 @@ def predict_files(
     tiles: Tiles | None = None,
     pictures: bool = True,
     on_scan: Callable[[Predicted], None] | None = None,
+    processes: Processes | None = None,
 ) -> list[Predicted]:
     """Predict scan files one after the other, and write each again with the predicted classes.
 
@@ -93,7 +95,11 @@ def predict_files(
         tiles: read scans by tiles (see `latentgnn.tasks.pointcloud.tiles.predict_in_tiles`). If that is ended early,
             the same call goes on: with the tiles that remain of a scan, and the scans that remain.
         pictures: draw each scan.
-        on_scan: called after each scan.
+        on_scan: called after each scan, in the first process.
+        processes: share the scans, and each writes its own.
+
+    Returns:
+        What was predicted, in the first process of all files.
 
     Raises:
         UserError: files could not be read or written, and it lists them; or ``out`` is not for results (see
@@ -106,21 +112,23 @@ def predict_files(
     ]
     drawn = [Path("pictures") / f"{name}.png" for name in results_of]
     scans = ScanSet.of_files(paths, config)
+    processes = processes or Processes()
+    if tiles is not None and processes.world > 1:
+        raise UserError("one process reads a scan by tiles, and goes on with it: predict with --tiles in one process")
     ids = np.array(scans.class_ids, np.int64)
     task = None if tiles is None else _task(model, paths, config, tiles, votes=votes, pictures=pictures)
     done: list[Predicted] = []
-    faults: list[str] = []
-    with ExitStack() as stack:
-        names = [*targets, *(drawn if pictures else ())]
-        results = stack.enter_context(Results(out, names, reads=paths, overwrite=overwrite, task=task))
-        if tiles is not None:
-            stack.enter_context(sole_use(results.unfinished()))
-        for index, path in enumerate(paths):
+    faults: dict[int, list[str]] = {}
+
+    def predicted_by_scan(results: Results) -> Iterator[Predicted | None]:
+        for index in processes.mine(len(paths)):
+            path, predicted = paths[index], None
             if results.has(targets[index]):
                 assert tiles is not None
                 tiles.say(f"{path}: done before, in {out / targets[index]}")
+                yield None
                 continue
-            with noted(faults, path):
+            with noted(faults.setdefault(index, []), path):
                 if tiles is None:
                     found = _whole(model, _sound(scans.scan(index), path), config, ids, votes)
                 else:
@@ -131,12 +139,30 @@ def predict_files(
                     results.write(drawn[index], draw_scan(found.points, scans.class_names, predicted=labels))
                 target = results.place(targets[index])
                 write_classes(target, found.classes, source=path)
-                done.append(Predicted(path, target, found.counts))
+                predicted = Predicted(path, target, found.counts)
                 if tiles is not None:
                     shutil.rmtree(folder)
+            yield predicted
+
+    with ExitStack() as stack:
+        names = [*targets, *(drawn if pictures else ())]
+        results = stack.enter_context(
+            Results(out, names, reads=paths, overwrite=overwrite, first=processes.is_first, task=task)
+        )
+        if tiles is not None:
+            stack.enter_context(sole_use(results.unfinished()))
+        if processes.world > 1 and processes.is_first:
+            others = processes.others(len(paths))
+            results.announce(of[index] for index in others for of in ((targets, drawn) if pictures else (targets,)))
+        processes.wait()
+        for predicted in processes.in_order(predicted_by_scan(results), len(paths)):
+            if predicted is not None:
+                done.append(predicted)
                 if on_scan is not None:
-                    on_scan(done[-1])
-    raise_faults(faults, inputs=len(paths), kind="scan", out=out)
+                    on_scan(predicted)
+    listed = in_their_order(processes.gathered(faults))
+    processes.done()
+    raise_faults(listed, inputs=len(paths), kind="scan", out=out)
     return done
 
 

@@ -17,6 +17,7 @@ from latentgnn.tasks.pointcloud.neighbors import Hierarchy, build_hierarchy, pac
 from latentgnn.tasks.pointcloud.samples import Batch, Sample, TrainingCrops, class_weights, collate
 from latentgnn.tasks.pointcloud.voting import predict_scan
 from latentgnn.training.fingerprint import Fingerprint, Record
+from latentgnn.training.large_models import units
 from latentgnn.training.task import TrainingSet, ValidationSet
 
 
@@ -129,6 +130,10 @@ class PointCloudTask:
         self._weights: Tensor | None = None
         if config.data.class_weighting and train.counts is not None:
             self._weights = class_weights(train.counts, config.data.class_weighting)
+
+    def units(self) -> list[nn.Module]:
+        """The residual blocks of the encoder, and the levels of the decoder."""
+        return units(self.model)
 
     def collate(self, samples: list[Any]) -> Any:
         """Training crops packed one after another, with their levels; whole scans as they are."""

@@ -1,0 +1,163 @@
+"""What activation checkpointing and FSDP2 save of memory, on large backbones, by the project's own training steps.
+
+python -m benchmarks.memory_settings [--model resnet101] [--size 224] [--batch 8] [--steps 1]
+
+A backbone of torchvision's with random weights learns to classify random images, with AdamW. Each side is a fresh
+process, or two that are joined by gloo, with one thread each. Memory is what a process holds at most in its steps after
+the first (``VmHWM``), less what it held before the model was made; of two processes, the larger. glibc is told to give
+tensors of a megabyte back to the system where they end (``MALLOC_MMAP_THRESHOLD_``), so that what is counted is what is
+in use. Prints and writes ``memory-settings-DATE-MODEL.json`` and ``.md``.
+"""
+
+import argparse
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from functools import partial
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.options import RESULTS, header, positive
+from latentgnn.files import write_json, write_text
+
+SIDES = [
+    {"processes": processes, "strategy": strategy, "activation_checkpointing": on}
+    for processes, strategy in ((1, "ddp"), (2, "ddp"), (2, "fsdp"))
+    for on in (False, True)
+]
+
+
+class Classification:
+    """What the training steps ask of a task."""
+
+    trained = ()
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def units(self) -> list[nn.Module]:
+        from latentgnn.training.large_models import units
+
+        return units(self.model)
+
+    def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        return {"cross_entropy": nn.functional.cross_entropy(self.model(batch[0]), batch[1])}
+
+
+def measure(model: str, size: int, batch: int, steps: int, side: dict[str, Any]) -> dict[str, float]:
+    """One process's part of a side, in megabytes."""
+    from torchvision.models import get_model
+
+    from latentgnn.training.config import OptimizerConfig, TrainingConfig
+    from latentgnn.training.devices import launch, make_fabric
+    from latentgnn.training.large_models import sharding_strategy
+    from latentgnn.training.steps import OptimizerSteps
+
+    torch.set_num_threads(1)
+    world = side["processes"]
+    config = TrainingConfig(
+        steps=steps + 1,
+        batch_size=batch * world,
+        accelerator="cpu",
+        devices=1,
+        machines=world,
+        strategy=side["strategy"],
+        activation_checkpointing=side["activation_checkpointing"],
+        optimizer=OptimizerConfig(name="adamw", learning_rate=1e-4),
+    )
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(batch, 3, size, size, generator=generator), torch.arange(batch)
+    before = _kilobytes("VmRSS")
+    task: Any = Classification(get_model(model, weights=None))
+    several = partial(sharding_strategy, task.model, task.units()) if side["strategy"] == "fsdp" else None
+    fabric = make_fabric(config, [], several=several)
+    disconnect = launch(fabric, config)
+    learning = OptimizerSteps(fabric, task, config, None)
+    batches = repeat((images, labels))
+    learning.take(batches)
+    # From here on the system counts the most that is held anew.
+    Path("/proc/self/clear_refs").write_text("5")
+    for _ in range(steps):
+        learning.take(batches)
+    disconnect()
+    return {"megabytes": (_kilobytes("VmHWM") - before) / 1000}
+
+
+def run(side: dict[str, Any], settings: dict[str, Any]) -> dict[str, float]:
+    """A side in processes of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    started = []
+    for rank in range(side["processes"]):
+        around = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        around["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
+        argv = [sys.executable, "-m", "benchmarks.memory_settings", "--child", json.dumps({**settings, "side": side})]
+        started.append(subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env={**os.environ, **around}))
+    results = []
+    for process in started:
+        text, _ = process.communicate()
+        if process.returncode:
+            raise SystemExit(f"a process of {side} ended with {process.returncode}")
+        results.append(json.loads(text.splitlines()[-1]))
+    return {name: max(result[name] for result in results) for name in results[0]}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown, beside the plain setting of as many processes."""
+    lines = [
+        "| model | processes | strategy | activation checkpointing | memory, MB | of the plain setting's |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    # The first of each is the plain one.
+    plain = {(row["model"], row["processes"]): row for row in reversed(rows)}
+    for row in rows:
+        beside = plain[row["model"], row["processes"]]
+        strategy = row["strategy"] if row["processes"] > 1 else "-"
+        again = "yes" if row["activation_checkpointing"] else "no"
+        lines.append(
+            f"| {row['model']} | {row['processes']} | {strategy} | {again} "
+            f"| {row['megabytes']:.0f} | {row['megabytes'] / beside['megabytes']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _kilobytes(name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet101", help="a name of torchvision's")
+    parser.add_argument("--size", type=positive, default=224, help="side of the images")
+    parser.add_argument("--batch", type=positive, default=8, help="images a process")
+    parser.add_argument("--steps", type=positive, default=1, help="steps that are measured")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child is not None:
+        print(json.dumps(measure(**json.loads(arguments.child))))
+        return
+    rows = []
+    settings = {name: getattr(arguments, name) for name in ("model", "size", "batch", "steps")}
+    for side in SIDES:
+        rows.append({**settings, **side, **run(side, settings)})
+        print(rows[-1], flush=True)
+    about = header("benchmarks.memory_settings", sys.argv[1:], device="cpu", dtype="float32", threads=1)
+    name = f"memory-settings-{time.strftime('%Y-%m-%d')}-{arguments.model}"
+    write_json(RESULTS / f"{name}.json", {**about, "rows": rows})
+    shown = "\n".join(f"- {key}: {value}" for key, value in about.items())
+    write_text(RESULTS / f"{name}.md", f"# Memory of a training step\n\n{shown}\n\n{table(rows)}\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

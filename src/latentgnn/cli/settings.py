@@ -1,0 +1,277 @@
+"""Settings on the command line: of which task, laid over a recipe or a run, and their help."""
+
+import argparse
+import importlib
+import textwrap
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from latentgnn.cli.parsing import Command, Overrides, UsageError
+from latentgnn.configuration.recipes import load_recipe
+from latentgnn.configuration.settings import Option, describe, nearest, options, parse_config, renamed
+from latentgnn.errors import UserError, require
+from latentgnn.training.runs import RunFolder
+
+DEFAULT_RECIPE = "context"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Where a task lives: ``config.py`` (light) with its configuration, ``commands.py`` with what the commands do."""
+
+    package: str
+    config_name: str
+
+    @property
+    def config_class(self) -> type:
+        config_class: type = getattr(importlib.import_module(f"{self.package}.config"), self.config_name)
+        return config_class
+
+    @property
+    def free_when_trained(self) -> frozenset[str]:
+        """Settings of a model that a trained one can be used with other values of."""
+        free: frozenset[str] = importlib.import_module(f"{self.package}.config").FREE_WHEN_TRAINED
+        return free
+
+    @property
+    def without_effect_alone(self) -> dict[str, str]:
+        """Settings that mean something only where another one is given, and that one."""
+        found: dict[str, str] = importlib.import_module(f"{self.package}.config").WITHOUT_EFFECT_ALONE
+        return found
+
+    def kept_by_runs(self, trained: Any, now: Any) -> dict[str, str]:
+        """Settings besides the model's that stay a run's own when it is used, and why."""
+        kept: dict[str, str] = importlib.import_module(f"{self.package}.config").kept_by_runs(trained, now)
+        return kept
+
+    @property
+    def commands(self) -> ModuleType:
+        return importlib.import_module(f"{self.package}.commands")
+
+    def options(self, used: str | None) -> dict[str, Option]:
+        """The settings that a command takes: all, or those in the tuple of this name in ``config.py``."""
+        known = options(self.config_class)
+        if used is None:
+            return known
+        names: Collection[str] = getattr(importlib.import_module(f"{self.package}.config"), used)
+        return {name: known[name] for name in names}
+
+
+TASKS = {
+    "detection": Task("latentgnn.tasks.detection", "DetectionConfig"),
+    "pointcloud": Task("latentgnn.tasks.pointcloud", "PointCloudConfig"),
+}
+
+
+def split(argv: Sequence[str], parser: argparse.ArgumentParser, command: Command) -> tuple[list[str], Overrides]:
+    """A command's own arguments, and the settings among them; whatever is neither is refused by name."""
+    own = [text for action in parser._actions for text in action.option_strings]
+    known = set().union(*(task.options(command.used) for task in TASKS.values())) if command.settings else set()
+    rest: list[str] = []
+    overrides: list[tuple[str, str]] = []
+    given: set[str] = set()
+    tokens = iter(argv)
+    for token in tokens:
+        if token == "--":
+            rest += [token, *tokens]
+            break
+        option, equals, value = token.partition("=")
+        if option.startswith("--") and option in given:
+            raise UsageError(f"{option} is given twice")
+        given.add(option)
+        if not option.startswith("--") or option in own:
+            rest.append(token)
+            continue
+        if option[2:] not in known:
+            task = _task_at_hand(argv, parser) if command.settings else None
+            raise UsageError(_no_option(option[2:], own, task, command.used))
+        if not equals:
+            value = next(tokens, "--")
+            if value.startswith("--"):
+                raise UsageError(f"{option} needs a value: {describe(_setting(option[2:]).type)}")
+        overrides.append((option[2:], value))
+    return rest, overrides
+
+
+def _no_option(name: str, own: Iterable[str], task: Task | None, used: str | None) -> str:
+    """A message about an option that a command does not take: what was perhaps meant, of the task at hand."""
+    known = [text[2:] for text in own if text.startswith("--")]
+    if task is not None:
+        if now := renamed(task.config_class).get(name):
+            return f"there is no option --{name} any more: it is called --{now} now"
+        if any(name in options(other.config_class) for other in TASKS.values()):
+            return f"--{name} is a setting that this command does not use: leave it out"
+        known += task.options(used)
+    return f"there is no option --{name}{_nearest_options(name, known)}"
+
+
+def _nearest_options(name: str, known: Iterable[str]) -> str:
+    return nearest(name, known).replace(" or ", " or --").replace("did you mean ", "did you mean --")
+
+
+def _task_at_hand(argv: Sequence[str], parser: argparse.ArgumentParser) -> Task | None:
+    """The task of the recipe, run or checkpoint that a command line names, before all of it is understood.
+
+    ``None`` where what it names cannot be read, which is told once the options are right.
+    """
+    named = {"--config": DEFAULT_RECIPE} if "--config" in parser._option_string_actions else {}
+    takes_model = any(action.dest == "model" for action in parser._actions)
+    tokens = [part for token in argv for part in (token.split("=", 1) if token.startswith("--") else [token])]
+    named |= {option: value for option, value in pairwise(tokens) if option in ("--config", "--resume")}
+    if takes_model and tokens and not tokens[0].startswith("-"):
+        named["model"] = tokens[0]
+    try:
+        if source := named.get("model") or named.get("--resume"):
+            return task_of(_recorded(Path(source)), source)
+        return task_of(load_recipe(named["--config"]) if named else {}, "")
+    except (UserError, OSError):
+        return None
+
+
+def _setting(name: str) -> Option:
+    return next(known[name] for task in TASKS.values() if name in (known := options(task.config_class)))
+
+
+def task_of(values: Mapping[str, Any], source: str) -> Task:
+    name = values.get("task", "detection")
+    if not isinstance(name, str) or name not in TASKS:
+        raise UserError(f"{source}: there is no task {name!r}; tasks: {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def configuration(source: str, overrides: Overrides) -> tuple[Task, Any]:
+    """The task and the typed configuration of a recipe or file with settings laid over it."""
+    # A missing package is not the command line's fault.
+    require("yaml", extra="train")
+    try:
+        values = load_recipe(source)
+        if not values:
+            raise UserError("it holds no settings")
+        task = task_of(values, source)
+        # First without the settings, so that an error says which of the two it is in.
+        parse_config(task.config_class, values)
+    except UserError as error:
+        raise UsageError(f"{source}: {error}") from None
+    return task, with_settings(task, values, overrides)
+
+
+def _refuse_settings_of_others(task: Task, overrides: Overrides) -> None:
+    known = options(task.config_class)
+    for name, _ in overrides:
+        if name not in known:
+            of = {title: name in options(other.config_class) for title, other in TASKS.items()}
+            this = next(title for title, other in TASKS.items() if other is task)
+            raise UsageError(
+                f"--{name} is a setting of {' and '.join(title for title in of if of[title])}, and not of {this}"
+                f"{_nearest_options(name, known)}"
+            )
+
+
+def with_settings(task: Task, values: Mapping[str, Any], overrides: Overrides, *, recorded: bool = False) -> Any:
+    _refuse_settings_of_others(task, overrides)
+    try:
+        config: Any = parse_config(task.config_class, values, overrides, recorded=recorded)
+    except UserError as error:
+        raise UsageError(f"--{error}") from None
+    _refuse_without_effect(task, config, overrides, recorded=recorded)
+    return config
+
+
+def _refuse_without_effect(task: Task, config: Any, overrides: Overrides, *, recorded: bool) -> None:
+    """Refuse settings that mean something only with another one, which is ``null``.
+
+    Where that one is switched off on the command line, a recipe or a run may still say what belongs to it.
+    """
+    given, by_default = dict(overrides), task.config_class()
+    for name, needed in task.without_effect_alone.items():
+        value, default = (_value(of, name) for of in (config, by_default))
+        in_recipe = not recorded and needed not in given and value != default
+        if _value(config, needed) is None and value is not None and (name in given or in_recipe):
+            raise UsageError(f"--{name} {_shown(value)} has no effect without --{needed}: give both, or leave it out")
+
+
+def _value(config: Any, name: str) -> Any:
+    return reduce(getattr, name.split("."), config)
+
+
+def _recorded(source: Path) -> Mapping[str, Any]:
+    """The configuration in a run's folder, or the one inside a checkpoint."""
+    if source.is_dir():
+        return RunFolder.open(source).config
+    if not source.is_file():
+        raise UserError(f"there is no run folder or checkpoint at {source}")
+    from latentgnn.training.checkpoints import read_checkpoint
+
+    return read_checkpoint(source).config
+
+
+def configuration_of_model(source: Path, overrides: Overrides) -> tuple[Task, Any]:
+    """The task and the typed configuration of a run's folder or a checkpoint, with settings laid over it."""
+    values = _recorded(source)
+    task = task_of(values, str(source / "config.yaml" if source.is_dir() else source))
+    return task, with_settings(task, values, overrides, recorded=True)
+
+
+def configuration_in_use(source: Path, overrides: Overrides) -> tuple[Task, Any]:
+    """`configuration_of_model`, where a model is used as it was trained: what belongs to it or its run is refused."""
+    task, config = configuration_of_model(source, overrides)
+    given = dict(overrides)
+    # On how many processes a run was trained says nothing of those that use it.
+    alone = {name: to for name, to in (("devices", "auto"), ("machines", 1)) if f"training.{name}" not in given}
+    config = replace(config, training=replace(config.training, **alone))
+    if not overrides:
+        return task, config
+    _, trained = configuration_of_model(source, [])
+    free, kept = task.free_when_trained, task.kept_by_runs(trained, config)
+    for name, text in overrides:
+        shapes = name.startswith("model.") and name not in free
+        if not shapes and name not in kept:
+            continue
+        was, now = (_value(of, name) for of in (trained, config))
+        if was != now and shapes:
+            raise UsageError(
+                f"--{name} {text}: the model in {source} is trained with {_shown(was)}, and its weights mean "
+                f"nothing with another value; leave it out, or train anew from these weights: latentgnn train "
+                f"--config RECIPE --model.weights {source} --{name} {text}"
+            )
+        if was != now:
+            raise UsageError(
+                f"--{name} {text}: the model in {source} is trained with {_shown(was)}, and {kept[name]}; leave it out"
+            )
+    return task, config
+
+
+def settings_help(used: str | None) -> str:
+    known = {name: found for name, task in TASKS.items() if (found := task.options(used))}
+    first, *others = known.values()
+    common = {name for name, option in first.items() if others and all(other.get(name) == option for other in others)}
+    lines = []
+    if common:
+        lines.append("settings (values as in YAML; the recipe's value where not given), of every task:")
+        lines += _described({name: first[name] for name in first if name in common})
+    for task, settings in known.items():
+        lines += ["", f"settings of {task} (recipes say which task they are of):"]
+        lines += _described({name: settings[name] for name in settings if name not in common})
+    return "\n".join(lines)
+
+
+def _described(settings: Mapping[str, Option]) -> list[str]:
+    lines = []
+    for name, option in settings.items():
+        lines.append(f"  --{name}  {describe(option.type)}")
+        text = f"{option.help} ({_shown(option.default)})".replace("``", "")
+        lines += textwrap.wrap(text, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return lines
+
+
+def _shown(default: Any) -> str:
+    if default is None:
+        return "null"
+    if isinstance(default, bool):
+        return str(default).lower()
+    return str(list(default)) if isinstance(default, tuple) else str(default)
