@@ -33,8 +33,10 @@ from latentgnn.reading import (
 
 MOST_BYTES = 2**38
 """Of a file: a hundred million images."""
-MOST_ELEMENT_CHARACTERS = 2**28
-"""Up to which an element is read: the run lengths of a mask of 2 ** 27 pixels, as numbers."""
+MOST_ELEMENT_CHARACTERS = 2**27
+"""Of an element of such a list; lengths are noted with 32 bits."""
+MOST_CHARACTERS = 2**32
+"""Of any other value at the top, which is held."""
 
 _CHUNK = 2**22
 _BLOCK = 256  # elements that are read at a time where all are
@@ -236,6 +238,7 @@ class _Scanner:
         self._path = path
         self._texts = _decoded(path, chunks)
         self._decoder = json_decoder()
+        self._most = MOST_CHARACTERS
         self._text, self._at = "", 0
         # Of what was dropped from the text's front: bytes, lines, and characters of the last line.
         self._bytes = self._lines = self._columns = 0
@@ -283,6 +286,7 @@ class _Scanner:
         starts, lengths = array("q"), array("i")
         self._at += 1
         character = self._next()
+        self._most = MOST_ELEMENT_CHARACTERS
         while character != "]":
             start = self._place()
             value = self._value()
@@ -290,6 +294,7 @@ class _Scanner:
             lengths.append(self._place() - start)
             check_values(value, self._path, within=(name, len(starts) - 1))
             character = self._separator("]")
+        self._most = MOST_CHARACTERS
         self._at += 1
         return StoredList(source, np.array(starts, np.int64), np.array(lengths, np.int32))
 
@@ -345,8 +350,8 @@ class _Scanner:
         if not text:
             return False
         rest = len(self._text) - self._at
-        if rest > MOST_ELEMENT_CHARACTERS:
-            message = f"a value of more than {MOST_ELEMENT_CHARACTERS:,} characters"
+        if rest > self._most:
+            message = f"a value of more than {self._most:,} characters"
             raise UnreadableError(self._path, self._line_and_column(self._at), message)
         # As much again as is held, or a long value would be begun anew with each chunk.
         texts = [text]

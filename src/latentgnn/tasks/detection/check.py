@@ -46,7 +46,8 @@ class Report:
 
     Args:
         file: the annotation file, or what stands for the set.
-        faults: all of them, in the order of the file, the image files' last.
+        faults: all of them, in the order of the file, with ids that are given twice after the others of their kind, and
+            the image files' last.
         bad_images: ids of images to leave out, with their annotations.
         bad_annotations: ids of annotations to leave out.
         counts: records of each kind; empty where the file could not be parsed.
