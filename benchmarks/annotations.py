@@ -221,6 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--most-beside", type=positive, metavar="N", help="images of the largest set that the other version opens (all)"
     )
     parser.add_argument("--scratch", type=Path, metavar="FOLDER", help="for the sets, kept there (a temporary one)")
+    parser.add_argument("--add-to", type=Path, metavar="FILE", help="put the measurements to those of this JSON file")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     parser.add_argument("--measure", nargs=2, metavar=("FILE", "START"), help="one measurement, as JSON, and no file")
     given = parser.parse_args(argv)
@@ -229,6 +230,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     report = header("benchmarks.annotations", argv, device="cpu", dtype="float32", threads=None)
     report["measured"] = []
+    if given.add_to is not None:
+        earlier = json.loads(given.add_to.read_text())
+        report |= {"before": [*earlier.get("before", []), earlier["command"]], "measured": earlier["measured"]}
     stem = given.out / f"annotations-{report['date'][:10]}"
     scratch = given.scratch or Path(tempfile.mkdtemp(prefix="latentgnn-"))
     try:

@@ -266,6 +266,12 @@ def _time(seconds: float) -> str:
     return f"{seconds / 1e-9:.3g} ns"
 
 
+def _rounded(number: float) -> int:
+    """To its first digit, upwards."""
+    unit = 10 ** math.floor(math.log10(number))
+    return math.ceil(number / unit) * unit
+
+
 def _source(result: Mapping[str, Any]) -> str:
     return (
         f"`{result['command']}`, {result['processor']}, {result['threads']} threads, torch {result['torch']}, "
@@ -332,7 +338,7 @@ def bytes_table(results: Results) -> str:
         results: of `latest`.
     """
     result = results["sharding"]
-    rows = [[f"{one['nodes']:,}", ", ".join(f"{size:,}" for size in one["step"])] for one in result["bytes"]]
+    rows = [[f"{one['nodes']:,}", " and ".join(f"{size:,}" for size in one["step"])] for one in result["bytes"]]
     return f"{markdown_table(['nodes', 'bytes of each all-reduce of a step'], rows)}\n\n{_source(result)}"
 
 
@@ -385,7 +391,7 @@ def projection_table(results: Results) -> str:
         input_bytes = NODES * model.layer["channels"] * _FLOAT / processes
         cells = [name, f"{processes}", _time(model.seconds(NODES, processes)), _time(passed)]
         cells += [f"{model.efficiency(NODES, processes):.1%}", f"{input_bytes / 1e9:,.0f} GB"]
-        rows.append([*cells, f"{model.nodes_for(0.9, processes):,.0g}"])
+        rows.append([*cells, f"{_rounded(model.nodes_for(0.9, processes)):,}"])
     titles = ["machines", "processes", "step", "of it all-reduces", "efficiency", "input of each", "nodes for 90%"]
     layer, gpu = results["sharding"]["layer"], GPUS
     assumed = (
