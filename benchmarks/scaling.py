@@ -427,15 +427,31 @@ def scans_table(results: Results) -> str:
     )
 
 
-TABLES: Mapping[str, tuple[str, Callable[[Results], str]]] = {
-    "annotations": ("annotations", annotations_table),
-    "streaming": ("streaming", streaming_table),
-    "bytes": ("sharding", bytes_table),
-    "checked": ("sharding", checked_table),
-    "projection": ("sharding", projection_table),
-    "scans": ("large-scans", scans_table),
+@dataclass(frozen=True)
+class Table:
+    """A table of the page.
+
+    Args:
+        program: whose results it shows.
+        make: the Markdown.
+        picture: the name of the plot below it, if there is one.
+        shows: what the plot shows.
+    """
+
+    program: str
+    make: Callable[[Results], str]
+    picture: str = ""
+    shows: str = ""
+
+
+TABLES: Mapping[str, Table] = {
+    "annotations": Table("annotations", annotations_table, "annotations", "Memory against the number of images"),
+    "streaming": Table("streaming", streaming_table, "streaming", "Memory and time a node against the number of nodes"),
+    "bytes": Table("sharding", bytes_table, "sharding", "Bytes between processes, and the efficiency of two"),
+    "checked": Table("sharding", checked_table),
+    "projection": Table("sharding", projection_table, "projection", "Efficiency against processes, computed"),
+    "scans": Table("large-scans", scans_table, "scans", "Memory of predict against the number of points"),
 }
-"""The page's tables: the program that each needs, and what makes it."""
 
 
 def page_with_tables(page: str, results: Results) -> str:
@@ -446,17 +462,22 @@ def page_with_tables(page: str, results: Results) -> str:
         results: of `latest`.
 
     Raises:
-        UserError: a table that is not known, or whose results are missing.
+        UserError: a table that is not known.
     """
 
     def table(match: re.Match[str]) -> str:
         name = match["name"]
         if name not in TABLES:
             raise UserError(f"docs/scaling.md has a table {name!r}; expected one of {', '.join(TABLES)}")
-        program, make = TABLES[name]
-        if program not in results:
-            raise UserError(f"there is no result for the table {name!r}: run python -m benchmarks.{program} first")
-        return f"<!-- table {name} -->\n\n{make(results)}\n\n<!-- end -->"
+        own = TABLES[name]
+        if own.program in results:
+            text = own.make(results)
+            if own.picture:
+                text += f"\n\n![{own.shows}]({PAGE.stem}-{own.picture}.svg)"
+        else:
+            module = own.program.replace("-", "_")
+            text = f"Not measured yet: `python -m benchmarks.{module}`, and then `python -m benchmarks.scaling`."
+        return f"<!-- table {name} -->\n\n{text}\n\n<!-- end -->"
 
     return re.sub(r"<!-- table (?P<name>[\w-]+) -->\n.*?<!-- end -->", table, page, flags=re.DOTALL)
 

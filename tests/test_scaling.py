@@ -90,11 +90,10 @@ def test_projections_follow_the_numbers() -> None:
         slow.nodes_for(1.0, 64)
 
 
-def test_a_table_without_results_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page = tmp_path / "scaling.md"
-    page.write_text("# x\n\n<!-- table bytes -->\nold\n<!-- end -->\n")
-    assert scaling.main(["--page", str(page), "--results", str(tmp_path)]) == 1
-    assert "run python -m benchmarks.sharding first" in capsys.readouterr().err
+def test_a_table_without_results_says_so() -> None:
+    page = page_with_tables("# x\n\n<!-- table scans -->\nold\n<!-- end -->\n", {})
+    assert "Not measured yet: `python -m benchmarks.large_scans`" in page
+    assert "old" not in page
     with pytest.raises(UserError, match="has a table 'other'"):
         page_with_tables("<!-- table other -->\n<!-- end -->", {})
 
@@ -113,7 +112,7 @@ def test_tables_and_plots_are_written_into_a_page(tmp_path: Path, capsys: pytest
         assert "old" not in text
         assert "| 100,000 | 2 | 127 ms | 79% | 101 ms | -20% |" in text
         assert text.endswith("<!-- end -->\nafter\n")
-        assert "![" not in text
+        assert text.count("![") == 1
         assert (tmp_path / "scaling-projection.svg").read_bytes().startswith(b"<?xml")
         assert (tmp_path / "scaling-sharding.svg").is_file()
 
@@ -122,6 +121,5 @@ def test_the_page_says_what_the_result_files_say() -> None:
     page, results = scaling.PAGE.read_text(), latest(scaling.RESULTS)
     assert page_with_tables(page, results) == page, "run python -m benchmarks.scaling"
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", page)
-    assert pictures
     for picture in pictures:
         assert (scaling.PAGE.parent / picture).is_file(), picture
