@@ -246,15 +246,21 @@ def checked(sharding: Mapping[str, Any]) -> list[dict[str, float]]:
 
 
 def latest(folder: Path) -> dict[str, Any]:
-    """The newest result of each of `PROGRAMS` that has one.
+    """The newest result of each of `PROGRAMS` that has one; of scans, all results of the newest day, as ``parts``.
 
     Args:
         folder: with result files.
     """
-    found = {name: sorted(folder.glob(f"{name}-[0-9]*.json")) for name in PROGRAMS}
-    return {
-        name: {**json.loads(paths[-1].read_text()), "file": paths[-1].stem} for name, paths in found.items() if paths
-    }
+    found: dict[str, Any] = {}
+    for name in PROGRAMS:
+        paths = sorted(folder.glob(f"{name}-[0-9]*.json"))
+        read = [{**json.loads(path.read_text()), "file": path.stem} for path in paths]
+        if name == "large-scans" and read:
+            day = max(result["date"][:10] for result in read)
+            found[name] = {"parts": [result for result in read if result["date"][:10] == day]}
+        elif read:
+            found[name] = max(read, key=lambda result: result["date"])
+    return found
 
 
 def _time(seconds: float) -> str:
@@ -273,9 +279,11 @@ def _rounded(number: float) -> int:
 
 
 def _source(result: Mapping[str, Any]) -> str:
+    note = f"; {result['note']}" if "note" in result else ""
+    threads = f"{result['threads']} thread{'s' if result['threads'] != 1 else ''}"
     return (
-        f"`{result['command']}`, {result['processor']}, {result['threads']} threads, torch {result['torch']}, "
-        f"{result['date'][:10]}: [results](../benchmarks/results/{result['file']}.md)."
+        f"`{result['command']}`, {result['processor']}, {threads}, torch {result['torch']}, "
+        f"{result['date'][:10]}{note}: [results](../benchmarks/results/{result['file']}.md)."
     )
 
 
@@ -411,20 +419,31 @@ def scans_table(results: Results) -> str:
     Args:
         results: of `latest`.
     """
-    result = results["large-scans"]
     rows = [
         [
+            settings,
             f"{row['points']:,}",
             row["read"],
             f"{row['peak'] / 1e6:,.0f} MB",
             f"{row['seconds']:,.0f} s",
             f"{row['points'] / row['seconds']:,.0f}",
         ]
-        for row in result["rows"]
+        for settings, of_settings in _scans(results).items()
+        for row in of_settings
     ]
-    return (
-        f"{markdown_table(['points', 'read', 'memory at most', 'time', 'points a second'], rows)}\n\n{_source(result)}"
-    )
+    titles = ["settings", "points", "read", "memory at most", "time", "points a second"]
+    sources = "\n\n".join(_source(part) for part in results["large-scans"]["parts"])
+    return f"{markdown_table(titles, rows)}\n\n{sources}"
+
+
+def _scans(results: Results) -> dict[str, list[Mapping[str, Any]]]:
+    """Rows by the settings that they are alike in."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for part in results["large-scans"]["parts"]:
+        data = part["data"]
+        settings = f"voxels of {data['voxel']:g} m, crops of {data['crop_size']:g} m"
+        groups.setdefault(settings, []).extend(part["rows"])
+    return {settings: sorted(rows, key=lambda row: (row["points"], row["read"])) for settings, rows in groups.items()}
 
 
 @dataclass(frozen=True)
@@ -516,7 +535,7 @@ def plots(results: Results) -> dict[str, bytes]:
         draw("sharding", 2, lambda axes: _draw_sharding(axes, results["sharding"]))
         draw("projection", 2, lambda axes: _draw_projection(axes, projections(results)))
     if "large-scans" in results:
-        draw("scans", 1, lambda axes: _draw_scans(axes[0], results["large-scans"]["rows"]))
+        draw("scans", 1, lambda axes: _draw_scans(axes[0], _scans(results)))
     return pictures
 
 
@@ -567,10 +586,12 @@ def _draw_projection(axes: Any, machines: Sequence[tuple[str, int, Measured]]) -
         one.set(title=f"efficiency, {title}", xlabel="processes", ylim=(0, 1.05))
 
 
-def _draw_scans(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    for read in dict.fromkeys(row["read"] for row in rows):
-        own = [row for row in rows if row["read"] == read]
-        axes.loglog([row["points"] for row in own], [row["peak"] / 1e6 for row in own], marker="o", label=read)
+def _draw_scans(axes: Any, groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    for settings, rows in groups.items():
+        for read in dict.fromkeys(row["read"] for row in rows):
+            own = [row for row in rows if row["read"] == read]
+            peaks = [row["peak"] / 1e6 for row in own]
+            axes.loglog([row["points"] for row in own], peaks, marker="o", label=f"{read}, {settings}")
     axes.set(title="predict: memory at most, MB", xlabel="points")
 
 

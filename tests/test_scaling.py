@@ -105,7 +105,7 @@ def test_tables_and_plots_are_written_into_a_page(tmp_path: Path, capsys: pytest
     )
     result = sharding(Line(1e-3, 2e-6), Line(1e-4, 1e-9), two=1.25)
     (tmp_path / "sharding-2026-01-01-cpu.json").write_text(json.dumps({**result, "throughput": []}))
-    (tmp_path / "sharding-2026-01-02-cpu.json").write_text(json.dumps(result))
+    (tmp_path / "sharding-2026-01-02-cpu.json").write_text(json.dumps({**result, "date": "2026-01-02"}))
     for _ in range(2):
         assert scaling.main(["--page", str(page), "--results", str(tmp_path)]) == 0
         text = page.read_text()
