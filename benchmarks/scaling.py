@@ -190,6 +190,22 @@ class Measured:
             layer=sharding["layer"],
         )
 
+    def waiting(self, sharding: Mapping[str, Any]) -> "Measured":
+        """The model with an all-reduce in a step as slow as the slowest that the steps of two processes can have had.
+
+        There each waits until the other has come so far, which an all-reduce alone does not show.
+
+        Args:
+            sharding: as `benchmarks.sharding` wrote it.
+        """
+        rest = max(
+            row["measured"] - self.step.seconds(row["nodes"] / 2) - self.link.each * sum(self.sums)
+            for row in checked(sharding)
+            if row["processes"] == 2
+        )
+        latency = max(self.link.fixed, rest / len(self.sums))
+        return Measured(self.step, Line(latency, self.link.each), self.sums, self.layer)
+
     def on(self, assumed: Assumed) -> "Measured":
         """The same layer on other machines.
 
@@ -382,7 +398,8 @@ def projections(results: Results) -> list[tuple[str, int, Measured]]:
     """
     here = Measured.of(results["sharding"])
     return [
-        ("64 cores as this machine's, and the network between two processes of it", 64, here),
+        ("64 cores as this machine's, with all-reduces as between two processes of it", 64, here),
+        ("the same, with all-reduces as slow as in the slowest step of two", 64, here.waiting(results["sharding"])),
         (GPUS.name, GPUS.processes, here.on(GPUS)),
     ]
 
@@ -533,7 +550,7 @@ def plots(results: Results) -> dict[str, bytes]:
         draw("streaming", 2, lambda axes: _draw_streaming(axes, results["streaming"]["cases"]))
     if "sharding" in results:
         draw("sharding", 2, lambda axes: _draw_sharding(axes, results["sharding"]))
-        draw("projection", 2, lambda axes: _draw_projection(axes, projections(results)))
+        draw("projection", 3, lambda axes: _draw_projection(axes, projections(results)))
     if "large-scans" in results:
         draw("scans", 1, lambda axes: _draw_scans(axes[0], _scans(results)))
     return pictures
@@ -577,9 +594,8 @@ def _draw_sharding(axes: Any, sharding: Mapping[str, Any]) -> None:
 
 def _draw_projection(axes: Any, machines: Sequence[tuple[str, int, Measured]]) -> None:
     counts = [2**power for power in range(9)]
-    for one, (title, (_, _, model)) in zip(
-        axes, zip(("cores as here", "GPUs as assumed"), machines, strict=True), strict=True
-    ):
+    titles = ("cores as here", "cores as here, slowest", "GPUs as assumed")
+    for one, title, (_, _, model) in zip(axes, titles, machines, strict=True):
         for nodes in (10**5, 10**6, 10**7, NODES):
             shares = [model.efficiency(nodes, count) for count in counts]
             one.semilogx(counts, shares, base=2, marker=".", label=f"10^{round(math.log10(nodes))} nodes")
