@@ -181,7 +181,7 @@ def _check_ranks(layer: Arrangement, ranks: Ranks, x_BNC: Tensor, offsets: Tenso
                 f"{type(norm).__name__} takes statistics over all nodes of a sample, which several processes hold: a "
                 "layer whose nodes are shared takes batch norm, frozen batch norm, layer norm, RMS norm or none"
             )
-    if ranks.agreed or torch.compiler.is_compiling() or is_transformed() or not node.has_values(x_BNC):
+    if torch.compiler.is_compiling() or ranks.agreed or is_transformed() or not node.has_values(x_BNC):
         return
     read = [x_BNC, layer.gamma, *layer.tensors]
     facts = {
