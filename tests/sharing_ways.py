@@ -157,7 +157,7 @@ def page() -> dict[str, dict[str, Tensor]]:
     names: dict[str, Any] = {}
     torch.set_default_dtype(torch.float64)
     try:
-        exec(program.replace("dist.init_process_group()\n", ""), names)
+        exec(program.replace("dist.init_process_group()\n", "").replace("dist.destroy_process_group()\n", ""), names)
     finally:
         torch.set_default_dtype(torch.float32)
     return {"page": {name: value.detach() for name, value in names["network"].named_parameters()}}
