@@ -7,7 +7,7 @@ at most 64 bits, true, false and null. Nothing that a file says is run.
 import json
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,6 +32,10 @@ _MOST_YAML_BYTES = 2**20
 _MOST_LIST_BYTES = 2**30
 _MOST_YAML_VALUES = 100_000
 _MOST_YAML_DIGITS = 100
+
+LONG_NUMBER = re.compile(r"[-\d]\d{4000,}")
+"""What Python refuses to parse."""
+TOO_MANY_DIGITS = "a number of thousands of digits; expected at most 64 bits"
 
 _INT_END = 2**63
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -112,19 +116,24 @@ def parse_json(text: str, path: Path, *, finite: bool = True) -> Any:
         UnreadableError: see `read_json`.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_mapping)
+        value = json_decoder().decode(text)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise UnreadableError(path, place, f"malformed JSON: {error.msg}") from None
     except RecursionError:
-        raise UnreadableError(path, "", _too_deep()) from None
+        raise UnreadableError(path, "", too_deep()) from None
     except ValueError:
         # Python's own limit of digits; its message does not say where.
-        number = re.search(r"[-\d]\d{4000,}", text)
+        number = LONG_NUMBER.search(text)
         place = _line_and_column(text, number.start()) if number else ""
-        raise UnreadableError(path, place, "a number of thousands of digits; expected at most 64 bits") from None
-    _check(value, path, finite=finite)
+        raise UnreadableError(path, place, TOO_MANY_DIGITS) from None
+    check_values(value, path, finite=finite)
     return value
+
+
+def json_decoder() -> json.JSONDecoder:
+    """A parser whose values are to be given to `check_values`, which then finds keys that were given twice."""
+    return json.JSONDecoder(object_pairs_hook=_mapping)
 
 
 def read_lines(path: Path | str, what: str = "file", *, most_bytes: int = _MOST_LIST_BYTES) -> list[str]:
@@ -205,7 +214,8 @@ def _line_and_column(text: str, position: int) -> str:
     return f"line {line}, column {position - text.rfind(chr(10), 0, position)}"
 
 
-def _too_deep() -> str:
+def too_deep() -> str:
+    """What to say of lists and mappings deeper than `MOST_DEPTH`."""
     return f"nested too deeply; expected at most {MOST_DEPTH} lists and mappings within one another"
 
 
@@ -226,18 +236,31 @@ def _repeated(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 _Trail = tuple[Any, Any] | None
 
 
-def _check(value: Any, path: Path | None, *, finite: bool = True) -> None:
-    """Refuse what a parser lets through."""
-    fault = _first_fault([value], 0, None, finite)
+def check_values(value: Any, path: Path | None, *, within: Sequence[str | int] = (), finite: bool = True) -> None:
+    """Refuse what a parser lets through: see `read_json`.
+
+    Args:
+        value: from `json_decoder`, or plain.
+        path: of its file.
+        within: the keys that lead to it there, outermost first.
+        finite: refuse numbers that are infinite or not numbers.
+
+    Raises:
+        UnreadableError: with the place of the first such value.
+    """
+    trail: _Trail = None
+    for key in within[:-1]:
+        trail = trail, key
+    # A mapping of one value: its key is part of the place, and 0 stands for all of a file.
+    fault = _first_fault({within[-1] if within else 0: value}, len(within), trail, finite)
     if fault is None:
         return
     trail, message = fault
-    keys = []
+    keys: list[Any] = []
     while trail is not None:
         trail, key = trail
-        keys.append(key)
-    # The last is the value's index in the list made above.
-    steps = [f"[{key}]" if isinstance(key, int) else f".{key}" for key in reversed(keys[:-1])]
+        keys.insert(0, key)
+    steps = [f"[{key}]" if isinstance(key, int) else f".{key}" for key in (keys if within else keys[1:])]
     place = "".join(steps if len(steps) <= 8 else [*steps[:4], "...", *steps[-2:]])
     raise UnreadableError(path, place.removeprefix(".").encode("ascii", "backslashreplace").decode(), message)
 
@@ -261,7 +284,7 @@ def _first_fault(container: Any, depth: int, trail: _Trail, finite: bool) -> tup
                 return (trail, key), f"{shown(value)} has half of a surrogate pair; no text has"
         elif kind is dict or kind is list:
             if depth == MOST_DEPTH:
-                return (trail, key), _too_deep()
+                return (trail, key), too_deep()
             if (fault := _first_fault(value, depth + 1, (trail, key), finite)) is not None:
                 return fault
         elif kind is _GivenTwice:
@@ -287,7 +310,7 @@ def _yaml(text: str, path: Path | None) -> Any:
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         # Escapes beyond Unicode, and versions of thousands of digits.
         raise UnreadableError(path, "", f"malformed YAML: {error}") from None
-    _check(value, path)
+    check_values(value, path)
     return value
 
 
@@ -317,7 +340,7 @@ def _loader() -> Any:
             mark, is_alias = self.peek_event().start_mark, self.check_event(yaml.AliasEvent)
             self.depth += 1
             if self.depth > MOST_DEPTH + 1:
-                raise refuse(None, None, _too_deep(), mark)
+                raise refuse(None, None, too_deep(), mark)
             node = super().compose_node(parent, index)
             self.depth -= 1
             if id(node) not in self.extents:
@@ -328,7 +351,7 @@ def _loader() -> Any:
             if values > _MOST_YAML_VALUES:
                 raise refuse(None, None, f"more than {_MOST_YAML_VALUES:,} values, with aliases written out", mark)
             if depth > MOST_DEPTH + 1:
-                raise refuse(None, None, _too_deep(), mark)
+                raise refuse(None, None, too_deep(), mark)
             return node
 
         def extent(self, node: Any) -> tuple[int, int]:

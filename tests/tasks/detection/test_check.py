@@ -53,7 +53,7 @@ def folder(tmp_path):
 
 def _write(folder, dataset):
     path = folder.parent / "instances.json"
-    path.write_text(dataset if isinstance(dataset, str) else json.dumps(dataset))
+    path.write_text(dataset if isinstance(dataset, str) else json.dumps(dataset, default=list))
     return path
 
 

@@ -1,4 +1,6 @@
 import json
+import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from latentgnn.tasks.detection.coco import (
     find_split,
 )
 from latentgnn.tasks.detection.config import AugmentConfig, DataConfig
+from latentgnn.training.loading import batches, make_loader
 
 OFF = AugmentConfig(horizontal_flip=0.0)
 HEIGHT, WIDTH = 8, 12
@@ -156,7 +159,7 @@ def test_masks_of_every_encoding_agree(tmp_path):
 def test_sample(tmp_path):
     crowd = _annotation(2, iscrowd=1)
     annotations = _annotations(tmp_path, [_annotation(), crowd])
-    assert annotations.annotations_of(1)[1] is crowd
+    assert annotations.annotations_of(1)[1] == crowd
     image, target = CocoTrainingSet(annotations, augment=OFF, seed=0)[3, 0]
     assert type(image) is type(target["masks"]) is type(target["boxes"]) is torch.Tensor
     assert image.shape == (3, HEIGHT, WIDTH)
@@ -291,6 +294,53 @@ def test_randomness_follows_the_image_not_its_place(noise, tmp_path):
     backward = CocoTrainingSet(reordered, augment=BUSY, seed=1)[4, 4]
     assert forward[1]["image_id"] == backward[1]["image_id"] == 8
     assert _equal(forward, backward)
+
+
+def _write_many(folder, *, images=100, objects=20):
+    """A file of megabytes: outlines of a hundred numbers, and one image for all records."""
+    Image.new("RGB", (64, 48)).save(folder / "1.jpg")
+    outline = np.linspace(0, 2 * np.pi, 50)
+    polygon = np.stack([30 + 20 * np.cos(outline), 24 + 18 * np.sin(outline)], axis=1).ravel().tolist()
+    annotation = {"category_id": 7, "bbox": [10, 6, 40, 36], "area": 1100, "iscrowd": 0, "segmentation": [polygon]}
+    # The objects of an image do not lie together.
+    records = [{**annotation, "id": id, "image_id": 1 + id % images} for id in range(images * objects)]
+    pictures = [{"id": id, "file_name": "1.jpg", "width": 64, "height": 48} for id in range(1, images + 1)]
+    path = folder / "many.json"
+    path.write_text(
+        json.dumps({"images": pictures, "annotations": records, "categories": [{"id": 7, "name": "seven"}]})
+    )
+    return path
+
+
+def test_annotations_stay_in_their_file(tmp_path):
+    path = _write_many(tmp_path)
+    tracemalloc.start()
+    try:
+        annotations = load_split(path, tmp_path)
+        training_set = CocoTrainingSet(annotations, augment=OFF, seed=0)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # What is held of a record are places and numbers; the text of one is 50 times as long.
+    assert held < path.stat().st_size / 20
+    # What processes get that are not forked.
+    sent = pickle.dumps(training_set)
+    assert len(sent) < path.stat().st_size / 20
+    image, target = pickle.loads(sent)[0, 99]
+    assert image.shape == (3, 48, 64)
+    assert target["boxes"].tolist() == [[10, 6, 50, 42]] * 20
+    assert target["image_id"] == 100
+    assert [record["id"] for record in annotations.annotations_of(5)] == list(range(4, 2000, 100))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_changes_under_a_run_is_told(tmp_path, workers):
+    path = _write_many(tmp_path, images=3)
+    training_set = CocoTrainingSet(load_split(path, tmp_path), augment=OFF, seed=0)
+    path.write_text(path.read_text().replace('"area": 1100', '"area": 1101'))
+    loader = make_loader(training_set, list, workers=workers, seed=0, batch_sampler=[[(0, 0)], [(0, 1)]])
+    with pytest.raises(UserError, match=r"many\.json has changed since it was checked"), batches(loader) as loaded:
+        list(loaded)
 
 
 def test_the_process_keeps_its_generator(noise):

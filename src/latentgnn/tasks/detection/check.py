@@ -1,23 +1,29 @@
 """The check of a set before anything is trained on it, whatever its format: every record, every image file."""
 
+import itertools
 import os
 import threading
+from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from latentgnn.errors import UserError
-from latentgnn.reading import regular_file, shown
+from latentgnn.json_lists import part_of
+from latentgnn.reading import shown
 from latentgnn.tasks.checks import fault_lines
 from latentgnn.tasks.detection.coco import CocoAnnotations
 from latentgnn.tasks.detection.formats.coco_files import read_coco
 from latentgnn.tasks.detection.formats.records import Fault, Kind, Reading
 from latentgnn.tasks.detection.images import is_quarter_turned, open_image, read_image, size_fault
 from latentgnn.tasks.detection.segmentations import segmentation_fault
+from latentgnn.tasks.detection.tars import is_folder, open_file
 
 _SHOWN = 20  # faults that an error lists before it only counts them
 
@@ -30,6 +36,8 @@ _MOST_MASK_BYTES = 2 * 2**30
 # Threads decode side by side, but of images beyond this size, 64 MB of RGB, only so many.
 _LARGE_PIXELS = 2**24
 _MOST_LARGE = 2
+# Images whose files are looked into before the next ones' records are read.
+_FILES_AT_A_TIME = 4096
 
 
 @dataclass(kw_only=True, slots=True)
@@ -38,7 +46,8 @@ class Report:
 
     Args:
         file: the annotation file, or what stands for the set.
-        faults: all of them, in the order of the file, the image files' last.
+        faults: all of them, in the order of the file, with ids that are given twice after the others of their kind, and
+            the image files' last.
         bad_images: ids of images to leave out, with their annotations.
         bad_annotations: ids of annotations to leave out.
         counts: records of each kind; empty where the file could not be parsed.
@@ -147,13 +156,17 @@ def sound_part(reading: Reading, report: Report) -> CocoAnnotations | None:
 def check(reading: Reading, *, whole: bool = True) -> Report:
     """Check what was read of a split, see `check_split`; the faults of reading it come first."""
     report = Report(file=reading.file, faults=list(reading.faults))
-    if not reading.image_folder.is_dir():
+    if not is_folder(reading.image_folder):
         report.faults.append(Fault(file=reading.image_folder, record="", message="no such image folder", fatal=True))
     if not any(fault.fatal for fault in report.faults):
         if not reading.dataset["images"] and not report.faults:
             report.faults.append(Fault(file=reading.file, record="", message="it has no image", fatal=True))
         _Checker(report, reading, whole).run()
     return report
+
+
+_File = tuple[str, int, Path, tuple[int, int]]
+"""What to look into: the record's name, its id, the path, and the (width, height) that it should have."""
 
 
 class _Checker:
@@ -167,6 +180,7 @@ class _Checker:
         self.whole = whole
         self.sizes: dict[int, tuple[int, int] | None] = {}
         self.objects: Counter[int] = Counter()
+        self.crowds = 0
         self.categories: set[int] = set()
         self.has_masks = any(
             isinstance(annotation, dict) and annotation.get("segmentation") for annotation in dataset["annotations"]
@@ -174,41 +188,43 @@ class _Checker:
 
     def run(self) -> None:
         self._categories()
-        files = self._images()
+        sound = self._images()
         self._annotations()
         if self.has_masks and self.whole:
-            self._mask_memory(files)
-        self._files(files)
-        annotations = [record for record in self.dataset["annotations"] if isinstance(record, dict)]
-        crowds = sum(record.get("iscrowd") == 1 for record in annotations)
+            self._mask_memory(sound)
+        self._files(sound)
         self.report.counts = {
             "images": len(self.dataset["images"]),
-            "objects": len(self.dataset["annotations"]) - crowds,
-            "crowds": crowds,
+            "objects": len(self.dataset["annotations"]) - self.crowds,
+            "crowds": self.crowds,
             "categories": len(self.dataset["categories"]),
         }
 
     def _categories(self) -> None:
-        for record, category, id in self._records("categories"):
+        for _, record, category, id in self._records("categories"):
             if not isinstance(category.get("name"), str) or not category["name"]:
                 self._fault("categories", record, f"expected a name, but it is {_field(category, 'name')}")
             self.categories.add(id)
 
-    def _images(self) -> list[tuple[str, int, Path, tuple[int, int]]]:
-        """The files to look into, of records without faults: (record, id, path, size)."""
-        files = []
-        for record, image, id in self._records("images"):
+    def _images(self) -> Sequence[int]:
+        """The numbers of the records without faults, whose files are to be looked into."""
+        sound = array("q")
+        sizes: dict[tuple[int, int], tuple[int, int]] = {}
+        for index, record, image, id in self._records("images"):
             messages = list(_image_record_faults(image))
             for message in messages:
                 self._fault("images", record, message, id)
-            size = None if messages else (image["width"], image["height"])
-            self.sizes[id] = size
-            if size is not None:
-                files.append((record, id, self.image_folder / image["file_name"], size))
-        return files
+            if messages:
+                self.sizes[id] = None
+                continue
+            # Of a million images, many have the same size.
+            size = image["width"], image["height"]
+            self.sizes[id] = sizes.setdefault(size, size)
+            sound.append(index)
+        return sound
 
     def _annotations(self) -> None:
-        for record, annotation, id in self._records("annotations"):
+        for _, record, annotation, id in self._records("annotations"):
             for message in self._annotation_faults(annotation):
                 self._fault("annotations", record, message, id)
 
@@ -239,8 +255,8 @@ class _Checker:
         elif self.has_masks:
             yield "it has no segmentation, which other annotations have"
 
-    def _mask_memory(self, files: list[tuple[str, int, Path, tuple[int, int]]]) -> None:
-        for record, id, _, (width, height) in files:
+    def _mask_memory(self, sound: Sequence[int]) -> None:
+        for record, id, _, (width, height) in self._files_of(sound):
             if (size := self.objects[id] * width * height) > _MOST_MASK_BYTES:
                 message = (
                     f"the masks of its {self.objects[id]:,} objects take {size / 2**30:.1f} GiB when they are decoded; "
@@ -249,36 +265,46 @@ class _Checker:
                 )
                 self._fault("images", record, message, id)
 
-    def _files(self, files: list[tuple[str, int, Path, tuple[int, int]]]) -> None:
+    def _files_of(self, sound: Sequence[int]) -> Iterator[_File]:
+        chosen = part_of(self.dataset["images"], sound)
+        for index, image in zip(sound, chosen, strict=True):
+            size = image["width"], image["height"]
+            yield _called("images", index, image), image["id"], self.image_folder / image["file_name"], size
+
+    def _files(self, sound: Sequence[int]) -> None:
         few = threading.Semaphore(_MOST_LARGE)
 
-        def fault(file: tuple[str, int, Path, tuple[int, int]]) -> str | None:
+        def fault(file: _File) -> str | None:
             _, _, path, (width, height) = file
             with few if width * height > _LARGE_PIXELS else nullcontext():
                 return _image_fault(path, (width, height))
 
         with ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 4)) as pool:
-            messages = pool.map(fault, files)
-            for (record, id, path, _), message in zip(files, messages, strict=True):
-                if message:
-                    self._fault("images", record, message, id, path)
+            remaining = self._files_of(sound)
+            while files := list(itertools.islice(remaining, _FILES_AT_A_TIME)):
+                for (record, id, path, _), message in zip(files, pool.map(fault, files), strict=True):
+                    if message:
+                        self._fault("images", record, message, id, path)
 
-    def _records(self, kind: Kind) -> list[tuple[str, dict[str, Any], int]]:
-        """The records of a list that are objects with an integer id: (what to call it, record, id)."""
-        records = []
+    def _records(self, kind: Kind) -> Iterator[tuple[int, str, dict[str, Any], int]]:
+        """The records of a list that are objects with an integer id: (number, what to call it, record, id)."""
+        indices, ids = array("q"), array("q")
         for index, record in enumerate(self.dataset[kind]):
             called = f"{kind}[{index}]"
             if not isinstance(record, dict):
                 self._fault(kind, called, f"expected an object, but it is {shown(record)}")
-            elif type(record.get("id")) is not int or record["id"] < 0:
+                continue
+            if kind == "annotations":
+                self.crowds += record.get("iscrowd") == 1
+            if type(record.get("id")) is not int or record["id"] < 0:
                 self._fault(kind, called, f"expected an integer id of 0 or more, but it is {_field(record, 'id')}")
             else:
-                records.append((f"{called}, id {record['id']}", record, record["id"]))
-        first: dict[int, str] = {}
-        for called, _, id in records:
-            if first.setdefault(id, called) != called:
-                self._fault(kind, called, f"duplicated id: {first[id]} has it too", id)
-        return records
+                indices.append(index)
+                ids.append(record["id"])
+                yield index, _called(kind, index, record), record, record["id"]
+        for first, again in _repeated(ids):
+            called, other = (_called(kind, indices[place], {"id": ids[place]}) for place in (again, first))
+            self._fault(kind, called, f"duplicated id: {other} has it too", ids[again])
 
     def _fault(self, kind: Kind, record: str, message: str, id: int | None = None, file: Path | None = None) -> None:
         # Every label depends on the categories, so that none can be left out.
@@ -293,25 +319,35 @@ class _Checker:
             (self.report.bad_images if kind == "images" else self.report.bad_annotations).add(id)
 
 
-def _without_faults(dataset: dict[str, Any], report: Report) -> dict[str, Any]:
-    def sound(records: list[Any], bad: set[int]) -> list[dict[str, Any]]:
-        return [
-            record
-            for record in records
-            if isinstance(record, dict)
-            and type(record.get("id")) is int
-            and record["id"] >= 0
-            and record["id"] not in bad
-        ]
+def _called(kind: Kind, index: int, record: dict[str, Any]) -> str:
+    return f"{kind}[{index}], id {record['id']}"
 
-    images = sound(dataset["images"], report.bad_images)
-    kept = {image["id"] for image in images}
-    annotations = [
-        annotation
-        for annotation in sound(dataset["annotations"], report.bad_annotations)
-        if annotation["image_id"] in kept
-    ]
-    return {**dataset, "images": images, "annotations": annotations}
+
+def _repeated(ids: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """The places of ids that came before, each with the place where it came first."""
+    order = np.argsort(np.array(ids, np.int64), kind="stable")
+    ordered = np.array(ids, np.int64)[order]
+    is_first = np.ones(len(order), bool)
+    is_first[1:] = ordered[1:] != ordered[:-1]
+    firsts = order[is_first][np.cumsum(is_first) - 1]
+    pairs = zip(firsts[~is_first].tolist(), order[~is_first].tolist(), strict=True)
+    yield from sorted(pairs, key=lambda pair: pair[1])
+
+
+def _without_faults(dataset: dict[str, Any], report: Report) -> dict[str, Any]:
+    def sound(records: Sequence[Any], bad: set[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index, record in enumerate(records):
+            if isinstance(record, dict) and type(id := record.get("id")) is int and id >= 0 and id not in bad:
+                yield index, record
+
+    images, annotations = dataset["images"], dataset["annotations"]
+    kept = {image["id"]: index for index, image in sound(images, report.bad_images)}
+    theirs = [index for index, record in sound(annotations, report.bad_annotations) if record["image_id"] in kept]
+    return {
+        **dataset,
+        "images": part_of(images, list(kept.values())),
+        "annotations": part_of(annotations, theirs),
+    }
 
 
 def _image_record_faults(image: dict[str, Any]) -> Iterator[str]:
@@ -342,7 +378,7 @@ def _box_faults(annotation: dict[str, Any], size: tuple[int, int] | None) -> Ite
 
 def _image_fault(path: Path, size: tuple[int, int]) -> str | None:
     try:
-        if not _is_whole_jpeg(regular_file(path, "image"), size):
+        if not _is_whole_jpeg(path, size):
             read_image(path, size=size)
     except UserError as error:
         return str(error).removeprefix(f"{path}: ")
@@ -355,7 +391,7 @@ def _is_whole_jpeg(path: Path, size: tuple[int, int]) -> bool:
     Coded pixels never hold the two bytes of the end mark, so a file that was cut short within them has none.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             if file.read(2) != b"\xff\xd8":
                 return False
             file.seek(-64, os.SEEK_END)

@@ -1,7 +1,7 @@
 """COCO-format data: where it lies, what it says, and samples made of it."""
 
 import hashlib
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from latentgnn.errors import UserError
+from latentgnn.json_lists import StoredList
 from latentgnn.tasks.checks import Split
 from latentgnn.tasks.detection.config import AugmentConfig, CropConfig, DataConfig
 from latentgnn.tasks.detection.crops import cut_target, draw_window
 from latentgnn.tasks.detection.images import read_image, to_tensor
 from latentgnn.tasks.detection.segmentations import decode_masks, to_rle
+from latentgnn.tasks.detection.tars import is_folder
 from latentgnn.tasks.detection.transforms import build_transform
 
 _YEARS = ("2017", "2014", "")
@@ -26,8 +28,9 @@ _YEARS = ("2017", "2014", "")
 def find_split(config: DataConfig, split: Split) -> tuple[Path, Path]:
     """The annotation file and the image folder of a split: those given, or those found by COCO's names.
 
-    Looked for are ``annotations/instances_<split>.json`` with ``<split>/`` or ``images/<split>/``, where ``<split>`` is
-    for example ``train2017``, ``train2014`` or ``train``; a file and a folder of the same name go first.
+    Looked for are ``annotations/instances_<split>.json`` with ``<split>/``, ``images/<split>/`` or ``<split>.tar``,
+    where ``<split>`` is for example ``train2017``, ``train2014`` or ``train``; a file and a folder of the same name go
+    first.
 
     Raises:
         UserError: something is missing; the message lists what was looked for.
@@ -39,7 +42,7 @@ def find_split(config: DataConfig, split: Split) -> tuple[Path, Path]:
         raise UserError(f"data.root: there is no folder {root}")
     names, files, folders = _candidates(config, root, split)
     found_files = {name: path for name in names for path in files[name] if path.is_file()}
-    found_folders = {name: path for name in names for path in reversed(folders[name]) if path.is_dir()}
+    found_folders = {name: path for name in names for path in reversed(folders[name]) if is_folder(path)}
     missing = []
     if not found_files:
         missing.append(_not_found("annotation file", f"{split}_annotations", files))
@@ -69,7 +72,7 @@ def _candidates(
     given_images: str | None = getattr(config, f"{split}_images")
     names = [f"{split}{year}" for year in _YEARS]
     files = {name: [root / "annotations" / f"instances_{name}.json"] for name in names}
-    folders = {name: [root / name, root / "images" / name] for name in names}
+    folders = {name: [root / name, root / "images" / name, root / f"{name}.tar"] for name in names}
     if given_annotations is not None:
         files = {name: [root / given_annotations] for name in names}
     if given_images is not None:
@@ -102,10 +105,13 @@ class ImageRecord:
 
 
 class CocoAnnotations:
-    """A parsed annotation file that is free of faults; `latentgnn.tasks.detection.check.load_split` makes sure of that.
+    """Annotations that are free of faults; `latentgnn.tasks.detection.check.load_split` makes sure of that.
+
+    Records are not held as Python's objects, of which millions would take gigabytes in each process: they lie as text,
+    in the file that they were read from or in one buffer, and are decoded whenever they are asked for.
 
     Args:
-        dataset: the COCO dict. It is kept as ``dataset``; annotations that lack ``iscrowd`` or ``area`` get them there.
+        dataset: the COCO dict; its lists may be `latentgnn.json_lists.StoredList`.
         image_folder: where the file names point.
         skipped_images: how many images were left out for their faults.
         skipped_annotations: how many annotations were, those of images that were left out among them.
@@ -113,7 +119,9 @@ class CocoAnnotations:
 
     Attributes:
         folder: where the file names point.
+        dataset: the COCO dict; annotations that lack ``iscrowd`` or ``area`` have them here.
         images: the images, in the file's order.
+        objects: how many annotations are no crowds.
         categories: (id, name), by ascending id.
         category_of_label: from a label, 1 to the number of categories, to the category's id; they ascend together.
         has_masks: every annotation has a segmentation.
@@ -128,39 +136,66 @@ class CocoAnnotations:
         skipped_annotations: int = 0,
         skipped: str = "",
     ) -> None:
-        self.folder = folder = Path(image_folder)
-        self.dataset = dataset
+        self.folder = Path(image_folder)
         self.skipped_images = skipped_images
         self.skipped_annotations = skipped_annotations
         self.skipped = skipped
-        self.images = [
-            ImageRecord(
-                id=image["id"],
-                file_name=image["file_name"],
-                width=image["width"],
-                height=image["height"],
-                path=folder / image["file_name"],
-            )
-            for image in dataset["images"]
-        ]
+        images = StoredList.of(dataset["images"])
+        annotations = StoredList.of(dataset["annotations"])
+        self.images: Sequence[ImageRecord] = images.mapped(self._image)
+        self._annotations = annotations.mapped(self._completed)
+        self.dataset = {**dataset, "images": images, "annotations": self._annotations}
         self.categories = sorted((category["id"], category["name"]) for category in dataset["categories"])
         self.category_of_label = {1 + index: id for index, (id, _) in enumerate(self.categories)}
         self.label_of_category = {id: label for label, id in self.category_of_label.items()}
-        self._annotations: dict[int, list[dict[str, Any]]] = {image.id: [] for image in self.images}
-        sizes = {image.id: (image.height, image.width) for image in self.images}
-        for annotation in dataset["annotations"]:
-            annotation.setdefault("iscrowd", 0)
-            if "area" not in annotation:
-                annotation["area"] = _area(annotation, *sizes[annotation["image_id"]])
-            self._annotations[annotation["image_id"]].append(annotation)
-        self.has_masks = all(annotation.get("segmentation") for annotation in dataset["annotations"])
+        ids = np.fromiter((image["id"] for image in images), np.int64, len(images))
+        self._by_id = np.argsort(ids)
+        self._ids = ids[self._by_id]
+        image_ids, crowds = np.empty(len(annotations), np.int64), 0
+        self.has_masks = True
+        for index, annotation in enumerate(annotations):
+            image_ids[index] = annotation["image_id"]
+            crowds += annotation.get("iscrowd", 0)
+            self.has_masks &= bool(annotation.get("segmentation"))
+        self.objects = len(annotations) - crowds
+        # The annotations by their images, and where each image's end.
+        images_of = self._by_id[np.searchsorted(self._ids, image_ids)]
+        self._by_image = np.argsort(images_of, kind="stable").astype(np.int32)
+        self._ends = np.cumsum(np.bincount(images_of, minlength=len(images)))
 
     def __len__(self) -> int:
         return len(self.images)
 
     def annotations_of(self, image_id: int) -> list[dict[str, Any]]:
         """The annotation records of an image, crowds among them."""
-        return self._annotations[image_id]
+        return self.annotations_at(self._index_of(image_id))
+
+    def annotations_at(self, index: int) -> list[dict[str, Any]]:
+        """The annotation records of the image of a number, crowds among them."""
+        start = self._ends[index - 1] if index else 0
+        return self._annotations.values(self._by_image[start : self._ends[index]])
+
+    def _index_of(self, image_id: int) -> int:
+        place = int(np.searchsorted(self._ids, image_id))
+        if place == len(self._ids) or self._ids[place] != image_id:
+            raise KeyError(image_id)
+        return int(self._by_id[place])
+
+    def _image(self, image: dict[str, Any]) -> ImageRecord:
+        return ImageRecord(
+            id=image["id"],
+            file_name=image["file_name"],
+            width=image["width"],
+            height=image["height"],
+            path=self.folder / image["file_name"],
+        )
+
+    def _completed(self, annotation: dict[str, Any]) -> dict[str, Any]:
+        annotation.setdefault("iscrowd", 0)
+        if "area" not in annotation:
+            image = self.images[self._index_of(annotation["image_id"])]
+            annotation["area"] = _area(annotation, image.height, image.width)
+        return annotation
 
 
 def _area(annotation: dict[str, Any], height: int, width: int) -> float:
@@ -195,13 +230,8 @@ class CocoTrainingSet:
         self._crop = crop if crop is not None and crop.size is not None else None
         self._transform = build_transform(augment)
         self._seed = seed
-        self._has_masks = annotations.has_masks
+        self._annotations = annotations
         self._is_tall = np.array([group_by_aspect and image.height > image.width for image in annotations.images], bool)
-        # One buffer instead of millions of Python objects: loading processes share its pages for good, while merely
-        # reading objects writes their reference counts and so copies them into every process.
-        records = [_pack(image, annotations) for image in annotations.images]
-        self._records = np.frombuffer(b"".join(records), np.uint8)
-        self._ends = np.cumsum([0, *(len(record) for record in records)])
 
     def __len__(self) -> int:
         return len(self._is_tall)
@@ -212,52 +242,37 @@ class CocoTrainingSet:
 
     def __getitem__(self, key: tuple[int, int], /) -> tuple[Tensor, dict[str, Any]]:
         epoch, index = key
-        record = json.loads(self._records[self._ends[index] : self._ends[index + 1]].tobytes())
+        record = self._annotations.images[index]
+        objects = [object for object in self._annotations.annotations_at(index) if not object["iscrowd"]]
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which would reseed the accelerators too.
-            torch.default_generator.manual_seed(_mix(self._seed, epoch, record["id"]))
-            image, target = self._transform(*self._sample(record))
+            torch.default_generator.manual_seed(_mix(self._seed, epoch, record.id))
+            image, target = self._transform(*self._sample(record, objects))
         plain = {name: value.as_subclass(Tensor) for name, value in target.items()}
-        return image.as_subclass(Tensor), {**plain, "image_id": record["id"]}
+        return image.as_subclass(Tensor), {**plain, "image_id": record.id}
 
-    def _sample(self, record: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    def _sample(self, record: ImageRecord, objects: Sequence[dict[str, Any]]) -> tuple[Tensor, dict[str, Any]]:
         """An image or a random window of it, and the objects in it."""
-        height, width = record["height"], record["width"]
-        image = read_image(record["path"], size=(width, height))
-        xywh = torch.tensor(record["boxes"], dtype=torch.float32).reshape(-1, 4)
+        height, width = record.height, record.width
+        image = read_image(record.path, size=(width, height))
+        xywh = torch.tensor([object["bbox"] for object in objects], dtype=torch.float32).reshape(-1, 4)
         xyxy = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1)
         # Clamped before the transforms: an annotation a fraction of a pixel outside is not an object cut off.
         boxes = torch.minimum(xyxy.clamp(min=0), xyxy.new_tensor([width, height] * 2))
-        labels = torch.tensor(record["labels"], dtype=torch.int64)
+        label_of = self._annotations.label_of_category
+        labels = torch.tensor([label_of[object["category_id"]] for object in objects], dtype=torch.int64)
+        masks = [object["segmentation"] for object in objects] if self._annotations.has_masks else None
         if self._crop is not None:
             window = draw_window(self._crop, boxes, width, height)
-            masks = record.get("segmentations")
             target = cut_target(boxes, labels, masks, window, (width, height), visible=self._crop.visible)
             return tv_tensors.Image(to_tensor(image.crop(window))), target
         target = {
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
             "labels": labels,
         }
-        if self._has_masks:
-            target["masks"] = tv_tensors.Mask(
-                torch.from_numpy(decode_masks(record["segmentations"], height, width)), dtype=torch.uint8
-            )
+        if masks is not None:
+            target["masks"] = tv_tensors.Mask(torch.from_numpy(decode_masks(masks, height, width)), dtype=torch.uint8)
         return tv_tensors.Image(to_tensor(image)), target
-
-
-def _pack(image: ImageRecord, annotations: CocoAnnotations) -> bytes:
-    objects = [annotation for annotation in annotations.annotations_of(image.id) if not annotation["iscrowd"]]
-    record = {
-        "id": image.id,
-        "path": str(image.path),
-        "width": image.width,
-        "height": image.height,
-        "boxes": [annotation["bbox"] for annotation in objects],
-        "labels": [annotations.label_of_category[annotation["category_id"]] for annotation in objects],
-    }
-    if annotations.has_masks:
-        record["segmentations"] = [annotation["segmentation"] for annotation in objects]
-    return json.dumps(record).encode()
 
 
 def _mix(*numbers: int) -> int:

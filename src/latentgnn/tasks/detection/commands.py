@@ -460,8 +460,8 @@ def _load_split(opened: DetectionSet, split: Split) -> CocoAnnotations:
     if is_first_process():
         if annotations.skipped:
             print(annotations.skipped)
-        objects = sum(not annotation["iscrowd"] for annotation in annotations.dataset["annotations"])
-        print(f"{split}: {len(annotations)} images, {objects} objects, {len(annotations.categories)} categories")
+        counts = f"{len(annotations)} images, {annotations.objects} objects, {len(annotations.categories)} categories"
+        print(f"{split}: {counts}")
         for note in reading.notes:
             print(f"note: {note}")
     return annotations

@@ -280,7 +280,8 @@ class DataConfig:
         val_groups: a regular expression that finds the group in an image's file name, such as ``(.*)_[0-9]+`` for
             frames with numbers at the end; images of one group all go to the same side.
         train_annotations: COCO JSON file, relative to ``root``; ``null`` finds ``annotations/instances_train*.json``.
-        train_images: image folder, relative to ``root``; ``null`` finds ``train2017``, ``train2014`` or ``train``.
+        train_images: image folder or tar file, relative to ``root``; ``null`` finds ``train2017``, ``train2014`` or
+            ``train``, or a tar file of such a name.
         val_annotations: likewise for validation.
         val_images: likewise for validation.
         on_fault: ``stop`` at faulty records, or ``skip`` them and say how many.

@@ -10,6 +10,7 @@ from latentgnn.tasks.detection.check import load
 from latentgnn.tasks.detection.coco import CocoAnnotations
 from latentgnn.tasks.detection.config import DetectionConfig
 from latentgnn.tasks.detection.sets import DetectionSet
+from latentgnn.tasks.detection.tars import open_file
 from latentgnn.tasks.inputs import result_names
 
 
@@ -60,10 +61,16 @@ def _copy(annotations: CocoAnnotations, written: Results, folder: Path) -> dict[
     paths = [image.path for image in annotations.images]
     for image, name in zip(annotations.images, result_names(paths), strict=True):
         target = name.with_name(f"{name.name}{image.path.suffix}")
-        written.write(folder / target, image.path.read_bytes())
+        written.write(folder / target, _content(image.path))
         names[image.id] = target.as_posix()
     return names
 
 
+def _content(path: Path) -> bytes:
+    with open_file(path) as file:
+        return file.read()
+
+
 def _renamed(dataset: dict[str, Any], names: dict[int, str]) -> dict[str, Any]:
-    return {**dataset, "images": [{**image, "file_name": names[image["id"]]} for image in dataset["images"]]}
+    images = [{**image, "file_name": names[image["id"]]} for image in dataset["images"]]
+    return {**dataset, "images": images, "annotations": list(dataset["annotations"])}

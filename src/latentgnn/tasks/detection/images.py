@@ -10,6 +10,7 @@ from torch import Tensor
 
 from latentgnn.errors import UserError, system_error, told
 from latentgnn.reading import regular_file
+from latentgnn.tasks.detection.tars import file_of, open_file
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """Suffixes, in lower case, by which images are found in a folder."""
@@ -48,7 +49,6 @@ def read_image(path: Path | str, *, size: tuple[int, int] | None = None, most_pi
         UserError: the file is missing, damaged, no file or not an image, of too many pixels, more than 50 times as long
             as it is wide, of a mode without a meaning in RGB, or not of ``size``.
     """
-    regular_file(path, "image")
     try:
         with open_image(path, most_pixels=most_pixels) as image:
             image.load()
@@ -66,14 +66,16 @@ def read_image(path: Path | str, *, size: tuple[int, int] | None = None, most_pi
 
 
 def open_image(path: Path | str, *, most_pixels: int = MOST_PIXELS) -> Image.Image:
-    """An image file whose header is read, and nothing more; to be closed by the caller.
+    """An image file, or one in a tar file, whose header is read, and nothing more; to be closed by the caller.
 
     Raises:
         UserError: it is not an image, or one of a size that is not read.
     """
+    # Pillow closes the files that it has opened itself, and memory needs no closing.
+    source = open_file(path) if file_of(Path(path)) != Path(path) else regular_file(path, "image")
     try:
         with _own_limit:
-            image = Image.open(path, formats=_FORMATS)
+            image = Image.open(source, formats=_FORMATS)
     except UnidentifiedImageError:
         raise UserError(f"{path}: not an image, or one in a format other than {', '.join(_FORMATS)}") from None
     except Exception as error:
@@ -90,7 +92,6 @@ def upright_size(path: Path | str) -> tuple[int, int]:
     Raises:
         UserError: see `open_image`.
     """
-    regular_file(path, "image")
     with open_image(path) as image:
         return image.size[::-1] if is_quarter_turned(image) else image.size
 

@@ -1,8 +1,8 @@
 """What a set holds, in figures that help to choose a recipe: images, and objects as large as the detector sees them."""
 
 import math
+from array import array
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,7 +114,7 @@ def summarize(annotations: CocoAnnotations, config: ModelConfig, *, window: int 
     of_category: Counter[int] = Counter()
     images_of_category: Counter[int] = Counter()
     counts: list[int] = []
-    boxes: list[Sequence[float]] = []
+    boxes = array("d")
     crowds = 0
     for image in annotations.images:
         records = annotations.annotations_of(image.id)
@@ -123,7 +123,7 @@ def summarize(annotations: CocoAnnotations, config: ModelConfig, *, window: int 
         counts.append(len(objects))
         width, height = (side if window is None else min(side, window) for side in (image.width, image.height))
         factor = scale(width, height, config)
-        boxes += [(record["bbox"][2] * factor, record["bbox"][3] * factor) for record in objects]
+        boxes.extend(side * factor for record in objects for side in record["bbox"][2:])
         ids = [record["category_id"] for record in objects]
         of_category.update(ids)
         images_of_category.update(set(ids))

@@ -10,6 +10,7 @@ from latentgnn.tasks.detection.coco import CocoAnnotations, CocoTrainingSet, Coc
 from latentgnn.tasks.detection.config import DetectionConfig
 from latentgnn.tasks.detection.evaluation import CocoEvaluator, Kind, Record, Scores
 from latentgnn.tasks.detection.images import read_image
+from latentgnn.tasks.detection.tars import file_of
 from latentgnn.tasks.detection.tiles import Tiling, detect_in_tiles
 from latentgnn.training.fingerprint import Fingerprint
 from latentgnn.training.fingerprint import Record as Source
@@ -157,4 +158,6 @@ def _sources(annotations: CocoAnnotations) -> Iterator[Source]:
             [annotation.get(key) for key in ("id", "category_id", "bbox", "iscrowd", "segmentation")]
             for annotation in annotations.annotations_of(image.id)
         ]
-        yield Source(name=image.file_name, content=[image.id, image.width, image.height, objects], files=[image.path])
+        yield Source(
+            name=image.file_name, content=[image.id, image.width, image.height, objects], files=[file_of(image.path)]
+        )

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from latentgnn.reading import UnreadableError, read_json, shown
+from latentgnn.json_lists import StoredList, read_json_lists
+from latentgnn.reading import UnreadableError, shown
 from latentgnn.tasks.detection.formats.folders import SPLIT_NAMES
 from latentgnn.tasks.detection.formats.records import Reading
 
@@ -36,10 +37,13 @@ def other_files(root: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def read_coco(path: Path, image_folder: Path) -> Reading:
-    """The JSON object of a file with the three lists in it; all else is a fatal fault."""
+    """The JSON object of a file with the three lists in it; all else is a fatal fault.
+
+    Images and annotations stay in the file, and are read from it whenever they are looked at.
+    """
     reading = Reading(file=path, image_folder=image_folder, format="coco")
     try:
-        dataset = read_json(path, "annotation file")
+        dataset = read_json_lists(path, ("images", "annotations"), "annotation file")
     except UnreadableError as error:
         reading.fatal(error.message, record=error.place)
         return reading
@@ -49,7 +53,7 @@ def read_coco(path: Path, image_folder: Path) -> Reading:
     for name in ("images", "annotations", "categories"):
         if name not in dataset:
             reading.fatal(f"the list {name!r} is missing at the top level")
-        elif not isinstance(dataset[name], list):
+        elif not isinstance(dataset[name], list | StoredList):
             reading.fatal(f"expected a list, but it is {shown(dataset[name])}", record=name)
         elif not dataset[name] and name != "annotations":
             reading.fatal("the list is empty", record=name)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from latentgnn.json_lists import part_of
+
 Kind = Literal["images", "annotations", "categories"]
 
 _NAMED = 20  # categories that an error lists
@@ -56,7 +58,7 @@ class Reading:
         file: what stands for all of it in messages: a file of annotations, or a folder.
         image_folder: where the file names of its images point.
         format: the format's name.
-        dataset: the COCO dict.
+        dataset: the COCO dict; images and annotations may be lists that stay in a file.
         faults: of records that could not be made.
         places: of each kind, from a record's id to its place, where that is not ``file``.
         lost: how many images and annotations could not be made.
@@ -87,14 +89,16 @@ class Reading:
         Faults of records that could not be made, and records that belong to no image, go with the others.
         """
         images = self.dataset["images"]
-        chosen = [image for image in images if (_file_name(image) in names) == inside]
+        # Numbers of records and not the records, which may be too many to be held.
+        chosen = [index for index, image in enumerate(images) if (_file_name(image) in names) == inside]
         ids = {_id(image) for image in images if _file_name(image) in names}
-        annotations = [record for record in self.dataset["annotations"] if (_id(record, "image_id") in ids) == inside]
+        annotations = self.dataset["annotations"]
+        theirs = [index for index, record in enumerate(annotations) if (_id(record, "image_id") in ids) == inside]
         return Reading(
             file=self.file,
             image_folder=self.image_folder,
             format=self.format,
-            dataset={**self.dataset, "images": chosen, "annotations": annotations},
+            dataset={**self.dataset, "images": part_of(images, chosen), "annotations": part_of(annotations, theirs)},
             faults=[] if inside else self.faults,
             places=self.places,
             lost=Counter() if inside else self.lost,

@@ -1,0 +1,265 @@
+"""Memory and time of COCO-format annotations against the number of images: opened, and in the loading processes.
+
+python -m benchmarks.annotations [--images 10000,100000,1000000] [--beside FOLDER/src]
+"""
+
+import argparse
+import json
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.child import run_child
+from benchmarks.options import RESULTS, header, positive
+from benchmarks.report import markdown_table
+from latentgnn.errors import UserError
+from latentgnn.files import write_json, write_text
+
+OBJECTS = 5
+"""Objects of an image."""
+CORNERS = 14
+"""Corners of an object's polygon: of COCO's own, half have fewer."""
+SIZE = (160, 120)
+"""Width and height of the images, which are small, because what they take is not what is measured."""
+FILES = 64
+"""Image files; the images of a set share them."""
+STARTS = ("fork", "spawn")
+WORKERS, BATCH, BATCHES = 2, 8, 40
+
+
+def write_set(folder: Path, images: int) -> Path:
+    """A made-up set of one split: its annotation file. The order of its objects is not that of its images.
+
+    Args:
+        folder: an empty one.
+        images: how many.
+    """
+    generator = np.random.default_rng(0)
+    for number in range(FILES):
+        pixels = generator.integers(0, 255, (*SIZE[::-1], 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:03}.jpg", quality=50)
+    path = folder / "annotations.json"
+    with path.open("w") as file:
+        file.write('{"info": {"description": "made up"}, "images": [')
+        file.writelines(_separated(_images(images)))
+        file.write('], "annotations": [')
+        file.writelines(_separated(_objects(images, generator)))
+        file.write('], "categories": ')
+        json.dump([{"id": id, "name": f"category {id}"} for id in range(1, 81)], file)
+        file.write("}")
+    return path
+
+
+def _images(number: int) -> Iterator[str]:
+    for id in range(1, number + 1):
+        name = f"{id % FILES:03}.jpg"
+        yield json.dumps({"id": id, "file_name": name, "width": SIZE[0], "height": SIZE[1], "license": 1})
+
+
+def _objects(images: int, generator: np.random.Generator) -> Iterator[str]:
+    angles = np.linspace(0, 2 * np.pi, CORNERS, endpoint=False)
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    for id, image in enumerate(generator.permutation(images * OBJECTS).tolist(), 1):
+        middle, radius = generator.uniform(30, 90, 2), generator.uniform(5, 25, 2)
+        polygon = (middle + circle * radius).round(2)
+        (left, top), (right, bottom) = polygon.min(0).tolist(), polygon.max(0).tolist()
+        yield json.dumps(
+            {
+                "id": id,
+                "image_id": 1 + image // OBJECTS,
+                "category_id": 1 + id % 80,
+                "bbox": [left, top, round(right - left, 2), round(bottom - top, 2)],
+                "area": round(float(np.pi * radius.prod()), 2),
+                "iscrowd": 0,
+                "segmentation": [polygon.ravel().tolist()],
+            }
+        )
+
+
+def _separated(texts: Iterator[str]) -> Iterator[str]:
+    for number, text in enumerate(texts):
+        yield f", {text}" if number else text
+
+
+def measure(path: Path, start: str) -> dict[str, Any]:
+    """Open a set in this process and load from it in others.
+
+    Args:
+        path: of `write_set`.
+        start: how processes start, a name that `multiprocessing` knows.
+
+    Returns:
+        ``open_seconds`` of the processor; ``first_batch_seconds`` of the clock, from then on; in bytes, what this
+        process has in memory after opening the set, ``opened``, and at most while it did, ``peak``, both beyond what it
+        had before; and ``worker``, what a loading process shares with no other after some batches, the largest.
+    """
+    from latentgnn.tasks.detection.check import load_split
+    from latentgnn.tasks.detection.coco import CocoTrainingSet
+    from latentgnn.tasks.detection.config import AugmentConfig
+    from latentgnn.training.loading import batches, make_loader
+
+    before = resident_bytes()
+    began = time.process_time()
+    annotations = load_split(path, path.parent)
+    training_set = CocoTrainingSet(annotations, augment=AugmentConfig(), seed=0)
+    opened = time.process_time()
+    held = resident_bytes() - before
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    keys = np.random.default_rng(0).integers(0, len(training_set), (BATCHES, BATCH))
+    order = [[(0, index) for index in batch] for batch in keys.tolist()]
+    loader = make_loader(
+        training_set, list, workers=WORKERS, seed=0, batch_sampler=order, multiprocessing_context=start
+    )
+    loading = time.perf_counter()
+    with batches(loader) as loaded:
+        next(loaded)
+        first = time.perf_counter()
+        for _ in range(BATCHES - 2 - 2 * WORKERS):
+            next(loaded)
+        # Before the last batches: a process that has none left to load has ended.
+        workers = [private_bytes(process) for process in _children()]
+        for _ in loaded:
+            pass
+    return {
+        "file_bytes": path.stat().st_size,
+        "open_seconds": opened - began,
+        "first_batch_seconds": first - loading,
+        "opened": held,
+        "peak": peak,
+        "worker": max(workers),
+    }
+
+
+def resident_bytes() -> int:
+    """What this process has in memory (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def private_bytes(process: int) -> int:
+    """What a process has of memory that no other has (Linux).
+
+    Args:
+        process: its number.
+    """
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    sizes = dict(line.split(":", 1) for line in lines[1:])
+    return 1024 * sum(int(sizes[name].split()[0]) for name in ("Private_Clean", "Private_Dirty"))
+
+
+def _children() -> list[int]:
+    """The processes that load: Python's own helpers of multiprocessing have loaded no torch, and are small."""
+    from multiprocessing import active_children
+
+    return [process.pid for process in active_children() if process.pid is not None]
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """A report for reading.
+
+    Args:
+        report: as written to JSON.
+    """
+    head = {key: value for key, value in report.items() if key != "measured"}
+    rows = [
+        [
+            f"{one['images']:,}",
+            f"{one['file_bytes'] / 1e9:.2f} GB",
+            one["side"],
+            one["start"],
+            f"{one['open_seconds']:.1f} s",
+            f"{one['first_batch_seconds']:.1f} s",
+            *(f"{one[key] / 1e6:,.0f} MB" for key in ("peak", "opened", "worker")),
+        ]
+        for one in report["measured"]
+    ]
+    titles = ["images", "file", "version", "start", "open", "first batch", "peak", "opened", "a worker"]
+    return (
+        "\n\n".join(
+            [
+                "# Annotations over the number of images",
+                f"```json\n{json.dumps(head, indent=2)}\n```",
+                f"{OBJECTS} objects an image. Open: the processor's time to read and check all records and image "
+                f"files. First batch: from then to the first of {WORKERS} loading processes. Peak and opened: memory "
+                "that the main process takes, at most and after opening, beyond what it had before. A worker: memory "
+                "that a loading process shares with no other, libraries and all.",
+                markdown_table(titles, rows),
+            ]
+        )
+        + "\n"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, and write ``annotations-DATE`` as JSON and Markdown.
+
+    Args:
+        argv: the arguments; ``None`` takes the process's.
+
+    Returns:
+        The exit code.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.annotations", description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--images",
+        type=lambda text: [positive(number) for number in text.split(",")],
+        default=[10_000, 100_000, 1_000_000],
+        metavar="N,..",
+        help="images of the sets; a million take 2.5 GB of disk (10000,100000,1000000)",
+    )
+    parser.add_argument("--starts", default=",".join(STARTS), metavar="NAME,..", help="of processes (fork,spawn)")
+    parser.add_argument("--beside", type=Path, metavar="FOLDER", help="src folder of another version to measure too")
+    parser.add_argument(
+        "--most-beside", type=positive, metavar="N", help="images of the largest set that the other version opens (all)"
+    )
+    parser.add_argument("--scratch", type=Path, metavar="FOLDER", help="for the sets, kept there (a temporary one)")
+    parser.add_argument("--add-to", type=Path, metavar="FILE", help="put the measurements to those of this JSON file")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
+    parser.add_argument("--measure", nargs=2, metavar=("FILE", "START"), help="one measurement, as JSON, and no file")
+    given = parser.parse_args(argv)
+    if given.measure:
+        print(json.dumps(measure(Path(given.measure[0]), given.measure[1])))
+        return 0
+    report = header("benchmarks.annotations", argv, device="cpu", dtype="float32", threads=None)
+    report["measured"] = []
+    if given.add_to is not None:
+        earlier = json.loads(given.add_to.read_text())
+        report |= {"before": [*earlier.get("before", []), earlier["command"]], "measured": earlier["measured"]}
+    stem = given.out / f"annotations-{report['date'][:10]}"
+    scratch = given.scratch or Path(tempfile.mkdtemp(prefix="latentgnn-"))
+    try:
+        for images in given.images:
+            path = scratch / str(images) / "annotations.json"
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_set(path.parent, images)
+            for start in given.starts.split(","):
+                sides: dict[str, Path | None] = {"this": None}
+                if given.beside is not None and images <= (given.most_beside or images):
+                    sides["beside"] = given.beside
+                for side, source in sides.items():
+                    measured = run_child("benchmarks.annotations", ["--measure", str(path), start], source=source)
+                    report["measured"].append({"images": images, "side": side, "start": start, **measured})
+                    write_json(stem.with_suffix(".json"), report)
+                    write_text(stem.with_suffix(".md"), markdown(report))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if given.scratch is None:
+            shutil.rmtree(scratch)
+    print(markdown(report))
+    print(f"written to {stem}.json and .md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

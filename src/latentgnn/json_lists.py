@@ -1,0 +1,406 @@
+"""Lists in JSON files that are too long to be held: looked through once, and then read element by element.
+
+A million images with their objects are some gigabytes as JSON and ten times that as Python's objects. What is held of a
+`StoredList` is where each element lies: 12 bytes. Processes share the rest, which the operating system keeps in memory
+as long as there is room.
+"""
+
+import codecs
+import itertools
+import json
+import os
+import re
+import sys
+import weakref
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentgnn.errors import UserError, reason
+from latentgnn.reading import (
+    LONG_NUMBER,
+    TOO_MANY_DIGITS,
+    UnreadableError,
+    check_values,
+    json_decoder,
+    regular_file,
+    too_deep,
+)
+
+MOST_BYTES = 2**38
+"""Of a file: a hundred million images."""
+MOST_ELEMENT_CHARACTERS = 2**27
+"""Of an element of such a list; lengths are noted with 32 bits."""
+MOST_CHARACTERS = 2**32
+"""Of any other value at the top, which is held."""
+
+_CHUNK = 2**22
+_BLOCK = 256  # elements that are read at a time where all are
+# Elements that lie near together are read in one go, with what is between them.
+_NEAR = 2**16
+_SPACE = re.compile(r"[ \t\n\r]*")
+# Where a text ends too early, the parser points to its end, within an escape at most so much before.
+_ESCAPE = 12
+_EXPONENT = 3
+
+
+class Source(Protocol):
+    """Bytes by their place."""
+
+    def read(self, start: int, length: int) -> bytes: ...
+
+
+class StoredList(Sequence[Any]):
+    """A list of JSON values, each of which is decoded anew whenever it is asked for.
+
+    Args:
+        source: the text.
+        starts: of each element, its first byte, int64 (N,).
+        lengths: of each element, int32 (N,).
+        make: makes of a decoded element what this list gives for it; ``None`` gives the element.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        starts: NDArray[np.int64],
+        lengths: NDArray[np.int32],
+        make: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self._source, self._starts, self._lengths, self._make = source, starts, lengths, make
+
+    @classmethod
+    def of(cls, values: Sequence[Any]) -> "StoredList":
+        """A list as text in memory: one buffer, which processes share as long as none of them writes to it.
+
+        Args:
+            values: that JSON can hold; a stored list is given back as it is.
+        """
+        if isinstance(values, StoredList):
+            return values
+        lengths = array("i")
+        buffer = bytearray()
+        for value in values:
+            text = json.dumps(value).encode()
+            lengths.append(len(text))
+            buffer += text
+        sizes = np.array(lengths, np.int32)
+        return cls(_Buffer(bytes(buffer)), np.cumsum(sizes, dtype=np.int64) - sizes, sizes)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.values(np.arange(len(self))[index])
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"the list has {len(self)} elements, and no number {index}")
+        return self.values([index])[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        for first in range(0, len(self), _BLOCK):
+            yield from self.values(range(first, min(first + _BLOCK, len(self))))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str | bytes):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def values(self, indices: Sequence[int] | NDArray[Any]) -> list[Any]:
+        """Some elements, in the order of the indices."""
+        places = np.asarray(indices, np.int64)
+        if not len(places):
+            return []
+        starts, lengths = self._starts[places], self._lengths[places]
+        low, high = int(starts.min()), int((starts + lengths).max())
+        pairs = zip(starts.tolist(), lengths.tolist(), strict=True)
+        if high - low <= max(_NEAR, 2 * int(lengths.sum(dtype=np.int64))):
+            text = self._source.read(low, high - low)
+            texts = [text[start - low : start - low + length] for start, length in pairs]
+        else:
+            texts = [self._source.read(start, length) for start, length in pairs]
+        values = [json.loads(text) for text in texts]
+        return values if self._make is None else [self._make(value) for value in values]
+
+    def part(self, indices: Sequence[int] | NDArray[Any]) -> "StoredList":
+        """A list of some of the elements, in the order of the indices."""
+        places = np.asarray(indices, np.int64)
+        return StoredList(self._source, self._starts[places], self._lengths[places], self._make)
+
+    def mapped(self, make: Callable[[Any], Any]) -> "StoredList":
+        """A list that gives for each element of the text what ``make`` makes of it."""
+        return StoredList(self._source, self._starts, self._lengths, make)
+
+
+def part_of(values: Sequence[Any], indices: Sequence[int]) -> Sequence[Any]:
+    """Some elements of a list, which is stored again if the list is."""
+    return values.part(indices) if isinstance(values, StoredList) else [values[index] for index in indices]
+
+
+class _Buffer:
+    """Text in memory."""
+
+    def __init__(self, text: bytes) -> None:
+        # An array and not bytes: pages that hold a reference count would be copied into each process.
+        self._bytes = np.frombuffer(text, np.uint8)
+
+    def read(self, start: int, length: int) -> bytes:
+        return self._bytes[start : start + length].tobytes()
+
+
+class _File:
+    """A file that stays as it is; one that does not is told, and not read as if it had."""
+
+    def __init__(self, path: Path, version: tuple[int, int]) -> None:
+        self._path, self._version = path, version
+        self._descriptor: int | None = None
+
+    def __getstate__(self) -> tuple[Path, tuple[int, int]]:
+        return self._path, self._version
+
+    def __setstate__(self, state: tuple[Path, tuple[int, int]]) -> None:
+        self._path, self._version = state
+        self._descriptor = None
+
+    def read(self, start: int, length: int) -> bytes:
+        try:
+            if self._descriptor is None:
+                # No file object: where it is forgotten, Python warns.
+                descriptor = os.open(self._path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+                weakref.finalize(self, os.close, descriptor)
+                self._descriptor = descriptor
+            text = _read_at(self._descriptor, start, length)
+            version = version_of(os.fstat(self._descriptor))
+        except OSError as error:
+            raise UnreadableError(self._path, "", reason(error)) from error
+        if version != self._version or len(text) != length:
+            raise UserError(f"{self._path} has changed since it was checked: start again, so that it is checked anew")
+        return text
+
+
+def _read_at(descriptor: int, start: int, length: int) -> bytes:
+    """Bytes of a file; a process shares its place in the file with those that it was forked from, so that none has."""
+    if sys.platform == "win32":
+        os.lseek(descriptor, start, os.SEEK_SET)
+        return os.read(descriptor, length)
+    return os.pread(descriptor, length, start)
+
+
+def version_of(status: os.stat_result) -> tuple[int, int]:
+    """What tells a file from one with other content: its size and the time of its last change."""
+    return status.st_size, status.st_mtime_ns
+
+
+def read_json_lists(
+    path: Path | str, names: Collection[str], what: str = "file", *, most_bytes: int = MOST_BYTES
+) -> Any:
+    """What a JSON file in UTF-8 holds, with some lists of its top object as `StoredList`.
+
+    All of the file is looked at once, as strictly as `latentgnn.reading.read_json` does, and one chunk of it is held at
+    a time.
+
+    Args:
+        path: the file.
+        names: of lists in the object at the top; what is no list is given as it is.
+        what: what it is called in errors.
+        most_bytes: the size of the largest file that is read.
+
+    Raises:
+        UnreadableError: as from `latentgnn.reading.read_json`; also where an element is longer than
+            `MOST_ELEMENT_CHARACTERS`.
+    """
+    path = regular_file(path, what)
+    try:
+        with path.open("rb") as file:
+            version = version_of(os.fstat(file.fileno()))
+            if version[0] > most_bytes:
+                raise UnreadableError(path, "", f"the {what} has {version[0]:,} bytes; expected at most {most_bytes:,}")
+            return _Scanner(path, iter(lambda: file.read(_CHUNK), b"")).top(frozenset(names), _File(path, version))
+    except OSError as error:
+        raise UnreadableError(path, "", reason(error)) from error
+
+
+class _Scanner:
+    """One pass over JSON text that comes in chunks.
+
+    Args:
+        path: of the file, for errors.
+        chunks: of its bytes.
+    """
+
+    def __init__(self, path: Path, chunks: Iterable[bytes]) -> None:
+        self._path = path
+        self._texts = _decoded(path, chunks)
+        self._decoder = json_decoder()
+        self._most = MOST_CHARACTERS
+        self._text, self._at = "", 0
+        # Of what was dropped from the text's front: bytes, lines, and characters of the last line.
+        self._bytes = self._lines = self._columns = 0
+        self._marked = 0  # the place in the text up to which the bytes are counted
+        # Some programs put a mark of the byte order in front.
+        if self._more() and self._text[0] == "\ufeff":
+            self._text, self._bytes = self._text[1:], 3
+
+    def top(self, names: frozenset[str], source: Source) -> Any:
+        """The whole file."""
+        if self._next() != "{":
+            value = self._value()
+            check_values(value, self._path)
+        else:
+            value = {}
+            for key in self._members():
+                if key in value:
+                    raise UnreadableError(self._path, "", f"the key {json.dumps(key)} is given twice")
+                if key in names and self._next() == "[":
+                    value[key] = self._list(key, source)
+                else:
+                    value[key] = self._value()
+                    check_values(value[key], self._path, within=(key,))
+        if self._next():
+            raise self._malformed("Extra data")
+        return value
+
+    def _members(self) -> Iterator[str]:
+        """The keys of an object, each given when its value is next."""
+        self._at += 1
+        character = self._next()
+        while character != "}":
+            if character != '"':
+                raise self._malformed("Expecting property name enclosed in double quotes")
+            key = self._value()
+            if self._next() != ":":
+                raise self._malformed("Expecting ':' delimiter")
+            self._at += 1
+            self._next()
+            yield key
+            character = self._separator("}")
+        self._at += 1
+
+    def _list(self, name: str, source: Source) -> StoredList:
+        starts, lengths = array("q"), array("i")
+        self._at += 1
+        character = self._next()
+        self._most = MOST_ELEMENT_CHARACTERS
+        while character != "]":
+            start = self._place()
+            value = self._value()
+            starts.append(start)
+            lengths.append(self._place() - start)
+            check_values(value, self._path, within=(name, len(starts) - 1))
+            character = self._separator("]")
+        self._most = MOST_CHARACTERS
+        self._at += 1
+        return StoredList(source, np.array(starts, np.int64), np.array(lengths, np.int32))
+
+    def _separator(self, end: str) -> str:
+        """The character of the next element, or the end."""
+        character = self._next()
+        if character == ",":
+            self._at += 1
+            character = self._next()
+            if character in ("", end):
+                raise self._malformed("Expecting value" if end == "]" else "Expecting property name in double quotes")
+        elif character != end:
+            raise self._malformed("Expecting ',' delimiter")
+        return character
+
+    def _next(self) -> str:
+        """The next character that is no space; empty at the end."""
+        while True:
+            match = _SPACE.match(self._text, self._at)
+            assert match is not None
+            self._at = match.end()
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._more():
+                return ""
+
+    def _value(self) -> Any:
+        """The value that begins at the next character."""
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                is_cut = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _ESCAPE
+                if is_cut and self._more():
+                    continue
+                raise self._malformed(error.msg, error.pos) from None
+            except RecursionError:
+                raise UnreadableError(self._path, "", too_deep()) from None
+            except ValueError:
+                # Python's own limit of digits; its message does not say where.
+                number = LONG_NUMBER.search(self._text, self._at)
+                place = self._line_and_column(number.start()) if number else ""
+                raise UnreadableError(self._path, place, TOO_MANY_DIGITS) from None
+            # A number near the text's end may go on: of 1e+5, the parser takes 1 as long as the 5 is not there.
+            if end > len(self._text) - _EXPONENT and self._more():
+                continue
+            self._at = end
+            return value
+
+    def _more(self) -> bool:
+        """Take in the next chunk, and drop what is done; whether there was one."""
+        text = next(filter(None, self._texts), "")
+        if not text:
+            return False
+        rest = len(self._text) - self._at
+        if rest > self._most:
+            message = f"a value of more than {self._most:,} characters"
+            raise UnreadableError(self._path, self._line_and_column(self._at), message)
+        # As much again as is held, or a long value would be begun anew with each chunk.
+        texts = [text]
+        while sum(map(len, texts)) < rest and (text := next(filter(None, self._texts), "")):
+            texts.append(text)
+        self._place()
+        lines = self._text.count("\n", 0, self._at)
+        self._lines += lines
+        self._columns = self._at - self._text.rfind("\n", 0, self._at) - 1 + (0 if lines else self._columns)
+        self._text, self._at, self._marked = "".join([self._text[self._at :], *texts]), 0, 0
+        return True
+
+    def _place(self) -> int:
+        """The byte of the file at which the text's next character is."""
+        done = self._text[self._marked : self._at]
+        self._bytes += len(done) if done.isascii() else len(done.encode("utf-8", "surrogatepass"))
+        self._marked = self._at
+        return self._bytes
+
+    def _malformed(self, message: str, position: int | None = None) -> UnreadableError:
+        place = self._line_and_column(self._at if position is None else position)
+        return UnreadableError(self._path, place, f"malformed JSON: {message if self._text else 'Expecting value'}")
+
+    def _line_and_column(self, position: int) -> str:
+        lines = self._text.count("\n", 0, position)
+        column = position - self._text.rfind("\n", 0, position) + (0 if lines else self._columns)
+        return f"line {self._lines + lines + 1}, column {column}"
+
+
+def _decoded(path: Path, chunks: Iterable[bytes]) -> Iterator[str]:
+    """The text of UTF-8 in chunks."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    done = 0
+    for chunk in itertools.chain(chunks, [b""]):
+        try:
+            yield decoder.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as error:
+            # The decoder has put what it kept of the chunk before in front.
+            place = _line_and_column(path, done - (len(error.object) - len(chunk)) + error.start)
+            raise UnreadableError(path, place, f"malformed JSON: not UTF-8 text ({error.reason})") from None
+        done += len(chunk)
+
+
+def _line_and_column(path: Path, position: int) -> str:
+    """The place of a byte, counted in bytes."""
+    line, column = 1, 1
+    with path.open("rb") as file:
+        while position > 0 and (chunk := file.read(min(position, _CHUNK))):
+            position -= len(chunk)
+            line += chunk.count(b"\n")
+            column = len(chunk) - chunk.rfind(b"\n") + (0 if b"\n" in chunk else column - 1)
+    return f"line {line}, column {column}"
