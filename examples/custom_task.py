@@ -82,6 +82,9 @@ class Counting:
     def score(self, results: Sequence[Any]) -> dict[str, float]:
         return {"accuracy": sum(results) / len(results)}
 
+    def units(self) -> list[nn.Module]:
+        return []  # none is large enough to be split over devices, or computed again
+
     def fingerprints(self) -> Mapping[str, Fingerprint]:
         return {"training set": Fingerprint.of("dots", [Record(name="made from their numbers")])}
 
