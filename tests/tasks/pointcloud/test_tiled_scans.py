@@ -187,10 +187,6 @@ def test_files_are_those_of_scans_read_whole(model, path, tmp_path):
     assert said[0].startswith(f"{path}: memory: 0.0 GB for the largest of ")
 
 
-class Stopped(Exception):
-    pass
-
-
 def test_what_was_ended_goes_on_where_it_was(model, path, tmp_path):
     first = path.with_name("a.npz")
     write_scan(first, _raw(400, seed=2))
@@ -205,12 +201,12 @@ def test_what_was_ended_goes_on_where_it_was(model, path, tmp_path):
         def on_points(scan, *progress):
             done = work / "done.txt"
             if scan == path and done.exists() and len(done.read_text().splitlines()) == stop:
-                raise Stopped
+                raise KeyboardInterrupt
 
         options = {"config": _config(), "out": out, **changes}
         predict_files(model, paths, tiles=Tiles(side=5.0, on_points=on_points, say=said.append), **options)
 
-    with pytest.raises(Stopped):
+    with pytest.raises(UserError, match=r"interrupted; what was written before is kept .*; the same command goes on"):
         run(stop=3)
     assert set(_files(out)) >= {"a.npz", "a.png"}
     # What the process was ended in the middle of.
@@ -237,10 +233,10 @@ def test_what_was_ended_goes_on_where_it_was(model, path, tmp_path):
 def test_begun_anew_with_overwrite(model, path, tmp_path):
     def stop(scan, doing, done, total):
         if doing == "segmenting":
-            raise Stopped
+            raise KeyboardInterrupt
 
     for _ in range(2):
-        with pytest.raises(Stopped):
+        with pytest.raises(UserError, match="interrupted"):
             predict_files(
                 model, [path], config=_config(), out=tmp_path, tiles=Tiles(side=5.0, on_points=stop), overwrite=True
             )
