@@ -82,7 +82,11 @@ def predict(path: Path, out: Path, config: PointCloudConfig, *, tiles: float | N
     def note(scan: Path, doing: str, done: int, total: int) -> None:
         ended[doing] = time.perf_counter()
 
-    how = None if tiles is None else Tiles(side=tiles, on_points=note, say=lines.append)
+    how = (
+        None
+        if tiles is None
+        else Tiles(side=tiles, on_points=note, say=lambda line: lines.append(line.partition(": ")[2]))
+    )
     predict_files(model, [path], config=config.data, out=out, tiles=how, pictures=False)
     end = time.perf_counter()
     marks = [start, *ended.values(), end]

@@ -8,10 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import child, detector, few_images, gpu, layer, options, pair, points, report, shapes, sweeps
+from benchmarks import (
+    child,
+    detector,
+    few_images,
+    gpu,
+    large_scans,
+    layer,
+    options,
+    pair,
+    points,
+    report,
+    shapes,
+    sweeps,
+)
 from benchmarks.floors import Rates
 from benchmarks.shapes import Case, Shape
 from latentgnn.errors import UserError
@@ -354,3 +368,41 @@ def test_the_table_of_few_images_has_means_and_ranges() -> None:
     ]
     cell = "0.300 (0.100 to 0.600)"
     assert few_images.table({"runs": runs}).splitlines()[2] == f"| 10 | from scratch | {' | '.join([cell] * 4)} |"
+
+
+def test_large_scans_are_repeated_and_predicted_both_ways(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    laspy = pytest.importorskip("laspy")
+    rng = np.random.default_rng(0)
+    header = laspy.LasHeader(point_format=3, version="1.2")
+    header.offsets, header.scales = [700_000, 6_000_000, 0], [0.01] * 3
+    las = laspy.LasData(header)
+    las.xyz = rng.random((300, 3)) * [20, 10, 2] + header.offsets
+    las.intensity, las.return_number, las.number_of_returns = rng.integers(1, 5, (3, 300))
+    (tmp_path / "tiles").mkdir()
+    las.write(tmp_path / "tiles" / "a.laz")
+    large_scans.write_repeated(tmp_path / "many.laz", [tmp_path / "tiles" / "a.laz"], 1000)
+    many = laspy.read(tmp_path / "many.laz")
+    assert len(many.points) == 1000
+    moved = many.xyz[:900].reshape(3, 300, 3) - las.xyz
+    # Each copy lies beside the others, as it was.
+    assert np.ptp(moved, axis=1).max() < 1e-6
+    assert len(np.unique(moved[:, 0].round(), axis=0)) == 3
+
+    def in_this_process(module: str, arguments: list[str]) -> dict[str, Any]:
+        large_scans.main(arguments)
+        result: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+        return result
+
+    monkeypatch.setattr(large_scans, "run_child", in_this_process)
+    monkeypatch.setattr(large_scans, "RESULTS", tmp_path)
+    argv = [str(tmp_path / "tiles"), "--points", "1000", "--whole-up-to", "1000", "--tiles", "20", "--name", "x"]
+    assert large_scans.main([*argv, "--scratch", str(tmp_path), "--data.overlap", "0"]) == 0
+    (path,) = tmp_path.glob("large-scans-*-x.json")
+    whole, tiled = json.loads(path.read_text())["rows"]
+    assert (whole["read"], tiled["read"]) == ("whole", "by tiles")
+    assert list(tiled["steps"]) == ["reading", "sorting", "segmenting", "writing"]
+    assert tiled["peak"] >= tiled["peak_before"] > 0
+    assert str(tmp_path) not in json.dumps(whole) + json.dumps(tiled)
+    assert path.with_suffix(".md").read_text().count("| 1,000 |") == 2

@@ -1,5 +1,6 @@
 """What the machine is."""
 
+import os
 import platform
 from pathlib import Path
 
@@ -14,3 +15,10 @@ def processor_name() -> str:
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
     known = [flag for flag in ("avx2", "avx512f", "amx_tile") if flag in flags]
     return f"{model} ({', '.join(known)})" if known else model
+
+
+def memory_bytes() -> int | None:
+    """The machine's memory, ``None`` where the system does not say."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

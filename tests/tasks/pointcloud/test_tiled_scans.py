@@ -1,5 +1,6 @@
 """Scans that are larger than memory: tile by tile, the same classes as in one piece."""
 
+import os
 import re
 import signal
 import subprocess
@@ -145,6 +146,9 @@ def test_tiles_give_the_classes_of_the_whole_scan(model, path, tmp_path, shape, 
     assert need.tiles == len(corners)
     assert need.disk == sum(file.stat().st_size for file in (tmp_path / "work").glob("*.bin")) + 1500
     assert [progress for progress in told if progress[0] == "reading"][-1] == ("reading", 1500, 1500)
+    segmented = [done for doing, done, total in told if doing == "segmenting"]
+    assert segmented == sorted(segmented)
+    assert len(set(segmented)) > need.tiles
     assert told[-1] == ("segmenting", 1500, 1500)
 
 
@@ -193,33 +197,29 @@ def test_what_was_ended_goes_on_where_it_was(model, path, tmp_path):
     paths, out = [first, path], tmp_path / "out"
     predict_files(model, paths, config=_config(), out=tmp_path / "whole")
 
-    def run(stop=10**9, **changes):
-        """Stop after some tiles of the second scan; the tiles that were segmented in this run."""
-        segmented = []
+    work, said = out / WORK / "1", []
 
-        def on_points(scan, doing, done, total):
-            if scan == path and doing == "segmenting":
-                segmented.append(done)
-                if len(segmented) == stop:
-                    raise Stopped
+    def run(stop=None, **changes):
+        """Stop after so many tiles of the second scan."""
+
+        def on_points(scan, *progress):
+            done = work / "done.txt"
+            if scan == path and done.exists() and len(done.read_text().splitlines()) == stop:
+                raise Stopped
 
         options = {"config": _config(), "out": out, **changes}
         predict_files(model, paths, tiles=Tiles(side=5.0, on_points=on_points, say=said.append), **options)
-        return segmented
 
-    said = []
     with pytest.raises(Stopped):
-        run(3)
+        run(stop=3)
     assert set(_files(out)) >= {"a.npz", "a.png"}
     # What the process was ended in the middle of.
-    work = out / WORK / "1"
-    assert len((work / "done.txt").read_text().splitlines()) == 3
     with (work / "done.txt").open("a") as file:
         file.write("1540")
     # The tiles that are done are not looked at again.
     classes = np.load(work / "classes.npy")
     np.save(work / "classes.npy", np.where(classes == 0, 0, 5).astype(np.uint8))
-    untouched = (first.stat().st_mtime_ns, _files(out)["a.npz"])
+    finished = (out / "a.npz").stat()
     with pytest.raises(UserError, match="holds unfinished work of an earlier command: give that command again"):
         run(config=_config(voxel=0.5))
     with pytest.raises(UserError, match="unfinished work"):
@@ -227,7 +227,7 @@ def test_what_was_ended_goes_on_where_it_was(model, path, tmp_path):
     said.clear()
     run()
     assert said[0] == f"{first}: done before, in {out / 'a.npz'}"
-    assert (first.stat().st_mtime_ns, _files(out)["a.npz"]) == untouched
+    assert os.path.samestat((out / "a.npz").stat(), finished)
     expected = read_scan(tmp_path / "whole" / "scan.laz").classes
     np.testing.assert_array_equal(read_scan(out / "scan.laz").classes, np.where(classes == 0, expected, 5))
     assert not (out / WORK).exists()
@@ -271,6 +271,12 @@ def test_a_disk_that_is_too_small_is_told_before_the_work(model, path, tmp_path,
     disk = small_disk("64k")
     with pytest.raises(UserError, match=r"scan.laz: by tiles, it takes 0\.0 GB of disk .* are free: free some space"):
         predict_files(model, [path], config=_config(), out=disk / "out", tiles=Tiles(side=5.0))
+
+
+def test_a_scan_that_memory_cannot_hold_is_refused(model, path, tmp_path, monkeypatch):
+    monkeypatch.setattr("latentgnn.tasks.pointcloud.prediction.memory_bytes", lambda: 100_000)
+    with pytest.raises(UserError, match=r"its 1,500 points take about 0 GB .* this machine has 0 GB: .* --tiles 200"):
+        predict_files(model, [path], config=_config(), out=tmp_path / "out")
 
 
 def test_a_far_outlier_costs_nothing(model, tmp_path):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
+from latentgnn.machine import memory_bytes
 from latentgnn.outputs import Results
 from latentgnn.tasks.inputs import expand_inputs, in_their_order, noted, raise_faults, result_names
 from latentgnn.tasks.pointcloud.config import DataConfig
@@ -21,7 +22,7 @@ from latentgnn.tasks.pointcloud.datasets import ScanSet
 from latentgnn.tasks.pointcloud.las import CHUNK
 from latentgnn.tasks.pointcloud.model import PointNetwork
 from latentgnn.tasks.pointcloud.pictures import draw_scan, drawn_points
-from latentgnn.tasks.pointcloud.scans import SUFFIXES, Scan, coordinate_fault, write_classes
+from latentgnn.tasks.pointcloud.scans import SUFFIXES, Scan, coordinate_fault, scan_chunks, write_classes
 from latentgnn.tasks.pointcloud.tiles import predict_in_tiles
 from latentgnn.tasks.pointcloud.voting import predict_scan
 from latentgnn.training.locks import sole_use
@@ -29,6 +30,9 @@ from latentgnn.training.processes import Processes
 
 # What is not written in the format that it was read in.
 _WRITTEN_AS = {".las": ".laz", ".bin": ".label"}
+
+# Bytes a point of a scan that is read whole, with few features and classes (benchmarks/results/large-scans-*).
+_BYTES_WHOLE = 150
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,23 +127,26 @@ def predict_files(
     def predicted_by_scan(results: Results) -> Iterator[Predicted | None]:
         for index in processes.mine(len(paths)):
             path, predicted = paths[index], None
-            if results.has(targets[index]):
+            if results.has(targets[index]) and (not pictures or results.has(drawn[index])):
                 assert tiles is not None
                 tiles.say(f"{path}: done before, in {out / targets[index]}")
                 yield None
                 continue
             with noted(faults.setdefault(index, []), path):
                 if tiles is None:
+                    _check_memory(path)
                     found = _whole(model, _sound(scans.scan(index), path), config, ids, votes)
                 else:
                     folder = results.unfinished() / str(index)
                     found = _in_tiles(model, path, config, ids, votes, tiles, folder)
+                if not results.has(targets[index]):
+                    write_classes(results.place(targets[index]), found.classes, source=path)
+                predicted = Predicted(path, out / targets[index], found.counts)
                 if pictures and not results.has(drawn[index]):
                     labels = _labels(found.classes[found.drawn], ids)
                     results.write(drawn[index], draw_scan(found.points, scans.class_names, predicted=labels))
-                target = results.place(targets[index])
-                write_classes(target, found.classes, source=path)
-                predicted = Predicted(path, target, found.counts)
+                # Some systems do not remove a file that is mapped.
+                del found
                 if tiles is not None:
                     shutil.rmtree(folder)
             yield predicted
@@ -231,6 +238,18 @@ def _task(
         "votes": votes,
         "pictures": pictures,
     }
+
+
+def _check_memory(path: Path) -> None:
+    """Refuse a scan that memory cannot hold: the system would end the process, and say nothing."""
+    if path.suffix.lower() not in (".las", ".laz"):
+        return
+    number, there = scan_chunks(path, CHUNK).number, memory_bytes()
+    if there is not None and (needed := number * _BYTES_WHOLE) > there:
+        raise UserError(
+            f"{path}: its {number:,} points take about {needed / 1e9:.0f} GB when they are read whole, and this "
+            f"machine has {there / 1e9:.0f} GB: read it by tiles, such as --tiles 200 (metres)"
+        )
 
 
 def _sound(scan: Scan, path: Path) -> Scan:

@@ -80,7 +80,7 @@ def predict_in_tiles(
         votes: see ``predict_scan``.
         folder: new; or as it was left when the same call ended early, which then goes on with the tiles that remain.
         chunk: points that are read at once.
-        on_points: called after each chunk and each tile.
+        on_points: called after each chunk, and after each crop and each tile.
         on_need: called before the first tile.
 
     Raises:
@@ -91,18 +91,23 @@ def predict_in_tiles(
     margin = math.ceil(min(_reach(config) * (1 + _SLACK), _FARTHEST) / scan.cells.edge)
     tiles = {tile: scan.cells.runs(tile, side=_SIDE, margin=margin) for tile in scan.cells.squares(_SIDE)}
     on_need(_need(list(tiles.values()), scan, model, config))
-    done, number = _done(folder), 0
+    done, before = _done(folder), 0
     for tile, runs in tiles.items():
+        number = sum(run.outer - run.inner for run in runs)
+
+        def on_share(share: float, before: int = before, number: int = number) -> None:
+            on_points("segmenting", before + int(share * number), scan.cells.number)
+
         if tile not in done:
             records, wanted = scan.points.read(runs)
-            labels = _labels(model, scan, config, votes, records, wanted)
+            labels = _labels(model, scan, config, votes, records, wanted, on_share)
             scan.classes[records["index"][wanted]] = ids[labels]
             # The classes are on the disk before it is said that they are.
             if isinstance(scan.classes, np.memmap):
                 scan.classes.flush()
             append_text(folder / _DONE, f"{tile[0]} {tile[1]}\n")
-        number += sum(run.outer - run.inner for run in runs)
-        on_points("segmenting", number, scan.cells.number)
+        before += number
+        on_share(1.0)
     return scan
 
 
@@ -113,6 +118,7 @@ def _labels(
     votes: int,
     records: NDArray[Any],
     wanted: NDArray[np.bool_],
+    on_crop: Callable[[float], None],
 ) -> NDArray[np.int64]:
     """Labels of the wanted points."""
     points = np.ascontiguousarray(records["point"])
@@ -121,7 +127,7 @@ def _labels(
     if not np.isfinite(features).all():
         raise UserError(f"{scan.path}: it has features that are not finite numbers")
     part = Part(scan.cells.bounds, wanted)
-    return predict_scan(model, points, features, config, votes=votes, part=part).argmax(axis=1)
+    return predict_scan(model, points, features, config, votes=votes, part=part, on_crop=on_crop).argmax(axis=1)
 
 
 def _reach(config: DataConfig) -> float:

@@ -1,6 +1,6 @@
 """A point network on a scan, or on a part of one: overlapping crops vote on the class of every original point."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -40,6 +40,7 @@ def predict_scan(
     *,
     votes: int = 1,
     part: Part | None = None,
+    on_crop: Callable[[float], None] | None = None,
 ) -> NDArray[np.float32]:
     """Probabilities of the classes for every point of a scan.
 
@@ -53,6 +54,7 @@ def predict_scan(
         config: ``crop``, ``crop_size``, ``overlap`` and ``voxel``.
         votes: times that all crops are predicted, each time with other points kept.
         part: if the points are a part of a scan.
+        on_crop: called after each crop with the share of the work that is done, from 0 to 1.
 
     Returns:
         Float32, shape (N, K); of a part, the rows of the wanted points. They are those of the whole scan to the last
@@ -65,6 +67,8 @@ def predict_scan(
             hierarchy = tuple(Level(*(tensor.to(device) for tensor in level)) for level in crop.hierarchy)
             scores = model(torch.from_numpy(crop.features).to(device), hierarchy)
             total[crop.inside] += scores.float().softmax(dim=1).cpu().numpy()[crop.kept_of_point]
+            if on_crop is not None:
+                on_crop(crop.done)
     if part is not None:
         total = total[part.wanted]
     # Every point is in a crop, so no sum is zero.
@@ -77,6 +81,7 @@ class _Crop(NamedTuple):
     kept_of_point: NDArray[np.int64]
     features: NDArray[np.float32]
     hierarchy: Hierarchy
+    done: float
 
 
 def _prepared(
@@ -87,13 +92,16 @@ def _prepared(
     votes: int,
     part: Part | None,
 ) -> Iterator[_Crop]:
-    bounds = Bounds.of(points) if part is None else part.bounds
+    bounds, wanted = part or Part(Bounds.of(points), np.ones(len(points), bool))
+    number_wanted = np.count_nonzero(wanted)
     for vote in range(votes):
+        waiting = wanted.copy()
         for number, inside in numbered_crops(
             points, bounds, shape=config.crop, size=config.crop_size, overlap=config.overlap
         ):
-            if part is not None and not part.wanted[inside].any():
+            if not wanted[inside].any():
                 continue
+            waiting[inside] = False
             # The first vote takes the points nearest to the middles of their voxels.
             rng = np.random.default_rng(np.random.SeedSequence([_VOTES, vote, *number])) if vote else None
             voxels = voxelize(points[inside], config.voxel, rng)
@@ -105,6 +113,7 @@ def _prepared(
                 hierarchy=build_hierarchy(
                     recentre(points[chosen]), grids=model.grids, neighbors=model.neighbors, workers=-1
                 ),
+                done=(vote + 1 - np.count_nonzero(waiting) / number_wanted) / votes,
             )
 
 
