@@ -209,20 +209,20 @@ def test_torchrun_on_two_machines_one_of_which_is_lost(task: str, gone: int, tmp
     assert "last.ckpt is kept" in other
     # Two parts in one process: the same course. As many steps remain as a test has time for.
     step = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["latentgnn"]["step"]
-    process = subprocess.Popen(
+    lines = []
+    with subprocess.Popen(
         [sys.executable, "-m", "latentgnn", *job.resume(run), "--training.accumulate", "2"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env=environment(),
-    )
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith(f"step {step + 2}/"):
-            process.terminate()
-    assert process.wait(timeout=60) == 1
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith(f"step {step + 2}/"):
+                process.terminate()
+    assert process.returncode == 1
     shown = "".join(lines)
     assert "going on with 1 process x 2 parts of the batch, after 2 x 1" in shown
     assert "stopped by SIGTERM" in shown
