@@ -296,9 +296,10 @@ def _rounded(number: float) -> int:
 
 def _source(result: Mapping[str, Any]) -> str:
     note = f"; {result['note']}" if "note" in result else ""
+    commands = " and ".join(f"`{command}`" for command in [*result.get("before", []), result["command"]])
     threads = f"{result['threads']} thread{'s' if result['threads'] != 1 else ''}"
     return (
-        f"`{result['command']}`, {result['processor']}, {threads}, torch {result['torch']}, "
+        f"{commands}, {result['processor']}, {threads}, torch {result['torch']}, "
         f"{result['date'][:10]}{note}: [results](../benchmarks/results/{result['file']}.md)."
     )
 
