@@ -295,7 +295,8 @@ def _rounded(number: float) -> int:
 
 
 def _source(result: Mapping[str, Any]) -> str:
-    note = f"; {result['note']}" if "note" in result else ""
+    # What a result says about how it was measured, where that is not plain.
+    note = "".join(f"; {result[key]}" for key in ("code", "note") if key in result)
     commands = " and ".join(f"`{command}`" for command in [*result.get("before", []), result["command"]])
     threads = f"{result['threads']} thread{'s' if result['threads'] != 1 else ''}"
     return (
