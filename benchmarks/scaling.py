@@ -295,10 +295,12 @@ def _rounded(number: float) -> int:
 
 
 def _source(result: Mapping[str, Any]) -> str:
-    note = f"; {result['note']}" if "note" in result else ""
+    # What a result says about how it was measured, where that is not plain.
+    note = "".join(f"; {result[key]}" for key in ("code", "note") if key in result)
+    commands = " and ".join(f"`{command}`" for command in [*result.get("before", []), result["command"]])
     threads = f"{result['threads']} thread{'s' if result['threads'] != 1 else ''}"
     return (
-        f"`{result['command']}`, {result['processor']}, {threads}, torch {result['torch']}, "
+        f"{commands}, {result['processor']}, {threads}, torch {result['torch']}, "
         f"{result['date'][:10]}{note}: [results](../benchmarks/results/{result['file']}.md)."
     )
 
