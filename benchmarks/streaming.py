@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cases, report["before"] = earlier["cases"], [*earlier.get("before", []), earlier["command"]]
     threads = [] if given.threads is None else ["--threads", str(given.threads)]
     try:
-        with tempfile.TemporaryDirectory() if given.folder is None else nullcontext(given.folder) as folder:
+        with tempfile.TemporaryDirectory() if given.folder is None else nullcontext(given.folder.resolve()) as folder:
             for nodes in given.nodes:
                 rounds = given.rounds if nodes <= MOST_IN_MEMORY else 1
                 for mode in MODES if nodes <= MOST_IN_MEMORY else MODES[:1]:
