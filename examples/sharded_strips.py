@@ -125,6 +125,8 @@ def main() -> None:
         of_gradients = max((one - other).norm() / other.norm().clamp_min(1e-3) for one, other in pairs)
         said += f"; from one process's: output {of_output:.1e}, gradients {of_gradients:.1e}"
     print(said, flush=True)
+    # Who ends early closes its connections under the others.
+    dist.barrier()
     dist.destroy_process_group()
 
 
