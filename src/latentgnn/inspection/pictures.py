@@ -170,7 +170,9 @@ def _scatter(figure: Any, panels: Sequence[tuple[Array, str]], points: Array, *,
         if mark is not None:
             above.plot(*points[mark, :2], **_MARK)
         if views == 2:
-            solid = figure.add_subplot(rows, columns, 2 if beside else len(panels) + number + 1, projection="3d")
+            # The mark lies over the points, wherever it is in space.
+            place = 2 if beside else len(panels) + number + 1
+            solid = figure.add_subplot(rows, columns, place, projection="3d", computed_zorder=False)
             solid.scatter(*points[order].T, depthshade=False, **colours)
             if mark is not None:
                 solid.plot(*points[mark : mark + 1].T, **_MARK)
