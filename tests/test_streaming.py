@@ -270,7 +270,7 @@ def test_a_layer_whose_nodes_processes_share_is_refused(tmp_path: Path) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         shard_nodes(layer, torch.distributed.group.WORLD)
-        with pytest.raises(TypeError, match=r"shared between processes: call latentgnn.shard_nodes\(layer, None\) first"):
+        with pytest.raises(TypeError, match=r"between processes: call latentgnn.shard_nodes\(layer, None\) first"):
             gather_chunks(layer, [torch.zeros(4, 32, dtype=torch.float64)])
     finally:
         torch.distributed.destroy_process_group()

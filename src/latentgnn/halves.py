@@ -21,7 +21,7 @@ from latentgnn.samples import Nodes
 
 
 def why_not_halves(layer: Arrangement) -> str | None:
-    """Why a layer has no such halves, ``None`` if it has: its norms see one node at a time, and no process shares it."""
+    """Why a layer has no such halves, ``None`` if it has: norms of one node at a time, no shared nodes."""
     if layer.ranks is not None:
         return "its nodes are shared between processes: call latentgnn.shard_nodes(layer, None) first"
     for norm in layer.norms:
