@@ -75,9 +75,12 @@ def close(weights: Any, expected: Any) -> None:
 
 def pixel(page: Any, x: float, y: float) -> list[int]:
     """The colour of the stage at a part of its width and height."""
+    # A copy, for Chromium complains of a canvas that is read again and again.
     found: list[int] = page.evaluate(
-        "([x, y]) => { const c = document.getElementById('stage'); return Array.from("
-        "c.getContext('2d').getImageData(Math.floor(x * c.width), Math.floor(y * c.height), 1, 1).data) }",
+        "([x, y]) => { const from = document.getElementById('stage'), to = document.createElement('canvas'); "
+        "[to.width, to.height] = [1, 1]; const context = to.getContext('2d'); "
+        "context.drawImage(from, Math.floor(x * from.width), Math.floor(y * from.height), 1, 1, 0, 0, 1, 1); "
+        "return Array.from(context.getImageData(0, 0, 1, 1).data) }",
         [x, y],
     )
     return found
@@ -119,8 +122,8 @@ def test_pointer_and_keys_show_the_rows_of_inspection(page: Any, port: int, imag
     page.get_by_text("Node in row 2, column 2 (pinned)").wait_for()
 
     last = list(seen)[-1]
-    page.get_by_label("Block").select_option(last)
-    page.get_by_label("Kernel").select_option("1")
+    page.locator("#block").select_option(last)
+    page.locator("#kernel").select_option("1")
     weights, node = shown(page)
     close(weights, seen.column(last, node, kernel=1))
 
@@ -178,15 +181,9 @@ def test_everything_is_reached_by_keys_and_named(page: Any, port: int) -> None:
     wanted = {"previous", "input", "next", "choose", "copy", "stage", "block", "heat", "compare", "score", "all"}
     assert wanted <= reached
     assert {"0.0.0", "0.0.1", "0.0.2", "0.0.3"} <= reached
-    # What a screen reader says of each: its name is not empty.
+    # What a screen reader says of each.
     for role in ("button", "combobox", "checkbox", "radio", "slider", "application"):
-        for each in page.get_by_role(role).all():
-            assert page.get_by_role(role, name=re.compile(r"\S")).filter(has=each) is not None
-    unnamed = page.locator("button:visible, select:visible, input:visible, canvas[role]:visible").evaluate_all(
-        "(all) => all.filter((each) => !(each.getAttribute('aria-label') || each.textContent.trim() || "
-        "each.labels?.[0]?.textContent.trim())).map((each) => each.outerHTML)"
-    )
-    assert unnamed == []
+        assert page.get_by_role(role).count() == page.get_by_role(role, name=re.compile(r"\S")).count() > 0
 
 
 def test_points_turn_and_show_the_rows_of_inspection(page: Any, tmp_path: Path) -> None:

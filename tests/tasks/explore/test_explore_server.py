@@ -87,7 +87,7 @@ def test_without_a_block_other_things_are_found(explorer: ImageExplorer, port: i
     assert again["found"] == header["found"]
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", ""])
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "[", ""])
 def test_other_names_are_refused(port: int, host: str) -> None:
     status, told = fault(ask(port, "/api/about", headers={"Host": host}))
     assert status == 403
@@ -96,6 +96,7 @@ def test_other_names_are_refused(port: int, host: str) -> None:
 
 def test_pages_of_other_sites_are_refused(port: int) -> None:
     assert fault(ask(port, "/api/about", headers={"Origin": "http://evil.example"}))[0] == 403
+    assert fault(ask(port, "/api/about", headers={"Origin": "null"}))[0] == 403
     own = {"Origin": f"http://127.0.0.1:{port}"}
     assert ask(port, "/api/about", headers=own)[0] == 200
 

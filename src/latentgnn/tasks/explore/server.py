@@ -76,9 +76,9 @@ def application(explorer: Explorer, *, token: str | None = None) -> Starlette:
     def refusal(request: Request) -> tuple[int, str] | None:
         host = request.headers.get("host", "")
         origin = request.headers.get("origin")
-        if token is None and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        if token is None and not is_loopback(_name(host)):
             return 403, f"asked under the name {host[:80]!r}; without --host, use localhost or 127.0.0.1"
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and origin != f"http://{host}":
             return 403, "asked by a page of another site"
         if token is not None and request.url.path.startswith("/api/"):
             given = request.headers.get("authorization", "")
@@ -127,26 +127,35 @@ def application(explorer: Explorer, *, token: str | None = None) -> Starlette:
 
     def answer(request: Request, load: Callable[[], Any], path: Path) -> Response:
         faults: list[str] = []
+        content = b""
         with noted(faults, path), lock:
             sample = load()
-            if request.path_params["what"] == "view":
+            if request.url.path.endswith("/view"):
                 content = explorer.view(sample)
             else:
                 content = explorer.without(sample, request.query_params.get("block"))
-            return Response(content, media_type="application/octet-stream")
-        # Where files lie is no business of the page.
-        return _fault(422, faults[0].replace(f"{path.parent}/", ""))
+        if faults:
+            # Where we have put an upload is no business of the page.
+            return _fault(422, faults[0].replace(str(path), path.name))
+        return Response(content, media_type="application/octet-stream")
 
     return Starlette(
         routes=[
             Route("/", static),
             Route("/page/{name}", static),
             Route("/api/about", about),
-            Route("/api/input/{number:int}/{what}", of_input),
-            Route("/api/upload/{what}", of_upload, methods=["POST"]),
+            *(Route(f"/api/input/{{number:int}}/{what}", of_input) for what in ("view", "without")),
+            *(Route(f"/api/upload/{what}", of_upload, methods=["POST"]) for what in ("view", "without")),
         ],
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard)],
     )
+
+
+def _name(host: str) -> str:
+    """Of a host in a request, without its port; empty where it is none."""
+    with suppress(ValueError):
+        return urlsplit(f"//{host}").hostname or ""
+    return ""
 
 
 def _from_file(content: bytearray, suffix: str, use: Callable[[Path], Response]) -> Response:
