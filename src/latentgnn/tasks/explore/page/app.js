@@ -261,7 +261,6 @@ function draw() {
   const options = { block: now, node: state.node, weights, smooth: state.smooth, score: state.score, camera: state };
   stage.draw({ ...options, heat: state.heat, found: state.found && view.found });
   const beside = state.compare && without?.found;
-  get("compared").classList.toggle("waiting", !beside);
   other.draw({ ...options, node: null, heat: false, found: beside ? without.found.header.found : [], without: beside || null });
   get("top").textContent = brightest(weights).toPrecision(2);
   soon("readout", 120, () => {

@@ -71,7 +71,7 @@ export class CloudStage {
     const { width, height } = this.canvas;
     const [cy, sy, cp, sp] = [Math.cos(yaw), Math.sin(yaw), Math.cos(pitch), Math.sin(pitch)];
     const radius = this.view.radius;
-    const scale = 0.5 * Math.min(width, height / 0.75) * FAR * zoom;
+    const scale = 0.5 * Math.min(width, 1.2 * height) * (FAR - 0.4) * zoom;
     const out = [0, 0, 0];
     return (points, n) => {
       const [x, y, z] = [points[3 * n], points[3 * n + 1], points[3 * n + 2]];
