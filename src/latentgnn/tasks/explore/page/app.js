@@ -116,7 +116,6 @@ async function load() {
     other = Object.assign(Object.create(Object.getPrototypeOf(stage)), stage, { canvas: get("other"), heat: document.createElement("canvas") });
     get("status").textContent = view.blocks.length ? "" : "No block has run on this input.";
     document.querySelector("main").hidden = !view.blocks.length;
-    get("caption").textContent = name;
     get("stage").setAttribute("aria-label", `${name}: move over it, or use the arrow keys, to choose a node`);
     if (view.blocks.length) showBlocks();
   } catch (error) {
@@ -127,6 +126,8 @@ async function load() {
 }
 
 const block = () => view.blocks.find((each) => each.name === state.block);
+// Without the name that a block gets from being put in after a module.
+const short = (name) => name.replace(/\.latentgnn$/, "");
 const nodesOf = (each) => each.shape.reduce((a, b) => a * b, 1);
 const keyOf = (graph, latent) => `${graph.kernel}.${graph.group}.${latent}`;
 const isOn = (graph, latent) => !state.off.has(keyOf(graph, latent));
@@ -143,7 +144,7 @@ function showBlocks() {
   const wanted = view.blocks.find((each) => each.name === state.block) ?? view.blocks[0];
   if (wanted.name !== state.block && state.block !== null) [state.node, state.off] = [null, new Set()];
   state.block = wanted.name;
-  choices(get("block"), view.blocks.map((each) => [each.name, `${each.name} (${nodesOf(each).toLocaleString("en")} nodes)`]), state.block);
+  choices(get("block"), view.blocks.map((each) => [each.name, short(each.name)]), state.block);
   showBlock();
 }
 
@@ -157,6 +158,7 @@ function showBlock() {
   }
   if (state.node === null || !(Number.isInteger(state.node) && state.node >= 0 && state.node < nodesOf(now))) state.node = stage.firstNode(now);
   const rows = [
+    ["nodes", now.shape.map((size) => size.toLocaleString("en")).join(" x ")],
     ["gamma", now.gamma === null ? "none" : now.gamma.toPrecision(3)],
     ["changes its input by", `${(100 * now.change).toFixed(1)} %`],
     ["rows differ (0: all the same)", now.row_difference.toFixed(3)],
@@ -224,7 +226,9 @@ function showGallery() {
 // What is found without the block is computed when it is asked for, once for each block.
 async function compare() {
   const [mine, name] = [asked, state.block];
-  get("other-caption").textContent = `the result without ${name}`;
+  const input = upload ? upload.file.name : about.names[state.input];
+  get("caption").textContent = state.compare ? `${input}, with ${short(name)}` : input;
+  get("other-caption").textContent = `the result without ${short(name)}`;
   if (!state.compare || without?.name === name) return;
   get("other-caption").textContent = "computing the result without the block …";
   without = { name, stage: null };
@@ -232,7 +236,7 @@ async function compare() {
     const found = unpack(await (await askInput("without", name)).arrayBuffer());
     if (mine !== asked || state.block !== name) return;
     without = { name, found };
-    get("other-caption").textContent = `the result without ${name}`;
+    get("other-caption").textContent = `the result without ${short(name)}`;
     paint();
   } catch (error) {
     without = null;

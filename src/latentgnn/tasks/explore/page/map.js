@@ -1,7 +1,7 @@
 // An image with the weights of a block's nodes over it, drawn on a canvas.
 import { HEAT, brightest, ofLabel } from "./colours.js";
 
-const TALLEST = 0.72; // of the window's height
+const TALLEST = 0.62; // of the window's height
 
 export class MapStage {
   constructor(canvas) {
@@ -66,6 +66,7 @@ export class MapStage {
     const [width, height] = [canvas.width, canvas.height];
     const context = canvas.getContext("2d");
     context.imageSmoothingEnabled = true;
+    context.imageSmoothingQuality = "high";
     context.drawImage(heat ? this.gray : this.picture, 0, 0, width, height);
     const [rows, columns] = block.covered;
     if (heat) {
@@ -104,7 +105,7 @@ function paint(canvas, weights, shape, transparent, inside = shape) {
       image.data[at] = HEAT[colour];
       image.data[at + 1] = HEAT[colour + 1];
       image.data[at + 2] = HEAT[colour + 2];
-      image.data[at + 3] = transparent ? 255 * Math.min(1, 0.1 + 0.9 * Math.sqrt(part)) : 255;
+      image.data[at + 3] = transparent ? 240 * Math.sqrt(part) : 255;
     }
   }
   context.putImageData(image, 0, 0);
@@ -118,7 +119,7 @@ function grayed(picture) {
   const image = context.getImageData(0, 0, canvas.width, canvas.height);
   const values = image.data;
   for (let at = 0; at < values.length; at += 4) {
-    const gray = 0.6 * (0.299 * values[at] + 0.587 * values[at + 1] + 0.114 * values[at + 2]);
+    const gray = 0.75 * (0.299 * values[at] + 0.587 * values[at + 1] + 0.114 * values[at + 2]);
     values[at] = values[at + 1] = values[at + 2] = gray;
   }
   context.putImageData(image, 0, 0);
