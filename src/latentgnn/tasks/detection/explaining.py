@@ -13,9 +13,9 @@ from torch import Tensor
 
 from latentgnn.errors import UserError, require
 from latentgnn.inspection import Seen, capture
-from latentgnn.tasks.detection.images import read_image
 from latentgnn.tasks.detection.loading import TrainedDetector
 from latentgnn.tasks.explaining import Explained
+from latentgnn.tasks.images import read_image
 from latentgnn.tasks.panels import (
     DPI,
     HEAT,
