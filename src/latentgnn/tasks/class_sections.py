@@ -42,7 +42,8 @@ def sections(
     return [
         Section(title="Classes", text=f"Over all {unit} of the validation {kind}s.", tables=(_classes(scores),)),
         confusion_section(
-            f"{unit.capitalize()}. Rows are the true classes, columns what they were taken for. Colours are parts of a row.",
+            f"{unit.capitalize()}. Rows are the true classes, columns what they were taken for. "
+            "Colours are parts of a row.",
             list(scores.class_names),
             scores.confusion,
             unit=unit,

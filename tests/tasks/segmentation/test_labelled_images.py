@@ -77,7 +77,7 @@ def test_colours_without_an_id_are_a_fault(tmp_path):
     save(tmp_path / "labels" / "train" / "a.png", rgb())
     config = DataConfig(root=str(tmp_path), classes={0: "sky"}, colors={0: (1, 2, 3)})
     assert "1 colours that data.colors does not name: [77, 77, 77]" in check_split(config, "train").text()
-    with pytest.raises(UserError, match="no image is left|mend these images"):
+    with pytest.raises(UserError, match="mend these images"):
         load_set(config, "train")
 
 

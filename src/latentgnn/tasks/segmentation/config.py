@@ -51,7 +51,7 @@ class ModelConfig:
 
     architecture: Literal["fcn", "deeplabv3", "lraspp"] = "fcn"
     backbone: str = "resnet50"
-    output_stride: Literal[8, 16, 32] = 8
+    output_stride: int = 8
     weights: str | None = None
     weights_backbone: str | None = None
     image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -64,6 +64,7 @@ class ModelConfig:
             self,
             {
                 "backbone": (bool(self.backbone), "the name of a network"),
+                "output_stride": (self.output_stride in (8, 16, 32), "8, 16 or 32"),
                 "weights": (self.weights != "", "a run's folder or a checkpoint, or null"),
                 "weights_backbone": (self.weights_backbone != "", "the name of published weights, or null"),
                 "image_mean": (all(map(math.isfinite, self.image_mean)), "finite numbers"),

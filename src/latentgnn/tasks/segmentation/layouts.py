@@ -123,7 +123,7 @@ def _present(path: Path) -> Path | None:
 
 
 def _ade20k_classes(root: Path) -> dict[int, str]:
-    """Of ``objectInfo150.txt``, which the set comes with: a table whose first column is the id and the last the name."""
+    """Of ``objectInfo150.txt``, which the set comes with: the first column is the id and the last the name."""
     path = root / "objectInfo150.txt"
     if not path.is_file():
         raise UserError(f"{path} is not there, which says what the ids mean: take the set whole, or give data.classes")

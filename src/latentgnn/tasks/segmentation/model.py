@@ -1,6 +1,7 @@
 """torchvision's networks for dense prediction, on its own backbones and on timm's, with LatentGNN blocks."""
 
 from collections import OrderedDict
+from typing import Any
 
 import timm
 import torch
@@ -82,7 +83,8 @@ def _network(config: ModelConfig, num_classes: int, auxiliary: bool, weights: st
     network = timm.create_model(
         config.backbone, pretrained=weights is not None, features_only=True, output_stride=config.output_stride
     )
-    before, last = network.feature_info.channels()[-2:]
+    info: Any = network.feature_info
+    before, last = info.channels()[-2:]
     head = _HEADS[config.architecture](last, num_classes)
     second = FCNHead(before, num_classes) if auxiliary else None
     kind = segmentation.FCN if config.architecture == "fcn" else segmentation.DeepLabV3
