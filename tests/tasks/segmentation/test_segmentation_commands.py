@@ -129,6 +129,31 @@ def test_diagnose_reports_the_block(run, capsys):
     assert json.loads(capsys.readouterr().out)["blocks"][0]["name"] == "backbone.network.layer3.latentgnn"
 
 
+@pytest.mark.parametrize("to", ["safetensors", "torch"])
+def test_exports_compute_the_same(run, data, tmp_path, to):
+    out = tmp_path / to
+    assert main(["export", str(run), "--to", to, "--out", str(out)]) == 0
+    trained, image = load_run(run), torch.rand(1, 3, 64, 90)
+    if to == "safetensors":
+        photo = data / "images" / "val" / "x.png"
+        assert torch.equal(load_run(out).predict(photo), trained.predict(photo))
+        return
+    program = torch.export.load(out / "model.pt2").module()
+    mean, std = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        expected = trained.model((image - mean) / std)["out"]
+        torch.testing.assert_close(program(images=image), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_explain_draws_the_block(run, data, tmp_path, capsys):
+    image = str(data / "images" / "val" / "y.png")
+    assert main(["explain", str(run), image, "--node", "50,39", "--out", str(tmp_path / "shown")]) == 0
+    with Image.open(tmp_path / "shown" / "pictures" / "y-backbone.network.layer3.latentgnn.png") as picture:
+        assert picture.width > 1000
+    assert main(["explain", str(run), image, "--node", "51,39", "--out", str(tmp_path / "no")]) == 1
+    assert "is outside the image, which is 51 x 40 pixels" in capsys.readouterr().err
+
+
 def test_another_run_begins_with_the_weights_of_this_one(run, data, recipe, tmp_path, capsys):
     command = ["train", "--config", str(recipe), "--data.root", str(data), "--model.weights", str(run)]
     # At a rate of 0 the weights stay, the classes change places.

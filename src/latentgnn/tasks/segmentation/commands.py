@@ -13,6 +13,7 @@ from rich.progress import track
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
+from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
 from latentgnn.files import write_json
 from latentgnn.inspection import Report
@@ -21,26 +22,39 @@ from latentgnn.tasks.checks import Split, check_splits
 from latentgnn.tasks.class_scores import Scores
 from latentgnn.tasks.class_sections import sections
 from latentgnn.tasks.classes import class_names
-from latentgnn.tasks.explaining import block_names, chosen_blocks, spread
+from latentgnn.tasks.explaining import PAGE, block_names, chosen_blocks, spread
 from latentgnn.tasks.explaining import diagnose as diagnose_blocks
-from latentgnn.tasks.exporting import Format
+from latentgnn.tasks.explaining import explain as explain_inputs
+from latentgnn.tasks.exporting import Exporting, Format
+from latentgnn.tasks.exporting import export as exported
 from latentgnn.tasks.inputs import result_names
+from latentgnn.tasks.saving import shared_record
 from latentgnn.tasks.segmentation.check import check_split, load_set
-from latentgnn.tasks.segmentation.config import DataConfig, SegmentationConfig
+from latentgnn.tasks.segmentation.config import PLACES, DataConfig, SegmentationConfig
 from latentgnn.tasks.segmentation.datasets import LabelledImages
+from latentgnn.tasks.segmentation.explaining import explain_image
 from latentgnn.tasks.segmentation.layouts import colors_of
 from latentgnn.tasks.segmentation.loading import TrainedSegmenter, load_segmenter
 from latentgnn.tasks.segmentation.model import build_segmenter
 from latentgnn.tasks.segmentation.pictures import beside, png
 from latentgnn.tasks.segmentation.prediction import Predicted, expand_images, network_input, predict_files
+from latentgnn.tasks.segmentation.programs import segmenter_program
 from latentgnn.tasks.segmentation.start import start_from
 from latentgnn.tasks.segmentation.task import UNIT, SegmentationTask, score_image
 from latentgnn.training import commands
+from latentgnn.training.card import Subject, model_card
+from latentgnn.training.checkpoints import read_checkpoint
 from latentgnn.training.processes import Processes, sharing
 from latentgnn.training.report import write_analysis
-from latentgnn.training.runs import RunFolder, is_first_process
+from latentgnn.training.runs import RunFolder, is_first_process, run_of
 
 Data = tuple[LabelledImages, LabelledImages]
+
+USAGE = """import latentgnn
+
+model = latentgnn.load_run(".")  # this folder; or its name on the hub, with from_hub=True
+labels = model.predict("photo.jpg")  # (height, width): places in model.class_names"""
+"""What a model card says of its use."""
 
 # What a resumed run may change: where the same data lie now, and how results are made and shown.
 _MAY_CHANGE = ("data.root", "evaluation")
@@ -168,11 +182,39 @@ def predict(
 
 
 def export(config: SegmentationConfig, source: Path, *, to: Format, out: Path, overwrite: bool = False) -> None:
-    """Refused: `latentgnn.load_run` and ``save_pretrained`` pass a segmenter on."""
-    raise UserError(
-        f"segmenters of images are not exported to {to} yet; in Python, latentgnn.load_run({str(source)!r})"
-        ".save_pretrained(FOLDER) writes safetensors, and torch.onnx.export takes its .model"
+    """Write a trained segmenter in a format that others read; see `latentgnn.tasks.exporting.export`.
+
+    Args:
+        config: the model's.
+        source: a run's folder, a checkpoint or a saved model.
+        to: the format.
+        out: folder, new or empty.
+        overwrite: replace the results of an earlier command in ``out``.
+    """
+    checkpoint = commands.trained_weights(source)
+    trained = load_segmenter(config, checkpoint)
+    record = shared_record(config, PLACES, step=checkpoint.step)
+    blocks = f" with LatentGNN blocks at {', '.join(config.model.blocks)}" if config.model.blocks else ""
+    subject = Subject(
+        title=f"{config.model.architecture} on {config.model.backbone}{blocks}",
+        task="image-segmentation",
+        pipeline=True,
+        classes=trained.class_names,
+        usage=USAGE,
     )
+    program = segmenter_program(trained.model, config)
+    exporting = Exporting(
+        model=trained.model,
+        record=record,
+        program=lambda: program,
+        rebuild=lambda file: load_segmenter(config, read_checkpoint(file)).model,
+        run=lambda model: [model(program.samples[0]["images"])["out"]],
+        card=lambda lines, usage: model_card(
+            subject, record, run_of(source), titles=_titles, export=lines, usage=usage
+        ),
+    )
+    exported(exporting, to, out, overwrite=overwrite)
+    say_end(out)
 
 
 def explain(
@@ -186,10 +228,32 @@ def explain(
     block: str | None,
     command: str,
 ) -> None:
-    """Refused: there are no pictures of a segmenter's blocks yet; ``diagnose`` says what they do in figures."""
-    raise UserError(
-        f"explain draws blocks of detectors and point clouds; for segmenters of images: latentgnn diagnose {source}"
+    """Show what each block does on images; see `latentgnn.tasks.explaining.explain`.
+
+    Args:
+        config: the model's.
+        source: a run's folder, a checkpoint or a saved model.
+        inputs: files, folders and globs.
+        out: folder, new or empty.
+        overwrite: replace the results of an earlier command in ``out``.
+        places: column and row of pixels whose nodes are shown.
+        block: a block, or a part of its name; ``None`` for all.
+        command: that is run.
+    """
+    paths = expand_images(inputs)
+    trained = _trained(config, source)
+    blocks = chosen_blocks(block_names(trained.model), block, source)
+    explain_inputs(
+        paths,
+        lambda path: explain_image(trained, path, blocks=blocks, places=places),
+        kind="image",
+        out=out,
+        overwrite=overwrite,
+        source=source,
+        config=plain_data(config),
+        command=command,
     )
+    say_end(out / PAGE)
 
 
 def diagnose(config: SegmentationConfig, source: Path, *, samples: int) -> Report:
