@@ -30,7 +30,6 @@ from latentgnn.tasks.detection.evaluation import CocoEvaluator, Record, Scores, 
 from latentgnn.tasks.detection.explaining import explain_image
 from latentgnn.tasks.detection.exploring import ImageExplorer
 from latentgnn.tasks.detection.fit import NEEDS_MASKS
-from latentgnn.tasks.detection.images import read_image
 from latentgnn.tasks.detection.loading import TrainedDetector, load_detector
 from latentgnn.tasks.detection.memory import memory_of_prediction
 from latentgnn.tasks.detection.model import build_detector
@@ -50,6 +49,7 @@ from latentgnn.tasks.explaining import explain as explain_inputs
 from latentgnn.tasks.explore.inputs import MOST_INPUTS, noting_no_set
 from latentgnn.tasks.exporting import Exporting, Format
 from latentgnn.tasks.exporting import export as exported
+from latentgnn.tasks.images import read_image
 from latentgnn.tasks.inputs import result_names
 from latentgnn.tasks.progress import file_bar
 from latentgnn.tasks.saving import shared_record

@@ -18,6 +18,9 @@ from latentgnn.files import write_json
 from latentgnn.inspection import Report
 from latentgnn.outputs import Results, quoted, say_end
 from latentgnn.tasks.checks import Split, check_splits
+from latentgnn.tasks.class_scores import Scores
+from latentgnn.tasks.class_sections import sections
+from latentgnn.tasks.classes import class_names
 from latentgnn.tasks.explaining import PAGE, block_names, chosen_blocks, spread
 from latentgnn.tasks.explaining import diagnose as diagnose_blocks
 from latentgnn.tasks.explaining import explain as explain_inputs
@@ -25,12 +28,9 @@ from latentgnn.tasks.explore.inputs import MOST_INPUTS, noting_no_set
 from latentgnn.tasks.exporting import Exporting, Format
 from latentgnn.tasks.exporting import export as exported
 from latentgnn.tasks.inputs import result_names
-from latentgnn.tasks.pointcloud.analysis import sections
 from latentgnn.tasks.pointcloud.check import check_split, load_set
-from latentgnn.tasks.pointcloud.classes import class_names
 from latentgnn.tasks.pointcloud.config import PLACES, DataConfig, PointCloudConfig
 from latentgnn.tasks.pointcloud.datasets import DATASET_FILE, DATASET_SETTINGS, ScanSet
-from latentgnn.tasks.pointcloud.evaluation import Scores
 from latentgnn.tasks.pointcloud.explaining import explain_scan, take_crop
 from latentgnn.tasks.pointcloud.exploring import ScanExplorer
 from latentgnn.tasks.pointcloud.loading import TrainedSegmenter, load_segmenter
