@@ -184,7 +184,7 @@ class TrainingConfig:
             )
         if self.schedule.name == "cosine" and self.schedule.warmup_steps >= self.steps:
             raise UserError(
-                f"schedule.warmup_steps: expected fewer than all {self.steps} steps, for the rest is the cosine; "
+                f"schedule.warmup_steps: expected fewer than all {self.steps} steps, since the cosine follows; "
                 f"got {self.schedule.warmup_steps}; with few steps give both, as in --training.steps {self.steps} "
                 f"--training.schedule.warmup_steps {self.steps // 10}"
             )
