@@ -75,9 +75,7 @@ class Report:
         ]
         lines.append("")
         for block in self.blocks:
-            for finding in block.findings:
-                advice = f" {finding.advice[0].upper()}{finding.advice[1:]}." if finding.advice else ""
-                lines.append(f"{_shown(block.name)}: {finding.meaning}.{advice}")
+            lines += (f"{_shown(block.name)}: {finding}" for finding in block.findings)
         if self.not_run:
             lines.append(f"not run: {', '.join(map(_shown, self.not_run))}")
         lines.append(
