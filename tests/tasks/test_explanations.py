@@ -108,7 +108,7 @@ def test_a_page_and_pictures_of_images(
     assert page.count('src="data:image/') == 2
     # Pictures with small text have the page's width.
     assert page.count('<div class="card wide">') == 2
-    assert " · 1 image" in page and "1 images" not in page
+    assert " · 1 image<" in page
     assert not re.search(r"""(src|href)=(?!"data:)|url\(|<script""", page)
     assert "Nodes at column, row: 1: 60, 40, 2: 3, 3" in page
     assert f"latentgnn explain {detector}" in page
