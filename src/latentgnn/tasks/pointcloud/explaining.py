@@ -271,7 +271,7 @@ def _perspective(
     axes.scatter(*points.T, s=_size(len(points)), c=colours, linewidths=0, depthshade=False)
     axes.set_proj_type("persp")
     axes.view_init(elev=32, azim=-60)
-    axes.set_box_aspect(np.maximum(extent, 0.02 * extent.max() + 1e-6), zoom=1.2)
+    axes.set_box_aspect(np.maximum(extent, 0.02 * extent.max() + 1e-6), zoom=1.1)
     axes.set_axis_off()
     axes.set_title(title, fontsize=9, color=QUIET)
 
