@@ -1,6 +1,6 @@
 """A task of your own on the training package: exact resume, checkpoints, logs and a run folder for any model.
 
-    python examples/custom_task.py    # counts dots: an image holds up to four, far apart
+python examples/custom_task.py    # counts dots: an image holds up to four, far apart
 """
 
 import tempfile
