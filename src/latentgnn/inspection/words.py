@@ -31,8 +31,8 @@ class Finding:
     advice: str
 
     def __str__(self) -> str:
-        """The meaning, and the advice as a sentence after it."""
-        return " ".join(f"{text[0].upper()}{text[1:]}." for text in (self.meaning, self.advice) if text)
+        """The meaning, as it follows the block's name and a colon, and the advice as a sentence after it."""
+        return f"{self.meaning}.{f' {self.advice[0].upper()}{self.advice[1:]}.' if self.advice else ''}"
 
 
 def findings(block: BlockStatistics, output_change: float | None = None) -> tuple[Finding, ...]:
