@@ -75,14 +75,12 @@ class Report:
         ]
         lines.append("")
         for block in self.blocks:
-            for finding in block.findings:
-                advice = f" {finding.advice[0].upper()}{finding.advice[1:]}." if finding.advice else ""
-                lines.append(f"{_shown(block.name)}: {finding.meaning}.{advice}")
+            lines += (f"{_shown(block.name)}: {finding}" for finding in block.findings)
         if self.not_run:
             lines.append(f"not run: {', '.join(map(_shown, self.not_run))}")
         lines.append(
-            f"time of {self.seconds * 1e3:.0f} ms for a forward pass, measured once; memory of "
-            f"{self.held_bytes / 2**20:.1f} MiB that a forward pass holds for the backward pass"
+            f"time: the share of one forward pass, {self.seconds * 1e3:.0f} ms, measured once; memory: the share of "
+            f"the {self.held_bytes / 2**20:.1f} MiB that a forward pass holds for the backward pass"
         )
         return "\n".join(lines)
 
