@@ -103,18 +103,20 @@ class Darcy:
 
 
 class Pairs:
-    """Pairs of cells far from each other, each of which must say whether the two have one colour.
+    """Pairs of cells far from each other, each of which must say whether its level is above the other's.
 
     A map of ``size`` x ``size`` cells holds ``pairs`` pairs. The two cells of a pair carry the same mark, one of
-    ``pairs`` that are given at random, and a colour each, one of ``colours``. They lie at least ``far`` cells apart, in
-    rows or in columns. Three convolutions see three cells around. One vector for the whole map that is added to every
-    cell has to hold every pair's colours at once; a pair of latents for a mark would do.
+    ``marks`` that no other pair of the map has, and a level each, drawn evenly from -1 to 1. They lie at least ``far``
+    cells apart, in rows or in columns, so that three convolutions do not see one from the other. A cell that knows its
+    own level alone is right in three of four cases. One vector for the whole map would have to hold a number for every
+    mark, of which there are more than channels.
 
     Args:
         size: cells a side.
-        pairs: of cells.
-        colours: that a cell may have; the two are equal in half of the pairs.
+        pairs: of cells in a map.
+        marks: from which theirs are drawn.
         far: cells between the two of a pair.
+        channels: of the network.
         batch: maps a step.
         tests: maps to score on.
     """
@@ -123,40 +125,48 @@ class Pairs:
     scores: Mapping[str, str] = {"accuracy": "higher"}
 
     def __init__(
-        self, *, size: int = 12, pairs: int = 6, colours: int = 4, far: int = 5, batch: int = 16, tests: int = 256
+        self,
+        *,
+        size: int = 16,
+        pairs: int = 8,
+        marks: int = 32,
+        far: int = 7,
+        channels: int = 24,
+        batch: int = 16,
+        tests: int = 512,
     ) -> None:
-        if size < far + 1 or 2 * pairs > size * size:
-            raise UserError(f"{pairs} pairs at least {far} cells apart do not fit in {size} x {size} cells")
-        self.size, self.pairs, self.colours, self.far, self.batch = size, pairs, colours, far, batch
-        self.channels = 64
+        if size < far + 1 or 8 * pairs > size * size or pairs > marks:
+            raise UserError(
+                f"{pairs} pairs of {marks} marks, at least {far} cells apart, do not fit in {size} x {size} cells"
+            )
+        self.size, self.pairs, self.marks, self.far, self.batch = size, pairs, marks, far, batch
+        self.channels = channels
         self.test = self.maps(tests, torch.Generator().manual_seed(2**31))
 
     def places(self, count: int, generator: torch.Generator) -> Tensor:
         """Cells of both of each pair, (count, pairs, 2): all different, those of a pair far from each other."""
         kept: list[Tensor] = []
         while sum(map(len, kept)) < count:
-            drawn = torch.randint(self.size, (32 * count, self.pairs, 2, 2), generator=generator)
-            apart = ((drawn[:, :, 0] - drawn[:, :, 1]).abs().amax(-1) >= self.far).all(1)
-            cells = (drawn[..., 0] * self.size + drawn[..., 1]).flatten(1)
+            drawn = torch.randint(self.size, (8 * count * self.pairs, 2, 2), generator=generator)
+            drawn = drawn[(drawn[:, 0] - drawn[:, 1]).abs().amax(-1) >= self.far]
+            drawn = drawn[: len(drawn) // self.pairs * self.pairs]
+            cells = (drawn[..., 0] * self.size + drawn[..., 1]).reshape(-1, 2 * self.pairs)
             ordered = cells.sort(1).values
             different = (ordered[:, 1:] != ordered[:, :-1]).all(1)
-            kept.append(cells[apart & different].unflatten(1, (self.pairs, 2)))
+            kept.append(cells[different].unflatten(1, (self.pairs, 2)))
         return torch.cat(kept)[:count]
 
     def maps(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Maps (count, pairs + colours, size, size), and what each cell must say, -1 where there is none."""
+        """Maps (count, marks + 1, size, size), the level last, and what each cell must say, -1 where there is none."""
         places = self.places(count, generator).flatten(1)
-        first = torch.randint(self.colours, (count, self.pairs), generator=generator)
-        other = (first + torch.randint(1, self.colours, first.shape, generator=generator)) % self.colours
-        equal = torch.randint(2, first.shape, generator=generator)
-        colour = torch.stack([first, torch.where(equal == 1, first, other)], 2).flatten(1)
-        mark = torch.arange(self.pairs).repeat_interleave(2).expand(count, -1)
-        x = torch.zeros(count, self.pairs + self.colours, self.size**2)
+        level = 2 * torch.rand(count, self.pairs, 2, generator=generator) - 1
+        mark = torch.rand(count, self.marks, generator=generator).argsort(1)[:, : self.pairs].repeat_interleave(2, 1)
+        x = torch.zeros(count, self.marks + 1, self.size**2)
         rows = torch.arange(count)[:, None]
         x[rows, mark, places] = 1
-        x[rows, self.pairs + colour, places] = 1
+        x[rows, self.marks, places] = level.flatten(1)
         said = torch.full((count, self.size**2), -1)
-        said[rows, places] = equal.repeat_interleave(2, 1)
+        said[rows, places] = (level > level.flip(2)).long().flatten(1)
         square = (self.size, self.size)
         return x.unflatten(2, square), said.unflatten(1, square)
 
@@ -164,9 +174,10 @@ class Pairs:
         def convolution(width: int) -> nn.Module:
             return nn.Sequential(nn.Conv2d(width, self.channels, 3, padding=1), nn.ReLU())
 
+        width = self.channels
         net = nn.Sequential()
-        net.add_module("stages", nn.Sequential(*map(convolution, (self.pairs + self.colours, 64, 64))))
-        net.add_module("say", nn.Sequential(nn.Conv2d(64, 64, 1), nn.ReLU(), nn.Conv2d(64, 2, 1)))
+        net.add_module("stages", nn.Sequential(*map(convolution, (self.marks + 1, width, width))))
+        net.add_module("say", nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, 2, 1)))
         return net
 
     def batches(self, seed: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -45,7 +45,7 @@ class Study:
         variants: a block each, ``block: module:Name`` and its options, called with the number of channels; without
             ``block``, no block.
         against: the variants that the others are compared with.
-        seeds: of every variant, 0 and up; a variant may say its own number of ``seeds``.
+        seeds: how many, from 0 on.
         steps: of training.
         rate: AdamW's, which falls to 0 along half a cosine.
         decay: weight decay.
@@ -67,14 +67,12 @@ class Study:
 
     def runs(self) -> list[tuple[str, int]]:
         """Every variant and seed, seed by seed, so that what a stop leaves is paired."""
-        seeds = {name: variant.get("seeds", self.seeds) for name, variant in self.variants.items()}
-        return [(name, seed) for seed in range(max(seeds.values())) for name in seeds if seed < seeds[name]]
+        return [(name, seed) for seed in range(self.seeds) for name in self.variants]
 
     def training(self, variant: str) -> dict[str, Any]:
         """All that decides a run of a variant beside its seed."""
-        made = {key: value for key, value in self.variants[variant].items() if key != "seeds"}
         shared = {key: getattr(self, key) for key in ("data", "options", "steps", "rate", "decay")}
-        return {"variant": made, **shared}
+        return {"variant": self.variants[variant], **shared}
 
 
 def read_study(path: Path) -> Study:
@@ -115,7 +113,7 @@ def build(question: Question, variant: Mapping[str, Any], seed: int) -> nn.Modul
     """
     torch.manual_seed(seed)
     network = question.network()
-    options = {key: value for key, value in variant.items() if key not in ("block", "seeds")}
+    options = {key: value for key, value in variant.items() if key != "block"}
     if "block" in variant:
         host = network.get_submodule(question.place)
         block = find(variant["block"])(question.channels, **options)
@@ -191,7 +189,7 @@ def plan(study: Study, folder: Path) -> list[dict[str, Any]]:
     Returns:
         All plans, the first first, each with its date and the number of runs that were there.
     """
-    path = folder / "plan.json"
+    path = folder / f"plan-{study.name}.json"
     plans: list[dict[str, Any]] = read_json(path, "plan") if path.exists() else []
     planned = asdict(study)
     if not plans or plans[-1]["study"] != planned:

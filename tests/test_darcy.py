@@ -33,7 +33,7 @@ def test_samples_are_as_the_recipe_says() -> None:
     edge = np.ones((16, 16), bool)
     edge[1:-1, 1:-1] = False
     assert (pressure[:, edge] == 0).all()
-    # By the maximum principle; and the mean lies between those in ground of one permeability alone, as for all energies.
+    # By the maximum principle; the mean is the energy, and lies between those in ground of one permeability.
     assert (pressure[:, ~edge] > 0).all()
     most, least = (darcy.solve(np.full((16, 16), alone)).mean() for alone in (darcy.LOW, darcy.HIGH))
     means = pressure.mean((1, 2))
