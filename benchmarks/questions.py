@@ -171,12 +171,13 @@ class Pairs:
         return x.unflatten(2, square), said.unflatten(1, square)
 
     def network(self) -> nn.Module:
-        def convolution(width: int) -> nn.Module:
-            return nn.Sequential(nn.Conv2d(width, self.channels, 3, padding=1), nn.ReLU())
+        def stage(width: int) -> nn.Module:
+            convolution = nn.Conv2d(width, self.channels, 3, padding=1, bias=False)
+            return nn.Sequential(convolution, nn.BatchNorm2d(self.channels), nn.ReLU())
 
         width = self.channels
         net = nn.Sequential()
-        net.add_module("stages", nn.Sequential(*map(convolution, (self.marks + 1, width, width))))
+        net.add_module("stages", nn.Sequential(*map(stage, (self.marks + 1, width, width))))
         net.add_module("say", nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, 2, 1)))
         return net
 
