@@ -11,10 +11,10 @@ from PIL import Image
 
 from latentgnn.inspection import Seen, capture
 from latentgnn.inspection.running import blocks_of, without
-from latentgnn.tasks.detection.images import IMAGE_SUFFIXES, read_image
 from latentgnn.tasks.detection.loading import TrainedDetector
 from latentgnn.tasks.explore.views import Parts, block_view, finite
 from latentgnn.tasks.image_explaining import Frame
+from latentgnn.tasks.images import IMAGE_SUFFIXES, read_image
 
 _LONGEST = 1600  # pixels of the picture that the page gets
 _MOST_PIXELS = 2**25  # of a file that is dropped on the page
