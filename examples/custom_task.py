@@ -1,8 +1,6 @@
 """A task of your own on the training package: exact resume, checkpoints, logs and a run folder for any model.
 
-    python examples/custom_task.py    # counts dots: an image holds up to four, far apart
-
-A task is a model, two sets of samples, losses and scores; the loop knows nothing else.
+python examples/custom_task.py    # counts dots: an image holds up to four, far apart
 """
 
 import tempfile
@@ -27,8 +25,7 @@ def dots(number: int) -> tuple[Tensor, int, int]:
     count = int(torch.randint(5, (), generator=generator))
     image = 0.2 * torch.randn(1, 32, 32, generator=generator)
     for place in torch.randperm(64, generator=generator)[:count].tolist():
-        row, column = 4 * (place // 8), 4 * (place % 8)
-        image[:, row : row + 3, column : column + 3] += 1
+        image[:, 4 * (place // 8) :][:, :3, 4 * (place % 8) :][..., :3] += 1
     return image, count, number
 
 

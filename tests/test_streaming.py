@@ -21,6 +21,7 @@ from latentgnn import (
     gather_chunks,
     reference,
     scatter_chunk,
+    shard_nodes,
 )
 from latentgnn.core import inputs
 from latentgnn.errors import UserError
@@ -262,6 +263,18 @@ def test_norms_over_nodes_are_refused(norm: str, training: bool, reason: str) ->
     layer = make_layer("asymmetric", norm, training=training)
     with pytest.raises(TypeError, match=f"LatentGNN cannot take its nodes in chunks: {reason}"):
         gather_chunks(layer, [torch.ones(1, 32, 4, dtype=torch.float64)])
+
+
+def test_a_layer_whose_nodes_processes_share_is_refused(tmp_path: Path) -> None:
+    layer = packed()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        shard_nodes(layer, torch.distributed.group.WORLD)
+        with pytest.raises(TypeError, match=r"between processes: call latentgnn.shard_nodes\(layer, None\) first"):
+            gather_chunks(layer, [torch.zeros(4, 32, dtype=torch.float64)])
+    finally:
+        torch.distributed.destroy_process_group()
+    assert gather_chunks(shard_nodes(layer, None), [torch.zeros(4, 32, dtype=torch.float64)]).nodes == 4
 
 
 def test_what_is_no_chunk_is_refused() -> None:

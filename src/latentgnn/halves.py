@@ -21,7 +21,9 @@ from latentgnn.samples import Nodes
 
 
 def why_not_halves(layer: Arrangement) -> str | None:
-    """Why a layer has no such halves, ``None`` if it has: a norm takes statistics from more than a node's channels."""
+    """Why a layer has no such halves, ``None`` if it has: norms of one node at a time, no shared nodes."""
+    if layer.ranks is not None:
+        return "its nodes are shared between processes: call latentgnn.shard_nodes(layer, None) first"
     for norm in layer.norms:
         if is_affine(norm) or isinstance(norm, nn.LayerNorm | nn.RMSNorm):
             continue

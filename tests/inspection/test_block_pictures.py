@@ -87,6 +87,7 @@ def test_a_gallery_of_latents(scatter: bool) -> None:
         wanted = (kernel.scatter if scatter else kernel.raw_gather)[1, latent].view(3, 4)
         np.testing.assert_allclose(axes.images[-1].get_array(), wanted, rtol=1e-9)
         assert axes.get_title() == f"latent {latent}: {usage[latent]:.1%}"
+    assert f"where 2 of {len(usage)} latents {'scatter to' if scatter else 'gather from'}" in figure.get_suptitle()
     with pytest.raises(IndexError, match="2 groups"):
         seen.plot_latents(0, group=2)
     with pytest.raises(ValueError, match="the image must be"):

@@ -194,16 +194,19 @@ def test_names_and_the_last_call() -> None:
     assert len(seen[-1].samples) == 2
     with pytest.raises(KeyError, match=r"no block 'nowhere'; there are '0.latentgnn', '1.latentgnn'"):
         seen["nowhere"]
-    with pytest.raises(KeyError, match="2 blocks"):
+    with pytest.raises(KeyError, match=r"no block number 2, counted from 0; there are '0.latentgnn', '1.latentgnn'"):
         seen[2]
     for node in (np.int64(7), torch.tensor([1, 2]), [1, 2], np.array([1, 2])):
         assert torch.equal(seen.row(0, node), seen.row(0, (1, 2)))
     for node in (25, -1, (5, 0), (0, 0, 0)):
-        with pytest.raises(IndexError, match=r"shape \(5, 5\)"):
+        with pytest.raises(IndexError, match=r"shape \(5, 5\): a node is a number from 0 to 24"):
+            seen.row(0, node)
+    for node in (2.0, (1.5, 2), "3"):
+        with pytest.raises(TypeError, match="whole numbers, of the block's map"):
             seen.row(0, node)
     with pytest.raises(IndexError, match="2 samples"):
         seen.row(0, 0, sample=2)
-    with pytest.raises(IndexError, match="1 kernels"):
+    with pytest.raises(IndexError, match="one kernel, 0; got kernel=1"):
         seen.row(0, 0, kernel=1)
     with pytest.raises(ValueError, match="no LatentGNN"), capture(nn.Conv2d(3, 3, 1)):
         pass

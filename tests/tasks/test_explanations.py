@@ -106,6 +106,9 @@ def test_a_page_and_pictures_of_images(
             assert picture.width > 1000
     page = (out / "explain.html").read_text()
     assert page.count('src="data:image/') == 2
+    # Pictures with small text have the page's width.
+    assert page.count('<div class="card wide">') == 2
+    assert " · 1 image<" in page
     assert not re.search(r"""(src|href)=(?!"data:)|url\(|<script""", page)
     assert "Nodes at column, row: 1: 60, 40, 2: 3, 3" in page
     assert f"latentgnn explain {detector}" in page

@@ -51,4 +51,8 @@ def test_faults_are_noted_but_for_those_that_all_would_meet():
         UserError, match=r"6 of 7 images failed; the others are done, in out:\n  a\.png: torn\n  b\.png"
     ):
         raise_faults(faults, inputs=7, kind="image", out=Path("out"))
+    with pytest.raises(UserError, match=r"^2 of 2 images failed:\n  a\n  b$"):
+        raise_faults(["a", "b"], inputs=2, kind="image", out=Path("out"))
+    with pytest.raises(UserError, match=r"^the image failed:\n  a$"):
+        raise_faults(["a"], inputs=1, kind="image", out=Path("out"))
     raise_faults([], inputs=3, kind="image", out=Path("out"))

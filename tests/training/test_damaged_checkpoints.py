@@ -157,7 +157,7 @@ def old_format(path: Path) -> None:
             lambda path: torch.save(nn.Linear(2, 2), path),
             r"a checkpoint \(it holds more than tensors and plain data\)",
         ),
-        (lambda path: path.mkdir(), "there is no checkpoint"),
+        (lambda path: path.mkdir(), "holds no saved model: it has no config.json and no model.safetensors"),
     ],
 )
 def test_other_files_are_told_in_a_line(tmp_path: Path, make: Callable[[Path], Any], message: str) -> None:

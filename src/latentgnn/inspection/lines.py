@@ -37,7 +37,8 @@ def chosen(what: str, number: int | None, count: int) -> slice:
     if number is None:
         return slice(0, count)
     if not 0 <= number < count:
-        raise IndexError(f"the block has {count} {what}s, from 0 on; got {what}={number}")
+        known = f"{count} {what}s, 0 to {count - 1}" if count > 1 else f"one {what}, 0"
+        raise IndexError(f"the block has {known}; got {what}={number}")
     return slice(number, number + 1)
 
 
@@ -56,12 +57,15 @@ def index_of(node: Node, sample: SeenSample) -> int:
 
     Raises:
         IndexError: the sample has no such node.
+        TypeError: a place that is not in whole numbers.
     """
     place = tuple(np.atleast_1d(np.asarray(node)).tolist())  # NumPy's and PyTorch's integers too
+    if not all(type(at) is int for at in place):
+        raise TypeError(f"a node is given by whole numbers, of the block's map and not of the image; got {node!r}")
     shape = (sample.nodes,) if len(place) == 1 else sample.shape
     if len(place) != len(shape) or not all(0 <= at < size for at, size in zip(place, shape, strict=True)):
         raise IndexError(
-            f"the sample's nodes have the shape {sample.shape}: a node is a number below {sample.nodes}, or its place "
-            f"in each dimension; got {node!r}"
+            f"the sample's nodes have the shape {sample.shape}: a node is a number from 0 to {sample.nodes - 1}, or "
+            f"its place in each dimension of this shape, which is the block's and not the image's; got {node!r}"
         )
     return int(np.ravel_multi_index(place, shape))

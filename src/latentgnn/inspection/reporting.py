@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from latentgnn.inspection.comparison import difference
-from latentgnn.inspection.running import blocks_of, evaluating, run
+from latentgnn.inspection.running import blocks_of, evaluating, run, without
 from latentgnn.inspection.seen import capture
 from latentgnn.inspection.statistics import BlockStatistics, RunningStatistics
 from latentgnn.inspection.words import Finding, findings
@@ -75,14 +75,12 @@ class Report:
         ]
         lines.append("")
         for block in self.blocks:
-            for finding in block.findings:
-                advice = f" {finding.advice[0].upper()}{finding.advice[1:]}." if finding.advice else ""
-                lines.append(f"{_shown(block.name)}: {finding.meaning}.{advice}")
+            lines += (f"{_shown(block.name)}: {finding}" for finding in block.findings)
         if self.not_run:
             lines.append(f"not run: {', '.join(map(_shown, self.not_run))}")
         lines.append(
-            f"time of {self.seconds * 1e3:.0f} ms for a forward pass, measured once; memory of "
-            f"{self.held_bytes / 2**20:.1f} MiB that a forward pass holds for the backward pass"
+            f"time: the share of one forward pass, {self.seconds * 1e3:.0f} ms, measured once; memory: the share of "
+            f"the {self.held_bytes / 2**20:.1f} MiB that a forward pass holds for the backward pass"
         )
         return "\n".join(lines)
 
@@ -156,7 +154,7 @@ def report(model: nn.Module, batch: Any) -> Report:
             running = RunningStatistics(name)
             running.add(block)
             statistics = running.result()
-            with _without(layers[name]):
+            with without(layers[name]):
                 output_change = difference(output, run(model, batch))
             reports.append(
                 BlockReport(
@@ -173,20 +171,6 @@ def report(model: nn.Module, batch: Any) -> Report:
         seconds=seconds,
         held_bytes=held,
     )
-
-
-@contextmanager
-def _without(layer: LatentGNN) -> Iterator[None]:
-    """A network without a block: what comes in goes out."""
-
-    def passed(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> Any:
-        return args[0] if args else kwargs["x"]
-
-    handle = layer.register_forward_hook(passed, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextmanager

@@ -243,12 +243,14 @@ class Seen(Mapping[str, SeenBlock]):
         usage = graph.scatter_usage if scatter else graph.gather_usage
         first = sorted(range(len(usage)), key=lambda latent: -usage[latent])[: max(most, 1)]
         seen = found.kernels[kernel]
+        shown = f"all {len(usage)} latents" if len(first) == len(usage) else f"{len(first)} of {len(usage)} latents"
         return latents_figure(
             (seen.scatter if scatter else seen.raw_gather)[group],
             found.shape,
             found.mask,
             {latent: f"latent {latent}: {usage[latent]:.1%}" for latent in first},
-            title=f"{self[block].name or 'the block'}: latents, {'scatter' if scatter else 'gather'}",
+            title=f"{self[block].name or 'the block'}: where {shown} {'scatter to' if scatter else 'gather from'}, "
+            "and their share of all weights",
             image=image,
             points=points,
         )
@@ -290,7 +292,7 @@ class Seen(Mapping[str, SeenBlock]):
     def _name(self, block: str | int) -> str:
         if isinstance(block, int):
             if not -len(self._names) <= block < len(self._names):
-                raise KeyError(f"the network has {len(self._names)} blocks, {self._listed()}; got {block}")
+                raise KeyError(f"no block number {block}, counted from 0; there are {self._listed()}")
             return self._names[block]
         if block in self._names:
             return block

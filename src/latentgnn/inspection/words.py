@@ -30,6 +30,10 @@ class Finding:
     meaning: str
     advice: str
 
+    def __str__(self) -> str:
+        """The meaning, as it follows the block's name and a colon, and the advice as a sentence after it."""
+        return f"{self.meaning}.{f' {self.advice[0].upper()}{self.advice[1:]}.' if self.advice else ''}"
+
 
 def findings(block: BlockStatistics, output_change: float | None = None) -> tuple[Finding, ...]:
     """What the figures of a block say, the weightiest first.
@@ -68,7 +72,7 @@ def _faults(block: BlockStatistics, output_change: float | None) -> Iterator[Fin
     if block.change.mean < SMALL_CHANGE:
         yield Finding(
             name="small_change",
-            meaning=f"it changes its input by {block.change.mean:.2%} only: next to nothing",
+            meaning=f"it changes its input by only {block.change.mean:.2%}: next to nothing",
             advice="train longer, or give the block a higher learning rate and gamma no weight decay; if it stays so, "
             "leave it out",
         )
@@ -81,7 +85,7 @@ def _faults(block: BlockStatistics, output_change: float | None) -> Iterator[Fin
     if output_change is not None and output_change < SMALL_CHANGE <= block.change.mean:
         yield Finding(
             name="no_effect",
-            meaning=f"the network's output changes by {output_change:.2%} only without it, on this batch",
+            meaning=f"without it, the network's output changes by only {output_change:.2%}, on this batch",
             advice="compare the score with and without it on held-out data; if it is the same, leave it out",
         )
     if block.row_difference < SAME_ROWS:

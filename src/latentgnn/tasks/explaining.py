@@ -26,9 +26,10 @@ PAGE = "explain.html"
 
 _MEASURED = 3  # samples on which time, memory and the change of the output are measured
 _READ = (
-    "A heat map shows the row of a node: how much of each other node it takes in. Weights are never negative; a row "
-    "need not sum to one, so compare within a row. Below, latents: where each gathers from, with its share of all that "
-    "is gathered; how they take in one another; their use; and how many directions the affinity has."
+    "The heat map of a node shows how much it takes in of every other node. Weights are never negative and need not "
+    "sum to one. Each map is scaled by its own largest weight, so compare within a map. Below it, the latents: where "
+    "each gathers from and its share of all that is gathered, how much latents take in of each other when they mix, "
+    "and how much each is used. Last, the effective rank: about how many different contexts the block can give."
 )
 
 
@@ -126,9 +127,10 @@ def explain(
                     shown.append(found.block)
                 print(f"{path}: {', '.join(shown)}")
         if sections:
+            done = len(paths) - len(faults)
             page = render(
                 RunFolder(out, config),
-                subtitle=f"{source} · {len(paths) - len(faults)} {kind}s",
+                subtitle=f"{source} · {done} {kind}{'' if done == 1 else 's'}",
                 notes=[_READ],
                 sections=sections,
                 commands=[command],
@@ -144,7 +146,7 @@ def _section(path: Path, found: Explained, place: Path) -> Section:
         title=f"{path.name} · {found.block}",
         text=in_words(found.statistics),
         tables=(figures_table(found.statistics),),
-        galleries=(Gallery(title="What it takes from where", pictures=(picture,)),),
+        galleries=(Gallery(title="What nodes take in, and what the latents do", pictures=(picture,), wide=True),),
     )
 
 

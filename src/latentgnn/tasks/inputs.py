@@ -103,7 +103,10 @@ def raise_faults(faults: Sequence[str], *, inputs: int, kind: str, out: Path) ->
     """
     if faults:
         listed = "\n  ".join(faults)
-        raise UserError(f"{len(faults)} of {inputs} {kind}s failed; the others are done, in {out}:\n  {listed}")
+        if inputs == 1:
+            raise UserError(f"the {kind} failed:\n  {listed}")
+        rest = f"; the others are done, in {out}" if len(faults) < inputs else ""
+        raise UserError(f"{len(faults)} of {inputs} {kind}s failed{rest}:\n  {listed}")
 
 
 def _one_case(path: Path) -> str:

@@ -88,7 +88,7 @@ def concentration(row: NDArray[np.float32]) -> str:
 
     Example:
         >>> concentration(np.array([0, 6, 2, 2], np.float32))
-        'half of it from 25% of the nodes'
+        'half from 25% of nodes'
         >>> concentration(np.zeros(4, np.float32))
         'it takes in nothing'
     """
@@ -97,7 +97,7 @@ def concentration(row: NDArray[np.float32]) -> str:
     if total <= 0:
         return "it takes in nothing"
     half = float(np.searchsorted(np.cumsum(weights), total / 2) + 1) / weights.size
-    return f"half of it from {half:.0%} of the nodes"
+    return f"half from {half:.0%} of nodes"
 
 
 def strength(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -166,10 +166,7 @@ def figures_table(statistics: BlockStatistics) -> Table:
 
 def in_words(statistics: BlockStatistics) -> str:
     """What the numbers mean."""
-    return " ".join(
-        f"{finding.meaning[:1].upper()}{finding.meaning[1:]}.{f' Try: {finding.advice}.' if finding.advice else ''}"
-        for finding in findings(statistics)
-    )
+    return " ".join(f"{text[0].upper()}{text[1:]}" for text in map(str, findings(statistics)))
 
 
 def png_of(figure: Any) -> bytes:

@@ -271,7 +271,9 @@ def _checked(path: Path, content: Any) -> Checkpoint:
         raise ValueError(f"expected a mapping, got {type(content).__name__}")
     missing = [name for name in ("latentgnn", "state_dict", "optimizer") if not isinstance(content.get(name), dict)]
     if missing:
-        raise ValueError(f"it has no {' and no '.join(missing)}")
+        raise ValueError(
+            f"it has no {' and no '.join(missing)}; weights of a network of your own go into its load_state_dict"
+        )
     record, weights = content["latentgnn"], content["state_dict"]
     for name in ("config", "course"):
         if not isinstance(record.get(name), dict):

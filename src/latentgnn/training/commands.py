@@ -76,7 +76,7 @@ def train(job: Job[Data], config: Any, out: Path | None, *, name: str, resume: b
         written = write_report(run, job.titles)
     if written is not None:
         print(f"report: {written}")
-        say_end(run.path, *_after_training(run.path))
+        say_end(run.path, *_after_training(run))
     return metrics
 
 
@@ -129,7 +129,7 @@ def compare(job: Job[Data], config: Any, out: Path | None, *, name: str, resume:
         print(f"\n{_comparison_table(comparison, job.titles(comparison['with_blocks']))}")
         write_json(both.path / "comparison.json", comparison)
         print(f"report: {write_comparison(both, trained, job.titles)}")
-    say_end(both.path, *_after_training(both.path / _COMPARED[0]))
+    say_end(both.path, *_after_training(trained[_COMPARED[0]]))
     return comparison
 
 
@@ -226,9 +226,12 @@ def write_pictures(run: RunFolder, pictures: Iterable[tuple[Path, bytes]], *, re
         write_bytes(path, content)
 
 
-def _after_training(run: Path) -> tuple[str, ...]:
-    """What can be done with a trained model."""
-    return f"latentgnn evaluate {quoted(run)}", f"latentgnn predict {quoted(run)} INPUT ..."
+def _after_training(run: RunFolder) -> tuple[str, ...]:
+    """What can be done with a trained model; only one with blocks has something to look into."""
+    name = quoted(run.path)
+    look = (f"latentgnn diagnose {name}", f"latentgnn explain {name} INPUT ...")
+    has_blocks = run.config.get("model", {}).get("blocks")
+    return f"latentgnn evaluate {name}", f"latentgnn predict {name} INPUT ...", *(look if has_blocks else ())
 
 
 def _folder(out: Path | None, name: str, *, resume: bool) -> RunFolder:

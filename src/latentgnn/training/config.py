@@ -188,7 +188,7 @@ class TrainingConfig:
             )
         if self.schedule.name in ("cosine", "polynomial") and self.schedule.warmup_steps >= self.steps:
             raise UserError(
-                f"schedule.warmup_steps: expected fewer than all {self.steps} steps, for the rest is the "
-                f"{self.schedule.name}; got {self.schedule.warmup_steps}; with few steps give both, as in "
-                f"--training.steps {self.steps} --training.schedule.warmup_steps {self.steps // 10}"
+                f"schedule.warmup_steps: expected fewer than all {self.steps} steps, since the "
+                f"{self.schedule.name} schedule follows; got {self.schedule.warmup_steps}; with few steps give both, "
+                f"as in --training.steps {self.steps} --training.schedule.warmup_steps {self.steps // 10}"
             )

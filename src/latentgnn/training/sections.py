@@ -111,10 +111,12 @@ class Gallery:
     Args:
         title: above them.
         pictures: in order.
+        wide: each as wide as the page; on a small screen at a width at which its text can be read, to be scrolled.
     """
 
     title: str
     pictures: tuple[Picture, ...]
+    wide: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

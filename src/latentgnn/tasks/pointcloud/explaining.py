@@ -203,8 +203,8 @@ def _draw(
         row = as_array(seen.row(block, at_block))
         panels.append(
             (
-                f"node {number}, at the input's points",
-                f"at the block's: {concentration(row)}",
+                f"node {number}, at all points of the crop",
+                concentration(row),
                 _heat(crop.to_finest(row, level)),
                 _heat(row),
             )
@@ -227,7 +227,8 @@ def _draw(
     ]
     top.legend(handles=handles, loc="outside lower center", ncols=min(8, len(handles)), frameon=False, fontsize=8)
     top.suptitle(
-        f"{block}: what a point takes in, at {len(fine):,} points and at the block's {len(coarse):,}", fontsize=11
+        f"{block}: what a node takes in, at the crop's {len(fine):,} points and, below, at the block's {len(coarse):,}",
+        fontsize=11,
     )
 
     axes = middle.subplots(latent_rows, latent_columns, squeeze=False).ravel()
@@ -270,7 +271,7 @@ def _perspective(
     axes.scatter(*points.T, s=_size(len(points)), c=colours, linewidths=0, depthshade=False)
     axes.set_proj_type("persp")
     axes.view_init(elev=32, azim=-60)
-    axes.set_box_aspect(np.maximum(extent, 0.02 * extent.max() + 1e-6), zoom=1.45)
+    axes.set_box_aspect(np.maximum(extent, 0.02 * extent.max() + 1e-6), zoom=1.1)
     axes.set_axis_off()
     axes.set_title(title, fontsize=9, color=QUIET)
 

@@ -247,13 +247,11 @@ class FeaturePropagation(nn.Module):
         """(T, C) and (T_coarser, C') to (T, C)."""
         apart = coarser.coordinates[coarser.anchors] - level.coordinates[:, None]
         # Distances are in metres; a point that is kept at the coarser level takes its own features there.
-        weight = 1 / (apart.square().sum(dim=2) + 1e-8)
+        squared = apart.square().sum(dim=2)
+        # ONNX's optimizer takes 1e-8 for zero and leaves it out; in an export, the factor of 1e8 cancels below.
+        weight = 1 / (1e8 * squared + 1) if torch.compiler.is_exporting() else 1 / (squared + 1e-8)
         weight = (weight / weight.sum(dim=1, keepdim=True)).to(coarse.dtype)
-        if torch.compiler.is_exporting():
-            # The ONNX exporter's bag gives other numbers.
-            raised = (F.embedding(coarser.anchors, coarse) * weight[..., None]).sum(dim=1)
-        else:
-            raised = F.embedding_bag(coarser.anchors, coarse, per_sample_weights=weight, mode="sum")
+        raised = F.embedding_bag(coarser.anchors, coarse, per_sample_weights=weight, mode="sum")
         mixed: Tensor = self.mix(torch.cat((x, raised), dim=1))
         return mixed
 
