@@ -49,7 +49,7 @@ def _tile_arguments(parser: argparse.ArgumentParser) -> None:
         help="look at large images, or scans, by tiles of this side, in pixels or metres (--evaluation.tiles)",
     )
     parser.add_argument(
-        "--overlap", metavar="FRACTION", help="of neighbouring tiles (--evaluation.tile_overlap; 0.2; detection)"
+        "--overlap", metavar="FRACTION", help="of neighbouring tiles (--evaluation.tile_overlap; 0.2; not of scans)"
     )
 
 

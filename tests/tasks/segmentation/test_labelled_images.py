@@ -81,6 +81,14 @@ def test_colours_without_an_id_are_a_fault(tmp_path):
         load_set(config, "train")
 
 
+def test_ids_beyond_16_bits_are_a_fault(tmp_path):
+    save(tmp_path / "images" / "train" / "a.png", rgb())
+    (tmp_path / "labels" / "train").mkdir(parents=True)
+    Image.fromarray(np.array([[0, 1, 70_000]] * 2, np.int32)).save(tmp_path / "labels" / "train" / "a.tif")
+    told = check_split(DataConfig(root=str(tmp_path), classes={0: "sky", 1: "road"}), "train").text()
+    assert "a.tif: ids of 0 to 70000; expected 0 to 65,535" in told
+
+
 def test_random_changes_depend_on_seed_epoch_and_index_alone(tmp_path):
     rng = np.random.default_rng(0)
     for name in "ab":

@@ -1,10 +1,10 @@
 """What the commands do for segmentation of images, after the command line is parsed."""
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -254,6 +254,16 @@ def explain(
         command=command,
     )
     say_end(out / PAGE)
+
+
+def explore(
+    config: SegmentationConfig, source: Path, inputs: Sequence[str], *, serve: Callable[[Any], None]
+) -> NoReturn:
+    """Refused: the page shows boxes and points, and no classes of pixels."""
+    raise UserError(
+        "explore shows detectors and point clouds; for a segmenter of images: latentgnn explain "
+        f"{quoted(source)} INPUT ... --out FOLDER"
+    )
 
 
 def diagnose(config: SegmentationConfig, source: Path, *, samples: int) -> Report:

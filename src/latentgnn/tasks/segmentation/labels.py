@@ -11,6 +11,7 @@ from latentgnn.tasks.images import open_image
 from latentgnn.tasks.segmentation.config import DataConfig
 
 _UNKNOWN = -2
+_LARGEST = 65_535
 _SHOWN = 5  # ids or colours that a message lists
 
 
@@ -30,7 +31,10 @@ def read_ids(path: Path, config: DataConfig) -> NDArray[np.int64]:
                 f"{path}: the label picture cannot be read ({str(error) or type(error).__name__})"
             ) from error
         if picture.mode in ("L", "P", "1") or picture.mode.startswith("I"):
-            return np.asarray(picture).astype(np.int64)
+            ids = np.asarray(picture).astype(np.int64)
+            if ids.min() < 0 or ids.max() > _LARGEST:
+                raise UserError(f"{path}: ids of {ids.min()} to {ids.max()}; expected 0 to {_LARGEST:,}")
+            return ids
         if picture.mode not in ("RGB", "RGBA"):
             raise UserError(f"{path}: a label picture of the mode {picture.mode}; expected gray, a palette or colours")
         pixels = np.asarray(picture.convert("RGB")).astype(np.int64)
@@ -57,13 +61,13 @@ def to_labels(ids: NDArray[np.int64], config: DataConfig) -> tuple[NDArray[np.in
     """
     classes = config.classes or {}
     places = {name: place for place, name in enumerate(class_names(classes))}
-    found, where = np.unique(ids, return_inverse=True)
-    label_of = {**dict.fromkeys(config.ignored or (), IGNORE), **{id: places[name] for id, name in classes.items()}}
-    own = np.array([label_of.get(int(id), _UNKNOWN) for id in found], np.int64)
-    counts = np.bincount(where.ravel(), minlength=len(found))
-    strange = {int(found[place]): int(counts[place]) for place in np.flatnonzero(own == _UNKNOWN)}
-    labels = np.where(own == _UNKNOWN, IGNORE, own)[where].reshape(ids.shape)
-    return labels, strange
+    label_of = np.full(_LARGEST + 1, _UNKNOWN, np.int64)
+    label_of[list(config.ignored or ())] = IGNORE
+    label_of[list(classes)] = [places[name] for name in classes.values()]
+    labels = label_of[ids]
+    found, counts = np.unique(ids[labels == _UNKNOWN], return_counts=True)
+    labels[labels == _UNKNOWN] = IGNORE
+    return labels, dict(zip(found.tolist(), counts.tolist(), strict=True))
 
 
 def unknown_ids(strange: dict[int, int]) -> str:
