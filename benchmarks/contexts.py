@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentgnn import LatentGNN, functional
 from latentgnn.errors import require
+from latentgnn.projections import Projection
 
 
 class AllNodes(nn.Module):
@@ -71,3 +73,59 @@ class NonLocal(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.block(x.flatten(2).unsqueeze(-1))).view_as(x)
+
+
+class GlobalContext(nn.Module):
+    """timm's block of GCNet: one vector for the whole map, from attention, that is added to every node.
+
+    Args:
+        channels: C.
+        reduction: C over the channels inside.
+    """
+
+    def __init__(self, channels: int, reduction: int = 1) -> None:
+        super().__init__()
+        require("timm", extra="detection")
+        from timm.layers.global_context import GlobalContext as Block
+
+        self.block = Block(channels, fuse_add=True, fuse_scale=False, rd_ratio=1 / reduction, rd_divisor=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.block(x))
+
+
+class Convolutions(nn.Sequential):
+    """More convolutions of 3 x 3 in place of context: the control for what parameters and operations bring.
+
+    Args:
+        channels: C.
+        count: how many.
+    """
+
+    def __init__(self, channels: int, count: int) -> None:
+        super().__init__(*(nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.GELU()) for _ in range(count)))
+
+
+class Unmixed(LatentGNN):
+    """The layer without its step between the latents, A = 1: to see what mixing brings.
+
+    For one kernel in one group, two assignments and no graph convolution; options as `LatentGNN` has them.
+    """
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        (kernel,) = self.kernel_list
+        nodes = x.flatten(2)
+        way = [(self.gather_reduce, kernel.gather_assign), (self.scatter_reduce, kernel.scatter_assign)]
+        values = [functional.l2(_projected(reduce, nodes).mT, -1) for reduce, _ in way]
+        gathers, scatters = (
+            torch.relu(_projected(assign, value.mT)).mT for (_, assign), value in zip(way, values, strict=True)
+        )
+        weight = functional.node_weight(gathers, node_scale=self.config.node_scale)
+        latents = functional.gather(values[0], gathers) * functional.reciprocal(weight)
+        context = functional.scatter(latents, functional.l2(scatters, -1))
+        return x + self.gamma * _projected(self.expand, context.mT).view_as(x)
+
+
+def _projected(projection: Projection | None, x_BCN: Tensor) -> Tensor:
+    assert projection is not None
+    return cast(Tensor, projection.norm(projection.weight @ x_BCN))

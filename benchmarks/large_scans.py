@@ -27,7 +27,7 @@ from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import parse_config, plain_data
 from latentgnn.errors import UserError
 from latentgnn.files import write_json, write_text
-from latentgnn.tasks.pointcloud.classes import class_names
+from latentgnn.tasks.classes import class_names
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
 from latentgnn.tasks.pointcloud.features import feature_columns
 from latentgnn.tasks.pointcloud.model import PointNetwork, build_point_network

@@ -9,6 +9,7 @@ from latentgnn.configuration.settings import parse_config
 from latentgnn.errors import UserError
 from latentgnn.tasks.detection.config import DetectionConfig
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
+from latentgnn.tasks.segmentation.config import SegmentationConfig
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,13 @@ from latentgnn.tasks.pointcloud.config import PointCloudConfig
         (PointCloudConfig, "loss.lovasz", "-1", "0 or more"),
         (PointCloudConfig, "loss.label_smoothing", "2", "from 0 to 1"),
         (PointCloudConfig, "evaluation.votes", "0", "1 to 1000"),
+        (SegmentationConfig, "model.output_stride", "12", "8, 16 or 32"),
+        (SegmentationConfig, "model.blocks", "{backbone.layer3: 0}", "1 to 16,384 latents a kernel"),
+        (SegmentationConfig, "data.classes", "{}", "ids of 0 to 65,535"),
+        (SegmentationConfig, "data.colors", "{1: [0, 0, 256]}", "0 to 255"),
+        (SegmentationConfig, "data.augment.crop", "[8, 64]", "16 to 16,384 pixels"),
+        (SegmentationConfig, "evaluation.tiles", "8", "32 to 16,384 pixels"),
+        (SegmentationConfig, "training.schedule.power", "0", "more than 0"),
     ],
 )
 def test_settings_without_sense(task: type, name: str, text: str, expected: str) -> None:
@@ -44,6 +52,6 @@ def test_settings_without_sense(task: type, name: str, text: str, expected: str)
         parse_config(task, {}, [(name, text)])
 
 
-@pytest.mark.parametrize("task", [DetectionConfig, PointCloudConfig])
+@pytest.mark.parametrize("task", [DetectionConfig, PointCloudConfig, SegmentationConfig])
 def test_what_is_said_by_default_has_sense(task: Any) -> None:
     assert parse_config(task, {}) == task()

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, PolynomialLR
 
 from latentgnn.training.config import ScheduleConfig
 from latentgnn.training.schedule import rate_factor
@@ -48,6 +48,16 @@ def test_cosine_agrees_with_torch_and_ends_at_zero() -> None:
         optimizer.step()
         schedule.step()
     assert rate_factor(config, 2, steps=24) == pytest.approx(0.55)
+
+
+def test_polynomial_agrees_with_torch_and_ends_at_zero() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = PolynomialLR(optimizer, total_iters=20, power=0.9)
+    config = ScheduleConfig(name="polynomial", warmup_steps=4, power=0.9)
+    for step in range(21):
+        assert rate_factor(config, step + 4, steps=24) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
+        optimizer.step()
+        schedule.step()
 
 
 def test_constant_and_no_warm_up() -> None:

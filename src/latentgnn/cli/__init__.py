@@ -17,7 +17,14 @@ from importlib.metadata import version
 
 from latentgnn.cli.arrays import apply, apply_arguments
 from latentgnn.cli.information import cost, cost_arguments, recipes, recipes_arguments
-from latentgnn.cli.looking import diagnose, diagnose_arguments, explain, explain_arguments
+from latentgnn.cli.looking import (
+    diagnose,
+    diagnose_arguments,
+    explain,
+    explain_arguments,
+    explore,
+    explore_arguments,
+)
 from latentgnn.cli.models import evaluate, evaluate_arguments, export, export_arguments, predict, predict_arguments
 from latentgnn.cli.parsing import Command, Overrides, Parser, UsageError
 from latentgnn.cli.sets import check_data, check_data_arguments, convert, convert_arguments
@@ -170,6 +177,12 @@ COMMANDS = {
         "Say whether each block of a trained model does something, and what to try.",
         diagnose_arguments,
         diagnose,
+    ),
+    "explore": Command(
+        "Look at a trained model's blocks on a local web page, node by node; without arguments, a small example's.",
+        explore_arguments,
+        explore,
+        used="EXPLAINED",
     ),
     "report": Command("Write a run's report.html again, from its folder.", report_arguments, report, settings=False),
     "check-data": Command(

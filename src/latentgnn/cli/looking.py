@@ -1,14 +1,27 @@
-"""Commands that look inside a trained model's blocks: ``explain``, ``diagnose``."""
+"""Commands that look inside a trained model's blocks: ``explain``, ``diagnose``, ``explore``."""
 
 import argparse
 import shlex
+import webbrowser
 from pathlib import Path
 
 from latentgnn.cli.parsing import Overrides, UsageError, json_argument, output, overwrite_argument
-from latentgnn.cli.settings import configuration_in_use
+from latentgnn.cli.settings import DEFAULT_RECIPE, configuration, configuration_in_use, configuration_of_model
+from latentgnn.errors import require
 
 MOST_NODES = 6
 """Of a picture."""
+
+EXAMPLE = Path("runs/explore")
+"""Where the model lies that ``explore`` trains if none is named."""
+
+# About a minute on two cores, after which the block tells most of the categories.
+_SHORT = [
+    ("training.steps", "120"),
+    ("training.schedule.warmup_steps", "20"),
+    ("data.embedded_train", "400"),
+    ("data.embedded_val", "24"),
+]
 
 
 def _place(text: str) -> tuple[float, float]:
@@ -76,3 +89,55 @@ def diagnose(arguments: argparse.Namespace, overrides: Overrides) -> int:
             print(found)
         give(found.to_dict)
     return 0
+
+
+def explore_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        type=Path,
+        nargs="?",
+        metavar="RUN_OR_CHECKPOINT",
+        help=f"what train has written (a small model on the embedded set, trained into {EXAMPLE} the first time)",
+    )
+    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="files, folders and globs (the validation set)")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="answer other machines too, under this address or, with 0.0.0.0, all; the link then holds a secret "
+        "(127.0.0.1: this machine alone)",
+    )
+    parser.add_argument("--port", type=int, default=8765, help="0 takes a free one (8765)")
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+
+
+def explore(arguments: argparse.Namespace, overrides: Overrides) -> int:
+    require("starlette", extra="explore")
+    require("uvicorn", extra="explore")
+    from latentgnn.tasks.explore.server import serve
+
+    source = _example() if arguments.model is None else arguments.model
+    task, config = configuration_in_use(source, overrides)
+
+    def say(link: str) -> None:
+        print(f"look at {link} (Ctrl-C ends)", flush=True)
+        if arguments.open:
+            webbrowser.open(link)
+
+    task.commands.explore(
+        config,
+        source,
+        arguments.inputs,
+        serve=lambda explorer: serve(explorer, host=arguments.host, port=arguments.port, say=say),
+    )
+    return 0
+
+
+def _example() -> Path:
+    """A run on the embedded set, trained now unless it is there; one that was interrupted goes on."""
+    if not (EXAMPLE / "metrics.json").is_file():
+        print(f"no run is named: training a small model on the embedded set, once, in {EXAMPLE}")
+        goes_on = (EXAMPLE / "config.yaml").is_file()
+        task, config = configuration_of_model(EXAMPLE, []) if goes_on else configuration(DEFAULT_RECIPE, _SHORT)
+        task.commands.train(config, EXAMPLE, name=EXAMPLE.name, resume=goes_on)
+    return EXAMPLE

@@ -15,6 +15,7 @@ from latentgnn.cli.parsing import Command, Overrides, UsageError
 from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import Option, describe, nearest, options, parse_config, renamed
 from latentgnn.errors import UserError, require
+from latentgnn.tasks import table
 from latentgnn.training.runs import recorded_config
 
 DEFAULT_RECIPE = "context"
@@ -62,10 +63,7 @@ class Task:
         return {name: known[name] for name in names}
 
 
-TASKS = {
-    "detection": Task("latentgnn.tasks.detection", "DetectionConfig"),
-    "pointcloud": Task("latentgnn.tasks.pointcloud", "PointCloudConfig"),
-}
+TASKS = {name: Task(f"latentgnn.tasks.{name}", entry.config) for name, entry in table.TASKS.items()}
 
 
 def split(argv: Sequence[str], parser: argparse.ArgumentParser, command: Command) -> tuple[list[str], Overrides]:

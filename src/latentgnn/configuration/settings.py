@@ -308,7 +308,7 @@ def _converted(hint: Any, value: Any) -> Any:
     elif origin is dict and isinstance(value, Mapping):
         key_hint, value_hint = arguments
         for key in value:
-            if not (type(key) is int if key_hint is int else key in get_args(key_hint)):
+            if not (type(key) is key_hint if key_hint in (int, str) else key in get_args(key_hint)):
                 raise UserError(f"got the key {_short(key)}")
         return {key: _converted(value_hint, item) for key, item in value.items()}
     elif hint is float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from latentgnn.inspection.comparison import difference
-from latentgnn.inspection.running import blocks_of, evaluating, run
+from latentgnn.inspection.running import blocks_of, evaluating, run, without
 from latentgnn.inspection.seen import capture
 from latentgnn.inspection.statistics import BlockStatistics, RunningStatistics
 from latentgnn.inspection.words import Finding, findings
@@ -154,7 +154,7 @@ def report(model: nn.Module, batch: Any) -> Report:
             running = RunningStatistics(name)
             running.add(block)
             statistics = running.result()
-            with _without(layers[name]):
+            with without(layers[name]):
                 output_change = difference(output, run(model, batch))
             reports.append(
                 BlockReport(
@@ -171,20 +171,6 @@ def report(model: nn.Module, batch: Any) -> Report:
         seconds=seconds,
         held_bytes=held,
     )
-
-
-@contextmanager
-def _without(layer: LatentGNN) -> Iterator[None]:
-    """A network without a block: what comes in goes out."""
-
-    def passed(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> Any:
-        return args[0] if args else kwargs["x"]
-
-    handle = layer.register_forward_hook(passed, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextmanager

@@ -48,3 +48,17 @@ def run(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, tuple):
         return model(*inputs)
     return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+
+
+@contextmanager
+def without(layer: LatentGNN) -> Iterator[None]:
+    """A network without a block: what comes in goes out."""
+
+    def passed(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> Any:
+        return args[0] if args else kwargs["x"]
+
+    handle = layer.register_forward_hook(passed, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

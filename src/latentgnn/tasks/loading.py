@@ -8,12 +8,7 @@ from torch import nn
 
 from latentgnn.configuration.settings import parse_config
 from latentgnn.errors import UserError
-
-# Of each task, the configuration's class and what loads its model: this module knows no task.
-_LOADERS = {
-    "detection": ("DetectionConfig", "load_detector"),
-    "pointcloud": ("PointCloudConfig", "load_segmenter"),
-}
+from latentgnn.tasks.table import TASKS
 
 
 class Trained(Protocol):
@@ -49,7 +44,8 @@ def load_run(path: Path | str, *, device: str = "cpu", from_hub: bool = False, r
     Returns:
         For a detector, `latentgnn.tasks.detection.loading.TrainedDetector`: ``model`` in evaluation mode,
         ``categories``, ``transform``, ``config`` and ``predict(image)``. For a point cloud's run,
-        `latentgnn.tasks.pointcloud.loading.TrainedSegmenter`: likewise, with ``class_names`` and ``class_ids``.
+        `latentgnn.tasks.pointcloud.loading.TrainedSegmenter`: likewise, with ``class_names`` and ``class_ids``. For a
+        segmenter of images, `latentgnn.tasks.segmentation.loading.TrainedSegmenter`: the same names.
 
     Raises:
         UserError: there is no run, it has no checkpoint yet, or that does not fit its configuration.
@@ -63,11 +59,11 @@ def load_run(path: Path | str, *, device: str = "cpu", from_hub: bool = False, r
     checkpoint = trained_weights(path)
     values = recorded_config(path) if path.is_dir() else checkpoint.config
     task = values.get("task", "detection")
-    if task not in _LOADERS:
-        raise UserError(f"{path}: there is no task {task!r}; tasks: {', '.join(_LOADERS)}")
-    config_name, loader = _LOADERS[task]
-    config_class = getattr(import_module(f"latentgnn.tasks.{task}.config"), config_name)
+    if task not in TASKS:
+        raise UserError(f"{path}: there is no task {task!r}; tasks: {', '.join(TASKS)}")
+    entry = TASKS[task]
+    config_class = getattr(import_module(f"latentgnn.tasks.{task}.config"), entry.config)
     config = parse_config(config_class, values, recorded=True)
-    trained: Trained = getattr(import_module(f"latentgnn.tasks.{task}.loading"), loader)(config, checkpoint)
+    trained: Trained = getattr(import_module(f"latentgnn.tasks.{task}.loading"), entry.loader)(config, checkpoint)
     trained.model.to(device)
     return trained

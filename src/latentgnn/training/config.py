@@ -66,18 +66,21 @@ class ScheduleConfig:
     """The learning rate's course over the steps.
 
     Args:
-        name: ``steps`` (times ``decay`` at each of ``milestones``), ``cosine`` (to zero) or ``constant``.
+        name: ``steps`` (times ``decay`` at each of ``milestones``), ``cosine`` (to zero),
+            ``polynomial`` (to zero, as the rest of the steps to the power of ``power``) or ``constant``.
         warmup_steps: optimizer steps of linear warm-up.
         warmup_factor: the warm-up's first rate, as a fraction.
         milestones: optimizer steps at which ``steps`` multiplies by ``decay``.
         decay: that factor.
+        power: of ``polynomial``; 0.9 is usual in segmentation.
     """
 
-    name: Literal["steps", "cosine", "constant"] = "steps"
+    name: Literal["steps", "cosine", "polynomial", "constant"] = "steps"
     warmup_steps: int = 500
     warmup_factor: float = 1.0 / 3.0
     milestones: tuple[int, ...] = ()
     decay: float = 0.1
+    power: float = 0.9
 
     def __post_init__(self) -> None:
         milestones = list(self.milestones)
@@ -90,6 +93,7 @@ class ScheduleConfig:
                     milestones == sorted(milestones) and all(step >= 0 for step in milestones),
                     "ascending steps from 0 on",
                 ),
+                "power": (0 < self.power < math.inf, "more than 0"),
                 "decay": (0 <= self.decay < math.inf, "0 or more"),
             },
         )
@@ -182,9 +186,9 @@ class TrainingConfig:
             raise UserError(
                 "strategy fsdp does not scale losses, as 16-mixed needs it: take precision bf16-mixed, or strategy ddp"
             )
-        if self.schedule.name == "cosine" and self.schedule.warmup_steps >= self.steps:
+        if self.schedule.name in ("cosine", "polynomial") and self.schedule.warmup_steps >= self.steps:
             raise UserError(
-                f"schedule.warmup_steps: expected fewer than all {self.steps} steps, since the cosine follows; "
-                f"got {self.schedule.warmup_steps}; with few steps give both, as in --training.steps {self.steps} "
-                f"--training.schedule.warmup_steps {self.steps // 10}"
+                f"schedule.warmup_steps: expected fewer than all {self.steps} steps, since the "
+                f"{self.schedule.name} schedule follows; got {self.schedule.warmup_steps}; with few steps give both, "
+                f"as in --training.steps {self.steps} --training.schedule.warmup_steps {self.steps // 10}"
             )

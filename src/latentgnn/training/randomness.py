@@ -1,6 +1,9 @@
 """Random numbers that depend on the seed and the step alone, so that no generator's state has to be saved."""
 
+import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -28,3 +31,16 @@ def seed_generators(*words: int) -> None:
     torch.manual_seed(int(state[0]) << 32 | int(state[1]))
     random.seed(int(state[2]) << 32 | int(state[3]))
     np.random.seed(state[4:])
+
+
+@contextmanager
+def stream_of(*numbers: int) -> Iterator[None]:
+    """A stream of torch's default CPU generator that depends on these numbers alone, for the making of one sample.
+
+    Afterwards the generator is as before. Near numbers give unrelated streams.
+    """
+    digest = hashlib.blake2b(",".join(map(str, numbers)).encode(), digest_size=8).digest()
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would reseed the accelerators too.
+        torch.default_generator.manual_seed(int.from_bytes(digest, "little"))
+        yield

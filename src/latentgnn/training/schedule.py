@@ -10,7 +10,7 @@ def rate_factor(config: ScheduleConfig, step: int, *, steps: int) -> float:
     """The factor on the learning rate in an optimizer step.
 
     Warm-up is linear, from ``warmup_factor`` in step 0 to 1 in step ``warmup_steps``, as maskrcnn-benchmark's. The
-    cosine runs from the end of the warm-up to zero at ``steps``.
+    cosine and the polynomial run from the end of the warm-up to zero at ``steps``.
 
     Args:
         config: the course.
@@ -28,4 +28,6 @@ def rate_factor(config: ScheduleConfig, step: int, *, steps: int) -> float:
         return factor * config.decay ** bisect_right(config.milestones, step)
     if config.name == "cosine" and step >= config.warmup_steps:
         return 0.5 * (1.0 + math.cos(math.pi * (step - config.warmup_steps) / (steps - config.warmup_steps)))
+    if config.name == "polynomial" and step >= config.warmup_steps:
+        return (1.0 - (step - config.warmup_steps) / (steps - config.warmup_steps)) ** config.power
     return factor

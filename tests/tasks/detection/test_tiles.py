@@ -8,11 +8,11 @@ from scipy import ndimage
 from torch import nn
 
 from latentgnn.tasks.detection.evaluation import encode_masks, records_of
-from latentgnn.tasks.detection.images import to_tensor
 from latentgnn.tasks.detection.merging import merge_tiles
 from latentgnn.tasks.detection.segmentations import decode_masks
 from latentgnn.tasks.detection.tiles import Tiling, detect_in_tiles
 from latentgnn.tasks.detection.windows import Window
+from latentgnn.tasks.images import to_tensor
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from latentgnn.cli import main
 from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
 from latentgnn.tasks.blocks import BlockConfig
-from latentgnn.tasks.pointcloud.classes import class_names
+from latentgnn.tasks.classes import class_names
 from latentgnn.tasks.pointcloud.config import DataConfig, ModelConfig, PointCloudConfig
 from latentgnn.tasks.pointcloud.features import feature_columns
 from latentgnn.tasks.pointcloud.model import PointNetwork, build_point_network

@@ -5,6 +5,7 @@ import pytest
 
 from latentgnn.configuration.settings import parse_config, plain_data
 from latentgnn.errors import UserError
+from latentgnn.tasks.classes import IGNORE
 from latentgnn.tasks.pointcloud.check import check_split, load_set
 from latentgnn.tasks.pointcloud.classes import S3DIS_CLASSES, SCANNET_CLASSES
 from latentgnn.tasks.pointcloud.config import DataConfig
@@ -14,7 +15,7 @@ from latentgnn.tasks.pointcloud.datasets import (
     resolve,
 )
 from latentgnn.tasks.pointcloud.features import feature_columns
-from latentgnn.tasks.pointcloud.scans import IGNORE, RawScan, write_scan
+from latentgnn.tasks.pointcloud.scans import RawScan, write_scan
 
 CLASSES = {2: "ground", 6: "building"}
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from latentgnn.errors import UserError
+from latentgnn.tasks.classes import IGNORE
 from latentgnn.tasks.pointcloud.check import check_split, load_set
 from latentgnn.tasks.pointcloud.config import DataConfig, ModelConfig
 from latentgnn.tasks.pointcloud.datasets import find_scans, resolve
 from latentgnn.tasks.pointcloud.model import build_point_network
 from latentgnn.tasks.pointcloud.prediction import predict_files
-from latentgnn.tasks.pointcloud.scans import IGNORE, read_scan
+from latentgnn.tasks.pointcloud.scans import read_scan
 
 # Of the benchmark's own configuration, learning_map: from ids to the classes 1 to 19, 0 being ignored.
 LEARNING_MAP = (

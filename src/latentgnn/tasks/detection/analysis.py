@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from latentgnn.tasks.confusion import confusion_section
 from latentgnn.tasks.detection.coco import CocoAnnotations, ImageRecord
 from latentgnn.tasks.detection.evaluation import CocoEvaluator, Kind, Match, Record, Scores
-from latentgnn.tasks.detection.images import read_image
 from latentgnn.tasks.detection.pictures import png_bytes, side_by_side
 from latentgnn.tasks.figures import UNDEFINED, figure_text, mean_of_defined
+from latentgnn.tasks.images import read_image
 from latentgnn.tasks.inputs import result_names
 from latentgnn.training.sections import Chart, Gallery, Line, Picture, Section, Table
 

@@ -21,9 +21,9 @@ from latentgnn.tasks.checks import fault_lines
 from latentgnn.tasks.detection.coco import CocoAnnotations
 from latentgnn.tasks.detection.formats.coco_files import read_coco
 from latentgnn.tasks.detection.formats.records import Fault, Kind, Reading
-from latentgnn.tasks.detection.images import is_quarter_turned, open_image, read_image, size_fault
 from latentgnn.tasks.detection.segmentations import segmentation_fault
-from latentgnn.tasks.detection.tars import is_folder, open_file
+from latentgnn.tasks.images import is_quarter_turned, open_image, read_image, size_fault
+from latentgnn.tasks.tars import is_folder, open_file
 
 _SHOWN = 20  # faults that an error lists before it only counts them
 

@@ -1,6 +1,5 @@
 """COCO-format data: where it lies, what it says, and samples made of it."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,11 @@ from latentgnn.json_lists import StoredList
 from latentgnn.tasks.checks import Split
 from latentgnn.tasks.detection.config import AugmentConfig, CropConfig, DataConfig
 from latentgnn.tasks.detection.crops import cut_target, draw_window
-from latentgnn.tasks.detection.images import read_image, to_tensor
 from latentgnn.tasks.detection.segmentations import decode_masks, to_rle
-from latentgnn.tasks.detection.tars import is_folder
 from latentgnn.tasks.detection.transforms import build_transform
+from latentgnn.tasks.images import read_image, to_tensor
+from latentgnn.tasks.tars import is_folder
+from latentgnn.training.randomness import stream_of
 
 _YEARS = ("2017", "2014", "")
 
@@ -244,9 +244,7 @@ class CocoTrainingSet:
         epoch, index = key
         record = self._annotations.images[index]
         objects = [object for object in self._annotations.annotations_at(index) if not object["iscrowd"]]
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would reseed the accelerators too.
-            torch.default_generator.manual_seed(_mix(self._seed, epoch, record.id))
+        with stream_of(self._seed, epoch, record.id):
             image, target = self._transform(*self._sample(record, objects))
         plain = {name: value.as_subclass(Tensor) for name, value in target.items()}
         return image.as_subclass(Tensor), {**plain, "image_id": record.id}
@@ -273,12 +271,6 @@ class CocoTrainingSet:
         if masks is not None:
             target["masks"] = tv_tensors.Mask(torch.from_numpy(decode_masks(masks, height, width)), dtype=torch.uint8)
         return tv_tensors.Image(to_tensor(image)), target
-
-
-def _mix(*numbers: int) -> int:
-    """A 64-bit seed from several numbers: near numbers give unrelated seeds."""
-    digest = hashlib.blake2b(",".join(map(str, numbers)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
 
 
 class CocoValidationSet:

@@ -2,7 +2,7 @@
 
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +28,8 @@ from latentgnn.tasks.detection.config import PLACES, DataConfig, DetectionConfig
 from latentgnn.tasks.detection.context_set import write_context_set
 from latentgnn.tasks.detection.evaluation import CocoEvaluator, Record, Scores, kinds_of, load_results
 from latentgnn.tasks.detection.explaining import explain_image
+from latentgnn.tasks.detection.exploring import ImageExplorer
 from latentgnn.tasks.detection.fit import NEEDS_MASKS
-from latentgnn.tasks.detection.images import read_image
 from latentgnn.tasks.detection.loading import TrainedDetector, load_detector
 from latentgnn.tasks.detection.memory import memory_of_prediction
 from latentgnn.tasks.detection.model import build_detector
@@ -46,8 +46,10 @@ from latentgnn.tasks.detection.weights.start import body_parameters, start_from
 from latentgnn.tasks.explaining import PAGE, block_names, chosen_blocks, spread
 from latentgnn.tasks.explaining import diagnose as diagnose_blocks
 from latentgnn.tasks.explaining import explain as explain_inputs
+from latentgnn.tasks.explore.inputs import MOST_INPUTS, noting_no_set
 from latentgnn.tasks.exporting import Exporting, Format
 from latentgnn.tasks.exporting import export as exported
+from latentgnn.tasks.images import read_image
 from latentgnn.tasks.inputs import result_names
 from latentgnn.tasks.progress import file_bar
 from latentgnn.tasks.saving import shared_record
@@ -272,12 +274,38 @@ def diagnose(config: DetectionConfig, source: Path, *, samples: int) -> Report:
     trained = _with_blocks(config, source)
     chosen_blocks(block_names(trained.model), None, source)
     with ExitStack() as stack:
-        made_in = source if source.is_dir() and not (source / CONFIG).is_file() else _temporary_folder(stack)
-        val_set = _load_split(_open(config.data, made_in, _run_of(config.data, source)), "val")
-        _check_alike(config, val_set)
-        images = [val_set.images[place].path for place in spread(len(val_set), samples)]
+        images = _validation_images(config, source, stack, most=samples)
         inputs = ([trained.transform(path)] for path in images)
         return diagnose_blocks(trained.model, inputs, total=len(images))
+
+
+def explore(
+    config: DetectionConfig, source: Path, inputs: Sequence[str], *, serve: Callable[[ImageExplorer], None]
+) -> None:
+    """Let a page show what each block does on images.
+
+    Args:
+        config: the model's.
+        source: a run's folder, a checkpoint or a saved model.
+        inputs: files, folders and globs; none takes images of the validation set.
+        serve: answers the page until it is ended.
+    """
+    trained = _with_blocks(config, source)
+    chosen_blocks(block_names(trained.model), None, source)
+    with ExitStack() as stack:
+        paths = expand_images(inputs) if inputs else []
+        if not inputs:
+            with noting_no_set("image"):
+                paths = _validation_images(config, source, stack, most=MOST_INPUTS)
+        serve(ImageExplorer(trained, source.resolve().name, paths))
+
+
+def _validation_images(config: DetectionConfig, source: Path, stack: ExitStack, *, most: int) -> list[Path]:
+    """Images spread over the validation set; the embedded one is made for the time of the stack if need be."""
+    made_in = source if source.is_dir() and not (source / CONFIG).is_file() else _temporary_folder(stack)
+    val_set = _load_split(_open(config.data, made_in, _run_of(config.data, source)), "val")
+    _check_alike(config, val_set)
+    return [val_set.images[place].path for place in spread(len(val_set), most)]
 
 
 def _with_blocks(config: DetectionConfig, source: Path) -> TrainedDetector:

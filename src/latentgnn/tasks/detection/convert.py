@@ -10,8 +10,8 @@ from latentgnn.tasks.detection.check import load
 from latentgnn.tasks.detection.coco import CocoAnnotations
 from latentgnn.tasks.detection.config import DetectionConfig
 from latentgnn.tasks.detection.sets import DetectionSet
-from latentgnn.tasks.detection.tars import open_file
 from latentgnn.tasks.inputs import result_names
+from latentgnn.tasks.tars import open_file
 
 
 def convert(config: DetectionConfig, *, out: Path, overwrite: bool, with_images: bool) -> None:

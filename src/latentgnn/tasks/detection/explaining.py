@@ -2,82 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
 
-from latentgnn.errors import UserError, require
-from latentgnn.inspection import Seen, capture
-from latentgnn.tasks.detection.images import read_image
+from latentgnn.inspection import capture
 from latentgnn.tasks.detection.loading import TrainedDetector
 from latentgnn.tasks.explaining import Explained
-from latentgnn.tasks.panels import (
-    DPI,
-    HEAT,
-    MOST_NODES,
-    NODE_COLOURS,
-    QUIET,
-    WIDTH,
-    Latent,
-    as_array,
-    concentration,
-    draw_graph,
-    grid,
-    most_used,
-    png_of,
-    strength,
-)
-
-Place = tuple[float, float]
-"""Column and row of a pixel of the image, from its upper left corner."""
-
-_BY_ITSELF = 4  # nodes that are chosen where none is named
-_COLUMNS = 6
-_LONGEST = 900  # pixels of the picture's image panels
-
-
-class Frame(NamedTuple):
-    """How an image lies in the batch that a detector makes of it.
-
-    Args:
-        width: of the image.
-        height: of the image.
-        resized: height and width that it is resized to.
-        padded: height and width of the batch.
-    """
-
-    width: int
-    height: int
-    resized: tuple[int, int]
-    padded: tuple[int, int]
-
-    def node(self, place: Place, shape: tuple[int, ...]) -> tuple[int, int]:
-        """The row and column of the node, of a map of this shape, in which a pixel lies."""
-        steps = zip((place[1] / self.height, place[0] / self.width), self.resized, self.padded, shape, strict=True)
-        row, column = (
-            min(int(part * resized / padded * size), size - 1, -(-resized * size // padded) - 1)
-            for part, resized, padded, size in steps
-        )
-        return row, column
-
-    def inside(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Rows and columns of a map of this shape that the image covers."""
-        rows, columns = (
-            max(1, min(size, -(-resized * size // padded)))
-            for resized, padded, size in zip(self.resized, self.padded, shape, strict=True)
-        )
-        return rows, columns
-
-    def over_image(self, values: Tensor, size: tuple[int, int]) -> NDArray[np.float32]:
-        """A map, (h, w), at the resolution of the image, (height, width) of which are shown."""
-        fine = F.interpolate(values.float()[None, None], size=self.padded, mode="bilinear", align_corners=False)
-        own = fine[..., : self.resized[0], : self.resized[1]]
-        return as_array(F.interpolate(own, size=size, mode="bilinear", align_corners=False)[0, 0])
+from latentgnn.tasks.image_explaining import Frame, Place, choose_places, explain_maps, refuse_outside
+from latentgnn.tasks.images import read_image
 
 
 def explain_image(
@@ -96,13 +29,7 @@ def explain_image(
         UserError: the file cannot be read, or a place is outside the image.
     """
     image = read_image(path)
-    outside = [place for place in places if not (0 <= place[0] < image.width and 0 <= place[1] < image.height)]
-    if outside:
-        x, y = outside[0]
-        raise UserError(
-            f"{path}: the node {x:g},{y:g} is outside the image, which is {image.width} x {image.height} pixels: "
-            "--node takes column,row from the upper left corner"
-        )
+    refuse_outside(path, image, places)
     tensor = trained.transform(image)
     model: Any = trained.model
     with torch.inference_mode(False), torch.no_grad():
@@ -110,7 +37,11 @@ def explain_image(
             found = model([tensor])[0]
         batch, _ = model.transform([tensor])
     frame = Frame(image.width, image.height, batch.image_sizes[0], tuple(batch.tensors.shape[2:]))
-    chosen = list(places) or choose_places(found["boxes"].cpu(), found["scores"].cpu(), image.size)
+    middles = [
+        ((x1 + x2) / 2, (y1 + y2) / 2)
+        for (x1, y1, x2, y2), score in zip(found["boxes"].tolist(), found["scores"].tolist(), strict=True)
+        if score >= 0.5
+    ]
     names = dict(trained.categories)
     labels = [names[trained.categories[label - 1][0]] for label in found["labels"].tolist()]
     shown = [
@@ -118,156 +49,5 @@ def explain_image(
         for box, label, score in zip(found["boxes"].tolist(), labels, found["scores"].tolist(), strict=True)
         if score >= 0.5
     ]
-    where = ", ".join(f"{number}: {x:.0f}, {y:.0f}" for number, (x, y) in enumerate(chosen, 1))
-    for block in blocks:
-        if block not in seen:
-            raise UserError(f"{path}: the block {block} has not run on this image")
-        statistics = seen.statistics(block)
-        yield Explained(
-            block=block,
-            statistics=statistics,
-            picture=_draw(image, frame, seen, block, chosen[:MOST_NODES], shown, most_used(seen, block, statistics)),
-            caption=f"Nodes at column, row: {where}",
-        )
-
-
-def choose_places(boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> list[Place]:
-    """The middles of the surest detections, of objects that are apart; then places spread over the image.
-
-    Args:
-        boxes: (n, 4) as x1, y1, x2, y2.
-        scores: (n,).
-        size: width and height of the image.
-
-    Example:
-        >>> boxes = torch.tensor([[0.0, 0, 20, 20], [2, 2, 22, 22], [60, 40, 80, 60]])
-        >>> choose_places(boxes, torch.tensor([0.9, 0.8, 0.7]), (100, 80))[:2]
-        [(10.0, 10.0), (70.0, 50.0)]
-    """
-    width, height = size
-    middles = [
-        ((x1 + x2) / 2, (y1 + y2) / 2)
-        for (x1, y1, x2, y2), score in zip(boxes.tolist(), scores.tolist(), strict=True)
-        if score >= 0.5
-    ]
-    spread = [(width * x, height * y) for x, y in ((0.5, 0.5), (0.1, 0.1), (0.9, 0.9), (0.9, 0.1), (0.1, 0.9))]
-    chosen: list[Place] = []
-    for x, y in [*middles[: 20 * _BY_ITSELF], *spread]:
-        x, y = min(max(x, 0.0), width - 1.0), min(max(y, 0.0), height - 1.0)
-        apart = all(abs(x - a) / width + abs(y - b) / height > 0.15 for a, b in chosen)
-        if apart and len(chosen) < _BY_ITSELF:
-            chosen.append((x, y))
-    return chosen
-
-
-def _draw(
-    image: Image.Image,
-    frame: Frame,
-    seen: Seen,
-    block: str,
-    places: Sequence[Place],
-    objects: Sequence[tuple[list[float], str]],
-    latents: Sequence[Latent],
-) -> bytes:
-    require("matplotlib", extra="viz")
-    from matplotlib.figure import Figure
-
-    shape = seen.sample(block).shape
-    rows, columns = frame.inside(shape)
-    small = image.copy()
-    small.thumbnail((_LONGEST, _LONGEST))
-    if max(small.size) < 300:
-        small = small.resize((small.width * 3, small.height * 3), Image.Resampling.BICUBIC)
-    factor = small.width / image.width
-    gray = np.asarray(small.convert("L").convert("RGB"), np.float32) / 255
-    aspect = image.height / image.width
-    panel = WIDTH / (len(places) + 1)
-    latent_rows, latent_columns = grid(len(latents), _COLUMNS)
-    heights = [2 * panel * aspect + 0.9, latent_rows * (WIDTH / latent_columns * aspect + 0.3) + 0.3, 3.4]
-    figure = Figure(figsize=(WIDTH, sum(heights)), dpi=DPI, layout="constrained")
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=heights, squeeze=False)[:, 0]
-
-    axes = top.subplots(2, len(places) + 1, squeeze=False)
-    _show(axes[0, 0], np.asarray(small), "the image and the nodes")
-    for box, label in objects:
-        _box(axes[0, 0], [value * factor for value in box], label)
-    reader = _strongest_reader(seen, block, rows, columns)
-    axes[1, 0].imshow(reader, cmap="tab20", vmin=0, vmax=19, interpolation="nearest", extent=(0, columns, rows, 0))
-    _bare(axes[1, 0], "the latent read most")
-    for index, (place, colour) in enumerate(zip(places, NODE_COLOURS, strict=False)):
-        node = frame.node(place, shape)
-        row = seen.row(block, node)
-        fine = strength(frame.over_image(row, (small.height, small.width)))[..., None]
-        heat = _coloured(fine[..., 0])
-        coarse = as_array(row)[:rows, :columns]
-        _show(axes[0, index + 1], 0.45 * gray * (1 - fine) + heat * (0.25 + 0.75 * fine), f"node {index + 1}")
-        axes[1, index + 1].imshow(
-            strength(coarse), cmap=HEAT, vmin=0, vmax=1, interpolation="nearest", extent=(0, columns, rows, 0)
-        )
-        _bare(axes[1, index + 1], concentration(coarse))
-        x, y = place[0] * factor, place[1] * factor
-        for target in (axes[0, 0], axes[0, index + 1]):
-            _mark(target, x, y, colour, str(index + 1))
-        _mark(axes[1, index + 1], node[1] + 0.5, node[0] + 0.5, colour, "")
-    title = f"{block}: what a node takes in, over the image and at the block's {rows} x {columns} nodes"
-    top.suptitle(title, fontsize=11)
-
-    axes = middle.subplots(latent_rows, latent_columns, squeeze=False).ravel()
-    for target, latent in zip(axes, latents, strict=False):
-        values = latent.weights[:rows, :columns]
-        target.imshow(strength(values), cmap=HEAT, vmin=0, vmax=1, interpolation="nearest")
-        _bare(target, latent.title)
-    for target in axes[len(latents) :]:
-        target.set_axis_off()
-    middle.suptitle("where the most used latents gather from, with their share of all", fontsize=11)
-    draw_graph(bottom, seen, block, seen.statistics(block))
-    return png_of(figure)
-
-
-def _strongest_reader(seen: Seen, block: str, rows: int, columns: int) -> NDArray[np.float32]:
-    """Of each node the latent with the largest scatter assignment, of the first kernel and group, as a colour."""
-    sample = seen.sample(block)
-    strongest = sample.kernels[0].scatter[0].argmax(dim=0).reshape(sample.shape)
-    # Numbers that follow one another get colours that are far apart.
-    return as_array(strongest[:rows, :columns] * 7 % 20)
-
-
-def _coloured(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    from matplotlib import colormaps
-
-    colours: NDArray[np.float32] = colormaps[HEAT](values)[..., :3].astype(np.float32)
-    return colours
-
-
-def _show(axes: Any, picture: NDArray[Any], title: str) -> None:
-    axes.imshow(np.clip(picture, 0, 255 if picture.dtype == np.uint8 else 1))
-    _bare(axes, title)
-
-
-def _bare(axes: Any, title: str) -> None:
-    axes.set_title(title, fontsize=9, color=QUIET)
-    axes.set_xticks([])
-    axes.set_yticks([])
-
-
-def _mark(axes: Any, x: float, y: float, colour: str, text: str) -> None:
-    axes.plot([x], [y], marker="o", markersize=7, markerfacecolor=colour, markeredgecolor="black", markeredgewidth=1.2)
-    if text:
-        axes.annotate(
-            text,
-            (x, y),
-            xytext=(6, 5),
-            textcoords="offset points",
-            fontsize=9,
-            weight="bold",
-            color="black",
-            bbox={"boxstyle": "round,pad=0.15", "facecolor": colour, "linewidth": 0},
-        )
-
-
-def _box(axes: Any, box: Sequence[float], label: str) -> None:
-    from matplotlib.patches import Rectangle
-
-    x1, y1, x2, y2 = box
-    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="white", linewidth=1))
-    axes.text(x1, y1, label, fontsize=6, color="black", backgroundcolor=(1, 1, 1, 0.7), va="bottom", clip_on=True)
+    chosen = list(places) or choose_places(middles, image.size)
+    yield from explain_maps(path, image, frame, seen, blocks=blocks, places=chosen, objects=shown)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from latentgnn.errors import UserError
 from latentgnn.saved import files_of, save_folder
 from latentgnn.tasks.detection.config import PLACES, DetectionConfig
-from latentgnn.tasks.detection.images import read_image, to_tensor
 from latentgnn.tasks.detection.model import build_detector
+from latentgnn.tasks.images import read_image, to_tensor
 from latentgnn.tasks.saving import shared_record
 from latentgnn.training.checkpoints import Checkpoint
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from latentgnn.errors import UserError
 from latentgnn.tasks.detection.config import DetectionConfig
-from latentgnn.tasks.detection.images import MOST_PIXELS_IN_TILES, ORIENTATION_TAG, open_image
 from latentgnn.tasks.detection.tiles import Tiling
+from latentgnn.tasks.images import MOST_PIXELS_IN_TILES, ORIENTATION_TAG, open_image
 
 # Bytes a pixel that Pillow holds of an image in a mode, and those of the conversion to RGB beside it.
 _DECODED = {"RGB": 4, "L": 1 + 4, "P": 1 + 4, "1": 1 + 4, "RGBA": 4 + 4, "LA": 4 + 4, "CMYK": 4 + 4, "YCbCr": 4 + 4}

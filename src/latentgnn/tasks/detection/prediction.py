@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from latentgnn.outputs import Results
 from latentgnn.reading import regular_file
 from latentgnn.tasks.detection.evaluation import records_of
-from latentgnn.tasks.detection.images import (
+from latentgnn.tasks.detection.pictures import draw_detections, png_bytes
+from latentgnn.tasks.detection.tiles import Tiling, detect_in_tiles
+from latentgnn.tasks.images import (
     IMAGE_SUFFIXES,
     MOST_PIXELS,
     MOST_PIXELS_IN_TILES,
@@ -20,8 +22,6 @@ from latentgnn.tasks.detection.images import (
     read_image,
     to_tensor,
 )
-from latentgnn.tasks.detection.pictures import draw_detections, png_bytes
-from latentgnn.tasks.detection.tiles import Tiling, detect_in_tiles
 from latentgnn.tasks.inputs import expand_inputs, in_their_order, noted, raise_faults, result_names
 from latentgnn.training.processes import Processes
 

@@ -5,8 +5,8 @@ import math
 from PIL import Image, ImageDraw, ImageFont
 
 from latentgnn.tasks.detection.coco import CocoAnnotations, ImageRecord
-from latentgnn.tasks.detection.images import read_image
 from latentgnn.tasks.detection.pictures import INK, PAPER, draw_detections
+from latentgnn.tasks.images import read_image
 
 _TILE = 480  # pixels of an image's longer side
 _MARGIN = 12

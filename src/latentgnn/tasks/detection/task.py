@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from latentgnn.tasks.detection.coco import CocoAnnotations, CocoTrainingSet, CocoValidationSet
 from latentgnn.tasks.detection.config import DetectionConfig
 from latentgnn.tasks.detection.evaluation import CocoEvaluator, Kind, Record, Scores
-from latentgnn.tasks.detection.images import read_image
-from latentgnn.tasks.detection.tars import file_of
 from latentgnn.tasks.detection.tiles import Tiling, detect_in_tiles
+from latentgnn.tasks.images import read_image
+from latentgnn.tasks.tars import file_of
 from latentgnn.training.fingerprint import Fingerprint
 from latentgnn.training.fingerprint import Record as Source
 from latentgnn.training.large_models import units

@@ -9,9 +9,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from latentgnn.tasks.detection.config import EvaluationConfig
-from latentgnn.tasks.detection.images import to_tensor
 from latentgnn.tasks.detection.merging import merge_tiles
 from latentgnn.tasks.detection.windows import Window
+from latentgnn.tasks.images import to_tensor
 
 Record = dict[str, Any]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from latentgnn.errors import UserError
 from latentgnn.tasks.checks import Split, fault_lines
-from latentgnn.tasks.pointcloud.classes import class_names
+from latentgnn.tasks.classes import IGNORE, class_names
 from latentgnn.tasks.pointcloud.config import DataConfig
 from latentgnn.tasks.pointcloud.datasets import (
     ScanSet,
@@ -21,7 +21,7 @@ from latentgnn.tasks.pointcloud.datasets import (
     resolve,
 )
 from latentgnn.tasks.pointcloud.features import to_labels, to_scan, unknown_ids
-from latentgnn.tasks.pointcloud.scans import IGNORE, coordinate_fault
+from latentgnn.tasks.pointcloud.scans import coordinate_fault
 
 _SHOWN = 20  # faults that an error lists before it only counts them
 

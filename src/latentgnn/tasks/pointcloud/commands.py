@@ -1,7 +1,7 @@
 """What the commands do for point clouds, after the command line is parsed."""
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,21 @@ from latentgnn.files import write_json
 from latentgnn.inspection import Report
 from latentgnn.outputs import Results, quoted, say_end
 from latentgnn.tasks.checks import Split, check_splits
+from latentgnn.tasks.class_scores import Scores
+from latentgnn.tasks.class_sections import sections
+from latentgnn.tasks.classes import class_names
 from latentgnn.tasks.explaining import PAGE, block_names, chosen_blocks, spread
 from latentgnn.tasks.explaining import diagnose as diagnose_blocks
 from latentgnn.tasks.explaining import explain as explain_inputs
+from latentgnn.tasks.explore.inputs import MOST_INPUTS, noting_no_set
 from latentgnn.tasks.exporting import Exporting, Format
 from latentgnn.tasks.exporting import export as exported
 from latentgnn.tasks.inputs import result_names
-from latentgnn.tasks.pointcloud.analysis import sections
 from latentgnn.tasks.pointcloud.check import check_split, load_set
-from latentgnn.tasks.pointcloud.classes import class_names
 from latentgnn.tasks.pointcloud.config import PLACES, DataConfig, PointCloudConfig
 from latentgnn.tasks.pointcloud.datasets import DATASET_FILE, DATASET_SETTINGS, ScanSet
-from latentgnn.tasks.pointcloud.evaluation import Scores
 from latentgnn.tasks.pointcloud.explaining import explain_scan, take_crop
+from latentgnn.tasks.pointcloud.exploring import ScanExplorer
 from latentgnn.tasks.pointcloud.loading import TrainedSegmenter, load_segmenter
 from latentgnn.tasks.pointcloud.model import PointNetwork, build_point_network
 from latentgnn.tasks.pointcloud.neighbors import Hierarchy
@@ -288,6 +290,34 @@ def diagnose(config: PointCloudConfig, source: Path, *, samples: int) -> Report:
             yield torch.from_numpy(crop.features), crop.hierarchy
 
     return diagnose_blocks(trained.model, inputs(), total=len(chosen))
+
+
+def explore(
+    config: PointCloudConfig, source: Path, inputs: Sequence[str], *, serve: Callable[[ScanExplorer], None]
+) -> None:
+    """Let a page show what each block does on scans.
+
+    Args:
+        config: the model's.
+        source: a run's folder, a checkpoint or a saved model.
+        inputs: files, folders and globs; none takes scans of the validation set.
+        serve: answers the page until it is ended.
+    """
+    trained = _with_blocks(config, source)
+    chosen_blocks(block_names(trained.model), None, source)
+    title = source.resolve().name
+    paths = expand_scans(inputs) if inputs else []
+    explorer = ScanExplorer(
+        trained, title, [path.name for path in paths], lambda number: trained.transform.scan(paths[number])
+    )
+    if not inputs:
+        with noting_no_set("scan"):
+            val_set = _load_split(config.data, "val")
+            _check_alike(config, val_set)
+            places = spread(len(val_set), MOST_INPUTS)
+            names = [val_set.names[place] for place in places]
+            explorer = ScanExplorer(trained, title, names, lambda number: val_set.scan(places[number]))
+    serve(explorer)
 
 
 def _with_blocks(config: PointCloudConfig, source: Path) -> TrainedSegmenter:

@@ -15,8 +15,9 @@ from latentgnn.configuration.settings import parse_config
 from latentgnn.errors import UserError
 from latentgnn.reading import read_yaml
 from latentgnn.tasks.checks import Split
+from latentgnn.tasks.classes import class_names, first_ids
 from latentgnn.tasks.pointcloud import kitti
-from latentgnn.tasks.pointcloud.classes import S3DIS_CLASSES, SCANNET_CLASSES, class_names, first_ids
+from latentgnn.tasks.pointcloud.classes import S3DIS_CLASSES, SCANNET_CLASSES
 from latentgnn.tasks.pointcloud.config import DataConfig, Layout
 from latentgnn.tasks.pointcloud.features import feature_columns, to_scan
 from latentgnn.tasks.pointcloud.scans import SUFFIXES, RawScan, Scan, read_scan

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgnn.errors import UserError
-from latentgnn.tasks.pointcloud.classes import class_names
+from latentgnn.tasks.classes import IGNORE, class_names
 from latentgnn.tasks.pointcloud.config import DataConfig, Feature
 from latentgnn.tasks.pointcloud.raw import RawScan
-from latentgnn.tasks.pointcloud.scans import IGNORE, Scan
+from latentgnn.tasks.pointcloud.scans import Scan
 from latentgnn.tasks.pointcloud.voxels import height_above_ground
 
 COLOR_COLUMNS = ("red", "green", "blue")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latentgnn.errors import UserError
 from latentgnn.saved import files_of, save_folder
-from latentgnn.tasks.pointcloud.classes import class_names, first_ids
+from latentgnn.tasks.classes import class_names, first_ids
 from latentgnn.tasks.pointcloud.config import PLACES, PointCloudConfig
 from latentgnn.tasks.pointcloud.features import feature_columns, to_scan
 from latentgnn.tasks.pointcloud.model import PointNetwork, build_point_network

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgnn.errors import require
-from latentgnn.tasks.pointcloud.scans import IGNORE
+from latentgnn.tasks.classes import IGNORE
 
 _IGNORED_COLOUR = (0.82, 0.82, 0.82)
 _MOST_POINTS = 150_000

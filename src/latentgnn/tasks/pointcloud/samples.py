@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from latentgnn.tasks.classes import IGNORE
 from latentgnn.tasks.pointcloud.augment import augment
 from latentgnn.tasks.pointcloud.config import DataConfig
 from latentgnn.tasks.pointcloud.datasets import ScanSet
-from latentgnn.tasks.pointcloud.scans import IGNORE
 from latentgnn.tasks.pointcloud.voxels import crop, recentre, voxelize
 
 # Keeps the crops' random stream apart from the others that start from the same seed.

@@ -22,7 +22,6 @@ from latentgnn.tasks.pointcloud.raw import SCALARS, RawScan, ScanChunks, class_i
 from latentgnn.tasks.pointcloud.text import read_table, table_bytes
 
 __all__ = [
-    "IGNORE",
     "SUFFIXES",
     "RawScan",
     "Scan",
@@ -32,9 +31,6 @@ __all__ = [
     "write_classes",
     "write_scan",
 ]
-
-IGNORE = -1
-"""The label of a point that is neither learnt nor scored."""
 
 SUFFIXES = (".las", ".laz", ".ply", ".npz", ".csv", ".xyz", ".bin")
 

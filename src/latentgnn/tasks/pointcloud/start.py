@@ -5,7 +5,7 @@ from pathlib import Path
 
 from latentgnn.configuration.settings import parse_config
 from latentgnn.errors import UserError
-from latentgnn.tasks.pointcloud.classes import class_names
+from latentgnn.tasks.classes import class_names
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
 from latentgnn.tasks.pointcloud.features import feature_columns
 from latentgnn.tasks.pointcloud.model import PointNetwork

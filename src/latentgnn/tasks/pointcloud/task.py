@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from latentgnn.tasks.class_losses import cross_entropy, lovasz_softmax
+from latentgnn.tasks.class_scores import Scores, confusion_matrix
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
 from latentgnn.tasks.pointcloud.datasets import ScanSet
-from latentgnn.tasks.pointcloud.evaluation import Scores, confusion_matrix
-from latentgnn.tasks.pointcloud.losses import cross_entropy, lovasz_softmax
 from latentgnn.tasks.pointcloud.model import PointNetwork
 from latentgnn.tasks.pointcloud.neighbors import Hierarchy, build_hierarchy, pack
 from latentgnn.tasks.pointcloud.samples import Batch, Sample, TrainingCrops, class_weights, collate
@@ -42,7 +42,7 @@ class Result(NamedTuple):
 
     Args:
         number: its place in its set.
-        confusion: shape (K, K), see `latentgnn.tasks.pointcloud.evaluation.confusion_matrix`.
+        confusion: shape (K, K), see `latentgnn.tasks.class_scores.confusion_matrix`.
         predicted: classes of all points, shape (N,), where a picture is made of them.
     """
 

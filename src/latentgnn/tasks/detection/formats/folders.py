@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from latentgnn.tasks.checks import Split
-from latentgnn.tasks.detection.images import IMAGE_SUFFIXES
+from latentgnn.tasks.images import IMAGE_SUFFIXES
 
 SPLIT_NAMES: dict[str, Split | Literal["test"]] = {
     **dict.fromkeys(("train", "training", "train2017", "train2014"), "train"),

@@ -22,7 +22,7 @@ from latentgnn.tasks.detection.formats.folders import Images, by_split, files_be
 from latentgnn.tasks.detection.formats.records import Categories, Reading, box_of
 from latentgnn.tasks.detection.formats.runs import encoded
 from latentgnn.tasks.detection.formats.sheets import Item, Sheet, assemble
-from latentgnn.tasks.detection.images import size_fault
+from latentgnn.tasks.images import size_fault
 
 _KEYS = (b'"shapes"', b'"imagePath"', b'"imageData"')
 _OPENING = 4096  # bytes that hold one of the keys, whatever their order

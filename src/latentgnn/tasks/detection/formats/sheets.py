@@ -8,7 +8,7 @@ from typing import Any
 from latentgnn.errors import UserError
 from latentgnn.tasks.detection.formats.folders import Images
 from latentgnn.tasks.detection.formats.records import Builder, Categories, Kind, Place, Reading
-from latentgnn.tasks.detection.images import upright_size
+from latentgnn.tasks.images import upright_size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,7 @@ from latentgnn.tasks.detection.formats.labelmap import BACKGROUND, VOC_CLASSES, 
 from latentgnn.tasks.detection.formats.records import Categories, Reading
 from latentgnn.tasks.detection.formats.runs import encoded
 from latentgnn.tasks.detection.formats.sheets import Item, Sheet, assemble
-from latentgnn.tasks.detection.images import open_image
+from latentgnn.tasks.images import open_image
 
 OBJECTS, CLASSES = "SegmentationObject", "SegmentationClass"
 _EDGE, _EDGE_COLOUR = 255, 224 << 16 | 224 << 8 | 192

@@ -13,7 +13,7 @@ from latentgnn.reading import UnreadableError, read_lines, read_yaml, regular_fi
 from latentgnn.tasks.detection.formats.folders import by_split, files_below
 from latentgnn.tasks.detection.formats.records import Categories, Fault, Place, Reading, box_of
 from latentgnn.tasks.detection.formats.sheets import Item, Sheet, assemble
-from latentgnn.tasks.detection.images import IMAGE_SUFFIXES, upright_size
+from latentgnn.tasks.images import IMAGE_SUFFIXES, upright_size
 
 _YAML = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _LISTS_OF_NAMES = ("classes.txt", "obj.names", "labels/classes.txt")

@@ -9,7 +9,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from latentgnn.errors import UserError
-from latentgnn.tasks.detection.images import MOST_PIXELS_IN_TILES, open_image, read_image, to_tensor
+from latentgnn.tasks.images import MOST_PIXELS_IN_TILES, open_image, read_image, to_tensor
 
 ORIENTATION = 0x0112
 

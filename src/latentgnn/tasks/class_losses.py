@@ -4,16 +4,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latentgnn.tasks.pointcloud.scans import IGNORE
+from latentgnn.tasks.classes import IGNORE
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None, *, label_smoothing: float = 0.0) -> Tensor:
-    """The mean cross entropy of the labelled points; 0, with zero gradients, where there is none.
+    """The mean cross entropy of the labelled nodes; 0, with zero gradients, where there is none.
 
     Args:
-        logits: (T, K).
-        labels: (T,), classes or `IGNORE`.
-        weight: (K,), of the classes; the mean is over the points' weights, as PyTorch's.
+        logits: (T, K), or maps (B, K, H, W).
+        labels: (T,) or (B, H, W), classes or `IGNORE`.
+        weight: (K,), of the classes; the mean is over the nodes' weights, as PyTorch's.
         label_smoothing: see `torch.nn.functional.cross_entropy`.
     """
     if not bool((labels != IGNORE).any()):

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from latentgnn.tasks.classes import IGNORE
 from latentgnn.tasks.figures import UNDEFINED, figure_text, mean_of_defined
-from latentgnn.tasks.pointcloud.scans import IGNORE
 
 
 def confusion_matrix(labels: NDArray[np.int64], predictions: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
-    """How many points of each class, by row, were taken for each class, by column; (K, K).
+    """How many nodes of each class, by row, were taken for each class, by column; (K, K).
 
     Args:
-        labels: classes or `IGNORE`, shape (N,); ignored points do not count.
+        labels: classes or `IGNORE`, shape (N,); ignored ones do not count.
         predictions: classes, shape (N,).
         num_classes: K.
     """
@@ -31,30 +31,32 @@ class Scores:
     Args:
         class_names: in the order of the labels.
         confusion: true classes by row, predicted by column, int64, shape (K, K).
+        unit: what is counted, in the plural.
     """
 
     class_names: Sequence[str]
     confusion: NDArray[np.int64]
+    unit: str = "points"
 
     @property
     def iou(self) -> NDArray[np.float64]:
-        """Correctly predicted points of a class, over those of the class or predicted as it, (K,)."""
+        """Correctly predicted nodes of a class, over those of the class or predicted as it, (K,)."""
         correct = self.confusion.diagonal()
         return _ratio(correct, self.confusion.sum(axis=1) + self.confusion.sum(axis=0) - correct)
 
     @property
     def accuracy(self) -> NDArray[np.float64]:
-        """Correctly predicted points of a class, over those of the class, (K,)."""
+        """Correctly predicted nodes of a class, over those of the class, (K,)."""
         return _ratio(self.confusion.diagonal(), self.confusion.sum(axis=1))
 
     @property
     def precision(self) -> NDArray[np.float64]:
-        """Correctly predicted points of a class, over those predicted as it, (K,)."""
+        """Correctly predicted nodes of a class, over those predicted as it, (K,)."""
         return _ratio(self.confusion.diagonal(), self.confusion.sum(axis=0))
 
     @property
-    def points(self) -> NDArray[np.int64]:
-        """Points of a class, (K,)."""
+    def totals(self) -> NDArray[np.int64]:
+        """Nodes of a class, (K,)."""
         return self.confusion.sum(axis=1)
 
     @property
@@ -71,11 +73,11 @@ class Scores:
     def table(self) -> str:
         """The figures as a plain text table; ``n/a`` for undefined ones."""
         width = max(map(len, self.class_names))
-        lines = [f"{'class':{width}}  {'IoU':>6}  {'acc.':>6}  {'points':>12}"]
-        rows = zip(self.class_names, self.iou, self.accuracy, self.points, strict=True)
+        lines = [f"{'class':{width}}  {'IoU':>6}  {'acc.':>6}  {self.unit:>12}"]
+        rows = zip(self.class_names, self.iou, self.accuracy, self.totals, strict=True)
         lines += [
-            f"{name:{width}}  {figure_text(iou):>6}  {figure_text(accuracy):>6}  {points:>12,}"
-            for name, iou, accuracy, points in rows
+            f"{name:{width}}  {figure_text(iou):>6}  {figure_text(accuracy):>6}  {total:>12,}"
+            for name, iou, accuracy, total in rows
         ]
         figures = self.metrics
         lines.append("  ".join(f"{name} {figure_text(figures[name])}" for name in ("mIoU", "mAcc", "OA")))

@@ -10,8 +10,8 @@ from torchmetrics.functional.classification import (
     multiclass_jaccard_index,
 )
 
-from latentgnn.tasks.pointcloud.evaluation import Scores, confusion_matrix
-from latentgnn.tasks.pointcloud.losses import cross_entropy, lovasz_softmax
+from latentgnn.tasks.class_losses import cross_entropy, lovasz_softmax
+from latentgnn.tasks.class_scores import Scores, confusion_matrix
 
 NAMES = ("ground", "tree", "roof", "car")
 

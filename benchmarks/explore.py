@@ -1,0 +1,106 @@
+"""How long the page of ``latentgnn explore`` takes from the pointer to the picture, measured in the browser.
+
+python -m benchmarks.explore [--moves 60]
+
+A detector without training has a block of 150 latents at C3; an image of 1344 x 800 pixels makes a map of 100 x 168
+nodes, the size of the paper. Headless Chromium moves the pointer over it. From each pointer event to the picture that
+follows the one that shows its row: a bound from above, for it includes the browser's own painting. Writes
+``explore-DATE.json``.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.options import RESULTS, header, positive
+from latentgnn.configuration.recipes import load_recipe
+from latentgnn.configuration.settings import parse_config
+from latentgnn.files import write_json
+from latentgnn.inspection import capture
+from latentgnn.tasks.detection.config import DetectionConfig
+from latentgnn.tasks.detection.exploring import ImageExplorer
+from latentgnn.tasks.detection.loading import ImageTransform, TrainedDetector
+from latentgnn.tasks.detection.model import build_detector
+from tests.tasks.explore.pages import browser, served
+
+WIDTH, HEIGHT = 1344, 800
+_SETTINGS = [
+    ("model.blocks", "{C3: 150}"),
+    ("model.backbone", "resnet18"),
+    ("model.weights_backbone", "null"),
+    ("model.min_size", "[800]"),
+    ("model.max_size", "1344"),
+]
+_MEASURE = """() => {
+  window.taken = [];
+  document.getElementById("stage").addEventListener("pointermove", (event) => {
+    requestAnimationFrame(() => requestAnimationFrame((now) => window.taken.push(performance.now() - event.timeStamp)));
+  });
+}"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program.
+
+    Args:
+        argv: the arguments; ``None`` takes the process's.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.explore", description="From pointer to picture.")
+    parser.add_argument("--moves", type=positive, default=60, metavar="N", help="of the pointer (60)")
+    moves = parser.parse_args(arguments).moves
+    config = parse_config(DetectionConfig, load_recipe("mask_rcnn_r50_c3"), _SETTINGS)
+    torch.manual_seed(0)
+    model = build_detector(replace(config.model, weights_backbone=None), 3).eval()
+    trained = TrainedDetector(model, ((1, "a"), (2, "b"), (3, "c")), ImageTransform(model), config)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "noise.png"
+        noise = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+        Image.fromarray(noise).save(path)
+        explorer = ImageExplorer(trained, "benchmark", [path])
+        with served(explorer) as port, browser() as chromium:
+            page = chromium.new_page(viewport={"width": 1400, "height": 1000})
+            page.goto(f"http://127.0.0.1:{port}/")
+            page.wait_for_function("() => explore.weights !== null", timeout=120_000)
+            page.evaluate(_MEASURE)
+            box = page.locator("#stage").bounding_box()
+            for index in range(moves):
+                x = box["x"] + box["width"] * (0.1 + 0.8 * ((7 * index) % moves) / moves)
+                y = box["y"] + box["height"] * (0.1 + 0.8 * index / moves)
+                page.mouse.move(x, y)
+                page.wait_for_timeout(60)
+            taken = sorted(page.evaluate("() => window.taken"))
+            shape = page.evaluate("() => explore.weights.length")
+            node, weights = page.evaluate("() => [explore.state.node, Array.from(explore.weights)]")
+            version = chromium.version
+        with capture(model) as seen:
+            trained.predict(explorer.input(0))
+        row = seen.row(0, node).flatten().double().numpy()
+    found = {
+        "chromium": version,
+        "nodes": shape,
+        "latents": 150,
+        "moves": len(taken),
+        "milliseconds": {
+            "median": round(median(taken), 1),
+            "95_percent": round(taken[int(0.95 * len(taken))], 1),
+            "most": round(taken[-1], 1),
+        },
+        "largest_error_of_the_row": float(np.abs(np.array(weights) - row).max() / row.max()),
+    }
+    result = header("benchmarks.explore", arguments, device="cpu", dtype="float32", threads=None) | found
+    write_json(RESULTS / f"explore-{result['date'][:10]}.json", result)
+    print(found)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

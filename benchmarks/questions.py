@@ -1,0 +1,195 @@
+"""What a study can ask: data with a network of their own, made or read, that blocks are put into.
+
+A question draws everything from the seed that it is given. `study` needs of a question what `Question` says, so that
+a class of a user's own is as good as these.
+"""
+
+import importlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentgnn.errors import UserError
+
+# Its module is found by its place beside this package; the examples are programs and no package.
+_darcy: Any = importlib.import_module("examples.darcy")
+
+
+class Question(Protocol):
+    """Data and a network.
+
+    Args:
+        place: the submodule of the network that a block follows.
+        channels: that the block takes and gives.
+        scores: what `score` gives, each with ``lower`` or ``higher``: which is better.
+    """
+
+    place: str
+    channels: int
+    scores: Mapping[str, str]
+
+    def network(self) -> nn.Module:
+        """A network without a block, from torch's own random numbers."""
+
+    def batches(self, seed: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets of each step, in an order that the seed alone decides."""
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Of one batch."""
+
+    def score(self, network: nn.Module) -> dict[str, float]:
+        """The scores of a network in evaluation mode."""
+
+
+class Darcy:
+    """Darcy flow (`examples/darcy.py`): relative L2 error, on files or on samples that are made here.
+
+    Args:
+        folder: with ``train_16.npz``, ``test_16.npz`` and ``test_32.npz``; ``None`` makes samples.
+        size: of the samples that are made, and a test at ``test_sizes`` besides.
+        count: of training samples that are made, and a tenth as many to test.
+        test_sizes: of the tests.
+        batch: samples a step.
+    """
+
+    place = "stages"
+    channels = 32
+
+    def __init__(
+        self,
+        *,
+        folder: str | None = None,
+        size: int = 16,
+        count: int = 1000,
+        test_sizes: tuple[int, ...] = (16, 32),
+        batch: int = 20,
+    ) -> None:
+        self.scores = {f"relative error at {test} x {test}": "lower" for test in test_sizes}
+        self.batch = batch
+        if folder is None:
+            train = _darcy.make(count, size, seed=0)
+            tests = [_darcy.make(max(count // 10, 1), test, seed=1) for test in test_sizes]
+        else:
+            files = [Path(folder) / f"{name}.npz" for name in (f"train_{size}", *(f"test_{t}" for t in test_sizes))]
+            for file in files:
+                if not file.is_file():
+                    raise UserError(f"{file}: there is no such file; give the folder of neuraloperator's Darcy files")
+            train, *tests = map(_darcy.load, files)
+        self.x, self.y = _darcy.inputs(train[0]), train[1]
+        self.tests = [(_darcy.inputs(x), y) for x, y in tests]
+        self.mean, self.std = self.y.mean(), self.y.std()
+
+    def network(self) -> nn.Module:
+        net: nn.Module = _darcy.network(self.channels)
+        return net
+
+    def batches(self, seed: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(steps):
+            chosen = torch.randint(len(self.x), (self.batch,), generator=generator)
+            yield self.x[chosen], self.y[chosen]
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        error: Tensor = _darcy.relative_error(output[:, 0] * self.std + self.mean, target)
+        return error
+
+    def score(self, network: nn.Module) -> dict[str, float]:
+        errors = [self.loss(network(x), y).item() for x, y in self.tests]
+        return dict(zip(self.scores, errors, strict=True))
+
+
+class Pairs:
+    """Pairs of cells far from each other, each of which must say whether its level is above the other's.
+
+    A map of ``size`` x ``size`` cells holds ``pairs`` pairs. The two cells of a pair carry the same mark, one of
+    ``marks`` that no other pair of the map has, and a level each, drawn evenly from -1 to 1. They lie at least ``far``
+    cells apart, in rows or in columns, so that three convolutions do not see one from the other. A cell that knows its
+    own level alone is right in three of four cases. One vector for the whole map would have to hold a number for every
+    mark, of which there are more than channels.
+
+    Args:
+        size: cells a side.
+        pairs: of cells in a map.
+        marks: from which theirs are drawn.
+        far: cells between the two of a pair.
+        channels: of the network.
+        batch: maps a step.
+        tests: maps to score on.
+    """
+
+    place = "stages"
+    scores: Mapping[str, str] = {"accuracy": "higher"}
+
+    def __init__(
+        self,
+        *,
+        size: int = 16,
+        pairs: int = 8,
+        marks: int = 32,
+        far: int = 7,
+        channels: int = 24,
+        batch: int = 16,
+        tests: int = 512,
+    ) -> None:
+        if size < far + 1 or 8 * pairs > size * size or pairs > marks:
+            raise UserError(
+                f"{pairs} pairs of {marks} marks, at least {far} cells apart, do not fit in {size} x {size} cells"
+            )
+        self.size, self.pairs, self.marks, self.far, self.batch = size, pairs, marks, far, batch
+        self.channels = channels
+        self.test = self.maps(tests, torch.Generator().manual_seed(2**31))
+
+    def places(self, count: int, generator: torch.Generator) -> Tensor:
+        """Cells of both of each pair, (count, pairs, 2): all different, those of a pair far from each other."""
+        kept: list[Tensor] = []
+        while sum(map(len, kept)) < count:
+            drawn = torch.randint(self.size, (8 * count * self.pairs, 2, 2), generator=generator)
+            drawn = drawn[(drawn[:, 0] - drawn[:, 1]).abs().amax(-1) >= self.far]
+            drawn = drawn[: len(drawn) // self.pairs * self.pairs]
+            cells = (drawn[..., 0] * self.size + drawn[..., 1]).reshape(-1, 2 * self.pairs)
+            ordered = cells.sort(1).values
+            different = (ordered[:, 1:] != ordered[:, :-1]).all(1)
+            kept.append(cells[different].unflatten(1, (self.pairs, 2)))
+        return torch.cat(kept)[:count]
+
+    def maps(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Maps (count, marks + 1, size, size), the level last, and what each cell must say, -1 where there is none."""
+        places = self.places(count, generator).flatten(1)
+        level = 2 * torch.rand(count, self.pairs, 2, generator=generator) - 1
+        mark = torch.rand(count, self.marks, generator=generator).argsort(1)[:, : self.pairs].repeat_interleave(2, 1)
+        x = torch.zeros(count, self.marks + 1, self.size**2)
+        rows = torch.arange(count)[:, None]
+        x[rows, mark, places] = 1
+        x[rows, self.marks, places] = level.flatten(1)
+        said = torch.full((count, self.size**2), -1)
+        said[rows, places] = (level > level.flip(2)).long().flatten(1)
+        square = (self.size, self.size)
+        return x.unflatten(2, square), said.unflatten(1, square)
+
+    def network(self) -> nn.Module:
+        def stage(width: int) -> nn.Module:
+            convolution = nn.Conv2d(width, self.channels, 3, padding=1, bias=False)
+            return nn.Sequential(convolution, nn.BatchNorm2d(self.channels), nn.ReLU())
+
+        width = self.channels
+        net = nn.Sequential()
+        net.add_module("stages", nn.Sequential(*map(stage, (self.marks + 1, width, width))))
+        net.add_module("say", nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, 2, 1)))
+        return net
+
+    def batches(self, seed: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(steps):
+            yield self.maps(self.batch, generator)
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, target, ignore_index=-1)
+
+    def score(self, network: nn.Module) -> dict[str, float]:
+        x, said = self.test
+        right = network(x).argmax(1) == said
+        return {"accuracy": right[said >= 0].double().mean().item()}

@@ -1,0 +1,305 @@
+"""Does a block help? Variants x seeds on one question, with paired differences and what each costs.
+
+python -m benchmarks.study benchmarks/studies/darcy.yaml --runs runs/darcy [--processes 2] [--seconds 100]
+
+Every run is a folder, made complete or not at all; started again, the program goes on with the runs that are missing.
+The plan is written before the first run, and every later change of it with its date. With one seed all variants see the
+same data in the same order, and what they share starts from the same weights. Writes ``study-NAME-DATE.json``, ``.md``
+and ``.svg``; docs/when.md shows how to study blocks and data of one's own.
+"""
+
+import argparse
+import importlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import study_report
+from benchmarks.measure import held_bytes
+from benchmarks.options import RESULTS, header, positive
+from benchmarks.questions import Question
+from latentgnn.errors import UserError
+from latentgnn.files import write_json, write_text
+from latentgnn.reading import read_json, read_yaml
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What is compared, as a study file says it.
+
+    Args:
+        name: of the result files.
+        data: ``module:Name`` of a question, see `benchmarks.questions.Question`.
+        options: of the question.
+        variants: a block each, ``block: module:Name`` and its options, called with the number of channels; without
+            ``block``, no block.
+        against: the variants that the others are compared with.
+        seeds: how many, from 0 on.
+        steps: of training.
+        rate: AdamW's, which falls to 0 along half a cosine.
+        decay: weight decay.
+    """
+
+    name: str
+    data: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, Any]]
+    against: Sequence[str] = ("none",)
+    seeds: int = 5
+    steps: int = 1000
+    rate: float = 2e-3
+    decay: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if missing := [name for name in self.against if name not in self.variants]:
+            raise UserError(f"against: there is no variant {missing[0]!r}; there are {', '.join(self.variants)}")
+
+    def runs(self) -> list[tuple[str, int]]:
+        """Every variant and seed, seed by seed, so that what a stop leaves is paired."""
+        return [(name, seed) for seed in range(self.seeds) for name in self.variants]
+
+    def training(self, variant: str) -> dict[str, Any]:
+        """All that decides a run of a variant beside its seed."""
+        shared = {key: getattr(self, key) for key in ("data", "options", "steps", "rate", "decay")}
+        return {"variant": self.variants[variant], **shared}
+
+
+def read_study(path: Path) -> Study:
+    """A study from its file.
+
+    Raises:
+        UserError: it is no study.
+    """
+    read = read_yaml(path, "study")
+    try:
+        return Study(**read)
+    except TypeError as error:
+        known = ", ".join(Study.__dataclass_fields__)
+        raise UserError(f"{path}: {error}; a study has {known}") from error
+
+
+def find(name: str) -> Callable[..., Any]:
+    """What ``module:Name`` names.
+
+    Raises:
+        UserError: there is no such thing.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{name!r}: {error}; expected module:Name of something that can be imported") from error
+    return found
+
+
+def build(question: Question, variant: Mapping[str, Any], seed: int) -> nn.Module:
+    """The network of a run: drawn first, so that every variant's is the same; its block then follows its place.
+
+    Args:
+        question: gives the network, and the block's place in it.
+        variant: the block, see `Study`.
+        seed: of both.
+    """
+    torch.manual_seed(seed)
+    network = question.network()
+    options = {key: value for key, value in variant.items() if key != "block"}
+    if "block" in variant:
+        host = network.get_submodule(question.place)
+        block = find(variant["block"])(question.channels, **options)
+        network.set_submodule(question.place, nn.Sequential(host, block))
+    elif options:
+        raise UserError(f"a variant has options ({', '.join(options)}) and no block")
+    return network
+
+
+def costs(network: nn.Module, x: Tensor) -> dict[str, float]:
+    """Parameters, operations of a forward pass a sample (two a multiply-add), bytes held for the backward pass."""
+    with FlopCounterMode(display=False) as counter:
+        network(x)
+    return {
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "operations": counter.get_total_flops() / len(x),
+        "held_bytes": held_bytes(network, x, network) / len(x),
+    }
+
+
+def ask(study: Study, data: str | None) -> Question:
+    """The question of a study.
+
+    Args:
+        study: names it.
+        data: its option ``folder``, where it reads files.
+    """
+    question: Question = find(study.data)(**study.options, **({} if data is None else {"folder": data}))
+    return question
+
+
+def train(study: Study, variant: str, seed: int, folder: Path, data: str | None) -> None:
+    """One run, written to ``folder/run.json``."""
+    torch.set_num_threads(1)
+    question = ask(study, data)
+    network = build(question, study.variants[variant], seed).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=study.rate, weight_decay=study.decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, study.steps)
+    losses, taken = [], []
+    for x, target in question.batches(seed, study.steps):
+        begin = time.perf_counter()
+        loss = question.loss(network(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        taken.append(time.perf_counter() - begin)
+        losses.append(loss.item())
+    network.eval()
+    with torch.no_grad():
+        scores = question.score(network)
+    run = {
+        "directions": dict(question.scores),
+        "made": study.training(variant),
+        "seed": seed,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "scores": scores,
+        "last_loss": statistics.mean(losses[-50:]),
+        "seconds_a_step": statistics.median(taken),
+        **costs(network, x),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "run.json", run)
+
+
+def plan(study: Study, folder: Path) -> list[dict[str, Any]]:
+    """Write down what is planned, before it is run; a plan that differs from the last is added to it.
+
+    Args:
+        study: what is planned now.
+        folder: of the runs.
+
+    Returns:
+        All plans, the first first, each with its date and the number of runs that were there.
+    """
+    path = folder / f"plan-{study.name}.json"
+    plans: list[dict[str, Any]] = read_json(path, "plan") if path.exists() else []
+    planned = asdict(study)
+    if not plans or plans[-1]["study"] != planned:
+        done = sum(1 for _ in folder.glob("*/*/run.json"))
+        plans.append({"date": datetime.now(UTC).isoformat(timespec="seconds"), "runs": done, "study": planned})
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, plans)
+    return plans
+
+
+def finished(study: Study, folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
+    """The runs that are there, of each variant by seed.
+
+    Raises:
+        UserError: a run was made otherwise than the study says now.
+    """
+    runs: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in study.variants}
+    for variant, seed in study.runs():
+        path = run_folder(folder, variant, seed) / "run.json"
+        if not path.exists():
+            continue
+        run = read_json(path, "run")
+        if run["made"] != study.training(variant):
+            raise UserError(f"{path.parent}: this run was made otherwise; give other --runs, or move the folder away")
+        runs[variant][seed] = run
+    return runs
+
+
+def run_folder(folder: Path, variant: str, seed: int) -> Path:
+    """Where a run lies."""
+    return folder / variant.replace("/", "-").replace(" ", "-") / f"seed-{seed}"
+
+
+def run_missing(study: Study, folder: Path, *, data: str | None, processes: int, seconds: float) -> None:
+    """Run what is missing, side by side, and begin no run after so many seconds.
+
+    Args:
+        study: what is planned.
+        folder: of the runs.
+        data: see `ask`.
+        processes: at a time.
+        seconds: after which no run begins.
+    """
+    begin = time.monotonic()
+    done = finished(study, folder)
+    missing = [(variant, seed) for variant, seed in study.runs() if seed not in done[variant]]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        while missing and time.monotonic() - begin < seconds:
+            together, missing = missing[:processes], missing[processes:]
+            futures = [pool.submit(train, study, *run, run_folder(folder, *run), data) for run in together]
+            for run, future in zip(together, futures, strict=True):
+                future.result()
+                print(f"{run[0]}, seed {run[1]}", flush=True)
+
+
+def write_report(study: Study, plans: Sequence[Mapping[str, Any]], given: argparse.Namespace) -> None:
+    """All runs that are there, as JSON, Markdown and a plot; and the table on the terminal."""
+    runs = {variant: list(made.values()) for variant, made in finished(study, given.runs).items()}
+    there = {(variant, run["seed"]) for variant, made in runs.items() for run in made}
+    if not there:
+        raise UserError(f"{given.runs}: no run is finished; give more --seconds")
+    command = [given.study.name, "--runs", "FOLDER", *(["--data", "FOLDER"] if given.data else [])]
+    scores: dict[str, str] = next(iter(run for made in runs.values() for run in made))["directions"]
+    report = {
+        "name": study.name,
+        **header("benchmarks.study", command, device="cpu", dtype="float32", threads=1),
+        "scores": scores,
+        "against": list(study.against),
+        "plans": plans,
+        "missing": [run for run in study.runs() if run not in there],
+        "compared": study_report.compare(runs, study.against, list(scores)),
+        "runs": runs,
+    }
+    print(study_report.tables(report))
+    path = given.out / f"study-{study.name}-{report['date'][:10]}.json"
+    write_json(path, report)
+    write_text(path.with_suffix(".md"), study_report.markdown(report))
+    study_report.plot(report, path.with_suffix(".svg"))
+    print(f"written to {path}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing, and report on all that is there.
+
+    Args:
+        argv: the arguments; ``None`` takes the process's.
+
+    Returns:
+        The exit code.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("study", type=Path, help="a study's file")
+    parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="where the runs are kept")
+    parser.add_argument("--processes", type=positive, default=1, metavar="N", help="runs at a time, a thread each (1)")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no run afterwards (no limit)")
+    parser.add_argument("--data", metavar="FOLDER", help="the question's option `folder`, which is not reported")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
+    given = parser.parse_args(argv)
+    try:
+        study = read_study(given.study)
+        plans = plan(study, given.runs)
+        run_missing(study, given.runs, data=given.data, processes=given.processes, seconds=given.seconds)
+        write_report(study, plans, given)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""Darcy flow: a network learns the pressure in ground of two permeabilities, each value of which depends on all of it.
+
+    python examples/darcy.py --size 64 --steps 1000 --save darcy_64.npz
+
+Point-wise lift, three convolutions, a block, point-wise projection. The data are made here, after Li et al., "Fourier
+Neural Operator for Parametric Partial Differential Equations" (2021): -div(a grad u) = 1 on the unit square, u = 0 on
+its edge; a is 12 where a Gaussian random field is positive and 3 elsewhere. The defaults run in seconds, and are far
+too few to learn from. ``benchmarks.study`` compares blocks in this network.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.fft import idctn
+from scipy.sparse import coo_array
+from scipy.sparse.linalg import spsolve
+from torch import Tensor, nn
+
+from latentgnn import insert
+
+Array = NDArray[np.float64]
+HIGH, LOW = 12.0, 3.0
+
+
+def random_field(size: int, random: np.random.Generator) -> Array:
+    """A Gaussian random field of covariance (-Laplace + 9)^-2, no flux over the edge, on size x size points."""
+    waves = np.pi * np.arange(size)
+    spread = 1 / (waves[:, None] ** 2 + waves**2 + 9)
+    coefficients = spread * random.standard_normal((size, size))
+    coefficients[0, 0] = 0  # without a mean, half of the ground is permeable in expectation
+    return np.asarray(idctn(coefficients, norm="ortho"))
+
+
+def permeability(size: int, random: np.random.Generator) -> Array:
+    """The coefficient of one sample: 12 where a random field is positive, 3 elsewhere."""
+    return np.where(random_field(size, random) > 0, HIGH, LOW)
+
+
+def solve(a: Array, source: Array | float = 1.0) -> Array:
+    """Solve -div(a grad u) = source, u = 0 on the edge, by the five-point scheme.
+
+    The points are a grid over the closed unit square, (n, n), n - 1 steps a side; between two points the coefficient is
+    the mean of theirs. The error falls with the square of the step where a and u are smooth.
+
+    Args:
+        a: the coefficient at the points, (n, n).
+        source: at the points, or one value.
+
+    Returns:
+        u at the points, (n, n).
+    """
+    points = len(a)
+    inner = points - 2
+    between_rows = (points - 1) ** 2 * (a[:-1, 1:-1] + a[1:, 1:-1]) / 2
+    between_columns = (points - 1) ** 2 * (a[1:-1, :-1] + a[1:-1, 1:]) / 2
+    number = np.arange(inner * inner).reshape(inner, inner)
+    centre = between_rows[:-1] + between_rows[1:] + between_columns[:, :-1] + between_columns[:, 1:]
+    rows, columns, values = [number.ravel()], [number.ravel()], [centre.ravel()]
+    for first, second, weight in (
+        (number[:-1], number[1:], between_rows[1:-1]),
+        (number[:, :-1], number[:, 1:], between_columns[:, 1:-1]),
+    ):
+        rows += [first.ravel(), second.ravel()]
+        columns += [second.ravel(), first.ravel()]
+        values += [-weight.ravel(), -weight.ravel()]
+    entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
+    right = np.broadcast_to(source, a.shape)[1:-1, 1:-1].ravel()
+    u = np.zeros_like(a)
+    u[1:-1, 1:-1] = spsolve(coo_array(entries).tocsc(), right).reshape(inner, inner)
+    return u
+
+
+def make(count: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Samples: whether the ground is permeable, (count, size, size), bool; and the pressure, likewise, float32."""
+    random = np.random.default_rng(seed)
+    ground = np.stack([permeability(size, random) for _ in range(count)])
+    pressure = np.stack([solve(a) for a in ground])
+    return torch.from_numpy(ground == HIGH), torch.from_numpy(pressure).float()
+
+
+def load(path: Path) -> tuple[Tensor, Tensor]:
+    """Samples from an ``.npz`` file of ``x`` (n, h, w), bool, and ``y`` (n, h, w), as neuraloperator's are."""
+    with np.load(path, allow_pickle=False) as file:
+        return torch.from_numpy(file["x"]), torch.from_numpy(file["y"]).float()
+
+
+def inputs(ground: Tensor) -> Tensor:
+    """(n, h, w) to (n, 3, h, w): the ground as -1 and 1, and each point's place."""
+    rows, columns = (torch.linspace(0, 1, size) for size in ground.shape[1:])
+    places = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).expand(len(ground), -1, -1, -1)
+    return torch.cat([2 * ground[:, None].float() - 1, places], 1)
+
+
+def network(width: int = 32, stages: int = 3) -> nn.Sequential:
+    """(n, 3, h, w) to (n, 1, h, w); a block goes after ``stages``."""
+    net = nn.Sequential()
+    net.add_module("lift", nn.Conv2d(3, width, 1))
+    layers = [nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.GELU()) for _ in range(stages)]
+    net.add_module("stages", nn.Sequential(*layers))
+    net.add_module("project", nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.GELU(), nn.Conv2d(2 * width, 1, 1)))
+    return net
+
+
+def relative_error(predicted: Tensor, true: Tensor) -> Tensor:
+    """The length of the error over that of the truth, in the mean over samples, (n, h, w) each."""
+    return ((predicted - true).flatten(1).norm(dim=1) / true.flatten(1).norm(dim=1)).mean()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=16, help="points a side (16)")
+    parser.add_argument("--count", type=int, default=64, help="samples to train on, and a tenth as many to test (64)")
+    parser.add_argument("--steps", type=int, default=20, help="of training, 20 samples each (20)")
+    parser.add_argument("--latents", type=int, default=32, help="of the block (32)")
+    parser.add_argument("--save", type=Path, help=".npz file that keeps the training samples")
+    given = parser.parse_args()
+
+    ground, pressure = make(given.count, given.size, seed=0)
+    test_ground, test_pressure = make(max(given.count // 10, 1), given.size, seed=1)
+    if given.save:
+        np.savez_compressed(given.save, x=ground.numpy(), y=pressure.numpy())
+    torch.manual_seed(0)
+    net = network()
+    # Each latent is a mean over its nodes, so that what is learnt at one size holds at another.
+    insert(net, {"stages": given.latents}, reduction=1, node_scale="mean", norm="group_norm")
+    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, given.steps)
+    scale = pressure.std()
+    for step in range(given.steps):
+        chosen = torch.randint(len(ground), (20,))
+        loss = relative_error(net(inputs(ground[chosen]))[:, 0] * scale, pressure[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % max(given.steps // 10, 1) == 0:
+            print(f"step {step}: relative error {loss.item():.3f}")
+    with torch.no_grad():
+        error = relative_error(net(inputs(test_ground))[:, 0] * scale, test_pressure)
+    print(f"{len(test_ground)} samples that it has not seen: relative error {error.item():.3f}")
+
+
+if __name__ == "__main__":
+    main()

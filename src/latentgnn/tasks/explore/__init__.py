@@ -1,0 +1,1 @@
+"""The page of ``latentgnn explore``: what the blocks of a trained model do, node by node, in a browser."""

@@ -1,0 +1,230 @@
+"""Where the images and label pictures of a set lie, and what its ids mean, by the set's layout."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from latentgnn.errors import UserError
+from latentgnn.reading import regular_file
+from latentgnn.tasks.checks import Split
+from latentgnn.tasks.images import IMAGE_SUFFIXES
+from latentgnn.tasks.segmentation.config import Color, DataConfig, Layout
+
+
+class Source(NamedTuple):
+    """An image and its label picture; ``None`` where one of them has no partner.
+
+    Args:
+        name: what a person calls it: its path below the split's folder, without suffix.
+        image: its file.
+        label: its label picture.
+    """
+
+    name: str
+    image: Path | None
+    label: Path | None
+
+
+def resolve(config: DataConfig) -> DataConfig:
+    """The settings with what the layout says in place of ``null``.
+
+    Raises:
+        UserError: there is no such folder, its layout is not known, or its classes are not.
+    """
+    if config.root is None:
+        raise UserError("data.root is not given: name the folder of images, as in --data.root /data/camvid")
+    root = Path(config.root).expanduser()
+    if not root.is_dir():
+        raise UserError(f"data.root: {root} is no folder")
+    name = config.layout or _found(root)
+    layout = _LAYOUTS[name]
+    classes = config.classes if config.classes is not None else layout.classes(root)
+    ignored = config.ignored if config.ignored is not None else layout.ignored
+    return replace(
+        config,
+        layout=name,
+        train=config.train or layout.splits[0],
+        val=config.val or layout.splits[1],
+        classes=classes,
+        # What is a class for this run is not ignored, even if the layout does so.
+        ignored=tuple(id for id in ignored if id not in classes),
+        colors=config.colors if config.colors is not None else layout.colors,
+    )
+
+
+def find_sources(config: DataConfig, split: Split) -> list[Source]:
+    """The images of a split and their label pictures, sorted by name.
+
+    Args:
+        config: see `resolve`.
+        split: ``train`` or ``val``.
+
+    Raises:
+        UserError: a folder of the layout is not there, or has no images.
+    """
+    assert config.root is not None
+    assert config.layout is not None
+    root, name = Path(config.root).expanduser(), config.train if split == "train" else config.val
+    assert name is not None
+    sources = _LAYOUTS[config.layout].find(root, name)
+    if not sources:
+        raise UserError(f"{root}: the split {name!r} of the layout {config.layout} has no images")
+    return sources
+
+
+def _found(root: Path) -> Layout:
+    for name, layout in _LAYOUTS.items():
+        if all((root / folder).is_dir() for folder in layout.marks):
+            return name
+    known = "; ".join(f"{name}: {', '.join(layout.marks)}" for name, layout in _LAYOUTS.items())
+    raise UserError(f"data.root: {root} has the folders of no layout that is known ({known}); give its own folder")
+
+
+def _paired(images: Path, labels: Path, *, image: str = "", label: str = "") -> list[Source]:
+    """The partners below two folders, by their names without suffix and without the given ends."""
+    found = [_named(folder, end) for folder, end in ((images, image), (labels, label))]
+    names = sorted({*found[0], *found[1]})
+    return [Source(name, found[0].get(name), found[1].get(name)) for name in names]
+
+
+def _named(folder: Path, end: str) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: the split has another name (--data.train, --data.val)?")
+    files: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if path.suffix.lower() not in IMAGE_SUFFIXES or not name.endswith(end):
+            continue
+        name = name.removesuffix(end)
+        if name in files:
+            raise UserError(f"{files[name]} and {path} have the same name: which one is meant?")
+        files[name] = path
+    return files
+
+
+def _cityscapes(root: Path, split: str) -> list[Source]:
+    return _paired(
+        root / "leftImg8bit" / split, root / "gtFine" / split, image="_leftImg8bit", label="_gtFine_labelIds"
+    )
+
+
+def _voc(root: Path, split: str) -> list[Source]:
+    listed = regular_file(root / "ImageSets" / "Segmentation" / f"{split}.txt", "list")
+    names = listed.read_text(encoding="utf-8").split()
+    images, labels = (root / "JPEGImages", root / "SegmentationClass")
+    return [
+        Source(name, _present(images / f"{name}.jpg"), _present(labels / f"{name}.png")) for name in sorted({*names})
+    ]
+
+
+def _present(path: Path) -> Path | None:
+    return path if path.exists() else None
+
+
+def _ade20k_classes(root: Path) -> dict[int, str]:
+    """Of ``objectInfo150.txt``, which the set comes with: the first column is the id and the last the name."""
+    path = root / "objectInfo150.txt"
+    if not path.is_file():
+        raise UserError(f"{path} is not there, which says what the ids mean: take the set whole, or give data.classes")
+    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:] if line.strip()]
+    try:
+        return {int(row[0]): row[-1].split(",")[0].strip() for row in rows}
+    except ValueError:
+        raise UserError(f"{path}: expected a table whose first column is a number and whose last is a name") from None
+
+
+def _unnamed(root: Path) -> dict[int, str]:
+    raise UserError("data.classes is not given: say what the ids in the label pictures mean, such as {0: sky, 1: road}")
+
+
+def _voc_colors(ids: Iterable[int]) -> dict[int, Color]:
+    """Pascal VOC's colours: bits of the id from the lowest on go by turns to red, green and blue."""
+    colors = {}
+    for id in ids:
+        parts = [sum((id >> (3 * bit + part) & 1) << (7 - bit) for bit in range(6)) for part in range(3)]
+        colors[id] = (parts[0], parts[1], parts[2])
+    return colors
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A layout: the folders that it is known by, its splits, where files are, and what is in them."""
+
+    marks: tuple[str, ...]
+    splits: tuple[str, str]
+    find: Callable[[Path, str], list[Source]]
+    classes: Callable[[Path], dict[int, str]]
+    ignored: tuple[int, ...] = ()
+    colors: dict[int, Color] | None = None
+
+
+_CITYSCAPES: dict[int, tuple[str, Color]] = {
+    7: ("road", (128, 64, 128)),
+    8: ("sidewalk", (244, 35, 232)),
+    11: ("building", (70, 70, 70)),
+    12: ("wall", (102, 102, 156)),
+    13: ("fence", (190, 153, 153)),
+    17: ("pole", (153, 153, 153)),
+    19: ("traffic light", (250, 170, 30)),
+    20: ("traffic sign", (220, 220, 0)),
+    21: ("vegetation", (107, 142, 35)),
+    22: ("terrain", (152, 251, 152)),
+    23: ("sky", (70, 130, 180)),
+    24: ("person", (220, 20, 60)),
+    25: ("rider", (255, 0, 0)),
+    26: ("car", (0, 0, 142)),
+    27: ("truck", (0, 0, 70)),
+    28: ("bus", (0, 60, 100)),
+    31: ("train", (0, 80, 100)),
+    32: ("motorcycle", (0, 0, 230)),
+    33: ("bicycle", (119, 11, 32)),
+}
+"""The 19 classes that Cityscapes evaluates, by the ids in its ``labelIds`` pictures."""
+
+_VOC = (
+    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
+    "pottedplant sheep sofa train tvmonitor"
+)
+
+_LAYOUTS: dict[Layout, _Layout] = {
+    "cityscapes": _Layout(
+        marks=("leftImg8bit", "gtFine"),
+        splits=("train", "val"),
+        find=_cityscapes,
+        classes=lambda root: {id: name for id, (name, _) in _CITYSCAPES.items()},
+        # The ids of all that is not evaluated; 255 is -1, that of licence plates, in 8 bits.
+        ignored=(*(id for id in range(34) if id not in _CITYSCAPES), 255),
+        colors={id: color for id, (_, color) in _CITYSCAPES.items()},
+    ),
+    "voc": _Layout(
+        marks=("JPEGImages", "SegmentationClass"),
+        splits=("train", "val"),
+        find=_voc,
+        classes=lambda root: dict(enumerate(_VOC.split())),
+        ignored=(255,),
+        colors=_voc_colors([*range(21), 255]),
+    ),
+    "ade20k": _Layout(
+        marks=("images", "annotations"),
+        splits=("training", "validation"),
+        find=lambda root, split: _paired(root / "images" / split, root / "annotations" / split),
+        classes=_ade20k_classes,
+        ignored=(0,),
+    ),
+    "folders": _Layout(
+        marks=("images", "labels"),
+        splits=("train", "val"),
+        find=lambda root, split: _paired(root / "images" / split, root / "labels" / split),
+        classes=_unnamed,
+    ),
+}
+
+
+def colors_of(config: DataConfig, ids: Iterable[int]) -> list[Color]:
+    """How classes are drawn: in the data's own colours, and in Pascal VOC's where there are none."""
+    listed = list(ids)
+    own = config.colors or {}
+    # Number 0 is black in Pascal VOC, and hard to see.
+    others = _voc_colors(range(1, len(listed) + 1))
+    return [own.get(id, others[place]) for place, id in enumerate(listed, 1)]

@@ -1,0 +1,166 @@
+"""Semantic segmentation of images as the training loop sees it: a network, its images and their scores."""
+
+import os
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from latentgnn.tasks.class_losses import cross_entropy
+from latentgnn.tasks.class_scores import Scores, confusion_matrix
+from latentgnn.tasks.explaining import spread
+from latentgnn.tasks.segmentation.config import SegmentationConfig
+from latentgnn.tasks.segmentation.datasets import LabelledImages, Sample, TrainingImages, padded
+from latentgnn.tasks.segmentation.prediction import normalise, predict_image
+from latentgnn.training.fingerprint import Fingerprint, Record
+from latentgnn.training.large_models import units
+from latentgnn.training.task import TrainingSet, ValidationSet
+
+UNIT = "pixels"
+"""What is counted."""
+
+
+class Batch(NamedTuple):
+    """Training images of one size.
+
+    Args:
+        names: of the images.
+        images: float32 (B, 3, H, W) in 0..1.
+        labels: classes or `latentgnn.tasks.classes.IGNORE`, int64 (B, H, W).
+    """
+
+    names: list[str]
+    images: Tensor
+    labels: Tensor
+
+
+class Result(NamedTuple):
+    """What came of an image.
+
+    Args:
+        number: its place in its set.
+        confusion: shape (K, K), see `latentgnn.tasks.class_scores.confusion_matrix`.
+        predicted: classes of all pixels, (H, W), where a picture is made of them.
+    """
+
+    number: int
+    confusion: NDArray[np.int64]
+    predicted: NDArray[np.int64] | None
+
+
+class SegmentationTask:
+    """A `latentgnn.training.task.TrainingTask` on labelled images.
+
+    Args:
+        model: from `latentgnn.tasks.segmentation.model.build_segmenter`.
+        config: the run.
+        train: what it learns from.
+        val: what it is scored on.
+        trained: names of the parameters that began with trained weights.
+
+    Attributes:
+        scores: of the last validation in this process; ``None`` before it.
+        predicted: classes of all pixels of the images that pictures are made of, by the image's index.
+        confusions: the confusion matrix of each image, by its index.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: SegmentationConfig,
+        *,
+        train: LabelledImages,
+        val: LabelledImages,
+        trained: Collection[str] = (),
+    ) -> None:
+        self.model = model
+        self.monitor = "mIoU"
+        self.trained = trained
+        self.training_set: TrainingSet = TrainingImages(train, seed=config.training.seed)
+        self.validation_set: ValidationSet = val
+        self.scores: Scores | None = None
+        self.predicted: dict[int, NDArray[np.int64]] = {}
+        self.confusions: dict[int, NDArray[np.int64]] = {}
+        self._config = config
+        self._sets = {"training set": train, "validation set": val}
+        self._class_names = val.class_names
+        self._shown = {*spread(len(val), config.evaluation.sample_pictures)}
+        # Its pooled branch has one value a channel and image, which batch norm refuses of a single image.
+        self._needs_two = config.model.architecture == "deeplabv3"
+
+    def units(self) -> list[nn.Module]:
+        """The modules that the backbone repeats."""
+        return units(self.model.get_submodule("backbone"))
+
+    def collate(self, samples: list[Any]) -> Any:
+        """Training images as one batch, padded to one size; images to be scored as they are."""
+        if isinstance(samples[0], Sample):
+            return samples
+        if len(samples) == 1 and self._needs_two:
+            # The same image twice has the same statistics.
+            samples = samples * 2
+        return Batch([sample.name for sample in samples], *padded(samples))
+
+    def sample_ids(self, batch: Batch) -> list[Any]:
+        """The names of the images."""
+        return list(batch.names)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The cross entropy, and that of the auxiliary head."""
+        outputs = self.model(normalise(batch.images, self._config.model))
+        loss = self._config.loss
+
+        def entropy(name: str) -> Tensor:
+            return cross_entropy(outputs[name].float(), batch.labels, None, label_smoothing=loss.label_smoothing)
+
+        losses = {"cross_entropy": entropy("out")}
+        if loss.auxiliary:
+            losses["auxiliary"] = loss.auxiliary * entropy("aux")
+        return losses
+
+    def predict(self, batch: Sequence[Sample]) -> list[Result]:
+        """Confusion matrices of images."""
+        count = len(self._class_names)
+        return [score_image(self.model, one, self._config, count, keep=one.number in self._shown) for one in batch]
+
+    def score(self, results: Sequence[Result]) -> dict[str, float]:
+        """The figures over all pixels of all images."""
+        self.predicted = {result.number: result.predicted for result in results if result.predicted is not None}
+        self.confusions = {result.number: result.confusion for result in results}
+        confusion = np.sum(list(self.confusions.values()), axis=0)
+        self.scores = Scores(class_names=self._class_names, confusion=confusion, unit=UNIT)
+        return self.scores.metrics
+
+    def fingerprints(self) -> dict[str, Fingerprint]:
+        """The images' files and their label pictures', and how many pixels of each class they hold together."""
+        return {name: _fingerprint(images) for name, images in self._sets.items()}
+
+
+def _fingerprint(images: LabelledImages) -> Fingerprint:
+    root = images.config.root or ""
+    records = (
+        Record(name=source.name, files=[path for path in source[1:] if path is not None]) for source in images.sources
+    )
+    totals = {f"pixels of {name}": n for name, n in zip(images.class_names, images.counts.tolist(), strict=True)}
+    return Fingerprint.of(os.path.expanduser(root), records, totals=totals)
+
+
+def score_image(
+    model: nn.Module, sample: Sample, config: SegmentationConfig, num_classes: int, *, keep: bool
+) -> Result:
+    """Predict an image and compare with its labels, at its own size.
+
+    Args:
+        model: in evaluation mode.
+        sample: with labels.
+        config: how images are looked at.
+        num_classes: K.
+        keep: whether the result says what was predicted.
+    """
+    predicted = predict_image(model, sample.image, config)
+    labels = sample.labels.cpu().numpy().ravel()
+    confusion = confusion_matrix(labels, predicted.numpy().ravel(), num_classes)
+    return Result(sample.number, confusion, predicted.to(torch.int64).numpy() if keep else None)

@@ -1,0 +1,169 @@
+"""A study of blocks: what variants share, what a run is, what comes out of runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from benchmarks import contexts, questions, study, study_report
+from benchmarks.questions import Pairs
+from latentgnn import LatentGNN
+from latentgnn.errors import UserError
+
+STUDY = """
+name: small
+data: benchmarks.questions:Pairs
+options: {size: 10, pairs: 2, marks: 3, far: 5, channels: 8, batch: 2, tests: 4}
+against: [none, two latents]
+seeds: 2
+steps: 2
+variants:
+  none: {}
+  two latents: {block: "latentgnn:LatentGNN", num_latents: 2, reduction: 2}
+  convolutions: {block: "benchmarks.contexts:Convolutions", count: 1}
+"""
+PAIRS = {"size": 10, "pairs": 2, "marks": 3, "far": 5, "channels": 8, "batch": 2, "tests": 4}
+PEERS: dict[str, dict[str, Any]] = {
+    "latentgnn": {"block": "latentgnn:LatentGNN", "num_latents": 4, "reduction": 1},
+    "convolutions": {"block": "benchmarks.contexts:Convolutions", "count": 2},
+    "global": {"block": "benchmarks.contexts:GlobalContext"},
+    "non-local": {"block": "benchmarks.contexts:NonLocal"},
+    "queries": {"block": "benchmarks.contexts:LearnedQueries", "latents": 4, "reduction": 1},
+}
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_variants_share_their_start_and_their_data(peer: str) -> None:
+    question = Pairs(**PAIRS)
+    plain, other = (study.build(question, variant, seed=3) for variant in ({}, PEERS[peer]))
+    shared = {name.replace("stages.0.", "stages.", 1): value for name, value in other.state_dict().items()}
+    for name, value in plain.state_dict().items():
+        assert torch.equal(shared[name], value), name
+    assert not torch.equal(study.build(question, {}, seed=4).get_parameter("say.0.weight"), plain.say[0].weight)  # type: ignore[index,union-attr]
+    for (x, said), (y, also) in zip(question.batches(3, 3), question.batches(3, 3), strict=True):
+        assert torch.equal(x, y)
+        assert torch.equal(said, also)
+
+
+def test_stops_go_on_and_all_runs_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, runs = tmp_path / "small.yaml", tmp_path / "runs"
+    file.write_text(STUDY)
+    argv = [str(file), "--runs", str(runs), "--out", str(tmp_path)]
+    assert study.main([*argv, "--seconds", "0"]) == 1
+    assert "no run is finished" in capsys.readouterr().err
+    assert json.loads((runs / "plan-small.json").read_text())[0]["runs"] == 0
+    plan = study.read_study(file)
+    (first, *_) = plan.runs()
+    study.train(plan, *first, study.run_folder(runs, *first), None)
+    before = (runs / "none" / "seed-0" / "run.json").read_bytes()
+    assert study.main(argv) == 0
+    assert (runs / "none" / "seed-0" / "run.json").read_bytes() == before
+    (path,) = tmp_path.glob("study-small-*.json")
+    report = json.loads(path.read_text())
+    assert {name: len(made) for name, made in report["runs"].items()} == {
+        "none": 2,
+        "two latents": 2,
+        "convolutions": 2,
+    }
+    assert report["missing"] == []
+    assert report["compared"]["accuracy"]["two latents"]["differences"]["none"]["seeds"] == [0, 1]
+    assert str(tmp_path) not in path.read_text()
+    assert path.with_suffix(".md").exists()
+    assert path.with_suffix(".svg").exists()
+
+    file.write_text(STUDY.replace("steps: 2", "steps: 3"))
+    assert study.main(argv) == 1
+    assert "was made otherwise" in capsys.readouterr().err
+
+
+def test_intervals_are_those_of_scipy() -> None:
+    first, second = [0.31, 0.35, 0.29, 0.4], [0.3, 0.31, 0.3, 0.33]
+    pairs = [a - b for a, b in zip(first, second, strict=True)]
+    expected = stats.ttest_rel(first, second).confidence_interval()
+    assert study_report.interval(pairs)[1:] == pytest.approx(tuple(expected))
+
+
+def test_differences_are_of_the_same_seeds() -> None:
+    def runs(scores: dict[int, float]) -> list[dict[str, Any]]:
+        return [{"seed": seed, "scores": {"error": score}} for seed, score in scores.items()]
+
+    found = study_report.difference(
+        {"a": runs({0: 1.0, 2: 3.0, 3: 9.0}), "b": runs({2: 2.0, 0: 0.5})}, "a", "b", "error"
+    )
+    assert found is not None
+    assert found["seeds"] == [0, 2]
+    assert found["mean"] == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: x\nsteps: 3\n", "a study has"),
+        (STUDY.replace("against: [none", "against: ['no'"), "there is no variant 'no'"),
+        (STUDY.replace("latentgnn:LatentGNN", "latentgnn:Latent"), "expected module:Name"),
+        (STUDY.replace("none: {}", "none: {count: 1}"), "no block"),
+    ],
+)
+def test_a_users_mistakes(text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(text)
+
+    def run() -> None:
+        plan = study.read_study(file)
+        for variant in plan.variants.values():
+            study.build(Pairs(**PAIRS), variant, 0)
+
+    with pytest.raises(UserError, match=said):
+        run()
+
+
+def test_pairs_are_far_and_say_which_level_is_above() -> None:
+    question = Pairs(size=12, pairs=3, marks=5, far=6)
+    x, said = question.maps(50, torch.Generator().manual_seed(0))
+    assert x.shape == (50, 6, 12, 12)
+    assert ((said >= 0).flatten(1).sum(1) == 6).all()
+    for marks, level, answers in zip(x[:, :5], x[:, 5], said, strict=True):
+        for mark in marks[marks.flatten(1).any(1)]:
+            first, other = mark.nonzero().tolist()
+            assert max(abs(first[0] - other[0]), abs(first[1] - other[1])) >= 6
+            assert bool(answers[*first]) == bool(level[*first] > level[*other])
+            assert answers[*first] + answers[*other] == 1
+
+
+def test_unmixed_is_the_layer_where_mixing_does_nothing() -> None:
+    """One latent mixes with itself alone."""
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"reduction": 1, "node_scale": "mean", "norm": "group_norm", "gamma_init": 1.0}
+    x = torch.randn(2, 8, 5, 5)
+
+    def both(latents: int) -> tuple[Tensor, Tensor]:
+        layer, unmixed = (kind(8, num_latents=latents, **options) for kind in (LatentGNN, contexts.Unmixed))
+        unmixed.load_state_dict(layer.state_dict())
+        return layer(x), unmixed(x)
+
+    torch.testing.assert_close(*both(1))
+    mixed, unmixed = both(4)
+    assert (mixed - unmixed).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_context_reaches_every_cell(peer: str) -> None:
+    """All but more convolutions, once nothing is multiplied by a 0 that it starts with."""
+    question = Pairs(**PAIRS)
+    network = study.build(question, PEERS[peer], 0).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.stages[1].parameters():  # type: ignore[index,union-attr]
+            parameter.normal_()
+    x = torch.randn(1, 3 + 1, 10, 10, requires_grad=True)
+    (gradient,) = torch.autograd.grad(network.stages(x)[0, :, 0, 0].sum(), x)  # type: ignore[operator]
+    assert (gradient[0, :, -1, -1].abs().sum() > 0) == (peer != "convolutions")
+
+
+def test_darcy_says_which_file_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train_16\.npz: there is no such file"):
+        questions.Darcy(folder=str(tmp_path))
