@@ -183,7 +183,7 @@ def _draw(
         _box(axes[0, 0], [value * factor for value in box], label)
     reader = _strongest_reader(seen, block, rows, columns)
     axes[1, 0].imshow(reader, cmap="tab20", vmin=0, vmax=19, interpolation="nearest", extent=(0, columns, rows, 0))
-    _bare(axes[1, 0], "the latent that each node reads most")
+    _bare(axes[1, 0], "the latent read most")
     for index, (place, colour) in enumerate(zip(places, NODE_COLOURS, strict=False)):
         node = frame.node(place, shape)
         row = seen.row(block, node)

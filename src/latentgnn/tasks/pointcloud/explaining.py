@@ -196,14 +196,14 @@ def _draw(
     palette = np.array([names(number % names.N)[:3] for number in range(len(class_names))])
     colours = palette[classes]
     panels: list[tuple[str, str, NDArray[Any], NDArray[Any]]] = [
-        ("predicted classes, from above", "in perspective", colours, colours)
+        ("classes, from above", "in perspective", colours, colours)
     ]
     for number, node in enumerate(nodes, 1):
         at_block = _node_at(coarse, fine[node])
         row = as_array(seen.row(block, at_block))
         panels.append(
             (
-                f"node {number}, at all points of the crop",
+                f"node {number}",
                 concentration(row),
                 _heat(crop.to_finest(row, level)),
                 _heat(row),
