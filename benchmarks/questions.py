@@ -109,7 +109,7 @@ class Pairs:
     ``marks`` that no other pair of the map has, and a level each, drawn evenly from -1 to 1. They lie at least ``far``
     cells apart, in rows or in columns, so that three convolutions do not see one from the other. A cell that knows its
     own level alone is right in three of four cases. One vector for the whole map would have to hold a number for every
-    mark, of which there are more than channels.
+    mark, and every cell to find its own in it; with more marks than channels it cannot.
 
     Args:
         size: cells a side.

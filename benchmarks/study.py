@@ -223,7 +223,9 @@ def run_folder(folder: Path, variant: str, seed: int) -> Path:
     return folder / variant.replace("/", "-").replace(" ", "-") / f"seed-{seed}"
 
 
-def run_missing(study: Study, folder: Path, *, data: str | None, processes: int, seconds: float) -> None:
+def run_missing(
+    study: Study, folder: Path, *, data: str | None, processes: int, seconds: float, part: tuple[int, int]
+) -> None:
     """Run what is missing, side by side, and begin no run after so many seconds.
 
     Args:
@@ -232,10 +234,11 @@ def run_missing(study: Study, folder: Path, *, data: str | None, processes: int,
         data: see `ask`.
         processes: at a time.
         seconds: after which no run begins.
+        part: the one, from 1 on, of how many that the planned runs are dealt to: programs that share a folder.
     """
     begin = time.monotonic()
     done = finished(study, folder)
-    missing = [(variant, seed) for variant, seed in study.runs() if seed not in done[variant]]
+    missing = [(variant, seed) for variant, seed in study.runs()[part[0] - 1 :: part[1]] if seed not in done[variant]]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         while missing and time.monotonic() - begin < seconds:
             together, missing = missing[:processes], missing[processes:]
@@ -271,6 +274,25 @@ def write_report(study: Study, plans: Sequence[Mapping[str, Any]], given: argpar
     print(f"written to {path}")
 
 
+def part_of(text: str) -> tuple[int, int]:
+    """An option's value as one of several parts.
+
+    Args:
+        text: as given, such as ``1/2``.
+
+    Raises:
+        argparse.ArgumentTypeError: it is no part.
+
+    Example:
+        >>> part_of("2/3")
+        (2, 3)
+    """
+    first, _, count = text.partition("/")
+    if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
+        raise argparse.ArgumentTypeError(f"expected K/N with K from 1 to N, got {text!r}")
+    return int(first), int(count)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, and report on all that is there.
 
@@ -286,6 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("study", type=Path, help="a study's file")
     parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="where the runs are kept")
     parser.add_argument("--processes", type=positive, default=1, metavar="N", help="runs at a time, a thread each (1)")
+    parser.add_argument("--part", type=part_of, default=(1, 1), metavar="K/N", help="run the K-th of N parts (1/1)")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no run afterwards (no limit)")
     parser.add_argument("--data", metavar="FOLDER", help="the question's option `folder`, which is not reported")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
@@ -293,7 +316,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         study = read_study(given.study)
         plans = plan(study, given.runs)
-        run_missing(study, given.runs, data=given.data, processes=given.processes, seconds=given.seconds)
+        run_missing(
+            study, given.runs, data=given.data, processes=given.processes, seconds=given.seconds, part=given.part
+        )
         write_report(study, plans, given)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -121,7 +121,8 @@ def tables(report: Mapping[str, Any]) -> str:
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The report as a page: what was planned, what came out, how it was made."""
-    left = f"{len(report['missing'])} planned runs are missing: {report['missing']}." if report["missing"] else ""
+    missing = ", ".join(f"{variant} seed {seed}" for variant, seed in report["missing"])
+    left = f"Planned runs that are missing: {missing}." if missing else "All planned runs are there."
     shown = {name: value for name, value in report.items() if name not in ("compared", "runs", "missing")}
     return f"""# Study: {report["name"]}
 

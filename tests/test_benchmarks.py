@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import floors, measure, options, peers, report, shapes
+from benchmarks import floors, measure, options, peers, report, shapes, study, study_report
 from benchmarks.shapes import MODES, SHAPES, SQUARES, Case, Shape, cases
 from latentgnn import LatentGNN, PackedLatentGNN, reference
 from latentgnn.cost import floor_operations
@@ -222,7 +222,9 @@ def test_held_and_peak_bytes_are_counted() -> None:
         assert measure.peak_bytes(lambda: x.clone().add_(1), x) == pytest.approx(2 * size, rel=0.02)
 
 
-@pytest.mark.parametrize("module", [floors, measure, options, report, shapes], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [floors, measure, options, report, shapes, study, study_report], ids=lambda module: module.__name__
+)
 def test_examples_give_what_they_show(module: ModuleType) -> None:
     failures, tried = doctest.testmod(module)
     assert tried > 0

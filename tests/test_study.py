@@ -13,6 +13,7 @@ from benchmarks import contexts, questions, study, study_report
 from benchmarks.questions import Pairs
 from latentgnn import LatentGNN
 from latentgnn.errors import UserError
+from tests.pages import ROOT, blocks
 
 STUDY = """
 name: small
@@ -78,6 +79,30 @@ def test_stops_go_on_and_all_runs_are_reported(tmp_path: Path, capsys: pytest.Ca
     file.write_text(STUDY.replace("steps: 2", "steps: 3"))
     assert study.main(argv) == 1
     assert "was made otherwise" in capsys.readouterr().err
+
+
+def test_the_pages_study_of_a_block_of_ones_own_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = {block.language: block.code for block in blocks(ROOT / "docs" / "when.md")}
+    (tmp_path / "my_study.py").write_text(code["python"])
+    (tmp_path / "mine.yaml").write_text(code["yaml"].replace("seeds: 5", "seeds: 2").replace("steps: 300", "steps: 1"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert study.main(["mine.yaml", "--runs", "runs", "--out", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert all(f"| {name} |" in told for name in ("my block", "more convolutions"))
+
+
+def test_two_programs_share_the_runs(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(STUDY)
+    argv = [str(file), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
+    assert study.main([*argv, "--part", "2/3"]) == 0
+    made = {(path.parts[-3], path.parts[-2]) for path in tmp_path.glob("runs/*/*/run.json")}
+    assert made == {("two-latents", "seed-0"), ("two-latents", "seed-1")}
+    (path,) = tmp_path.glob("study-small-*.json")
+    assert len(json.loads(path.read_text())["missing"]) == 4
 
 
 def test_intervals_are_those_of_scipy() -> None:
