@@ -173,6 +173,16 @@ def test_what_cannot_be_taken_is_told(layer: PackedLatentGNN, tmp_path: Path, ar
     assert not (tmp_path / "out.npy").exists()
 
 
+def test_a_layer_with_norms_over_nodes_is_refused_by_the_command(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    PackedLatentGNN(32, num_latents=4, norm="group_norm").save_pretrained(tmp_path / "layer")
+    before = sorted(tmp_path.iterdir())
+    assert main(["apply", str(tmp_path / "layer"), str(source), "--out", str(tmp_path / "out.npy")]) == 2
+    assert "in chunks: GroupNorm may take statistics of all nodes of a sample" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_what_is_no_array_is_told(layer: PackedLatentGNN, source: Path, tmp_path: Path) -> None:
     (tmp_path / "text.npy").write_text("no array")
     with pytest.raises(UserError, match=r"text.npy is no .npy file"):

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from latentgnn.errors import UserError, concerning, first_line
 from latentgnn.files import write_json
+from latentgnn.halves import why_not_halves
 from latentgnn.points import PackedLatentGNN
 from latentgnn.reading import regular_file
 from latentgnn.streaming import gather_chunk, scatter_chunk
@@ -170,9 +171,11 @@ def apply_to_file(
         progress: is called after each chunk.
 
     Raises:
-        UserError: the source is no such file, has other channels than the layer, or has changed since it was begun
-            with; the target is there; or the work folder is of something else.
+        UserError: the layer has other norms; the source is no such file, has other channels than the layer, or has
+            changed since it was begun with; the target is there; or the work folder is of something else.
     """
+    if (reason := why_not_halves(layer.arrangement())) is not None:
+        raise UserError(f"this layer cannot take the nodes of {source} in chunks: {reason}")
     given = NpyFile.open(source)
     if given.channels != layer.config.channels:
         raise UserError(f"{source} has {given.channels} channels (N, C), the layer has {layer.config.channels}")
