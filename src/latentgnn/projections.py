@@ -126,7 +126,8 @@ class Arrangement:
         for tensor in tensors:
             digest.update(repr(None if tensor is None else (tensor.dtype, tensor.shape)).encode())
             if tensor is not None:
-                digest.update(bytes_of(tensor))
+                # Of a copy: memory that NumPy has seen cannot be resized, and FSDP2 frees a parameter's so.
+                digest.update(bytes_of(tensor.detach().clone()))
         return digest.hexdigest()
 
 
