@@ -1,5 +1,6 @@
 """Layers whose nodes several processes share, and the same inputs for one process that holds them all."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ def in_processes(count: int, programs: Sequence[Callable[[], dict[str, Any]]], f
 
 def _started(rank: int, count: int, programs: Sequence[Callable[[], dict[str, Any]]], folder: str) -> None:
     torch.set_num_threads(1)
+    # As in all tests; what compilers warn of is nobody's here who compiles.
+    warnings.filterwarnings("error", message=".*latentgnn.*")
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
     results: dict[str, Any] = {}
     for program in programs:
@@ -139,6 +142,7 @@ def cases(processes: int) -> dict[str, Case]:
     made += [Case(*what, parts=(0, 4)) for what in (("graph_conv", "frozen"), ("mean_symmetric", "batch"))]
     made += [Case("graph_conv", norm, mask=True, parts=(3, 1)) for norm in ("frozen", "batch", "layer")]
     made += [Case("groups", "batch", mask=True, parts=(4, 0)), Case("no_residual_graph_conv", mask=True, parts=(4, 0))]
+    made += [Case("graph_conv_two_kernels", compiled=True)]
     made += [Case("graph_conv", memory=memory) for memory in ("hold", "recompute")]
     made += [Case("graph_conv", norm, kind="tokens", mask=True) for norm in ("frozen", "layer")]
     scenes = ((3, 0, 5, 0), (2, 4, 0, 0))

@@ -39,6 +39,7 @@ DTENSORS = {
 # What one process has otherwise than the other, and what is said of it.
 DISAGREEMENTS: dict[str, dict[str, Any]] = {
     "channels": {"channels": 64},
+    "weights": {"gamma_init": 0.5},
     "latents": {"num_latents": (4, 5)},
     "type": {"dtype": torch.float64},
     "samples": {"samples": 2},

@@ -108,6 +108,19 @@ def stopped(layer: PackedLatentGNN, source: Path, target: Path, at: tuple[str, i
         apply_to_file(layer, source, target, chunk_nodes=100, every=0, progress=progress, **options)
 
 
+def test_what_a_work_folder_lacks_is_made_again(layer: PackedLatentGNN, source: Path, tmp_path: Path) -> None:
+    """A process may end between the target's name and the folder's end; whose target is then moved away begins anew."""
+    target, other = tmp_path / "out.npy", tmp_path / "other.npy"
+    np.save(other, np.load(source)[::-1] + 1)
+    for lost in ("output.npy", "state.json"):
+        stopped(layer, other, target, ("scatter", 300))
+        (work_folder(target) / lost).unlink()
+        apply_to_file(layer, source, target)
+        assert close(target, expected(layer, source))
+        assert not work_folder(target).exists()
+        target.unlink()
+
+
 def test_a_source_that_was_written_to_since_is_refused(layer: PackedLatentGNN, source: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.npy"
     stopped(layer, source, target, ("gather", 400))
@@ -136,7 +149,7 @@ def test_other_weights_or_another_type_are_refused(layer: PackedLatentGNN, sourc
         apply_to_file(layer, source, target, dtype="float32")
     with torch.no_grad():
         layer.gamma += 1
-    with pytest.raises(UserError, match="two layers, or other weights of one"):
+    with pytest.raises(UserError, match=r"two layers, or other weights of one.*; remove .*\.out\.npy\.work to begin"):
         apply_to_file(layer, source, target)
 
 
@@ -158,6 +171,16 @@ def test_what_cannot_be_taken_is_told(layer: PackedLatentGNN, tmp_path: Path, ar
     with pytest.raises(UserError, match=reason):
         apply_to_file(layer, tmp_path / "points.npy", tmp_path / "out.npy", dtype="float16")
     assert not (tmp_path / "out.npy").exists()
+
+
+def test_a_layer_with_norms_over_nodes_is_refused_by_the_command(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    PackedLatentGNN(32, num_latents=4, norm="group_norm").save_pretrained(tmp_path / "layer")
+    before = sorted(tmp_path.iterdir())
+    assert main(["apply", str(tmp_path / "layer"), str(source), "--out", str(tmp_path / "out.npy")]) == 1
+    assert "in chunks: GroupNorm may take statistics of all nodes of a sample" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_what_is_no_array_is_told(layer: PackedLatentGNN, source: Path, tmp_path: Path) -> None:

@@ -27,10 +27,12 @@ from sharing_ways import (
     refused,
     wrapped,
 )
-from sweep import relative_error
+from sweep import make_input, make_layer, relative_error
 from torch import Tensor, nn
 
-from latentgnn import LatentGNN, shard_nodes
+from latentgnn import LatentGNN, gather_chunks, shard_nodes
+from latentgnn.inspection import capture
+from latentgnn.ranks import Ranks
 
 PROGRAMS = [all_cases, wrapped, dtensors, counted, refused, example, page]
 
@@ -182,6 +184,15 @@ def test_the_example_and_the_page_give_what_one_process_gives(of_two: Results) -
     for name, value in page()["page"].items():
         for result in of_two:
             assert relative_error(result["page"][name], value) < 1e-10, name
+
+
+def test_what_would_see_the_nodes_of_one_process_alone_is_refused() -> None:
+    layer = make_layer("graph_conv", "frozen")
+    layer._ranks = Ranks("of two", 2)
+    with pytest.raises(TypeError, match=r"shares its nodes .* call shard_nodes\(layer, None\)"):
+        gather_chunks(layer, [make_input(2, 32, 3, 3)])
+    with pytest.raises(ValueError, match=r"'' shares its nodes .* call shard_nodes"), capture(layer):
+        pass
 
 
 @pytest.mark.usefixtures("group_of_one")

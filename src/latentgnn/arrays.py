@@ -22,6 +22,7 @@ from torch import Tensor
 
 from latentgnn.errors import UserError, concerning, first_line
 from latentgnn.files import write_json
+from latentgnn.halves import why_not_halves
 from latentgnn.points import PackedLatentGNN
 from latentgnn.reading import regular_file
 from latentgnn.streaming import gather_chunk, scatter_chunk
@@ -36,6 +37,8 @@ _NUMBERS = 1 << 21
 # So many bytes go to the disk at once, while the layer computes: not all at the end, when nothing else is to do.
 _SYNCED = 1 << 26
 _TYPES = ("float16", "float32", "float64")
+# In a work folder.
+_STATE, _SUMS, _OUTPUT = "state.json", "sums.safetensors", "output.npy"
 
 
 @dataclass(frozen=True)
@@ -168,9 +171,11 @@ def apply_to_file(
         progress: is called after each chunk.
 
     Raises:
-        UserError: the source is no such file, has other channels than the layer, or has changed since it was begun
-            with; the target is there; or the work folder is of something else.
+        UserError: the layer has other norms; the source is no such file, has other channels than the layer, or has
+            changed since it was begun with; the target is there; or the work folder is of something else.
     """
+    if (reason := why_not_halves(layer.arrangement())) is not None:
+        raise UserError(f"this layer cannot take the nodes of {source} in chunks: {reason}")
     given = NpyFile.open(source)
     if given.channels != layer.config.channels:
         raise UserError(f"{source} has {given.channels} channels (N, C), the layer has {layer.config.channels}")
@@ -185,9 +190,8 @@ def apply_to_file(
     job = _Job(layer, given, work, state, every, progress)
     job.scatter(job.gather())
     with concerning(target):
-        os.replace(work / "output.npy", target)
-    for name in ("state.json", "sums.safetensors"):
-        (work / name).unlink()
+        os.replace(work / _OUTPUT, target)
+    _empty(work)
     with suppress(OSError):
         # What else is in it is the caller's.
         work.rmdir()
@@ -195,10 +199,13 @@ def apply_to_file(
 
 def _begun(work: Path, asked: _State) -> _State:
     """The state in a work folder, which must be of what is asked for; a new one where there is none."""
-    path = work / "state.json"
-    found = _State.read(path)
+    found = _State.read(work / _STATE)
+    if found is not None and found.scattered and not (work / _OUTPUT).exists():
+        # A call that was ended when its target had got its name, which has been moved away since.
+        found = None
     if found is None:
-        write_json(path, asdict(asked))
+        _empty(work)
+        write_json(work / _STATE, asdict(asked))
         return asked
     anew = f"remove {work} to begin anew"
     if found.source != asked.source:
@@ -210,6 +217,12 @@ def _begun(work: Path, asked: _State) -> _State:
     if found.dtype != asked.dtype:
         raise UserError(f"{work} was begun with output in {found.dtype}, not {asked.dtype}: say the same, or {anew}")
     return found
+
+
+def _empty(work: Path) -> None:
+    """Remove what has been done; the state last, for it says of what the others are."""
+    for name in (_SUMS, _OUTPUT, _STATE):
+        (work / name).unlink(missing_ok=True)
 
 
 class _Job:
@@ -227,8 +240,8 @@ class _Job:
 
     def gather(self) -> LatentSums:
         """The first sweep, from where the sums in the work folder end."""
-        path, noted = self._work / "sums.safetensors", time.monotonic()
-        sums = LatentSums.load(path) if path.exists() else None
+        path, noted = self._work / _SUMS, time.monotonic()
+        sums, anew = LatentSums.load(path) if path.exists() else None, f"remove {self._work} to begin anew"
         done = 0 if sums is None else sums.nodes
         with torch.no_grad():
             for first, rows in self._chunks(done):
@@ -238,7 +251,10 @@ class _Job:
                         f"{self._source.path}: rows {first} to {first + len(rows)} hold numbers that are not finite, "
                         f"or too large for {part.compute}: take them out"
                     )
-                sums = part if sums is None else sums + part
+                try:
+                    sums = part if sums is None else sums + part
+                except UserError as error:
+                    raise UserError(f"{self._work} was begun with another layer: {first_line(error)}; {anew}") from None
                 if time.monotonic() - noted >= self._every or sums.nodes == self._source.nodes:
                     sums.save(path)
                     noted = time.monotonic()
@@ -248,7 +264,7 @@ class _Job:
 
     def scatter(self, sums: LatentSums) -> None:
         """The second sweep, from where the output is known to be written to the disk."""
-        path, state, noted = self._work / "output.npy", self._state, time.monotonic()
+        path, state, noted = self._work / _OUTPUT, self._state, time.monotonic()
         target = NpyFile.open(path) if state.scattered else self._source.create(path, state.dtype)
         with torch.no_grad(), _Writer(target) as writer:
             for first, rows in self._chunks(state.scattered):
@@ -263,7 +279,7 @@ class _Job:
                 writer.write(first, out)
                 if time.monotonic() - noted >= self._every or done == self._source.nodes:
                     writer.sync()
-                    write_json(self._work / "state.json", {**asdict(state), "scattered": done})
+                    write_json(self._work / _STATE, {**asdict(state), "scattered": done})
                     noted = time.monotonic()
                 self._progress("scatter", done)
 

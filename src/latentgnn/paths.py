@@ -231,6 +231,8 @@ def _check_ranks(layer: Arrangement, ranks: Ranks, x_BNC: Tensor, offsets: Tenso
         "samples": x_BNC.shape[0] if offsets is None else len(offsets) - 1,
         "gradients": torch.is_grad_enabled() and any(tensor.requires_grad for tensor in read if tensor is not None),
     }
+    if not any(is_traceable_wrapper_subclass(cast(object, tensor)) for tensor in read if tensor is not None):
+        facts["weights"] = layer.fingerprint()
     agree(ranks, facts, x_BNC.device)
 
 

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from hashlib import blake2b
 
 import torch
 from torch import Tensor, nn
 
 from latentgnn.config import LatentGNNConfig
 from latentgnn.modules import child, own_tensor
-from latentgnn.norms import NormFactory, NormKind, kind_of, norm_tensors
+from latentgnn.norms import NormFactory, NormKind, kind_of, norm_tensors, uses_batch_statistics
 from latentgnn.ranks import Ranks
 
 
@@ -110,3 +111,26 @@ class Arrangement:
             self.tensors += [own_tensor(projection, "weight"), *norm_tensors(norm)]
         self.norm_kind: NormKind | None = kind_of(self.norms)
         self.eps = [getattr(norm, "eps", 0.0) for norm in self.norms]
+
+    def fingerprint(self) -> str:
+        """Of all that the output depends on, beside the input; not of statistics that norms in training take anew."""
+        config, tensors = self.config, [*self.tensors, self.gamma]
+        for index, norm in enumerate(self.norms):
+            if uses_batch_statistics(norm):
+                tensors[5 * index + 3] = tensors[5 * index + 4] = None
+        told = [
+            *(config.channels, config.latents, config.reduction, config.symmetric, config.graph_conv, config.residual),
+            *(config.num_groups, config.node_scale, self.norm_kind, self.eps),
+        ]
+        digest = blake2b(repr(told).encode(), digest_size=16)
+        for tensor in tensors:
+            digest.update(repr(None if tensor is None else (tensor.dtype, tensor.shape)).encode())
+            if tensor is not None:
+                # Of a copy: memory that NumPy has seen cannot be resized, and FSDP2 frees a parameter's so.
+                digest.update(bytes_of(tensor.detach().clone()))
+        return digest.hexdigest()
+
+
+def bytes_of(x: Tensor) -> memoryview:
+    """A tensor's numbers."""
+    return x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

@@ -103,7 +103,8 @@ def _explained(group: str, error: Exception) -> str:
         )
     return (
         f"the sum over the processes that share the nodes failed, though all of them are alive; do they call the same "
-        f"layers, forward and backward, in the same order, on as many samples? {told}"
+        f"layers, forward and backward, in the same order, on as many samples? (With TORCH_DISTRIBUTED_DEBUG=DETAIL "
+        f"PyTorch compares every call.) {told}"
     )
 
 

@@ -9,7 +9,6 @@ Axes: B batch, N nodes, C channels, S samples.
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from latentgnn.functional import wide
 from latentgnn.layer import LatentGNN, reshape
 from latentgnn.paths import products_in
 from latentgnn.points import PackedLatentGNN
-from latentgnn.projections import Arrangement
+from latentgnn.projections import Arrangement, bytes_of
 from latentgnn.sums import LatentSums
 
 Array = Tensor | NDArray[Any]
@@ -62,7 +61,8 @@ def gather_chunks(
         check: note a checksum of each chunk, by which `scatter_chunk` tells one that has changed.
 
     Raises:
-        TypeError: a chunk of the wrong type, or norms that take statistics of all nodes.
+        TypeError: a chunk of the wrong type, norms that take statistics of all nodes, or a layer that shares its nodes
+            with other processes.
         ValueError: a chunk of the wrong shape, other samples than the chunks before, or no chunk.
         UserError: a chunk whose nodes are not finite.
 
@@ -108,7 +108,7 @@ def gather_chunk(layer: LatentGNN, chunk: Chunk | Array, *, check: bool = True) 
         # In float64, so that it does not matter how many chunks there are; they are few numbers.
         sums=sums.to("cpu", torch.float64),
         weights=weights.to("cpu", torch.float64),
-        layer=_fingerprint(own),
+        layer=own.fingerprint(),
         compute=_name(products_in(x_BNC)[0]),
         counts=torch.tensor([nodes.count]),
         checksums=torch.tensor([_checksum(chunk)] if check else [], dtype=torch.int64),
@@ -183,6 +183,11 @@ def _layer(layer: LatentGNN) -> Arrangement:
     own = layer.arrangement()
     if any(is_traceable_wrapper_subclass(tensor) for tensor in own.tensors if tensor is not None):
         raise TypeError(f"{type(layer).__name__} has parameters that are split over processes: put them together first")
+    if own.ranks is not None and own.ranks.count > 1:
+        raise TypeError(
+            f"{type(layer).__name__} shares its nodes with other processes, and sums over chunks are those of this one "
+            "alone: call shard_nodes(layer, None), and add the sums of all processes with + before scatter_chunk"
+        )
     if (reason := halves.why_not_halves(own)) is not None:
         raise TypeError(f"{type(layer).__name__} cannot take its nodes in chunks: {reason}")
     return own
@@ -245,7 +250,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _check_sums(layer: Arrangement, nodes: _Nodes, sums: LatentSums) -> None:
-    now = _fingerprint(layer)
+    now = layer.fingerprint()
     if sums.layer != now:
         raise UserError(
             f"the sums are of a layer with the fingerprint {sums.layer}, this one has {now}: take the layer and the "
@@ -261,21 +266,6 @@ def _check_sums(layer: Arrangement, nodes: _Nodes, sums: LatentSums) -> None:
         raise ValueError(f"the sums are of {len(sums.sums)} samples, this chunk has {nodes.samples}: give it the same")
 
 
-def _fingerprint(layer: Arrangement) -> str:
-    """Of all that the output depends on, beside the input."""
-    config = layer.config
-    told = [
-        *(config.channels, config.latents, config.reduction, config.symmetric, config.graph_conv, config.residual),
-        *(config.num_groups, config.node_scale, layer.norm_kind, [getattr(norm, "eps", None) for norm in layer.norms]),
-    ]
-    digest = blake2b(repr(told).encode(), digest_size=16)
-    for tensor in (*layer.tensors, layer.gamma):
-        digest.update(repr(None if tensor is None else (tensor.dtype, tensor.shape)).encode())
-        if tensor is not None:
-            digest.update(_bytes(tensor))
-    return digest.hexdigest()
-
-
 def _checksum(chunk: Chunk | Array) -> int:
     """Of a chunk as it was given. CRC-32 takes a few nanoseconds a node, and accidents are what it is to find."""
     chunk, value = chunk if isinstance(chunk, Chunk) else Chunk(chunk), 0
@@ -289,5 +279,5 @@ def _checksum(chunk: Chunk | Array) -> int:
 
 def _bytes(x: Array) -> memoryview:
     if isinstance(x, Tensor):
-        return x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        return bytes_of(x)
     return np.ascontiguousarray(x).reshape(-1).view(np.uint8).data

@@ -44,9 +44,10 @@ def _with_gaps(given: Sequence[Any], present: Sequence[bool]) -> list[Any]:
 def _forward(
     x: Tensor, mask: Tensor | None, offsets: Tensor | None, given: Sequence[Tensor], present: Sequence[bool], *plan: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    tensors = _with_gaps(given, present)
-    out, state = passes.forward(x, mask, bounds_of(offsets, x), tensors, Plan.of(*plan), keep=False)
-    return out, state.sums, state.weights
+    tensors, decoded = _with_gaps(given, present), Plan.of(*plan)
+    out, state = passes.forward(x, mask, bounds_of(offsets, x), tensors, decoded, keep=False)
+    # Outputs of an operator must not share memory, and sums over several processes are parts of one buffer.
+    return out, state.sums.clone() if decoded.group else state.sums, state.weights
 
 
 def _fake_forward(

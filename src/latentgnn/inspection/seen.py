@@ -319,7 +319,7 @@ def capture(model: nn.Module) -> Iterator[Seen]:
         model: a network with blocks, or a block itself.
 
     Raises:
-        ValueError: the network has no block.
+        ValueError: the network has no block, or one that shares its nodes with other processes.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 16, 1), LatentGNN(16, num_latents=4)).eval()
@@ -331,6 +331,13 @@ def capture(model: nn.Module) -> Iterator[Seen]:
         torch.Size([1, 4, 120])
     """
     layers = blocks_of(model)
+    for name, layer in layers.items():
+        ranks = layer.arrangement().ranks
+        if ranks is not None and ranks.count > 1:
+            raise ValueError(
+                f"the block {name!r} shares its nodes with other processes, and only those of this one could be seen: "
+                "call shard_nodes(model, None), and give it inputs that are whole"
+            )
     seen = Seen(list(layers))
     handles = [
         layer.register_forward_hook(partial(_keep, seen, name), with_kwargs=True) for name, layer in layers.items()
