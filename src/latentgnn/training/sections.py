@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -152,15 +152,17 @@ def read_sections(value: Any) -> tuple[Section, ...]:
 def _read(hint: Any, value: Any) -> Any:
     if is_dataclass(hint):
         hints = get_type_hints(hint)
-        if not isinstance(value, dict) or set(value) != {field.name for field in fields(hint)}:
+        # Earlier versions did not write what has had a default since.
+        needed = {field.name for field in fields(hint) if field.default is MISSING}
+        if not isinstance(value, dict) or not needed <= set(value) <= set(hints):
             raise ValueError(f"expected {', '.join(hints)} of a {cast(type, hint).__name__.lower()}")
-        return cast(Any, hint)(**{name: _read(inner, value[name]) for name, inner in hints.items()})
+        return cast(Any, hint)(**{name: _read(hints[name], inner) for name, inner in value.items()})
     if get_origin(hint) is tuple:
         if not isinstance(value, list):
             raise ValueError(f"expected a list, got {type(value).__name__}")
         return tuple(_read(get_args(hint)[0], item) for item in value)
     accepted = int | float if hint is float else hint
-    if not isinstance(value, accepted) or isinstance(value, bool):
+    if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
         raise ValueError(f"expected {hint.__name__}, got {type(value).__name__}")
     return value
 
