@@ -13,6 +13,7 @@ from latentgnn import LatentGNN, shard_nodes
 def main() -> None:
     """Steps without end; the second process kills itself before its third."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)  # all processes begin with the same weights
     dist.init_process_group("gloo")
     layer = shard_nodes(LatentGNN(16, num_latents=4, gamma_init=1.0), dist.group.WORLD)
     for step in range(1000):
