@@ -269,6 +269,8 @@ def test_damaged_files_are_named_and_left_out(run: RunFolder, name: str, content
         ["Section"],
         [plain_data(Section(title="s")) | {"more": 1}],
         [plain_data(Section(title="s")) | {"text": 1}],
+        [plain_data(Section(title="s")) | {"galleries": [{"title": "g", "pictures": [], "wide": 1}]}],
+        [{"text": "no title"}],
         [plain_data(Section(title="s")) | {"tables": [{"title": "t", "columns": ["a"], "rows": [["1", "2"]]}]}],
         [plain_data(Section(title="s")) | {"charts": [{"title": "t", "x": "x", "lines": [], "limits": [1.0]}]}],
         [plain_data(Section(title="s")) | {"matrices": [{"title": "t", "rows": [], "columns": [], "counts": [[1]]}]}],
@@ -292,6 +294,14 @@ def test_sections_are_read_as_they_were_written(tmp_path: Path) -> None:
     )
     write_analysis(run, [section])
     assert read_sections(json.loads((run.path / "analysis.json").read_text())) == (section,)
+
+
+def test_sections_of_earlier_versions_are_read() -> None:
+    """They lack what has had a default since."""
+    gallery = {"title": "Worst", "pictures": [{"path": "a.png", "caption": "a"}]}
+    written = plain_data(Section(title="s")) | {"galleries": [gallery]}
+    pictures = (Picture(path="a.png", caption="a"),)
+    assert read_sections([written]) == (Section(title="s", galleries=(Gallery(title="Worst", pictures=pictures),)),)
 
 
 def points(path: str) -> list[tuple[float, float]]:
