@@ -1,10 +1,35 @@
 """What the checks of data sets have in common, whatever the task: the splits, and how faults are listed."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, Split] = ("train", "val")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fault:
+    """Something wrong with a sample: a scan, or an image with its labels.
+
+    Args:
+        record: the sample's name.
+        file: where it is.
+        message: what is wrong.
+    """
+
+    record: str
+    file: Path
+    message: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"file": str(self.file), "record": self.record, "message": str(self)}
+
+    def __str__(self) -> str:
+        # Readers' messages begin with the file, which may be another one than the sample's.
+        return self.message if self.message.startswith(str(self.file)) else f"{self.file}: {self.message}"
 
 
 class Report(Protocol):

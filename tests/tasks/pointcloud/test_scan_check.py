@@ -25,7 +25,7 @@ def _only(config, scan, split="train"):
     report = check_split(config, split)
     assert len(report.faults) == 1, report.text()
     (fault,) = report.faults
-    assert fault.scan == scan
+    assert fault.record == scan
     assert str(fault.file) in str(fault)
     assert str(fault).count(str(fault.file)) == 1
     assert len(report.sound) == report.scans - 1
@@ -121,7 +121,7 @@ def test_all_faults_are_told(config, tmp_path):
     points = np.full((10, 3), np.nan)
     _scan(tmp_path / "train/b.npz", points=points, classes=np.full(10, 9))
     report = check_split(config, "train")
-    assert [fault.scan for fault in report.faults] == ["a", "b", "b", "b"]
+    assert [fault.record for fault in report.faults] == ["a", "b", "b", "b"]
     lines = report.text(2).splitlines()
     assert len(lines) == 4
     assert lines[2] == "... and 2 more"

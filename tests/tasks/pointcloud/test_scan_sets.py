@@ -257,7 +257,7 @@ def test_scannet_faults(tmp_path):
 
     def only():
         (fault,) = check_split(config, "train").faults
-        assert fault.scan == "scene0000_01"
+        assert fault.record == "scene0000_01"
         return str(fault)
 
     labels.write_bytes(content.replace(b"vertex 4", b"vertex 3"))
@@ -363,7 +363,7 @@ def test_s3dis_faults(tmp_path, content, message):
     root = _s3dis(tmp_path)
     (root / "Area_1/office_1/Annotations/chair_2.txt").write_bytes(content)
     (fault,) = check_split(DataConfig(root=str(root)), "train").faults
-    assert fault.scan == "Area_1_office_1"
+    assert fault.record == "Area_1_office_1"
     assert message in str(fault)
 
 

@@ -80,7 +80,7 @@ def test_faults(root: Path, name: str, size: int, message: str) -> None:
     path.write_bytes(path.read_bytes()[:size])
     (fault,) = check_split(DataConfig(root=str(root)), "train").faults
     assert message in str(fault)
-    assert fault.scan == "07_000000"
+    assert fault.record == "07_000000"
 
 
 def test_predictions_are_labels(root: Path, tmp_path: Path) -> None:

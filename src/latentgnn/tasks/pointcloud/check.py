@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgnn.errors import UserError
-from latentgnn.tasks.checks import Split, fault_lines
+from latentgnn.tasks.checks import Fault, Split, fault_lines
 from latentgnn.tasks.classes import IGNORE, class_names
 from latentgnn.tasks.pointcloud.config import DataConfig
 from latentgnn.tasks.pointcloud.datasets import (
@@ -24,29 +24,6 @@ from latentgnn.tasks.pointcloud.features import to_labels, to_scan, unknown_ids
 from latentgnn.tasks.pointcloud.scans import coordinate_fault
 
 _SHOWN = 20  # faults that an error lists before it only counts them
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Fault:
-    """Something wrong with a scan.
-
-    Args:
-        scan: its name.
-        file: where it is.
-        message: what is wrong.
-    """
-
-    scan: str
-    file: Path
-    message: str
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return {"file": str(self.file), "record": self.scan, "message": str(self)}
-
-    def __str__(self) -> str:
-        # Readers' messages begin with the file, which may be another one than the scan's.
-        return self.message if self.message.startswith(str(self.file)) else f"{self.file}: {self.message}"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -127,7 +104,7 @@ def check_split(config: DataConfig, split: Split) -> Report:
             first.setdefault(source.name, source.path)
             if source.path.resolve() in trained_on:
                 messages.append("it is in the training set too")
-            report.faults += [Fault(scan=source.name, file=source.path, message=message) for message in messages]
+            report.faults += [Fault(record=source.name, file=source.path, message=message) for message in messages]
             if not messages:
                 report.sound.append(source)
                 report.points += content.points

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgnn.errors import UserError
-from latentgnn.tasks.checks import Split, fault_lines
+from latentgnn.tasks.checks import Fault, Split, fault_lines
 from latentgnn.tasks.classes import IGNORE, class_names
 from latentgnn.tasks.images import read_image
 from latentgnn.tasks.segmentation.config import DataConfig
@@ -20,29 +20,6 @@ from latentgnn.tasks.segmentation.labels import read_ids, to_labels, unknown_ids
 from latentgnn.tasks.segmentation.layouts import Source, find_sources, resolve
 
 _SHOWN = 20  # faults that an error lists before it only counts them
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Fault:
-    """Something wrong with an image.
-
-    Args:
-        image: its name.
-        file: where it is, or its label picture.
-        message: what is wrong.
-    """
-
-    image: str
-    file: Path
-    message: str
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return {"file": str(self.file), "record": self.image, "message": str(self)}
-
-    def __str__(self) -> str:
-        # Readers' messages begin with the file.
-        return self.message if self.message.startswith(str(self.file)) else f"{self.file}: {self.message}"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -109,7 +86,7 @@ def check_split(config: DataConfig, split: Split) -> Report:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for source, (faults, counts) in zip(sources, pool.map(lambda one: _look(one, config), sources), strict=True):
             if source.image is not None and source.image.resolve() in learnt:
-                faults.append(Fault(image=source.name, file=source.image, message="it is in the training set too"))
+                faults.append(Fault(record=source.name, file=source.image, message="it is in the training set too"))
             report.faults += faults
             if not faults:
                 report.sound.append(source)
@@ -143,7 +120,7 @@ def _look(source: Source, config: DataConfig) -> tuple[list[Fault], NDArray[np.i
     name, image, label = source
 
     def fault(file: Path, message: str) -> Fault:
-        return Fault(image=name, file=file, message=message)
+        return Fault(record=name, file=file, message=message)
 
     if image is None or label is None:
         present, what = (image, "label picture") if label is None else (label, "image")
