@@ -14,12 +14,11 @@ from torch import Tensor
 
 from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
-from latentgnn.files import write_json
 from latentgnn.inspection import Report
 from latentgnn.outputs import Results, quoted, say_end
 from latentgnn.tasks.checks import Split, check_splits
+from latentgnn.tasks.class_results import say_class_results, write_class_results
 from latentgnn.tasks.class_scores import Scores
-from latentgnn.tasks.class_sections import sections
 from latentgnn.tasks.classes import class_names
 from latentgnn.tasks.explaining import PAGE, block_names, chosen_blocks, spread
 from latentgnn.tasks.explaining import diagnose as diagnose_blocks
@@ -47,7 +46,6 @@ from latentgnn.training import commands
 from latentgnn.training.card import Subject, model_card
 from latentgnn.training.checkpoints import read_checkpoint
 from latentgnn.training.processes import Processes, sharing
-from latentgnn.training.report import write_analysis
 from latentgnn.training.runs import RunFolder, is_first_process, run_of
 
 Data = tuple[ScanSet, ScanSet]
@@ -355,11 +353,16 @@ def _train(config: PointCloudConfig, run: RunFolder, data: Data, resume: bool) -
 
     def write_results() -> None:
         if task.scores is not None:
-            write_json(run.path / "scores.json", task.scores.to_json())
-            commands.write_pictures(run, drawn(), reads=_files_of(val_set))
-            confusions = {val_set.names[index]: counts for index, counts in sorted(task.confusions.items())}
-            pictures = {val_set.names[index]: place for index, place in _places(val_set, task.predicted).items()}
-            write_analysis(run, sections(task.scores, confusions, pictures))
+            write_class_results(
+                run,
+                task.scores,
+                val_set.names,
+                task.confusions,
+                _places(val_set, task.predicted),
+                drawn(),
+                reads=_files_of(val_set),
+                kind="scan",
+            )
 
     metrics = commands.fit_in(
         run,
@@ -371,11 +374,7 @@ def _train(config: PointCloudConfig, run: RunFolder, data: Data, resume: bool) -
         pictures=drawn,
         titles=_titles,
     )
-    if run.writes:
-        if task.scores is None:
-            print("  ".join(f"{name} {metrics[name]:.3f}" for name in ("mIoU", "mAcc", "OA")))
-        else:
-            print(task.scores.table())
+    say_class_results(run, task.scores, metrics)
     return metrics
 
 

@@ -15,12 +15,11 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
-from latentgnn.files import write_json
 from latentgnn.inspection import Report
 from latentgnn.outputs import Results, quoted, say_end
 from latentgnn.tasks.checks import Split, check_splits
+from latentgnn.tasks.class_results import say_class_results, write_class_results
 from latentgnn.tasks.class_scores import Scores
-from latentgnn.tasks.class_sections import sections
 from latentgnn.tasks.classes import class_names
 from latentgnn.tasks.explaining import PAGE, block_names, chosen_blocks, spread
 from latentgnn.tasks.explaining import diagnose as diagnose_blocks
@@ -45,7 +44,6 @@ from latentgnn.training import commands
 from latentgnn.training.card import Subject, model_card
 from latentgnn.training.checkpoints import read_checkpoint
 from latentgnn.training.processes import Processes, sharing
-from latentgnn.training.report import write_analysis
 from latentgnn.training.runs import RunFolder, is_first_process, run_of
 
 Data = tuple[LabelledImages, LabelledImages]
@@ -317,12 +315,16 @@ def _train(config: SegmentationConfig, run: RunFolder, data: Data, resume: bool)
 
     def write_results() -> None:
         if task.scores is not None:
-            write_json(run.path / "scores.json", task.scores.to_json())
-            commands.write_pictures(run, drawn(), reads=val_set.files)
-            confusions = {val_set.sources[index].name: counts for index, counts in sorted(task.confusions.items())}
-            places = _places(val_set, task.predicted)
-            pictures = {val_set.sources[index].name: place for index, place in places.items()}
-            write_analysis(run, sections(task.scores, confusions, pictures, kind="image"))
+            write_class_results(
+                run,
+                task.scores,
+                [source.name for source in val_set.sources],
+                task.confusions,
+                _places(val_set, task.predicted),
+                drawn(),
+                reads=val_set.files,
+                kind="image",
+            )
 
     metrics = commands.fit_in(
         run,
@@ -334,11 +336,7 @@ def _train(config: SegmentationConfig, run: RunFolder, data: Data, resume: bool)
         pictures=drawn,
         titles=_titles,
     )
-    if run.writes:
-        if task.scores is None:
-            print("  ".join(f"{name} {metrics[name]:.3f}" for name in ("mIoU", "mAcc", "OA")))
-        else:
-            print(task.scores.table())
+    say_class_results(run, task.scores, metrics)
     return metrics
 
 
