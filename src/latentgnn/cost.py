@@ -116,6 +116,18 @@ def moments_pay(nodes: int, features: int, channels: int) -> bool:
     return features * features * (nodes + channels) < 60 * nodes * channels
 
 
+def scaling_pays(nodes: int, *, channels: int, reduced: int, features: int) -> bool:
+    """Whether the norms' scales cost less in the matrices than in what the matrices give: fewer numbers.
+
+    Args:
+        nodes: of all samples together.
+        channels: C.
+        reduced: rows of all reductions.
+        features: that the output is expanded from.
+    """
+    return channels * (reduced + features) <= nodes * (reduced + channels)
+
+
 def cost(
     config: LatentGNNConfig,
     shape: Sequence[int],

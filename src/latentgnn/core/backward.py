@@ -50,7 +50,7 @@ def backward(
         needs: whether each of the tensors does.
     """
     folding = state.folding or Folding.of(tensors, needs, plan)
-    matrices, vectors = folding.matrices, folding.vectors
+    matrices, vectors = folding.matrices.for_nodes(x_BNC.shape[0] * x_BNC.shape[1], plan), folding.vectors
     mixing = state.mixing or Mixing.of(state.sums, state.weights, matrices.convs, plan, records=True)
     given, gradients = Input.of(x_BNC, mask_BN, offsets, matrices, plan), Gradients.nothing(mixing.to_features, plan)
     records = [replace(record) for record in state.records] or [Record() for _ in given.todo]

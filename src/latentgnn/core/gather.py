@@ -40,7 +40,11 @@ def values(
             down = torch.stack(lengths).amax().clamp_min(1).reciprocal()
             weights = [weight_RC * down for weight_RC in weights]
             shift_R = None if shift_R is None else shift_R * down
-        u_sTR = project_all(x_sTC, [cast(weight_RC, plan.compute) for weight_RC in weights])
+        weights = [cast(weight_RC, plan.compute) for weight_RC in weights]
+        if vectors is None and matrices.reduce_scale is None and plan.compute == wide(plan.compute):
+            u_sTR, shift_R = project_all(x_sTC, weights, shift_R), None
+        else:
+            u_sTR = project_all(x_sTC, weights)
     if vectors is not None:
         weight_R, bias_R = vectors.reduce
         if record.raw_statistics is None:
@@ -62,7 +66,7 @@ def values(
 
 def _scaled_and_shifted(u_sTR: Tensor, scale_R: Tensor | None, shift_R: Tensor | None) -> Tensor:
     if scale_R is None:
-        return u_sTR
+        return u_sTR if shift_R is None else u_sTR + shift_R
     assert shift_R is not None
     if u_sTR.dtype == scale_R.dtype:
         return torch.addcmul(shift_R, u_sTR, scale_R, out=u_sTR)

@@ -32,7 +32,7 @@ def gather(
         tensors: as `Parts.of` takes them.
         plan: of the layer.
     """
-    matrices, vectors = _of_way(0, Folding.without_record(tensors, plan), plan)
+    matrices, vectors = _of_way(0, x_BNC, tensors, plan)
     given = Input.of(x_BNC, mask_BN, offsets, matrices, plan)
     total = Gathered.nothing(given, matrices, plan)
     for block in given.todo:
@@ -62,7 +62,7 @@ def scatter(
         tensors: as `Parts.of` takes them.
         plan: of the layer.
     """
-    matrices, vectors = _of_way(1, Folding.without_record(tensors, plan), plan)
+    matrices, vectors = _of_way(1, x_BNC, tensors, plan)
     mixing = Mixing.of(sums_SGDr, weights_SGD, matrices.convs, plan, records=False)
     out_BNC = empty_like_layout(x_BNC, x_BNC.shape[-1])
     for block in Input.of(x_BNC, mask_BN, offsets, matrices, plan).todo:
@@ -75,6 +75,9 @@ def scatter(
     return out_BNC
 
 
-def _of_way(way: int, folding: Folding, plan: Plan) -> tuple[Matrices, Vectors | None]:
+def _of_way(
+    way: int, x_BNC: Tensor, tensors: Sequence[Tensor | None], plan: Plan
+) -> tuple[Matrices, Vectors | None]:
+    folding = Folding.without_record(tensors, plan)
     vectors = None if folding.vectors is None else folding.vectors.of_way(way, plan)
-    return folding.matrices.of_way(way, plan), vectors
+    return folding.matrices.of_way(way, plan).for_nodes(x_BNC.shape[0] * x_BNC.shape[1], plan), vectors

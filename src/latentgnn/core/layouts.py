@@ -7,6 +7,7 @@ Axes: s rows of the input, T nodes, M = s * T, C channels.
 """
 
 import ctypes
+import mmap
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -33,7 +34,7 @@ def empty_like_layout(x_sTC: Tensor, channels: int, dtype: torch.dtype | None = 
     samples, nodes, _ = x_sTC.shape
     # Not as a view of something transposed: autograd refuses operations in place on views that a function returned.
     strides = (nodes * channels, 1, nodes) if nodes_innermost(x_sTC) else (nodes * channels, channels, 1)
-    return prefer_huge_pages(x_sTC.new_empty_strided((samples, nodes, channels), strides, dtype=dtype))
+    return with_pages(x_sTC.new_empty_strided((samples, nodes, channels), strides, dtype=dtype))
 
 
 def columns(x_sTC: Tensor) -> Tensor:
@@ -94,8 +95,8 @@ def not_a_view(new: Tensor) -> Tensor:
 
 # Smaller tensors have few pages, and mostly lie in memory that was used before.
 _LARGE = 4 << 20
-_HUGE_PAGE = 2 << 20
-_MADV_HUGEPAGE = 14
+_PAGE, _HUGE_PAGE = mmap.PAGESIZE, 2 << 20
+_MADV_HUGEPAGE, _MADV_POPULATE_WRITE = 14, 23
 
 
 @cache
@@ -110,19 +111,20 @@ def _madvise() -> Callable[[int, int, int], int] | None:
     return function
 
 
-def prefer_huge_pages(tensor: Tensor) -> Tensor:
-    """Ask Linux to back a large new CPU tensor with huge pages, and return it.
+def with_pages(tensor: Tensor) -> Tensor:
+    """Have Linux give a large new CPU tensor its pages at once, huge ones if it can, and return it.
 
-    The first touch of each page of fresh memory costs more than reading and writing it; huge pages are 512 times
-    fewer. It is a hint: where the system does not follow it, nothing changes.
+    The first touch of each page of fresh memory costs more than reading and writing it, and threads that meet in a
+    fresh huge page wait for one another. Where the system does not follow, nothing changes.
     """
     size = tensor.numel() * tensor.element_size()
     if size < _LARGE or tensor.device.type != "cpu" or type(tensor) is not Tensor:
         return tensor
     madvise = _madvise()
     if madvise is not None:
-        first = -(-tensor.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
-        length = (tensor.data_ptr() + size - first) // _HUGE_PAGE * _HUGE_PAGE
-        if length > 0:
-            madvise(first, length, _MADV_HUGEPAGE)
+        for page, advice in ((_HUGE_PAGE, _MADV_HUGEPAGE), (_PAGE, _MADV_POPULATE_WRITE)):
+            first = -(-tensor.data_ptr() // page) * page
+            length = (tensor.data_ptr() + size - first) // page * page
+            if length > 0:
+                madvise(first, length, advice)
     return tensor

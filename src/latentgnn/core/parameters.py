@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from latentgnn.core.plan import Plan
+from latentgnn.cost import scaling_pays
 from latentgnn.functional import cast, wide
 from latentgnn.norms import affines
 
@@ -49,8 +50,8 @@ class Matrices(NamedTuple):
     Norms that are affine maps, and gamma, are folded in; what other norms have stays outside, as `Vectors`.
 
     Args:
-        reduces: (R, C) of each way, as they are, like the expansion: they are large, and their scales come after the
-            product or are folded in, whichever takes less.
+        reduces: (R, C) of each way, as they are, like the expansion: they are large, and `for_nodes` scales them or
+            leaves that to what they are multiplied into.
         reduce_scale: (ways * R,), or ``None`` for ones, like all that follow.
         reduce_shift: (ways * R,).
         assigns: (G, D, r) of each way.
@@ -72,6 +73,20 @@ class Matrices(NamedTuple):
     expand: Tensor
     expand_scale: Tensor | None
     expand_shift: Tensor | None
+
+    def for_nodes(self, nodes: int, plan: Plan) -> "Matrices":
+        """With the scales in the matrices, where that is less work than scaling what so many nodes give."""
+        if self.expand_scale is None or plan.compute != wide(plan.compute):
+            return self
+        reduced = sum(len(matrix) for matrix in self.reduces)
+        if not scaling_pays(nodes, channels=len(self.expand), reduced=reduced, features=self.expand.shape[1]):
+            return self
+        reduces = self.reduces
+        if self.reduce_scale is not None:
+            scales = self.reduce_scale.split([len(matrix) for matrix in reduces])
+            reduces = [_scaled(matrix, scale) for matrix, scale in zip(reduces, scales, strict=True)]
+        expand = _scaled(self.expand, self.expand_scale)
+        return self._replace(reduces=reduces, reduce_scale=None, expand=expand, expand_scale=None)
 
     def of_way(self, way: int, plan: Plan) -> "Matrices":
         """With the reduction of gather (0) or scatter (1) alone; the same where they share it."""

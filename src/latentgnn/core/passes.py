@@ -70,6 +70,7 @@ def forward(
     given = Input.of(x_BNC, mask_BN, offsets, matrices, plan)
     if kernels.why_not_kernels(matrices, plan, keep=keep) is None:
         return _forward_by_kernels(given, folding, plan)
+    matrices = matrices.for_nodes(x_BNC.shape[0] * x_BNC.shape[1], plan)
     # The output may be new memory from a call that adds the input to it.
     alone = given.is_one_block and plan.residual and x_BNC.dtype == plan.compute
     alone = alone and (x_BNC.shape[0] == 1 or plan.in_rows)

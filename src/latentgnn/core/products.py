@@ -47,14 +47,16 @@ def project_back(grad_sTO: Tensor, matrix_OC: Tensor) -> Tensor:
     return project(grad_sTO, matrix_OC.mT)
 
 
-def project_all(x_sTC: Tensor, matrices_RC: Sequence[Tensor]) -> Tensor:
-    """x W^T for matrices below one another, (s, T, rows of all)."""
+def project_all(x_sTC: Tensor, matrices_RC: Sequence[Tensor], shift_R: Tensor | None = None) -> Tensor:
+    """x W^T + shift for matrices below one another, (s, T, rows of all)."""
     if len(matrices_RC) == 1:
-        return project(x_sTC, matrices_RC[0])
+        return project(x_sTC, matrices_RC[0], shift_R)
     samples, nodes, channels = x_sTC.shape
     if samples * nodes >= channels // 2:
-        return project(x_sTC, torch.cat(list(matrices_RC)))
+        return project(x_sTC, torch.cat(list(matrices_RC)), shift_R)
     # Few nodes: the matrices are the larger part, and to join them would take longer than what it saves.
+    if shift_R is not None:
+        return project_all(x_sTC, matrices_RC).add_(shift_R)
     if not nodes_innermost(x_sTC):
         return torch.cat([project(x_sTC, matrix_RC) for matrix_RC in matrices_RC], -1)
     if _by_samples(x_sTC):
