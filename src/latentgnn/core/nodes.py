@@ -74,13 +74,15 @@ def bounds_of(offsets: Tensor | None, x_BNC: Tensor) -> list[int] | None:
 
 
 def blocks(x_BNC: Tensor, offsets: Sequence[int] | None, most: int | None) -> list[Block]:
-    """Cut an input into blocks of at most ``most`` nodes; ``None`` makes one block of all."""
+    """Cut an input into blocks of about ``most`` nodes, at most twice as many; ``None`` makes one block of all."""
     batch, nodes, _ = x_BNC.shape
     if offsets is not None:
         return list(_packed(offsets, max(nodes, 1) if most is None else most))
     if most is None or batch * nodes <= most:
         return [Block(slice(0, batch), slice(0, nodes), slice(0, batch), whole=True)]
     together = max(most // max(nodes, 1), 1)
+    if most < nodes <= 2 * most:
+        most = nodes  # A whole sample lies without gaps, and is multiplied without a copy.
     parts = []
     for first in range(0, batch, together):
         rows = slice(first, min(first + together, batch))
