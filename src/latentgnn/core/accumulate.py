@@ -11,6 +11,7 @@ from torch import Tensor
 from latentgnn.core.layouts import empty_like_layout, from_columns, laid_out_like, nodes_innermost, not_a_view
 from latentgnn.core.products import project
 from latentgnn.core.routines import is_turned, takes_onednn
+from latentgnn.core.scaling import scaled_
 from latentgnn.functional import cast
 
 # With fewer features, an output of up to so many numbers is as fast to write as to compute: MKL adds it in one pass.
@@ -58,10 +59,10 @@ def add_projection(
         for start in range(0, nodes, length):
             part = slice(first, first + together), slice(start, start + length)
             y_stC = laid_out_like(project(x_sTK[part], matrix_CK), out_sTC)
-            if shift_C is not None:
-                y_stC = y_stC.add_(shift_C) if scale_C is None else torch.addcmul(shift_C, y_stC, scale_C, out=y_stC)
-            elif scale_C is not None:
-                y_stC = y_stC.mul_(scale_C)
+            if scale_C is not None:
+                y_stC = scaled_(y_stC, scale_C, shift_C)
+            elif shift_C is not None:
+                y_stC = y_stC.add_(shift_C)
             if base_sTC is None:
                 out_sTC[part].copy_(y_stC)
             else:

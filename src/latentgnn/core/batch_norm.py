@@ -10,7 +10,8 @@ from torch import Tensor
 
 from latentgnn.core.layouts import columns, from_columns, lie_together, nodes_innermost
 from latentgnn.core.nodes import Block
-from latentgnn.core.statistics import Statistics, scaled_
+from latentgnn.core.scaling import scaled, scaled_
+from latentgnn.core.statistics import Statistics
 
 # From so many numbers on, sums of PyTorch's are faster than its batch norm, which is a single call.
 _MANY_NUMBERS = 1 << 17
@@ -63,7 +64,7 @@ def batch_norm_again(raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | 
     assert statistics.mean is not None
     scale_F = _times(statistics.inverse, weight_F)
     shift_F = -statistics.mean * scale_F
-    return torch.addcmul(shift_F if bias_F is None else shift_F + bias_F, raw_sTF, scale_F)
+    return scaled(raw_sTF, scale_F, shift_F if bias_F is None else shift_F + bias_F)
 
 
 def _over_samples(x_sF: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from latentgnn.core.parameters import Matrices, Vectors
 from latentgnn.core.plan import Plan
 from latentgnn.core.products import contract, project_all, sum_of_nodes
 from latentgnn.core.records import Gradients, Record, add_pair
+from latentgnn.core.scaling import scaled_
 from latentgnn.functional import cast, inverse_length, wide
 
 
@@ -67,10 +68,7 @@ def values(
 def _scaled_and_shifted(u_sTR: Tensor, scale_R: Tensor | None, shift_R: Tensor | None) -> Tensor:
     if scale_R is None:
         return u_sTR if shift_R is None else u_sTR + shift_R
-    assert shift_R is not None
-    if u_sTR.dtype == scale_R.dtype:
-        return torch.addcmul(shift_R, u_sTR, scale_R, out=u_sTR)
-    return torch.addcmul(shift_R, u_sTR.to(scale_R.dtype), scale_R)
+    return scaled_(u_sTR if u_sTR.dtype == scale_R.dtype else u_sTR.to(scale_R.dtype), scale_R, shift_R)
 
 
 def gather_assignments(

@@ -75,9 +75,7 @@ def scatter(
     return out_BNC
 
 
-def _of_way(
-    way: int, x_BNC: Tensor, tensors: Sequence[Tensor | None], plan: Plan
-) -> tuple[Matrices, Vectors | None]:
+def _of_way(way: int, x_BNC: Tensor, tensors: Sequence[Tensor | None], plan: Plan) -> tuple[Matrices, Vectors | None]:
     folding = Folding.without_record(tensors, plan)
     vectors = None if folding.vectors is None else folding.vectors.of_way(way, plan)
     return folding.matrices.of_way(way, plan).for_nodes(x_BNC.shape[0] * x_BNC.shape[1], plan), vectors

@@ -15,6 +15,7 @@ from torch import Tensor
 from latentgnn.core.layouts import nodes_innermost
 from latentgnn.core.nodes import Block
 from latentgnn.core.products import sum_of_nodes
+from latentgnn.core.scaling import scaled_
 
 
 class Statistics(NamedTuple):
@@ -178,10 +179,3 @@ class OfNode:
 
     def _split(self, x_sTF: Tensor) -> Tensor:
         return x_sTF if self.parts == 1 else x_sTF.unflatten(-1, (self.parts, -1))
-
-
-def scaled_(x_sTF: Tensor, scale_F: Tensor, bias_F: Tensor | None) -> Tensor:
-    """x * scale + bias, in place."""
-    if bias_F is None:
-        return x_sTF.mul_(scale_F)
-    return torch.addcmul(bias_F, x_sTF, scale_F, out=x_sTF)
