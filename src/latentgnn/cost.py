@@ -40,6 +40,10 @@ class Cost:
 HOLD_BYTES = 22 << 20
 # Forward operations up to which the plain path is faster on a CPU: it has fewer calls. As measured: docs/results.md.
 SMALL_OPERATIONS = 1 << 25
+# Nodes a sample of the maps for which the plain path's convolutions are faster on a CPU, because they keep samples
+# apart, and the numbers of a batch up to which they are: with a backward pass to come, and without. As measured, too.
+CONVOLVED_NODES = range(128, 401)
+_CONVOLVED_NUMBERS, _CONVOLVED_NUMBERS_FORWARD = 1 << 18, 1 << 21
 # A batch norm's output of so few numbers is computed for its statistics, whatever its sizes.
 _SMALL_OUTPUT = 1 << 19
 
@@ -77,6 +81,25 @@ def is_small(config: LatentGNNConfig, nodes: int) -> bool:
         (True, False)
     """
     return nodes * _operations_of_a_node(config) <= SMALL_OPERATIONS
+
+
+def convolutions_pay(config: LatentGNNConfig, samples: int, nodes: int, *, recorded: bool) -> bool:
+    """Whether a map, nodes innermost in memory, has few nodes, but more than the layer has channels inside.
+
+    Args:
+        config: of the layer.
+        samples: S.
+        nodes: of each.
+        recorded: autograd records, so that a backward pass may follow.
+
+    Example:
+        >>> config = LatentGNNConfig(channels=1024, num_latents=100)
+        >>> convolutions_pay(config, 1, 14 * 14, recorded=True), convolutions_pay(config, 8, 14 * 14, recorded=True)
+        (True, False)
+    """
+    most = _CONVOLVED_NUMBERS if recorded else _CONVOLVED_NUMBERS_FORWARD
+    few = nodes in CONVOLVED_NODES and nodes >= config.reduced_channels
+    return few and samples * nodes * config.channels <= most
 
 
 def _operations_of_a_node(config: LatentGNNConfig) -> int:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode, is_traceable
 from latentgnn import cost, plain
 from latentgnn.config import LatentGNNConfig
 from latentgnn.core import node
-from latentgnn.core.layouts import is_plain
+from latentgnn.core.layouts import is_plain, nodes_innermost
 from latentgnn.core.parameters import joined, split_latent_vector
 from latentgnn.core.plan import Plan
 from latentgnn.core.statistics import Statistics
@@ -87,8 +87,8 @@ def why_not_core(
     """
     if is_exporting():
         return "exported programs must run where this library is not installed"
-    if _is_small(layer, x_BNC, mask_BN, offsets, compute):
-        return "the input is so small that calls cost more than arithmetic, and the plain path has fewer"
+    if small := _why_small(layer, x_BNC, mask_BN, offsets, compute):
+        return small
     if is_transformed():
         return "a transform of torch.func is active, or forward-mode derivatives are being computed"
     norms, kind = layer.norms, layer.norm_kind
@@ -111,18 +111,25 @@ def why_not_core(
     return _why_not_batch(norms, x_BNC, mask_BN) if kind == "batch" else _why_not_sample(kind, layer, mask_BN)
 
 
-def _is_small(
+def _why_small(
     layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, compute: torch.dtype
-) -> bool:
-    """Whether an input is one that calls cost most for: measured on CPUs, for all nodes of plain tensors."""
+) -> str | None:
+    """Why an input is too small for the core to be faster: measured on CPUs, for all nodes of plain tensors."""
     if mask_BN is not None or offsets is not None or x_BNC.device.type != "cpu" or _memory.get() != "auto":
-        return False
+        return None
     if layer.ranks is not None:  # processes with parts of other sizes must make the same sums
-        return False
-    if not cost.is_small(layer.config, x_BNC.shape[0] * x_BNC.shape[1]):
-        return False
+        return None
+    samples, nodes, _ = x_BNC.shape
+    if cost.is_small(layer.config, samples * nodes):
+        reason = "the input is so small that calls cost more than arithmetic, and the plain path has fewer"
+    elif nodes_innermost(x_BNC) and cost.convolutions_pay(
+        layer.config, samples, nodes, recorded=torch.is_grad_enabled()
+    ):
+        reason = "the map has few nodes, and the plain path's convolutions keep its samples apart"
+    else:
+        return None
     traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or not node.has_values(x_BNC)
-    return is_plain(x_BNC) and compute == x_BNC.dtype == wide(compute) and not traced
+    return reason if is_plain(x_BNC) and compute == x_BNC.dtype == wide(compute) and not traced else None
 
 
 def _why_not_batch(norms: Sequence[nn.Module], x_BNC: Tensor, mask_BN: Tensor | None) -> str | None:
