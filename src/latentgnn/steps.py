@@ -44,25 +44,47 @@ class Steps(NamedTuple):
     gamma: Tensor | None
 
 
-def steps_of(layer: Arrangement, compute: torch.dtype) -> Steps:
-    """The projections of a layer, with their affine norms and gamma folded in where that saves calls."""
+# Numbers of a matrix up to which folding a norm into it costs no more than the call that it saves.
+_SMALL_MATRIX = 1 << 16
+
+
+def steps_of(layer: Arrangement, compute: torch.dtype, nodes: int) -> Steps:
+    """The projections of a layer, with affine norms and gamma folded in where that saves calls.
+
+    Args:
+        layer: the parameters.
+        compute: type of the products.
+        nodes: of all samples; with few of them, a large matrix's norm follows its product.
+    """
     kernels, ways, gamma = len(layer.config.latents), len(layer.reduces), layer.gamma
     weights = [cast(weight, compute) for weight in cast_type(list[Tensor], layer.tensors[::5])]
-    traced = torch.compiler.is_compiling() or is_exporting() or is_transformed()
-    if layer.norm_kind == "affine" and compute == wide(compute) and not traced:
+    if layer.norm_kind == "affine" and compute == wide(compute) and not is_traced():
         scales, shifts = affines([layer.tensors[place::5] for place in range(1, 5)], layer.eps, compute)
-        if gamma is not None:
+        large = [is_large(weight, nodes) for weight in weights]
+        if gamma is not None and not large[-1]:
             scale_C, shift_C = scales[-1], shifts[-1]
             scales[-1] = gamma.expand(len(weights[-1])) if scale_C is None else scale_C * gamma
             shifts[-1], gamma = None if shift_C is None else shift_C * gamma, None
         steps = [
-            Step(weight if scale is None else weight * scale.unsqueeze(1), None, shift)
-            for weight, scale, shift in zip(weights, scales, shifts, strict=True)
+            Step(weight, norm)
+            if follows
+            else Step(weight if scale is None else weight * scale.unsqueeze(1), None, shift)
+            for weight, norm, follows, scale, shift in zip(weights, layer.norms, large, scales, shifts, strict=True)
         ]
     else:
         steps = [Step(weight, norm) for weight, norm in zip(weights, layer.norms, strict=True)]
     assigns = [steps[ways + way * kernels : ways + (way + 1) * kernels] for way in range(ways)]
     return Steps(steps[:ways], assigns, steps[ways + ways * kernels : -1], steps[-1], gamma)
+
+
+def is_traced() -> bool:
+    """Whether what runs becomes a program or is transformed, for which the operations are to stay as they are."""
+    return torch.compiler.is_compiling() or is_exporting() or is_transformed()
+
+
+def is_large(weight_OC: Tensor, nodes: int) -> bool:
+    """Whether a matrix has more numbers than its product with so many nodes, and too many to be copied."""
+    return weight_OC.shape[1] > nodes and weight_OC.numel() > _SMALL_MATRIX
 
 
 def projected(step: Step, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, groups: int = 1) -> Tensor:

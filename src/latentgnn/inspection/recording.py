@@ -179,8 +179,8 @@ def _over_nodes(
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """V (B, G, r, N); and of every kernel P, without its scale, and Q, (B, G, D, N)."""
     config, parts = layer.config, layer.arrangement()
-    steps = steps_of(parts, compute)
     batch, nodes, _ = x_BNC.shape
+    steps = steps_of(parts, compute, batch * nodes)
     groups, width = config.num_groups, config.reduced_channels // config.num_groups
 
     def empty(features: int) -> Tensor:
