@@ -41,9 +41,10 @@ HOLD_BYTES = 22 << 20
 # Forward operations up to which the plain path is faster on a CPU: it has fewer calls. As measured: docs/results.md.
 SMALL_OPERATIONS = 1 << 25
 # Nodes a sample of the maps for which the plain path's convolutions are faster on a CPU, because they keep samples
-# apart, and the numbers of a batch up to which they are: with a backward pass to come, and without. As measured, too.
+# apart, and the numbers of a batch up to which they are: always, and for the forward pass of several samples alone. As
+# measured, too.
 CONVOLVED_NODES = range(128, 401)
-_CONVOLVED_NUMBERS, _CONVOLVED_NUMBERS_FORWARD = 1 << 18, 1 << 21
+_CONVOLVED_NUMBERS, _CONVOLVED_NUMBERS_FORWARD = 3 << 16, 1 << 21
 # A batch norm's output of so few numbers is computed for its statistics, whatever its sizes.
 _SMALL_OUTPUT = 1 << 19
 
@@ -94,12 +95,12 @@ def convolutions_pay(config: LatentGNNConfig, samples: int, nodes: int, *, recor
 
     Example:
         >>> config = LatentGNNConfig(channels=1024, num_latents=100)
-        >>> convolutions_pay(config, 1, 14 * 14, recorded=True), convolutions_pay(config, 8, 14 * 14, recorded=True)
+        >>> convolutions_pay(config, 8, 14 * 14, recorded=False), convolutions_pay(config, 8, 14 * 14, recorded=True)
         (True, False)
     """
-    most = _CONVOLVED_NUMBERS if recorded else _CONVOLVED_NUMBERS_FORWARD
-    few = nodes in CONVOLVED_NODES and nodes >= config.reduced_channels
-    return few and samples * nodes * config.channels <= most
+    several = samples > 1 and not recorded
+    numbers, most = samples * nodes * config.channels, _CONVOLVED_NUMBERS_FORWARD if several else _CONVOLVED_NUMBERS
+    return nodes in CONVOLVED_NODES and nodes >= config.reduced_channels and numbers <= most
 
 
 def _operations_of_a_node(config: LatentGNNConfig) -> int:
