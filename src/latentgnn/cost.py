@@ -44,6 +44,7 @@ SMALL_OPERATIONS = 1 << 25
 # apart, and the numbers of a batch up to which they are: always, and for the forward pass of several samples alone. As
 # measured, too.
 CONVOLVED_NODES = range(128, 401)
+GROUPED_NODES = range(32, 128)  # with group norm, for several samples alone
 _CONVOLVED_NUMBERS, _CONVOLVED_NUMBERS_FORWARD = 3 << 16, 1 << 21
 # A batch norm's output of so few numbers is computed for its statistics, whatever its sizes.
 _SMALL_OUTPUT = 1 << 19
@@ -84,7 +85,9 @@ def is_small(config: LatentGNNConfig, nodes: int) -> bool:
     return nodes * _operations_of_a_node(config) <= SMALL_OPERATIONS
 
 
-def convolutions_pay(config: LatentGNNConfig, samples: int, nodes: int, *, recorded: bool) -> bool:
+def convolutions_pay(
+    config: LatentGNNConfig, samples: int, nodes: int, *, recorded: bool, norm: NormKind | None = "affine"
+) -> bool:
     """Whether a map, nodes innermost in memory, has few nodes, but more than the layer has channels inside.
 
     Args:
@@ -92,6 +95,7 @@ def convolutions_pay(config: LatentGNNConfig, samples: int, nodes: int, *, recor
         samples: S.
         nodes: of each.
         recorded: autograd records, so that a backward pass may follow.
+        norm: what kind the norms are; group norm needs each sample apart.
 
     Example:
         >>> config = LatentGNNConfig(channels=1024, num_latents=100)
@@ -100,7 +104,8 @@ def convolutions_pay(config: LatentGNNConfig, samples: int, nodes: int, *, recor
     """
     several = samples > 1 and not recorded
     numbers, most = samples * nodes * config.channels, _CONVOLVED_NUMBERS_FORWARD if several else _CONVOLVED_NUMBERS
-    return nodes in CONVOLVED_NODES and nodes >= config.reduced_channels and numbers <= most
+    few = nodes in CONVOLVED_NODES or (norm == "group" and several and nodes in GROUPED_NODES)
+    return few and samples * nodes >= config.reduced_channels and numbers <= most
 
 
 def _operations_of_a_node(config: LatentGNNConfig) -> int:

@@ -123,7 +123,7 @@ def _why_small(
     if cost.is_small(layer.config, samples * nodes):
         reason = "the input is so small that calls cost more than arithmetic, and the plain path has fewer"
     elif nodes_innermost(x_BNC) and cost.convolutions_pay(
-        layer.config, samples, nodes, recorded=torch.is_grad_enabled()
+        layer.config, samples, nodes, recorded=torch.is_grad_enabled(), norm=layer.norm_kind
     ):
         reason = "the map has few nodes, and the plain path's convolutions keep its samples apart"
     else:
