@@ -49,7 +49,8 @@ def values(
     if vectors is not None:
         weight_R, bias_R = vectors.reduce
         if record.raw_statistics is None:
-            record.raw = u_sTR
+            # Here there are few channels to bring together, not yet those of the input.
+            record.raw = u_sTR = u_sTR.contiguous() if plan.in_rows else u_sTR
             u_sTR, record.raw_statistics = plan.norm_at(0, ways).normalize(u_sTR, weight_R, bias_R, block)
         else:
             u_sTR = batch_norm_again(u_sTR, weight_R, bias_R, record.raw_statistics)

@@ -66,10 +66,9 @@ class Input:
 
 
 def in_products(x_BNC: Tensor, block: Block, valid_sT1: Tensor | None, plan: Plan) -> Tensor:
-    """A block of the input, or of the output's gradient, in the type and layout of the products.
+    """A block of the input, or of the output's gradient, in the type of the products.
 
     There are zeros where nodes take no part: NaN too may be there.
     """
     x_sTC = cast(block.of(x_BNC), plan.compute)
-    x_sTC = x_sTC.contiguous() if plan.in_rows else x_sTC
     return x_sTC if valid_sT1 is None else torch.where(valid_sT1, x_sTC, 0)

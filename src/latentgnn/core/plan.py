@@ -58,7 +58,7 @@ class Plan:
 
     @property
     def in_rows(self) -> bool:
-        """Whether the norms are over each node's channels, which are then to lie next to one another."""
+        """Whether the norms are over each node's channels, which are then to lie next to one another inside."""
         return self.norm in ("layer", "rms")
 
     def norm_at(self, place: int, parts: int = 1) -> Norm:
