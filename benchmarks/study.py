@@ -34,6 +34,9 @@ from latentgnn.files import write_json, write_text
 from latentgnn.reading import read_json, read_yaml
 
 
+FACTORS = ("block_factor", "gamma_factor")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """What is compared, as a study file says it.
@@ -43,7 +46,8 @@ class Study:
         data: ``module:Name`` of a question, see `benchmarks.questions.Question`.
         options: of the question.
         variants: a block each, ``block: module:Name`` and its options, called with the number of channels; without
-            ``block``, no block.
+            ``block``, no block. ``block_factor`` and ``gamma_factor`` are no options of the block but factors of the
+            rate, for the block and for its parameter ``gamma`` alone.
         against: the variants that the others are compared with.
         seeds: how many, from 0 on.
         steps: of training.
@@ -113,14 +117,39 @@ def build(question: Question, variant: Mapping[str, Any], seed: int) -> nn.Modul
     """
     torch.manual_seed(seed)
     network = question.network()
-    options = {key: value for key, value in variant.items() if key != "block"}
+    options = {key: value for key, value in variant.items() if key not in ("block", *FACTORS)}
     if "block" in variant:
         host = network.get_submodule(question.place)
         block = find(variant["block"])(question.channels, **options)
         network.set_submodule(question.place, nn.Sequential(host, block))
-    elif options:
-        raise UserError(f"a variant has options ({', '.join(options)}) and no block")
+    elif variant:
+        raise UserError(f"a variant has options ({', '.join(variant)}) and no block")
     return network
+
+
+def parameter_groups(network: nn.Module, place: str, variant: Mapping[str, Any], rate: float) -> list[dict[str, Any]]:
+    """A network's parameters by their rate, for an optimizer of torch.
+
+    Args:
+        network: as `build` makes it.
+        place: of its block.
+        variant: with the block's factors, see `Study`; 1 where it has none.
+        rate: of all that is not the block.
+
+    Raises:
+        UserError: a factor for a gamma that is not there.
+    """
+    of_block = variant.get("block_factor", 1.0)
+    gamma, of_gamma = f"{place}.1.gamma", variant.get("gamma_factor", of_block)
+    named = dict(network.named_parameters())
+    if "gamma_factor" in variant and gamma not in named:
+        raise UserError(f"gamma_factor: {variant['block']} has no parameter gamma; leave it out, or take block_factor")
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in named.items():
+        in_block = "block" in variant and name.startswith(f"{place}.1.")
+        factor = of_gamma if in_block and name == gamma else of_block if in_block else 1.0
+        groups.setdefault(factor, []).append(parameter)
+    return [{"params": members, "lr": rate * factor} for factor, members in groups.items()]
 
 
 def costs(network: nn.Module, x: Tensor) -> dict[str, float]:
@@ -149,8 +178,10 @@ def train(study: Study, variant: str, seed: int, folder: Path, data: str | None)
     """One run, written to ``folder/run.json``."""
     torch.set_num_threads(1)
     question = ask(study, data)
-    network = build(question, study.variants[variant], seed).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=study.rate, weight_decay=study.decay)
+    options = study.variants[variant]
+    network = build(question, options, seed).train()
+    groups = parameter_groups(network, question.place, options, study.rate)
+    optimizer = torch.optim.AdamW(groups, weight_decay=study.decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, study.steps)
     losses, taken = [], []
     for x, target in question.batches(seed, study.steps):
