@@ -33,7 +33,6 @@ from latentgnn.errors import UserError
 from latentgnn.files import write_json, write_text
 from latentgnn.reading import read_json, read_yaml
 
-
 FACTORS = ("block_factor", "gamma_factor")
 
 
