@@ -29,11 +29,10 @@ from benchmarks import study_report
 from benchmarks.measure import held_bytes
 from benchmarks.options import RESULTS, header, positive
 from benchmarks.questions import Question
+from benchmarks.study_rates import FACTORS, parameter_groups
 from latentgnn.errors import UserError
 from latentgnn.files import write_json, write_text
 from latentgnn.reading import read_json, read_yaml
-
-FACTORS = ("block_factor", "gamma_factor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +44,7 @@ class Study:
         data: ``module:Name`` of a question, see `benchmarks.questions.Question`.
         options: of the question.
         variants: a block each, ``block: module:Name`` and its options, called with the number of channels; without
-            ``block``, no block. ``block_factor`` and ``gamma_factor`` are no options of the block but factors of the
-            rate, for the block and for its parameter ``gamma`` alone.
+            ``block``, no block. Factors of a block's rate are beside them, see `benchmarks.study_rates`.
         against: the variants that the others are compared with.
         seeds: how many, from 0 on.
         steps: of training.
@@ -124,31 +122,6 @@ def build(question: Question, variant: Mapping[str, Any], seed: int) -> nn.Modul
     elif variant:
         raise UserError(f"a variant has options ({', '.join(variant)}) and no block")
     return network
-
-
-def parameter_groups(network: nn.Module, place: str, variant: Mapping[str, Any], rate: float) -> list[dict[str, Any]]:
-    """A network's parameters by their rate, for an optimizer of torch.
-
-    Args:
-        network: as `build` makes it.
-        place: of its block.
-        variant: with the block's factors, see `Study`; 1 where it has none.
-        rate: of all that is not the block.
-
-    Raises:
-        UserError: a factor for a gamma that is not there.
-    """
-    of_block = variant.get("block_factor", 1.0)
-    gamma, of_gamma = f"{place}.1.gamma", variant.get("gamma_factor", of_block)
-    named = dict(network.named_parameters())
-    if "gamma_factor" in variant and gamma not in named:
-        raise UserError(f"gamma_factor: {variant['block']} has no parameter gamma; leave it out, or take block_factor")
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in named.items():
-        in_block = "block" in variant and name.startswith(f"{place}.1.")
-        factor = of_gamma if in_block and name == gamma else of_block if in_block else 1.0
-        groups.setdefault(factor, []).append(parameter)
-    return [{"params": members, "lr": rate * factor} for factor, members in groups.items()]
 
 
 def costs(network: nn.Module, x: Tensor) -> dict[str, float]:

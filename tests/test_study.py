@@ -203,54 +203,6 @@ def test_context_reaches_every_cell(peer: str) -> None:
     assert (gradient[0, :, -1, -1].abs().sum() > 0) == (peer != "convolutions")
 
 
-@pytest.mark.parametrize("reductions", [False, True])
-def test_fixed_assignments_stay_and_the_rest_learns_as_in_the_layer(reductions: bool) -> None:
-    """Drawn as the layer's are; the other parameters get the layer's gradients."""
-    options: dict[str, Any] = {"num_latents": 4, "reduction": 1, "norm": "group_norm", "gamma_init": 1.0}
-    layers = []
-    for kind, more in ((LatentGNN, {}), (contexts.FixedAssignments, {"reductions": reductions})):
-        torch.manual_seed(0)
-        layers.append(kind(8, **options, **more))
-    layer, fixed = layers
-    before = {name: value.clone() for name, value in fixed.named_parameters()}
-    x = torch.randn(2, 8, 5, 5)
-    for each in layers:
-        each(x).square().sum().backward()
-    torch.optim.AdamW(fixed.parameters(), lr=0.1, weight_decay=0.1).step()
-    stay = ("_assign", "_reduce") if reductions else ("_assign",)
-    for name, parameter in fixed.named_parameters():
-        if any(part in name for part in stay):
-            assert torch.equal(parameter, before[name]), name
-        else:
-            torch.testing.assert_close(parameter.grad, layer.get_parameter(name).grad, msg=name)
-            assert not torch.equal(parameter, before[name]), name
-
-
-def test_a_block_has_a_rate_of_its_own() -> None:
-    question = Pairs(**PAIRS)
-
-    def rates(**factors: float) -> dict[str, float]:
-        variant = PEERS["latentgnn"] | factors
-        network = study.build(question, variant, 0)
-        of = {
-            parameter: group["lr"]
-            for group in study.parameter_groups(network, question.place, variant, 0.5)
-            for parameter in group["params"]
-        }
-        return {name: of[parameter] for name, parameter in network.named_parameters()}
-
-    assert set(rates().values()) == {0.5}
-    assert {name.startswith("stages.1.") for name, rate in rates(block_factor=4.0).items() if rate == 2.0} == {True}
-    assert {name for name, rate in rates(gamma_factor=2.0).items() if rate == 1.0} == {"stages.1.gamma"}
-    both = rates(block_factor=4.0, gamma_factor=2.0)
-    assert both["stages.1.gamma"] == 1.0
-    assert both["stages.1.expand.weight"] == 2.0
-    assert both["stages.0.0.0.weight"] == both["say.0.weight"] == 0.5
-    network = study.build(question, PEERS["queries"], 0)
-    with pytest.raises(UserError, match="has no parameter gamma"):
-        study.parameter_groups(network, question.place, PEERS["queries"] | {"gamma_factor": 2.0}, 0.5)
-
-
 def test_darcy_says_which_file_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train_16\.npz: there is no such file"):
         questions.Darcy(folder=str(tmp_path))
