@@ -139,8 +139,8 @@ class Pairs:
         self.pairs = size * columns
         if 2 * columns > size or self.pairs > marks:
             raise UserError(
-                f"two banks of {columns} columns, {self.pairs} pairs of {marks} marks, do not fit in {size} x {size} cells; "
-                "a bank takes at most half of the columns, and every pair a mark of its own"
+                f"two banks of {columns} columns, {self.pairs} pairs of {marks} marks, do not fit in {size} x {size} "
+                "cells; a bank takes at most half of the columns, and every pair a mark of its own"
             )
         self.size, self.marks, self.channels, self.kernel, self.batch = size, marks, channels, kernel, batch
         cells = torch.arange(size * size).unflatten(0, (size, size))

@@ -27,9 +27,8 @@ def parameter_groups(
     """
     of_block = variant.get("block_factor", 1.0)
     of_gamma = variant.get("gamma_factor", of_block)
-    blocks = (
-        [f"{place}.1." for place in ([places] if isinstance(places, str) else places)] if "block" in variant else []
-    )
+    places = [places] if isinstance(places, str) else places
+    blocks = [f"{place}.1." for place in places] if "block" in variant else []
     gammas = [f"{block}gamma" for block in blocks]
     named = dict(network.named_parameters())
     if "gamma_factor" in variant and not all(gamma in named for gamma in gammas):
