@@ -1,6 +1,6 @@
 """Other layers of global context, which the layer is measured beside; all take (B, C, *spatial)."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -124,6 +124,25 @@ class Unmixed(LatentGNN):
         latents = functional.gather(values[0], gathers) * functional.reciprocal(weight)
         context = functional.scatter(latents, functional.l2(scatters, -1))
         return x + self.gamma * _projected(self.expand, context.mT).view_as(x)
+
+
+class FixedAssignments(LatentGNN):
+    """The layer whose assignment matrices and their norms stay as they were drawn: to see what learning them brings.
+
+    What the assignments look at, the values, is trained all the same, unless the reductions that give it stay too.
+
+    Args:
+        channels: C.
+        reductions: keep the reductions and their norms as they were drawn, too.
+        **options: as `LatentGNN` has them.
+    """
+
+    def __init__(self, channels: int, *, reductions: bool = False, **options: Any) -> None:
+        super().__init__(channels, **options)
+        layer = self.arrangement()
+        fixed = [part for way in layer.assigns for part in way] + (list(layer.reduces) if reductions else [])
+        for part in fixed:
+            part.requires_grad_(False)
 
 
 def _projected(projection: Projection | None, x_BCN: Tensor) -> Tensor:

@@ -103,20 +103,21 @@ class Darcy:
 
 
 class Pairs:
-    """Pairs of cells far from each other, each of which must say whether its level is above the other's.
+    """Pairs of cells far from each other, each of which must say whether the other's level is above 0.
 
-    A map of ``size`` x ``size`` cells holds ``pairs`` pairs. The two cells of a pair carry the same mark, one of
-    ``marks`` that no other pair of the map has, and a level each, drawn evenly from -1 to 1. They lie at least ``far``
-    cells apart, in rows or in columns, so that three convolutions do not see one from the other. A cell that knows its
-    own level alone is right in three of four cases. One vector for the whole map would have to hold a number for every
-    mark, and every cell to find its own in it; with more marks than channels it cannot.
+    A map of ``size`` x ``size`` cells has a bank of ``columns`` full columns at its left edge and one at its right;
+    between them it is empty. Each cell of the left bank has a partner in the right one, drawn anew for every map. The
+    two carry the same mark, one of ``marks`` that no other pair of the map has, and a level each, -1 or 1. A cell that
+    knows itself alone is right in half of the cases. The stages before the block look at single cells by default, so
+    that marks come to it clean, and only the block can tell a cell anything of another. One vector for the whole map
+    would have to hold a level for every mark: with more marks than channels it has no number for each.
 
     Args:
         size: cells a side.
-        pairs: of cells in a map.
-        marks: from which theirs are drawn.
-        far: cells between the two of a pair.
+        columns: of each bank, which makes ``size * columns`` pairs.
+        marks: from which the pairs' are drawn.
         channels: of the network.
+        kernel: cells a side of the stages' convolutions.
         batch: maps a step.
         tests: maps to score on.
     """
@@ -127,57 +128,49 @@ class Pairs:
     def __init__(
         self,
         *,
-        size: int = 16,
-        pairs: int = 8,
-        marks: int = 32,
-        far: int = 7,
+        size: int = 12,
+        columns: int = 3,
+        marks: int = 36,
         channels: int = 24,
+        kernel: int = 1,
         batch: int = 16,
-        tests: int = 512,
+        tests: int = 256,
     ) -> None:
-        if size < far + 1 or 8 * pairs > size * size or pairs > marks:
+        self.pairs = size * columns
+        if 2 * columns > size or self.pairs > marks:
             raise UserError(
-                f"{pairs} pairs of {marks} marks, at least {far} cells apart, do not fit in {size} x {size} cells"
+                f"two banks of {columns} columns, {self.pairs} pairs of {marks} marks, do not fit in {size} x {size} "
+                "cells; a bank takes at most half of the columns, and every pair a mark of its own"
             )
-        self.size, self.pairs, self.marks, self.far, self.batch = size, pairs, marks, far, batch
-        self.channels = channels
+        self.size, self.marks, self.channels, self.kernel, self.batch = size, marks, channels, kernel, batch
+        cells = torch.arange(size * size).unflatten(0, (size, size))
+        self.banks = cells[:, :columns].flatten(), cells[:, size - columns :].flatten()
         self.test = self.maps(tests, torch.Generator().manual_seed(2**31))
-
-    def places(self, count: int, generator: torch.Generator) -> Tensor:
-        """Cells of both of each pair, (count, pairs, 2): all different, those of a pair far from each other."""
-        kept: list[Tensor] = []
-        while sum(map(len, kept)) < count:
-            drawn = torch.randint(self.size, (8 * count * self.pairs, 2, 2), generator=generator)
-            drawn = drawn[(drawn[:, 0] - drawn[:, 1]).abs().amax(-1) >= self.far]
-            drawn = drawn[: len(drawn) // self.pairs * self.pairs]
-            cells = (drawn[..., 0] * self.size + drawn[..., 1]).reshape(-1, 2 * self.pairs)
-            ordered = cells.sort(1).values
-            different = (ordered[:, 1:] != ordered[:, :-1]).all(1)
-            kept.append(cells[different].unflatten(1, (self.pairs, 2)))
-        return torch.cat(kept)[:count]
 
     def maps(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Maps (count, marks + 1, size, size), the level last, and what each cell must say, -1 where there is none."""
-        places = self.places(count, generator).flatten(1)
-        level = 2 * torch.rand(count, self.pairs, 2, generator=generator) - 1
+        left, right = self.banks
+        partners = right[torch.rand(count, self.pairs, generator=generator).argsort(1)]
+        places = torch.stack([left.expand(count, -1), partners], 2).flatten(1)
         mark = torch.rand(count, self.marks, generator=generator).argsort(1)[:, : self.pairs].repeat_interleave(2, 1)
+        above = torch.randint(2, (count, self.pairs, 2), generator=generator)
         x = torch.zeros(count, self.marks + 1, self.size**2)
         rows = torch.arange(count)[:, None]
         x[rows, mark, places] = 1
-        x[rows, self.marks, places] = level.flatten(1)
+        x[rows, self.marks, places] = 2.0 * above.flatten(1) - 1
         said = torch.full((count, self.size**2), -1)
-        said[rows, places] = (level > level.flip(2)).long().flatten(1)
+        said[rows, places] = above.flip(2).flatten(1)
         square = (self.size, self.size)
         return x.unflatten(2, square), said.unflatten(1, square)
 
     def network(self) -> nn.Module:
         def stage(width: int) -> nn.Module:
-            convolution = nn.Conv2d(width, self.channels, 3, padding=1, bias=False)
+            convolution = nn.Conv2d(width, self.channels, self.kernel, padding=self.kernel // 2, bias=False)
             return nn.Sequential(convolution, nn.BatchNorm2d(self.channels), nn.ReLU())
 
         width = self.channels
         net = nn.Sequential()
-        net.add_module("stages", nn.Sequential(*map(stage, (self.marks + 1, width, width))))
+        net.add_module("stages", nn.Sequential(stage(self.marks + 1), stage(width)))
         net.add_module("say", nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, 2, 1)))
         return net
 

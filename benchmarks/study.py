@@ -29,6 +29,7 @@ from benchmarks import study_report
 from benchmarks.measure import held_bytes
 from benchmarks.options import RESULTS, header, positive
 from benchmarks.questions import Question
+from benchmarks.study_rates import FACTORS, parameter_groups
 from latentgnn.errors import UserError
 from latentgnn.files import write_json, write_text
 from latentgnn.reading import read_json, read_yaml
@@ -43,7 +44,7 @@ class Study:
         data: ``module:Name`` of a question, see `benchmarks.questions.Question`.
         options: of the question.
         variants: a block each, ``block: module:Name`` and its options, called with the number of channels; without
-            ``block``, no block.
+            ``block``, no block. Factors of a block's rate are beside them, see `benchmarks.study_rates`.
         against: the variants that the others are compared with.
         seeds: how many, from 0 on.
         steps: of training.
@@ -113,13 +114,13 @@ def build(question: Question, variant: Mapping[str, Any], seed: int) -> nn.Modul
     """
     torch.manual_seed(seed)
     network = question.network()
-    options = {key: value for key, value in variant.items() if key != "block"}
+    options = {key: value for key, value in variant.items() if key not in ("block", *FACTORS)}
     if "block" in variant:
         host = network.get_submodule(question.place)
         block = find(variant["block"])(question.channels, **options)
         network.set_submodule(question.place, nn.Sequential(host, block))
-    elif options:
-        raise UserError(f"a variant has options ({', '.join(options)}) and no block")
+    elif variant:
+        raise UserError(f"a variant has options ({', '.join(variant)}) and no block")
     return network
 
 
@@ -149,8 +150,10 @@ def train(study: Study, variant: str, seed: int, folder: Path, data: str | None)
     """One run, written to ``folder/run.json``."""
     torch.set_num_threads(1)
     question = ask(study, data)
-    network = build(question, study.variants[variant], seed).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=study.rate, weight_decay=study.decay)
+    options = study.variants[variant]
+    network = build(question, options, seed).train()
+    groups = parameter_groups(network, question.place, options, study.rate)
+    optimizer = torch.optim.AdamW(groups, weight_decay=study.decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, study.steps)
     losses, taken = [], []
     for x, target in question.batches(seed, study.steps):

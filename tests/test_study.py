@@ -18,7 +18,7 @@ from tests.pages import ROOT, blocks
 STUDY = """
 name: small
 data: benchmarks.questions:Pairs
-options: {size: 10, pairs: 2, marks: 3, far: 5, channels: 8, batch: 2, tests: 4}
+options: {size: 6, columns: 1, marks: 7, channels: 8, batch: 2, tests: 4}
 against: [none, two latents]
 seeds: 2
 steps: 2
@@ -27,7 +27,7 @@ variants:
   two latents: {block: "latentgnn:LatentGNN", num_latents: 2, reduction: 2}
   convolutions: {block: "benchmarks.contexts:Convolutions", count: 1}
 """
-PAIRS = {"size": 10, "pairs": 2, "marks": 3, "far": 5, "channels": 8, "batch": 2, "tests": 4}
+PAIRS = {"size": 10, "columns": 1, "marks": 12, "channels": 8, "batch": 2, "tests": 4}
 PEERS: dict[str, dict[str, Any]] = {
     "latentgnn": {"block": "latentgnn:LatentGNN", "num_latents": 4, "reduction": 1},
     "convolutions": {"block": "benchmarks.contexts:Convolutions", "count": 2},
@@ -131,6 +131,7 @@ def test_differences_are_of_the_same_seeds() -> None:
         (STUDY.replace("against: [none", "against: ['no'"), "there is no variant 'no'"),
         (STUDY.replace("latentgnn:LatentGNN", "latentgnn:Latent"), "expected module:Name"),
         (STUDY.replace("none: {}", "none: {count: 1}"), "no block"),
+        (STUDY.replace("none: {}", "none: {block_factor: 0.1}"), "no block"),
     ],
 )
 def test_a_users_mistakes(text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,17 +147,30 @@ def test_a_users_mistakes(text: str, said: str, tmp_path: Path, capsys: pytest.C
         run()
 
 
-def test_pairs_are_far_and_say_which_level_is_above() -> None:
-    question = Pairs(size=12, pairs=3, marks=5, far=6)
+def test_pairs_are_far_and_say_the_others_level() -> None:
+    question = Pairs(size=8, columns=2, marks=20)
     x, said = question.maps(50, torch.Generator().manual_seed(0))
-    assert x.shape == (50, 6, 12, 12)
-    assert ((said >= 0).flatten(1).sum(1) == 6).all()
-    for marks, level, answers in zip(x[:, :5], x[:, 5], said, strict=True):
+    assert x.shape == (50, 21, 8, 8)
+    asked = torch.zeros(8, 8, dtype=torch.bool)
+    asked[:, [0, 1, 6, 7]] = True
+    assert ((said >= 0) == asked).all()
+    assert (x[:, :20].sum(1) == asked).all()
+    for marks, level, answers in zip(x[:, :20], x[:, 20], said, strict=True):
         for mark in marks[marks.flatten(1).any(1)]:
-            first, other = mark.nonzero().tolist()
-            assert max(abs(first[0] - other[0]), abs(first[1] - other[1])) >= 6
-            assert bool(answers[*first]) == bool(level[*first] > level[*other])
-            assert answers[*first] + answers[*other] == 1
+            first, other = sorted(mark.nonzero().tolist(), key=lambda place: place[1])
+            assert other[1] - first[1] >= 5
+            assert bool(answers[*first]) == bool(level[*other] > 0)
+            assert bool(answers[*other]) == bool(level[*first] > 0)
+    assert set(x[:, 20][said >= 0].tolist()) == {-1.0, 1.0}
+    with pytest.raises(UserError, match="do not fit in 8 x 8"):
+        Pairs(size=8, columns=2, marks=15)
+
+
+def test_without_a_block_no_cell_knows_of_another() -> None:
+    network = study.build(Pairs(**PAIRS), {}, 0).eval()
+    x = torch.randn(1, 13, 10, 10, requires_grad=True)
+    (gradient,) = torch.autograd.grad(network(x)[0, :, 4, 4].sum(), x)
+    assert gradient[0].abs().sum(0).nonzero().tolist() == [[4, 4]]
 
 
 def test_unmixed_is_the_layer_where_mixing_does_nothing() -> None:
@@ -184,7 +198,7 @@ def test_context_reaches_every_cell(peer: str) -> None:
     with torch.no_grad():
         for parameter in network.stages[1].parameters():  # type: ignore[index,union-attr]
             parameter.normal_()
-    x = torch.randn(1, 3 + 1, 10, 10, requires_grad=True)
+    x = torch.randn(1, 12 + 1, 10, 10, requires_grad=True)
     (gradient,) = torch.autograd.grad(network.stages(x)[0, :, 0, 0].sum(), x)  # type: ignore[operator]
     assert (gradient[0, :, -1, -1].abs().sum() > 0) == (peer != "convolutions")
 
