@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.fft import idctn
 from scipy.sparse import coo_array
 from scipy.sparse.linalg import spsolve
 from torch import Tensor, nn
@@ -23,15 +22,21 @@ from latentgnn import insert
 
 Array = NDArray[np.float64]
 HIGH, LOW = 12.0, 3.0
+MODES = 128
 
 
-def random_field(size: int, random: np.random.Generator) -> Array:
-    """A Gaussian random field of covariance (-Laplace + 9)^-2, no flux over the edge, on size x size points."""
-    waves = np.pi * np.arange(size)
+def random_field(size: int, random: np.random.Generator, modes: int = MODES) -> Array:
+    """A Gaussian random field of covariance (-Laplace + 9)^-2, no flux over the edge, on size x size points.
+
+    It is a sum of cosines over the unit square, of which ``modes`` x ``modes`` are drawn whatever the size: the same
+    random numbers give the same field on any grid.
+    """
+    waves = np.pi * np.arange(modes)
     spread = 1 / (waves[:, None] ** 2 + waves**2 + 9)
-    coefficients = spread * random.standard_normal((size, size))
+    coefficients = spread * random.standard_normal((modes, modes))
     coefficients[0, 0] = 0  # without a mean, half of the ground is permeable in expectation
-    return np.asarray(idctn(coefficients, norm="ortho"))
+    cosines = np.cos(np.linspace(0, 1, size)[:, None] * waves) * np.where(waves > 0, np.sqrt(2), 1)
+    return np.asarray(cosines @ coefficients @ cosines.T)
 
 
 def permeability(size: int, random: np.random.Generator) -> Array:
@@ -87,11 +92,13 @@ def load(path: Path) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(file["x"]), torch.from_numpy(file["y"]).float()
 
 
-def inputs(ground: Tensor) -> Tensor:
-    """(n, h, w) to (n, 3, h, w): the ground as -1 and 1, and each point's place."""
+def inputs(ground: Tensor, waves: int = 0) -> Tensor:
+    """(n, h, w) to (n, 3 + 2 waves, h, w): the ground as -1 and 1, each point's place, and cosines of its place."""
     rows, columns = (torch.linspace(0, 1, size) for size in ground.shape[1:])
-    places = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).expand(len(ground), -1, -1, -1)
-    return torch.cat([2 * ground[:, None].float() - 1, places], 1)
+    places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
+    cosines = [torch.cos(torch.pi * wave * places) for wave in range(1, waves + 1)]
+    known = torch.cat([places, *cosines]).expand(len(ground), -1, -1, -1)
+    return torch.cat([2 * ground[:, None].float() - 1, known], 1)
 
 
 def network(width: int = 32, stages: int = 3) -> nn.Sequential:
@@ -100,6 +107,32 @@ def network(width: int = 32, stages: int = 3) -> nn.Sequential:
     net.add_module("lift", nn.Conv2d(3, width, 1))
     layers = [nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.GELU()) for _ in range(stages)]
     net.add_module("stages", nn.Sequential(*layers))
+    net.add_module("project", nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.GELU(), nn.Conv2d(2 * width, 1, 1)))
+    return net
+
+
+class Stage(nn.Module):
+    """What a block at ``mix`` brings from elsewhere, then a function of each node alone, added to its input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mix = nn.Identity()
+        self.each = nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.GELU(), nn.Conv2d(2 * width, width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mix(x)
+        return x + self.each(x)
+
+
+def pointwise_network(width: int = 32, stages: int = 4, waves: int = 4) -> nn.Sequential:
+    """(n, 3 + 2 waves, h, w) to (n, 1, h, w), each node alone; blocks go at ``stages.K.mix``.
+
+    Nothing in it knows the grid, so that a block whose sums over nodes are means gives a network for all grids.
+    """
+    net = nn.Sequential()
+    first = nn.Conv2d(3 + 2 * waves, 2 * width, 1)
+    net.add_module("lift", nn.Sequential(first, nn.GELU(), nn.Conv2d(2 * width, width, 1)))
+    net.add_module("stages", nn.Sequential(*(Stage(width) for _ in range(stages))))
     net.add_module("project", nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.GELU(), nn.Conv2d(2 * width, 1, 1)))
     return net
 
