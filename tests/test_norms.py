@@ -64,7 +64,7 @@ def test_what_is_added_on_a_grid_twice_as_fine(norm: str, options: dict[str, obj
     x = torch.randn(2, 32, 5, 6, dtype=torch.float64)
     fine = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
     added, on_fine = layer(x) - x, layer(fine) - fine
-    torch.testing.assert_close(on_fine[:, :, ::2, ::2], growth * added, rtol=1e-2, atol=1e-2 * added.std().item())
+    torch.testing.assert_close(on_fine[:, :, ::2, ::2], growth * added, rtol=0.05, atol=0.05 * added.std().item())
 
 
 def _free_port() -> int:
