@@ -57,6 +57,7 @@ class Darcy:
         count: of training samples that are made, and a tenth as many to test, the same ground at each size.
         test_sizes: of the tests.
         batch: samples a step.
+        lift: cells a side of the first convolution.
     """
 
     place: str | Sequence[str] = "stages"
@@ -71,7 +72,9 @@ class Darcy:
         count: int = 1000,
         test_sizes: tuple[int, ...] = (16, 32),
         batch: int = 20,
+        lift: int = 1,
     ) -> None:
+        self.lift = lift
         self.errors = [f"relative error at {test} x {test}" for test in test_sizes]
         self.scores = dict.fromkeys(self.errors, "lower")
         self.batch = batch
@@ -89,7 +92,7 @@ class Darcy:
         self.mean, self.std = self.y.mean(), self.y.std()
 
     def network(self) -> nn.Module:
-        net: nn.Module = _darcy.network(self.channels)
+        net: nn.Module = _darcy.network(self.channels, lift=self.lift)
         return net
 
     def batches(self, seed: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -102,10 +102,10 @@ def inputs(ground: Tensor, waves: int = 0) -> Tensor:
     return torch.cat([2 * ground[:, None].float() - 1, known], 1)
 
 
-def network(width: int = 32, stages: int = 3) -> nn.Sequential:
-    """(n, 3, h, w) to (n, 1, h, w); a block goes after ``stages``."""
+def network(width: int = 32, stages: int = 3, lift: int = 1) -> nn.Sequential:
+    """(n, 3, h, w) to (n, 1, h, w), a first convolution of ``lift`` x ``lift``; a block goes after ``stages``."""
     net = nn.Sequential()
-    net.add_module("lift", nn.Conv2d(3, width, 1))
+    net.add_module("lift", nn.Conv2d(3, width, lift, padding=lift // 2))
     layers = [nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.GELU()) for _ in range(stages)]
     net.add_module("stages", nn.Sequential(*layers))
     net.add_module("project", nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.GELU(), nn.Conv2d(2 * width, 1, 1)))
