@@ -1,6 +1,8 @@
 """Darcy flow made by the example: the solver against a known solution, the shipped solutions' scale, and the recipe."""
 
+from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,6 +83,16 @@ def test_the_field_has_the_spectrum_that_it_names() -> None:
         expected = (np.pi**2 * (mode[0] ** 2 + mode[1] ** 2) + 9) ** -2.0
         assert energy[mode] == pytest.approx(expected, rel=0.1), mode
     assert energy[0, 0] == pytest.approx(0, abs=1e-20)
+
+
+def test_neuraloperators_grids_begin_on_the_edge_and_end_a_step_inside(shared: Callable[[str], Path]) -> None:
+    """Which docs/when.md says of its files: the coarse test is every second point of the fine one, from the first on."""
+    (ground, low), (fine, high) = (darcy.load(shared("darcy") / f"test_{size}.npz") for size in (16, 32))
+    assert (ground == fine[:, ::2, ::2]).all()
+    assert (low == high[:, ::2, ::2]).all()
+    first, last = (high[:, row].mean() / high.mean() for row in (0, -1))
+    assert first < 0.02
+    assert last > 0.1
 
 
 def test_the_pointwise_network_sees_each_node_alone() -> None:
