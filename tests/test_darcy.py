@@ -86,7 +86,7 @@ def test_the_field_has_the_spectrum_that_it_names() -> None:
 
 
 def test_neuraloperators_grids_begin_on_the_edge_and_end_a_step_inside(shared: Callable[[str], Path]) -> None:
-    """Which docs/when.md says of its files: the coarse test is every second point of the fine one, from the first on."""
+    """As docs/when.md says of its files: the coarse test is every second point of the fine one, from the first on."""
     (ground, low), (fine, high) = (darcy.load(shared("darcy") / f"test_{size}.npz") for size in (16, 32))
     assert (ground == fine[:, ::2, ::2]).all()
     assert (low == high[:, ::2, ::2]).all()
