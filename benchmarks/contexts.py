@@ -55,6 +55,45 @@ class LearnedQueries(nn.Module):
         return x + self.out(mixed).mT.unflatten(2, x.shape[2:])
 
 
+class SliceAttention(nn.Module):
+    """Transolver's Physics-Attention: nodes are shared out among slices, slices attend to each other, nodes take back.
+
+    Equations 1 to 5 of Wu et al., "Transolver: A Fast Transformer Solver for PDEs on General Geometries" (ICML 2024),
+    for an irregular mesh, so that nothing in it knows a grid::
+
+        w_i = softmax(project(x_i) / t)           how much of node i each slice takes, t learned a head
+        z_j = sum_i w_ij x_i / sum_i w_ij         a slice is a weighted mean of its nodes
+        z'  = softmax(q k^T / sqrt(c)) v          of q, k, v linear in z
+        x_i = x_i + out(sum_j w_ij z'_j)
+
+    Args:
+        channels: C.
+        slices: of a head.
+        heads: among which the channels are dealt out.
+    """
+
+    def __init__(self, channels: int, slices: int, heads: int) -> None:
+        super().__init__()
+        self.heads, width = heads, channels // heads
+        self.norm = nn.LayerNorm(channels)
+        self.chooser, self.values = nn.Linear(channels, channels), nn.Linear(channels, channels)
+        self.project = nn.Linear(width, slices)
+        self.temperature = nn.Parameter(torch.full((heads, 1, 1), 0.5))
+        self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        nodes = self.norm(x.flatten(2).mT)
+        chooser, values = (
+            made(nodes).unflatten(-1, (self.heads, -1)).transpose(1, 2) for made in (self.chooser, self.values)
+        )
+        weights = torch.softmax(self.project(chooser) / self.temperature, -1)  # (B, heads, N, slices)
+        slices = weights.mT @ values / weights.sum(2)[..., None]
+        mixed = F.scaled_dot_product_attention(self.query(slices), self.key(slices), self.value(slices))
+        back = (weights @ mixed).transpose(1, 2).flatten(2)
+        return x + self.out(back).mT.unflatten(2, x.shape[2:])
+
+
 class NonLocal(nn.Module):
     """timm's non-local block, for any number of spatial dimensions.
 

@@ -5,7 +5,8 @@ a class of a user's own is as good as these.
 """
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,18 +18,20 @@ from latentgnn.errors import UserError
 
 # Its module is found by its place beside this package; the examples are programs and no package.
 _darcy: Any = importlib.import_module("examples.darcy")
+# Runs of one process share their samples, which take longer to make than some runs.
+_made = cache(_darcy.make)
 
 
 class Question(Protocol):
     """Data and a network.
 
     Args:
-        place: the submodule of the network that a block follows.
+        place: the submodule of the network that a block follows, or several, each followed by a block.
         channels: that the block takes and gives.
-        scores: what `score` gives, each with ``lower`` or ``higher``: which is better.
+        scores: what `score` gives, each with what is better, such as ``lower`` or ``higher``.
     """
 
-    place: str
+    place: str | Sequence[str]
     channels: int
     scores: Mapping[str, str]
 
@@ -42,7 +45,7 @@ class Question(Protocol):
         """Of one batch."""
 
     def score(self, network: nn.Module) -> dict[str, float]:
-        """The scores of a network in evaluation mode."""
+        """The scores of a network in evaluation mode; those that it does not have are left out."""
 
 
 class Darcy:
@@ -51,13 +54,15 @@ class Darcy:
     Args:
         folder: with ``train_16.npz``, ``test_16.npz`` and ``test_32.npz``; ``None`` makes samples.
         size: of the samples that are made, and a test at ``test_sizes`` besides.
-        count: of training samples that are made, and a tenth as many to test.
+        count: of training samples that are made, and a tenth as many to test, the same ground at each size.
         test_sizes: of the tests.
         batch: samples a step.
+        lift: cells a side of the first convolution.
     """
 
-    place = "stages"
+    place: str | Sequence[str] = "stages"
     channels = 32
+    waves = 0
 
     def __init__(
         self,
@@ -67,24 +72,27 @@ class Darcy:
         count: int = 1000,
         test_sizes: tuple[int, ...] = (16, 32),
         batch: int = 20,
+        lift: int = 1,
     ) -> None:
-        self.scores = {f"relative error at {test} x {test}": "lower" for test in test_sizes}
+        self.lift = lift
+        self.errors = [f"relative error at {test} x {test}" for test in test_sizes]
+        self.scores = dict.fromkeys(self.errors, "lower")
         self.batch = batch
         if folder is None:
-            train = _darcy.make(count, size, seed=0)
-            tests = [_darcy.make(max(count // 10, 1), test, seed=1) for test in test_sizes]
+            train = _made(count, size, seed=0)
+            tests = [_made(max(count // 10, 1), test, seed=1) for test in test_sizes]
         else:
             files = [Path(folder) / f"{name}.npz" for name in (f"train_{size}", *(f"test_{t}" for t in test_sizes))]
             for file in files:
                 if not file.is_file():
                     raise UserError(f"{file}: there is no such file; give the folder of neuraloperator's Darcy files")
             train, *tests = map(_darcy.load, files)
-        self.x, self.y = _darcy.inputs(train[0]), train[1]
-        self.tests = [(_darcy.inputs(x), y) for x, y in tests]
+        self.x, self.y = _darcy.inputs(train[0], self.waves), train[1]
+        self.tests = tests
         self.mean, self.std = self.y.mean(), self.y.std()
 
     def network(self) -> nn.Module:
-        net: nn.Module = _darcy.network(self.channels)
+        net: nn.Module = _darcy.network(self.channels, lift=self.lift)
         return net
 
     def batches(self, seed: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -98,8 +106,70 @@ class Darcy:
         return error
 
     def score(self, network: nn.Module) -> dict[str, float]:
-        errors = [self.loss(network(x), y).item() for x, y in self.tests]
-        return dict(zip(self.scores, errors, strict=True))
+        return {name: self.error(network, *test) for name, test in zip(self.errors, self.tests, strict=True)}
+
+    def error(self, network: nn.Module, ground: Tensor, y: Tensor) -> float:
+        """The mean over samples, of which a few at a time are held."""
+        few = zip(ground.split(10), y.split(10), strict=True)
+        return sum(self.loss(network(_darcy.inputs(x, self.waves)), true).item() * len(x) for x, true in few) / len(y)
+
+
+class PointwiseDarcy(Darcy):
+    """Darcy flow by a network that sees each node alone, and is tested on grids that it was not trained on.
+
+    Blocks are all that brings anything from one node to another. Beside the errors, the scores say how large what the
+    first block adds is on a finer grid, as a multiple of what it adds on the first of ``test_sizes``: 1 where a block
+    does not know the grid.
+
+    Args:
+        size: of the samples to train on.
+        count: of them, and a tenth as many to test, the same ground at each size.
+        test_sizes: of the tests.
+        batch: samples a step.
+        stages: of the network, with a block each.
+    """
+
+    waves = 4
+
+    def __init__(
+        self,
+        *,
+        size: int = 32,
+        count: int = 1000,
+        test_sizes: tuple[int, ...] = (32, 64, 128),
+        batch: int = 10,
+        stages: int = 3,
+    ) -> None:
+        super().__init__(size=size, count=count, test_sizes=test_sizes, batch=batch)
+        self.place = [f"stages.{stage}.mix" for stage in range(stages)]
+        self.growth = [f"what the first block adds at {test} x {test}" for test in test_sizes[1:]]
+        self.scores |= dict.fromkeys(self.growth, "closer to 1")
+
+    def network(self) -> nn.Module:
+        net: nn.Module = _darcy.pointwise_network(self.channels, len(self.place), self.waves)
+        return net
+
+    def score(self, network: nn.Module) -> dict[str, float]:
+        scores = super().score(network)
+        sizes = [self.added(network, ground) for ground, _ in self.tests]
+        if sizes[0]:
+            scores |= {name: size / sizes[0] for name, size in zip(self.growth, sizes[1:], strict=True)}
+        return scores
+
+    def added(self, network: nn.Module, ground: Tensor) -> float:
+        """Root mean square of what the first block adds to its input, over a few samples; 0 without blocks."""
+        squares: list[Tensor] = []
+
+        def see(_: nn.Module, given: tuple[Tensor], output: Tensor) -> None:
+            squares.append((output - given[0]).square().mean())
+
+        # Another network in place of this one may have no such place.
+        found = [module for name, module in network.named_modules() if name == self.place[0]]
+        hooks = [module.register_forward_hook(see) for module in found]
+        network(_darcy.inputs(ground[:10], self.waves))
+        for hook in hooks:
+            hook.remove()
+        return sum(squares, torch.zeros(())).sqrt().item()
 
 
 class Pairs:

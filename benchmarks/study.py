@@ -1,11 +1,11 @@
 """Does a block help? Variants x seeds on one question, with paired differences and what each costs.
 
-python -m benchmarks.study benchmarks/studies/darcy.yaml --runs runs/darcy [--processes 2] [--seconds 100]
+python -m benchmarks.study benchmarks/studies/darcy.yaml --runs runs/darcy [--processes 2] [--seconds 100] [--time 7]
 
 Every run is a folder, made complete or not at all; started again, the program goes on with the runs that are missing.
 The plan is written before the first run, and every later change of it with its date. With one seed all variants see the
 same data in the same order, and what they share starts from the same weights. Writes ``study-NAME-DATE.json``, ``.md``
-and ``.svg``; docs/when.md shows how to study blocks and data of one's own.
+and ``.svg``, with times a second plot of what they buy. docs/when.md shows how to study blocks and data of one's own.
 """
 
 import argparse
@@ -15,24 +15,28 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from benchmarks import study_report
-from benchmarks.measure import held_bytes
 from benchmarks.options import RESULTS, header, positive
 from benchmarks.questions import Question
+from benchmarks.study_costs import costs, take_times
 from benchmarks.study_rates import FACTORS, parameter_groups
 from latentgnn.errors import UserError
 from latentgnn.files import write_json, write_text
 from latentgnn.reading import read_json, read_yaml
+
+# Packages that blocks and networks of the studies here come from.
+PEERS = ("timm", "neuraloperator")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +47,10 @@ class Study:
         name: of the result files.
         data: ``module:Name`` of a question, see `benchmarks.questions.Question`.
         options: of the question.
-        variants: a block each, ``block: module:Name`` and its options, called with the number of channels; without
-            ``block``, no block. Factors of a block's rate are beside them, see `benchmarks.study_rates`.
+        variants: a block each, ``block: module:Name`` and its options, called with the number of channels; or
+            ``network: module:Name``, called with its options alone, in place of the question's; or neither. Factors of
+            a block's rate are beside them, see `benchmarks.study_rates`.
+        expected: what is thought before the first run, and why.
         against: the variants that the others are compared with.
         seeds: how many, from 0 on.
         steps: of training.
@@ -56,6 +62,7 @@ class Study:
     data: str
     options: Mapping[str, Any] = field(default_factory=dict)
     variants: Mapping[str, Mapping[str, Any]]
+    expected: str = ""
     against: Sequence[str] = ("none",)
     seeds: int = 5
     steps: int = 1000
@@ -104,35 +111,46 @@ def find(name: str) -> Callable[..., Any]:
     return found
 
 
-def build(question: Question, variant: Mapping[str, Any], seed: int) -> nn.Module:
-    """The network of a run: drawn first, so that every variant's is the same; its block then follows its place.
+def check_names(study: Study) -> None:
+    """Find every block and network before anything runs.
 
     Args:
-        question: gives the network, and the block's place in it.
-        variant: the block, see `Study`.
+        study: that names them.
+
+    Raises:
+        UserError: one is not there.
+    """
+    for name, variant in study.variants.items():
+        for named in (variant[key] for key in ("block", "network") if key in variant):
+            try:
+                find(named)
+            except UserError as error:
+                raise UserError(f"variant {name!r}: {error}") from error
+
+
+def build(question: Question, variant: Mapping[str, Any], seed: int) -> nn.Module:
+    """The network of a run: drawn first, so that every variant's is the same; a block then follows each of its places.
+
+    Args:
+        question: gives the network, and the places of blocks in it.
+        variant: the block, or another network, see `Study`.
         seed: of both.
     """
     torch.manual_seed(seed)
+    options = {key: value for key, value in variant.items() if key not in ("block", "network", *FACTORS)}
+    if "network" in variant:
+        if factors := [key for key in FACTORS if key in variant]:
+            raise UserError(f"{factors[0]}: there is no block whose rate it could be; leave it out")
+        other: nn.Module = find(variant["network"])(**options)
+        return other
     network = question.network()
-    options = {key: value for key, value in variant.items() if key not in ("block", *FACTORS)}
     if "block" in variant:
-        host = network.get_submodule(question.place)
-        block = find(variant["block"])(question.channels, **options)
-        network.set_submodule(question.place, nn.Sequential(host, block))
+        for place in [question.place] if isinstance(question.place, str) else question.place:
+            block = find(variant["block"])(question.channels, **options)
+            network.set_submodule(place, nn.Sequential(network.get_submodule(place), block))
     elif variant:
-        raise UserError(f"a variant has options ({', '.join(variant)}) and no block")
+        raise UserError(f"a variant has options ({', '.join(variant)}) and neither block nor network")
     return network
-
-
-def costs(network: nn.Module, x: Tensor) -> dict[str, float]:
-    """Parameters, operations of a forward pass a sample (two a multiply-add), bytes held for the backward pass."""
-    with FlopCounterMode(display=False) as counter:
-        network(x)
-    return {
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "operations": counter.get_total_flops() / len(x),
-        "held_bytes": held_bytes(network, x, network) / len(x),
-    }
 
 
 def ask(study: Study, data: str | None) -> Question:
@@ -251,6 +269,50 @@ def run_missing(
                 print(f"{run[0]}, seed {run[1]}", flush=True)
 
 
+def time_variants(study: Study, folder: Path, *, data: str | None, rounds: int) -> None:
+    """Time the variants side by side, and keep it beside the runs.
+
+    Args:
+        study: what is planned.
+        folder: of the runs.
+        data: see `ask`.
+        rounds: measurements of each.
+    """
+    question = ask(study, data)
+    networks = {name: build(question, variant, 0) for name, variant in study.variants.items()}
+    made = {name: study.training(name) for name in networks}
+    write_json(times_path(study, folder), {"made": made, **take_times(question, networks, rounds)})
+
+
+def times_path(study: Study, folder: Path) -> Path:
+    """Where the times of a study's variants lie."""
+    return folder / f"times-{study.name}.json"
+
+
+def times(study: Study, folder: Path) -> dict[str, Any] | None:
+    """What `time_variants` kept; ``None`` where it was not asked to.
+
+    Raises:
+        UserError: the variants that it timed were others.
+    """
+    path = times_path(study, folder)
+    if not path.exists():
+        return None
+    taken: dict[str, Any] = read_json(path, "times")
+    if taken.pop("made") != {name: study.training(name) for name in study.variants}:
+        raise UserError(f"{path}: the variants were others when they were timed; give --time again")
+    return taken
+
+
+def versions() -> dict[str, str]:
+    """Those of the peers' packages that are installed."""
+    found = {}
+    for package in PEERS:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
 def write_report(study: Study, plans: Sequence[Mapping[str, Any]], given: argparse.Namespace) -> None:
     """All runs that are there, as JSON, Markdown and a plot; and the table on the terminal."""
     runs = {variant: list(made.values()) for variant, made in finished(study, given.runs).items()}
@@ -262,9 +324,11 @@ def write_report(study: Study, plans: Sequence[Mapping[str, Any]], given: argpar
     report = {
         "name": study.name,
         **header("benchmarks.study", command, device="cpu", dtype="float32", threads=1),
+        "packages": versions(),
         "scores": scores,
         "against": list(study.against),
         "plans": plans,
+        "times": times(study, given.runs),
         "missing": [run for run in study.runs() if run not in there],
         "compared": study_report.compare(runs, study.against, list(scores)),
         "runs": runs,
@@ -274,6 +338,8 @@ def write_report(study: Study, plans: Sequence[Mapping[str, Any]], given: argpar
     write_json(path, report)
     write_text(path.with_suffix(".md"), study_report.markdown(report))
     study_report.plot(report, path.with_suffix(".svg"))
+    if report["times"]:
+        study_report.plot_times(report, path.with_name(f"{path.stem}-times.svg"))
     print(f"written to {path}")
 
 
@@ -313,15 +379,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=positive, default=1, metavar="N", help="runs at a time, a thread each (1)")
     parser.add_argument("--part", type=part_of, default=(1, 1), metavar="K/N", help="run the K-th of N parts (1/1)")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no run afterwards (no limit)")
+    parser.add_argument("--time", type=positive, metavar="N", help="time the variants, N times each, on one thread")
     parser.add_argument("--data", metavar="FOLDER", help="the question's option `folder`, which is not reported")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     given = parser.parse_args(argv)
     try:
         study = read_study(given.study)
+        check_names(study)
         plans = plan(study, given.runs)
         run_missing(
             study, given.runs, data=given.data, processes=given.processes, seconds=given.seconds, part=given.part
         )
+        if given.time:
+            time_variants(study, given.runs, data=given.data, rounds=given.time)
         write_report(study, plans, given)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

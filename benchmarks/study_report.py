@@ -46,7 +46,9 @@ def difference(runs: Runs, variant: str, other: str, score: str) -> dict[str, An
         other: what is taken.
         score: its name.
     """
-    first, second = ({run["seed"]: run["scores"][score] for run in runs[name]} for name in (variant, other))
+    first, second = (
+        {run["seed"]: run["scores"][score] for run in runs[name] if score in run["scores"]} for name in (variant, other)
+    )
     seeds = sorted(first.keys() & second.keys())
     if len(seeds) < 2 or variant == other:
         return None
@@ -55,7 +57,7 @@ def difference(runs: Runs, variant: str, other: str, score: str) -> dict[str, An
 
 
 def compare(runs: Runs, against: Sequence[str], scores: Sequence[str]) -> dict[str, Any]:
-    """Every score of every variant that has a run: mean, spread and differences.
+    """Every score of every variant that has it in a run: mean, spread and differences.
 
     Args:
         runs: of every variant.
@@ -66,9 +68,9 @@ def compare(runs: Runs, against: Sequence[str], scores: Sequence[str]) -> dict[s
     for score in scores:
         compared[score] = {}
         for variant, made in runs.items():
-            if not made:
+            values = [run["scores"][score] for run in made if score in run["scores"]]
+            if not values:
                 continue
-            values = [run["scores"][score] for run in made]
             compared[score][variant] = {
                 "values": values,
                 "mean": statistics.mean(values),
@@ -85,9 +87,16 @@ def _difference_cell(found: Mapping[str, Any] | None) -> str:
     return text if found["low"] <= 0 <= found["high"] else f"**{text}**"
 
 
+def _seconds_a_step(taken: Mapping[str, Any] | None, variant: str, made: Sequence[Mapping[str, Any]]) -> float:
+    if taken is None:
+        return statistics.median(run["seconds_a_step"] for run in made)
+    median: float = taken["seconds"][variant]["step"]["median"]
+    return median
+
+
 def tables(report: Mapping[str, Any]) -> str:
     """The report's tables in Markdown; differences whose interval leaves out 0 are bold."""
-    against, parts = report["against"], []
+    against, parts, taken = report["against"], [], report["times"]
     for score, variants in report["compared"].items():
         rows = []
         for variant, found in variants.items():
@@ -101,7 +110,7 @@ def tables(report: Mapping[str, Any]) -> str:
                     *(_difference_cell(found["differences"][other]) for other in against),
                     f"{made[0]['parameters']:,}",
                     f"{made[0]['operations'] / 1e6:.1f}",
-                    f"{statistics.median(run['seconds_a_step'] for run in made) * 1e3:.1f}",
+                    f"{_seconds_a_step(taken, variant, made) * 1e3:.1f}",
                     f"{made[0]['held_bytes'] / 2**20:.2f}",
                 ]
             )
@@ -112,7 +121,7 @@ def tables(report: Mapping[str, Any]) -> str:
             *(f"minus {other}" for other in against),
             "parameters",
             "M operations",
-            "ms a step",
+            "ms a step, alone" if taken else "ms a step",
             "MiB held",
         ]
         parts.append(markdown_table(head, rows))
@@ -123,11 +132,16 @@ def markdown(report: Mapping[str, Any]) -> str:
     """The report as a page: what was planned, what came out, how it was made."""
     missing = ", ".join(f"{variant} seed {seed}" for variant, seed in report["missing"])
     left = f"Planned runs that are missing: {missing}." if missing else "All planned runs are there."
-    shown = {name: value for name, value in report.items() if name not in ("compared", "runs", "missing")}
+    timed = (
+        f"was taken alone, the variants taking turns (median, {report['times']['batch']} samples)"
+        if report["times"]
+        else "is a median on a machine that others may use too"
+    )
+    shown = {name: value for name, value in report.items() if name not in ("compared", "runs", "missing", "times")}
     return f"""# Study: {report["name"]}
 
 Differences are paired by seed, with Student's 95% interval; bold where it leaves out 0. Operations and memory held for
-the backward pass are a sample's, of the whole network; a step's time is a median on a machine that others may use too.
+the backward pass are a sample's, of the whole network; a step's time {timed}.
 Intervals are of one comparison each and not corrected for how many there are. {left}
 
 {tables(report)}
@@ -170,5 +184,33 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
             axis.set_xlabel(title, fontsize=8)
             axis.tick_params(labelsize=8)
             axis.grid(axis="x", alpha=0.3)
+    with replacing(path) as file:
+        figure.savefig(file, format="svg", metadata={"Date": None})
+
+
+def plot_times(report: Mapping[str, Any], path: Path) -> None:
+    """The first score against the time of a training step: the mean of each variant, with its spread.
+
+    Args:
+        report: as `markdown` takes it, with times.
+        path: of the SVG.
+    """
+    require("matplotlib", extra="viz")
+    from matplotlib.figure import Figure
+
+    score, variants = next(iter(report["compared"].items()))
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    for variant, found in variants.items():
+        milliseconds = report["times"]["seconds"][variant]["step"]["median"] * 1e3
+        spread = found["deviation"] or 0.0
+        axis.errorbar(milliseconds, found["mean"], yerr=spread, fmt="o", color="#2e86ab", capsize=3, markersize=5)
+        axis.annotate(variant, (milliseconds, found["mean"]), (6, 4), textcoords="offset points", fontsize=8)
+    axis.set_xlabel(f"ms a training step of {report['times']['batch']} samples, one thread", fontsize=8)
+    axis.set_ylabel(f"{score} ({report['scores'][score]} is better)", fontsize=8)
+    axis.set_xlim(left=0)
+    axis.margins(x=0.25)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.3)
     with replacing(path) as file:
         figure.savefig(file, format="svg", metadata={"Date": None})

@@ -1,9 +1,12 @@
 """Darcy flow made by the example: the solver against a known solution, the shipped solutions' scale, and the recipe."""
 
+from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from examples import darcy
 
@@ -20,10 +23,33 @@ def error_of_known_solution(points: int) -> float:
 
 
 def test_the_solver_is_of_second_order() -> None:
-    errors = [error_of_known_solution(points) for points in (17, 33, 65)]
-    assert errors[-1] < 2e-3
-    for coarse, fine in pairwise(errors):
-        assert coarse / fine == pytest.approx(4, rel=0.1)
+    """At the sizes that the studies use."""
+    sizes = (16, 32, 64, 128)
+    errors = [error_of_known_solution(points) for points in sizes]
+    assert errors[-1] < 5e-4
+    for (coarse, more), (fine, less) in pairwise(zip(sizes, errors, strict=True)):
+        assert more / less == pytest.approx(((fine - 1) / (coarse - 1)) ** 2, rel=0.1)
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_what_flows_out_of_a_cell_is_what_springs_in_it(size: int) -> None:
+    """Of made samples, whose ground jumps: a flux through each side, the mean of two coefficients times the slope."""
+    ground = darcy.permeability(size, np.random.default_rng(1))
+    pressure, step = darcy.solve(ground), 1 / (size - 1)
+    outflow = np.zeros((size - 2, size - 2))
+    for axis in (0, 1):
+        for way in (-1, 1):
+            beyond, there = (np.roll(values, way, axis) for values in (ground, pressure))
+            flux = (ground + beyond) / 2 * (pressure - there) / step
+            outflow += flux[1:-1, 1:-1] * step
+    np.testing.assert_allclose(outflow, step**2, rtol=1e-6)
+
+
+def test_a_sample_is_the_same_ground_on_any_grid() -> None:
+    """Grids of 17 and 33 points share every second point of the finer one; the solutions there come close."""
+    (coarse, low), (fine, high) = (darcy.make(3, size, seed=5) for size in (17, 33))
+    assert (coarse == fine[:, ::2, ::2]).all()
+    assert float(darcy.relative_error(low, high[:, ::2, ::2])) < 0.1
 
 
 def test_samples_are_as_the_recipe_says() -> None:
@@ -49,8 +75,29 @@ def test_the_field_has_the_spectrum_that_it_names() -> None:
     from scipy.fft import dctn
 
     random = np.random.default_rng(0)
-    energy = np.mean([dctn(darcy.random_field(8, random), norm="ortho") ** 2 for _ in range(4000)], axis=0)
+    # Of sums of 8 cosines at 9 points, this transform gives the coefficients: of unit cosines, but for these factors.
+    factor = np.where(np.arange(9) > 0, 8 * 2**0.5, 16)
+    modes = [dctn(darcy.random_field(9, random, modes=8), type=1) / factor / factor[:, None] for _ in range(4000)]
+    energy = np.mean(np.square(modes), axis=0)
     for mode in ((0, 1), (1, 0), (2, 3), (7, 7)):
         expected = (np.pi**2 * (mode[0] ** 2 + mode[1] ** 2) + 9) ** -2.0
         assert energy[mode] == pytest.approx(expected, rel=0.1), mode
     assert energy[0, 0] == pytest.approx(0, abs=1e-20)
+
+
+def test_neuraloperators_grids_begin_on_the_edge_and_end_a_step_inside(shared: Callable[[str], Path]) -> None:
+    """As docs/when.md says of its files: the coarse test is every second point of the fine one, from the first on."""
+    (ground, low), (fine, high) = (darcy.load(shared("darcy") / f"test_{size}.npz") for size in (16, 32))
+    assert (ground == fine[:, ::2, ::2]).all()
+    assert (low == high[:, ::2, ::2]).all()
+    first, last = (high[:, row].mean() / high.mean() for row in (0, -1))
+    assert first < 0.02
+    assert last > 0.1
+
+
+def test_the_pointwise_network_sees_each_node_alone() -> None:
+    """A node of a finer grid at the same place is given the same value."""
+    torch.manual_seed(0)
+    net = darcy.pointwise_network(width=8, stages=2, waves=3)
+    coarse, fine = (net(darcy.inputs(torch.ones(1, size, size, dtype=torch.bool), waves=3)) for size in (5, 9))
+    torch.testing.assert_close(coarse, fine[..., ::2, ::2])

@@ -43,6 +43,30 @@ def test_every_named_norm_makes_a_layer(name: str) -> None:
     assert layer(torch.randn(2, 32, 5, 5)).isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("norm", "options", "growth"),
+    [
+        ("none", {}, 2),
+        ("none", {"symmetric": True}, 4),
+        ("none", {"node_scale": "mean"}, 1),
+        ("none", {"node_scale": "mean", "symmetric": True}, 1),
+        ("batch_norm", {}, 2),
+        ("frozen_batch_norm", {}, 2),
+        ("batch_norm", {"node_scale": "mean"}, 1),
+        ("group_norm", {}, 1),
+        ("layer_norm", {}, 1),
+    ],
+)
+def test_what_is_added_on_a_grid_twice_as_fine(norm: str, options: dict[str, object], growth: int) -> None:
+    """Every node four times over: the published scale doubles it, unless a norm's own statistics divide it out."""
+    torch.manual_seed(0)
+    layer = LatentGNN(32, num_latents=6, reduction=2, norm=norm, gamma_init=1.0, **options).double().eval()
+    x = torch.randn(2, 32, 5, 6, dtype=torch.float64)
+    fine = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    added, on_fine = layer(x) - x, layer(fine) - fine
+    torch.testing.assert_close(on_fine[:, :, ::2, ::2], growth * added, rtol=0.05, atol=0.05 * added.std().item())
+
+
 def _free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

@@ -33,6 +33,7 @@ PEERS: dict[str, dict[str, Any]] = {
     "convolutions": {"block": "benchmarks.contexts:Convolutions", "count": 2},
     "global": {"block": "benchmarks.contexts:GlobalContext"},
     "non-local": {"block": "benchmarks.contexts:NonLocal"},
+    "slices": {"block": "benchmarks.contexts:SliceAttention", "slices": 4, "heads": 2},
     "queries": {"block": "benchmarks.contexts:LearnedQueries", "latents": 4, "reduction": 1},
 }
 
@@ -94,6 +95,28 @@ def test_the_pages_study_of_a_block_of_ones_own_runs(
     assert all(f"| {name} |" in told for name in ("my block", "more convolutions"))
 
 
+def test_times_stand_beside_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(STUDY)
+    argv = [str(file), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
+    plan = study.read_study(file)
+    study.train(plan, "none", 0, study.run_folder(tmp_path / "runs", "none", 0), None)
+    assert study.main([*argv, "--seconds", "0", "--time", "2"]) == 0
+    assert "ms a step, alone" in capsys.readouterr().out
+    (path,) = tmp_path.glob("study-small-*.json")
+    taken = json.loads(path.read_text())["times"]
+    assert taken["batch"] == PAIRS["batch"]
+    assert list(taken["seconds"]) == list(plan.variants)
+    for times in taken["seconds"].values():
+        assert all(len(times[what]["all"]) == 2 for what in ("step", "forward"))
+        assert times["step"]["median"] > times["forward"]["median"] > 0
+    assert path.with_name(f"{path.stem}-times.svg").exists()
+
+    file.write_text(STUDY.replace("num_latents: 2", "num_latents: 4"))
+    assert study.main([*argv, "--seconds", "0"]) == 1
+    assert "give --time again" in capsys.readouterr().err
+
+
 def test_two_programs_share_the_runs(tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
     file.write_text(STUDY)
@@ -130,8 +153,8 @@ def test_differences_are_of_the_same_seeds() -> None:
         ("name: x\nsteps: 3\n", "a study has"),
         (STUDY.replace("against: [none", "against: ['no'"), "there is no variant 'no'"),
         (STUDY.replace("latentgnn:LatentGNN", "latentgnn:Latent"), "expected module:Name"),
-        (STUDY.replace("none: {}", "none: {count: 1}"), "no block"),
-        (STUDY.replace("none: {}", "none: {block_factor: 0.1}"), "no block"),
+        (STUDY.replace("none: {}", "none: {count: 1}"), "neither block nor network"),
+        (STUDY.replace("none: {}", "none: {block_factor: 0.1}"), "neither block nor network"),
     ],
 )
 def test_a_users_mistakes(text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,6 +210,81 @@ def test_unmixed_is_the_layer_where_mixing_does_nothing() -> None:
     torch.testing.assert_close(*both(1))
     mixed, unmixed = both(4)
     assert (mixed - unmixed).abs().max() > 1e-3
+
+
+def test_slices_are_those_of_the_equations() -> None:
+    """Node by node, slice by slice, head by head."""
+    torch.manual_seed(0)
+    layer = contexts.SliceAttention(6, slices=4, heads=2)
+    torch.nn.init.uniform_(layer.temperature, 0.3, 1.0)
+    x = torch.randn(1, 6, 2, 3)
+    nodes = [layer.norm(x[0, :, row, column]) for row in range(2) for column in range(3)]
+    taken = []
+    for head in range(2):
+        part = slice(3 * head, 3 * head + 3)
+        values = [layer.values(node)[part] for node in nodes]
+        weights = [
+            torch.softmax(layer.project(layer.chooser(node)[part]) / layer.temperature[head, 0, 0], 0) for node in nodes
+        ]
+        slices = []
+        for j in range(4):
+            total = sum((w[j] * value for w, value in zip(weights, values, strict=True)), torch.zeros(3))
+            slices.append(total / sum(w[j] for w in weights))
+        mixed = []
+        for z in slices:
+            scores = torch.stack([layer.query(z) @ layer.key(other) / 3**0.5 for other in slices])
+            parts = zip(torch.softmax(scores, 0), slices, strict=True)
+            mixed.append(sum((weight * layer.value(other) for weight, other in parts), torch.zeros(3)))
+        taken.append([sum((w[j] * mixed[j] for j in range(4)), torch.zeros(3)) for w in weights])
+    expected = [layer.out(torch.cat([taken[0][node], taken[1][node]])) for node in range(6)]
+    torch.testing.assert_close(layer(x) - x, torch.stack(expected, 1).view(1, 6, 2, 3))
+
+
+class AddsTheNodes(torch.nn.Module):
+    """Adds the number of nodes to every channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + x[0, 0].numel()
+
+
+def test_what_blocks_add_on_other_grids() -> None:
+    question = questions.PointwiseDarcy(size=6, count=2, test_sizes=(6, 9, 12), batch=2, stages=2)
+    variants = {"adds": {"block": "tests.test_study:AddsTheNodes"}, "none": {}}
+    networks = {name: study.build(question, variant, 0) for name, variant in variants.items()}
+    with torch.no_grad():
+        scores = {name: question.score(network.eval()) for name, network in networks.items()}
+    assert list(scores["adds"]) == list(question.scores)
+    assert scores["adds"]["what the first block adds at 9 x 9"] == pytest.approx(81 / 36)
+    assert scores["adds"]["what the first block adds at 12 x 12"] == pytest.approx(4)
+    assert list(scores["none"]) == [f"relative error at {size} x {size}" for size in (6, 9, 12)]
+    # The rest of the network is the same, and what is added by the blocks is not.
+    for name, value in networks["none"].state_dict().items():
+        assert torch.equal(networks["adds"].state_dict()[name], value)
+    runs = {name: [{"seed": 0, "scores": made}] for name, made in scores.items()}
+    assert list(study_report.compare(runs, ["none"], list(question.scores))["what the first block adds at 9 x 9"]) == [
+        "adds"
+    ]
+
+
+def test_a_variant_may_be_another_network() -> None:
+    variant = {"network": "torch.nn:Conv2d", "in_channels": 4, "out_channels": 2, "kernel_size": 1}
+    question = Pairs(**PAIRS)
+    network = study.build(question, variant, 0)
+    assert isinstance(network, torch.nn.Conv2d)
+    assert question.score(network.eval()).keys() == {"accuracy"}
+
+
+def test_a_missing_package_is_told_before_the_first_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        STUDY.replace("convolutions: {block", "other: {network: 'not_installed:Net'}\n  convolutions: {block")
+    )
+    assert study.main([str(file), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]) == 1
+    assert "variant 'other': 'not_installed:Net': No module named 'not_installed'" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("peer", PEERS)
