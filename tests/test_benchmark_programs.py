@@ -373,7 +373,7 @@ def test_the_table_of_few_images_has_means_and_ranges() -> None:
 
 def test_sides_of_the_embedded_set_start_alike_and_have_their_block_after_c4(tmp_path: Path) -> None:
     models = {
-        side: embedded.build(embedded.settings(side, seed=1, steps=2, data=tmp_path), side).eval()
+        side: embedded.build(embedded.settings(side, seed=1, steps=300, data=tmp_path), side).eval()
         for side in embedded.SIDES
     }
     shared = models["none"].state_dict()
