@@ -80,7 +80,7 @@ def test_pixels_and_annotations_are_the_same_on_every_machine(tmp_path):
         digest.update(json.dumps(dataset, sort_keys=True).encode())
         for image in dataset["images"]:
             digest.update(pixels_of(tmp_path / "set", split, image).astype(np.uint8).tobytes())
-    assert digest.hexdigest() == "83b64529df230f58c3f33e4287eadd69d055d394ceaeceaee8a372691fd087f5"
+    assert digest.hexdigest() == "93e86badc93a84e6c6e1b56caf25feee170f0532d1dc0b96ca323c3e27b58be2"
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -104,28 +104,20 @@ def test_objects_do_not_overlap(root):
         assert len(annotations) >= 3
 
 
-def nearest_colour(pixels):
-    """The name of the colour that the middle one of some pixels is nearest to."""
-    seen = np.median(pixels.reshape(-1, 3), axis=0)
-    return min(COLOURS, key=lambda name: np.abs(seen - COLOURS[name]).max())
-
-
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_category_follows_from_the_keys_in_the_picture(root, split):
+def test_category_follows_from_the_key_in_the_picture(root, split):
     dataset = read(root, split)
     objects = objects_by_image(dataset)
     for image in dataset["images"]:
         pixels = pixels_of(root, split, image)
-        # The frames are the only white things: from end to end, one key above the other.
+        # The frame is the only white thing, and its middle is the key's.
         rows, columns = np.nonzero(pixels.min(axis=2) > 220)
-        x = int(columns.mean().round())
-        shown = [nearest_colour(pixels[y - 3 : y + 3, x - 3 : x + 3]) for y in (SIZE // 4, 3 * SIZE // 4)]
-        assert rows.min() < SIZE // 4 < 3 * SIZE // 4 < rows.max()
-        assert [key["colour"] for key in image["keys"]] == shown
-        assert len(set(shown)) == 2
+        y, x = int(rows.mean().round()), int(columns.mean().round())
+        red, _, blue = pixels[y - 3 : y + 3, x - 3 : x + 3].mean(axis=(0, 1))
+        assert abs(red - blue) > 100
+        assert image["key"]["colour"] == ("orange" if red > blue else "blue")
         for annotation in objects[image["id"]]:
-            own = nearest_colour(pixels[decoded(annotation)])
-            assert CATEGORIES[annotation["category_id"] - 1] == ("listed" if own in shown else "unlisted")
+            assert CATEGORIES[annotation["category_id"] - 1] == ("warm" if red > blue else "cool")
 
 
 def test_objects_have_the_colours_that_their_attributes_name(root):
@@ -138,18 +130,16 @@ def test_objects_have_the_colours_that_their_attributes_name(root):
             assert np.abs(fill - COLOURS[annotation["attributes"]["colour"]]).max() < 60
 
 
-def test_two_images_of_a_scene_differ_in_the_keys_and_in_every_category(root):
+def test_two_images_of_a_scene_differ_in_the_key_and_in_every_category(root):
     dataset = read(root, "train")
     objects = objects_by_image(dataset)
     for first, second in zip(dataset["images"][::2], dataset["images"][1::2], strict=True):
         assert first["scene"] == second["scene"]
-        assert sorted(key["colour"] for image in (first, second) for key in image["keys"]) == sorted(COLOURS)
+        assert {first["key"]["colour"], second["key"]["colour"]} == {"orange", "blue"}
         differs = (pixels_of(root, "train", first) != pixels_of(root, "train", second)).any(axis=2)
-        for key, other in zip(first["keys"], second["keys"], strict=True):
-            assert key["bbox"] == other["bbox"]
-            x, y, width, height = key["bbox"]
-            assert differs[y : y + height, x : x + width].any()
-            differs[y : y + height, x : x + width] = False
+        x, y, width, height = first["key"]["bbox"]
+        assert differs[y : y + height, x : x + width].any()
+        differs[y : y + height, x : x + width] = False
         assert not differs.any()
         for object_1, object_2 in zip(objects[first["id"]], objects[second["id"]], strict=True):
             assert {object_1["category_id"], object_2["category_id"]} == {1, 2}
@@ -187,29 +177,28 @@ def test_every_kind_of_object_and_both_ends_appear(root):
     attributes = [annotation["attributes"] for annotation in dataset["annotations"]]
     assert {attribute["colour"] for attribute in attributes} == set(COLOURS)
     assert {attribute["shape"] for attribute in attributes} == set(SHAPES)
-    left = sum(image["keys"][0]["bbox"][0] < SIZE for image in dataset["images"][::2]) / 20
+    left = sum(image["key"]["bbox"][0] < SIZE for image in dataset["images"][::2]) / 20
     assert 0.15 < left < 0.85
 
 
 @pytest.mark.parametrize("size", [64, SIZE, 200])
-def test_keys_are_further_away_than_the_images_height(tmp_path, size):
+def test_key_is_further_away_than_the_images_height(tmp_path, size):
     write_context_set(tmp_path / "set", train=10, val=2, size=size)
     dataset = read(tmp_path / "set", "train")
     objects = objects_by_image(dataset)
     for image in dataset["images"]:
         assert (image["width"], image["height"]) == (2 * size, size)
+        left, top, width, height = image["key"]["bbox"]
+        assert left >= 0 <= top
+        assert left + width <= 2 * size
+        assert top + height <= size
         assert objects[image["id"]]
-        for key in image["keys"]:
-            left, top, width, height = key["bbox"]
-            assert left >= 0 <= top
-            assert left + width <= 2 * size
-            assert top + height <= size
-            for annotation in objects[image["id"]]:
-                x, _, extent, _ = annotation["bbox"]
-                assert max(x - (left + width), left - (x + extent)) >= size
+        for annotation in objects[image["id"]]:
+            x, _, extent, _ = annotation["bbox"]
+            assert max(x - (left + width), left - (x + extent)) >= size
 
 
-def test_plain_detector_of_the_recipe_cannot_see_the_keys_and_the_one_with_blocks_can(root):
+def test_plain_detector_of_the_recipe_cannot_see_the_key_and_the_one_with_blocks_can(root):
     config = parse_config(DetectionConfig, {k: v for k, v in load_recipe("context").items() if k != "description"})
     assert config.data.embedded_size == SIZE
     assert config.model.blocks

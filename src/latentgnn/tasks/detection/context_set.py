@@ -1,13 +1,12 @@
-"""The embedded set: objects whose category no local appearance tells, but only keys at the image's other end.
+"""The embedded set: objects whose category no local appearance tells, but only a key at the image's other end.
 
-An image is twice as wide as high. At one end are the keys, two panels in white frames, which show two of four colours.
-At the other end, more than the image's height away, are discs, squares, triangles and diamonds of all four. An object
-is ``listed`` where a key shows its colour, and ``unlisted`` where none does. What the keys show says nothing about the
-image as a whole: half of the colours are always listed. Every object must look for its own colour among the keys.
+An image is twice as wide as high. At one end is the key, a tall banner in a white frame that is blue or orange. At the
+other end, more than the image's height away, are discs, squares, triangles and diamonds of other colours. They all are
+``cool`` where the key is blue, and ``warm`` where it is orange.
 
-Every scene appears twice, the second time with keys of the two other colours. The two images are equal in every pixel
-outside the keys, and every object that is ``listed`` in one of them is ``unlisted`` in the other: whatever a detector
-sees of an object and of what surrounds it, up to the keys, comes with either category in exactly half of the cases.
+Every scene appears twice, once with a key of each colour. The two images are equal in every pixel outside the key, and
+every object that is ``cool`` in one of them is ``warm`` in the other: whatever a detector sees of an object and of what
+surrounds it, up to the key, comes with either category in exactly half of the cases.
 """
 
 import json
@@ -24,8 +23,9 @@ from latentgnn.errors import UserError
 from latentgnn.files import temporary_name, write_json, write_text
 from latentgnn.reading import UnreadableError, read_json
 
-CATEGORIES = ("listed", "unlisted")
-COLOURS = {"red": (214, 66, 60), "green": (70, 180, 80), "blue": (62, 112, 222), "yellow": (224, 200, 60)}
+CATEGORIES = ("cool", "warm")
+KEY_COLOURS = {"blue": (62, 132, 222), "orange": (232, 138, 44)}
+COLOURS = {"green": (104, 176, 100), "rose": (206, 96, 140), "violet": (148, 112, 204), "grey": (182, 184, 186)}
 SHAPES = ("disc", "square", "triangle", "diamond")
 MANIFEST = "context_set.json"
 
@@ -53,7 +53,7 @@ class Manifest:
     val: int
     size: int
     seed: int
-    version: int = 2
+    version: int = 1
 
 
 def write_context_set(root: Path | str, *, train: int, val: int, size: int, seed: int = 0) -> None:
@@ -62,7 +62,7 @@ def write_context_set(root: Path | str, *, train: int, val: int, size: int, seed
     The pixels and the annotations depend on the arguments alone: drawing is integer arithmetic. A set of more images
     begins with those of a set of fewer. The folder appears whole or not at all.
 
-    Every image record names its ``keys`` (``colour`` and ``bbox`` of each) and its ``scene``, every annotation has
+    Every image record names its ``key`` (``colour`` and ``bbox``) and its ``scene``, every annotation has
     ``attributes`` (``shape``, ``colour``), and masks are uncompressed run-length encodings.
 
     Args:
@@ -122,10 +122,10 @@ def _write_split(root: Path, split: str, scenes: "list[_Scene]") -> None:
     annotations: list[dict[str, Any]] = []
     for number, scene in enumerate(scenes):
         height, width = scene.pixels.shape[:2]
-        for listed in scene.lists:
+        for category_id, key_colour in enumerate(KEY_COLOURS, 1):
             image_id = len(images) + 1
             file_name = f"{image_id:06d}.png"
-            picture = Image.fromarray(scene.picture(listed).astype(np.uint8))
+            picture = Image.fromarray(scene.picture(key_colour).astype(np.uint8))
             picture.save(root / split / file_name, compress_level=1)
             images.append(
                 {
@@ -134,7 +134,7 @@ def _write_split(root: Path, split: str, scenes: "list[_Scene]") -> None:
                     "width": width,
                     "height": height,
                     "scene": number,
-                    "keys": [{"colour": colour, "bbox": key} for colour, key in zip(listed, scene.keys, strict=True)],
+                    "key": {"colour": key_colour, "bbox": scene.key},
                 }
             )
             for item, mask in zip(scene.items, scene.masks, strict=True):
@@ -142,7 +142,7 @@ def _write_split(root: Path, split: str, scenes: "list[_Scene]") -> None:
                     {
                         "id": len(annotations) + 1,
                         "image_id": image_id,
-                        "category_id": 1 if item.colour in listed else 2,
+                        "category_id": category_id,
                         "bbox": _bounds(mask),
                         "area": int(mask.sum()),
                         "iscrowd": 0,
@@ -175,7 +175,7 @@ class _Item:
 
 
 class _Scene:
-    """Everything in an image but the colours of its keys, and pixels with all but the keys."""
+    """Everything in an image but the colour of its key, and pixels with all but the key."""
 
     def __init__(self, size: int, entropy: tuple[int, ...]) -> None:
         self._rng = np.random.Generator(np.random.PCG64(entropy))
@@ -185,15 +185,10 @@ class _Scene:
         def item(shape: str, colour: str, x: int, y: int, radius: int) -> _Item:
             return _Item(shape, colour, width - x if mirrored else x, y, radius)
 
-        # Placed as if the keys were at the left.
+        # Placed as if the key were at the left.
         key_width, key_left = size // 4, self._between(size // 64, size // 32)
-        left = width - key_left - key_width if mirrored else key_left
-        self.keys: list[list[int]] = []
-        for half in (0, size // 2):
-            top, bottom = (self._between(size // 64, size // 32) for _ in range(2))
-            self.keys.append([left, half + top, key_width, size // 2 - top - bottom])
-        colours = self._rng.permutation(list(COLOURS)).tolist()
-        self.lists = colours[:2], colours[2:]
+        top, bottom = (self._between(size // 32, size // 10) for _ in range(2))
+        self.key = [width - key_left - key_width if mirrored else key_left, top, key_width, height - top - bottom]
         nearest = key_left + key_width + size + size // 32
         self.items: list[_Item] = []
         for _ in range(self._between(3, 5)):
@@ -221,16 +216,16 @@ class _Scene:
             mask = np.zeros((height, width), np.bool_)
             mask[_window(placed)] = 2 * coverage >= _SAMPLES**2
             self.masks.append(mask)
-        self._key_fills = {name: self._shade(rgb, 10) for name, rgb in COLOURS.items()}
+        self._key_fills = {name: self._shade(rgb, 10) for name, rgb in KEY_COLOURS.items()}
         self._noise = self._rng.integers(-2, 3, (height, width, 1))
 
-    def picture(self, listed: list[str]) -> _Pixels:
-        """RGB of the scene with keys of these colours, (H, W, 3), in 0..255."""
-        pixels, frame = self.pixels.copy(), self._frame
-        for colour, (left, top, width, height) in zip(listed, self.keys, strict=True):
-            key = pixels[top : top + height, left : left + width]
-            key[:] = _WHITE
-            key[frame:-frame, frame:-frame] = self._key_fills[colour]
+    def picture(self, key_colour: str) -> _Pixels:
+        """RGB of the scene with its key, (H, W, 3), in 0..255."""
+        pixels = self.pixels.copy()
+        left, top, width, height = self.key
+        frame = self._frame
+        pixels[top : top + height, left : left + width] = _WHITE
+        pixels[top + frame : top + height - frame, left + frame : left + width - frame] = self._key_fills[key_colour]
         return np.clip(pixels + self._noise, 0, 255)
 
     def _background(self, height: int, width: int) -> _Pixels:
