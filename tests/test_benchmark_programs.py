@@ -15,6 +15,7 @@ import torch
 from benchmarks import (
     child,
     detector,
+    embedded,
     few_images,
     gpu,
     large_scans,
@@ -368,6 +369,30 @@ def test_the_table_of_few_images_has_means_and_ranges() -> None:
     ]
     cell = "0.300 (0.100 to 0.600)"
     assert few_images.table({"runs": runs}).splitlines()[2] == f"| 10 | from scratch | {' | '.join([cell] * 4)} |"
+
+
+def test_sides_of_the_embedded_set_start_alike_and_have_their_block_after_c4(tmp_path: Path) -> None:
+    models = {
+        side: embedded.build(embedded.settings(side, seed=1, steps=300, data=tmp_path), side).eval()
+        for side in embedded.SIDES
+    }
+    shared = models["none"].state_dict()
+    for model in models.values():
+        assert all(torch.equal(model.state_dict()[name], value) for name, value in shared.items())
+    (added,) = {name for name, _ in models["latentgnn"].named_modules() if name.endswith(".latentgnn")}
+    block = models["global context"].get_submodule(added)
+    # One vector for all nodes of an image: here, ones.
+    torch.nn.init.ones_(block.get_parameter("block.mlp_add.fc2.bias"))
+    image = torch.rand(1, 3, 64, 128)
+    with torch.no_grad():
+        plain, shifted = (models[side].get_submodule("backbone.body")(image) for side in ("none", "global context"))
+    assert torch.allclose(shifted[-2], plain[-2] + 1, atol=1e-5)
+
+
+def test_the_table_of_the_embedded_set_has_a_row_a_side_and_its_seeds() -> None:
+    runs = [{"side": "none", "seed": seed, **dict.fromkeys(embedded.FIGURES, 0.1 + seed)} for seed in (0, 2)]
+    cells = " | ".join(["0.100, 2.100"] * 4)
+    assert embedded.table(runs).splitlines()[2:] == [f"| none | 0, 2 | {cells} |"]
 
 
 def test_large_scans_are_repeated_and_predicted_both_ways(
