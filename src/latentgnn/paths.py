@@ -119,17 +119,17 @@ def _why_small(
         return None
     if layer.ranks is not None:  # processes with parts of other sizes must make the same sums
         return None
+    traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or not node.has_values(x_BNC)
+    if traced or not is_plain(x_BNC) or not compute == x_BNC.dtype == wide(compute):
+        return None
     samples, nodes, _ = x_BNC.shape
     if cost.is_small(layer.config, samples * nodes):
-        reason = "the input is so small that calls cost more than arithmetic, and the plain path has fewer"
-    elif nodes_innermost(x_BNC) and cost.convolutions_pay(
+        return "the input is so small that calls cost more than arithmetic, and the plain path has fewer"
+    if nodes_innermost(x_BNC) and cost.convolutions_pay(
         layer.config, samples, nodes, recorded=torch.is_grad_enabled(), norm=layer.norm_kind
     ):
-        reason = "the map has few nodes, and the plain path's convolutions keep its samples apart"
-    else:
-        return None
-    traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or not node.has_values(x_BNC)
-    return reason if is_plain(x_BNC) and compute == x_BNC.dtype == wide(compute) and not traced else None
+        return "the map has few nodes, and the plain path's convolutions keep its samples apart"
+    return None
 
 
 def _why_not_batch(norms: Sequence[nn.Module], x_BNC: Tensor, mask_BN: Tensor | None) -> str | None:

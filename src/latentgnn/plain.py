@@ -78,7 +78,11 @@ def _recomputed(
 
 
 def _output(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype) -> Tensor:
-    config, steps, inside_BNC = layer.config, steps_of(layer, compute, x_BNC.shape[:2].numel()), _inside(x_BNC, nodes)
+    config, steps, inside_BNC = (
+        layer.config,
+        steps_of(layer, compute, x_BNC.shape[0] * x_BNC.shape[1]),
+        _inside(x_BNC, nodes),
+    )
     values = values_of(config, steps.reduces, inside_BNC, nodes, compute)
     pairs = [assignments(config, steps, index, values, nodes, compute) for index in range(len(config.latents))]
     contexts = []
@@ -95,7 +99,7 @@ def gathered(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dty
 
     Weights are sums of squared assignments, or of assignments where ``node_scale`` is ``mean``.
     """
-    config, steps = layer.config, steps_of(layer, compute, x_BNC.shape[:2].numel())
+    config, steps = layer.config, steps_of(layer, compute, x_BNC.shape[0] * x_BNC.shape[1])
     (value,) = values_of(config, steps.reduces[:1], _inside(x_BNC, nodes), nodes, compute)
     graphs, kernels = [_graphs(part) for part in nodes.split(value)], []
     for step in steps.assigns[0]:
@@ -113,7 +117,11 @@ def scattered(
     layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, latents: Sequence[Tensor]
 ) -> Tensor:
     """Scatter alone: the output for these nodes from Y of each kernel, (S, G, D_k, r)."""
-    config, steps, inside_BNC = layer.config, steps_of(layer, compute, x_BNC.shape[:2].numel()), _inside(x_BNC, nodes)
+    config, steps, inside_BNC = (
+        layer.config,
+        steps_of(layer, compute, x_BNC.shape[0] * x_BNC.shape[1]),
+        _inside(x_BNC, nodes),
+    )
     (value,) = values_of(config, steps.reduces[-1:], inside_BNC, nodes, compute)
     contexts, way = [], len(steps.reduces) - 1
     for step, latent in zip(steps.assigns[way], latents, strict=True):
@@ -132,7 +140,7 @@ def values_of(
     config: LatentGNNConfig, reduces: Sequence[Step], x_BNC: Tensor, nodes: Nodes, compute: torch.dtype
 ) -> Sequence[Tensor]:
     """V, and unless symmetric L, as the steps given say: (B, N, G, r); of an input that is 0 outside its mask."""
-    if len(reduces) > 1 and not is_traced() and is_large(reduces[0].weight, x_BNC.shape[:2].numel()):
+    if len(reduces) > 1 and not is_traced() and is_large(reduces[0].weight, x_BNC.shape[0] * x_BNC.shape[1]):
         # To join the matrices would take longer than a product more.
         return [value for step in reduces for value in values_of(config, [step], x_BNC, nodes, compute)]
     groups = config.num_groups
