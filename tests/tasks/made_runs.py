@@ -16,6 +16,8 @@ from latentgnn.tasks.detection.model import build_detector
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
 from latentgnn.tasks.pointcloud.model import build_point_network
 from latentgnn.tasks.pointcloud.scans import RawScan, write_scan
+from latentgnn.tasks.segmentation.config import SegmentationConfig
+from latentgnn.tasks.segmentation.model import build_segmenter
 from latentgnn.training.checkpoints import write_checkpoint
 
 DETECTOR = {
@@ -48,6 +50,21 @@ NETWORK = {
         "block": {"norm": "batch_norm", "gamma_init": 0.5, "reduction": 4, "node_scale": "mean"},
     },
     "data": {"classes": {2: "ground", 6: "building"}, "features": ["height"], "voxel": 0.3},
+    "training": {"steps": 40, "accelerator": "cpu"},
+}
+SEGMENTER: dict[str, Any] = {
+    "task": "segmentation",
+    "model": {
+        "backbone": "resnet18",
+        "output_stride": 16,
+        "blocks": {"backbone.network.layer3": 4},
+        "block": {"norm": "batch_norm", "gamma_init": 0.5, "node_scale": "mean"},
+    },
+    "data": {
+        "classes": {3: "road", 7: "sky", 9: "car"},
+        "colors": {3: [250, 0, 0], 7: [0, 250, 0], 9: [0, 0, 250]},
+        "scale": 0.5,
+    },
     "training": {"steps": 40, "accelerator": "cpu"},
 }
 METRICS = {
@@ -92,6 +109,33 @@ def write_network(folder: Path, values: dict[str, Any] = NETWORK) -> Path:
     config = parse_config(PointCloudConfig, values)
     torch.manual_seed(0)
     return write_run(folder, config, build_point_network(config.model, num_features=1, num_classes=2))
+
+
+def write_segmenter(folder: Path, values: dict[str, Any] = SEGMENTER) -> Path:
+    """A run of a segmenter of images."""
+    config = parse_config(SegmentationConfig, values)
+    torch.manual_seed(0)
+    model = build_segmenter(config.model, num_classes=3, auxiliary=False)
+    last = model.get_submodule("classifier.4")
+    assert isinstance(last, nn.Conv2d)
+    assert last.bias is not None
+    with torch.no_grad():
+        # Features are above 0: random weights alone would give all pixels the class of the largest sum.
+        last.weight -= last.weight.mean(dim=1, keepdim=True)
+        last.bias.zero_()
+    return write_run(folder, config, model)
+
+
+def write_labelled(root: Path, count: int) -> Path:
+    """Images of noise with labels of noise, as a val split of `SEGMENTER`."""
+    random = np.random.default_rng(0)
+    for kind, values in (("images", np.arange(256)), ("labels", np.array(sorted(SEGMENTER["data"]["classes"])))):
+        (root / kind / "val").mkdir(parents=True)
+        for number in range(count):
+            size = (96, 128, 3) if kind == "images" else (96, 128)
+            pixels = random.choice(values, size).astype(np.uint8)
+            Image.fromarray(pixels).save(root / kind / "val" / f"{number}.png")
+    return root
 
 
 def write_images(root: Path, count: int, categories: list[list[Any]]) -> Path:

@@ -131,6 +131,9 @@ class DataConfig:
         colors: red, green and blue, 0 to 255, of ids: what they mean in label pictures of colours, and how classes are
             drawn.
         scale: factor of the size at which the network sees images; predictions are made, and scored, at their own.
+        class_weighting: weight of a class in the cross entropy: its frequency in the training set's labels to the power
+            of minus this number (0 weighs all pixels alike, 1 all classes alike), or a list with the weight of each
+            class, in their order.
         on_fault: ``stop`` at faulty images, or ``skip`` them and say how many.
         augment: see `AugmentConfig`.
     """
@@ -143,6 +146,7 @@ class DataConfig:
     ignored: tuple[int, ...] | None = None
     colors: dict[int, Color] | None = None
     scale: float = 1.0
+    class_weighting: float | tuple[float, ...] = 0.0
     on_fault: Literal["stop", "skip"] = "stop"
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -160,6 +164,12 @@ class DataConfig:
                     "red, green and blue of 0 to 255",
                 ),
                 "scale": (0.05 <= self.scale <= 20, "0.05 to 20"),
+                "class_weighting": (
+                    all(0 < weight < math.inf for weight in self.class_weighting)
+                    if isinstance(self.class_weighting, tuple)
+                    else 0 <= self.class_weighting <= 1,
+                    "a power from 0 to 1, or a list with a weight above 0 for each class",
+                ),
             },
         )
 
