@@ -11,6 +11,9 @@ from latentgnn.training.config import TrainingConfig
 Layout = Literal["folders", "cityscapes", "voc", "ade20k"]
 Color = tuple[int, int, int]
 
+LARGEST_ID = 65_535
+"""That a label picture can hold: 16 bits."""
+
 FREE_WHEN_TRAINED: frozenset[str] = frozenset()
 """Settings of a model that a trained one can be used with other values of: none, all belong to its weights."""
 
@@ -157,7 +160,10 @@ class DataConfig:
             self,
             {
                 "root": (self.root != "", "a folder, or null"),
-                "classes": (all(0 <= id < 65_536 for id in ids) and self.classes != {}, "ids of 0 to 65,535, or null"),
+                "classes": (
+                    all(0 <= id <= LARGEST_ID for id in ids) and self.classes != {},
+                    "ids of 0 to 65,535, or null",
+                ),
                 "ignored": (not both, f"ids that are no classes ({', '.join(map(str, both))} are both)"),
                 "colors": (
                     all(0 <= part <= 255 for color in (self.colors or {}).values() for part in color),
