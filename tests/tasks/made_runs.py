@@ -55,7 +55,7 @@ NETWORK = {
 SEGMENTER: dict[str, Any] = {
     "task": "segmentation",
     "model": {
-        "backbone": "resnet18",
+        "backbone": "test_resnet",
         "output_stride": 16,
         "blocks": {"backbone.network.layer3": 4},
         "block": {"norm": "batch_norm", "gamma_init": 0.5, "node_scale": "mean"},
