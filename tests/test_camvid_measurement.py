@@ -20,8 +20,8 @@ def test_the_table_pairs_the_seeds(tmp_path: Path, capsys: pytest.CaptureFixture
         "no-block": write_segmenter(tmp_path / "without", {**SEGMENTER, "model": {**SEGMENTER["model"], "blocks": {}}}),
     }
     for seed, values in ((0, (0.40, 0.43)), (1, (0.50, 0.52)), (2, (0.45, 0.46))):
-        for side, mean in zip((("no-block", made["no-block"]), ("latentgnn", made["latentgnn"])), values, strict=True):
-            folder = shutil.copytree(run, work / f"{side}-{seed}")
+        for side, mean in zip(("no-block", "latentgnn"), values, strict=True):
+            folder = shutil.copytree(made[side], work / f"{side}-{seed}")
             (folder / "test").mkdir()
             for place, figures in ((folder, FIGURES), (folder / "test", {**FIGURES, "mIoU": mean})):
                 (place / "metrics.json").write_text(json.dumps({"metrics": figures}))
