@@ -77,14 +77,19 @@ METRICS = {
 }
 
 
-def write_run(folder: Path, config: Any, model: nn.Module) -> Path:
-    """A run's folder with a model whose norms have seen something, as training leaves it."""
+def _norms_have_seen(model: nn.Module) -> None:
+    """Statistics other than those of a new network, as training leaves them; the same ones at every call."""
     generator = torch.Generator().manual_seed(1)
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
             buffer.copy_(torch.rand(buffer.shape, generator=generator) * 0.2 - 0.1)
         if name.endswith("running_var"):
             buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
+
+
+def write_run(folder: Path, config: Any, model: nn.Module) -> Path:
+    """A run's folder with a model whose norms have seen something."""
+    _norms_have_seen(model)
     values = plain_data(config)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
@@ -119,10 +124,11 @@ def write_segmenter(folder: Path, values: dict[str, Any] = SEGMENTER) -> Path:
     last = model.get_submodule("classifier.4")
     assert isinstance(last, nn.Conv2d)
     assert last.bias is not None
+    _norms_have_seen(model)
     with torch.no_grad():
-        # Features are above 0: random weights alone would give all pixels the class of the largest sum.
-        last.weight -= last.weight.mean(dim=1, keepdim=True)
-        last.bias.zero_()
+        # With random weights, all pixels have the class of the largest bias: bring the classes level.
+        noise = torch.randn(1, 3, 48, 64, generator=torch.Generator().manual_seed(0))
+        last.bias -= model.eval()(noise)["out"].mean(dim=(0, 2, 3))
     return write_run(folder, config, model)
 
 

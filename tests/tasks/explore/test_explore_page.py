@@ -249,7 +249,7 @@ def test_classes_lie_over_the_image_and_their_borders_over_the_affinity(page: An
         assert node == 2
         close(weights, seen.row(0, (0, 2)))
         page.get_by_text(f"Node in row 0, column 2, {names[found[16, 80]]}:").wait_for()
-        page.get_by_label("affinity").uncheck()
+        page.locator("#heat").uncheck()
         shown(page)
         # In the middle of an area, where the node's frame is not: mostly the class's colour.
         inner = _inner(found)
@@ -257,7 +257,7 @@ def test_classes_lie_over_the_image_and_their_borders_over_the_affinity(page: An
         over = np.array(pixel(page, *at)[:3])
         assert over.argmax() == colours[found[inner]].argmax()
         assert over.max() >= 0.55 * 250 - 3
-        page.get_by_label("classes").uncheck()
+        page.locator("#found").uncheck()
         shown(page)
         assert not np.array_equal(pixel(page, *at)[:3], over)
         page.get_by_label("the result without the block beside it").check()
