@@ -12,8 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from latentgnn.cli import main
 from tests.faults.jobs import STEPS, Job, make_job
@@ -141,6 +143,11 @@ def test_two_machines_find_what_one_finds(both: Both, tmp_path: Path, capsys: py
         assert len(files) > 2
         for file in files - {Path(kind) / ".latentgnn-results"}:
             assert (one / file).read_bytes() == (two / file).read_bytes(), file
+    if both.job.task == "segmentation":
+        # All of one class would be the same whatever the processes do.
+        found = [np.unique(Image.open(path)).tolist() for path in sorted((one / "found" / "labels").iterdir())]
+        assert len(found) == 4
+        assert [3, 7] in found
     assert f"1 of 5 {'scan' if both.job.task == 'pointcloud' else 'image'}s failed" in both.told[0]
     assert "of 5" not in both.told[1]
 

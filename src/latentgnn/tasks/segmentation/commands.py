@@ -390,7 +390,8 @@ def _load_split(config: DataConfig, split: Split) -> LabelledImages:
         if images.skipped:
             print(images.skipped)
         total, classes = int(images.counts.sum()), len(images.class_names)
-        print(f"{split}: {len(images)} images, {total:,} labelled pixels, {classes} classes")
+        name = images.config.train if split == "train" else images.config.val
+        print(f"{name}: {len(images)} images, {total:,} labelled pixels, {classes} classes")
     return images
 
 
