@@ -146,7 +146,8 @@ function paintClasses({ header, array }, colours) {
       areas.data.set(colour, 4 * at);
       const right = column + 1 < columns && classes[at + 1] !== label;
       const below = row + 1 < rows && classes[at + columns] !== label;
-      if (right || below) borders.data.set(colour, 4 * at);
+      // Lighter, for the picture below is dark.
+      if (right || below) borders.data.set(colour.map((part) => 128 + part / 2), 4 * at);
     }
   }
   canvases[0].getContext("2d").putImageData(areas, 0, 0);
