@@ -28,7 +28,7 @@ from latentgnn.tasks.detection.config import PLACES, DataConfig, DetectionConfig
 from latentgnn.tasks.detection.context_set import write_context_set
 from latentgnn.tasks.detection.evaluation import CocoEvaluator, Record, Scores, kinds_of, load_results
 from latentgnn.tasks.detection.explaining import explain_image
-from latentgnn.tasks.detection.exploring import ImageExplorer
+from latentgnn.tasks.detection.exploring import DetectorExplorer
 from latentgnn.tasks.detection.fit import NEEDS_MASKS
 from latentgnn.tasks.detection.loading import TrainedDetector, load_detector
 from latentgnn.tasks.detection.memory import memory_of_prediction
@@ -280,7 +280,7 @@ def diagnose(config: DetectionConfig, source: Path, *, samples: int) -> Report:
 
 
 def explore(
-    config: DetectionConfig, source: Path, inputs: Sequence[str], *, serve: Callable[[ImageExplorer], None]
+    config: DetectionConfig, source: Path, inputs: Sequence[str], *, serve: Callable[[DetectorExplorer], None]
 ) -> None:
     """Let a page show what each block does on images.
 
@@ -297,7 +297,7 @@ def explore(
         if not inputs:
             with noting_no_set("image"):
                 paths = _validation_images(config, source, stack, most=MOST_INPUTS)
-        serve(ImageExplorer(trained, source.resolve().name, paths))
+        serve(DetectorExplorer(trained, source.resolve().name, paths))
 
 
 def _validation_images(config: DetectionConfig, source: Path, stack: ExitStack, *, most: int) -> list[Path]:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from latentgnn.tasks.classes import class_names
 from latentgnn.tasks.explaining import PAGE, block_names, chosen_blocks, spread
 from latentgnn.tasks.explaining import diagnose as diagnose_blocks
 from latentgnn.tasks.explaining import explain as explain_inputs
+from latentgnn.tasks.explore.inputs import MOST_INPUTS, noting_no_set
 from latentgnn.tasks.exporting import Exporting, Format
 from latentgnn.tasks.exporting import export as exported
 from latentgnn.tasks.inputs import result_names
@@ -32,6 +33,7 @@ from latentgnn.tasks.segmentation.check import check_split, load_set
 from latentgnn.tasks.segmentation.config import PLACES, DataConfig, SegmentationConfig
 from latentgnn.tasks.segmentation.datasets import LabelledImages
 from latentgnn.tasks.segmentation.explaining import explain_image
+from latentgnn.tasks.segmentation.exploring import SegmenterExplorer
 from latentgnn.tasks.segmentation.layouts import colors_of
 from latentgnn.tasks.segmentation.loading import TrainedSegmenter, load_segmenter
 from latentgnn.tasks.segmentation.model import build_segmenter
@@ -255,13 +257,25 @@ def explain(
 
 
 def explore(
-    config: SegmentationConfig, source: Path, inputs: Sequence[str], *, serve: Callable[[Any], None]
-) -> NoReturn:
-    """Refused: the page shows boxes and points, and no classes of pixels."""
-    raise UserError(
-        "explore shows detectors and point clouds; for a segmenter of images: latentgnn explain "
-        f"{quoted(source)} INPUT ... --out FOLDER"
-    )
+    config: SegmentationConfig, source: Path, inputs: Sequence[str], *, serve: Callable[[SegmenterExplorer], None]
+) -> None:
+    """Let a page show what each block does on images.
+
+    Args:
+        config: the model's.
+        source: a run's folder, a checkpoint or a saved model.
+        inputs: files, folders and globs; none takes images of the validation set.
+        serve: answers the page until it is ended.
+    """
+    trained = _trained(config, source)
+    chosen_blocks(block_names(trained.model), None, source)
+    paths = expand_images(inputs) if inputs else []
+    if not inputs:
+        with noting_no_set("image"):
+            val_set = _load_split(config.data, "val")
+            _check_alike(trained, val_set)
+            paths = [val_set.images[place] for place in spread(len(val_set), MOST_INPUTS)]
+    serve(SegmenterExplorer(trained, source.resolve().name, paths))
 
 
 def diagnose(config: SegmentationConfig, source: Path, *, samples: int) -> Report:
@@ -376,7 +390,8 @@ def _load_split(config: DataConfig, split: Split) -> LabelledImages:
         if images.skipped:
             print(images.skipped)
         total, classes = int(images.counts.sum()), len(images.class_names)
-        print(f"{split}: {len(images)} images, {total:,} labelled pixels, {classes} classes")
+        name = images.config.train if split == "train" else images.config.val
+        print(f"{name}: {len(images)} images, {total:,} labelled pixels, {classes} classes")
     return images
 
 
