@@ -153,7 +153,7 @@ Intervals are of one comparison each and not corrected for how many there are. {
 
 
 def plot(report: Mapping[str, Any], path: Path) -> None:
-    """Every run as a dot, means as bars, and beside them the differences to the first of ``against``.
+    """Every run as a dot, means as bars, and the differences to the first of ``against`` that has the score.
 
     Args:
         report: as `markdown` takes it.
@@ -166,8 +166,9 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
     most = max(len(variants) for variants in compared.values())
     figure = Figure(figsize=(9, (0.6 + 0.32 * most) * len(compared) + 0.4), layout="constrained")
     axes = figure.subplots(len(compared), 2, squeeze=False)
-    other = report["against"][0]
     for (left, right), (score, variants) in zip(axes, compared.items(), strict=True):
+        # A score that not all variants have may be one that the first of `against` lacks.
+        other = next((name for name in report["against"] if name in variants), report["against"][0])
         places = range(len(variants))
         for place, found in zip(places, variants.values(), strict=True):
             left.plot(found["values"], [place] * len(found["values"]), "o", color="#2e86ab", alpha=0.5, markersize=4)
@@ -201,15 +202,15 @@ def plot_times(report: Mapping[str, Any], path: Path) -> None:
     score, variants = next(iter(report["compared"].items()))
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
-    for variant, found in variants.items():
-        milliseconds = report["times"]["seconds"][variant]["step"]["median"] * 1e3
-        spread = found["deviation"] or 0.0
-        axis.errorbar(milliseconds, found["mean"], yerr=spread, fmt="o", color="#2e86ab", capsize=3, markersize=5)
-        axis.annotate(variant, (milliseconds, found["mean"]), (6, 4), textcoords="offset points", fontsize=8)
+    taken = {name: times["step"]["median"] * 1e3 for name, times in report["times"]["seconds"].items()}
+    # Labels stand above and below in turn: of two variants that cost the same, one would hide the other's.
+    for turn, variant in enumerate(sorted(variants, key=taken.__getitem__)):
+        point, spread = (taken[variant], variants[variant]["mean"]), variants[variant]["deviation"] or 0.0
+        axis.errorbar(*point, yerr=spread, fmt="o", color="#2e86ab", capsize=3, markersize=5)
+        axis.annotate(variant, point, (6, (5, -11)[turn % 2]), textcoords="offset points", fontsize=8)
     axis.set_xlabel(f"ms a training step of {report['times']['batch']} samples, one thread", fontsize=8)
     axis.set_ylabel(f"{score} ({report['scores'][score]} is better)", fontsize=8)
-    axis.set_xlim(left=0)
-    axis.margins(x=0.25)
+    axis.set_xlim(0, 1.3 * max(taken.values()))
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.3)
     with replacing(path) as file:
