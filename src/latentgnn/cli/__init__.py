@@ -177,12 +177,13 @@ COMMANDS = {
         "Say whether each block of a trained model does something, and what to try.",
         diagnose_arguments,
         diagnose,
+        used="DIAGNOSED",
     ),
     "explore": Command(
         "Look at a trained model's blocks on a local web page, node by node; without arguments, a small example's.",
         explore_arguments,
         explore,
-        used="EXPLAINED",
+        used="DIAGNOSED",
     ),
     "report": Command("Write a run's report.html again, from its folder.", report_arguments, report, settings=False),
     "check-data": Command(

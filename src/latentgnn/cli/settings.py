@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from latentgnn.cli.parsing import Command, Overrides, UsageError
 from latentgnn.configuration.recipes import load_recipe
@@ -17,6 +16,9 @@ from latentgnn.configuration.settings import Option, describe, nearest, options,
 from latentgnn.errors import UserError, require
 from latentgnn.tasks import table
 from latentgnn.training.runs import recorded_config
+
+if TYPE_CHECKING:
+    from latentgnn.tasks.commands import Commands
 
 DEFAULT_RECIPE = "context"
 
@@ -51,8 +53,10 @@ class Task:
         return kept
 
     @property
-    def commands(self) -> ModuleType:
-        return importlib.import_module(f"{self.package}.commands")
+    def commands(self) -> "Commands[Any, Any, Any]":
+        """What the commands do."""
+        commands: Commands[Any, Any, Any] = importlib.import_module(f"{self.package}.commands").COMMANDS
+        return commands
 
     def options(self, used: str | None) -> dict[str, Option]:
         """The settings that a command takes: all, or those in the tuple of this name in ``config.py``."""

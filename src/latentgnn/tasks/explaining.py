@@ -50,11 +50,6 @@ class Explained:
     caption: str
 
 
-def block_names(model: nn.Module) -> list[str]:
-    """The names of all blocks of a model, in its order."""
-    return [name for name, module in model.named_modules() if isinstance(module, LatentGNN)]
-
-
 def spread(total: int, most: int) -> list[int]:
     """Places spread over a set.
 
@@ -66,17 +61,18 @@ def spread(total: int, most: int) -> list[int]:
     return [place * total // count for place in range(count)]
 
 
-def chosen_blocks(names: Sequence[str], wanted: str | None, source: Path) -> list[str]:
-    """The names of the blocks that are explained.
+def chosen_blocks(model: nn.Module, wanted: str | None, source: Path) -> list[str]:
+    """The names of the blocks that are explained, in the model's order.
 
     Args:
-        names: of all.
+        model: that has them.
         wanted: a block, the module that it stands after, or a part of its name; ``None`` for all.
         source: the run, for errors.
 
     Raises:
         UserError: there is none.
     """
+    names = [name for name, module in model.named_modules() if isinstance(module, LatentGNN)]
     if not names:
         raise UserError(
             f"the model in {source} has no LatentGNN blocks (model.blocks is empty): name a run that has some, such as "

@@ -11,15 +11,16 @@ from rich.progress import Progress
 def file_bar() -> Iterator[Callable[[str, int, int], None]]:
     """A bar in a terminal, over the parts of one file after the other: its name, the parts done, and all."""
     with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
-        bar = progress.add_task("predict", total=None)
         shown = ""
 
         def update(name: str, number: int, total: int) -> None:
             nonlocal shown
             if name != shown:
-                # Or the time left would be reckoned from the file before.
-                progress.reset(bar, description=name, total=total)
+                # Anew, or the time left would be reckoned from the file before.
+                for bar in progress.task_ids:
+                    progress.remove_task(bar)
+                progress.add_task(name, total=total)
                 shown = name
-            progress.update(bar, completed=number)
+            progress.update(progress.task_ids[0], completed=number)
 
         yield update

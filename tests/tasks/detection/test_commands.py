@@ -18,8 +18,9 @@ from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import parse_config
 from latentgnn.errors import UserError
 from latentgnn.outputs import LIST
-from latentgnn.tasks.detection import commands
+from latentgnn.tasks.detection.commands import COMMANDS
 from latentgnn.tasks.detection.config import DetectionConfig
+from latentgnn.tasks.detection.task import DetectionTask
 from latentgnn.training.runs import RunFolder
 from tests.tasks.detection.tiny_sets import write_yolo
 
@@ -246,7 +247,7 @@ def test_predicting_needs_the_checkpoint_alone(run, data, tmp_path, monkeypatch)
 
 def test_a_stopped_run_resumes_to_the_same_weights(run, data, recipe, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "stopped"
-    losses = commands.DetectionTask.losses
+    losses = DetectionTask.losses
 
     def interrupted(self, batch):
         if (folder / "checkpoints" / "last.ckpt").exists():
@@ -255,7 +256,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(run, data, recipe, tmp_path, 
 
     argv = ["train", "--config", str(recipe), "--data.root", str(data), "--training.checkpoint_every", "1"]
     with monkeypatch.context() as patch:
-        patch.setattr(commands.DetectionTask, "losses", interrupted)
+        patch.setattr(DetectionTask, "losses", interrupted)
         assert main([*argv, "--out", str(folder)]) == 1
     error = capsys.readouterr().err
     assert "Traceback" not in error
@@ -270,13 +271,13 @@ def test_a_stopped_run_resumes_to_the_same_weights(run, data, recipe, tmp_path, 
 def test_an_image_that_vanishes_ends_the_run_with_one_line(data, recipe, tmp_path, monkeypatch, capfd):
     root, folder = tmp_path / "data", tmp_path / "run"
     shutil.copytree(data, root)
-    losses = commands.DetectionTask.losses
+    losses = DetectionTask.losses
 
     def vanish(self, batch):
         (root / "train" / "train2.png").unlink(missing_ok=True)
         return losses(self, batch)
 
-    monkeypatch.setattr(commands.DetectionTask, "losses", vanish)
+    monkeypatch.setattr(DetectionTask, "losses", vanish)
     argv = ["train", "--config", str(recipe), "--data.root", str(root), "--out", str(folder)]
     assert main([*argv, "--training.steps", "100", "--training.workers", "2"]) == 1
     assert capfd.readouterr().err == f"latentgnn: {root / 'train' / 'train2.png'}: there is no such image\n"
@@ -343,13 +344,13 @@ def test_both_models_of_a_comparison_start_from_the_same_weights(run, data, reci
         # Other categories, for which the last layers start anew, on both sides alike.
         config = replace(config, model=replace(config.model, weights=str(run), blocks={"C4": 8}))
     here = replace(config, data=replace(config.data, root=str(data)))
-    train_set, val_set = commands._load(here, Path(), resume=False)
+    data = COMMANDS.load(here, Path(), resume=False)
     if trained:
-        train_set.categories = [(3, "green"), (7, "yellow")]
+        data[0].categories = [(3, "green"), (7, "yellow")]
 
     def weights_of_side(config: DetectionConfig, name: str) -> dict[str, torch.Tensor]:
         folder = RunFolder.create(tmp_path / name, task=name)
-        task = commands._task(config, folder, train_set, val_set, resume=False)
+        task = COMMANDS.task(config, folder, data, goes_on=False)
         assert (folder.trained_at_start() == task.trained) if trained else not task.trained
         return task.model.state_dict()
 

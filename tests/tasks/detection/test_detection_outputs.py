@@ -156,7 +156,7 @@ def test_a_place_that_cannot_be_written_to_is_told_before_the_work(
     def work(*_):
         raise AssertionError("this is work")
 
-    monkeypatch.setattr("latentgnn.tasks.detection.commands.load", work)
+    monkeypatch.setattr("latentgnn.tasks.detection.run_sets.load", work)
     monkeypatch.setattr(prediction, "read_image", work)
     (tmp_path / "file").write_bytes(b"mine")
     for out, message in (

@@ -14,11 +14,13 @@ from latentgnn.configuration.recipes import list_recipes, load_recipe, to_yaml
 from latentgnn.configuration.settings import parse_config, plain_data
 from latentgnn.errors import UserError
 from latentgnn.outputs import LIST
-from latentgnn.tasks.pointcloud import commands
+from latentgnn.tasks.pointcloud.commands import COMMANDS
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
 from latentgnn.tasks.pointcloud.datasets import Source
 from latentgnn.tasks.pointcloud.loading import load_segmenter
+from latentgnn.tasks.pointcloud.model import build_point_network
 from latentgnn.tasks.pointcloud.scans import RawScan, read_scan, write_scan
+from latentgnn.tasks.pointcloud.task import PointCloudTask
 from latentgnn.training.checkpoints import write_checkpoint
 from latentgnn.training.commands import trained_weights
 from latentgnn.training.fingerprint import changes
@@ -164,7 +166,7 @@ def test_predictions_are_scans_with_classes(run, data, tmp_path, capsys):
 
 def test_a_stopped_run_resumes_to_the_same_weights(run, data, recipe, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "stopped"
-    losses = commands.PointCloudTask.losses
+    losses = PointCloudTask.losses
 
     def interrupted(self, batch):
         if (folder / "checkpoints" / "last.ckpt").exists():
@@ -173,7 +175,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(run, data, recipe, tmp_path, 
 
     argv = ["train", "--config", str(recipe), "--data.root", str(data), "--training.checkpoint_every", "1"]
     with monkeypatch.context() as patch:
-        patch.setattr(commands.PointCloudTask, "losses", interrupted)
+        patch.setattr(PointCloudTask, "losses", interrupted)
         assert main([*argv, "--out", str(folder)]) == 1
     assert f"continue with: latentgnn train --resume {folder}" in capsys.readouterr().err
     assert main(["train", "--resume", str(folder)]) == 0
@@ -223,10 +225,9 @@ def test_scans_that_changed_are_told(data, recipe, tmp_path):
     config = replace(config, data=replace(config.data, root=str(root)))
 
     def fingerprints():
-        loaded = commands._load(config, tmp_path, resume=False)
-        return commands._task(
-            replace(config, data=loaded[0].config), RunFolder(tmp_path), *loaded, resume=False
-        ).fingerprints()
+        loaded = COMMANDS.load(config, tmp_path, resume=False)
+        here = replace(config, data=loaded[0].config)
+        return COMMANDS.task(here, RunFolder(tmp_path), *loaded, goes_on=False).fingerprints()
 
     before = fingerprints()
     assert all(changes(kept, now) == [] for kept, now in zip(before.values(), fingerprints().values(), strict=True))
@@ -414,10 +415,10 @@ def test_the_recipes_build_their_networks(name):
     config = parse_config(PointCloudConfig, load_recipe(name))
     assert parse_config(PointCloudConfig, plain_data(config)) == config
     classes = len(config.data.classes or range(20))
-    model = commands.build_point_network(config.model, num_features=6, num_classes=classes)
+    model = build_point_network(config.model, num_features=6, num_classes=classes)
     blocks = [module for name, module in model.named_modules() if name.endswith(".latentgnn")]
     assert len(blocks) == len(config.model.blocks) > 0
-    bare = commands.build_point_network(replace(config.model, blocks={}), num_features=6, num_classes=classes)
+    bare = build_point_network(replace(config.model, blocks={}), num_features=6, num_classes=classes)
     assert len(bare.state_dict()) < len(model.state_dict())
 
 

@@ -30,6 +30,8 @@ EXPLAINED = (
     *("model.detections_per_image", "training.accelerator"),
 )
 """Those that explaining a model uses."""
+DIAGNOSED = ("data.root", *_SET, "data.on_fault", *EXPLAINED)
+"""Those that looking at a model on its validation set uses."""
 CONVERTED = (*_SET, "data.on_fault")
 """Those that its conversion uses."""
 

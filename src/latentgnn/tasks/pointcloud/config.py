@@ -26,6 +26,8 @@ CHECKED = (
 """The settings that the check of a set uses."""
 EXPLAINED = ("model.neighbors", "data.crop", "data.crop_size", "data.overlap", "training.accelerator")
 """Those that explaining a model uses."""
+DIAGNOSED = (*CHECKED, "data.on_fault", *EXPLAINED)
+"""Those that looking at a model on its validation set uses."""
 CONVERTED = ()
 """Those that its conversion uses: there is none."""
 PLACES = ("data.root", "model.weights")

@@ -157,6 +157,11 @@ class ScanSet:
         return len(self.sources)
 
     @property
+    def files(self) -> list[Path]:
+        """What is read again and again."""
+        return [path for source in self.sources for path in source.files]
+
+    @property
     def num_classes(self) -> int:
         return len(self.class_ids)
 

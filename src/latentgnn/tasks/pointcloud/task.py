@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from latentgnn.tasks.class_losses import cross_entropy, lovasz_softmax
 from latentgnn.tasks.class_scores import Scores, confusion_matrix
+from latentgnn.tasks.explaining import spread
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
 from latentgnn.tasks.pointcloud.datasets import ScanSet
 from latentgnn.tasks.pointcloud.model import PointNetwork
@@ -126,7 +127,7 @@ class PointCloudTask:
         self._config = config
         self._sets = {"training set": train, "validation set": val}
         self._class_names = val.class_names
-        self._shown = set(shown_scans(len(val), config.evaluation.sample_pictures))
+        self._shown = {*spread(len(val), config.evaluation.sample_pictures)}
         self._weights: Tensor | None = None
         if config.data.class_weighting and train.counts is not None:
             self._weights = class_weights(train.counts, config.data.class_weighting)
@@ -201,9 +202,3 @@ def score_scan(model: PointNetwork, scan: WholeScan, config: PointCloudConfig, *
     predicted = probabilities.argmax(axis=1)
     confusion = confusion_matrix(scan.labels, predicted, model.num_classes)
     return Result(scan.number, confusion, predicted if keep else None)
-
-
-def shown_scans(scans: int, pictures: int) -> list[int]:
-    """The scans, spread over a set, that pictures are made of."""
-    pictures = min(pictures, scans)
-    return [position * scans // pictures for position in range(pictures)]

@@ -18,6 +18,8 @@ CHECKED = ("data.root", "data.layout", "data.train", "data.val", "data.classes",
 """The settings that the check of a set uses."""
 EXPLAINED = ("data.scale", "training.accelerator")
 """Those that explaining a model uses."""
+DIAGNOSED = (*CHECKED, "data.on_fault", *EXPLAINED)
+"""Those that looking at a model on its validation set uses."""
 CONVERTED = ()
 """Those that its conversion uses: there is none."""
 PLACES = ("data.root", "model.weights")
