@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from latentgnn.errors import UserError
 from latentgnn.outputs import Results, quoted, say_end
+from latentgnn.progress import counted
 from latentgnn.tasks.checks import Report, Split, check_splits
 from latentgnn.tasks.class_results import say_class_results, write_class_results
 from latentgnn.tasks.class_scores import Scores
-from latentgnn.tasks.commands import Commands, Config, Model, evaluated
+from latentgnn.tasks.commands import Commands
 from latentgnn.tasks.explaining import spread
 from latentgnn.tasks.inputs import result_names
+from latentgnn.tasks.looking import Config, Model
 from latentgnn.training import commands
 from latentgnn.training.processes import Processes, sharing
 from latentgnn.training.runs import RunFolder, is_first_process
@@ -256,7 +258,7 @@ class ClassCommands(Commands[Config, tuple[Set, Set], Model]):
         shown = {*spread(len(found), config.evaluation.sample_pictures)}
         with commands.precision_of(config.training, commands.device_of(config.training.accelerator)):
             mine = (self.score(trained, found, index, keep=index in shown) for index in processes.mine(len(found)))
-            for result in evaluated(processes.in_order(mine, len(found)), len(found)):
+            for result in counted(processes.in_order(mine, len(found)), "evaluate", total=len(found)):
                 confusion += result.confusion
                 if result.predicted is not None:
                     predicted[result.number] = result.predicted

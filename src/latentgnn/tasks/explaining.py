@@ -1,20 +1,18 @@
 """What the commands ``explain`` and ``diagnose`` do for any task."""
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
 from torch import nn
 
 from latentgnn.errors import UserError
 from latentgnn.inspection import BlockStatistics, Report, findings, report, summarize
 from latentgnn.layer import LatentGNN
 from latentgnn.outputs import Results
+from latentgnn.progress import counted
 from latentgnn.tasks.inputs import noted, raise_faults, result_names
 from latentgnn.tasks.panels import figures_table, in_words
 from latentgnn.training.page import render
@@ -169,9 +167,9 @@ def diagnose(model: nn.Module, samples: Iterable[Any], *, total: int) -> Report:
             yield sample
         yield from iterator
 
-    console = Console(stderr=True)
-    bar = track(seen(), "diagnose", total=total, transient=True, console=console, disable=not sys.stderr.isatty())
-    statistics = summarize(model, bar, inputs=lambda sample: sample, progress=False)
+    statistics = summarize(
+        model, counted(seen(), "diagnose", total=total), inputs=lambda sample: sample, progress=False
+    )
     first = reports[0]
     blocks = []
     for block in first.blocks:

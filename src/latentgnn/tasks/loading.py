@@ -8,7 +8,7 @@ from torch import nn
 
 from latentgnn.configuration.settings import parse_config
 from latentgnn.errors import UserError
-from latentgnn.tasks.table import TASKS
+from latentgnn.tasks.settings import TASKS, settings_of
 
 
 class Trained(Protocol):
@@ -61,9 +61,8 @@ def load_run(path: Path | str, *, device: str = "cpu", from_hub: bool = False, r
     task = values.get("task", "detection")
     if task not in TASKS:
         raise UserError(f"{path}: there is no task {task!r}; tasks: {', '.join(TASKS)}")
-    entry = TASKS[task]
-    config_class = getattr(import_module(f"latentgnn.tasks.{task}.config"), entry.config)
-    config = parse_config(config_class, values, recorded=True)
-    trained: Trained = getattr(import_module(f"latentgnn.tasks.{task}.loading"), entry.loader)(config, checkpoint)
+    settings = settings_of(task)
+    config: Any = parse_config(settings.config, values, recorded=True)
+    trained: Trained = getattr(import_module(f"latentgnn.tasks.{task}.loading"), settings.loader)(config, checkpoint)
     trained.model.to(device)
     return trained

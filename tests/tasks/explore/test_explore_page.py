@@ -11,7 +11,6 @@ import pytest
 import latentgnn
 from latentgnn.inspection import Seen, capture
 from latentgnn.tasks.detection.exploring import ImageExplorer
-from latentgnn.tasks.images import read_image
 from latentgnn.tasks.pointcloud.exploring import ScanExplorer
 from tests.tasks.explore.pages import browser, served
 from tests.tasks.made_runs import DETECTOR, NETWORK, write_detector, write_images, write_network, write_scans
@@ -49,9 +48,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> ImageExplorer:
     values = {**DETECTOR, "model": {**DETECTOR["model"], "blocks": {"C3": 4, "C5": [3, 2]}}}
     run = write_detector(folder / "run", values)
     paths = sorted((write_images(folder / "data", 2, CATEGORIES) / "val").glob("*.png"))
-    return ImageExplorer(
-        latentgnn.load_run(run), "run", [path.name for path in paths], lambda number: read_image(paths[number])
-    )
+    return ImageExplorer(latentgnn.load_run(run), "run", paths)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ import latentgnn
 from latentgnn.inspection import capture
 from latentgnn.tasks.detection.exploring import ImageExplorer
 from latentgnn.tasks.explore import server
-from latentgnn.tasks.images import read_image
 from tests.tasks.explore.pages import served
 from tests.tasks.made_runs import DETECTOR, write_detector, write_images
 
@@ -27,9 +26,7 @@ def explorer(tmp_path_factory: pytest.TempPathFactory) -> ImageExplorer:
     values = {**DETECTOR, "model": {**DETECTOR["model"], "blocks": {"C3": 4, "C5": [3, 2]}}}
     run = write_detector(folder / "run", values)
     images = sorted((write_images(folder / "data", 2, CATEGORIES) / "val").glob("*.png"))
-    return ImageExplorer(
-        latentgnn.load_run(run), "run", [path.name for path in images], lambda number: read_image(images[number])
-    )
+    return ImageExplorer(latentgnn.load_run(run), "run", images)
 
 
 @pytest.fixture(scope="module")

@@ -11,22 +11,27 @@ from PIL import Image
 from torch import Tensor
 
 from latentgnn.errors import UserError
-from latentgnn.outputs import JsonList, Results, quoted, say_end
-from latentgnn.tasks.commands import Commands, Inputs, Shared, begun_trained, evaluated, with_blocks
+from latentgnn.growing_lists import GrowingList
+from latentgnn.outputs import Results, quoted, say_end
+from latentgnn.progress import counted, parts_done
+from latentgnn.tasks.commands import Commands, Shared
 from latentgnn.tasks.detection import overview
 from latentgnn.tasks.detection.analysis import Analysis, sample_pictures
 from latentgnn.tasks.detection.coco import CocoAnnotations, CocoValidationSet
-from latentgnn.tasks.detection.config import PLACES, DetectionConfig
-from latentgnn.tasks.detection.evaluation import CocoEvaluator, Record, Scores, kinds_of, load_results
+from latentgnn.tasks.detection.config import DetectionConfig
+from latentgnn.tasks.detection.evaluation import CocoEvaluator
 from latentgnn.tasks.detection.explaining import explain_image
 from latentgnn.tasks.detection.exploring import ImageExplorer
+from latentgnn.tasks.detection.finder import Finder
 from latentgnn.tasks.detection.fit import NEEDS_MASKS
 from latentgnn.tasks.detection.loading import TrainedDetector, load_detector
 from latentgnn.tasks.detection.memory import memory_of_prediction
 from latentgnn.tasks.detection.model import build_detector
 from latentgnn.tasks.detection.prediction import expand_images, predict_paths
 from latentgnn.tasks.detection.programs import detector_program
+from latentgnn.tasks.detection.results import Record, kinds_of, load_results
 from latentgnn.tasks.detection.run_sets import Data, files_of, keep_drawn, load_sets, validation_set, with_categories
+from latentgnn.tasks.detection.scores import Scores
 from latentgnn.tasks.detection.task import DetectionTask, found_in, kinds_of_detector
 from latentgnn.tasks.detection.tiles import Tiling
 from latentgnn.tasks.detection.video import require_video
@@ -35,7 +40,8 @@ from latentgnn.tasks.detection.weights.start import body_parameters, start_from
 from latentgnn.tasks.explaining import Explained, spread
 from latentgnn.tasks.image_explaining import Place
 from latentgnn.tasks.images import read_image
-from latentgnn.tasks.progress import file_bar
+from latentgnn.tasks.looking import Inputs
+from latentgnn.tasks.starting import begun_trained
 from latentgnn.training import commands
 from latentgnn.training.card import Subject
 from latentgnn.training.checkpoints import Checkpoint
@@ -54,7 +60,6 @@ names = [model.categories[label - 1][1] for label in found["labels"]]"""
 
 class DetectionCommands(Commands[DetectionConfig, Data, TrainedDetector]):
     kind = "image"
-    places = PLACES
     may_change = (
         *("data.root", "data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images"),
         "evaluation",
@@ -187,28 +192,27 @@ class DetectionCommands(Commands[DetectionConfig, Data, TrainedDetector]):
                     "the frames of videos are counted on from one to the next: predict videos in one process"
                 )
             trained = self.trained(config, source)
-            options: dict[str, Any] = {
-                "out": out,
-                "overwrite": overwrite,
-                "category_names": trained.categories,
-                "score_threshold": score_threshold,
-                "device": device,
-                "pictures": pictures,
-                "tiling": tiling,
-                "nms_threshold": config.model.nms_threshold,
-            }
-            with file_bar() as update:
+            finder = Finder(
+                trained.model,
+                trained.categories,
+                score_threshold=score_threshold,
+                device=device,
+                tiling=tiling,
+                nms_threshold=config.model.nms_threshold,
+            )
+            results: dict[str, Any] = {"out": out, "overwrite": overwrite, "pictures": pictures}
+            with parts_done() as update:
 
                 def on_part(path: Path, *progress: int) -> None:
                     update(path.name, *progress)
 
                 if are_videos:
-                    objects, frames = predict_videos(trained.model, paths, **options, on_frame=on_part)
+                    objects, frames = predict_videos(finder, paths, **results, on_frame=on_part)
                     looked_at = f"{frames} frames of {len(paths)} videos"
                 else:
                     if tiling is not None:
                         print(memory_of_prediction(trained, paths, tiling, device=device, pictures=pictures))
-                    objects = predict_paths(trained.model, paths, **options, on_tile=on_part, processes=processes)
+                    objects = predict_paths(finder, paths, **results, on_tile=on_part, processes=processes)
                     looked_at = f"{len(paths)} images"
         print(f"{objects} objects in {looked_at}")
         say_end(out)
@@ -226,7 +230,7 @@ class DetectionCommands(Commands[DetectionConfig, Data, TrainedDetector]):
         image = torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(0))
         return Shared(
             subject=Subject(
-                title=with_blocks(f"{config.detector} on {config.backbone}", config.blocks),
+                title=f"{config.detector} on {config.backbone}",
                 task="image-segmentation" if config.detector == "mask_rcnn" else "object-detection",
                 pipeline=True,
                 classes=[name for _, name in trained.categories],
@@ -245,7 +249,7 @@ class DetectionCommands(Commands[DetectionConfig, Data, TrainedDetector]):
     def validation(self, trained: TrainedDetector, source: Path, most: int, stack: ExitStack) -> Inputs:
         images = validation_set(trained.config, source, stack).images
         paths = [images[place].path for place in spread(len(images), most)]
-        return Inputs([path.name for path in paths], lambda number: read_image(paths[number]))
+        return Inputs([path.name for path in paths], paths, lambda number: read_image(paths[number]))
 
     def network_input(self, trained: TrainedDetector, sample: Image.Image) -> list[Tensor]:
         return [trained.transform(sample)]
@@ -256,7 +260,7 @@ class DetectionCommands(Commands[DetectionConfig, Data, TrainedDetector]):
         return explain_image(trained, path, blocks=blocks, places=places)
 
     def explorer(self, trained: TrainedDetector, title: str, inputs: Inputs) -> ImageExplorer:
-        return ImageExplorer(trained, title, *inputs)
+        return ImageExplorer(trained, title, inputs.paths)
 
 
 def _detect(
@@ -275,10 +279,10 @@ def _detect(
             yield found_in(model, [on_device], [target], config, evaluator, category_of_label)
 
 
-def _kept(detections: Iterator[list[Record]], found: JsonList, images: int) -> list[Record]:
+def _kept(detections: Iterator[list[Record]], found: GrowingList, images: int) -> list[Record]:
     """The detections in all images, kept in a file as they come."""
     records: list[Record] = []
-    for new in evaluated(detections, images):
+    for new in counted(detections, "evaluate", total=images):
         found.add(new)
         records += new
     return records

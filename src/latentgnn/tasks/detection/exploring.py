@@ -1,7 +1,7 @@
 """A detector's images for the page of ``latentgnn explore``."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,13 @@ class ImageExplorer:
     Args:
         trained: the detector.
         title: of the page.
-        names: of the images.
-        load: reads the image of a number.
+        paths: of images.
     """
 
-    def __init__(
-        self, trained: TrainedDetector, title: str, names: Sequence[str], load: Callable[[int], Image.Image]
-    ) -> None:
+    def __init__(self, trained: TrainedDetector, title: str, paths: Sequence[Path]) -> None:
         self._trained = trained
-        self._load = load
-        self.names = list(names)
+        self._paths = paths
+        self.names = [path.name for path in paths]
         self.suffixes = sorted(IMAGE_SUFFIXES)
         self.about: dict[str, Any] = {
             "task": "detection",
@@ -47,7 +44,7 @@ class ImageExplorer:
 
     def input(self, number: int) -> Image.Image:
         """One of the images."""
-        return self._load(number)
+        return read_image(self._paths[number])
 
     def read(self, path: Path) -> Image.Image:
         """A file that was dropped on the page."""

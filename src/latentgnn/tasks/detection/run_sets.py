@@ -10,11 +10,11 @@ from latentgnn.errors import UserError
 from latentgnn.hub import CONFIG
 from latentgnn.tasks.checks import Split
 from latentgnn.tasks.detection.categories import differing
-from latentgnn.tasks.detection.check import load
 from latentgnn.tasks.detection.coco import CocoAnnotations
 from latentgnn.tasks.detection.config import DataConfig, DetectionConfig
 from latentgnn.tasks.detection.context_set import write_context_set
 from latentgnn.tasks.detection.sets import DetectionSet
+from latentgnn.tasks.detection.sound_sets import load
 from latentgnn.tasks.detection.splits import SPLIT_FILE, keep_split, kept_split, refuse_another_split
 from latentgnn.training.runs import is_first_process
 

@@ -14,13 +14,9 @@ from latentgnn.errors import UserError
 from latentgnn.tasks.checks import Fault, Split, fault_lines
 from latentgnn.tasks.classes import IGNORE, class_names
 from latentgnn.tasks.pointcloud.config import DataConfig
-from latentgnn.tasks.pointcloud.datasets import (
-    ScanSet,
-    Source,
-    find_scans,
-    resolve,
-)
+from latentgnn.tasks.pointcloud.datasets import ScanSet
 from latentgnn.tasks.pointcloud.features import to_labels, to_scan, unknown_ids
+from latentgnn.tasks.pointcloud.layouts import Source, find_scans, resolve
 from latentgnn.tasks.pointcloud.scans import coordinate_fault
 
 _SHOWN = 20  # faults that an error lists before it only counts them

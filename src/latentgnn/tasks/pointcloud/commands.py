@@ -9,16 +9,19 @@ import torch
 from numpy.typing import NDArray
 
 from latentgnn.errors import UserError
+from latentgnn.progress import parts_done
 from latentgnn.tasks.checks import Split
 from latentgnn.tasks.class_commands import ClassCommands
 from latentgnn.tasks.classes import class_names
-from latentgnn.tasks.commands import Inputs, Shared, begun_trained, with_blocks
+from latentgnn.tasks.commands import Shared
 from latentgnn.tasks.explaining import Explained, spread
+from latentgnn.tasks.looking import Inputs
 from latentgnn.tasks.pointcloud.check import Report, check_split, load_set
-from latentgnn.tasks.pointcloud.config import PLACES, DataConfig, PointCloudConfig
-from latentgnn.tasks.pointcloud.datasets import DATASET_FILE, DATASET_SETTINGS, ScanSet
+from latentgnn.tasks.pointcloud.config import DataConfig, PointCloudConfig
+from latentgnn.tasks.pointcloud.datasets import ScanSet
 from latentgnn.tasks.pointcloud.explaining import Place, explain_scan, take_crop
 from latentgnn.tasks.pointcloud.exploring import ScanExplorer
+from latentgnn.tasks.pointcloud.layouts import DATASET_FILE, DATASET_SETTINGS
 from latentgnn.tasks.pointcloud.loading import TrainedSegmenter, load_segmenter
 from latentgnn.tasks.pointcloud.model import build_point_network
 from latentgnn.tasks.pointcloud.neighbors import Hierarchy
@@ -28,7 +31,7 @@ from latentgnn.tasks.pointcloud.programs import point_program
 from latentgnn.tasks.pointcloud.scans import Scan
 from latentgnn.tasks.pointcloud.start import start_from
 from latentgnn.tasks.pointcloud.task import PointCloudTask, Result, WholeScans, score_scan
-from latentgnn.tasks.progress import file_bar
+from latentgnn.tasks.starting import begun_trained
 from latentgnn.training.card import Subject
 from latentgnn.training.checkpoints import Checkpoint
 from latentgnn.training.processes import Processes
@@ -46,7 +49,6 @@ class PointCloudCommands(ClassCommands[PointCloudConfig, ScanSet, TrainedSegment
     title = "point clouds"
     unit = "points"
     each = "every point of a scan"
-    places = PLACES
     may_change = ("data.root", "data.cached_points", "data.overlap", "evaluation")
     most_titles = 12
 
@@ -110,7 +112,7 @@ class PointCloudCommands(ClassCommands[PointCloudConfig, ScanSet, TrainedSegment
     ) -> None:
         config = trained.config
         side = config.evaluation.tiles
-        with file_bar() as update:
+        with parts_done() as update:
             tiles = (
                 Tiles(
                     side=side,
@@ -140,7 +142,7 @@ class PointCloudCommands(ClassCommands[PointCloudConfig, ScanSet, TrainedSegment
         features, hierarchy = trained.model.example_input()
         return Shared(
             subject=Subject(
-                title=with_blocks("point network", trained.config.model.blocks),
+                title="point network",
                 task="point-cloud-segmentation",
                 pipeline=False,
                 classes=trained.class_names,
@@ -159,7 +161,9 @@ class PointCloudCommands(ClassCommands[PointCloudConfig, ScanSet, TrainedSegment
     def validation(self, trained: TrainedSegmenter, source: Path, most: int, stack: ExitStack) -> Inputs:
         val_set = self.matching(trained)
         places = spread(len(val_set), most)
-        return Inputs([val_set.names[place] for place in places], lambda number: val_set.scan(places[number]))
+        sources = [val_set.sources[place] for place in places]
+        names, paths = [source.name for source in sources], [source.path for source in sources]
+        return Inputs(names, paths, lambda number: val_set.scan(places[number]))
 
     def network_input(self, trained: TrainedSegmenter, sample: Scan) -> tuple[torch.Tensor, Hierarchy]:
         crop = take_crop(trained, sample.points, sample.features, ())
@@ -171,7 +175,7 @@ class PointCloudCommands(ClassCommands[PointCloudConfig, ScanSet, TrainedSegment
         return explain_scan(trained, path, blocks=blocks, places=places)
 
     def explorer(self, trained: TrainedSegmenter, title: str, inputs: Inputs) -> ScanExplorer:
-        return ScanExplorer(trained, title, *inputs)
+        return ScanExplorer(trained, title, inputs.names, inputs.read)
 
 
 def _replaced(given: DataConfig, used: DataConfig) -> list[str]:

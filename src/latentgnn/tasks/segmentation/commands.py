@@ -16,13 +16,14 @@ from latentgnn.outputs import quoted
 from latentgnn.tasks.checks import Split
 from latentgnn.tasks.class_commands import ClassCommands
 from latentgnn.tasks.classes import class_names
-from latentgnn.tasks.commands import Inputs, Shared, begun_trained, with_blocks
+from latentgnn.tasks.commands import Shared
 from latentgnn.tasks.explaining import Explained, spread
 from latentgnn.tasks.explore.views import Explorer
 from latentgnn.tasks.image_explaining import Place
 from latentgnn.tasks.images import read_image, to_tensor
+from latentgnn.tasks.looking import Inputs
 from latentgnn.tasks.segmentation.check import Report, check_split, load_set
-from latentgnn.tasks.segmentation.config import PLACES, SegmentationConfig
+from latentgnn.tasks.segmentation.config import SegmentationConfig
 from latentgnn.tasks.segmentation.datasets import LabelledImages
 from latentgnn.tasks.segmentation.explaining import explain_image
 from latentgnn.tasks.segmentation.layouts import colors_of
@@ -33,6 +34,7 @@ from latentgnn.tasks.segmentation.prediction import expand_images, network_input
 from latentgnn.tasks.segmentation.programs import segmenter_program
 from latentgnn.tasks.segmentation.start import start_from
 from latentgnn.tasks.segmentation.task import UNIT, Result, SegmentationTask, score_image
+from latentgnn.tasks.starting import begun_trained
 from latentgnn.training.card import Subject
 from latentgnn.training.checkpoints import Checkpoint
 from latentgnn.training.processes import Processes
@@ -50,7 +52,6 @@ class SegmentationCommands(ClassCommands[SegmentationConfig, LabelledImages, Tra
     title = "segmentation"
     unit = UNIT
     each = "every pixel of an image"
-    places = PLACES
     may_change = ("data.root", "evaluation")
     most_titles = 16
 
@@ -125,7 +126,7 @@ class SegmentationCommands(ClassCommands[SegmentationConfig, LabelledImages, Tra
         program = segmenter_program(trained.model, config)
         return Shared(
             subject=Subject(
-                title=with_blocks(f"{config.model.architecture} on {config.model.backbone}", config.model.blocks),
+                title=f"{config.model.architecture} on {config.model.backbone}",
                 task="image-segmentation",
                 pipeline=True,
                 classes=trained.class_names,
@@ -144,8 +145,9 @@ class SegmentationCommands(ClassCommands[SegmentationConfig, LabelledImages, Tra
     def validation(self, trained: TrainedSegmenter, source: Path, most: int, stack: ExitStack) -> Inputs:
         val_set = self.matching(trained)
         places = spread(len(val_set), most)
-        names = [val_set.sources[place].name for place in places]
-        return Inputs(names, lambda number: val_set[places[number]].image)
+        sources = [val_set.sources[place] for place in places]
+        paths = [source.image for source in sources if source.image is not None]
+        return Inputs([source.name for source in sources], paths, lambda number: val_set[places[number]].image)
 
     def network_input(self, trained: TrainedSegmenter, sample: Tensor) -> Tensor:
         return network_input(sample.to(next(trained.model.parameters()).device), trained.config)
