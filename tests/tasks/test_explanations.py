@@ -14,7 +14,7 @@ import latentgnn
 from latentgnn.cli import main
 from latentgnn.outputs import LIST
 from latentgnn.tasks.image_explaining import Frame
-from latentgnn.tasks.pointcloud.explaining import take_crop
+from latentgnn.tasks.pointcloud.crop import take_crop
 from latentgnn.training.checkpoints import read_checkpoint, write_checkpoint
 from tests.tasks.made_runs import DETECTOR, NETWORK, write_detector, write_images, write_network, write_scans
 

@@ -15,7 +15,7 @@ from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import Option, describe, nearest, options, parse_config, renamed
 from latentgnn.errors import UserError, require
 from latentgnn.tasks.settings import TASKS as TASK_NAMES
-from latentgnn.tasks.settings import TaskSettings, Used, settings_of
+from latentgnn.tasks.settings import TaskSettings, Used, settings_of, task_of
 from latentgnn.training.runs import recorded_config
 
 if TYPE_CHECKING:
@@ -111,21 +111,14 @@ def _task_at_hand(argv: Sequence[str], parser: argparse.ArgumentParser) -> Task 
         named["model"] = tokens[0]
     try:
         if source := named.get("model") or named.get("--resume"):
-            return task_of(recorded_config(Path(source)), source)
-        return task_of(load_recipe(named["--config"]) if named else {}, "")
+            return Task(task_of(recorded_config(Path(source)), source))
+        return Task(task_of(load_recipe(named["--config"]) if named else {}, ""))
     except (UserError, OSError):
         return None
 
 
 def _setting(name: str) -> Option:
     return next(known[name] for task in TASKS.values() if name in (known := task.options()))
-
-
-def task_of(values: Mapping[str, Any], source: str) -> Task:
-    name = values.get("task", "detection")
-    if not isinstance(name, str) or name not in TASKS:
-        raise UserError(f"{source}: there is no task {name!r}; tasks: {', '.join(TASKS)}")
-    return TASKS[name]
 
 
 def configuration(source: str, overrides: Overrides) -> tuple[Task, Any]:
@@ -136,7 +129,7 @@ def configuration(source: str, overrides: Overrides) -> tuple[Task, Any]:
         values = load_recipe(source)
         if not values:
             raise UserError("it holds no settings")
-        task = task_of(values, source)
+        task = Task(task_of(values, source))
         # First without the settings, so that an error says which of the two it is in.
         parse_config(task.settings.config, values)
     except UserError as error:
@@ -149,9 +142,8 @@ def _refuse_settings_of_others(task: Task, overrides: Overrides) -> None:
     for name, _ in overrides:
         if name not in known:
             of = {title: name in other.options() for title, other in TASKS.items()}
-            this = next(title for title, other in TASKS.items() if other is task)
             raise UsageError(
-                f"--{name} is a setting of {' and '.join(title for title in of if of[title])}, and not of {this}"
+                f"--{name} is a setting of {' and '.join(title for title in of if of[title])}, and not of {task.name}"
                 f"{_nearest_options(name, known)}"
             )
 
@@ -186,7 +178,7 @@ def _value(config: Any, name: str) -> Any:
 def configuration_of_model(source: Path, overrides: Overrides) -> tuple[Task, Any]:
     """The task and the typed configuration of a run's folder or a checkpoint, with settings laid over it."""
     values = recorded_config(source)
-    task = task_of(values, str(source / "config.yaml" if source.is_dir() else source))
+    task = Task(task_of(values, source / "config.yaml" if source.is_dir() else source))
     return task, with_settings(task, values, overrides, recorded=True)
 
 

@@ -6,6 +6,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+from latentgnn.errors import UserError
+
 TASKS = tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/task.py")))
 """The names of their folders."""
 
@@ -53,3 +55,19 @@ def settings_of(task: str) -> TaskSettings:
     """Those of a task."""
     settings: TaskSettings = import_module(f"latentgnn.tasks.{task}.config").SETTINGS
     return settings
+
+
+def task_of(values: Mapping[str, Any], source: Path | str) -> str:
+    """The task of a configuration, which in the first versions had none to say.
+
+    Args:
+        values: the configuration, as plain data.
+        source: where it comes from, for the error.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    name = values.get("task", "detection")
+    if not isinstance(name, str) or name not in TASKS:
+        raise UserError(f"{source}: there is no task {name!r}; tasks: {', '.join(TASKS)}")
+    return name

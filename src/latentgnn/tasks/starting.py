@@ -9,6 +9,7 @@ from torch import nn
 
 from latentgnn.configuration.settings import parse_config
 from latentgnn.errors import UserError
+from latentgnn.tasks.settings import task_of
 from latentgnn.tasks.weights import Fit
 from latentgnn.training.checkpoints import Checkpoint
 from latentgnn.training.commands import trained_weights
@@ -51,7 +52,7 @@ def own_weights(path: Path, task: str, config_class: type[Config], what: str) ->
         checkpoint = trained_weights(path)
     except UserError as error:
         raise UserError(f"{SETTING}: {error}") from error
-    theirs = checkpoint.config.get("task", "detection")
+    theirs = task_of(checkpoint.config, checkpoint.path)
     if theirs != task:
         raise UserError(f"{SETTING}: {checkpoint.path} is of the task {theirs!r}, and this is {what}")
     try:

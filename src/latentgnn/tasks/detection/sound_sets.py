@@ -6,12 +6,11 @@ from typing import Any, Literal
 
 from latentgnn.errors import UserError
 from latentgnn.stored_lists import part_of
+from latentgnn.tasks.checks import SHOWN
 from latentgnn.tasks.detection.check import Report, check
 from latentgnn.tasks.detection.coco import CocoAnnotations
 from latentgnn.tasks.detection.formats.coco_files import read_coco
 from latentgnn.tasks.detection.formats.records import Reading
-
-_SHOWN = 20  # faults that an error lists before it only counts them
 
 
 def load_split(
@@ -43,12 +42,12 @@ def load(reading: Reading, on_fault: Literal["stop", "skip"] = "stop", *, whole:
     if not report.faults:
         return CocoAnnotations(dataset, reading.image_folder)
     if any(fault.fatal for fault in report.faults):
-        raise UserError(report.text(_SHOWN))
+        raise UserError(report.text(SHOWN))
     if on_fault == "stop":
-        raise UserError(f"{report.text(_SHOWN)}\nmend these records, or leave them out with --data.on_fault skip")
+        raise UserError(f"{report.text(SHOWN)}\nmend these records, or leave them out with --data.on_fault skip")
     sound = sound_part(reading, report)
     if sound is None:
-        raise UserError(f"{report.text(_SHOWN)}\nno image is left without these records")
+        raise UserError(f"{report.text(SHOWN)}\nno image is left without these records")
     return sound
 
 
@@ -67,7 +66,7 @@ def sound_part(reading: Reading, report: Report) -> CocoAnnotations | None:
         reading.image_folder,
         skipped_images=images,
         skipped_annotations=annotations,
-        skipped=f"{report.text(_SHOWN)}\nleft out: images {images}, annotations {annotations}",
+        skipped=f"{report.text(SHOWN)}\nleft out: images {images}, annotations {annotations}",
     )
 
 

@@ -18,8 +18,9 @@ from latentgnn.tasks.explaining import Explained, spread
 from latentgnn.tasks.looking import Inputs
 from latentgnn.tasks.pointcloud.check import Report, check_split, load_set
 from latentgnn.tasks.pointcloud.config import DataConfig, PointCloudConfig
+from latentgnn.tasks.pointcloud.crop import Place, take_crop
 from latentgnn.tasks.pointcloud.datasets import ScanSet
-from latentgnn.tasks.pointcloud.explaining import Place, explain_scan, take_crop
+from latentgnn.tasks.pointcloud.explaining import explain_scan
 from latentgnn.tasks.pointcloud.exploring import ScanExplorer
 from latentgnn.tasks.pointcloud.layouts import DATASET_FILE, DATASET_SETTINGS
 from latentgnn.tasks.pointcloud.loading import TrainedSegmenter, load_segmenter
@@ -166,8 +167,7 @@ class PointCloudCommands(ClassCommands[PointCloudConfig, ScanSet, TrainedSegment
         return Inputs(names, paths, lambda number: val_set.scan(places[number]))
 
     def network_input(self, trained: TrainedSegmenter, sample: Scan) -> tuple[torch.Tensor, Hierarchy]:
-        crop = take_crop(trained, sample.points, sample.features, ())
-        return torch.from_numpy(crop.features), crop.hierarchy
+        return take_crop(trained, sample.points, sample.features, ()).inputs()
 
     def look(
         self, trained: TrainedSegmenter, path: Path, *, blocks: Sequence[str], places: Sequence[Place]
