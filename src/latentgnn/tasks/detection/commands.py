@@ -200,19 +200,28 @@ class DetectionCommands(Commands[DetectionConfig, Data, TrainedDetector]):
                 tiling=tiling,
                 nms_threshold=config.model.nms_threshold,
             )
-            results: dict[str, Any] = {"out": out, "overwrite": overwrite, "pictures": pictures}
             with parts_done() as update:
 
-                def on_part(path: Path, *progress: int) -> None:
-                    update(path.name, *progress)
+                def on_part(path: Path, done: int, total: int) -> None:
+                    update(path.name, done, total)
 
                 if are_videos:
-                    objects, frames = predict_videos(finder, paths, **results, on_frame=on_part)
+                    objects, frames = predict_videos(
+                        finder, paths, out=out, overwrite=overwrite, pictures=pictures, on_frame=on_part
+                    )
                     looked_at = f"{frames} frames of {len(paths)} videos"
                 else:
                     if tiling is not None:
                         print(memory_of_prediction(trained, paths, tiling, device=device, pictures=pictures))
-                    objects = predict_paths(finder, paths, **results, on_tile=on_part, processes=processes)
+                    objects = predict_paths(
+                        finder,
+                        paths,
+                        out=out,
+                        overwrite=overwrite,
+                        pictures=pictures,
+                        on_tile=on_part,
+                        processes=processes,
+                    )
                     looked_at = f"{len(paths)} images"
         print(f"{objects} objects in {looked_at}")
         say_end(out)
