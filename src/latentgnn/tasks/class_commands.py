@@ -14,7 +14,7 @@ from latentgnn.outputs import Results, quoted, say_end
 from latentgnn.progress import counted
 from latentgnn.tasks.checks import Report, Split, check_splits
 from latentgnn.tasks.class_results import say_class_results, write_class_results
-from latentgnn.tasks.class_scores import Scores
+from latentgnn.tasks.class_scores import Predicted, Result, Scores
 from latentgnn.tasks.commands import Commands
 from latentgnn.tasks.explaining import spread
 from latentgnn.tasks.inputs import result_names
@@ -49,38 +49,12 @@ class ClassSet(Protocol):
     def __len__(self) -> int: ...
 
 
-class ClassResult(Protocol):
-    """What came of a sample: its number, its confusion matrix, and what was predicted where a picture is made of it."""
-
-    @property
-    def number(self) -> int: ...
-
-    @property
-    def confusion(self) -> NDArray[np.int64]: ...
-
-    @property
-    def predicted(self) -> NDArray[np.int64] | None: ...
-
-
 class ClassTask(TrainingTask, Protocol):
     """A training task that keeps what its last validation found, by the samples' numbers."""
 
     scores: Scores | None
     predicted: dict[int, NDArray[np.int64]]
     confusions: dict[int, NDArray[np.int64]]
-
-
-class ClassPrediction(Protocol):
-    """What a prediction wrote."""
-
-    @property
-    def source(self) -> Path: ...
-
-    @property
-    def path(self) -> Path: ...
-
-    @property
-    def counts(self) -> NDArray[np.int64]: ...
 
 
 Set = TypeVar("Set", bound=ClassSet)
@@ -124,7 +98,7 @@ class ClassCommands(Commands[Config, tuple[Set, Set], Model]):
         """What is trained in a run."""
 
     @abstractmethod
-    def score(self, trained: Model, found: Set, index: int, *, keep: bool) -> ClassResult:
+    def score(self, trained: Model, found: Set, index: int, *, keep: bool) -> Result:
         """Predict a sample and compare with its labels; ``keep`` keeps what was predicted."""
 
     @abstractmethod
@@ -233,7 +207,7 @@ class ClassCommands(Commands[Config, tuple[Set, Set], Model]):
             )
         return check_splits(lambda split: self.check_split(config, split))
 
-    def say(self, predicted: ClassPrediction) -> None:
+    def say(self, predicted: Predicted) -> None:
         """Say what came of a file."""
         print(f"{predicted.source}: {predicted.counts.sum():,} {self.unit}, written to {predicted.path}")
 

@@ -12,6 +12,7 @@ from latentgnn.errors import UserError
 from latentgnn.progress import parts_done
 from latentgnn.tasks.checks import Split
 from latentgnn.tasks.class_commands import ClassCommands
+from latentgnn.tasks.class_scores import Result
 from latentgnn.tasks.classes import class_names
 from latentgnn.tasks.commands import Shared
 from latentgnn.tasks.explaining import Explained, spread
@@ -31,7 +32,7 @@ from latentgnn.tasks.pointcloud.prediction import Tiles, expand_scans, predict_f
 from latentgnn.tasks.pointcloud.programs import point_program
 from latentgnn.tasks.pointcloud.scans import Scan
 from latentgnn.tasks.pointcloud.start import start_from
-from latentgnn.tasks.pointcloud.task import PointCloudTask, Result, WholeScans, score_scan
+from latentgnn.tasks.pointcloud.task import PointCloudTask, WholeScans, score_scan
 from latentgnn.tasks.starting import begun_trained
 from latentgnn.training.card import Subject
 from latentgnn.training.checkpoints import Checkpoint

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from latentgnn.tasks.class_losses import cross_entropy, lovasz_softmax
-from latentgnn.tasks.class_scores import Scores, confusion_matrix
+from latentgnn.tasks.class_scores import Result, Scores, confusion_matrix
 from latentgnn.tasks.explaining import spread
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
 from latentgnn.tasks.pointcloud.datasets import ScanSet
@@ -36,20 +36,6 @@ class WholeScan(NamedTuple):
     points: NDArray[np.float64]
     features: NDArray[np.float32]
     labels: NDArray[np.int64]
-
-
-class Result(NamedTuple):
-    """What came of a scan.
-
-    Args:
-        number: its place in its set.
-        confusion: shape (K, K), see `latentgnn.tasks.class_scores.confusion_matrix`.
-        predicted: classes of all points, shape (N,), where a picture is made of them.
-    """
-
-    number: int
-    confusion: NDArray[np.int64]
-    predicted: NDArray[np.int64] | None
 
 
 class CropsWithNeighbors:

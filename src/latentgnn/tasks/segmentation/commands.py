@@ -15,6 +15,7 @@ from latentgnn.errors import UserError
 from latentgnn.outputs import quoted
 from latentgnn.tasks.checks import Split
 from latentgnn.tasks.class_commands import ClassCommands
+from latentgnn.tasks.class_scores import Result
 from latentgnn.tasks.classes import class_names
 from latentgnn.tasks.commands import Shared
 from latentgnn.tasks.explaining import Explained, spread
@@ -33,7 +34,7 @@ from latentgnn.tasks.segmentation.pictures import beside, png
 from latentgnn.tasks.segmentation.prediction import expand_images, network_input, predict_files
 from latentgnn.tasks.segmentation.programs import segmenter_program
 from latentgnn.tasks.segmentation.start import start_from
-from latentgnn.tasks.segmentation.task import UNIT, Result, SegmentationTask, score_image
+from latentgnn.tasks.segmentation.task import UNIT, SegmentationTask, score_image
 from latentgnn.tasks.starting import begun_trained
 from latentgnn.training.card import Subject
 from latentgnn.training.checkpoints import Checkpoint
