@@ -86,8 +86,8 @@ class ClassCommands(Commands[Config, tuple[Set, Set], Model]):
         """What is wrong with a set, and what it holds."""
 
     @abstractmethod
-    def content(self, found: Set) -> str:
-        """What a set holds, in a line."""
+    def content(self, found: Set, split: Split) -> str:
+        """What a split is called, and what it holds, in a line."""
 
     @abstractmethod
     def refuse_others(self, trained: Model, found: Set) -> None:
@@ -216,7 +216,7 @@ class ClassCommands(Commands[Config, tuple[Set, Set], Model]):
         if is_first_process():
             if found.skipped:
                 print(found.skipped)
-            print(f"{split}: {self.content(found)}, {len(found.class_names)} classes")
+            print(f"{self.content(found, split)}, {len(found.class_names)} classes")
         return found
 
     def matching(self, trained: Model) -> Set:

@@ -66,9 +66,9 @@ class PointCloudCommands(ClassCommands[PointCloudConfig, ScanSet, TrainedSegment
     def check_split(self, config: PointCloudConfig, split: Split) -> Report:
         return check_split(config.data, split)
 
-    def content(self, found: ScanSet) -> str:
+    def content(self, found: ScanSet, split: Split) -> str:
         points = 0 if found.counts is None else int(found.counts.sum())
-        return f"{len(found)} scans, {points:,} labelled points"
+        return f"{split}: {len(found)} scans, {points:,} labelled points"
 
     def refuse_others(self, trained: TrainedSegmenter, found: ScanSet) -> None:
         # The folder's own dataset.yaml replaces the model's settings, so the two must agree; ids may be others.

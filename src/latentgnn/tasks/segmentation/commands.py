@@ -62,8 +62,8 @@ class SegmentationCommands(ClassCommands[SegmentationConfig, LabelledImages, Tra
     def check_split(self, config: SegmentationConfig, split: Split) -> Report:
         return check_split(config.data, split)
 
-    def content(self, found: LabelledImages) -> str:
-        return f"{len(found)} images, {int(found.counts.sum()):,} labelled pixels"
+    def content(self, found: LabelledImages, split: Split) -> str:
+        return f"{split}: {len(found)} images, {int(found.counts.sum()):,} labelled pixels"
 
     def refuse_others(self, trained: TrainedSegmenter, found: LabelledImages) -> None:
         if trained.class_names != found.class_names:
