@@ -26,7 +26,7 @@ from latentgnn.configuration.settings import parse_config
 from latentgnn.files import write_json
 from latentgnn.inspection import capture
 from latentgnn.tasks.detection.config import DetectionConfig
-from latentgnn.tasks.detection.exploring import ImageExplorer
+from latentgnn.tasks.detection.exploring import DetectorExplorer
 from latentgnn.tasks.detection.loading import ImageTransform, TrainedDetector
 from latentgnn.tasks.detection.model import build_detector
 from tests.tasks.explore.pages import browser, served
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = Path(folder) / "noise.png"
         noise = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
         Image.fromarray(noise).save(path)
-        explorer = ImageExplorer(trained, "benchmark", [path])
+        explorer = DetectorExplorer(trained, "benchmark", [path])
         with served(explorer) as port, browser() as chromium:
             page = chromium.new_page(viewport={"width": 1400, "height": 1000})
             page.goto(f"http://127.0.0.1:{port}/")

@@ -86,7 +86,7 @@ def property_of(case: Case, strategy: st.SearchStrategy[Any], cases: int, repeat
 
 def run(group: str, cases: int, repeatable: bool) -> None:
     # What a command imports must not count, nor fail for want of memory.
-    for task in ("detection", "pointcloud"):
+    for task in ("detection", "pointcloud", "segmentation"):
         importlib.import_module(f"latentgnn.tasks.{task}.commands")
     module = importlib.import_module(f"tests.fuzzing.{group}")
     pages = int(Path("/proc/self/statm").read_text().split()[0])

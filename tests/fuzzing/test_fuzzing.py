@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-GROUPS = ("images_and_annotations", "image_formats", "scans_and_sets", "settings_and_commands", "run_files")
+GROUPS = (
+    "images_and_annotations",
+    "image_formats",
+    "labelled_images",
+    "scans_and_sets",
+    "settings_and_commands",
+    "run_files",
+)
 
 
 def fuzz(group: str, cases: int, how: str, folder: Path, seconds: float) -> None:

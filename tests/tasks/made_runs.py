@@ -16,6 +16,8 @@ from latentgnn.tasks.detection.model import build_detector
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
 from latentgnn.tasks.pointcloud.model import build_point_network
 from latentgnn.tasks.pointcloud.scans import RawScan, write_scan
+from latentgnn.tasks.segmentation.config import SegmentationConfig
+from latentgnn.tasks.segmentation.model import build_segmenter
 from latentgnn.training.checkpoints import write_checkpoint
 
 DETECTOR = {
@@ -50,6 +52,21 @@ NETWORK = {
     "data": {"classes": {2: "ground", 6: "building"}, "features": ["height"], "voxel": 0.3},
     "training": {"steps": 40, "accelerator": "cpu"},
 }
+SEGMENTER: dict[str, Any] = {
+    "task": "segmentation",
+    "model": {
+        "backbone": "test_resnet",
+        "output_stride": 16,
+        "blocks": {"backbone.network.layer3": 4},
+        "block": {"norm": "batch_norm", "gamma_init": 0.5, "node_scale": "mean"},
+    },
+    "data": {
+        "classes": {3: "road", 7: "sky", 9: "car"},
+        "colors": {3: [250, 0, 0], 7: [0, 250, 0], 9: [0, 0, 250]},
+        "scale": 0.5,
+    },
+    "training": {"steps": 40, "accelerator": "cpu"},
+}
 METRICS = {
     "bbox/AP": 0.25,
     "bbox/AP50": 0.5,
@@ -60,14 +77,19 @@ METRICS = {
 }
 
 
-def write_run(folder: Path, config: Any, model: nn.Module) -> Path:
-    """A run's folder with a model whose norms have seen something, as training leaves it."""
+def _norms_have_seen(model: nn.Module) -> None:
+    """Statistics other than those of a new network, as training leaves them; the same ones at every call."""
     generator = torch.Generator().manual_seed(1)
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
             buffer.copy_(torch.rand(buffer.shape, generator=generator) * 0.2 - 0.1)
         if name.endswith("running_var"):
             buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
+
+
+def write_run(folder: Path, config: Any, model: nn.Module) -> Path:
+    """A run's folder with a model whose norms have seen something."""
+    _norms_have_seen(model)
     values = plain_data(config)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
@@ -92,6 +114,34 @@ def write_network(folder: Path, values: dict[str, Any] = NETWORK) -> Path:
     config = parse_config(PointCloudConfig, values)
     torch.manual_seed(0)
     return write_run(folder, config, build_point_network(config.model, num_features=1, num_classes=2))
+
+
+def write_segmenter(folder: Path, values: dict[str, Any] = SEGMENTER) -> Path:
+    """A run of a segmenter of images."""
+    config = parse_config(SegmentationConfig, values)
+    torch.manual_seed(0)
+    model = build_segmenter(config.model, num_classes=3, auxiliary=False)
+    last = model.get_submodule("classifier.4")
+    assert isinstance(last, nn.Conv2d)
+    assert last.bias is not None
+    _norms_have_seen(model)
+    with torch.no_grad():
+        # With random weights, all pixels have the class of the largest bias: bring the classes level.
+        noise = torch.randn(1, 3, 48, 64, generator=torch.Generator().manual_seed(0))
+        last.bias -= model.eval()(noise)["out"].mean(dim=(0, 2, 3))
+    return write_run(folder, config, model)
+
+
+def write_labelled(root: Path, count: int) -> Path:
+    """Images of noise with labels of noise, as a val split of `SEGMENTER`."""
+    random = np.random.default_rng(0)
+    for kind, values in (("images", np.arange(256)), ("labels", np.array(sorted(SEGMENTER["data"]["classes"])))):
+        (root / kind / "val").mkdir(parents=True)
+        for number in range(count):
+            size = (96, 128, 3) if kind == "images" else (96, 128)
+            pixels = random.choice(values, size).astype(np.uint8)
+            Image.fromarray(pixels).save(root / kind / "val" / f"{number}.png")
+    return root
 
 
 def write_images(root: Path, count: int, categories: list[list[Any]]) -> Path:

@@ -19,7 +19,7 @@ from latentgnn.cli import main
 from latentgnn.errors import UserError
 from latentgnn.outputs import LIST
 from latentgnn.tasks.exporting import Exporting, Program, export
-from tests.tasks.made_runs import DETECTOR, write_detector, write_network
+from tests.tasks.made_runs import DETECTOR, write_detector, write_network, write_segmenter
 
 pytestmark = pytest.mark.filterwarnings("default")  # exporters warn of their own internals
 
@@ -132,6 +132,25 @@ def test_a_point_network_runs_in_onnxruntime(network: Path, tmp_path: Path) -> N
     saved = tmp_path / "saved"
     run.save_pretrained(saved)
     assert latentgnn.load_run(saved).config.data.classes == {2: "ground", 6: "building"}
+
+
+@pytest.mark.slow
+def test_a_segmenter_of_images_of_any_size_runs_in_onnxruntime(tmp_path: Path) -> None:
+    run = write_segmenter(tmp_path / "run")
+    assert main(["export", str(run), "--to", "onnx"]) == 0
+    session = onnxruntime.InferenceSession(run / "export/onnx/model.onnx", providers=["CPUExecutionProvider"])
+    trained = latentgnn.load_run(run)
+    generator = torch.Generator().manual_seed(5)
+    # None of the sizes that it was traced with; 75 x 101 are no multiple of the network's stride.
+    for shape in ((1, 3, 64, 64), (4, 3, 75, 101)):
+        images = torch.rand(shape, generator=generator)
+        # As the file's record says: red, green and blue in 0..1, with ImageNet's mean and deviation inside.
+        mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        with torch.no_grad():
+            expected = trained.model((images - mean) / std)["out"]
+        [found] = session.run(["logits"], {"images": images.numpy()})
+        assert float(expected.std()) > 1e-3
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

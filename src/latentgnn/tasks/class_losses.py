@@ -1,7 +1,9 @@
 """What a segmenter minimises."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from latentgnn.tasks.classes import IGNORE
@@ -19,6 +21,22 @@ def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None, *, labe
     if not bool((labels != IGNORE).any()):
         return logits.sum() * 0
     return F.cross_entropy(logits, labels, weight, ignore_index=IGNORE, label_smoothing=label_smoothing)
+
+
+def class_weights(counts: NDArray[np.int64], power: float) -> Tensor:
+    """Weights of classes in a loss: their frequencies to the power of ``-power``, one on average over all nodes.
+
+    Args:
+        counts: nodes of each class, shape (K,).
+        power: 0 weighs all nodes alike, 1 all classes alike.
+
+    Returns:
+        float32, shape (K,); 0 for a class without nodes.
+    """
+    frequency = counts / counts.sum()
+    weight = np.zeros(len(counts))
+    weight[counts > 0] = frequency[counts > 0] ** -power
+    return torch.from_numpy(weight / (frequency * weight).sum()).float()
 
 
 def lovasz_softmax(logits: Tensor, labels: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,17 @@ import pytest
 
 from latentgnn.cli import main
 from latentgnn.cli.settings import configuration_in_use
-from tests.tasks.made_runs import DETECTOR, NETWORK, write_detector, write_images, write_network, write_scans
+from tests.tasks.made_runs import (
+    DETECTOR,
+    NETWORK,
+    SEGMENTER,
+    write_detector,
+    write_images,
+    write_labelled,
+    write_network,
+    write_scans,
+    write_segmenter,
+)
 
 CATEGORIES = [[3, "red"], [7, "blue"]]
 
@@ -50,6 +61,19 @@ def test_scans_of_the_validation_set_or_those_named(tmp_path: Path) -> None:
     run = write_network(tmp_path / "run", {**NETWORK, "data": {**NETWORK["data"], "root": str(scans)}})
     assert offered(run, []).names == ["a", "b"]
     assert offered(run, [str(scans / "val" / "b.laz")]).names == ["b.laz"]
+
+
+def test_labelled_images_of_the_validation_set_or_those_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {**SEGMENTER["data"], "root": str(write_labelled(tmp_path / "data", 2))}
+    run = write_segmenter(tmp_path / "run", {**SEGMENTER, "data": data})
+    assert offered(run, []).names == ["0.png", "1.png"]
+    image = tmp_path / "data" / "images" / "val" / "1.png"
+    assert offered(run, [str(image)]).names == ["1.png"]
+    shutil.rmtree(tmp_path / "data" / "labels")
+    assert offered(run, []).names == []
+    assert "drop them on the page" in capsys.readouterr().out
 
 
 def test_a_model_without_blocks_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

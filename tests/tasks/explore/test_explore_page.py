@@ -10,10 +10,21 @@ import pytest
 
 import latentgnn
 from latentgnn.inspection import Seen, capture
-from latentgnn.tasks.detection.exploring import ImageExplorer
+from latentgnn.tasks.detection.exploring import DetectorExplorer
 from latentgnn.tasks.pointcloud.exploring import ScanExplorer
+from latentgnn.tasks.segmentation.exploring import SegmenterExplorer
 from tests.tasks.explore.pages import browser, served
-from tests.tasks.made_runs import DETECTOR, NETWORK, write_detector, write_images, write_network, write_scans
+from tests.tasks.made_runs import (
+    DETECTOR,
+    NETWORK,
+    SEGMENTER,
+    write_detector,
+    write_images,
+    write_labelled,
+    write_network,
+    write_scans,
+    write_segmenter,
+)
 
 CATEGORIES = [[3, "red"], [7, "blue"]]
 MADE = "() => document.querySelector('main').hidden === false && explore.weights !== null"
@@ -43,21 +54,21 @@ def page(chromium: Any) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> ImageExplorer:
+def images(tmp_path_factory: pytest.TempPathFactory) -> DetectorExplorer:
     folder = tmp_path_factory.mktemp("explore")
     values = {**DETECTOR, "model": {**DETECTOR["model"], "blocks": {"C3": 4, "C5": [3, 2]}}}
     run = write_detector(folder / "run", values)
     paths = sorted((write_images(folder / "data", 2, CATEGORIES) / "val").glob("*.png"))
-    return ImageExplorer(latentgnn.load_run(run), "run", paths)
+    return DetectorExplorer(latentgnn.load_run(run), "run", paths)
 
 
 @pytest.fixture(scope="module")
-def port(images: ImageExplorer) -> Iterator[int]:
+def port(images: DetectorExplorer) -> Iterator[int]:
     with served(images) as found:
         yield found
 
 
-def look(explorer: ImageExplorer, number: int) -> Seen:
+def look(explorer: DetectorExplorer, number: int) -> Seen:
     with capture(explorer._trained.model) as seen:
         explorer._trained.predict(explorer.input(number))
     return seen
@@ -86,7 +97,7 @@ def pixel(page: Any, x: float, y: float) -> list[int]:
     return found
 
 
-def test_pointer_and_keys_show_the_rows_of_inspection(page: Any, port: int, images: ImageExplorer) -> None:
+def test_pointer_and_keys_show_the_rows_of_inspection(page: Any, port: int, images: DetectorExplorer) -> None:
     page.goto(f"http://127.0.0.1:{port}/#found=0&smooth=0")
     page.wait_for_function(MADE)
     seen = look(images, 0)
@@ -128,7 +139,7 @@ def test_pointer_and_keys_show_the_rows_of_inspection(page: Any, port: int, imag
     close(weights, seen.column(last, node, kernel=1))
 
 
-def test_latents_that_are_off_add_nothing_and_links_restore_it(page: Any, port: int, images: ImageExplorer) -> None:
+def test_latents_that_are_off_add_nothing_and_links_restore_it(page: Any, port: int, images: DetectorExplorer) -> None:
     page.goto(f"http://127.0.0.1:{port}/#input=1&node=17&pinned=1")
     page.wait_for_function(MADE)
     seen = look(images, 1)
@@ -154,12 +165,14 @@ def test_latents_that_are_off_add_nothing_and_links_restore_it(page: Any, port: 
     assert page.locator("#gallery button[aria-pressed=false]").count() == 1
 
 
-def test_a_file_is_dropped_and_a_bad_one_is_told(page: Any, port: int, images: ImageExplorer, tmp_path: Path) -> None:
+def test_a_file_is_dropped_and_a_bad_one_is_told(
+    page: Any, port: int, images: DetectorExplorer, tmp_path: Path
+) -> None:
     page.goto(f"http://127.0.0.1:{port}/#compare=1")
     page.wait_for_function(MADE)
     page.get_by_text("the result without").last.wait_for()
-    page.locator("#file").set_input_files(images._paths[1])
-    page.get_by_text(f"{images._paths[1].name}, with").wait_for()
+    page.locator("#file").set_input_files(images.paths[1])
+    page.get_by_text(f"{images.paths[1].name}, with").wait_for()
     seen = look(images, 1)
     page.wait_for_function("() => document.getElementById('status').textContent === ''")
     weights, node = shown(page)
@@ -216,3 +229,45 @@ def test_points_turn_and_show_the_rows_of_inspection(page: Any, tmp_path: Path) 
         close(weights, seen.row(0, moved))
         page.get_by_label("the result without the block beside it").check()
         page.get_by_text("the result without encoder").wait_for()
+
+
+def test_classes_lie_over_the_image_and_their_borders_over_the_affinity(page: Any, tmp_path: Path) -> None:
+    trained = latentgnn.load_run(write_segmenter(tmp_path / "run"))
+    image = write_labelled(tmp_path / "data", 1) / "images" / "val" / "0.png"
+    explorer = SegmenterExplorer(trained, "run", [image])
+    with capture(trained.model) as seen:
+        found = trained.predict(image).numpy()
+    names, colours = trained.class_names, np.array(list(SEGMENTER["data"]["colors"].values()))
+    with served(explorer) as port:
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.wait_for_function(MADE)
+        assert page.locator("#legend li").all_inner_texts() == list(names)
+        box = page.locator("#stage").bounding_box()
+        # The map has 3 x 4 nodes.
+        page.mouse.move(box["x"] + 0.625 * box["width"], box["y"] + box["height"] / 6)
+        weights, node = shown(page)
+        assert node == 2
+        close(weights, seen.row(0, (0, 2)))
+        page.get_by_text(f"Node in row 0, column 2, {names[found[16, 80]]}:").wait_for()
+        page.locator("#heat").uncheck()
+        shown(page)
+        # In the middle of an area, where the node's frame is not: mostly the class's colour.
+        inner = _inner(found)
+        at = ((inner[1] + 0.5) / 128, (inner[0] + 0.5) / 96)
+        over = np.array(pixel(page, *at)[:3])
+        assert over.argmax() == colours[found[inner]].argmax()
+        assert over.max() >= 0.55 * 250 - 3
+        page.locator("#found").uncheck()
+        shown(page)
+        assert not np.array_equal(pixel(page, *at)[:3], over)
+        page.get_by_label("the result without the block beside it").check()
+        page.get_by_text("the result without backbone.network.layer3").wait_for()
+
+
+def _inner(found: Any) -> tuple[int, int]:
+    """Row and column of a pixel, in the lower half, in the middle of 5 x 5 of one class."""
+    for row in range(50, 92):
+        for column in range(4, 124):
+            if len(np.unique(found[row - 2 : row + 3, column - 2 : column + 3])) == 1:
+                return row, column
+    raise AssertionError("no area of one class")

@@ -9,28 +9,31 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 import latentgnn
 from latentgnn.inspection import capture
-from latentgnn.tasks.detection.exploring import ImageExplorer
+from latentgnn.tasks.detection.exploring import DetectorExplorer
 from latentgnn.tasks.explore import server
+from latentgnn.tasks.segmentation.exploring import SegmenterExplorer
 from tests.tasks.explore.pages import served
-from tests.tasks.made_runs import DETECTOR, write_detector, write_images
+from tests.tasks.made_runs import DETECTOR, SEGMENTER, write_detector, write_images, write_labelled, write_segmenter
 
 CATEGORIES = [[3, "red"], [7, "blue"]]
 
 
 @pytest.fixture(scope="module")
-def explorer(tmp_path_factory: pytest.TempPathFactory) -> ImageExplorer:
+def explorer(tmp_path_factory: pytest.TempPathFactory) -> DetectorExplorer:
     folder = tmp_path_factory.mktemp("explore")
     values = {**DETECTOR, "model": {**DETECTOR["model"], "blocks": {"C3": 4, "C5": [3, 2]}}}
     run = write_detector(folder / "run", values)
     images = sorted((write_images(folder / "data", 2, CATEGORIES) / "val").glob("*.png"))
-    return ImageExplorer(latentgnn.load_run(run), "run", images)
+    return DetectorExplorer(latentgnn.load_run(run), "run", images)
 
 
 @pytest.fixture(scope="module")
-def port(explorer: ImageExplorer) -> Iterator[int]:
+def port(explorer: DetectorExplorer) -> Iterator[int]:
     with served(explorer) as found:
         yield found
 
@@ -57,7 +60,7 @@ def unpack(content: bytes) -> tuple[dict[str, Any], Any]:
     return header, lambda part: np.frombuffer(content, part["type"], part["count"], 4 + length + part["at"])
 
 
-def test_a_view_holds_the_factors_of_every_block(explorer: ImageExplorer, port: int) -> None:
+def test_a_view_holds_the_factors_of_every_block(explorer: DetectorExplorer, port: int) -> None:
     status, content, headers = ask(port, "/api/input/1/view")
     assert status == 200
     assert headers["content-security-policy"].startswith("default-src 'none'")
@@ -78,13 +81,44 @@ def test_a_view_holds_the_factors_of_every_block(explorer: ImageExplorer, port: 
         np.testing.assert_allclose(total, seen.row(block["name"], node).flatten(), rtol=1e-4, atol=1e-6)
 
 
-def test_without_a_block_other_things_are_found(explorer: ImageExplorer, port: int) -> None:
+def test_without_a_block_other_things_are_found(explorer: DetectorExplorer, port: int) -> None:
     header, _ = unpack(ask(port, "/api/input/0/view")[1])
     block = header["blocks"][0]["name"]
     without, _ = unpack(ask(port, f"/api/input/0/without?block={block}")[1])
     again, _ = unpack(ask(port, "/api/input/0/view")[1])
     assert without["found"] != header["found"]
     assert again["found"] == header["found"]
+
+
+def test_the_classes_of_an_image_with_and_without_a_block(tmp_path: Path) -> None:
+    # By windows, whose side is an evaluation's, an image would have no single map.
+    run = write_segmenter(tmp_path / "run", {**SEGMENTER, "evaluation": {"tiles": 32}})
+    trained = latentgnn.load_run(run)
+    image = write_labelled(tmp_path / "data", 1) / "images" / "val" / "0.png"
+    explorer = SegmenterExplorer(trained, "run", [image])
+    with served(explorer) as port:
+        about = json.loads(ask(port, "/api/about")[1])
+        header, array = unpack(ask(port, "/api/input/0/view")[1])
+        without, without_array = unpack(ask(port, "/api/input/0/without")[1])
+    assert about["categories"] == ["road", "sky", "car"]
+    assert about["colors"] == [[250, 0, 0], [0, 250, 0], [0, 0, 250]]
+    with torch.no_grad():
+        scores = trained.model(trained.transform(image))["out"]
+    expected = torch.nn.functional.interpolate(scores, size=(96, 128), mode="bilinear").argmax(dim=1)[0]
+    assert header["size"] == without["size"] == [96, 128]
+    np.testing.assert_array_equal(array(header["classes"]).reshape(96, 128), expected)
+    assert (without_array(without["classes"]) != array(header["classes"])).any()
+    # 48 x 64 pixels at the stride 16 of the third stage.
+    (block,) = header["blocks"]
+    assert (block["shape"], block["inside"], block["covered"]) == ([3, 4], [3, 4], [3.0, 4.0])
+
+
+def test_a_large_image_has_few_classes_to_send(tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 1700, 3), np.uint8)).save(tmp_path / "wide.png")
+    explorer = SegmenterExplorer(latentgnn.load_run(write_segmenter(tmp_path / "run")), "run", [tmp_path / "wide.png"])
+    header, array = unpack(explorer.view(explorer.input(0)))
+    assert header["size"] == [38, 1600]
+    assert set(array(header["classes"]).tolist()) <= {0, 1, 2}
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "[", ""])
@@ -101,7 +135,7 @@ def test_pages_of_other_sites_are_refused(port: int) -> None:
     assert ask(port, "/api/about", headers=own)[0] == 200
 
 
-def test_a_token_is_needed_where_it_is_given(explorer: ImageExplorer) -> None:
+def test_a_token_is_needed_where_it_is_given(explorer: DetectorExplorer) -> None:
     with served(explorer, token="s3cret") as port:
         for given in ({}, {"Authorization": "Bearer s3cre"}, {"Authorization": "s3cret"}, {"Authorization": "\xe9"}):
             assert fault(ask(port, "/api/about", headers=given))[0] == 401
@@ -124,8 +158,8 @@ def test_inputs_that_are_not_there(port: int) -> None:
     assert ask(port, "/api/input/0/remove")[0] == 404
 
 
-def test_an_upload_is_seen_like_the_file(explorer: ImageExplorer, port: int) -> None:
-    content = Path(explorer._paths[0]).read_bytes()
+def test_an_upload_is_seen_like_the_file(explorer: DetectorExplorer, port: int) -> None:
+    content = Path(explorer.paths[0]).read_bytes()
     assert ask(port, "/api/upload/view?suffix=.PNG", "POST", content)[1] == ask(port, "/api/input/0/view")[1]
 
 
@@ -145,6 +179,6 @@ def test_bad_uploads_are_told(port: int, monkeypatch: pytest.MonkeyPatch) -> Non
     assert fault(ask(port, "/api/upload/view?suffix=.png", "POST", b"x" * 1001))[0] == 413
 
 
-def test_a_port_that_is_taken(explorer: ImageExplorer, port: int) -> None:
+def test_a_port_that_is_taken(explorer: DetectorExplorer, port: int) -> None:
     with pytest.raises(latentgnn.errors.UserError, match=f"--port {port}: cannot be listened on"):
         server.serve(explorer, host="127.0.0.1", port=port)

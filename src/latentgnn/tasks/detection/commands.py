@@ -21,7 +21,7 @@ from latentgnn.tasks.detection.coco import CocoAnnotations, CocoValidationSet
 from latentgnn.tasks.detection.config import DetectionConfig
 from latentgnn.tasks.detection.evaluation import CocoEvaluator
 from latentgnn.tasks.detection.explaining import explain_image
-from latentgnn.tasks.detection.exploring import ImageExplorer
+from latentgnn.tasks.detection.exploring import DetectorExplorer
 from latentgnn.tasks.detection.finder import Finder
 from latentgnn.tasks.detection.fit import NEEDS_MASKS
 from latentgnn.tasks.detection.loading import TrainedDetector, load_detector
@@ -268,8 +268,8 @@ class DetectionCommands(Commands[DetectionConfig, Data, TrainedDetector]):
     ) -> Iterator[Explained]:
         return explain_image(trained, path, blocks=blocks, places=places)
 
-    def explorer(self, trained: TrainedDetector, title: str, inputs: Inputs) -> ImageExplorer:
-        return ImageExplorer(trained, title, inputs.paths)
+    def explorer(self, trained: TrainedDetector, title: str, inputs: Inputs) -> DetectorExplorer:
+        return DetectorExplorer(trained, title, inputs.paths)
 
 
 def _detect(

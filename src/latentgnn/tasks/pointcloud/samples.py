@@ -116,19 +116,3 @@ def _centre(labels: NDArray[np.int64], balance: float, rng: np.random.Generator)
         present = np.unique(labels[labels != IGNORE])
         return int(rng.choice(np.flatnonzero(labels == rng.choice(present))))
     return int(rng.choice(np.flatnonzero(labels != IGNORE)))
-
-
-def class_weights(counts: NDArray[np.int64], power: float) -> Tensor:
-    """Weights of classes in a loss: their frequencies to the power of ``-power``, one on average over all points.
-
-    Args:
-        counts: points of each class, shape (K,).
-        power: 0 weighs all points alike, 1 all classes alike.
-
-    Returns:
-        float32, shape (K,); 0 for a class without points.
-    """
-    frequency = counts / counts.sum()
-    weight = np.zeros(len(counts))
-    weight[counts > 0] = frequency[counts > 0] ** -power
-    return torch.from_numpy(weight / (frequency * weight).sum()).float()

@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from latentgnn.tasks.class_losses import cross_entropy, lovasz_softmax
+from latentgnn.tasks.class_losses import class_weights, cross_entropy, lovasz_softmax
 from latentgnn.tasks.class_scores import Result, Scores, confusion_matrix
 from latentgnn.tasks.explaining import spread
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
 from latentgnn.tasks.pointcloud.datasets import ScanSet
 from latentgnn.tasks.pointcloud.model import PointNetwork
 from latentgnn.tasks.pointcloud.neighbors import Hierarchy, build_hierarchy, pack
-from latentgnn.tasks.pointcloud.samples import Batch, Sample, TrainingCrops, class_weights, collate
+from latentgnn.tasks.pointcloud.samples import Batch, Sample, TrainingCrops, collate
 from latentgnn.tasks.pointcloud.voting import predict_scan
 from latentgnn.training.fingerprint import Fingerprint, Record
 from latentgnn.training.large_models import units

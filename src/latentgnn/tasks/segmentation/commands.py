@@ -1,9 +1,8 @@
 """What the commands do for segmentation of images alone; see `latentgnn.tasks.class_commands`."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import torch
@@ -12,14 +11,12 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from latentgnn.errors import UserError
-from latentgnn.outputs import quoted
 from latentgnn.tasks.checks import Split
 from latentgnn.tasks.class_commands import ClassCommands
 from latentgnn.tasks.class_scores import Result
 from latentgnn.tasks.classes import class_names
 from latentgnn.tasks.commands import Shared
 from latentgnn.tasks.explaining import Explained, spread
-from latentgnn.tasks.explore.views import Explorer
 from latentgnn.tasks.image_explaining import Place
 from latentgnn.tasks.images import read_image, to_tensor
 from latentgnn.tasks.looking import Inputs
@@ -27,6 +24,7 @@ from latentgnn.tasks.segmentation.check import Report, check_split, load_set
 from latentgnn.tasks.segmentation.config import SegmentationConfig
 from latentgnn.tasks.segmentation.datasets import LabelledImages
 from latentgnn.tasks.segmentation.explaining import explain_image
+from latentgnn.tasks.segmentation.exploring import SegmenterExplorer
 from latentgnn.tasks.segmentation.layouts import colors_of
 from latentgnn.tasks.segmentation.loading import TrainedSegmenter, load_segmenter
 from latentgnn.tasks.segmentation.model import build_segmenter
@@ -63,7 +61,8 @@ class SegmentationCommands(ClassCommands[SegmentationConfig, LabelledImages, Tra
         return check_split(config.data, split)
 
     def content(self, found: LabelledImages, split: Split) -> str:
-        return f"{split}: {len(found)} images, {int(found.counts.sum()):,} labelled pixels"
+        name = found.config.train if split == "train" else found.config.val
+        return f"{name}: {len(found)} images, {int(found.counts.sum()):,} labelled pixels"
 
     def refuse_others(self, trained: TrainedSegmenter, found: LabelledImages) -> None:
         if trained.class_names != found.class_names:
@@ -158,17 +157,8 @@ class SegmentationCommands(ClassCommands[SegmentationConfig, LabelledImages, Tra
     ) -> Iterator[Explained]:
         return explain_image(trained, path, blocks=blocks, places=places)
 
-    def explore(
-        self, config: SegmentationConfig, source: Path, inputs: Sequence[str], *, serve: Callable[[Explorer], None]
-    ) -> NoReturn:
-        """Refused: the page shows boxes and points, and no classes of pixels."""
-        raise UserError(
-            "explore shows detectors and point clouds; for a segmenter of images: latentgnn explain "
-            f"{quoted(source)} INPUT ... --out FOLDER"
-        )
-
-    def explorer(self, trained: TrainedSegmenter, title: str, inputs: Inputs) -> NoReturn:
-        raise NotImplementedError
+    def explorer(self, trained: TrainedSegmenter, title: str, inputs: Inputs) -> SegmenterExplorer:
+        return SegmenterExplorer(trained, title, inputs.paths)
 
 
 COMMANDS = SegmentationCommands()

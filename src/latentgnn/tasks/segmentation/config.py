@@ -12,6 +12,9 @@ from latentgnn.training.config import TrainingConfig
 Layout = Literal["folders", "cityscapes", "voc", "ade20k"]
 Color = tuple[int, int, int]
 
+LARGEST_ID = 65_535
+"""That a label picture can hold: 16 bits."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -117,6 +120,9 @@ class DataConfig:
         colors: red, green and blue, 0 to 255, of ids: what they mean in label pictures of colours, and how classes are
             drawn.
         scale: factor of the size at which the network sees images; predictions are made, and scored, at their own.
+        class_weighting: weight of a class in the cross entropy: its frequency in the training set's labels to the power
+            of minus this number (0 weighs all pixels alike, 1 all classes alike), or a list with the weight of each
+            class, in their order.
         on_fault: ``stop`` at faulty images, or ``skip`` them and say how many.
         augment: see `AugmentConfig`.
     """
@@ -129,6 +135,7 @@ class DataConfig:
     ignored: tuple[int, ...] | None = None
     colors: dict[int, Color] | None = None
     scale: float = 1.0
+    class_weighting: float | tuple[float, ...] = 0.0
     on_fault: Literal["stop", "skip"] = "stop"
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -139,13 +146,22 @@ class DataConfig:
             self,
             {
                 "root": (self.root != "", "a folder, or null"),
-                "classes": (all(0 <= id < 65_536 for id in ids) and self.classes != {}, "ids of 0 to 65,535, or null"),
+                "classes": (
+                    all(0 <= id <= LARGEST_ID for id in ids) and self.classes != {},
+                    "ids of 0 to 65,535, or null",
+                ),
                 "ignored": (not both, f"ids that are no classes ({', '.join(map(str, both))} are both)"),
                 "colors": (
                     all(0 <= part <= 255 for color in (self.colors or {}).values() for part in color),
                     "red, green and blue of 0 to 255",
                 ),
                 "scale": (0.05 <= self.scale <= 20, "0.05 to 20"),
+                "class_weighting": (
+                    all(0 < weight < math.inf for weight in self.class_weighting)
+                    if isinstance(self.class_weighting, tuple)
+                    else 0 <= self.class_weighting <= 1,
+                    "a power from 0 to 1, or a list with a weight above 0 for each class",
+                ),
             },
         )
 

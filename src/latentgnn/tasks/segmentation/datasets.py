@@ -82,6 +82,11 @@ class LabelledImages:
         return Sample(index, name, pixels, torch.from_numpy(labels))
 
     @property
+    def images(self) -> list[Path]:
+        """The images' files, in order."""
+        return [source.image for source in self.sources if source.image is not None]
+
+    @property
     def files(self) -> list[Path]:
         """What is read again and again."""
         return [path for source in self.sources for path in source[1:] if path is not None]

@@ -8,10 +8,9 @@ from numpy.typing import NDArray
 from latentgnn.errors import UserError
 from latentgnn.tasks.classes import IGNORE, class_names
 from latentgnn.tasks.images import open_image
-from latentgnn.tasks.segmentation.config import DataConfig
+from latentgnn.tasks.segmentation.config import LARGEST_ID, DataConfig
 
 _UNKNOWN = -2
-_LARGEST = 65_535
 _SHOWN = 5  # ids or colours that a message lists
 
 
@@ -32,8 +31,8 @@ def read_ids(path: Path, config: DataConfig) -> NDArray[np.int64]:
             ) from error
         if picture.mode in ("L", "P", "1") or picture.mode.startswith("I"):
             ids = np.asarray(picture).astype(np.int64)
-            if ids.min() < 0 or ids.max() > _LARGEST:
-                raise UserError(f"{path}: ids of {ids.min()} to {ids.max()}; expected 0 to {_LARGEST:,}")
+            if ids.min() < 0 or ids.max() > LARGEST_ID:
+                raise UserError(f"{path}: ids of {ids.min()} to {ids.max()}; expected 0 to {LARGEST_ID:,}")
             return ids
         if picture.mode not in ("RGB", "RGBA"):
             raise UserError(f"{path}: a label picture of the mode {picture.mode}; expected gray, a palette or colours")
@@ -61,7 +60,7 @@ def to_labels(ids: NDArray[np.int64], config: DataConfig) -> tuple[NDArray[np.in
     """
     classes = config.classes or {}
     places = {name: place for place, name in enumerate(class_names(classes))}
-    label_of = np.full(_LARGEST + 1, _UNKNOWN, np.int64)
+    label_of = np.full(LARGEST_ID + 1, _UNKNOWN, np.int64)
     label_of[list(config.ignored or ())] = IGNORE
     label_of[list(classes)] = [places[name] for name in classes.values()]
     labels = label_of[ids]

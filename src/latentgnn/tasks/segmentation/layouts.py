@@ -1,15 +1,16 @@
 """Where the images and label pictures of a set lie, and what its ids mean, by the set's layout."""
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from latentgnn.errors import UserError
-from latentgnn.reading import regular_file
+from latentgnn.reading import read_lines
 from latentgnn.tasks.checks import Split
 from latentgnn.tasks.images import IMAGE_SUFFIXES
-from latentgnn.tasks.segmentation.config import Color, DataConfig, Layout
+from latentgnn.tasks.segmentation.config import LARGEST_ID, Color, DataConfig, Layout
 
 
 class Source(NamedTuple):
@@ -110,8 +111,7 @@ def _cityscapes(root: Path, split: str) -> list[Source]:
 
 
 def _voc(root: Path, split: str) -> list[Source]:
-    listed = regular_file(root / "ImageSets" / "Segmentation" / f"{split}.txt", "list")
-    names = listed.read_text(encoding="utf-8").split()
+    names = " ".join(read_lines(root / "ImageSets" / "Segmentation" / f"{split}.txt", "list")).split()
     images, labels = (root / "JPEGImages", root / "SegmentationClass")
     return [
         Source(name, _present(images / f"{name}.jpg"), _present(labels / f"{name}.png")) for name in sorted({*names})
@@ -119,7 +119,8 @@ def _voc(root: Path, split: str) -> list[Source]:
 
 
 def _present(path: Path) -> Path | None:
-    return path if path.exists() else None
+    # Not that of Path, which raises where a list has a name that no file could have.
+    return path if os.path.exists(path) else None
 
 
 def _ade20k_classes(root: Path) -> dict[int, str]:
@@ -127,11 +128,16 @@ def _ade20k_classes(root: Path) -> dict[int, str]:
     path = root / "objectInfo150.txt"
     if not path.is_file():
         raise UserError(f"{path} is not there, which says what the ids mean: take the set whole, or give data.classes")
-    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:] if line.strip()]
+    rows = [line.split("\t") for line in read_lines(path, "table")[1:] if line.strip()]
     try:
-        return {int(row[0]): row[-1].split(",")[0].strip() for row in rows}
+        classes = {int(row[0]): row[-1].split(",")[0].strip() for row in rows}
     except ValueError:
-        raise UserError(f"{path}: expected a table whose first column is a number and whose last is a name") from None
+        classes = {}
+    if not classes or not all(0 <= id <= LARGEST_ID for id in classes):
+        raise UserError(
+            f"{path}: expected a table whose first column is an id, 0 to {LARGEST_ID:,}, and whose last is a name"
+        )
+    return classes
 
 
 def _unnamed(root: Path) -> dict[int, str]:

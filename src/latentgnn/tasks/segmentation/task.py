@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from latentgnn.tasks.class_losses import cross_entropy
+from latentgnn.errors import UserError
+from latentgnn.tasks.class_losses import class_weights, cross_entropy
 from latentgnn.tasks.class_scores import Result, Scores, confusion_matrix
 from latentgnn.tasks.explaining import spread
 from latentgnn.tasks.segmentation.config import SegmentationConfig
@@ -73,6 +74,7 @@ class SegmentationTask:
         self._config = config
         self._sets = {"training set": train, "validation set": val}
         self._class_names = val.class_names
+        self._weights = _class_weights(train)
         self._shown = {*spread(len(val), config.evaluation.sample_pictures)}
         # Its pooled branch has one value a channel and image, which batch norm refuses of a single image.
         self._needs_two = config.model.architecture == "deeplabv3"
@@ -98,9 +100,10 @@ class SegmentationTask:
         """The cross entropy, and that of the auxiliary head."""
         outputs = self.model(normalise(batch.images, self._config.model))
         loss = self._config.loss
+        weights = None if self._weights is None else self._weights.to(batch.labels.device)
 
         def entropy(name: str) -> Tensor:
-            return cross_entropy(outputs[name].float(), batch.labels, None, label_smoothing=loss.label_smoothing)
+            return cross_entropy(outputs[name].float(), batch.labels, weights, label_smoothing=loss.label_smoothing)
 
         losses = {"cross_entropy": entropy("out")}
         if loss.auxiliary:
@@ -123,6 +126,19 @@ class SegmentationTask:
     def fingerprints(self) -> dict[str, Fingerprint]:
         """The images' files and their label pictures', and how many pixels of each class they hold together."""
         return {name: _fingerprint(images) for name, images in self._sets.items()}
+
+
+def _class_weights(train: LabelledImages) -> Tensor | None:
+    """Weights (K,) of the classes in the cross entropy; ``None`` where all pixels have the same."""
+    given = train.config.class_weighting
+    if not isinstance(given, tuple):
+        return class_weights(train.counts, given) if given else None
+    if len(given) != len(train.class_names):
+        raise UserError(
+            f"data.class_weighting has {len(given)} weights; expected {len(train.class_names)}, in the order of the "
+            f"classes {', '.join(train.class_names)}"
+        )
+    return torch.tensor(given)
 
 
 def _fingerprint(images: LabelledImages) -> Fingerprint:

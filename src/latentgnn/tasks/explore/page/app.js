@@ -2,10 +2,11 @@
 import { halfIsIn, line } from "./affinity.js";
 import { unpack } from "./binary.js";
 import { CloudStage } from "./cloud.js";
-import { HEAT, brightest, ofLabel } from "./colours.js";
-import { MapStage } from "./map.js";
+import { HEAT, brightest, coloursOf } from "./colours.js";
+import { BoxStage, ClassStage } from "./map.js";
 
 const FEW = 24; // latents that are shown at first
+const STAGES = { detection: BoxStage, segmentation: ClassStage, pointcloud: CloudStage };
 const get = (id) => document.getElementById(id);
 const escaped = (value) => (value === null ? "" : String(value));
 
@@ -106,7 +107,7 @@ async function load() {
   tell(null);
   try {
     const found = unpack(await (await askInput("view")).arrayBuffer());
-    const loaded = new (about.task === "detection" ? MapStage : CloudStage)(get("stage"), about, state);
+    const loaded = new STAGES[about.task](get("stage"), about, state);
     await loaded.load(found);
     if (mine !== asked) return;
     for (const block of found.header.blocks) {
@@ -263,9 +264,9 @@ function draw() {
   const weights = line(shownGraphs(), state.node, nodesOf(now), state.out, isOn);
   window.explore.weights = weights;
   const options = { block: now, node: state.node, weights, smooth: state.smooth, score: state.score, camera: state };
-  stage.draw({ ...options, heat: state.heat, found: state.found && view.found });
+  stage.draw({ ...options, heat: state.heat, found: state.found });
   const beside = state.compare && without?.found;
-  other.draw({ ...options, node: null, heat: false, found: beside ? without.found.header.found : [], without: beside || null });
+  other.draw({ ...options, node: null, heat: false, found: Boolean(beside), without: beside || null });
   get("top").textContent = brightest(weights).toPrecision(2);
   soon("readout", 120, () => {
     const sum = weights.reduce((a, b) => a + b, 0);
@@ -424,13 +425,14 @@ function legend() {
   for (let i = 0; i < 256; i++) image.data.set([...HEAT.subarray(3 * i, 3 * i + 3), 255], 4 * i);
   scale.putImageData(image, 0, 0);
   const names = about.categories.slice(0, 40);
+  const colours = coloursOf(about);
   get("legend").replaceChildren(
     ...names.map((name, label) => {
       const entry = document.createElement("li");
       const colour = document.createElement("canvas");
       [colour.width, colour.height] = [1, 1];
       const context = colour.getContext("2d");
-      context.fillStyle = ofLabel(label);
+      context.fillStyle = `rgb(${colours[label].join()})`;
       context.fillRect(0, 0, 1, 1);
       entry.append(colour, name);
       return entry;
@@ -451,7 +453,9 @@ async function begin() {
   get("file").accept = about.suffixes.join(",");
   if (!(Number.isInteger(state.input) && state.input >= 0 && state.input < about.names.length)) state.input = 0;
   choices(get("input"), about.names.map((name, number) => [String(number), name]), String(state.input));
-  get("smooth-row").hidden = get("found-row").hidden = get("score-row").hidden = points;
+  get("smooth-row").hidden = get("found-row").hidden = points;
+  get("score-row").hidden = about.task !== "detection";
+  get("found-name").textContent = about.task === "detection" ? "detections" : "classes";
   get("help").textContent = points
     ? "Move over a point to see its row, click to pin it, Escape lets it go. Drag or Shift and arrow keys turn, the wheel or + and - bring it nearer, arrow keys go to the next node."
     : "Move over the picture to see a node's row, click to pin it, Escape lets it go. Arrow keys go to the next node, with Shift by five.";

@@ -1,5 +1,5 @@
 // Points that turn, drawn on a canvas: each a square, the nearer before the farther.
-import { HEAT, brightest, partsOf } from "./colours.js";
+import { HEAT, brightest, coloursOf } from "./colours.js";
 
 const SHOWN = 0.68; // height of the canvas over its width, and over the window's height
 const FAR = 3.2; // of the eye from the middle, in radii
@@ -143,7 +143,7 @@ export class CloudStage {
       return colours;
     }
     const classes = without ? without.array(without.header.classes) : this.classes;
-    const palette = this.about.categories.map((_, label) => packed(...partsOf(label)));
+    const palette = coloursOf(this.about).map((colour) => packed(...colour));
     for (let n = 0; n < count; n++) colours[n] = palette[classes[n]];
     return colours;
   }

@@ -17,6 +17,9 @@ const NAMED = (
 export const ofLabel = (label) => `#${NAMED[label % NAMED.length]}`;
 export const partsOf = (label) => [0, 2, 4].map((at) => parseInt(NAMED[label % NAMED.length].slice(at, at + 2), 16));
 
+// Of all classes: the model's own, or ours.
+export const coloursOf = (about) => about.colors ?? about.categories.map((_, label) => partsOf(label));
+
 // The weight that gets the brightest colour: the largest but for two in a thousand, which would leave others dark.
 export function brightest(weights) {
   let most = 0;

@@ -1,11 +1,11 @@
-// An image with the weights of a block's nodes over it, drawn on a canvas.
-import { HEAT, brightest, ofLabel } from "./colours.js";
+// An image with the weights of a block's nodes over it, drawn on a canvas. What is found in it is drawn by those below.
+import { HEAT, brightest, coloursOf, ofLabel } from "./colours.js";
 
 const TALLEST = 0.62; // of the window's height
 
-export class MapStage {
-  constructor(canvas) {
-    this.canvas = canvas;
+class MapStage {
+  constructor(canvas, about) {
+    Object.assign(this, { canvas, about });
     this.heat = document.createElement("canvas");
   }
 
@@ -15,16 +15,9 @@ export class MapStage {
     this.gray = grayed(this.picture);
   }
 
-  usually() {
-    const best = this.view.found[0];
-    if (!best || best.score < 0.3) return [0.5, 0.5];
-    const [left, top, right, bottom] = best.box;
-    return [(left + right) / 2 / this.view.width, (top + bottom) / 2 / this.view.height];
-  }
-
-  // The node where nothing else says which: at the middle of the surest detection.
+  // The node where nothing else says which.
   firstNode(block) {
-    return this.nodeOf(block, ...this.usually());
+    return this.nodeOf(block, 0.5, 0.5);
   }
 
   nodeOf(block, x, y) {
@@ -53,7 +46,7 @@ export class MapStage {
     return `Node in row ${row}, column ${column}`;
   }
 
-  draw({ block, node, weights, heat, smooth, found, score }) {
+  draw({ block, node, weights, heat, smooth, found, without, score }) {
     const { canvas, view } = this;
     const scale = Math.min(canvas.parentElement.clientWidth / view.width, (window.innerHeight * TALLEST) / view.height);
     const shown = [Math.round(view.width * scale), Math.round(view.height * scale)];
@@ -74,7 +67,7 @@ export class MapStage {
       context.imageSmoothingEnabled = smooth;
       context.drawImage(this.heat, 0, 0, columns, rows, 0, 0, width, height);
     }
-    if (found) for (const each of found) if (each.score >= score) drawBox(context, each, width / view.width, height / view.height, sharp);
+    this.drawFound(context, { found, without, heat, score });
     if (node !== null) {
       const [row, column] = this.placeOf(block, node);
       context.lineWidth = 2 * sharp;
@@ -89,6 +82,77 @@ export class MapStage {
     paint(canvas, weights, block.shape, false, block.inside);
     return block.inside[1] / block.inside[0];
   }
+}
+
+// Boxes, with what they hold.
+export class BoxStage extends MapStage {
+  // At the middle of the surest detection.
+  firstNode(block) {
+    const best = this.view.found[0];
+    if (!best || best.score < 0.3) return super.firstNode(block);
+    const [left, top, right, bottom] = best.box;
+    return this.nodeOf(block, (left + right) / 2 / this.view.width, (top + bottom) / 2 / this.view.height);
+  }
+
+  drawFound(context, { found, without, score }) {
+    if (!found) return;
+    const { width, height } = context.canvas;
+    const sharp = window.devicePixelRatio || 1;
+    for (const each of (without ? without.header : this.view).found) {
+      if (each.score >= score) drawBox(context, each, width / this.view.width, height / this.view.height, sharp);
+    }
+  }
+}
+
+// Classes of pixels: over the image, and where weights are shown, their borders alone.
+export class ClassStage extends MapStage {
+  async load(found) {
+    await super.load(found);
+    this.found = found;
+    this.painted = new WeakMap();
+  }
+
+  nameOf(block, node) {
+    const [rows, columns] = this.view.size;
+    const at = this.placeOf(block, node).map((place, axis) => Math.min((place + 0.5) / block.covered[axis], 1));
+    const [row, column] = [Math.min(Math.floor(at[0] * rows), rows - 1), Math.min(Math.floor(at[1] * columns), columns - 1)];
+    const label = this.found.array(this.view.classes)[row * columns + column];
+    return `${super.nameOf(block, node)}, ${this.about.categories[label]}`;
+  }
+
+  drawFound(context, { found, without, heat }) {
+    if (!found) return;
+    const shown = without || this.found;
+    if (!this.painted.has(shown)) this.painted.set(shown, paintClasses(shown, coloursOf(this.about)));
+    const { areas, borders } = this.painted.get(shown);
+    // Lines of one pixel would be lost in a smaller picture.
+    context.imageSmoothingEnabled = heat && context.canvas.width < borders.width;
+    context.globalAlpha = heat ? 0.9 : 0.55;
+    context.drawImage(heat ? borders : areas, 0, 0, context.canvas.width, context.canvas.height);
+    context.globalAlpha = 1;
+  }
+}
+
+// Two pictures of classes: all pixels in their colours, and those alone that have another class to the right or below.
+function paintClasses({ header, array }, colours) {
+  const [rows, columns] = header.size;
+  const classes = array(header.classes);
+  const canvases = [0, 1].map(() => Object.assign(document.createElement("canvas"), { width: columns, height: rows }));
+  const [areas, borders] = canvases.map((canvas) => canvas.getContext("2d").createImageData(columns, rows));
+  for (let row = 0, at = 0; row < rows; row++) {
+    for (let column = 0; column < columns; column++, at++) {
+      const label = classes[at];
+      const colour = [...colours[label], 255];
+      areas.data.set(colour, 4 * at);
+      const right = column + 1 < columns && classes[at + 1] !== label;
+      const below = row + 1 < rows && classes[at + columns] !== label;
+      // Lighter, for the picture below is dark.
+      if (right || below) borders.data.set(colour.map((part) => 128 + part / 2), 4 * at);
+    }
+  }
+  canvases[0].getContext("2d").putImageData(areas, 0, 0);
+  canvases[1].getContext("2d").putImageData(borders, 0, 0);
+  return { areas: canvases[0], borders: canvases[1] };
 }
 
 // Weights as colours, a pixel a node; over a picture, small ones are transparent.
