@@ -101,9 +101,9 @@ def measure(path: Path, start: str) -> dict[str, Any]:
         process has in memory after opening the set, ``opened``, and at most while it did, ``peak``, both beyond what it
         had before; and ``worker``, what a loading process shares with no other after some batches, the largest.
     """
-    from latentgnn.tasks.detection.check import load_split
     from latentgnn.tasks.detection.coco import CocoTrainingSet
     from latentgnn.tasks.detection.config import AugmentConfig
+    from latentgnn.tasks.detection.sound_sets import load_split
     from latentgnn.training.loading import batches, make_loader
 
     before = resident_bytes()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import annotations
-from latentgnn.tasks.detection.check import load_split
+from latentgnn.tasks.detection.sound_sets import load_split
 
 
 def test_the_made_up_set_is_sound_and_its_objects_do_not_lie_together(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ import os
 import re
 import subprocess
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +29,7 @@ class Calls(list[tuple[str, tuple[Any, ...], dict[str, Any]]]):
 @pytest.fixture
 def calls(monkeypatch):
     recorded = Calls()
-    stub = ModuleType(COMMANDS)
+    stub, commands = ModuleType(COMMANDS), SimpleNamespace()
 
     def command(name):
         def call(*arguments, **keywords):
@@ -41,7 +41,8 @@ def calls(monkeypatch):
         return call
 
     for name in NAMES:
-        setattr(stub, name, command(name))
+        setattr(commands, name, command(name))
+    stub.COMMANDS = commands
     monkeypatch.setitem(sys.modules, COMMANDS, stub)
     return recorded
 
@@ -56,7 +57,7 @@ def fails(capsys, argv, code):
 
 
 def test_the_stub_has_the_names_of_the_real_commands():
-    real = importlib.import_module(COMMANDS)
+    real = importlib.import_module(COMMANDS).COMMANDS
     assert all(callable(getattr(real, name)) for name in NAMES)
 
 

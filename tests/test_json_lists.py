@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from latentgnn import json_lists
 from latentgnn.errors import UserError
-from latentgnn.json_lists import StoredList, part_of, read_json_lists
+from latentgnn.json_lists import read_json_lists
 from latentgnn.reading import UnreadableError, read_json
+from latentgnn.stored_lists import StoredList, part_of
 
 ELEMENTS = [{"id": 1, "name": "Käfer ☃ 𝄞", "box": [0.1, -2, 3e5]}, "text", None, [], 17, -0.5, {"a": {"b": [True]}}]
 VALUE = {"info": {"é": "ü"}, "images": ELEMENTS, "annotations": [], "other": [1, 2], "last": 3.25}

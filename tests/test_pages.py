@@ -131,7 +131,7 @@ def test_every_command_is_understood(page: Path) -> None:
             configuration(recipe, overrides)
         elif overrides:
             names = {name for name, _ in overrides}
-            classes = [task.config_class for task in TASKS.values()]
+            classes = [task.settings.config for task in TASKS.values()]
             # A setting of the same name may take other values in another task: one of them must understand it.
             assert any(_understands(of, overrides) for of in classes if names <= set(options(of))), argv
 
@@ -160,7 +160,7 @@ def test_yaml_and_json_blocks_are_read(page: Path) -> None:
             content = yaml.safe_load(block.code)
             if "extends" in content:
                 base = load_recipe(content.pop("extends"))
-                parse_config(TASKS[base.get("task", "detection")].config_class, merge(base, content))
+                parse_config(TASKS[base.get("task", "detection")].settings.config, merge(base, content))
 
 
 @by_page

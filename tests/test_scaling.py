@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import scaling
-from benchmarks.scaling import Assumed, Line, Measured, all_reduce_seconds, checked, latest, page_with_tables
+from benchmarks import projection, scaling
+from benchmarks.projection import Assumed, Line, Measured, all_reduce_seconds, checked
+from benchmarks.scaling import latest, page_with_tables
 from latentgnn.errors import UserError
 
 
@@ -40,7 +41,7 @@ def sharding(step: Line, link: Line, *, two: float = 1.0) -> dict[str, Any]:
 
 
 def test_examples() -> None:
-    assert doctest.testmod(scaling).failed == 0
+    assert doctest.testmod(projection).failed == 0
 
 
 def test_a_line_is_found_again_and_never_negative() -> None:

@@ -1,7 +1,5 @@
 """A layer over a NumPy file that may be larger than memory, from disk to disk, in two sweeps that can be interrupted.
 
-Both files are read and written piece by piece, and not mapped: pages of a mapped file count as the process's memory.
-
 Axes: N nodes, C channels.
 """
 
@@ -9,11 +7,11 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +21,8 @@ from torch import Tensor
 from latentgnn.errors import UserError, concerning, first_line
 from latentgnn.files import write_json
 from latentgnn.halves import why_not_halves
+from latentgnn.npy_files import NpyFile, RowWriter
 from latentgnn.points import PackedLatentGNN
-from latentgnn.reading import regular_file
 from latentgnn.streaming import gather_chunk, scatter_chunk
 from latentgnn.sums import LatentSums
 
@@ -34,79 +32,8 @@ Progress = Callable[[str, int], None]
 # Numbers of a chunk: 8 MiB in float32. Much larger tensors are new memory from the system each time, whose first touch
 # takes as long as a part of the layer; much smaller ones cost more calls.
 _NUMBERS = 1 << 21
-# So many bytes go to the disk at once, while the layer computes: not all at the end, when nothing else is to do.
-_SYNCED = 1 << 26
-_TYPES = ("float16", "float32", "float64")
 # In a work folder.
 _STATE, _SUMS, _OUTPUT = "state.json", "sums.safetensors", "output.npy"
-
-
-@dataclass(frozen=True)
-class NpyFile:
-    """A two-dimensional array in a ``.npy`` file, whose rows are read and written by their numbers.
-
-    Args:
-        path: of the file.
-        nodes: rows, N.
-        channels: columns, C.
-        dtype: type of the numbers.
-        offset: bytes before the first.
-    """
-
-    path: Path
-    nodes: int
-    channels: int
-    dtype: str
-    offset: int
-
-    @classmethod
-    def open(cls, path: Path) -> "NpyFile":
-        """Of a file that is there.
-
-        Raises:
-            UserError: it is no such array.
-        """
-        try:
-            mapped = np.lib.format.open_memmap(regular_file(path), mode="r")
-        except ValueError as error:
-            raise UserError(f"{path} is no .npy file with one array of numbers ({first_line(error)})") from None
-        if mapped.ndim != 2 or mapped.dtype.name not in _TYPES or not mapped.dtype.isnative:
-            raise UserError(
-                f"{path} holds an array {mapped.shape} of {mapped.dtype}: expected (N, C), nodes by channels, of "
-                f"{', '.join(_TYPES)} in this machine's byte order"
-            )
-        if not mapped.flags.c_contiguous:
-            raise UserError(f"{path} has its columns one after another; save it with np.save(path, array, order='C')")
-        nodes, channels = mapped.shape
-        return cls(path, nodes, channels, mapped.dtype.name, mapped.offset)
-
-    def create(self, path: Path, dtype: str) -> "NpyFile":
-        """A new file for as many rows and columns; its space on the disk is taken as it is written."""
-        path.unlink(missing_ok=True)
-        mapped = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=(self.nodes, self.channels))
-        return NpyFile(path, self.nodes, self.channels, dtype, mapped.offset)
-
-    @property
-    def row_bytes(self) -> int:
-        """Of one row."""
-        return self.channels * np.dtype(self.dtype).itemsize
-
-    def read(self, file: BinaryIO, first: int, rows: NDArray[Any]) -> None:
-        """Fill an array with rows from ``first`` on."""
-        left = rows.data.cast("B")
-        file.seek(self.offset + first * self.row_bytes)
-        while left:
-            count = file.readinto(left)  # type: ignore[attr-defined]
-            if not count:
-                raise UserError(f"{self.path} ends before its last row: it is damaged, or being written")
-            left = left[count:]
-
-    def write(self, file: BinaryIO, first: int, rows: NDArray[Any]) -> None:
-        """Write rows from ``first`` on."""
-        left = rows.data.cast("B")
-        file.seek(self.offset + first * self.row_bytes)
-        while left:
-            left = left[file.write(left) :]
 
 
 @dataclass(frozen=True)
@@ -266,7 +193,7 @@ class _Job:
         """The second sweep, from where the output is known to be written to the disk."""
         path, state, noted = self._work / _OUTPUT, self._state, time.monotonic()
         target = NpyFile.open(path) if state.scattered else self._source.create(path, state.dtype)
-        with torch.no_grad(), _Writer(target) as writer:
+        with torch.no_grad(), RowWriter(target) as writer:
             for first, rows in self._chunks(state.scattered):
                 try:
                     out = _in_type(scatter_chunk(self._layer, rows, sums), state.dtype)
@@ -301,51 +228,6 @@ class _Job:
                 rows = ahead.result()
                 ahead = reader.submit(read, index + 1) if index + 1 < len(firsts) else None
                 yield first, rows
-
-
-class _Writer:
-    """Writes chunks to a file, each while the next one is computed; a context manager.
-
-    Args:
-        target: the array in the file.
-    """
-
-    def __init__(self, target: NpyFile) -> None:
-        self._target = target
-        self._file = target.path.open("r+b", buffering=0)
-        self._thread = ThreadPoolExecutor(1)
-        self._waiting: Future[None] | None = None
-        self._unsynced = 0
-
-    def __enter__(self) -> "_Writer":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._thread.shutdown()
-        self._file.close()
-
-    def write(self, first: int, rows: NDArray[Any]) -> None:
-        """Begin to write rows, which must stay as they are."""
-        self._wait()
-        self._waiting = self._thread.submit(self._write, first, rows)
-
-    def sync(self) -> None:
-        """Return when all that was written is on the disk."""
-        self._wait()
-        with concerning(self._target.path):
-            os.fsync(self._file.fileno())
-
-    def _wait(self) -> None:
-        if self._waiting is not None:
-            self._waiting.result()
-
-    def _write(self, first: int, rows: NDArray[Any]) -> None:
-        with concerning(self._target.path):
-            self._target.write(self._file, first, rows)
-            self._unsynced += rows.nbytes
-            if self._unsynced >= _SYNCED:
-                os.fsync(self._file.fileno())
-                self._unsynced = 0
 
 
 def _in_type(out: Tensor, dtype: str) -> NDArray[Any]:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 from latentgnn.errors import UserError, concerning, system_error, told
 from latentgnn.files import write_bytes
+from latentgnn.growing_lists import GrowingList
 from latentgnn.unfinished import Unfinished
 
 LIST = ".latentgnn-results"
@@ -229,12 +230,12 @@ class Results:
         """Write a result as indented JSON."""
         return self.write(name, json.dumps(value, indent=2).encode() + b"\n")
 
-    def json_list(self, name: str) -> "JsonList":
-        """A result that grows; see `JsonList`."""
+    def json_list(self, name: str) -> "GrowingList":
+        """A result that grows; see `GrowingList`."""
         if not self._first:
-            return JsonList(None, self.folder / name)
+            return GrowingList(None, self.folder / name)
         partial = self.place(f"{name}.partial")
-        return JsonList(partial, self.place(name))
+        return GrowingList(partial, self.place(name))
 
     def _begin(self) -> None:
         if not self._work.begun:
@@ -252,76 +253,6 @@ class Results:
             self._list = (self.folder / LIST).open("ab" if self._work.goes_on else "xb", buffering=0)
         except FileExistsError:
             raise UserError(f"another command has begun to write into {self.folder}: name another folder") from None
-
-
-class JsonList:
-    """A list in a JSON file, an item a line, which holds all items so far after each of them.
-
-    While it grows, the file has the name ``partial``; a context manager gives it its own name at the end. After an
-    error it keeps the partial name, and is still whole JSON.
-
-    Args:
-        partial: the name until then; ``None`` where another process writes the list, and nothing is added here.
-        path: the name at the end.
-    """
-
-    def __init__(self, partial: Path | None, path: Path) -> None:
-        self._partial = partial
-        self._path = path
-        self._end = 1
-        self._separator = b"\n"
-        if partial is None:
-            return
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        with concerning(partial):
-            self._file = partial.open("xb", buffering=0)
-            try:
-                self._write(b"[]\n", 0)
-            except BaseException:
-                self._file.close()
-                raise
-
-    def __enter__(self) -> "JsonList":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._partial is None:
-            return
-        with self._file:
-            if error is not None:
-                return
-            with concerning(self._path):
-                os.fsync(self._file.fileno())
-        with concerning(self._path):
-            self._partial.replace(self._path)
-
-    def add(self, items: Sequence[Any]) -> None:
-        """Append items; if they cannot be written, the file is as before."""
-        assert self._partial is not None
-        data = b"".join(
-            (self._separator if index == 0 else b",\n") + json.dumps(item).encode() for index, item in enumerate(items)
-        )
-        if not data:
-            return
-        try:
-            with concerning(self._path):
-                self._write(data + b"\n]\n", self._end)
-        except BaseException:
-            # First in place, where the file has its space already, and then shorter.
-            closing = b"]\n" if self._end == 1 else b"\n]\n"
-            self._write(closing, self._end)
-            self._file.truncate(self._end + len(closing))
-            raise
-        self._end += len(data)
-        self._separator = b",\n"
-
-    def _write(self, data: bytes, place: int) -> None:
-        self._file.seek(place)
-        left = memoryview(data)
-        while left:
-            left = left[self._file.write(left) :]
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

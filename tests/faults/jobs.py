@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from latentgnn.tasks.detection.context_set import write_context_set
-from latentgnn.tasks.pointcloud.scans import RawScan, write_scan
+from tests.tasks.tiny_runs import DETECTOR_HEADS, NETWORK, TOWN, write_town
 
 STEPS = 6
 
@@ -26,40 +26,14 @@ evaluation: {{sample_pictures: 1}}
 """
 
 _RECIPES = {
-    "detection": """
+    "detection": f"""
 model:
   backbone: timm/test_resnet
   weights_backbone: null
-  norm: batch_norm
-  trainable_stages: 5
-  blocks: {C4: 4}
-  block: {norm: batch_norm, gamma_init: 0.5}
-  fpn_channels: 16
-  min_size: [48]
-  max_size: 96
-  anchor_sizes: [8, 16, 32, 64, 128]
-  rpn_pre_nms: [50, 50]
-  rpn_post_nms: [20, 20]
-  box_batch_size: 8
-  box_head_channels: 16
-  mask_head_layers: 1
-  mask_head_channels: 8
-  score_threshold: 0.0
-  detections_per_image: 10
-"""
+  max_size: 96{DETECTOR_HEADS}"""
     + _TRAINING,
-    "pointcloud": """
-task: pointcloud
-model:
-  widths: [8, 16]
-  depths: [1, 1]
-  grids: [1.0]
-  neighbors: 6
-  blocks: {L1: 4}
-  block: {norm: batch_norm, gamma_init: 0.5, reduction: 4, node_scale: mean}
-loss: {lovasz: 1.0}
-data: {voxel: 0.3, crop: column, crop_size: 5.0, overlap: 0.5, crops_per_scan: 4, cached_points: 0}
-"""
+    "pointcloud": NETWORK
+    + "data: {voxel: 0.3, crop: column, crop_size: 5.0, overlap: 0.5, crops_per_scan: 4, cached_points: 0}\n"
     + _TRAINING,
     "segmentation": """
 task: segmentation
@@ -135,10 +109,8 @@ def make_job(task: str, user: Path) -> Job:
     else:
         for split, count in (("train", 3), ("val", 2)):
             for number in range(count):
-                _write_scan(data / split / f"{split}{number}.npz", seed=number + 10 * count)
-        (data / "dataset.yaml").write_text(
-            "classes: {2: ground, 6: building}\nignored: [0]\nfeatures: [log_intensity, height]\n"
-        )
+                write_town(data / split / f"{split}{number}.npz", number + 10 * count, points=900)
+        (data / "dataset.yaml").write_text(TOWN)
     (user / "recipe.yaml").write_text(_RECIPES[task])
     (user / "notes.txt").write_text("what has nothing to do with any run\n")
     return Job(task, user)
@@ -155,17 +127,3 @@ def _write_view(data: Path, split: str, name: str, *, seed: int) -> None:
     for kind, values in (("images", pixels.astype(np.uint8)), ("labels", ids)):
         (data / kind / split).mkdir(parents=True, exist_ok=True)
         Image.fromarray(values).save(data / kind / split / f"{name}.png")
-
-
-def _write_scan(path: Path, *, seed: int) -> None:
-    """A plane with boxes on it."""
-    rng = np.random.default_rng(seed)
-    points = rng.random((900, 3)) * [12, 12, 0.1]
-    classes = np.full(len(points), 2)
-    for x, y in rng.uniform(0, 9, (3, 2)):
-        roof = (np.abs(points[:, :2] - [x + 1.5, y + 1.5]) < 1.5).all(axis=1)
-        points[roof, 2] += 3
-        classes[roof] = 6
-    classes[:30] = 0
-    intensity = np.where(classes == 6, 400, 100).astype(np.uint16)
-    write_scan(path, RawScan(points=points, columns={"intensity": intensity}, classes=classes))

@@ -9,9 +9,9 @@ from typing import Any
 from hypothesis import strategies as st
 
 from latentgnn.errors import UserError
-from latentgnn.tasks.detection.check import load
 from latentgnn.tasks.detection.config import DataConfig
 from latentgnn.tasks.detection.sets import DetectionSet
+from latentgnn.tasks.detection.sound_sets import load
 from tests.fuzzing.child import Case, command
 from tests.fuzzing.images_and_annotations import can_be_trained_on
 from tests.fuzzing.strategies import damaged, json_files

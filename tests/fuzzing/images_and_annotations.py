@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from latentgnn.errors import UserError
-from latentgnn.tasks.detection.check import load_split
 from latentgnn.tasks.detection.coco import CocoAnnotations, CocoTrainingSet
 from latentgnn.tasks.detection.config import AugmentConfig
+from latentgnn.tasks.detection.sound_sets import load_split
 from latentgnn.tasks.images import read_image
 from tests.fuzzing.child import command, outcome
 from tests.fuzzing.strategies import damaged, json_files

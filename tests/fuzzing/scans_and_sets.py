@@ -14,7 +14,7 @@ from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import parse_config
 from latentgnn.tasks.pointcloud.check import check_split, load_set
 from latentgnn.tasks.pointcloud.config import DataConfig, PointCloudConfig
-from latentgnn.tasks.pointcloud.datasets import resolve
+from latentgnn.tasks.pointcloud.layouts import resolve
 from latentgnn.tasks.pointcloud.samples import TrainingCrops
 from latentgnn.tasks.pointcloud.scans import RawScan, coordinate_fault, read_scan, write_scan
 from latentgnn.tasks.pointcloud.voxels import crops

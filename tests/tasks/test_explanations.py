@@ -14,7 +14,7 @@ import latentgnn
 from latentgnn.cli import main
 from latentgnn.outputs import LIST
 from latentgnn.tasks.image_explaining import Frame
-from latentgnn.tasks.pointcloud.explaining import take_crop
+from latentgnn.tasks.pointcloud.crop import take_crop
 from latentgnn.training.checkpoints import read_checkpoint, write_checkpoint
 from tests.tasks.made_runs import DETECTOR, NETWORK, write_detector, write_images, write_network, write_scans
 
@@ -192,3 +192,27 @@ def test_diagnose_of_scans(network: Path, capsys: pytest.CaptureFixture[str]) ->
     [block] = found["blocks"]
     assert block["name"] == "encoder.1.latentgnn"
     assert block["statistics"]["samples"] == 2
+
+
+@pytest.mark.parametrize("command", ["diagnose", "explore"])
+def test_settings_that_are_not_used_are_not_listed(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    listed = set(re.findall(r"^  --([a-z_.]+)  ", shown, re.MULTILINE))
+    assert {name for name in listed if name.startswith("training.")} == {"training.accelerator"}
+    # Of a detector, a segmenter of images and a point network.
+    assert {"data.root", "data.val_images", "data.on_fault", "data.layout", "data.scale", "data.crop_size"} <= listed
+    assert not {"model.blocks", "model.weights", "data.augment.crop", "loss.lovasz"} & listed
+
+
+def test_diagnose_looks_at_another_place_of_the_set(
+    detector: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = tmp_path / "moved"
+    elsewhere.symlink_to(images)
+    command = ["diagnose", str(detector), "--samples", "1"]
+    assert main([*command, "--data.root", str(elsewhere)]) == 0
+    assert main([*command, "--data.root", str(tmp_path / "none")]) == 1
+    assert f"data.root: there is no folder {tmp_path / 'none'}" in capsys.readouterr().err
+    assert main([*command, "--training.steps", "3"]) == 2
+    assert "--training.steps is a setting that this command does not use: leave it out" in capsys.readouterr().err

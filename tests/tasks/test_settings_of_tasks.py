@@ -1,15 +1,18 @@
-"""Settings of sound types and no sense: refused where they are read, by their whole names."""
+"""What tasks say of their settings; settings of sound types and no sense are refused by their whole names."""
 
 import re
+from importlib import import_module
 from typing import Any
 
 import pytest
 
-from latentgnn.configuration.settings import parse_config
+from latentgnn.configuration.settings import options, parse_config
 from latentgnn.errors import UserError
+from latentgnn.tasks.commands import Commands
 from latentgnn.tasks.detection.config import DetectionConfig
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
 from latentgnn.tasks.segmentation.config import SegmentationConfig
+from latentgnn.tasks.settings import TASKS, settings_of
 
 
 @pytest.mark.parametrize(
@@ -50,6 +53,21 @@ from latentgnn.tasks.segmentation.config import SegmentationConfig
 def test_settings_without_sense(task: type, name: str, text: str, expected: str) -> None:
     with pytest.raises(UserError, match=rf"^{re.escape(name)}: expected .*{re.escape(expected)}.*; got "):
         parse_config(task, {}, [(name, text)])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_a_task_says_of_its_settings_is_there(task: str) -> None:
+    settings = settings_of(task)
+    known = options(settings.config)
+    assert known["task"].default == task
+    alone = settings.without_effect_alone
+    for names in (settings.places, settings.checked, settings.explained, settings.diagnosed, settings.converted):
+        assert set(names) <= set(known)
+    assert {*settings.free_when_trained, *alone, *alone.values()} <= set(known)
+    # Whatever tells how a block looks may be told where it is looked at over a set.
+    assert set(settings.explained) <= set(settings.diagnosed)
+    assert callable(getattr(import_module(f"latentgnn.tasks.{task}.loading"), settings.loader))
+    assert isinstance(import_module(f"latentgnn.tasks.{task}.commands").COMMANDS, Commands)
 
 
 @pytest.mark.parametrize("task", [DetectionConfig, PointCloudConfig, SegmentationConfig])

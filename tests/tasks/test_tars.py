@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from latentgnn.errors import UserError
-from latentgnn.tasks.detection.check import check_split, load_split
+from latentgnn.tasks.detection.check import check_split
 from latentgnn.tasks.detection.coco import CocoTrainingSet, CocoValidationSet, find_split
 from latentgnn.tasks.detection.config import AugmentConfig, DataConfig, DetectionConfig
 from latentgnn.tasks.detection.convert import convert
 from latentgnn.tasks.detection.overview import check_data
+from latentgnn.tasks.detection.sound_sets import load_split
 from latentgnn.tasks.images import read_image
 from latentgnn.tasks.tars import file_of, open_file
 from latentgnn.training.fingerprint import Fingerprint, Record, changes

@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 
 from latentgnn.cli.parsing import Overrides, UsageError, json_argument, output, overwrite_argument
-from latentgnn.cli.settings import configuration_in_use, task_of, with_settings
+from latentgnn.cli.settings import Task, configuration_in_use, with_settings
 from latentgnn.errors import require
+from latentgnn.tasks.settings import task_of
 
 FORMATS = ("safetensors", "torch", "onnx")
 
@@ -26,7 +27,7 @@ def evaluate(arguments: argparse.Namespace, overrides: Overrides) -> int:
         raise UsageError("evaluate needs a run's folder or a checkpoint, or --results FILE")
     if model is None:
         require("yaml", extra="train")
-        task = task_of(dict(overrides), "--task")
+        task = Task(task_of(dict(overrides), "--task"))
         config = with_settings(task, {}, overrides)
         if config.data.root is None:
             raise UsageError("without a run's folder or a checkpoint, --results needs --data.root FOLDER")

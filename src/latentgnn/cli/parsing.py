@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from latentgnn.errors import UserError
+from latentgnn.tasks.settings import Used
 from latentgnn.training.runs import is_first_process
 
 
@@ -40,14 +41,14 @@ class Command:
         arguments: adds its own arguments to a parser.
         run: does it, and returns the exit code.
         settings: takes ``--group.name VALUE`` for settings of the configuration.
-        used: of these, the ones that it uses, see `Task.options`.
+        used: of these, the ones that it uses.
     """
 
     help: str
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace, Overrides], int]
     settings: bool = True
-    used: str | None = None
+    used: Used | None = None
 
 
 def json_argument(parser: argparse.ArgumentParser) -> None:

@@ -57,5 +57,7 @@ def convert(arguments: argparse.Namespace, overrides: Overrides) -> int:
     require("yaml", extra="train")
     task = TASKS["detection"]
     config = with_settings(task, {"data": {"root": arguments.source}}, overrides)
-    task.commands.convert(config, out=arguments.out, overwrite=arguments.overwrite, with_images=not arguments.no_images)
+    from latentgnn.tasks.detection import convert as conversion
+
+    conversion.convert(config, out=arguments.out, overwrite=arguments.overwrite, with_images=not arguments.no_images)
     return 0

@@ -1,69 +1,51 @@
 """Settings on the command line: of which task, laid over a recipe or a run, and their help."""
 
 import argparse
-import importlib
 import textwrap
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from latentgnn.cli.parsing import Command, Overrides, UsageError
 from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import Option, describe, nearest, options, parse_config, renamed
 from latentgnn.errors import UserError, require
-from latentgnn.tasks import table
+from latentgnn.tasks.settings import TASKS as TASK_NAMES
+from latentgnn.tasks.settings import TaskSettings, Used, settings_of, task_of
 from latentgnn.training.runs import recorded_config
+
+if TYPE_CHECKING:
+    from latentgnn.tasks.commands import Commands
 
 DEFAULT_RECIPE = "context"
 
 
 @dataclass(frozen=True)
 class Task:
-    """Where a task lives: ``config.py`` (light) with its configuration, ``commands.py`` with what the commands do."""
+    """A task by its name; what it says of its settings is light, and what its commands do is not."""
 
-    package: str
-    config_name: str
-
-    @property
-    def config_class(self) -> type:
-        config_class: type = getattr(importlib.import_module(f"{self.package}.config"), self.config_name)
-        return config_class
+    name: str
 
     @property
-    def free_when_trained(self) -> frozenset[str]:
-        """Settings of a model that a trained one can be used with other values of."""
-        free: frozenset[str] = importlib.import_module(f"{self.package}.config").FREE_WHEN_TRAINED
-        return free
+    def settings(self) -> TaskSettings:
+        return settings_of(self.name)
 
     @property
-    def without_effect_alone(self) -> dict[str, str]:
-        """Settings that mean something only where another one is given, and that one."""
-        found: dict[str, str] = importlib.import_module(f"{self.package}.config").WITHOUT_EFFECT_ALONE
-        return found
+    def commands(self) -> "Commands[Any, Any, Any]":
+        commands: Commands[Any, Any, Any] = import_module(f"latentgnn.tasks.{self.name}.commands").COMMANDS
+        return commands
 
-    def kept_by_runs(self, trained: Any, now: Any) -> dict[str, str]:
-        """Settings besides the model's that stay a run's own when it is used, and why."""
-        kept: dict[str, str] = importlib.import_module(f"{self.package}.config").kept_by_runs(trained, now)
-        return kept
-
-    @property
-    def commands(self) -> ModuleType:
-        return importlib.import_module(f"{self.package}.commands")
-
-    def options(self, used: str | None) -> dict[str, Option]:
-        """The settings that a command takes: all, or those in the tuple of this name in ``config.py``."""
-        known = options(self.config_class)
-        if used is None:
-            return known
-        names: Collection[str] = getattr(importlib.import_module(f"{self.package}.config"), used)
-        return {name: known[name] for name in names}
+    def options(self, used: Used | None = None) -> dict[str, Option]:
+        """The settings that a command takes: all, or a part of them."""
+        known = options(self.settings.config)
+        return known if used is None else {name: known[name] for name in getattr(self.settings, used)}
 
 
-TASKS = {name: Task(f"latentgnn.tasks.{name}", entry.config) for name, entry in table.TASKS.items()}
+TASKS = {name: Task(name) for name in TASK_NAMES}
 
 
 def split(argv: Sequence[str], parser: argparse.ArgumentParser, command: Command) -> tuple[list[str], Overrides]:
@@ -100,13 +82,13 @@ def split(argv: Sequence[str], parser: argparse.ArgumentParser, command: Command
     return rest, overrides
 
 
-def _no_option(name: str, own: Iterable[str], task: Task | None, used: str | None) -> str:
+def _no_option(name: str, own: Iterable[str], task: Task | None, used: Used | None) -> str:
     """A message about an option that a command does not take: what was perhaps meant, of the task at hand."""
     known = [text[2:] for text in own if text.startswith("--")]
     if task is not None:
-        if now := renamed(task.config_class).get(name):
+        if now := renamed(task.settings.config).get(name):
             return f"there is no option --{name} any more: it is called --{now} now"
-        if any(name in options(other.config_class) for other in TASKS.values()):
+        if any(name in other.options() for other in TASKS.values()):
             return f"--{name} is a setting that this command does not use: leave it out"
         known += task.options(used)
     return f"there is no option --{name}{_nearest_options(name, known)}"
@@ -129,21 +111,14 @@ def _task_at_hand(argv: Sequence[str], parser: argparse.ArgumentParser) -> Task 
         named["model"] = tokens[0]
     try:
         if source := named.get("model") or named.get("--resume"):
-            return task_of(recorded_config(Path(source)), source)
-        return task_of(load_recipe(named["--config"]) if named else {}, "")
+            return Task(task_of(recorded_config(Path(source)), source))
+        return Task(task_of(load_recipe(named["--config"]) if named else {}, ""))
     except (UserError, OSError):
         return None
 
 
 def _setting(name: str) -> Option:
-    return next(known[name] for task in TASKS.values() if name in (known := options(task.config_class)))
-
-
-def task_of(values: Mapping[str, Any], source: str) -> Task:
-    name = values.get("task", "detection")
-    if not isinstance(name, str) or name not in TASKS:
-        raise UserError(f"{source}: there is no task {name!r}; tasks: {', '.join(TASKS)}")
-    return TASKS[name]
+    return next(known[name] for task in TASKS.values() if name in (known := task.options()))
 
 
 def configuration(source: str, overrides: Overrides) -> tuple[Task, Any]:
@@ -154,22 +129,21 @@ def configuration(source: str, overrides: Overrides) -> tuple[Task, Any]:
         values = load_recipe(source)
         if not values:
             raise UserError("it holds no settings")
-        task = task_of(values, source)
+        task = Task(task_of(values, source))
         # First without the settings, so that an error says which of the two it is in.
-        parse_config(task.config_class, values)
+        parse_config(task.settings.config, values)
     except UserError as error:
         raise UsageError(f"{source}: {error}") from None
     return task, with_settings(task, values, overrides)
 
 
 def _refuse_settings_of_others(task: Task, overrides: Overrides) -> None:
-    known = options(task.config_class)
+    known = task.options()
     for name, _ in overrides:
         if name not in known:
-            of = {title: name in options(other.config_class) for title, other in TASKS.items()}
-            this = next(title for title, other in TASKS.items() if other is task)
+            of = {title: name in other.options() for title, other in TASKS.items()}
             raise UsageError(
-                f"--{name} is a setting of {' and '.join(title for title in of if of[title])}, and not of {this}"
+                f"--{name} is a setting of {' and '.join(title for title in of if of[title])}, and not of {task.name}"
                 f"{_nearest_options(name, known)}"
             )
 
@@ -177,7 +151,7 @@ def _refuse_settings_of_others(task: Task, overrides: Overrides) -> None:
 def with_settings(task: Task, values: Mapping[str, Any], overrides: Overrides, *, recorded: bool = False) -> Any:
     _refuse_settings_of_others(task, overrides)
     try:
-        config: Any = parse_config(task.config_class, values, overrides, recorded=recorded)
+        config: Any = parse_config(task.settings.config, values, overrides, recorded=recorded)
     except UserError as error:
         raise UsageError(f"--{error}") from None
     _refuse_without_effect(task, config, overrides, recorded=recorded)
@@ -189,8 +163,8 @@ def _refuse_without_effect(task: Task, config: Any, overrides: Overrides, *, rec
 
     Where that one is switched off on the command line, a recipe or a run may still say what belongs to it.
     """
-    given, by_default = dict(overrides), task.config_class()
-    for name, needed in task.without_effect_alone.items():
+    given, by_default = dict(overrides), task.settings.config()
+    for name, needed in task.settings.without_effect_alone.items():
         value, default = (_value(of, name) for of in (config, by_default))
         in_recipe = not recorded and needed not in given and value != default
         if _value(config, needed) is None and value is not None and (name in given or in_recipe):
@@ -204,7 +178,7 @@ def _value(config: Any, name: str) -> Any:
 def configuration_of_model(source: Path, overrides: Overrides) -> tuple[Task, Any]:
     """The task and the typed configuration of a run's folder or a checkpoint, with settings laid over it."""
     values = recorded_config(source)
-    task = task_of(values, str(source / "config.yaml" if source.is_dir() else source))
+    task = Task(task_of(values, source / "config.yaml" if source.is_dir() else source))
     return task, with_settings(task, values, overrides, recorded=True)
 
 
@@ -218,7 +192,7 @@ def configuration_in_use(source: Path, overrides: Overrides) -> tuple[Task, Any]
     if not overrides:
         return task, config
     _, trained = configuration_of_model(source, [])
-    free, kept = task.free_when_trained, task.kept_by_runs(trained, config)
+    free, kept = task.settings.free_when_trained, task.settings.kept_by_runs(trained, config)
     for name, text in overrides:
         shapes = name.startswith("model.") and name not in free
         if not shapes and name not in kept:
@@ -237,7 +211,7 @@ def configuration_in_use(source: Path, overrides: Overrides) -> tuple[Task, Any]
     return task, config
 
 
-def settings_help(used: str | None) -> str:
+def settings_help(used: Used | None) -> str:
     known = {name: found for name, task in TASKS.items() if (found := task.options(used))}
     first, *others = known.values()
     common = {name for name, option in first.items() if others and all(other.get(name) == option for other in others)}

@@ -8,7 +8,8 @@ from typing import Any
 
 from latentgnn.configuration.settings import nearest
 from latentgnn.errors import UserError, require
-from latentgnn.reading import SCIENTIFIC, read_yaml
+from latentgnn.reading import read_yaml
+from latentgnn.yaml_loader import SCIENTIFIC
 
 # Mappings that are replaced, not merged: a recipe that names its blocks or classes means these and no others.
 REPLACED = frozenset({"model.blocks", "data.classes"})

@@ -1,6 +1,5 @@
 """What blocks do over a data set."""
 
-import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import nn
 from latentgnn.inspection.running import blocks_of, evaluating, run
 from latentgnn.inspection.seen import capture
 from latentgnn.inspection.statistics import BlockStatistics, RunningStatistics
+from latentgnn.progress import counted
 
 
 def summarize(
@@ -46,7 +46,7 @@ def summarize(
     running = {name: RunningStatistics(name) for name in blocks_of(model)}
     take = _first if inputs is None else inputs
     with evaluating(model):
-        for batch in _shown(loader, progress):
+        for batch in counted(loader, "looking") if progress else loader:
             with capture(model) as seen:
                 run(model, take(batch))
             for name, block in seen.items():
@@ -59,15 +59,3 @@ def summarize(
 
 def _first(batch: Any) -> Any:
     return batch[0] if isinstance(batch, tuple | list) else batch
-
-
-def _shown(loader: Iterable[Any], progress: bool) -> Iterable[Any]:
-    """The batches, with a progress bar on a terminal."""
-    if not progress or not sys.stderr.isatty():
-        return loader
-    try:
-        from rich.console import Console
-        from rich.progress import track
-    except ModuleNotFoundError:
-        return loader
-    return track(loader, "looking", console=Console(stderr=True), transient=True)

@@ -5,8 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from latentgnn.errors import UserError
+
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, Split] = ("train", "val")
+
+SHOWN = 20
+"""Faults that an error lists before it only counts them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +43,7 @@ class Report(Protocol):
     @property
     def faults(self) -> Sequence[object]: ...
 
-    def text(self) -> str: ...
+    def text(self, limit: int | None = None) -> str: ...
 
     def to_json(self) -> dict[str, Any]: ...
 
@@ -57,6 +62,26 @@ def fault_lines(faults: Iterable[object], limit: int | None) -> list[str]:
     lines = [str(fault) for fault in faults]
     left_out = len(lines[limit:]) if limit is not None else 0
     return [*lines[:limit], f"... and {left_out} more"] if left_out else lines
+
+
+def faults_left_out(report: Report, kind: str, *, on_fault: str, samples: int, sound: int) -> str:
+    """What is to be said of samples that are left out for their faults; empty where there are none.
+
+    Args:
+        report: of a split.
+        kind: what a sample is called.
+        on_fault: ``data.on_fault``.
+        samples: how many there are.
+        sound: those of them without faults.
+
+    Raises:
+        UserError: with the first faults, if they stop a run, or no sample is left without them.
+    """
+    if report.faults and on_fault == "stop":
+        raise UserError(f"{report.text(SHOWN)}\nmend these {kind}s, or leave them out with --data.on_fault skip")
+    if not sound:
+        raise UserError(f"{report.text(SHOWN)}\nno {kind} is left without these")
+    return f"{report.text(SHOWN)}\nleft out: {kind}s {samples - sound}" if report.faults else ""
 
 
 def is_faultless(reports: Mapping[str, Report]) -> bool:

@@ -1,8 +1,12 @@
-"""Figures of semantic segmentation: IoU of every class, their mean, accuracies, and the confusion matrix."""
+"""Figures of semantic segmentation: IoU of every class, their mean, accuracies, and the confusion matrix.
+
+Beside them what comes of a sample that is scored, and of a file that is predicted.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +26,34 @@ def confusion_matrix(labels: NDArray[np.int64], predictions: NDArray[np.int64], 
     scored = labels != IGNORE
     cells = labels[scored] * num_classes + predictions[scored]
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes).astype(np.int64)
+
+
+class Result(NamedTuple):
+    """What came of a sample.
+
+    Args:
+        number: its place in its set.
+        confusion: int64, (K, K), see `confusion_matrix`.
+        predicted: classes of all its points or pixels, where a picture is made of them.
+    """
+
+    number: int
+    confusion: NDArray[np.int64]
+    predicted: NDArray[np.int64] | None
+
+
+class Predicted(NamedTuple):
+    """The prediction for a file.
+
+    Args:
+        source: the file.
+        path: what was written, with the predicted classes.
+        counts: points or pixels taken for each class, (K,).
+    """
+
+    source: Path
+    path: Path
+    counts: NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

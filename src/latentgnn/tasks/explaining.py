@@ -1,20 +1,18 @@
 """What the commands ``explain`` and ``diagnose`` do for any task."""
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
 from torch import nn
 
 from latentgnn.errors import UserError
 from latentgnn.inspection import BlockStatistics, Report, findings, report, summarize
 from latentgnn.layer import LatentGNN
 from latentgnn.outputs import Results
+from latentgnn.progress import counted
 from latentgnn.tasks.inputs import noted, raise_faults, result_names
 from latentgnn.tasks.panels import figures_table, in_words
 from latentgnn.training.page import render
@@ -50,11 +48,6 @@ class Explained:
     caption: str
 
 
-def block_names(model: nn.Module) -> list[str]:
-    """The names of all blocks of a model, in its order."""
-    return [name for name, module in model.named_modules() if isinstance(module, LatentGNN)]
-
-
 def spread(total: int, most: int) -> list[int]:
     """Places spread over a set.
 
@@ -66,17 +59,18 @@ def spread(total: int, most: int) -> list[int]:
     return [place * total // count for place in range(count)]
 
 
-def chosen_blocks(names: Sequence[str], wanted: str | None, source: Path) -> list[str]:
-    """The names of the blocks that are explained.
+def chosen_blocks(model: nn.Module, wanted: str | None, source: Path) -> list[str]:
+    """The names of the blocks that are explained, in the model's order.
 
     Args:
-        names: of all.
+        model: that has them.
         wanted: a block, the module that it stands after, or a part of its name; ``None`` for all.
         source: the run, for errors.
 
     Raises:
         UserError: there is none.
     """
+    names = [name for name, module in model.named_modules() if isinstance(module, LatentGNN)]
     if not names:
         raise UserError(
             f"the model in {source} has no LatentGNN blocks (model.blocks is empty): name a run that has some, such as "
@@ -173,9 +167,9 @@ def diagnose(model: nn.Module, samples: Iterable[Any], *, total: int) -> Report:
             yield sample
         yield from iterator
 
-    console = Console(stderr=True)
-    bar = track(seen(), "diagnose", total=total, transient=True, console=console, disable=not sys.stderr.isatty())
-    statistics = summarize(model, bar, inputs=lambda sample: sample, progress=False)
+    statistics = summarize(
+        model, counted(seen(), "diagnose", total=total), inputs=lambda sample: sample, progress=False
+    )
     first = reports[0]
     blocks = []
     for block in first.blocks:

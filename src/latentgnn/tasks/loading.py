@@ -7,8 +7,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from latentgnn.configuration.settings import parse_config
-from latentgnn.errors import UserError
-from latentgnn.tasks.table import TASKS
+from latentgnn.tasks.settings import settings_of, task_of
 
 
 class Trained(Protocol):
@@ -58,12 +57,9 @@ def load_run(path: Path | str, *, device: str = "cpu", from_hub: bool = False, r
     path = find(path, from_hub=from_hub, revision=revision)
     checkpoint = trained_weights(path)
     values = recorded_config(path) if path.is_dir() else checkpoint.config
-    task = values.get("task", "detection")
-    if task not in TASKS:
-        raise UserError(f"{path}: there is no task {task!r}; tasks: {', '.join(TASKS)}")
-    entry = TASKS[task]
-    config_class = getattr(import_module(f"latentgnn.tasks.{task}.config"), entry.config)
-    config = parse_config(config_class, values, recorded=True)
-    trained: Trained = getattr(import_module(f"latentgnn.tasks.{task}.loading"), entry.loader)(config, checkpoint)
+    task = task_of(values, path)
+    settings = settings_of(task)
+    config: Any = parse_config(settings.config, values, recorded=True)
+    trained: Trained = getattr(import_module(f"latentgnn.tasks.{task}.loading"), settings.loader)(config, checkpoint)
     trained.model.to(device)
     return trained

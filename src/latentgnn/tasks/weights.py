@@ -47,19 +47,6 @@ class Fit:
     left_out: dict[str, str]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """What a model began with.
-
-    Args:
-        lines: for a person: what was loaded, left out and started anew.
-        trained: names of the parameters that were taken over whole, but for the blocks'.
-    """
-
-    lines: tuple[str, ...]
-    trained: frozenset[str]
-
-
 def fit_weights(
     weights: Mapping[str, Tensor],
     model: Mapping[str, Tensor],

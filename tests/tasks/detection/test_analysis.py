@@ -13,7 +13,8 @@ from PIL import Image
 
 from latentgnn.tasks.detection.analysis import Analysis, ImageScore, image_scores
 from latentgnn.tasks.detection.coco import CocoAnnotations
-from latentgnn.tasks.detection.evaluation import CocoEvaluator, Match, load_results
+from latentgnn.tasks.detection.evaluation import CocoEvaluator, Match
+from latentgnn.tasks.detection.results import load_results
 from latentgnn.tasks.figures import UNDEFINED
 
 CAT, DOG = 3, 7

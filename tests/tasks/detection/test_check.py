@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from latentgnn.errors import UserError
-from latentgnn.tasks.detection.check import check_split, load_split
+from latentgnn.tasks.detection.check import check_split
 from latentgnn.tasks.detection.segmentations import decode_counts, decode_masks
+from latentgnn.tasks.detection.sound_sets import load_split
 
 # Encoded by hand: 20 * 16 = 320 pixels; runs 85 (5 + 5 * 16), 4, 12, 4 and 215 to the end.
 RUNS = [85, 4, 12, 4, 215]

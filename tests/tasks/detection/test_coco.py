@@ -10,7 +10,6 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from latentgnn.errors import UserError
-from latentgnn.tasks.detection.check import load_split
 from latentgnn.tasks.detection.coco import (
     CocoAnnotations,
     CocoTrainingSet,
@@ -19,6 +18,7 @@ from latentgnn.tasks.detection.coco import (
     find_split,
 )
 from latentgnn.tasks.detection.config import AugmentConfig, DataConfig
+from latentgnn.tasks.detection.sound_sets import load_split
 from latentgnn.training.loading import batches, make_loader
 
 OFF = AugmentConfig(horizontal_flip=0.0)

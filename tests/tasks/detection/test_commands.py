@@ -18,63 +18,12 @@ from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import parse_config
 from latentgnn.errors import UserError
 from latentgnn.outputs import LIST
-from latentgnn.tasks.detection import commands
+from latentgnn.tasks.detection.commands import COMMANDS
 from latentgnn.tasks.detection.config import DetectionConfig
+from latentgnn.tasks.detection.task import DetectionTask
 from latentgnn.training.runs import RunFolder
 from tests.tasks.detection.tiny_sets import write_yolo
-
-TINY = """
-model:
-  backbone: resnet18
-  norm: batch_norm
-  trainable_stages: 5
-  blocks: {C4: 4}
-  block: {norm: batch_norm, gamma_init: 0.5}
-  fpn_channels: 16
-  min_size: [48]
-  max_size: 64
-  anchor_sizes: [8, 16, 32, 64, 128]
-  rpn_pre_nms: [50, 50]
-  rpn_post_nms: [20, 20]
-  box_batch_size: 8
-  box_head_channels: 16
-  mask_head_layers: 1
-  mask_head_channels: 8
-  score_threshold: 0.0
-  detections_per_image: 10
-training:
-  steps: 2
-  batch_size: 2
-  workers: 0
-  accelerator: cpu
-  log_every: 1
-  optimizer: {name: adamw, learning_rate: 0.001}
-  schedule: {name: constant, warmup_steps: 0}
-evaluation: {sample_pictures: 2}
-"""
-
-
-def write_split(root, split, count, *, masks=True):
-    """Bright squares on noise, of two categories with a gap between their ids."""
-    random = np.random.default_rng(len(split))
-    images, annotations = [], []
-    (root / split).mkdir(parents=True)
-    (root / "annotations").mkdir(exist_ok=True)
-    for index in range(count):
-        pixels = random.integers(0, 80, (48, 64, 3), dtype=np.uint8)
-        for category in (3, 7):
-            x, y = int(random.integers(0, 40)), int(random.integers(0, 28))
-            pixels[y : y + 16, x : x + 16, category // 4] = 255
-            annotation = {"id": len(annotations) + 1, "image_id": index + 10, "category_id": category, "iscrowd": 0}
-            annotation |= {"bbox": [x, y, 16, 16], "area": 256}
-            if masks:
-                annotation["segmentation"] = [[x, y, x + 16, y, x + 16, y + 16, x, y + 16]]
-            annotations.append(annotation)
-        Image.fromarray(pixels).save(root / split / f"{split}{index}.png")
-        images.append({"id": index + 10, "file_name": f"{split}{index}.png", "width": 64, "height": 48})
-    content = {"images": images, "annotations": annotations}
-    content["categories"] = [{"id": 7, "name": "blue"}, {"id": 3, "name": "red"}]
-    (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+from tests.tasks.tiny_runs import DETECTION, check_resumed, stop, train, weights_of, write_recipe, write_split
 
 
 @pytest.fixture(scope="module")
@@ -87,21 +36,13 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    path.write_text(TINY)
-    return path
+    return write_recipe(tmp_path_factory.mktemp("recipe"), DETECTION)
 
 
 @pytest.fixture(scope="module")
 def run(data, recipe):
     """A finished run of two steps."""
-    folder = data.parent / "run"
-    assert main(["train", "--config", str(recipe), "--data.root", str(data), "--out", str(folder)]) == 0
-    return folder
-
-
-def weights_of(run):
-    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return train(recipe, data, data.parent / "run")
 
 
 def test_a_run_folder_holds_everything(run):
@@ -246,37 +187,24 @@ def test_predicting_needs_the_checkpoint_alone(run, data, tmp_path, monkeypatch)
 
 def test_a_stopped_run_resumes_to_the_same_weights(run, data, recipe, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "stopped"
-    losses = commands.DetectionTask.losses
-
-    def interrupted(self, batch):
-        if (folder / "checkpoints" / "last.ckpt").exists():
-            raise KeyboardInterrupt
-        return losses(self, batch)
-
-    argv = ["train", "--config", str(recipe), "--data.root", str(data), "--training.checkpoint_every", "1"]
-    with monkeypatch.context() as patch:
-        patch.setattr(commands.DetectionTask, "losses", interrupted)
-        assert main([*argv, "--out", str(folder)]) == 1
+    command = ["train", "--config", str(recipe), "--data.root", str(data)]
+    stop(DetectionTask, command, folder, monkeypatch)
     error = capsys.readouterr().err
     assert "Traceback" not in error
     assert f"continue with: latentgnn train --resume {folder}" in error
-
-    assert main(["train", "--resume", str(folder)]) == 0
-    whole, resumed = weights_of(run), weights_of(folder)
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    check_resumed(folder, run)
 
 
 def test_an_image_that_vanishes_ends_the_run_with_one_line(data, recipe, tmp_path, monkeypatch, capfd):
     root, folder = tmp_path / "data", tmp_path / "run"
     shutil.copytree(data, root)
-    losses = commands.DetectionTask.losses
+    losses = DetectionTask.losses
 
     def vanish(self, batch):
         (root / "train" / "train2.png").unlink(missing_ok=True)
         return losses(self, batch)
 
-    monkeypatch.setattr(commands.DetectionTask, "losses", vanish)
+    monkeypatch.setattr(DetectionTask, "losses", vanish)
     argv = ["train", "--config", str(recipe), "--data.root", str(root), "--out", str(folder)]
     assert main([*argv, "--training.steps", "100", "--training.workers", "2"]) == 1
     assert capfd.readouterr().err == f"latentgnn: {root / 'train' / 'train2.png'}: there is no such image\n"
@@ -343,13 +271,13 @@ def test_both_models_of_a_comparison_start_from_the_same_weights(run, data, reci
         # Other categories, for which the last layers start anew, on both sides alike.
         config = replace(config, model=replace(config.model, weights=str(run), blocks={"C4": 8}))
     here = replace(config, data=replace(config.data, root=str(data)))
-    train_set, val_set = commands._load(here, Path(), resume=False)
+    data = COMMANDS.load(here, Path(), resume=False)
     if trained:
-        train_set.categories = [(3, "green"), (7, "yellow")]
+        data[0].categories = [(3, "green"), (7, "yellow")]
 
     def weights_of_side(config: DetectionConfig, name: str) -> dict[str, torch.Tensor]:
         folder = RunFolder.create(tmp_path / name, task=name)
-        task = commands._task(config, folder, train_set, val_set, resume=False)
+        task = COMMANDS.task(config, folder, data, goes_on=False)
         assert (folder.trained_at_start() == task.trained) if trained else not task.trained
         return task.model.state_dict()
 

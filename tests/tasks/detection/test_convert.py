@@ -9,10 +9,11 @@ from faster_coco_eval import COCO
 from PIL import Image
 
 from latentgnn.cli import main
-from latentgnn.tasks.detection.check import check, load
+from latentgnn.tasks.detection.check import check
 from latentgnn.tasks.detection.config import DataConfig
 from latentgnn.tasks.detection.segmentations import decode_masks
 from latentgnn.tasks.detection.sets import DetectionSet
+from latentgnn.tasks.detection.sound_sets import load
 from tests.tasks.detection.tiny_sets import BOXES, WRITERS, write_image, write_voc, write_yolo
 
 

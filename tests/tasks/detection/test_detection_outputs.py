@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_commands import TINY, write_split
 
 from latentgnn.cli import main
 from latentgnn.tasks.detection import prediction
+from tests.tasks.tiny_runs import DETECTION, train, write_recipe, write_split
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +28,12 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recipe(data):
-    path = data.parent / "tiny.yaml"
-    path.write_text(TINY)
-    return path
+    return write_recipe(data.parent, DETECTION)
 
 
 @pytest.fixture(scope="module")
 def run(data, recipe):
-    folder = data.parent / "run"
-    argv = ["train", "--config", str(recipe), "--data.root", str(data), "--out", str(folder), "--training.steps", "1"]
-    assert main(argv) == 0
-    return folder
+    return train(recipe, data, data.parent / "run", "--training.steps", "1")
 
 
 @pytest.fixture
@@ -156,7 +151,7 @@ def test_a_place_that_cannot_be_written_to_is_told_before_the_work(
     def work(*_):
         raise AssertionError("this is work")
 
-    monkeypatch.setattr("latentgnn.tasks.detection.commands.load", work)
+    monkeypatch.setattr("latentgnn.tasks.detection.run_sets.load", work)
     monkeypatch.setattr(prediction, "read_image", work)
     (tmp_path / "file").write_bytes(b"mine")
     for out, message in (

@@ -7,13 +7,8 @@ import pytest
 import torch
 
 from latentgnn.errors import UserError
-from latentgnn.tasks.detection.evaluation import (
-    CocoEvaluator,
-    encode_masks,
-    kinds_of,
-    load_results,
-    records_of,
-)
+from latentgnn.tasks.detection.evaluation import CocoEvaluator
+from latentgnn.tasks.detection.results import encode_masks, kinds_of, load_results, records_of
 from latentgnn.tasks.detection.segmentations import decode_masks
 
 EXPECTED_NAMES = (

@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 
 from latentgnn.errors import UserError
-from latentgnn.tasks.detection.check import check, load
+from latentgnn.tasks.detection.check import check
 from latentgnn.tasks.detection.coco import CocoTrainingSet
 from latentgnn.tasks.detection.config import AugmentConfig, DataConfig
 from latentgnn.tasks.detection.formats.records import Reading
 from latentgnn.tasks.detection.segmentations import decode_masks
 from latentgnn.tasks.detection.sets import DetectionSet
+from latentgnn.tasks.detection.sound_sets import load
 from tests.tasks.detection.tiny_sets import (
     BOXES,
     CAT,

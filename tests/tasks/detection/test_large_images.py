@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from latentgnn.cli import main
-from tests.tasks.detection.test_commands import TINY, write_split
+from tests.tasks.tiny_runs import DETECTION, train, write_recipe, write_split
 
 PROGRAM = "import sys; from latentgnn.cli import main; sys.exit(main())"
 
@@ -26,11 +26,8 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(data):
     """A run of two steps on crops, validated by tiles."""
-    recipe, folder = data.parent / "tiny.yaml", data.parent / "run"
-    recipe.write_text(TINY)
     settings = ["--data.crop.size", "40", "--evaluation.tiles", "40", "--evaluation.tile_overlap", "0.3"]
-    assert main(["train", "--config", str(recipe), "--data.root", str(data), "--out", str(folder), *settings]) == 0
-    return folder
+    return train(write_recipe(data.parent, DETECTION), data, data.parent / "run", *settings)
 
 
 def predictions(folder):

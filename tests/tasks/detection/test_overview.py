@@ -8,10 +8,10 @@ from PIL import Image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from latentgnn.cli import main
-from latentgnn.tasks.detection.check import load
 from latentgnn.tasks.detection.config import DataConfig, DetectionConfig, EvaluationConfig, ModelConfig
 from latentgnn.tasks.detection.fit import misfits
 from latentgnn.tasks.detection.sets import DetectionSet
+from latentgnn.tasks.detection.sound_sets import load
 from latentgnn.tasks.detection.summary import scale, summarize
 from tests.tasks.detection.tiny_sets import WRITERS, voc_xml, write_voc, write_yolo
 

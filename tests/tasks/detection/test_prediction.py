@@ -9,9 +9,11 @@ from torch import nn
 
 from latentgnn.errors import UserError
 from latentgnn.outputs import LIST
-from latentgnn.tasks.detection.evaluation import CocoEvaluator, load_results
+from latentgnn.tasks.detection.evaluation import CocoEvaluator
+from latentgnn.tasks.detection.finder import Finder
 from latentgnn.tasks.detection.pictures import colour_of
 from latentgnn.tasks.detection.prediction import expand_images, predict_paths
+from latentgnn.tasks.detection.results import load_results
 from latentgnn.tasks.detection.segmentations import decode_masks
 
 NAMES = [(3, "cat"), (8, "dog")]
@@ -96,12 +98,9 @@ def test_inputs_without_images_are_named(tmp_path, entry, message):
 
 def test_pictures_and_results_are_written(tmp_path):
     paths = [write_image(tmp_path / "in" / "a.png"), write_image(tmp_path / "in" / "b.png")]
-    out, seen = tmp_path / "out", []
+    out = tmp_path / "out"
     model = Fixed().train()
-    count = predict_paths(
-        model, paths, out=out, category_names=NAMES, on_image=lambda path, count: seen.append((path, count))
-    )
-    assert count == 2
+    assert predict_paths(Finder(model, NAMES), paths, out=out) == 2
     records = json.loads((out / "predictions.json").read_text())
     assert [(r["image_id"], r["file_name"], r["category_id"], r["score"], r["bbox"]) for r in records] == [
         (index, str(path), 8, 0.75, [10, 5, 20, 15]) for index, path in enumerate(paths)
@@ -111,7 +110,6 @@ def test_pictures_and_results_are_written(tmp_path):
     assert mask.sum() == 300
     assert torch.allclose(model.seen[0][:, 0, 0], torch.tensor([50.0, 60, 70]) / 255)
     assert sorted(p.name for p in out.rglob("*") if p.is_file()) == [LIST, "a.png", "b.png", "predictions.json"]
-    assert seen == [(paths[0], 1), (paths[1], 1)]
     with Image.open(out / "pictures" / "a.png") as picture:
         assert picture.size == (800, 600)
         assert picture.getpixel((200, 300)) == colour_of(1)
@@ -120,12 +118,13 @@ def test_pictures_and_results_are_written(tmp_path):
 
 def test_the_threshold_and_the_options(tmp_path):
     path = write_image(tmp_path / "a.png")
-    options = {"category_names": NAMES, "pictures": False, "image_ids": {path: 42}}
-    assert predict_paths(Fixed(masks=False), [path], out=tmp_path / "out", score_threshold=0.25, **options) == 2
+    finder = Finder(Fixed(masks=False), NAMES, score_threshold=0.25)
+    assert predict_paths(finder, [path], out=tmp_path / "out", pictures=False) == 2
     records = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert [(r["image_id"], r["category_id"]) for r in records] == [(42, 8), (42, 3)]
+    assert [(r["image_id"], r["category_id"]) for r in records] == [(0, 8), (0, 3)]
     assert "segmentation" not in records[0]
-    assert predict_paths(Fixed(), [path], out=tmp_path / "none", score_threshold=0.8, **options) == 0
+    finder = Finder(Fixed(), NAMES, score_threshold=0.8)
+    assert predict_paths(finder, [path], out=tmp_path / "none", pictures=False) == 0
     assert json.loads((tmp_path / "none" / "predictions.json").read_text()) == []
     assert not (tmp_path / "none" / "pictures").exists()
 
@@ -133,14 +132,14 @@ def test_the_threshold_and_the_options(tmp_path):
 def test_the_file_can_be_scored(tmp_path):
     path = write_image(tmp_path / "a.png")
     out = tmp_path / "out"
-    predict_paths(Fixed(), [path], out=out, category_names=NAMES, score_threshold=0, image_ids={path: 9})
+    predict_paths(Finder(Fixed(), NAMES, score_threshold=0), [path], out=out)
     dataset = {
-        "images": [{"id": 9, "width": 40, "height": 30, "file_name": "a.png"}],
+        "images": [{"id": 0, "width": 40, "height": 30, "file_name": "a.png"}],
         "categories": [{"id": i, "name": name} for i, name in NAMES],
         "annotations": [
             {
                 "id": 1,
-                "image_id": 9,
+                "image_id": 0,
                 "category_id": 8,
                 "bbox": [10, 5, 20, 15],
                 "area": 300,
@@ -156,7 +155,7 @@ def test_the_file_can_be_scored(tmp_path):
 def test_pictures_lie_as_their_images_do(tmp_path):
     names = ("x/a.png", "y/A.png", "y/a.jpg", "z/a-2.png")
     paths = [write_image(tmp_path / name) for name in names]
-    predict_paths(Fixed(), paths, out=tmp_path / "out", category_names=NAMES)
+    predict_paths(Finder(Fixed(), NAMES), paths, out=tmp_path / "out")
     folder = tmp_path / "out" / "pictures"
     pictures = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
     assert pictures == ["x/a.png", "y/A.png", "y/a-2.png", "z/a-2.png"]
@@ -167,7 +166,7 @@ def test_images_turn_as_in_training(tmp_path):
     exif[0x0112] = 6
     path = write_image(tmp_path / "turned.jpg", exif=exif)
     model = Fixed()
-    predict_paths(model, [path], out=tmp_path / "out", category_names=NAMES)
+    predict_paths(Finder(model, NAMES), [path], out=tmp_path / "out")
     assert model.seen[0].shape == (3, 40, 30)
     with Image.open(tmp_path / "out" / "pictures" / "turned.png") as picture:
         assert picture.size == (600, 800)
@@ -180,7 +179,7 @@ def test_a_broken_image_does_not_stop_the_others(tmp_path):
     cut.write_bytes(cut.read_bytes()[:2000])
     paths = [write_image(tmp_path / "a.png"), cut, write_image(tmp_path / "c.png")]
     with pytest.raises(UserError, match=r"1 of 3 images failed.*\n.*b\.png"):
-        predict_paths(Fixed(), paths, out=tmp_path / "out", category_names=NAMES)
+        predict_paths(Finder(Fixed(), NAMES), paths, out=tmp_path / "out")
     records = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [r["image_id"] for r in records] == [0, 2]
     assert sorted(p.name for p in (tmp_path / "out" / "pictures").iterdir()) == ["a.png", "c.png"]
@@ -195,7 +194,7 @@ def test_an_image_that_takes_too_much_memory_does_not_stop_the_others(tmp_path):
 
     paths = [write_image(tmp_path / f"{width}.png", size=(width, 30)) for width in (40, 41, 39)]
     with pytest.raises(UserError, match=r"1 of 3 images failed.*\n  .*41\.png: out of memory \(.*allocate memory"):
-        predict_paths(Large(), paths, out=tmp_path / "out", category_names=NAMES)
+        predict_paths(Finder(Large(), NAMES), paths, out=tmp_path / "out")
     records = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [record["file_name"] for record in records] == [str(paths[0]), str(paths[2])]
 
@@ -203,4 +202,4 @@ def test_an_image_that_takes_too_much_memory_does_not_stop_the_others(tmp_path):
 def test_an_output_that_is_a_file_is_refused(tmp_path):
     path = write_image(tmp_path / "a.png")
     with pytest.raises(UserError, match="this is a file"):
-        predict_paths(Fixed(), [path], out=path, category_names=NAMES)
+        predict_paths(Finder(Fixed(), NAMES), [path], out=path)

@@ -10,9 +10,9 @@ import pytest
 
 from latentgnn.cli import main
 from latentgnn.errors import UserError
-from latentgnn.tasks.detection.check import load
 from latentgnn.tasks.detection.config import DataConfig
 from latentgnn.tasks.detection.sets import DetectionSet
+from latentgnn.tasks.detection.sound_sets import load
 from latentgnn.tasks.detection.splits import draw_split, keep_split, kept_split
 from tests.tasks.detection.tiny_sets import WRITERS, write_coco, write_voc, write_yolo
 

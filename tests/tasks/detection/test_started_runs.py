@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_commands import TINY, commands, weights_of, write_split
 
 from latentgnn.cli import main
+from latentgnn.tasks.detection.task import DetectionTask
+from tests.tasks.tiny_runs import DETECTION, stop, weights_of, write_recipe, write_split
 
 KILLED = """
 import os, signal, sys
@@ -36,9 +37,7 @@ EMBEDDED = ["--data.embedded_train", "4", "--data.embedded_val", "2", "--data.em
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    path.write_text(TINY)
-    return path
+    return write_recipe(tmp_path_factory.mktemp("recipe"), DETECTION)
 
 
 @pytest.mark.parametrize(
@@ -109,17 +108,8 @@ def stopped(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     write_split(root, "train", 5)
     write_split(root, "val", 3)
     folder = root.parent / "run"
-    losses = commands.DetectionTask.losses
-
-    def interrupted(self: Any, batch: Any) -> Any:
-        if (folder / "checkpoints" / "last.ckpt").exists():
-            raise KeyboardInterrupt
-        return losses(self, batch)
-
-    argv = ["train", "--config", str(recipe), "--data.root", str(root), "--training.checkpoint_every", "1"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commands.DetectionTask, "losses", interrupted)
-        assert main([*argv, "--out", str(folder)]) == 1
+        stop(DetectionTask, ["train", "--config", str(recipe), "--data.root", str(root)], folder, patch)
     return folder, root
 
 

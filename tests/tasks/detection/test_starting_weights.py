@@ -14,7 +14,7 @@ from latentgnn.errors import UserError
 from latentgnn.tasks.detection.config import BlockConfig, ModelConfig
 from latentgnn.tasks.detection.model import build_detector
 from latentgnn.tasks.detection.weights.start import body_parameters, start_from
-from latentgnn.tasks.weights import Start
+from latentgnn.tasks.starting import Start
 from latentgnn.training.checkpoints import write_checkpoint
 from latentgnn.training.optimization import blocks_of
 

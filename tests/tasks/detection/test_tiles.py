@@ -7,8 +7,8 @@ from PIL import Image
 from scipy import ndimage
 from torch import nn
 
-from latentgnn.tasks.detection.evaluation import encode_masks, records_of
 from latentgnn.tasks.detection.merging import merge_tiles
+from latentgnn.tasks.detection.results import encode_masks, records_of
 from latentgnn.tasks.detection.segmentations import decode_masks
 from latentgnn.tasks.detection.tiles import Tiling, detect_in_tiles
 from latentgnn.tasks.detection.windows import Window

@@ -11,6 +11,7 @@ from torch import nn
 
 from latentgnn.errors import UserError
 from latentgnn.outputs import LIST
+from latentgnn.tasks.detection.finder import Finder
 from latentgnn.tasks.detection.pictures import colour_of
 from latentgnn.tasks.detection.video import VideoReader, check_video, require_video, writing_video
 from latentgnn.tasks.detection.video_prediction import expand_videos, names_videos, predict_videos
@@ -102,11 +103,9 @@ def test_records_and_videos_are_written(tmp_path):
     paths = [write_video(tmp_path / "in" / "a.mp4"), write_video(tmp_path / "in" / "b.mp4", GRAYS[::-1])]
     out, seen = tmp_path / "out", []
     counted = predict_videos(
-        Gray().train(),
+        Finder(Gray().train(), NAMES),
         paths,
         out=out,
-        category_names=NAMES,
-        score_threshold=0.5,
         on_frame=lambda *progress: seen.append(progress),
     )
     # Brighter than a half are three frames of each.
@@ -133,7 +132,7 @@ def test_records_and_videos_are_written(tmp_path):
 @needs_video
 def test_results_alone(tmp_path):
     path = write_video(tmp_path / "a.mp4")
-    predict_videos(Gray(), [path], out=tmp_path / "out", category_names=NAMES, pictures=False)
+    predict_videos(Finder(Gray(), NAMES), [path], out=tmp_path / "out", pictures=False)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [LIST, "predictions.json"]
 
 
@@ -142,7 +141,7 @@ def test_a_damaged_video_does_not_stop_the_others(tmp_path):
     good, bad = write_video(tmp_path / "good.mp4"), tmp_path / "bad.mp4"
     bad.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
     with pytest.raises(UserError, match=r"1 of 2 videos failed") as error:
-        predict_videos(Gray(), [bad, good], out=tmp_path / "out", category_names=NAMES)
+        predict_videos(Finder(Gray(), NAMES), [bad, good], out=tmp_path / "out")
     assert f"{bad}: the video cannot be read" in str(error.value)
     assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) == 3
     assert [p.name for p in (tmp_path / "out" / "videos").iterdir()] == ["good.mp4"]
@@ -152,7 +151,7 @@ def test_a_damaged_video_does_not_stop_the_others(tmp_path):
 def test_what_was_found_before_ctrl_c_is_kept_and_no_half_video(tmp_path):
     path = write_video(tmp_path / "a.mp4")
     with pytest.raises(UserError, match="interrupted"):
-        predict_videos(Gray(fails_at=6), [path], out=tmp_path / "out", category_names=NAMES)
+        predict_videos(Finder(Gray(fails_at=6), NAMES), [path], out=tmp_path / "out")
     assert len(json.loads((tmp_path / "out" / "predictions.json.partial").read_text())) == 2
     assert not list((tmp_path / "out").rglob("*.mp4"))
 
@@ -162,6 +161,7 @@ import resource, sys
 import torch
 from torch import nn
 from pathlib import Path
+from latentgnn.tasks.detection.finder import Finder
 from latentgnn.tasks.detection.video_prediction import predict_videos
 
 class Nothing(nn.Module):
@@ -170,7 +170,7 @@ class Nothing(nn.Module):
 
 torch.set_num_threads(1)
 for path in sys.argv[2:]:
-    predict_videos(Nothing(), [Path(path)], out=Path(sys.argv[1]) / Path(path).stem, category_names=[(1, "a")])
+    predict_videos(Finder(Nothing(), [(1, "a")]), [Path(path)], out=Path(sys.argv[1]) / Path(path).stem)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

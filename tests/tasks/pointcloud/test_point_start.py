@@ -19,7 +19,7 @@ from latentgnn.tasks.pointcloud.features import feature_columns
 from latentgnn.tasks.pointcloud.model import PointNetwork, build_point_network
 from latentgnn.tasks.pointcloud.scans import RawScan, write_scan
 from latentgnn.tasks.pointcloud.start import start_from
-from latentgnn.tasks.weights import Start
+from latentgnn.tasks.starting import Start
 from latentgnn.training.checkpoints import write_checkpoint
 from latentgnn.training.config import TrainingConfig
 

@@ -14,58 +14,18 @@ from latentgnn.configuration.recipes import list_recipes, load_recipe, to_yaml
 from latentgnn.configuration.settings import parse_config, plain_data
 from latentgnn.errors import UserError
 from latentgnn.outputs import LIST
-from latentgnn.tasks.pointcloud import commands
+from latentgnn.tasks.pointcloud.commands import COMMANDS
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
-from latentgnn.tasks.pointcloud.datasets import Source
+from latentgnn.tasks.pointcloud.layouts import Source
 from latentgnn.tasks.pointcloud.loading import load_segmenter
+from latentgnn.tasks.pointcloud.model import build_point_network
 from latentgnn.tasks.pointcloud.scans import RawScan, read_scan, write_scan
+from latentgnn.tasks.pointcloud.task import PointCloudTask
 from latentgnn.training.checkpoints import write_checkpoint
 from latentgnn.training.commands import trained_weights
 from latentgnn.training.fingerprint import changes
 from latentgnn.training.runs import RunFolder
-
-TINY = """
-task: pointcloud
-model:
-  widths: [8, 16]
-  depths: [1, 1]
-  grids: [1.0]
-  neighbors: 6
-  blocks: {L1: 4}
-  block: {norm: batch_norm, gamma_init: 0.5, reduction: 4, node_scale: mean}
-loss: {lovasz: 1.0}
-data: {voxel: 0.3, crop: column, crop_size: 5.0, overlap: 0.5, crops_per_scan: 4, class_weighting: 0.5}
-training:
-  steps: 3
-  batch_size: 2
-  workers: 0
-  accelerator: cpu
-  log_every: 1
-  optimizer: {name: adamw, learning_rate: 0.01}
-  schedule: {name: constant, warmup_steps: 0}
-evaluation: {sample_pictures: 1}
-"""
-
-DATASET = """
-classes: {2: ground, 6: building}
-ignored: [0]
-features: [log_intensity, height]
-"""
-
-
-def write_town(path, seed):
-    """A plane with boxes on it."""
-    rng = np.random.default_rng(seed)
-    points = rng.random((1500, 3)) * [12, 12, 0.1]
-    classes = np.full(1500, 2)
-    for _ in range(3):
-        x, y = rng.uniform(0, 9, 2)
-        roof = (np.abs(points[:, :2] - [x + 1.5, y + 1.5]) < 1.5).all(axis=1)
-        points[roof, 2] += 3
-        classes[roof] = 6
-    classes[:30] = 0
-    columns = {"intensity": np.where(classes == 6, 400, 100).astype(np.uint16)}
-    write_scan(path, RawScan(points=points + np.array([770_000, 6_277_000, 50]), columns=columns, classes=classes))
+from tests.tasks.tiny_runs import POINTCLOUD, TOWN, check_resumed, stop, train, weights_of, write_recipe, write_town
 
 
 @pytest.fixture(scope="module")
@@ -75,26 +35,18 @@ def data(tmp_path_factory):
         (root / split).mkdir()
         for name in names:
             write_town(root / split / f"{name}.laz", ord(name))
-    (root / "dataset.yaml").write_text(DATASET)
+    (root / "dataset.yaml").write_text(TOWN)
     return root
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    path.write_text(TINY)
-    return path
+    return write_recipe(tmp_path_factory.mktemp("recipe"), POINTCLOUD)
 
 
 @pytest.fixture(scope="module")
 def run(data, recipe, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    assert main(["train", "--config", str(recipe), "--data.root", str(data), "--out", str(folder)]) == 0
-    return folder
-
-
-def weights_of(run):
-    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return train(recipe, data, tmp_path_factory.mktemp("runs") / "run")
 
 
 def test_a_run_folder_holds_everything(run):
@@ -164,22 +116,9 @@ def test_predictions_are_scans_with_classes(run, data, tmp_path, capsys):
 
 def test_a_stopped_run_resumes_to_the_same_weights(run, data, recipe, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "stopped"
-    losses = commands.PointCloudTask.losses
-
-    def interrupted(self, batch):
-        if (folder / "checkpoints" / "last.ckpt").exists():
-            raise KeyboardInterrupt
-        return losses(self, batch)
-
-    argv = ["train", "--config", str(recipe), "--data.root", str(data), "--training.checkpoint_every", "1"]
-    with monkeypatch.context() as patch:
-        patch.setattr(commands.PointCloudTask, "losses", interrupted)
-        assert main([*argv, "--out", str(folder)]) == 1
+    stop(PointCloudTask, ["train", "--config", str(recipe), "--data.root", str(data)], folder, monkeypatch)
     assert f"continue with: latentgnn train --resume {folder}" in capsys.readouterr().err
-    assert main(["train", "--resume", str(folder)]) == 0
-    whole, resumed = weights_of(run), weights_of(folder)
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    check_resumed(folder, run)
 
 
 def as_recorded_before(settings):
@@ -223,10 +162,9 @@ def test_scans_that_changed_are_told(data, recipe, tmp_path):
     config = replace(config, data=replace(config.data, root=str(root)))
 
     def fingerprints():
-        loaded = commands._load(config, tmp_path, resume=False)
-        return commands._task(
-            replace(config, data=loaded[0].config), RunFolder(tmp_path), *loaded, resume=False
-        ).fingerprints()
+        loaded = COMMANDS.load(config, tmp_path, resume=False)
+        here = replace(config, data=loaded[0].config)
+        return COMMANDS.task(here, RunFolder(tmp_path), *loaded, goes_on=False).fingerprints()
 
     before = fingerprints()
     assert all(changes(kept, now) == [] for kept, now in zip(before.values(), fingerprints().values(), strict=True))
@@ -364,11 +302,11 @@ def test_a_model_is_not_scored_on_other_classes_or_features(run, tmp_path, capsy
     other = tmp_path / "other"
     (other / "val").mkdir(parents=True)
     write_town(other / "val" / "val.laz", 3)
-    (other / "dataset.yaml").write_text(DATASET.replace(was, is_now))
+    (other / "dataset.yaml").write_text(TOWN.replace(was, is_now))
     assert main(["evaluate", str(run), "--data.root", str(other), "--out", str(tmp_path / "out")]) == 1
     assert "was trained for the" in capsys.readouterr().err
     # Validation scans alone are enough, of the model's own kind.
-    (other / "dataset.yaml").write_text(DATASET)
+    (other / "dataset.yaml").write_text(TOWN)
     assert main(["evaluate", str(run), "--data.root", str(other), "--out", str(tmp_path / "out")]) == 0
 
 
@@ -414,10 +352,10 @@ def test_the_recipes_build_their_networks(name):
     config = parse_config(PointCloudConfig, load_recipe(name))
     assert parse_config(PointCloudConfig, plain_data(config)) == config
     classes = len(config.data.classes or range(20))
-    model = commands.build_point_network(config.model, num_features=6, num_classes=classes)
+    model = build_point_network(config.model, num_features=6, num_classes=classes)
     blocks = [module for name, module in model.named_modules() if name.endswith(".latentgnn")]
     assert len(blocks) == len(config.model.blocks) > 0
-    bare = commands.build_point_network(replace(config.model, blocks={}), num_features=6, num_classes=classes)
+    bare = build_point_network(replace(config.model, blocks={}), num_features=6, num_classes=classes)
     assert len(bare.state_dict()) < len(model.state_dict())
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_pointcloud_commands import DATASET, TINY, write_town
 
 from latentgnn.cli import main
 from latentgnn.tasks.pointcloud.scans import RawScan, read_scan, write_scan
+from tests.tasks.tiny_runs import POINTCLOUD, TOWN, train, write_recipe, write_town
 
 
 @pytest.fixture(scope="module")
@@ -18,17 +18,14 @@ def data(tmp_path_factory):
     for split in ("train", "val"):
         (root / split).mkdir()
         write_town(root / split / f"{split}.laz", len(split))
-    (root / "dataset.yaml").write_text(DATASET)
+    (root / "dataset.yaml").write_text(TOWN)
     return root
 
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    (folder / "tiny.yaml").write_text(TINY)
-    argv = ["train", "--config", folder / "tiny.yaml", "--data.root", data, "--out", folder / "run"]
-    assert main([*map(str, argv), "--training.steps", "1"]) == 0
-    return folder / "run"
+    return train(write_recipe(folder, POINTCLOUD), data, folder / "run", "--training.steps", "1")
 
 
 @pytest.fixture

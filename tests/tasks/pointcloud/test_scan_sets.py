@@ -9,12 +9,9 @@ from latentgnn.tasks.classes import IGNORE
 from latentgnn.tasks.pointcloud.check import check_split, load_set
 from latentgnn.tasks.pointcloud.classes import S3DIS_CLASSES, SCANNET_CLASSES
 from latentgnn.tasks.pointcloud.config import DataConfig
-from latentgnn.tasks.pointcloud.datasets import (
-    ScanSet,
-    find_scans,
-    resolve,
-)
+from latentgnn.tasks.pointcloud.datasets import ScanSet
 from latentgnn.tasks.pointcloud.features import feature_columns
+from latentgnn.tasks.pointcloud.layouts import find_scans, resolve
 from latentgnn.tasks.pointcloud.scans import RawScan, write_scan
 
 CLASSES = {2: "ground", 6: "building"}

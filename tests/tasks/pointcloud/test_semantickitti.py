@@ -10,7 +10,7 @@ from latentgnn.errors import UserError
 from latentgnn.tasks.classes import IGNORE
 from latentgnn.tasks.pointcloud.check import check_split, load_set
 from latentgnn.tasks.pointcloud.config import DataConfig, ModelConfig
-from latentgnn.tasks.pointcloud.datasets import find_scans, resolve
+from latentgnn.tasks.pointcloud.layouts import find_scans, resolve
 from latentgnn.tasks.pointcloud.model import build_point_network
 from latentgnn.tasks.pointcloud.prediction import predict_files
 from latentgnn.tasks.pointcloud.scans import read_scan

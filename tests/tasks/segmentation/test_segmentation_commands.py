@@ -10,6 +10,7 @@ from PIL import Image
 
 from latentgnn import load_run
 from latentgnn.cli import main
+from tests.tasks.tiny_runs import train, write_recipe
 
 TINY = """
 task: segmentation
@@ -63,16 +64,12 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    path.write_text(TINY)
-    return path
+    return write_recipe(tmp_path_factory.mktemp("recipe"), TINY)
 
 
 @pytest.fixture(scope="module")
 def run(data, recipe, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    assert main(["train", "--config", str(recipe), "--data.root", str(data), "--out", str(folder)]) == 0
-    return folder
+    return train(recipe, data, tmp_path_factory.mktemp("runs") / "run")
 
 
 def figures(truth, predicted, ids):

@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 
 from latentgnn.tasks.confusion import confusion_section
 from latentgnn.tasks.detection.coco import CocoAnnotations, ImageRecord
-from latentgnn.tasks.detection.evaluation import CocoEvaluator, Kind, Match, Record, Scores
+from latentgnn.tasks.detection.evaluation import CocoEvaluator, Match
 from latentgnn.tasks.detection.pictures import png_bytes, side_by_side
+from latentgnn.tasks.detection.results import Kind, Record
+from latentgnn.tasks.detection.scores import Scores
+from latentgnn.tasks.explaining import spread
 from latentgnn.tasks.figures import UNDEFINED, figure_text, mean_of_defined
 from latentgnn.tasks.images import read_image
 from latentgnn.tasks.inputs import result_names
@@ -129,15 +132,8 @@ class Analysis:
 
     def pictures(self) -> Iterator[tuple[Path, bytes]]:
         """Names below ``pictures/``, and PNG files: ground truth beside predictions."""
-        for (_, score, image), name in zip(self._images, self._places(), strict=True):
-            picture = side_by_side(
-                read_image(image.path, size=(image.width, image.height)),
-                self._set.annotations_of(image.id),
-                [record for record in self._claims if record["image_id"] == score.image_id],
-                self._set.categories,
-                score_threshold=SCORE,
-            )
-            yield name, png_bytes(picture)
+        for (_, _, image), name in zip(self._images, self._places(), strict=True):
+            yield name, _beside(self._set, image, self._claims)
 
     def sections(self) -> list[Section]:
         """The sections of the report."""
@@ -234,6 +230,30 @@ class Analysis:
             Path(group) / name.with_name(f"{name.name}.png")
             for (group, _, _), name in zip(self._images, names, strict=True)
         ]
+
+
+def sample_pictures(val_set: CocoAnnotations, results: Sequence[Record], number: int) -> Iterator[tuple[Path, bytes]]:
+    """Names below ``pictures/`` and PNG files of images spread over a set: ground truth beside predictions.
+
+    Args:
+        val_set: the set.
+        results: COCO-results records.
+        number: so many images at most.
+    """
+    images = [val_set.images[place] for place in spread(len(val_set), number)]
+    for image, name in zip(images, result_names([image.path for image in images]), strict=True):
+        yield name.with_name(f"{name.name}.png"), _beside(val_set, image, results)
+
+
+def _beside(annotations: CocoAnnotations, image: ImageRecord, results: Sequence[Record]) -> bytes:
+    picture = side_by_side(
+        read_image(image.path, size=(image.width, image.height)),
+        annotations.annotations_of(image.id),
+        [record for record in results if record["image_id"] == image.id],
+        annotations.categories,
+        score_threshold=SCORE,
+    )
+    return png_bytes(picture)
 
 
 def _line(title: str, precision_RK: NDArray[np.float64]) -> Line:

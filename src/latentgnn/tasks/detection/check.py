@@ -10,25 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from latentgnn.errors import UserError
-from latentgnn.json_lists import part_of
-from latentgnn.reading import shown
+from latentgnn.plain_values import shown
+from latentgnn.stored_lists import part_of
 from latentgnn.tasks.checks import fault_lines
-from latentgnn.tasks.detection.coco import CocoAnnotations
 from latentgnn.tasks.detection.formats.coco_files import read_coco
 from latentgnn.tasks.detection.formats.records import Fault, Kind, Reading
+from latentgnn.tasks.detection.record_faults import box_faults, field_text, image_fault, image_record_faults, is_number
 from latentgnn.tasks.detection.segmentations import segmentation_fault
-from latentgnn.tasks.images import is_quarter_turned, open_image, read_image, size_fault
-from latentgnn.tasks.tars import is_folder, open_file
-
-_SHOWN = 20  # faults that an error lists before it only counts them
-
-# Boxes drawn along the edge often end a fraction of a pixel outside; they are clamped when they are read.
-_TOLERANCE = 1.0
+from latentgnn.tasks.tars import is_folder
 
 # A training image's masks are decoded together, a byte a pixel and object.
 _MOST_MASK_BYTES = 2 * 2**30
@@ -96,63 +89,6 @@ def check_split(annotation_path: Path | str, image_folder: Path | str, *, whole:
     return check(read_coco(Path(annotation_path), Path(image_folder)), whole=whole)
 
 
-def load_split(
-    annotation_path: Path | str,
-    image_folder: Path | str,
-    on_fault: Literal["stop", "skip"] = "stop",
-    *,
-    whole: bool = True,
-) -> CocoAnnotations:
-    """`load` of a COCO JSON file and the folder where its file names point."""
-    return load(read_coco(Path(annotation_path), Path(image_folder)), on_fault, whole=whole)
-
-
-def load(reading: Reading, on_fault: Literal["stop", "skip"] = "stop", *, whole: bool = True) -> CocoAnnotations:
-    """Check what was read of a split, and make a set of it.
-
-    Args:
-        reading: of any format.
-        on_fault: ``stop`` refuses a set with faults; ``skip`` leaves the faulty records out, and the result's
-            ``skipped`` says which and how many.
-        whole: see `check_split`.
-
-    Raises:
-        UserError: with the first faults; also where records cannot be left out: no JSON, no image folder, faulty
-            categories (every label depends on them), or no image that is left.
-    """
-    report = check(reading, whole=whole)
-    dataset = reading.dataset
-    if not report.faults:
-        return CocoAnnotations(dataset, reading.image_folder)
-    if any(fault.fatal for fault in report.faults):
-        raise UserError(report.text(_SHOWN))
-    if on_fault == "stop":
-        raise UserError(f"{report.text(_SHOWN)}\nmend these records, or leave them out with --data.on_fault skip")
-    sound = sound_part(reading, report)
-    if sound is None:
-        raise UserError(f"{report.text(_SHOWN)}\nno image is left without these records")
-    return sound
-
-
-def sound_part(reading: Reading, report: Report) -> CocoAnnotations | None:
-    """What is left of a split without its faults; ``None`` where nothing is."""
-    dataset, lost = reading.dataset, reading.lost
-    if any(fault.fatal for fault in report.faults):
-        return None
-    sound = _without_faults(dataset, report)
-    if not sound["images"]:
-        return None
-    images = len(dataset["images"]) - len(sound["images"]) + lost["images"]
-    annotations = len(dataset["annotations"]) - len(sound["annotations"]) + lost["annotations"]
-    return CocoAnnotations(
-        sound,
-        reading.image_folder,
-        skipped_images=images,
-        skipped_annotations=annotations,
-        skipped=f"{report.text(_SHOWN)}\nleft out: images {images}, annotations {annotations}",
-    )
-
-
 def check(reading: Reading, *, whole: bool = True) -> Report:
     """Check what was read of a split, see `check_split`; the faults of reading it come first."""
     report = Report(file=reading.file, faults=list(reading.faults))
@@ -203,7 +139,7 @@ class _Checker:
     def _categories(self) -> None:
         for _, record, category, id in self._records("categories"):
             if not isinstance(category.get("name"), str) or not category["name"]:
-                self._fault("categories", record, f"expected a name, but it is {_field(category, 'name')}")
+                self._fault("categories", record, f"expected a name, but it is {field_text(category, 'name')}")
             self.categories.add(id)
 
     def _images(self) -> Sequence[int]:
@@ -211,7 +147,7 @@ class _Checker:
         sound = array("q")
         sizes: dict[tuple[int, int], tuple[int, int]] = {}
         for index, record, image, id in self._records("images"):
-            messages = list(_image_record_faults(image))
+            messages = list(image_record_faults(image))
             for message in messages:
                 self._fault("images", record, message, id)
             if messages:
@@ -232,21 +168,21 @@ class _Checker:
         image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
         size = None
         if type(image_id) is not int:
-            yield f"expected an integer image_id, but it is {_field(annotation, 'image_id')}"
+            yield f"expected an integer image_id, but it is {field_text(annotation, 'image_id')}"
         elif image_id not in self.sizes:
             yield f"unknown image: image_id {image_id} is not among the images"
         else:
             size = self.sizes[image_id]
             self.objects[image_id] += 1
         if type(category_id) is not int:
-            yield f"expected an integer category_id, but it is {_field(annotation, 'category_id')}"
+            yield f"expected an integer category_id, but it is {field_text(annotation, 'category_id')}"
         elif category_id not in self.categories:
             yield f"unknown category: category_id {category_id} is not among the categories"
         if type(annotation.get("iscrowd", 0)) is not int or annotation.get("iscrowd", 0) not in (0, 1):
-            yield f"expected iscrowd of 0 or 1, but it is {_field(annotation, 'iscrowd')}"
-        if "area" in annotation and not (_is_number(annotation["area"]) and annotation["area"] >= 0):
-            yield f"expected an area of 0 or more, but it is {_field(annotation, 'area')}"
-        yield from _box_faults(annotation, size)
+            yield f"expected iscrowd of 0 or 1, but it is {field_text(annotation, 'iscrowd')}"
+        if "area" in annotation and not (is_number(annotation["area"]) and annotation["area"] >= 0):
+            yield f"expected an area of 0 or more, but it is {field_text(annotation, 'area')}"
+        yield from box_faults(annotation, size)
         if annotation.get("segmentation"):
             if size is not None:
                 fault = segmentation_fault(annotation["segmentation"], *size, may_be_empty=False)
@@ -277,7 +213,7 @@ class _Checker:
         def fault(file: _File) -> str | None:
             _, _, path, (width, height) = file
             with few if width * height > _LARGE_PIXELS else nullcontext():
-                return _image_fault(path, (width, height))
+                return image_fault(path, (width, height))
 
         with ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 4)) as pool:
             remaining = self._files_of(sound)
@@ -297,7 +233,7 @@ class _Checker:
             if kind == "annotations":
                 self.crowds += record.get("iscrowd") == 1
             if type(record.get("id")) is not int or record["id"] < 0:
-                self._fault(kind, called, f"expected an integer id of 0 or more, but it is {_field(record, 'id')}")
+                self._fault(kind, called, f"expected an integer id of 0 or more, but it is {field_text(record, 'id')}")
             else:
                 indices.append(index)
                 ids.append(record["id"])
@@ -332,80 +268,3 @@ def _repeated(ids: Sequence[int]) -> Iterator[tuple[int, int]]:
     firsts = order[is_first][np.cumsum(is_first) - 1]
     pairs = zip(firsts[~is_first].tolist(), order[~is_first].tolist(), strict=True)
     yield from sorted(pairs, key=lambda pair: pair[1])
-
-
-def _without_faults(dataset: dict[str, Any], report: Report) -> dict[str, Any]:
-    def sound(records: Sequence[Any], bad: set[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-        for index, record in enumerate(records):
-            if isinstance(record, dict) and type(id := record.get("id")) is int and id >= 0 and id not in bad:
-                yield index, record
-
-    images, annotations = dataset["images"], dataset["annotations"]
-    kept = {image["id"]: index for index, image in sound(images, report.bad_images)}
-    theirs = [index for index, record in sound(annotations, report.bad_annotations) if record["image_id"] in kept]
-    return {
-        **dataset,
-        "images": part_of(images, list(kept.values())),
-        "annotations": part_of(annotations, theirs),
-    }
-
-
-def _image_record_faults(image: dict[str, Any]) -> Iterator[str]:
-    for side in ("width", "height"):
-        if type(image.get(side)) is not int or image[side] < 1:
-            yield f"expected a {side} of 1 or more, but it is {_field(image, side)}"
-            return
-    if (fault := size_fault(image["width"], image["height"])) is not None:
-        yield fault
-    if not isinstance(image.get("file_name"), str) or not image["file_name"]:
-        yield f"expected a file_name, but it is {_field(image, 'file_name')}"
-
-
-def _box_faults(annotation: dict[str, Any], size: tuple[int, int] | None) -> Iterator[str]:
-    box = annotation.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-        yield f"expected a bbox of four numbers, but it is {_field(annotation, 'bbox')}"
-        return
-    left, top, width, height = box
-    if width <= 0 or height <= 0:
-        yield f"the box {box} (x, y, width, height) has no area"
-    elif size is not None:
-        right, bottom = left + width, top + height
-        overhang = max(-left, -top, right - size[0], bottom - size[1])
-        if overhang > _TOLERANCE or right <= 0 or bottom <= 0 or left >= size[0] or top >= size[1]:
-            yield f"the box {box} (x, y, width, height) lies outside the image of {size[0]} x {size[1]}"
-
-
-def _image_fault(path: Path, size: tuple[int, int]) -> str | None:
-    try:
-        if not _is_whole_jpeg(path, size):
-            read_image(path, size=size)
-    except UserError as error:
-        return str(error).removeprefix(f"{path}: ")
-    return None
-
-
-def _is_whole_jpeg(path: Path, size: tuple[int, int]) -> bool:
-    """Whether a file is a JPEG of a size, as stored or upright, that ends as one must.
-
-    Coded pixels never hold the two bytes of the end mark, so a file that was cut short within them has none.
-    """
-    try:
-        with open_file(path) as file:
-            if file.read(2) != b"\xff\xd8":
-                return False
-            file.seek(-64, os.SEEK_END)
-            if b"\xff\xd9" not in file.read():
-                return False
-        with open_image(path) as image:
-            return size == image.size or (is_quarter_turned(image) and size == image.size[::-1])
-    except Exception:  # decoders raise errors of every kind
-        return False  # the caller then reads the whole file, whose error says what is wrong
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and -1e12 < value < 1e12
-
-
-def _field(record: dict[str, Any], name: str) -> str:
-    return shown(record[name]) if name in record else "missing"

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from latentgnn.errors import UserError
-from latentgnn.json_lists import StoredList
+from latentgnn.stored_lists import StoredList
 from latentgnn.tasks.checks import Split
 from latentgnn.tasks.detection.config import AugmentConfig, CropConfig, DataConfig
 from latentgnn.tasks.detection.crops import cut_target, draw_window
@@ -105,13 +105,13 @@ class ImageRecord:
 
 
 class CocoAnnotations:
-    """Annotations that are free of faults; `latentgnn.tasks.detection.check.load_split` makes sure of that.
+    """Annotations that are free of faults; `latentgnn.tasks.detection.sound_sets.load_split` makes sure of that.
 
     Records are not held as Python's objects, of which millions would take gigabytes in each process: they lie as text,
     in the file that they were read from or in one buffer, and are decoded whenever they are asked for.
 
     Args:
-        dataset: the COCO dict; its lists may be `latentgnn.json_lists.StoredList`.
+        dataset: the COCO dict; its lists may be `latentgnn.stored_lists.StoredList`.
         image_folder: where the file names point.
         skipped_images: how many images were left out for their faults.
         skipped_annotations: how many annotations were, those of images that were left out among them.

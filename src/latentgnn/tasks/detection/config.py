@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from latentgnn.configuration.settings import expect
 from latentgnn.tasks.blocks import MOST_CHANNELS, MOST_LATENTS, BlockConfig, latents_are_sound
+from latentgnn.tasks.settings import TaskSettings
 from latentgnn.training.config import TrainingConfig
 
 Stage = Literal["C2", "C3", "C4", "C5"]
@@ -14,48 +15,6 @@ Detector = Literal["mask_rcnn", "faster_rcnn", "retinanet"]
 Heads = Literal["v1", "v2"]
 Norm = Literal["batch_norm", "frozen_batch_norm", "group_norm"]
 Format = Literal["coco", "voc", "voc_masks", "yolo", "labelme"]
-
-_SET = (
-    *("data.format", "data.val_fraction", "data.val_seed", "data.val_groups", "data.categories"),
-    *("data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images"),
-)
-CHECKED = (
-    *("data.root", *_SET, "data.crop.size", "evaluation.tiles", "model.detector", "model.min_size", "model.max_size"),
-    *("model.anchor_sizes", "model.anchor_ratios", "model.detections_per_image", "evaluation.max_detections"),
-    "evaluation.sample_pictures",
-)
-"""The settings that the check of a set uses."""
-EXPLAINED = (
-    *("model.min_size", "model.max_size", "model.score_threshold", "model.nms_threshold"),
-    *("model.detections_per_image", "training.accelerator"),
-)
-"""Those that explaining a model uses."""
-CONVERTED = (*_SET, "data.on_fault")
-"""Those that its conversion uses."""
-
-FREE_WHEN_TRAINED = frozenset(
-    f"model.{name}"
-    for name in (
-        *("min_size", "max_size", "score_threshold", "nms_threshold", "detections_per_image"),
-        *("rpn_pre_nms", "rpn_post_nms", "rpn_score_threshold"),
-    )
-)
-"""Settings of a model that a trained one can be used with other values of; all others belong to its weights."""
-
-PLACES = (
-    *("data.root", "data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images"),
-    *("model.weights", "model.weights_backbone"),
-)
-"""Settings that say where something lies on the machine that trained; a model that is saved for others has them not."""
-
-WITHOUT_EFFECT_ALONE = {
-    "data.val_seed": "data.val_fraction",
-    "data.val_groups": "data.val_fraction",
-    "data.crop.visible": "data.crop.size",
-    "data.crop.on_object": "data.crop.size",
-    "evaluation.tile_overlap": "evaluation.tiles",
-}
-"""Settings that mean something only where another one is given, and that one."""
 
 _MOST_DETECTIONS = 10_000
 _MOST_PROPOSALS = 1_000_000
@@ -405,7 +364,7 @@ class DetectionConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
-def kept_by_runs(trained: DetectionConfig, now: DetectionConfig) -> dict[str, str]:
+def _kept_by_runs(trained: DetectionConfig, now: DetectionConfig) -> dict[str, str]:
     """Settings of the data that stay a run's own when it is used, and why: its categories, and its split if drawn.
 
     Args:
@@ -417,3 +376,44 @@ def kept_by_runs(trained: DetectionConfig, now: DetectionConfig) -> dict[str, st
         why = "with another split, images that it was trained on would be scored"
         kept |= dict.fromkeys(("data.val_fraction", "data.val_seed", "data.val_groups"), why)
     return kept
+
+
+_SET = (
+    *("data.format", "data.val_fraction", "data.val_seed", "data.val_groups", "data.categories"),
+    *("data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images"),
+)
+_EXPLAINED = (
+    *("model.min_size", "model.max_size", "model.score_threshold", "model.nms_threshold"),
+    *("model.detections_per_image", "training.accelerator"),
+)
+SETTINGS = TaskSettings(
+    config=DetectionConfig,
+    loader="load_detector",
+    places=(
+        *("data.root", "data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images"),
+        *("model.weights", "model.weights_backbone"),
+    ),
+    checked=(
+        *("data.root", *_SET, "data.crop.size", "evaluation.tiles", "model.detector", "model.min_size"),
+        *("model.max_size", "model.anchor_sizes", "model.anchor_ratios", "model.detections_per_image"),
+        *("evaluation.max_detections", "evaluation.sample_pictures"),
+    ),
+    explained=_EXPLAINED,
+    diagnosed=("data.root", *_SET, "data.on_fault", *_EXPLAINED),
+    converted=(*_SET, "data.on_fault"),
+    free_when_trained=frozenset(
+        f"model.{name}"
+        for name in (
+            *("min_size", "max_size", "score_threshold", "nms_threshold", "detections_per_image"),
+            *("rpn_pre_nms", "rpn_post_nms", "rpn_score_threshold"),
+        )
+    ),
+    without_effect_alone={
+        "data.val_seed": "data.val_fraction",
+        "data.val_groups": "data.val_fraction",
+        "data.crop.visible": "data.crop.size",
+        "data.crop.on_object": "data.crop.size",
+        "evaluation.tile_overlap": "evaluation.tiles",
+    },
+    kept_by_runs=_kept_by_runs,
+)

@@ -6,10 +6,10 @@ from typing import Any
 
 from latentgnn.outputs import Results, quoted, say_end
 from latentgnn.tasks.checks import SPLITS
-from latentgnn.tasks.detection.check import load
 from latentgnn.tasks.detection.coco import CocoAnnotations
 from latentgnn.tasks.detection.config import DetectionConfig
 from latentgnn.tasks.detection.sets import DetectionSet
+from latentgnn.tasks.detection.sound_sets import load
 from latentgnn.tasks.inputs import result_names
 from latentgnn.tasks.tars import open_file
 
@@ -26,7 +26,7 @@ def convert(config: DetectionConfig, *, out: Path, overwrite: bool, with_images:
         with_images: copy the images; else the file names point into the set's own folder.
 
     Raises:
-        UserError: the set has faults, see `latentgnn.tasks.detection.check.load`.
+        UserError: the set has faults, see `latentgnn.tasks.detection.sound_sets.load`.
     """
     opened = DetectionSet(config.data)
     with Results(out, [_file(split) for split in SPLITS], overwrite=overwrite) as written:

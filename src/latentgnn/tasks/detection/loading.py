@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from latentgnn.errors import UserError
 from latentgnn.saved import files_of, save_folder
-from latentgnn.tasks.detection.config import PLACES, DetectionConfig
+from latentgnn.tasks.detection.config import DetectionConfig
 from latentgnn.tasks.detection.model import build_detector
 from latentgnn.tasks.images import read_image, to_tensor
 from latentgnn.tasks.saving import shared_record
@@ -104,7 +104,7 @@ class TrainedDetector(NamedTuple):
         Raises:
             UserError: there are such files.
         """
-        save_folder(folder, files_of(shared_record(self.config, PLACES), self.model.state_dict()), overwrite=overwrite)
+        save_folder(folder, files_of(shared_record(self.config), self.model.state_dict()), overwrite=overwrite)
 
 
 def load_detector(config: DetectionConfig, checkpoint: Checkpoint) -> TrainedDetector:

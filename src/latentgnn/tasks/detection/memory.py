@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import nn
 
 from latentgnn.errors import UserError
-from latentgnn.tasks.detection.config import DetectionConfig
+from latentgnn.tasks.detection.loading import TrainedDetector
 from latentgnn.tasks.detection.tiles import Tiling
 from latentgnn.tasks.images import MOST_PIXELS_IN_TILES, ORIENTATION_TAG, open_image
 
@@ -55,10 +54,9 @@ class Memory:
 
 
 def memory_of_prediction(
-    model: nn.Module,
+    trained: TrainedDetector,
     paths: Sequence[Path],
     tiling: Tiling,
-    config: DetectionConfig,
     *,
     device: torch.device,
     pictures: bool,
@@ -69,10 +67,9 @@ def memory_of_prediction(
     detector may find, records and pictures are counted.
 
     Args:
-        model: a detector on ``device``, in evaluation mode.
+        trained: a detector on ``device``.
         paths: image files, of which the headers are read.
         tiling: how images are divided.
-        config: the detector's.
         device: the model's.
         pictures: whether pictures are drawn.
     """
@@ -91,6 +88,7 @@ def memory_of_prediction(
         windows = tiling.windows(width, height)
         tiles = max(tiles, len(windows))
         tile = max(tile, (windows[0].height, windows[0].width), key=lambda sides: sides[0] * sides[1])
+    model, config = trained.model, trained.config
     objects = config.model.detections_per_image
     masks = objects * tile[0] * tile[1] * _MASK if config.model.detector == "mask_rcnn" else 0
     records = objects * tiles * _RECORD

@@ -8,13 +8,14 @@ from typing import Any
 
 from latentgnn.outputs import Results, say_end
 from latentgnn.tasks.checks import SPLITS, is_faultless
-from latentgnn.tasks.detection.check import Report, check, sound_part
+from latentgnn.tasks.detection.check import Report, check
 from latentgnn.tasks.detection.coco import CocoAnnotations
 from latentgnn.tasks.detection.config import DetectionConfig
 from latentgnn.tasks.detection.fit import misfits
 from latentgnn.tasks.detection.pictures import png_bytes
 from latentgnn.tasks.detection.sample_sheet import sample_sheet
 from latentgnn.tasks.detection.sets import DetectionSet
+from latentgnn.tasks.detection.sound_sets import sound_part
 from latentgnn.tasks.detection.summary import Summary, summarize
 
 

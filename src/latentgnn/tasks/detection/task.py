@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from latentgnn.tasks.detection.coco import CocoAnnotations, CocoTrainingSet, CocoValidationSet
 from latentgnn.tasks.detection.config import DetectionConfig
-from latentgnn.tasks.detection.evaluation import CocoEvaluator, Kind, Record, Scores
+from latentgnn.tasks.detection.evaluation import CocoEvaluator
+from latentgnn.tasks.detection.results import Kind, Record
+from latentgnn.tasks.detection.scores import Scores
 from latentgnn.tasks.detection.tiles import Tiling, detect_in_tiles
 from latentgnn.tasks.images import read_image
 from latentgnn.tasks.tars import file_of

@@ -4,14 +4,10 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from latentgnn.errors import UserError
 from latentgnn.outputs import Results
+from latentgnn.tasks.detection.finder import Finder
 from latentgnn.tasks.detection.pictures import draw_detections
-from latentgnn.tasks.detection.prediction import detect
-from latentgnn.tasks.detection.tiles import Tiling
 from latentgnn.tasks.detection.video import VIDEO_SUFFIXES, VideoReader, check_video, is_video, writing_video
 from latentgnn.tasks.inputs import expand_inputs, noted, raise_faults, result_names
 
@@ -35,17 +31,12 @@ def expand_videos(inputs: Sequence[str | Path]) -> list[Path]:
 
 
 def predict_videos(
-    model: nn.Module,
+    finder: Finder,
     paths: Sequence[Path],
     *,
     out: Path,
     overwrite: bool = False,
-    category_names: Sequence[tuple[int, str]],
-    score_threshold: float = 0.5,
-    device: torch.device | str = "cpu",
     pictures: bool = True,
-    tiling: Tiling | None = None,
-    nms_threshold: float = 0.5,
     on_frame: Callable[[Path, int, int], None] | None = None,
 ) -> tuple[int, int]:
     """Run a detector on video files, frame after frame, and write what it finds.
@@ -57,16 +48,11 @@ def predict_videos(
     its records so far stay.
 
     Args:
-        model: a detector with torchvision's interface; it is put on ``device`` and in evaluation mode.
+        finder: the detector.
         paths: video files (see `expand_videos`).
         out: folder to write to, new or empty.
         overwrite: replace the results of an earlier command in ``out``.
-        category_names: id and name of each category, in the order of the labels from 1 on.
-        score_threshold: detections below it are left out.
-        device: where to run.
         pictures: write annotated videos.
-        tiling: look at frames by overlapping tiles.
-        nms_threshold: for what tiles have found.
         on_frame: called after each frame with the video, the number of frames done and of all its frames.
 
     Returns:
@@ -76,12 +62,10 @@ def predict_videos(
         UserError: videos could not be read, and it lists them; or ``out`` is not for results (see
             `latentgnn.outputs.Results`).
     """
-    category_of_label = {label: category_id for label, (category_id, _) in enumerate(category_names, 1)}
     targets = [Path("videos") / f"{name}.mp4" for name in result_names(paths)]
     names = ["predictions.json", *(targets if pictures else ())]
     faults: list[str] = []
     objects = frames = 0
-    model.to(device).eval()
     with (
         Results(out, names, reads=paths, overwrite=overwrite) as results,
         results.json_list("predictions.json") as found,
@@ -91,22 +75,13 @@ def predict_videos(
                 video = VideoReader(path)
                 writer = None
                 for frame in video:
-                    detections = detect(
-                        model,
-                        frame.image,
-                        frames,
-                        category_of_label=category_of_label,
-                        score_threshold=score_threshold,
-                        device=device,
-                        tiling=tiling,
-                        nms_threshold=nms_threshold,
-                    )
+                    detections = finder.find(frame.image, frames)
                     about = {"file_name": str(path), "frame": frame.index, "time": round(frame.time, 6)}
                     found.add([{**about, **record} for record in detections])
                     objects, frames = objects + len(detections), frames + 1
                     if pictures:
                         # Not enlarged: a video keeps its size.
-                        picture = draw_detections(frame.image, detections, category_names, min_side=1)
+                        picture = draw_detections(frame.image, detections, finder.categories, min_side=1)
                         if writer is None:
                             writer = stack.enter_context(
                                 writing_video(results.place(target), picture.size, video.frame_rate)

@@ -11,19 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgnn.errors import UserError
-from latentgnn.tasks.checks import Fault, Split, fault_lines
+from latentgnn.tasks.checks import Fault, Split, fault_lines, faults_left_out
 from latentgnn.tasks.classes import IGNORE, class_names
 from latentgnn.tasks.pointcloud.config import DataConfig
-from latentgnn.tasks.pointcloud.datasets import (
-    ScanSet,
-    Source,
-    find_scans,
-    resolve,
-)
+from latentgnn.tasks.pointcloud.datasets import ScanSet
 from latentgnn.tasks.pointcloud.features import to_labels, to_scan, unknown_ids
+from latentgnn.tasks.pointcloud.layouts import Source, find_scans, resolve
 from latentgnn.tasks.pointcloud.scans import coordinate_fault
-
-_SHOWN = 20  # faults that an error lists before it only counts them
 
 
 @dataclass(kw_only=True, slots=True)
@@ -124,13 +118,7 @@ def load_set(config: DataConfig, split: Split) -> ScanSet:
     """
     config = resolve(config)
     report = check_split(config, split)
-    if report.faults and config.on_fault == "stop":
-        raise UserError(f"{report.text(_SHOWN)}\nmend these scans, or leave them out with --data.on_fault skip")
-    if not report.sound:
-        raise UserError(f"{report.text(_SHOWN)}\nno scan is left without these")
-    skipped = ""
-    if report.faults:
-        skipped = f"{report.text(_SHOWN)}\nleft out: scans {report.scans - len(report.sound)}"
+    skipped = faults_left_out(report, "scan", on_fault=config.on_fault, samples=report.scans, sound=len(report.sound))
     return ScanSet(report.sound, config, counts=report.counts, skipped=skipped)
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from latentgnn.configuration.settings import expect
 from latentgnn.tasks.blocks import MOST_CHANNELS, MOST_LATENTS, BlockConfig, latents_are_sound
+from latentgnn.tasks.settings import TaskSettings
 from latentgnn.training.config import TrainingConfig
 
 Feature = Literal[
@@ -15,24 +16,6 @@ Feature = Literal[
 Layout = Literal["scans", "scannet", "s3dis", "semantickitti"]
 CropShape = Literal["sphere", "column", "scan"]
 LevelName = Literal["L0", "L1", "L2", "L3", "L4", "L5", "L6", "L7"]
-
-FREE_WHEN_TRAINED = frozenset({"model.neighbors"})
-"""Settings of a model that a trained one can be used with other values of; all others belong to its weights."""
-
-CHECKED = (
-    *("data.root", "data.layout", "data.dataset_yaml", "data.train", "data.val", "data.classes", "data.ignored"),
-    *("data.features", "data.height_radius"),
-)
-"""The settings that the check of a set uses."""
-EXPLAINED = ("model.neighbors", "data.crop", "data.crop_size", "data.overlap", "training.accelerator")
-"""Those that explaining a model uses."""
-CONVERTED = ()
-"""Those that its conversion uses: there is none."""
-PLACES = ("data.root", "model.weights")
-"""Settings that say where something lies on the machine that trained; a model that is saved for others has them not."""
-
-WITHOUT_EFFECT_ALONE: dict[str, str] = {}
-"""Settings that mean something only where another one is given, and that one: there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,6 +270,17 @@ class PointCloudConfig:
         return replace(self.data, crop="column", crop_size=self.evaluation.tiles)
 
 
-def kept_by_runs(trained: PointCloudConfig, now: PointCloudConfig) -> dict[str, str]:
-    """Settings of the data that stay a run's own when it is used: none, for a set is compared when it is read."""
-    return {}
+_CHECKED = (
+    *("data.root", "data.layout", "data.dataset_yaml", "data.train", "data.val", "data.classes", "data.ignored"),
+    *("data.features", "data.height_radius"),
+)
+_EXPLAINED = ("model.neighbors", "data.crop", "data.crop_size", "data.overlap", "training.accelerator")
+SETTINGS = TaskSettings(
+    config=PointCloudConfig,
+    loader="load_segmenter",
+    places=("data.root", "model.weights"),
+    checked=_CHECKED,
+    explained=_EXPLAINED,
+    diagnosed=(*_CHECKED, "data.on_fault", *_EXPLAINED),
+    free_when_trained=frozenset({"model.neighbors"}),
+)

@@ -12,9 +12,8 @@ from torch import Tensor
 from latentgnn.inspection import Seen, capture
 from latentgnn.inspection.running import blocks_of, without
 from latentgnn.tasks.explore.views import Parts, block_view
-from latentgnn.tasks.pointcloud.explaining import Crop, take_crop
+from latentgnn.tasks.pointcloud.crop import Crop, take_crop
 from latentgnn.tasks.pointcloud.loading import TrainedSegmenter
-from latentgnn.tasks.pointcloud.neighbors import Level
 from latentgnn.tasks.pointcloud.scans import SUFFIXES, Scan
 
 
@@ -77,10 +76,8 @@ class ScanExplorer:
 
     def _classes(self, crop: Crop) -> Tensor:
         model = self._trained.model
-        device = next(model.parameters()).device
-        hierarchy = tuple(Level(*(tensor.to(device) for tensor in level)) for level in crop.hierarchy)
         with torch.no_grad():
-            scores: Tensor = model(torch.from_numpy(crop.features).to(device), hierarchy)
+            scores: Tensor = model(*crop.inputs(next(model.parameters()).device))
         return scores.argmax(dim=1)
 
 

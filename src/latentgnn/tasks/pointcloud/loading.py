@@ -11,7 +11,7 @@ from torch import Tensor
 from latentgnn.errors import UserError
 from latentgnn.saved import files_of, save_folder
 from latentgnn.tasks.classes import class_names, first_ids
-from latentgnn.tasks.pointcloud.config import PLACES, PointCloudConfig
+from latentgnn.tasks.pointcloud.config import PointCloudConfig
 from latentgnn.tasks.pointcloud.features import feature_columns, to_scan
 from latentgnn.tasks.pointcloud.model import PointNetwork, build_point_network
 from latentgnn.tasks.pointcloud.neighbors import Hierarchy, Level, build_hierarchy
@@ -127,7 +127,7 @@ class TrainedSegmenter(NamedTuple):
         Raises:
             UserError: there are such files.
         """
-        save_folder(folder, files_of(shared_record(self.config, PLACES), self.model.state_dict()), overwrite=overwrite)
+        save_folder(folder, files_of(shared_record(self.config), self.model.state_dict()), overwrite=overwrite)
 
 
 def load_segmenter(config: PointCloudConfig, checkpoint: Checkpoint) -> TrainedSegmenter:

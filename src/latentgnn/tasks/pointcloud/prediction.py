@@ -16,6 +16,7 @@ from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
 from latentgnn.machine import memory_bytes
 from latentgnn.outputs import Results
+from latentgnn.tasks.class_scores import Predicted
 from latentgnn.tasks.inputs import expand_inputs, in_their_order, noted, raise_faults, result_names
 from latentgnn.tasks.pointcloud.config import DataConfig
 from latentgnn.tasks.pointcloud.datasets import ScanSet
@@ -48,20 +49,6 @@ class Tiles:
     side: float
     on_points: Callable[[Path, str, int, int], None] = lambda path, doing, done, total: None
     say: Callable[[str], None] = lambda line: None
-
-
-class Predicted(NamedTuple):
-    """The prediction for a file.
-
-    Args:
-        source: the file.
-        path: what was written: the scan with the predicted classes.
-        counts: points taken for each class, shape (K,).
-    """
-
-    source: Path
-    path: Path
-    counts: NDArray[np.int64]
 
 
 def expand_scans(inputs: Sequence[str | Path]) -> list[Path]:

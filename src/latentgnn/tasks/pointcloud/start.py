@@ -3,18 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentgnn.configuration.settings import parse_config
 from latentgnn.errors import UserError
 from latentgnn.tasks.classes import class_names
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
 from latentgnn.tasks.pointcloud.features import feature_columns
 from latentgnn.tasks.pointcloud.model import PointNetwork
-from latentgnn.tasks.weights import Rows, Start, fit_lines, fit_weights
-from latentgnn.training.checkpoints import Checkpoint, read_checkpoint
-from latentgnn.training.commands import trained_weights
+from latentgnn.tasks.starting import SETTING, Start, own_weights, taken_parameters
+from latentgnn.tasks.weights import Rows, fit_lines, fit_weights
 from latentgnn.training.optimization import blocks_of
-
-_SETTING = "model.weights"
 
 # With another value of these, weights fit and see something else.
 _SILENT = ("model.grids", "model.neighbors", "data.voxel", "data.height_radius")
@@ -33,11 +29,11 @@ def start_from(model: PointNetwork, config: PointCloudConfig) -> Start:
     Raises:
         UserError: there is no such run or checkpoint, or its network has other widths.
     """
-    checkpoint = _checkpoint(str(config.model.weights))
-    there = _configuration(checkpoint)
+    path = Path(str(config.model.weights)).expanduser()
+    checkpoint, there = own_weights(path, config.task, PointCloudConfig, "a point network")
     if there.model.widths != config.model.widths:
         raise UserError(
-            f"{_SETTING}: the network in {checkpoint.path} has the widths {list(there.model.widths)}, this one "
+            f"{SETTING}: the network in {checkpoint.path} has the widths {list(there.model.widths)}, this one "
             f"{list(config.model.widths)}; take --model.widths '{list(there.model.widths)}'"
         )
     old_classes, classes = class_names(there.data.classes), class_names(config.data.classes)
@@ -48,9 +44,7 @@ def start_from(model: PointNetwork, config: PointCloudConfig) -> Start:
     rows["encoder.0.abstraction.features.weight"] = _same(old_columns, columns, dim=1)
     source = str(checkpoint.path)
     blocks = blocks_of(model)
-    fit = fit_weights(
-        checkpoint.weights, model.state_dict(), source=f"{_SETTING}: {source}", rows=rows, together=blocks
-    )
+    fit = fit_weights(checkpoint.weights, model.state_dict(), source=f"{SETTING}: {source}", rows=rows, together=blocks)
     model.load_state_dict(fit.state)
     lines = [
         *fit_lines(fit, source),
@@ -58,29 +52,7 @@ def start_from(model: PointNetwork, config: PointCloudConfig) -> Start:
         *_compared("features", old_columns[:-1], columns[:-1]),
         *_differences(there, config),
     ]
-    in_blocks = tuple(f"{name}." for name in blocks)
-    learning = {name for name, _ in model.named_parameters() if not name.startswith(in_blocks)}
-    return Start(lines=tuple(lines), trained=frozenset(learning & set(fit.taken)))
-
-
-def _checkpoint(name: str) -> Checkpoint:
-    path = Path(name).expanduser()
-    if not path.exists():
-        raise UserError(f"{_SETTING}: there is no run folder or checkpoint {path}")
-    try:
-        return trained_weights(path) if path.is_dir() else read_checkpoint(path)
-    except UserError as error:
-        raise UserError(f"{_SETTING}: {error}") from error
-
-
-def _configuration(checkpoint: Checkpoint) -> PointCloudConfig:
-    task = checkpoint.config.get("task", "detection")
-    if task != "pointcloud":
-        raise UserError(f"{_SETTING}: {checkpoint.path} is of the task {task!r}, and this is a point network")
-    try:
-        return parse_config(PointCloudConfig, checkpoint.config, recorded=True)
-    except UserError as error:
-        raise UserError(f"{_SETTING}: {checkpoint.path}: {error}") from error
+    return Start(lines=tuple(lines), trained=taken_parameters(model, fit))
 
 
 def _same(there: Sequence[str], here: Sequence[str], *, dim: int = 0) -> Rows:

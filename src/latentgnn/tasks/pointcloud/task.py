@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from latentgnn.tasks.class_losses import class_weights, cross_entropy, lovasz_softmax
-from latentgnn.tasks.class_scores import Scores, confusion_matrix
+from latentgnn.tasks.class_scores import Result, Scores, confusion_matrix
+from latentgnn.tasks.explaining import spread
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
 from latentgnn.tasks.pointcloud.datasets import ScanSet
 from latentgnn.tasks.pointcloud.model import PointNetwork
@@ -35,20 +36,6 @@ class WholeScan(NamedTuple):
     points: NDArray[np.float64]
     features: NDArray[np.float32]
     labels: NDArray[np.int64]
-
-
-class Result(NamedTuple):
-    """What came of a scan.
-
-    Args:
-        number: its place in its set.
-        confusion: shape (K, K), see `latentgnn.tasks.class_scores.confusion_matrix`.
-        predicted: classes of all points, shape (N,), where a picture is made of them.
-    """
-
-    number: int
-    confusion: NDArray[np.int64]
-    predicted: NDArray[np.int64] | None
 
 
 class CropsWithNeighbors:
@@ -126,7 +113,7 @@ class PointCloudTask:
         self._config = config
         self._sets = {"training set": train, "validation set": val}
         self._class_names = val.class_names
-        self._shown = set(shown_scans(len(val), config.evaluation.sample_pictures))
+        self._shown = {*spread(len(val), config.evaluation.sample_pictures)}
         self._weights: Tensor | None = None
         if config.data.class_weighting and train.counts is not None:
             self._weights = class_weights(train.counts, config.data.class_weighting)
@@ -201,9 +188,3 @@ def score_scan(model: PointNetwork, scan: WholeScan, config: PointCloudConfig, *
     predicted = probabilities.argmax(axis=1)
     confusion = confusion_matrix(scan.labels, predicted, model.num_classes)
     return Result(scan.number, confusion, predicted if keep else None)
-
-
-def shown_scans(scans: int, pictures: int) -> list[int]:
-    """The scans, spread over a set, that pictures are made of."""
-    pictures = min(pictures, scans)
-    return [position * scans // pictures for position in range(pictures)]

@@ -11,15 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgnn.errors import UserError
-from latentgnn.tasks.checks import Fault, Split, fault_lines
+from latentgnn.tasks.checks import Fault, Split, fault_lines, faults_left_out
 from latentgnn.tasks.classes import IGNORE, class_names
 from latentgnn.tasks.images import read_image
 from latentgnn.tasks.segmentation.config import DataConfig
 from latentgnn.tasks.segmentation.datasets import LabelledImages
 from latentgnn.tasks.segmentation.labels import read_ids, to_labels, unknown_ids
 from latentgnn.tasks.segmentation.layouts import Source, find_sources, resolve
-
-_SHOWN = 20  # faults that an error lists before it only counts them
 
 
 @dataclass(kw_only=True, slots=True)
@@ -106,11 +104,7 @@ def load_set(config: DataConfig, split: Split) -> LabelledImages:
     """
     config = resolve(config)
     report = check_split(config, split)
-    if report.faults and config.on_fault == "stop":
-        raise UserError(f"{report.text(_SHOWN)}\nmend these images, or leave them out with --data.on_fault skip")
-    if not report.sound:
-        raise UserError(f"{report.text(_SHOWN)}\nno image is left without these")
-    skipped = f"{report.text(_SHOWN)}\nleft out: images {report.images - len(report.sound)}" if report.faults else ""
+    skipped = faults_left_out(report, "image", on_fault=config.on_fault, samples=report.images, sound=len(report.sound))
     return LabelledImages(report.sound, config, counts=report.counts, skipped=skipped)
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from latentgnn.configuration.settings import expect
 from latentgnn.tasks.blocks import MOST_LATENTS, BlockConfig, latents_are_sound
+from latentgnn.tasks.settings import TaskSettings
 from latentgnn.training.config import TrainingConfig
 
 Layout = Literal["folders", "cityscapes", "voc", "ade20k"]
@@ -13,21 +14,6 @@ Color = tuple[int, int, int]
 
 LARGEST_ID = 65_535
 """That a label picture can hold: 16 bits."""
-
-FREE_WHEN_TRAINED: frozenset[str] = frozenset()
-"""Settings of a model that a trained one can be used with other values of: none, all belong to its weights."""
-
-CHECKED = ("data.root", "data.layout", "data.train", "data.val", "data.classes", "data.ignored", "data.colors")
-"""The settings that the check of a set uses."""
-EXPLAINED = ("data.scale", "training.accelerator")
-"""Those that explaining a model uses."""
-CONVERTED = ()
-"""Those that its conversion uses: there is none."""
-PLACES = ("data.root", "model.weights")
-"""Settings that say where something lies on the machine that trained; a model that is saved for others has them not."""
-
-WITHOUT_EFFECT_ALONE: dict[str, str] = {}
-"""Settings that mean something only where another one is given, and that one: there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +236,13 @@ class SegmentationConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
-def kept_by_runs(trained: SegmentationConfig, now: SegmentationConfig) -> dict[str, str]:
-    """Settings of the data that stay a run's own when it is used: none, for a set is compared when it is read."""
-    return {}
+_CHECKED = ("data.root", "data.layout", "data.train", "data.val", "data.classes", "data.ignored", "data.colors")
+_EXPLAINED = ("data.scale", "training.accelerator")
+SETTINGS = TaskSettings(
+    config=SegmentationConfig,
+    loader="load_segmenter",
+    places=("data.root", "model.weights"),
+    checked=_CHECKED,
+    explained=_EXPLAINED,
+    diagnosed=(*_CHECKED, "data.on_fault", *_EXPLAINED),
+)

@@ -12,7 +12,7 @@ from latentgnn.saved import files_of, save_folder
 from latentgnn.tasks.classes import class_names, first_ids
 from latentgnn.tasks.images import read_image, to_tensor
 from latentgnn.tasks.saving import shared_record
-from latentgnn.tasks.segmentation.config import PLACES, SegmentationConfig
+from latentgnn.tasks.segmentation.config import SegmentationConfig
 from latentgnn.tasks.segmentation.model import build_segmenter
 from latentgnn.tasks.segmentation.prediction import network_input, predict_image
 from latentgnn.training.checkpoints import Checkpoint
@@ -56,7 +56,7 @@ class TrainedSegmenter(NamedTuple):
         Raises:
             UserError: there are such files.
         """
-        save_folder(folder, files_of(shared_record(self.config, PLACES), self.model.state_dict()), overwrite=overwrite)
+        save_folder(folder, files_of(shared_record(self.config), self.model.state_dict()), overwrite=overwrite)
 
 
 def load_segmenter(config: SegmentationConfig, checkpoint: Checkpoint) -> TrainedSegmenter:

@@ -2,36 +2,21 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
 from latentgnn.outputs import Results
+from latentgnn.tasks.class_scores import Predicted
 from latentgnn.tasks.images import IMAGE_SUFFIXES, open_image, read_image, to_tensor
 from latentgnn.tasks.inputs import expand_inputs, in_their_order, noted, raise_faults, result_names
 from latentgnn.tasks.segmentation.config import Color, ModelConfig, SegmentationConfig
 from latentgnn.tasks.segmentation.datasets import scaled
 from latentgnn.tasks.segmentation.pictures import overlay, png
 from latentgnn.training.processes import Processes
-
-
-class Predicted(NamedTuple):
-    """The prediction for a file.
-
-    Args:
-        source: the image.
-        path: what was written: the label picture.
-        counts: pixels taken for each class, shape (K,).
-    """
-
-    source: Path
-    path: Path
-    counts: NDArray[np.int64]
 
 
 def normalise(images: Tensor, config: ModelConfig) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from latentgnn.errors import UserError
 from latentgnn.tasks.class_losses import class_weights, cross_entropy
-from latentgnn.tasks.class_scores import Scores, confusion_matrix
+from latentgnn.tasks.class_scores import Result, Scores, confusion_matrix
 from latentgnn.tasks.explaining import spread
 from latentgnn.tasks.segmentation.config import SegmentationConfig
 from latentgnn.tasks.segmentation.datasets import LabelledImages, Sample, TrainingImages, padded
@@ -36,20 +36,6 @@ class Batch(NamedTuple):
     names: list[str]
     images: Tensor
     labels: Tensor
-
-
-class Result(NamedTuple):
-    """What came of an image.
-
-    Args:
-        number: its place in its set.
-        confusion: shape (K, K), see `latentgnn.tasks.class_scores.confusion_matrix`.
-        predicted: classes of all pixels, (H, W), where a picture is made of them.
-    """
-
-    number: int
-    confusion: NDArray[np.int64]
-    predicted: NDArray[np.int64] | None
 
 
 class SegmentationTask:

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from latentgnn.json_lists import StoredList, read_json_lists
-from latentgnn.reading import UnreadableError, shown
+from latentgnn.json_lists import read_json_lists
+from latentgnn.plain_values import shown
+from latentgnn.reading import UnreadableError
+from latentgnn.stored_lists import StoredList
 from latentgnn.tasks.detection.formats.folders import SPLIT_NAMES
 from latentgnn.tasks.detection.formats.records import Reading
 

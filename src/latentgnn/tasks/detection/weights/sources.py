@@ -7,22 +7,19 @@ from typing import Any
 
 from torch import Tensor
 
-from latentgnn.configuration.settings import parse_config
 from latentgnn.errors import UserError
 from latentgnn.saved import is_saved
-from latentgnn.tasks.detection.config import FREE_WHEN_TRAINED, DetectionConfig, ModelConfig
+from latentgnn.tasks.detection.config import SETTINGS, DetectionConfig, ModelConfig
 from latentgnn.tasks.detection.weights.fetching import torchvision_state
 from latentgnn.tasks.detection.weights.files import read_file, state_of
 from latentgnn.tasks.detection.weights.layouts import Layout, recognised
 from latentgnn.tasks.detection.weights.published import PublishedDetector, published_detector, unknown
-from latentgnn.training.commands import trained_weights
-
-SETTING = "model.weights"
+from latentgnn.tasks.starting import SETTING, own_weights
 
 # What weights of any shape depend on: with another value they fit, and the detector computes something else.
 _SILENT = (
     *("norm_eps", "stride_in_1x1", "image_mean", "image_std", "anchor_sizes", "anchor_ratios"),
-    *(setting.name for setting in fields(ModelConfig) if f"model.{setting.name}" in FREE_WHEN_TRAINED),
+    *(setting.name for setting in fields(ModelConfig) if f"model.{setting.name}" in SETTINGS.free_when_trained),
 )
 
 
@@ -97,14 +94,7 @@ def _refuse_other_detector(detector: PublishedDetector, config: ModelConfig) -> 
 
 def _own(path: Path, config: ModelConfig) -> Source:
     """The weights of a run or a checkpoint of ours."""
-    try:
-        checkpoint = trained_weights(path)
-        task = checkpoint.config.get("task", "detection")
-        if task != "detection":
-            raise UserError(f"{checkpoint.path} is of the task {task!r}, and this is a detector")
-        there = parse_config(DetectionConfig, checkpoint.config, recorded=True)
-    except UserError as error:
-        raise UserError(f"{SETTING}: {error}") from error
+    checkpoint, there = own_weights(path, "detection", DetectionConfig, "a detector")
     categories = there.data.categories
     return Source(
         name=str(checkpoint.path),

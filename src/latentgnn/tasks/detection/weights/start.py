@@ -11,8 +11,9 @@ from latentgnn.errors import UserError
 from latentgnn.layer import LatentGNN
 from latentgnn.tasks.detection.config import ModelConfig
 from latentgnn.tasks.detection.weights.layouts import number_of_rows
-from latentgnn.tasks.detection.weights.sources import SETTING, Source, find_source
-from latentgnn.tasks.weights import Fit, Rows, Start, fit_lines, fit_weights
+from latentgnn.tasks.detection.weights.sources import Source, find_source
+from latentgnn.tasks.starting import SETTING, Start, taken_parameters
+from latentgnn.tasks.weights import Fit, Rows, fit_lines, fit_weights
 from latentgnn.training.optimization import blocks_of
 
 # Taken over whole or not at all: parts of them compute nothing that was learnt.
@@ -76,10 +77,7 @@ def start_from(model: nn.Module, config: ModelConfig, categories: Sequence[tuple
     _refuse_other_body(fit, source, config, blocks)
     model.load_state_dict(fit.state)
     lines = [*fit_lines(fit, source.name), *(f"  {line}" for line in (*taken, *faults, *source.notes))]
-    learning = {name for name, _ in model.named_parameters()}
-    in_blocks = tuple(f"{name}." for name in blocks)
-    trained = {name for name in fit.taken if name in learning and not name.startswith(in_blocks)}
-    return Start(lines=tuple(lines), trained=frozenset(trained))
+    return Start(lines=tuple(lines), trained=taken_parameters(model, fit))
 
 
 def body_parameters(model: nn.Module) -> frozenset[str]:

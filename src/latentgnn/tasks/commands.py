@@ -1,0 +1,178 @@
+"""What the commands do for any task; each task's ``commands.py`` says what is its own, and gives it as ``COMMANDS``."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from latentgnn.outputs import say_end
+from latentgnn.tasks.exporting import Exporting, Format, Program
+from latentgnn.tasks.exporting import export as exported
+from latentgnn.tasks.looking import Config, LookingCommands, Model
+from latentgnn.tasks.saving import shared_record
+from latentgnn.training import commands
+from latentgnn.training.card import Subject, model_card
+from latentgnn.training.checkpoints import read_checkpoint
+from latentgnn.training.runs import RunFolder, run_of
+
+
+class Figures(Protocol):
+    """What an evaluation gives."""
+
+    def table(self) -> str: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+Data = TypeVar("Data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What the export of a model needs to know of its task.
+
+    Args:
+        subject: for the model's card.
+        program: makes what can be a program without Python.
+        run: some outputs of a model for an input that is always the same.
+    """
+
+    subject: Subject
+    program: Callable[[], Program]
+    run: Callable[[nn.Module], list[Tensor]]
+
+
+class Commands(LookingCommands[Config, Model], Generic[Config, Data, Model]):
+    """The commands of a task: those that are here take from it what differs.
+
+    Attributes:
+        may_change: settings that a resumed run may change: where the same data lie now, and how results are shown.
+    """
+
+    may_change: Sequence[str]
+
+    # What a task says of training: see `latentgnn.training.commands.Job`.
+
+    @abstractmethod
+    def load(self, config: Config, folder: Path, resume: bool) -> Data:
+        """The sets of a run, read and checked."""
+
+    @abstractmethod
+    def fit(self, config: Config, run: RunFolder, data: Data, resume: bool) -> dict[str, float]:
+        """Train in a run's folder; the figures."""
+
+    @abstractmethod
+    def titles(self, names: Iterable[str]) -> dict[str, str]:
+        """The figures that are shown first, among all figures' names, and what they are called."""
+
+    # What it says of its trained models.
+
+    @abstractmethod
+    def shared(self, trained: Model) -> Shared:
+        """What the export of a model needs to know; the blocks are added to the title."""
+
+    # Commands that are each task's own.
+
+    @abstractmethod
+    def evaluate(
+        self, config: Config, source: Path | None, *, results: Path | None, out: Path, overwrite: bool = False
+    ) -> Figures:
+        """Score a trained model on the validation set, or, where a task has such, a file of results.
+
+        Args:
+            config: the model's, with what is to be different.
+            source: a run's folder or a checkpoint.
+            results: a file of results to score instead of a model's.
+            out: folder, new or empty.
+            overwrite: replace the results of an earlier command in ``out``.
+        """
+
+    @abstractmethod
+    def predict(
+        self,
+        config: Config,
+        source: Path,
+        inputs: Sequence[str],
+        *,
+        out: Path,
+        overwrite: bool = False,
+        score_threshold: float | None,
+        pictures: bool,
+    ) -> None:
+        """Apply a trained model to files.
+
+        Args:
+            config: the model's.
+            source: a run's folder or a checkpoint.
+            inputs: files, folders and globs.
+            out: folder, new or empty.
+            overwrite: replace the results of an earlier command in ``out``.
+            score_threshold: detections below it are left out; ``None`` takes the task's own.
+            pictures: draw the results.
+        """
+
+    @abstractmethod
+    def check_data(
+        self, config: Config, *, recipe: str, out: Path | None = None, overwrite: bool = False
+    ) -> dict[str, Any]:
+        """Check the sets, and print what they hold and what is wrong.
+
+        Args:
+            config: says where they are.
+            recipe: that it comes from.
+            out: folder, new or empty, for pictures of samples; ``None`` writes nothing.
+            overwrite: replace the results of an earlier command in ``out``.
+
+        Returns:
+            As plain data, with ``faultless``: whether nothing is wrong.
+        """
+
+    # Commands that are the same for all.
+
+    def train(self, config: Config, out: Path | None, *, name: str, resume: bool = False) -> dict[str, float]:
+        """See `latentgnn.training.commands.train`."""
+        return commands.train(self._job, config, out, name=name, resume=resume)
+
+    def compare(self, config: Config, out: Path | None, *, name: str, resume: bool = False) -> dict[str, Any]:
+        """See `latentgnn.training.commands.compare`."""
+        return commands.compare(self._job, config, out, name=name, resume=resume)
+
+    def report(self, run: Path) -> None:
+        """See `latentgnn.training.commands.report`."""
+        commands.report(self._job, run)
+
+    def export(self, config: Config, source: Path, *, to: Format, out: Path, overwrite: bool = False) -> None:
+        """Write a trained model in a format that others read; see `latentgnn.tasks.exporting.export`.
+
+        Args:
+            config: the model's.
+            source: a run's folder, a checkpoint or a saved model.
+            to: the format.
+            out: folder, new or empty.
+            overwrite: replace the results of an earlier command in ``out``.
+        """
+        checkpoint = commands.trained_weights(source)
+        trained = self.load_trained(config, checkpoint)
+        record = shared_record(config, step=checkpoint.step)
+        shared, blocks = self.shared(trained), trained.config.model.blocks
+        with_blocks = f" with LatentGNN blocks at {', '.join(blocks)}" if blocks else ""
+        subject = replace(shared.subject, title=f"{shared.subject.title}{with_blocks}")
+        exporting = Exporting(
+            model=trained.model,
+            record=record,
+            program=shared.program,
+            rebuild=lambda file: self.load_trained(config, read_checkpoint(file)).model,
+            run=shared.run,
+            card=lambda lines, usage: model_card(
+                subject, record, run_of(source), titles=self.titles, export=lines, usage=usage
+            ),
+        )
+        exported(exporting, to, out, overwrite=overwrite)
+        say_end(out)
+
+    @property
+    def _job(self) -> commands.Job[Data]:
+        return commands.Job(load=self.load, train=self.fit, titles=self.titles)

@@ -1,0 +1,85 @@
+"""A run starts from the weights that ``model.weights`` names; what it says and keeps of that."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from torch import nn
+
+from latentgnn.configuration.settings import parse_config
+from latentgnn.errors import UserError
+from latentgnn.tasks.settings import task_of
+from latentgnn.tasks.weights import Fit
+from latentgnn.training.checkpoints import Checkpoint
+from latentgnn.training.commands import trained_weights
+from latentgnn.training.optimization import blocks_of
+from latentgnn.training.runs import RunFolder
+
+SETTING = "model.weights"
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a model began with.
+
+    Args:
+        lines: for a person: what was loaded, left out and started anew.
+        trained: names of the parameters that were taken over whole, but for the blocks'.
+    """
+
+    lines: tuple[str, ...]
+    trained: frozenset[str]
+
+
+def own_weights(path: Path, task: str, config_class: type[Config], what: str) -> tuple[Checkpoint, Config]:
+    """The weights of another run of a task, and its configuration.
+
+    Args:
+        path: its folder, a checkpoint or a saved model.
+        task: its name.
+        config_class: of its configuration.
+        what: this one is, for the error.
+
+    Raises:
+        UserError: there is none, or it is of another task.
+    """
+    if not path.exists():
+        raise UserError(f"{SETTING}: there is no run folder or checkpoint {path}")
+    try:
+        checkpoint = trained_weights(path)
+    except UserError as error:
+        raise UserError(f"{SETTING}: {error}") from error
+    theirs = task_of(checkpoint.config, checkpoint.path)
+    if theirs != task:
+        raise UserError(f"{SETTING}: {checkpoint.path} is of the task {theirs!r}, and this is {what}")
+    try:
+        return checkpoint, parse_config(config_class, checkpoint.config, recorded=True)
+    except UserError as error:
+        raise UserError(f"{SETTING}: {checkpoint.path}: {error}") from error
+
+
+def taken_parameters(model: nn.Module, fit: Fit) -> frozenset[str]:
+    """The names of a model's parameters that were taken over whole, but for the blocks'."""
+    in_blocks = tuple(f"{name}." for name in blocks_of(model))
+    learning = {name for name, _ in model.named_parameters() if not name.startswith(in_blocks)}
+    return frozenset(learning & set(fit.taken))
+
+
+def begun_trained(run: RunFolder, start: Callable[[], Start], *, goes_on: bool) -> frozenset[str]:
+    """Let a model start from other weights; the names of the parameters that began trained.
+
+    Args:
+        run: whose folder says what it started from.
+        start: loads the weights.
+        goes_on: it is resumed, with weights of its own.
+    """
+    if goes_on and (kept := run.trained_at_start()) is not None:
+        return kept
+    started = start()
+    if run.writes:
+        print("\n".join(started.lines))
+    run.write_start(started.lines, started.trained)
+    return started.trained
