@@ -23,6 +23,7 @@ from benchmarks.options import RESULTS, header, names_of, positive
 from latentgnn.attachment import attach
 from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import parse_config, plain_data
+from latentgnn.errors import UserError
 from latentgnn.files import write_json, write_text
 from latentgnn.tasks.detection.check import load
 from latentgnn.tasks.detection.config import DetectionConfig
@@ -68,8 +69,8 @@ def train(side: str, *, seed: int, steps: int, folder: Path) -> None:
     """One run, gone on with if it is there and finished if it was not."""
     recipe = parse_config(DetectionConfig, load_recipe("context")).data
     data = folder / "data"
-    write_context_set(data, train=recipe.embedded_train, val=recipe.embedded_val, size=recipe.embedded_size)
     config = settings(side, seed=seed, steps=steps, data=data)
+    write_context_set(data, train=recipe.embedded_train, val=recipe.embedded_val, size=recipe.embedded_size)
     sets = DetectionSet(config.data)
     train_set, val_set = (load(sets.reading(split), on_fault="stop", whole=True) for split in ("train", "val"))
     path = run_folder(folder, side, seed)
@@ -131,11 +132,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
     command = ["--runs", "FOLDER", "--seeds", ",".join(map(str, given.seeds)), "--steps", str(given.steps)]
+    command += ["--threads", str(given.threads)]
     head = header("benchmarks.embedded", command, device="cpu", dtype="float32", threads=given.threads)
-    for seed in given.seeds:
-        for side in given.sides:
-            train(side, seed=seed, steps=given.steps, folder=given.runs)
-    runs = finished(given.runs, given.seeds)
+    try:
+        for seed in given.seeds:
+            for side in given.sides:
+                train(side, seed=seed, steps=given.steps, folder=given.runs)
+        runs = finished(given.runs, given.seeds)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     path = given.out / f"embedded-{head['date'][:10]}.json"
     write_json(path, {**head, "runs": runs})
     write_text(path.with_suffix(".md"), f"# The embedded set\n\nCommand: `{head['command']}`\n\n{table(runs)}\n")

@@ -389,6 +389,13 @@ def test_sides_of_the_embedded_set_start_alike_and_have_their_block_after_c4(tmp
     assert torch.allclose(shifted[-2], plain[-2] + 1, atol=1e-5)
 
 
+def test_a_training_on_the_embedded_set_that_cannot_be_is_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert embedded.main(["--runs", str(tmp_path), "--steps", "2", "--threads", "1", "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("error: schedule.warmup_steps: expected fewer than all 2 steps")
+
+
 def test_the_table_of_the_embedded_set_has_a_row_a_side_and_its_seeds() -> None:
     runs = [{"side": "none", "seed": seed, **dict.fromkeys(embedded.FIGURES, 0.1 + seed)} for seed in (0, 2)]
     cells = " | ".join(["0.100, 2.100"] * 4)
