@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.study import costs
+from benchmarks.study_costs import costs
 from benchmarks.study_report import compare, interval
 from latentgnn import load_run
 from latentgnn.cli import main as latentgnn

@@ -25,11 +25,11 @@ from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import parse_config, plain_data
 from latentgnn.errors import UserError
 from latentgnn.files import write_json, write_text
-from latentgnn.tasks.detection.check import load
 from latentgnn.tasks.detection.config import DetectionConfig
 from latentgnn.tasks.detection.context_set import write_context_set
 from latentgnn.tasks.detection.model import build_detector
 from latentgnn.tasks.detection.sets import DetectionSet
+from latentgnn.tasks.detection.sound_sets import load
 from latentgnn.tasks.detection.task import DetectionTask
 from latentgnn.training.loop import fit
 from latentgnn.training.runs import RunFolder
