@@ -270,8 +270,9 @@ def test_what_blocks_add_on_other_grids() -> None:
 
 
 def test_a_variant_may_be_another_network() -> None:
-    variant = {"network": "torch.nn:Conv2d", "in_channels": 13, "out_channels": 2, "kernel_size": 1}
     question = Pairs(**PAIRS)
+    channels = question.test[0].shape[1]
+    variant = {"network": "torch.nn:Conv2d", "in_channels": channels, "out_channels": 2, "kernel_size": 1}
     network = study.build(question, variant, 0)
     assert isinstance(network, torch.nn.Conv2d)
     assert question.score(network.eval()).keys() == {"accuracy"}
