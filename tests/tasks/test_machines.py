@@ -28,7 +28,7 @@ HELD = {
     "pointcloud": ("--training.strategy", "fsdp", "--training.activation_checkpointing", "true"),
     "segmentation": (),
 }
-# The rate at which a segmenter tells its classes apart in six steps makes much of rounding: weights are compared at less.
+# The rate at which a segmenter tells classes apart in six steps makes much of rounding: weights are compared at less.
 TAME = ("--training.optimizer.learning_rate", "0.005", "--training.validate_every", "null")
 PARAMETERS = [*(pytest.param(task, marks=pytest.mark.slow) for task in ("detection", "segmentation")), "pointcloud"]
 LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "LATENTGNN_RUN")
@@ -117,11 +117,12 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_two_machines_train_as_one(both: Both, tmp_path: Path) -> None:
     """Two processes with a part each, and one process with two parts: the same but for rounding."""
-    name, more = ("tame", TAME) if both.job.task == "segmentation" else ("run", ())
+    tame = both.job.task == "segmentation"
+    more = TAME if tame else ()
     assert main([*both.job.begin(tmp_path / "run"), "--training.accumulate", "2", *more]) == 0
     kept = [
         torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-        for run in (tmp_path / "run", both.folder / name)
+        for run in (tmp_path / "run", both.folder / ("tame" if tame else "run"))
     ]
     assert [content["latentgnn"]["step"] for content in kept] == [STEPS, STEPS]
     total = largest = 0.0
