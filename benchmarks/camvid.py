@@ -89,7 +89,7 @@ def write_report(out: Path, work: Path, seeds: Sequence[int], settings: Sequence
     command = " ".join(["python -m benchmarks.camvid FOLDER", given, *settings])
     # Where the data and the runs lie says something of a machine, and nothing of the figures.
     about: dict[str, Any] = {name: value for name, value in environment().items() if name != "folder"}
-    values = {"threads": torch.get_num_threads(), "missing": missing, "compared": compared, "runs": runs}
+    values = {"missing": missing, "compared": compared, "runs": runs}
     write_json(out.with_suffix(".json"), {**about, "command": command, **values})
     half = ""
     if len(runs["latentgnn"]) > 1:
