@@ -108,6 +108,12 @@ def test_keeps_strides_with_any_norm(layout: str, norm: str, masked: bool, resid
     assert layer(x, mask).stride() == x.stride()
 
 
+@pytest.mark.parametrize("layout", strided_inputs())
+def test_keeps_strides_where_a_norm_has_others(layout: str) -> None:
+    x = strided_inputs()[layout]
+    assert make_layer("no_residual", "instance")(x).stride() == x.stride()
+
+
 @pytest.mark.parametrize("view", ["every_other_row", "transposed", "expanded"])
 def test_any_strides_are_read_right(view: str) -> None:
     x = make_input(2, 32, 6, 8)

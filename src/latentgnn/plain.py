@@ -78,11 +78,8 @@ def _recomputed(
 
 
 def _output(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype) -> Tensor:
-    config, steps, inside_BNC = (
-        layer.config,
-        steps_of(layer, compute, x_BNC.shape[0] * x_BNC.shape[1]),
-        _inside(x_BNC, nodes),
-    )
+    config, steps = layer.config, steps_of(layer, compute, x_BNC.shape[0] * x_BNC.shape[1])
+    inside_BNC = _inside(x_BNC, nodes)
     values = values_of(config, steps.reduces, inside_BNC, nodes, compute)
     pairs = [assignments(config, steps, index, values, nodes, compute) for index in range(len(config.latents))]
     contexts = []
@@ -117,11 +114,8 @@ def scattered(
     layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, latents: Sequence[Tensor]
 ) -> Tensor:
     """Scatter alone: the output for these nodes from Y of each kernel, (S, G, D_k, r)."""
-    config, steps, inside_BNC = (
-        layer.config,
-        steps_of(layer, compute, x_BNC.shape[0] * x_BNC.shape[1]),
-        _inside(x_BNC, nodes),
-    )
+    config, steps = layer.config, steps_of(layer, compute, x_BNC.shape[0] * x_BNC.shape[1])
+    inside_BNC = _inside(x_BNC, nodes)
     (value,) = values_of(config, steps.reduces[-1:], inside_BNC, nodes, compute)
     contexts, way = [], len(steps.reduces) - 1
     for step, latent in zip(steps.assigns[way], latents, strict=True):
@@ -269,10 +263,10 @@ def _expanded(
         out_BNC = inside_BNC + out_BNC
     out_BNC = cast(out_BNC, x_BNC.dtype)
     out_BNC = out_BNC if nodes.mask_BN is None else torch.where(nodes.mask_BN.unsqueeze(-1), out_BNC, x_BNC)
-    if x_BNC.stride(-1) != 1 and out_BNC.stride(-1) == 1 and not torch.compiler.is_compiling():
-        # A map comes back in its own order of strides, whatever the norms and the mask made of it.
-        return out_BNC.mT.contiguous().mT
-    return out_BNC
+    if (x_BNC.stride(-1) != 1) == (out_BNC.stride(-1) != 1) or torch.compiler.is_compiling():
+        return out_BNC
+    # A map comes back in its own order of strides, whatever the norms and the mask made of it.
+    return out_BNC.contiguous() if x_BNC.stride(-1) == 1 else out_BNC.mT.contiguous().mT
 
 
 def _grouped(x_BNF: Tensor, groups: int) -> Tensor:

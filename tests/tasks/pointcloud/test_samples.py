@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from latentgnn.tasks.class_losses import class_weights
 from latentgnn.tasks.pointcloud.config import AugmentConfig, DataConfig
 from latentgnn.tasks.pointcloud.datasets import ScanSet
-from latentgnn.tasks.pointcloud.samples import Sample, TrainingCrops, class_weights, collate
+from latentgnn.tasks.pointcloud.samples import Sample, TrainingCrops, collate
 from latentgnn.tasks.pointcloud.scans import RawScan, write_scan
 
 FAR = np.array([770_600.0, 6_277_500.0, 20.0])
