@@ -263,7 +263,8 @@ def _expanded(
         out_BNC = inside_BNC + out_BNC
     out_BNC = cast(out_BNC, x_BNC.dtype)
     out_BNC = out_BNC if nodes.mask_BN is None else torch.where(nodes.mask_BN.unsqueeze(-1), out_BNC, x_BNC)
-    if (x_BNC.stride(-1) != 1) == (out_BNC.stride(-1) != 1) or torch.compiler.is_compiling():
+    # A compiler's strides may be symbols, and it lays out by itself.
+    if torch.compiler.is_compiling() or (x_BNC.stride(-1) != 1) == (out_BNC.stride(-1) != 1):
         return out_BNC
     # A map comes back in its own order of strides, whatever the norms and the mask made of it.
     return out_BNC.contiguous() if x_BNC.stride(-1) == 1 else out_BNC.mT.contiguous().mT
