@@ -42,10 +42,8 @@ def values(
             weights = [weight_RC * down for weight_RC in weights]
             shift_R = None if shift_R is None else shift_R * down
         weights = [cast(weight_RC, plan.compute) for weight_RC in weights]
-        if vectors is None and matrices.reduce_scale is None and plan.compute == wide(plan.compute):
-            u_sTR, shift_R = project_all(x_sTC, weights, shift_R), None
-        else:
-            u_sTR = project_all(x_sTC, weights)
+        # A shift goes with the product where the scale is in the matrices already.
+        u_sTR = project_all(x_sTC, weights, shift_R if matrices.reduce_scale is None else None)
     if vectors is not None:
         weight_R, bias_R = vectors.reduce
         if record.raw_statistics is None:
@@ -54,8 +52,8 @@ def values(
             u_sTR, record.raw_statistics = plan.norm_at(0, ways).normalize(u_sTR, weight_R, bias_R, block)
         else:
             u_sTR = batch_norm_again(u_sTR, weight_R, bias_R, record.raw_statistics)
-    else:
-        u_sTR = _scaled_and_shifted(u_sTR, matrices.reduce_scale, shift_R)
+    elif matrices.reduce_scale is not None:
+        u_sTR = scaled_(cast(u_sTR, matrices.reduce_scale.dtype), matrices.reduce_scale, shift_R)
     unit_sHTr = to_graphs(u_sTR, ways * plan.groups)
     record.scale = inverse_length(unit_sHTr, -1)
     if unit_sHTr.dtype == plan.compute:
@@ -64,12 +62,6 @@ def values(
         record.unit = (unit_sHTr * record.scale).to(plan.compute)
     if down is not None:
         record.scale = record.scale * down
-
-
-def _scaled_and_shifted(u_sTR: Tensor, scale_R: Tensor | None, shift_R: Tensor | None) -> Tensor:
-    if scale_R is None:
-        return u_sTR if shift_R is None else u_sTR + shift_R
-    return scaled_(u_sTR if u_sTR.dtype == scale_R.dtype else u_sTR.to(scale_R.dtype), scale_R, shift_R)
 
 
 def gather_assignments(
