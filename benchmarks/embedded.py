@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from benchmarks.contexts import GlobalContext
-from benchmarks.options import RESULTS, header, names_of, positive
+from benchmarks.options import RESULTS, header, names_of, numbers, positive
 from latentgnn.attachment import attach
 from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import parse_config, plain_data
@@ -125,14 +125,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="where the runs are kept")
     parser.add_argument("--sides", type=lambda text: names_of(SIDES, text), default=list(SIDES), help="(all)")
-    parser.add_argument("--seeds", type=_numbers, default=(0, 1), metavar="N,N", help="(0,1)")
+    parser.add_argument("--seeds", type=numbers, default=(0, 1), metavar="N,N", help="(0,1)")
     parser.add_argument("--steps", type=positive, default=300, metavar="N", help="of each training (300)")
     parser.add_argument("--threads", type=positive, default=2, metavar="N", help="of torch (2)")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
-    command = ["--runs", "FOLDER", "--seeds", ",".join(map(str, given.seeds)), "--steps", str(given.steps)]
-    command += ["--threads", str(given.threads)]
+    command = ["--runs", "FOLDER", "--sides", ",".join(given.sides), "--seeds", ",".join(map(str, given.seeds))]
+    command += ["--steps", str(given.steps), "--threads", str(given.threads)]
     head = header("benchmarks.embedded", command, device="cpu", dtype="float32", threads=given.threads)
     try:
         for seed in given.seeds:
@@ -147,13 +147,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_text(path.with_suffix(".md"), f"# The embedded set\n\nCommand: `{head['command']}`\n\n{table(runs)}\n")
     print(f"{table(runs)}\nwritten to {path}")
     return 0
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    parts = text.split(",")
-    if not all(part.isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"expected numbers with commas between, got {text!r}")
-    return tuple(map(int, parts))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.options import RESULTS, header, positive
+from benchmarks.options import RESULTS, header, numbers, positive
 from latentgnn.cli import main as latentgnn_main
 from latentgnn.configuration.recipes import load_recipe, merge, to_yaml
 from latentgnn.configuration.settings import parse_config, plain_data
@@ -185,8 +185,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.few_images", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("data", type=Path, metavar="FOLDER", help="nuclei in COCO format")
-    parser.add_argument("--images", type=_numbers, default=(10, 50), metavar="N,N", help="training images (10,50)")
-    parser.add_argument("--seeds", type=_numbers, default=(0, 1, 2), metavar="N,N", help="(0,1,2)")
+    parser.add_argument("--images", type=numbers, default=(10, 50), metavar="N,N", help="training images (10,50)")
+    parser.add_argument("--seeds", type=numbers, default=(0, 1, 2), metavar="N,N", help="(0,1,2)")
     parser.add_argument("--steps", type=positive, default=150, metavar="N", help="of each training (150)")
     parser.add_argument("--first-steps", type=positive, default=300, metavar="N", help="of the first one (300)")
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="of each training (1)")
@@ -215,13 +215,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_text(path.with_suffix(".md"), text)
     print(f"{table(report)}\nwritten to {path}")
     return 0
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    parts = text.split(",")
-    if not all(part.isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"expected numbers with commas between, got {text!r}")
-    return tuple(map(int, parts))
 
 
 if __name__ == "__main__":

@@ -44,6 +44,21 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def numbers(text: str) -> tuple[int, ...]:
+    """An option's value as whole numbers with commas between.
+
+    Args:
+        text: as given.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+    """
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between, got {text!r}")
+    return tuple(map(int, parts))
+
+
 def require_device(device: str) -> None:
     """Say what to do where a GPU is asked for and there is none.
 
