@@ -33,6 +33,16 @@ def test_an_input_takes_the_plain_path_only_where_it_is_small() -> None:
         assert _why_not(layer, small) is None
 
 
+@pytest.mark.parametrize("place", ["gather_reduce", "scatter_reduce", "kernels.0.gather_assign", "expand"])
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, FrozenBatchNorm, nn.LayerNorm])
+def test_one_norm_may_be_taken_away(norm: NormFactory, place: str) -> None:
+    layer = _layer(norm).eval()
+    layer.get_submodule(place).norm = nn.Identity()
+    for size in (4, 40):
+        x = torch.randn(2, 16, size, size, dtype=torch.float64)
+        torch.testing.assert_close(layer(x), reference.forward(layer, x))
+
+
 def test_a_map_of_few_nodes_takes_the_plain_path_where_convolutions_pay() -> None:
     layer = LatentGNN(512, num_latents=100, norm=FrozenBatchNorm)
     few = torch.randn(1, 512, 14 * 14).mT

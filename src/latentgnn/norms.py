@@ -172,7 +172,9 @@ def kind_of(norms: Sequence[nn.Module]) -> NormKind | None:
     for known, kind in kinds:
         if type(first) is known:
             return kind if all(type(norm) is known for norm in norms) else None
-    return "affine" if all(is_affine(norm) for norm in norms) else None
+    # Reductions are multiplied by together, and either all of them have a scale and a shift or none has.
+    some_are_none = len({isinstance(norm, nn.Identity) for norm in norms}) > 1
+    return "affine" if all(is_affine(norm) for norm in norms) and not some_are_none else None
 
 
 def affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
