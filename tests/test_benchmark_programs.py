@@ -23,12 +23,15 @@ from benchmarks import (
     options,
     pair,
     points,
+    recipe_costs,
     report,
     shapes,
     sweeps,
 )
 from benchmarks.floors import Rates
 from benchmarks.shapes import Case, Shape
+from latentgnn import LatentGNN
+from latentgnn.cost import cost
 from latentgnn.errors import UserError
 from latentgnn.machine import processor_name
 from latentgnn.tasks.detection.config import ModelConfig
@@ -438,3 +441,22 @@ def test_large_scans_are_repeated_and_predicted_both_ways(
     assert tiled["peak"] >= tiled["peak_before"] > 0
     assert str(tmp_path) not in json.dumps(whole) + json.dumps(tiled)
     assert path.with_suffix(".md").read_text().count("| 1,000 |") == 2
+
+
+def test_the_cost_of_a_recipes_blocks_is_that_of_the_layers_arithmetic(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert recipe_costs.main(["--recipes", "camvid_small", "--out", str(tmp_path)]) == 0
+    (file,) = tmp_path.glob("recipe-costs-*.json")
+    sides = json.loads(file.read_text())["recipes"]["camvid_small"]
+    model, program = recipe_costs.network("camvid_small", blocks=True)
+    (block,) = (module for module in model.modules() if isinstance(module, LatentGNN))
+    shapes: list[tuple[int, ...]] = []
+    block.register_forward_pre_hook(lambda _, given: shapes.append(tuple(given[0].shape)))
+    with torch.no_grad():
+        program.network(**program.samples[0])
+    expected = cost(block.config, shapes[0])
+    more = {what: sides["with"][what] - sides["without"][what] for what in ("parameters", "operations")}
+    assert more["parameters"] == expected.parameters
+    assert more["operations"] == pytest.approx(expected.forward_operations, rel=0.05)
+    assert f"{sides['with']['parameters']:,}" in capsys.readouterr().out

@@ -1,0 +1,116 @@
+"""What the blocks of a recipe cost: parameters and operations of its network, with them and without.
+
+python -m benchmarks.recipe_costs [--recipes context,camvid_small] [--out FOLDER]
+
+The network is what `latentgnn export` makes a program of, on that program's first example input: of a detector the
+body, the pyramid and the dense heads. Writes ``recipe-costs-DATE.json`` and ``.md``.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.options import RESULTS, header, names_of
+from benchmarks.report import markdown_table
+from latentgnn.configuration.recipes import load_recipe
+from latentgnn.configuration.settings import parse_config
+from latentgnn.files import write_json, write_text
+from latentgnn.tasks.classes import class_names
+from latentgnn.tasks.detection.model import build_detector
+from latentgnn.tasks.detection.programs import detector_program
+from latentgnn.tasks.exporting import Program
+from latentgnn.tasks.pointcloud.features import feature_columns
+from latentgnn.tasks.pointcloud.model import build_point_network
+from latentgnn.tasks.pointcloud.programs import point_program
+from latentgnn.tasks.segmentation.model import build_segmenter
+from latentgnn.tasks.segmentation.programs import segmenter_program
+from latentgnn.tasks.settings import settings_of, task_of
+
+# Recipes that docs/when.md has figures of; and the categories of the detectors' data, which recipes do not know.
+RECIPES = ("context", "nuclei_small", "lidar_small", "camvid_small")
+CATEGORIES = {"context": 2, "nuclei_small": 1}
+
+
+def network(recipe: str, *, blocks: bool) -> tuple[nn.Module, Program]:
+    """A recipe's network from random weights, and the program that is exported of it.
+
+    Args:
+        recipe: one of `RECIPES`.
+        blocks: leave them in.
+    """
+    values = load_recipe(recipe)
+    task = task_of(values, recipe)
+    config: Any = parse_config(settings_of(task).config, values)
+    if not blocks:
+        config = replace(config, model=replace(config.model, blocks={}))
+    torch.manual_seed(0)
+    if task == "detection":
+        detector = build_detector(config.model, CATEGORIES[recipe]).eval()
+        return detector, detector_program(detector, config.model.detector)
+    classes = len(class_names(config.data.classes))
+    if task == "pointcloud":
+        features = len(feature_columns(config.data.features))
+        points = build_point_network(config.model, num_features=features, num_classes=classes).eval()
+        return points, point_program(points)
+    segmenter = build_segmenter(config.model, num_classes=classes, auxiliary=False, download=False).eval()
+    return segmenter, segmenter_program(segmenter, config)
+
+
+def costs(recipe: str, *, blocks: bool) -> dict[str, int]:
+    """Parameters of a recipe's network, and operations of its program's first example; a multiply-add is two."""
+    model, program = network(recipe, blocks=blocks)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        program.network(**program.samples[0])
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "operations": counter.get_total_flops(),
+    }
+
+
+def table(report: dict[str, dict[str, dict[str, int]]]) -> str:
+    """A row a recipe, in Markdown."""
+    rows = []
+    for recipe, sides in report.items():
+        row = [recipe]
+        for what in ("parameters", "operations"):
+            bare, own = sides["without"][what], sides["with"][what]
+            row += [f"{bare:,}", f"{own:,}", f"{own / bare - 1:+.1%}"]
+        rows.append(row)
+    return markdown_table(["recipe", "parameters", "with blocks", "", "operations", "with blocks", ""], rows)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Count, and write the result files.
+
+    Args:
+        argv: the arguments; ``None`` takes the process's.
+
+    Returns:
+        The exit code.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.recipe_costs", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--recipes", type=lambda text: names_of(RECIPES, text), default=list(RECIPES), help="(all)")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
+    given = parser.parse_args(argv)
+    head = header("benchmarks.recipe_costs", argv, device="cpu", dtype="float32", threads=None)
+    report = {
+        recipe: {side: costs(recipe, blocks=side == "with") for side in ("with", "without")} for recipe in given.recipes
+    }
+    path = given.out / f"recipe-costs-{head['date'][:10]}.json"
+    write_json(path, {**head, "recipes": report})
+    write_text(path.with_suffix(".md"), f"# What blocks cost\n\nCommand: `{head['command']}`\n\n{table(report)}\n")
+    print(f"{table(report)}\nwritten to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
