@@ -16,6 +16,7 @@ from benchmarks.shapes import Case, Shape
 from latentgnn import FrozenBatchNorm, LatentGNN, PackedLatentGNN, published_state_dict, reference
 from latentgnn.errors import UserError, require
 from latentgnn.norms import NormFactory, group_norm
+from latentgnn.paths import memory
 
 NORMS: Mapping[str, NormFactory] = {
     "batch": nn.BatchNorm1d,
@@ -105,10 +106,26 @@ class _Reference(nn.Module):
         return reference.forward(self.layer, x)
 
 
+class _Core(nn.Module):
+    """The layer by its core, where it would choose the plain path too."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        with memory("hold"):
+            return cast(Tensor, self.layer(x))
+
+
 def _layer(layer: LatentGNN, case: Case) -> nn.Module:
     if isinstance(layer, PackedLatentGNN) and case.input.kind == "packed":
         return _WithOffsets(layer, make_offsets(case.input))
     return layer
+
+
+def _core(layer: LatentGNN, case: Case) -> nn.Module:
+    return _Core(_layer(layer, case))
 
 
 def _published(layer: LatentGNN, case: Case) -> nn.Module:
@@ -180,6 +197,7 @@ LAYER = "latentgnn"
 _EXACT: Mapping[str, Callable[[LatentGNN, Case], nn.Module]] = {
     LAYER: _layer,
     "compiled latentgnn": _compiled(_layer),
+    "core": _core,
     "published": _published,
     "compiled published": _compiled(_published),
     "reference": _reference,

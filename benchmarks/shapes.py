@@ -97,6 +97,8 @@ SHAPES: Mapping[str, Shape] = {
     "map": Shape(1, 256, (512, 512), (64,)),
     "video": Shape(1, 512, (8, 56, 56), (64,)),
     "million": Shape(1, 96, (1_000_000,), (64,)),
+    # A small map of few nodes, for the choice between the layer's paths.
+    "few14": Shape(1, 512, (14, 14), (100,)),
     **_everyday(),
 }
 

@@ -5,15 +5,28 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from uvicorn import Server
 
+import latentgnn
+from latentgnn.tasks.detection.exploring import DetectorExplorer
 from latentgnn.tasks.explore.server import application, configured
 from latentgnn.tasks.explore.views import Explorer
+from tests.tasks.made_runs import DETECTOR, write_detector, write_images
 
+CATEGORIES = [[3, "red"], [7, "blue"]]
 _SECONDS = 10
+
+
+def detector_explorer(folder: Path) -> DetectorExplorer:
+    """Of a detector with blocks at two stages, one of two kernels, and two images."""
+    values = {**DETECTOR, "model": {**DETECTOR["model"], "blocks": {"C3": 4, "C5": [3, 2]}}}
+    run = write_detector(folder / "run", values)
+    images = sorted((write_images(folder / "data", 2, CATEGORIES) / "val").glob("*.png"))
+    return DetectorExplorer(latentgnn.load_run(run), "run", images)
 
 
 @contextmanager

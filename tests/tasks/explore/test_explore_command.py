@@ -15,6 +15,7 @@ import pytest
 
 from latentgnn.cli import main
 from latentgnn.cli.settings import configuration_in_use
+from tests.tasks.explore.pages import CATEGORIES
 from tests.tasks.made_runs import (
     DETECTOR,
     NETWORK,
@@ -26,8 +27,6 @@ from tests.tasks.made_runs import (
     write_scans,
     write_segmenter,
 )
-
-CATEGORIES = [[3, "red"], [7, "blue"]]
 
 
 def offered(run: Path, inputs: list[str]) -> Any:

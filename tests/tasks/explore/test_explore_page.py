@@ -13,20 +13,16 @@ from latentgnn.inspection import Seen, capture
 from latentgnn.tasks.detection.exploring import DetectorExplorer
 from latentgnn.tasks.pointcloud.exploring import ScanExplorer
 from latentgnn.tasks.segmentation.exploring import SegmenterExplorer
-from tests.tasks.explore.pages import browser, served
+from tests.tasks.explore.pages import browser, detector_explorer, served
 from tests.tasks.made_runs import (
-    DETECTOR,
     NETWORK,
     SEGMENTER,
-    write_detector,
-    write_images,
     write_labelled,
     write_network,
     write_scans,
     write_segmenter,
 )
 
-CATEGORIES = [[3, "red"], [7, "blue"]]
 MADE = "() => document.querySelector('main').hidden === false && explore.weights !== null"
 
 
@@ -55,11 +51,7 @@ def page(chromium: Any) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> DetectorExplorer:
-    folder = tmp_path_factory.mktemp("explore")
-    values = {**DETECTOR, "model": {**DETECTOR["model"], "blocks": {"C3": 4, "C5": [3, 2]}}}
-    run = write_detector(folder / "run", values)
-    paths = sorted((write_images(folder / "data", 2, CATEGORIES) / "val").glob("*.png"))
-    return DetectorExplorer(latentgnn.load_run(run), "run", paths)
+    return detector_explorer(tmp_path_factory.mktemp("explore"))
 
 
 @pytest.fixture(scope="module")

@@ -17,19 +17,13 @@ from latentgnn.inspection import capture
 from latentgnn.tasks.detection.exploring import DetectorExplorer
 from latentgnn.tasks.explore import server
 from latentgnn.tasks.segmentation.exploring import SegmenterExplorer
-from tests.tasks.explore.pages import served
-from tests.tasks.made_runs import DETECTOR, SEGMENTER, write_detector, write_images, write_labelled, write_segmenter
-
-CATEGORIES = [[3, "red"], [7, "blue"]]
+from tests.tasks.explore.pages import detector_explorer, served
+from tests.tasks.made_runs import SEGMENTER, write_labelled, write_segmenter
 
 
 @pytest.fixture(scope="module")
 def explorer(tmp_path_factory: pytest.TempPathFactory) -> DetectorExplorer:
-    folder = tmp_path_factory.mktemp("explore")
-    values = {**DETECTOR, "model": {**DETECTOR["model"], "blocks": {"C3": 4, "C5": [3, 2]}}}
-    run = write_detector(folder / "run", values)
-    images = sorted((write_images(folder / "data", 2, CATEGORIES) / "val").glob("*.png"))
-    return DetectorExplorer(latentgnn.load_run(run), "run", images)
+    return detector_explorer(tmp_path_factory.mktemp("explore"))
 
 
 @pytest.fixture(scope="module")
