@@ -86,6 +86,12 @@ def run_folder(folder: Path, side: str, seed: int) -> Path:
     return folder / f"{side.replace(' ', '-')}-{seed}"
 
 
+def is_finished(run: Path, steps: int) -> bool:
+    """Whether a run has been trained for so many steps."""
+    metrics = RunFolder(run).metrics()
+    return metrics is not None and metrics["step"] == steps
+
+
 def finished(folder: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
     """The runs that are there, each with its figures."""
     runs = []
@@ -137,7 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for seed in given.seeds:
             for side in given.sides:
-                train(side, seed=seed, steps=given.steps, folder=given.runs)
+                if not is_finished(run_folder(given.runs, side, seed), given.steps):
+                    train(side, seed=seed, steps=given.steps, folder=given.runs)
         runs = finished(given.runs, given.seeds)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

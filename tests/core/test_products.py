@@ -61,6 +61,7 @@ def test_add_projection(
     base: str,
     at_once: int,
 ) -> None:
+    torch.manual_seed(0)
     x, out = made(samples, nodes, features, lying[0]), made(samples, nodes, channels, lying[1])
     matrix = torch.randn(features, channels).mT if turned else torch.randn(channels, features)
     scale_C, shift_C = torch.rand(channels) if scale else None, torch.rand(channels) if shift else None
@@ -89,6 +90,7 @@ def test_add_projection(
 def test_project_and_contract(
     samples: int, nodes: int, channels: int, rows: int, lying: tuple[str, str], together: int
 ) -> None:
+    torch.manual_seed(0)
     x, other = made(samples, nodes, channels, lying[0]), made(samples, nodes, rows, lying[1])
     matrices = [torch.randn(rows, channels), torch.randn(rows, channels)]
     with pytest.MonkeyPatch.context() as patch:

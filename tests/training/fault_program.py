@@ -29,6 +29,8 @@ def happen(call):
 
 
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+# Who runs the tests with `nohup` ignores it, and so would a run.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 run = RunFolder.create(folder, task="toy")
 run.write_config({})
 settings = config(steps=1000, workers=2, log_every=1)
