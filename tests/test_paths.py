@@ -50,9 +50,12 @@ def test_a_map_of_few_nodes_takes_the_plain_path_where_convolutions_pay() -> Non
     assert _why_not(layer, few.contiguous()) is None
     assert _why_not(layer, torch.randn(1, 512, 28 * 28).mT) is None
     batch = torch.randn(8, 512, 14 * 14).mT
-    assert _why_not(layer, batch) is None
     with torch.no_grad():
-        assert "few nodes" in (_why_not(layer, batch) or "")
+        assert _why_not(layer, batch) is None
+    grouped = LatentGNN(512, num_latents=100, norm=group_norm)
+    assert _why_not(grouped, batch) is None
+    with torch.no_grad():
+        assert "few nodes" in (_why_not(grouped, batch) or "")
 
 
 @pytest.mark.parametrize("norm", [FrozenBatchNorm, nn.BatchNorm1d, no_norm, group_norm, nn.LayerNorm])

@@ -40,12 +40,11 @@ class Cost:
 HOLD_BYTES = 22 << 20
 # Forward operations up to which the plain path is faster on a CPU: it has fewer calls. As measured: docs/results.md.
 SMALL_OPERATIONS = 1 << 25
-# Nodes a sample of the maps for which the plain path's convolutions are faster on a CPU, because they keep samples
-# apart, and the numbers of a batch up to which they are: always, and for the forward pass of several samples alone. As
-# measured, too.
-CONVOLVED_NODES = range(128, 401)
-GROUPED_NODES = range(32, 128)  # with group norm, for several samples alone
-_CONVOLVED_NUMBERS, _CONVOLVED_NUMBERS_FORWARD = 3 << 16, 1 << 21
+# Nodes of a small map, and numbers of a batch of such, for which the plain path's convolutions are faster on a CPU.
+# As measured: docs/results.md.
+CONVOLVED_NODES, _CONVOLVED_NUMBERS = range(128, 401), 3 << 16
+# Likewise for group norm and several samples, of which it needs each apart; for a forward pass alone.
+GROUPED_NODES, _GROUPED_NUMBERS = range(32, 401), 1 << 21
 # A batch norm's output of so few numbers is computed for its statistics, whatever its sizes.
 _SMALL_OUTPUT = 1 << 19
 
@@ -95,17 +94,17 @@ def convolutions_pay(
         samples: S.
         nodes: of each.
         recorded: autograd records, so that a backward pass may follow.
-        norm: what kind the norms are; group norm needs each sample apart.
+        norm: what kind the norms are.
 
     Example:
-        >>> config = LatentGNNConfig(channels=1024, num_latents=100)
-        >>> convolutions_pay(config, 8, 14 * 14, recorded=False), convolutions_pay(config, 8, 14 * 14, recorded=True)
+        >>> config = LatentGNNConfig(channels=512, num_latents=100)
+        >>> convolutions_pay(config, 1, 14 * 14, recorded=True), convolutions_pay(config, 8, 14 * 14, recorded=True)
         (True, False)
     """
-    several = samples > 1 and not recorded
-    numbers, most = samples * nodes * config.channels, _CONVOLVED_NUMBERS_FORWARD if several else _CONVOLVED_NUMBERS
-    few = nodes in CONVOLVED_NODES or (norm == "group" and several and nodes in GROUPED_NODES)
-    return few and samples * nodes >= config.reduced_channels and numbers <= most
+    few, most = CONVOLVED_NODES, _CONVOLVED_NUMBERS
+    if norm == "group" and samples > 1 and not recorded:
+        few, most = GROUPED_NODES, _GROUPED_NUMBERS
+    return nodes in few and samples * nodes >= config.reduced_channels and samples * nodes * config.channels <= most
 
 
 def _operations_of_a_node(config: LatentGNNConfig) -> int:

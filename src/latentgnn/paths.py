@@ -128,7 +128,7 @@ def _why_small(
     if nodes_innermost(x_BNC) and cost.convolutions_pay(
         layer.config, samples, nodes, recorded=torch.is_grad_enabled(), norm=layer.norm_kind
     ):
-        return "the map has few nodes, and the plain path's convolutions keep its samples apart"
+        return "the map has few nodes, which the plain path's convolutions take faster"
     return None
 
 
