@@ -47,7 +47,7 @@ def values(
     if vectors is not None:
         weight_R, bias_R = vectors.reduce
         if record.raw_statistics is None:
-            # Here there are few channels to bring together, not yet those of the input.
+            # Mostly there are fewer channels to bring together here than in the input.
             record.raw = u_sTR = u_sTR.contiguous() if plan.in_rows else u_sTR
             u_sTR, record.raw_statistics = plan.norm_at(0, ways).normalize(u_sTR, weight_R, bias_R, block)
         else:

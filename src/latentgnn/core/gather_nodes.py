@@ -68,7 +68,7 @@ def gather_nodes(
     for block in given.todo:
         valid_sT1, record = block.valid(given.mask_BN), Record()
         memory_sTC = memory_BNC if block.whole else None
-        x_sTC = side_by_side(in_products(given.x_BNC, block, valid_sT1, plan), memory_sTC)
+        x_sTC = side_by_side(in_products(given.x_BNC, block, valid_sT1, matrices, plan), memory_sTC)
         values(block, x_sTC, matrices, vectors, plan, record)
         gather_assignments(block, valid_sT1, matrices, vectors, plan, record)
         sums_SGDr, weights_SGD = sums(block, record, plan)
@@ -141,7 +141,7 @@ def gather_nodes_backward(
             record,
         )
         if needs_reduce:
-            x_sTC = side_by_side(in_products(given.x_BNC, block, valid_sT1, plan), memory_sTC)
+            x_sTC = side_by_side(in_products(given.x_BNC, block, valid_sT1, matrices, plan), memory_sTC)
             product_RC = contract_all(grad_sTR, x_sTC)
             gradients.reduce = product_RC if gradients.reduce is None else gradients.reduce.add_(product_RC)
         if needs_x:

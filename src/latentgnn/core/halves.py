@@ -67,7 +67,7 @@ def scatter(
     out_BNC = empty_like_layout(x_BNC, x_BNC.shape[-1])
     for block in Input.of(x_BNC, mask_BN, offsets, matrices, plan).todo:
         valid_sT1, record = block.valid(mask_BN), Record()
-        values(block, in_products(x_BNC, block, valid_sT1, plan), matrices, vectors, plan, record)
+        values(block, in_products(x_BNC, block, valid_sT1, matrices, plan), matrices, vectors, plan, record)
         if plan.symmetric:
             gather_assignments(block, valid_sT1, matrices, vectors, plan, record)
         alone = Input(x_BNC, mask_BN, [block])

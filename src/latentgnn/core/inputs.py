@@ -65,10 +65,13 @@ class Input:
         return len(self.todo) == 1 and self.todo[0].whole
 
 
-def in_products(x_BNC: Tensor, block: Block, valid_sT1: Tensor | None, plan: Plan) -> Tensor:
+def in_products(x_BNC: Tensor, block: Block, valid_sT1: Tensor | None, matrices: Matrices, plan: Plan) -> Tensor:
     """A block of the input, or of the output's gradient, in the type of the products.
 
     There are zeros where nodes take no part: NaN too may be there.
     """
     x_sTC = cast(block.of(x_BNC), plan.compute)
+    if plan.in_rows and sum(len(matrix_RC) for matrix_RC in matrices.reduces) >= x_sTC.shape[2]:
+        # Norms over a node's channels want them together, and the reductions leave no fewer than there are here.
+        x_sTC = x_sTC.contiguous()
     return x_sTC if valid_sT1 is None else torch.where(valid_sT1, x_sTC, 0)

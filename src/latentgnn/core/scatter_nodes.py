@@ -106,11 +106,11 @@ def scatter_nodes_backward(
         valid_sT1 = block.valid(given.mask_BN)
         if record.feature is None:
             raw = record.raw is None
-            x_sTC = in_products(given.x_BNC, block, valid_sT1, plan) if raw else block.of(given.x_BNC)
+            x_sTC = in_products(given.x_BNC, block, valid_sT1, matrices, plan) if raw else block.of(given.x_BNC)
             values(block, x_sTC, matrices, vectors, plan, record)
             gather_assignments(block, valid_sT1, matrices, vectors, plan, record)
             features(block, valid_sT1, to_features, matrices, vectors, plan, record)
-        grad_sTC = side_by_side(in_products(grad_BNC, block, valid_sT1, plan), memory_sTC)
+        grad_sTC = side_by_side(in_products(grad_BNC, block, valid_sT1, matrices, plan), memory_sTC)
         grads.append(
             scatter_backward(
                 block, grad_sTC, to_features, matrices, vectors, gradients, plan, record, needs_expand=needs_expand

@@ -19,7 +19,9 @@ def gather_nodes(given: Input, steps: Steps, matrices: Matrices, plan: Plan) -> 
     gathered = Gathered.nothing(given, matrices, plan)
     for block in given.todo:
         valid_sT1 = block.valid(given.mask_BN)
-        sums_SGDr, weights_SGD, u_sTR = steps.gather(block, in_products(given.x_BNC, block, valid_sT1, plan), valid_sT1)
+        sums_SGDr, weights_SGD, u_sTR = steps.gather(
+            block, in_products(given.x_BNC, block, valid_sT1, matrices, plan), valid_sT1
+        )
         gathered.add(block, sums_SGDr, weights_SGD)
         gathered.waiting.append(Record(raw=u_sTR if len(given.todo) == 1 else u_sTR.clone()))
     return gathered
