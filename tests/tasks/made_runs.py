@@ -20,7 +20,7 @@ from latentgnn.tasks.segmentation.config import SegmentationConfig
 from latentgnn.tasks.segmentation.model import build_segmenter
 from latentgnn.training.checkpoints import write_checkpoint
 
-DETECTOR = {
+DETECTOR: dict[str, Any] = {
     "model": {
         "backbone": "resnet18",
         "norm": "batch_norm",
