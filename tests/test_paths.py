@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from latentgnn import FrozenBatchNorm, LatentGNN, cost, reference
+from latentgnn import FrozenBatchNorm, LatentGNN, cost, few_calls, reference
 from latentgnn.norms import NormFactory, group_norm, no_norm
 from latentgnn.paths import memory, why_not_core
 
@@ -11,7 +11,8 @@ pytestmark = pytest.mark.small_inputs
 
 def _layer(norm: NormFactory, **options: object) -> LatentGNN:
     torch.manual_seed(0)
-    layer = LatentGNN(16, num_latents=(5, 3), reduction=2, norm=norm, gamma_init=0.5, **options).double()
+    options = {"num_latents": (5, 3), "reduction": 2, "gamma_init": 0.5, **options}
+    layer = LatentGNN(16, norm=norm, **options).double()  # type: ignore[arg-type]
     for value in layer.buffers():
         if value.is_floating_point():
             nn.init.uniform_(value, 0.5, 1.5)
@@ -43,6 +44,35 @@ def test_one_norm_may_be_taken_away(norm: NormFactory, place: str) -> None:
         torch.testing.assert_close(layer(x), reference.forward(layer, x))
 
 
+@pytest.mark.parametrize("place", ["gather_reduce", "scatter_reduce", "kernels.1.scatter_assign", "expand"])
+def test_norms_that_are_not_alike_keep_their_own_arithmetic(place: str) -> None:
+    layer = _layer(nn.BatchNorm1d).eval()
+    norm = layer.get_submodule(place).norm
+    x = torch.randn(2, 16, 4, 5, dtype=torch.float64)
+    norm.eps = 0.5
+    torch.testing.assert_close(layer(x), reference.forward(layer, x))
+    other = nn.BatchNorm1d(norm.num_features, eps=0.1, affine=False).double().eval()
+    nn.init.uniform_(other.running_var, 0.5, 1.5)
+    layer.get_submodule(place).norm = other
+    torch.testing.assert_close(layer(x), reference.forward(layer, x))
+
+
+def test_second_derivatives_of_a_small_input() -> None:
+    layer = _layer(FrozenBatchNorm, num_latents=3)
+    x = torch.randn(1, 16, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert few_calls.fits(layer.arrangement(), 9)
+    assert torch.autograd.gradgradcheck(layer, x)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(64, 8), (64, 40), (512, 14), (640, 3)])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_every_size_of_product_gives_what_the_reference_gives(channels: int, size: int, samples: int) -> None:
+    torch.manual_seed(0)
+    layer = LatentGNN(channels, num_latents=16, reduction=4, norm=FrozenBatchNorm, gamma_init=0.5).double()
+    x = torch.randn(samples, channels, size, size, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), reference.forward(layer, x))
+
+
 def test_a_map_of_few_nodes_takes_the_plain_path_where_convolutions_pay() -> None:
     layer = LatentGNN(512, num_latents=100, norm=FrozenBatchNorm)
     few = torch.randn(1, 512, 14 * 14).mT
@@ -56,13 +86,28 @@ def test_a_map_of_few_nodes_takes_the_plain_path_where_convolutions_pay() -> Non
     assert _why_not(grouped, batch) is None
     with torch.no_grad():
         assert "few nodes" in (_why_not(grouped, batch) or "")
+    narrow = LatentGNN(64, num_latents=32, norm=group_norm)
+    assert "few nodes" in (_why_not(narrow, torch.randn(8, 64, 32 * 32).mT) or "")
+    # More channels than four times the nodes.
+    assert _why_not(LatentGNN(1024, num_latents=100, norm=FrozenBatchNorm), torch.randn(1, 1024, 14 * 14).mT) is None
 
 
 @pytest.mark.parametrize("norm", [FrozenBatchNorm, nn.BatchNorm1d, no_norm, group_norm, nn.LayerNorm])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"symmetric": True}, {"graph_conv": True}, {"num_groups": 2, "graph_conv": True}, {"residual": False}],
-    ids=["asymmetric", "symmetric", "graph convolution", "groups", "no residual"],
+    [
+        {},
+        {"symmetric": True},
+        {"symmetric": True, "node_scale": "mean", "num_latents": 6},
+        {"graph_conv": True, "node_scale": "mean"},
+        {"num_groups": 2, "graph_conv": True},
+        {"residual": False},
+        {"residual": False, "graph_conv": True, "num_latents": 6},
+    ],
+    ids=[
+        *("asymmetric", "symmetric", "symmetric, mean", "graph convolution, mean", "groups"),
+        *("no residual", "no residual, one kernel"),
+    ],
 )
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])

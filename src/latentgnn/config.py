@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from torch import nn
 
@@ -65,7 +65,7 @@ class LatentGNNConfig:
     def __post_init__(self) -> None:
         for name in ("channels", "reduction", "num_groups"):
             _check_count(name, getattr(self, name))
-        object.__setattr__(self, "num_latents", self.latents)
+        object.__setattr__(self, "num_latents", _latents(self.num_latents))
         for name in ("symmetric", "graph_conv", "residual"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
@@ -109,7 +109,7 @@ class LatentGNNConfig:
     @property
     def latents(self) -> tuple[int, ...]:
         """`num_latents` with one entry a kernel."""
-        return _latents(self.num_latents)
+        return cast(tuple[int, ...], self.num_latents)
 
     @property
     def norm_factory(self) -> NormFactory:

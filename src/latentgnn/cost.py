@@ -42,9 +42,9 @@ HOLD_BYTES = 22 << 20
 SMALL_OPERATIONS = 1 << 25
 # Nodes of a small map, and numbers of a batch of such, for which the plain path's convolutions are faster on a CPU.
 # As measured: docs/results.md.
-CONVOLVED_NODES, _CONVOLVED_NUMBERS = range(128, 401), 3 << 16
-# Likewise for group norm and several samples, of which it needs each apart; for a forward pass alone.
-GROUPED_NODES, _GROUPED_NUMBERS = range(32, 401), 1 << 21
+CONVOLVED_NODES, _CONVOLVED_NUMBERS = range(128, 401), 5 << 17
+# Group norm needs each of several samples apart: more maps are faster so, and without a backward pass larger batches.
+GROUPED_NODES, _GROUPED_NUMBERS = range(32, 1025), 1 << 21
 # A batch norm's output of so few numbers is computed for its statistics, whatever its sizes.
 _SMALL_OUTPUT = 1 << 19
 
@@ -87,7 +87,7 @@ def is_small(config: LatentGNNConfig, nodes: int) -> bool:
 def convolutions_pay(
     config: LatentGNNConfig, samples: int, nodes: int, *, recorded: bool, norm: NormKind | None = "affine"
 ) -> bool:
-    """Whether a map, nodes innermost in memory, has few nodes, but more than the layer has channels inside.
+    """Whether a map, nodes innermost in memory, has few nodes, but not far fewer than channels.
 
     Args:
         config: of the layer.
@@ -98,13 +98,16 @@ def convolutions_pay(
 
     Example:
         >>> config = LatentGNNConfig(channels=512, num_latents=100)
-        >>> convolutions_pay(config, 1, 14 * 14, recorded=True), convolutions_pay(config, 8, 14 * 14, recorded=True)
+        >>> convolutions_pay(config, 1, 14 * 14, recorded=True), convolutions_pay(config, 1, 28 * 28, recorded=True)
         (True, False)
     """
+    rows, inside = samples * nodes, max(config.reduced_channels, config.channels // 4)
     few, most = CONVOLVED_NODES, _CONVOLVED_NUMBERS
-    if norm == "group" and samples > 1 and not recorded:
-        few, most = GROUPED_NODES, _GROUPED_NUMBERS
-    return nodes in few and samples * nodes >= config.reduced_channels and samples * nodes * config.channels <= most
+    if norm == "group" and samples > 1:
+        few = GROUPED_NODES
+        if nodes in CONVOLVED_NODES and not recorded:
+            most = _GROUPED_NUMBERS
+    return nodes in few and rows >= inside and rows * config.channels <= most
 
 
 def _operations_of_a_node(config: LatentGNNConfig) -> int:

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from latentgnn.modes import is_in_function_transform
+from latentgnn.modes import is_exporting, is_in_function_transform
 
 NodeScale = Literal["published", "mean"]
 
@@ -39,17 +39,24 @@ def reciprocal(size: Tensor) -> Tensor:
     return torch.threshold(size, EPS, math.inf).reciprocal()
 
 
+def _may_be_derived_twice(x: Tensor) -> bool:
+    """Whether a transform is active, or autograd records what is done with a tensor; a compiler has no second pass."""
+    if torch.compiler.is_compiling():
+        return False
+    return is_in_function_transform() or (x.requires_grad and torch.is_grad_enabled())
+
+
 def length(x: Tensor, dim: int) -> Tensor:
     """Euclidean length along `dim`, which is kept, in the wide type."""
-    if is_in_function_transform():
-        # A transform may ask for second derivatives, which `vector_norm` does not have where the length is 0.
+    if _may_be_derived_twice(x):
+        # `vector_norm` has no second derivatives where the length is 0.
         return x.to(wide(x.dtype)).square().sum(dim, keepdim=True).clamp_min((EPS / 2) ** 2).sqrt()
     return torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=wide(x.dtype))
 
 
 def inverse_length(x: Tensor, dim: int) -> Tensor:
     """1 / length along `dim`, which is kept, in the wide type; 0 for what has none, with zero gradients."""
-    if x.stride(dim) == 1 and not is_in_function_transform():
+    if x.stride(dim) == 1 and not _may_be_derived_twice(x):
         return reciprocal(length(x, dim))
     # Several times as fast on a CPU as `vector_norm` over what lies far apart; and it has second derivatives.
     x = cast(x, wide(x.dtype))
@@ -121,5 +128,11 @@ def mix(latent_BDR: Tensor) -> Tensor:
 
 
 def scatter(latent_BDR: Tensor, assign_BND: Tensor) -> Tensor:
-    """Latent to visible, O = Y^T Q: each node sums the latents, weighted by its assignment, (B, N, R)."""
-    return product(assign_BND, cast(latent_BDR, assign_BND.dtype))
+    """Latent to visible, O = Y^T Q: each node sums the latents, weighted by its assignment, (B, N, R).
+
+    Nodes are innermost in memory where they are in the assignments.
+    """
+    latent_BDR = cast(latent_BDR, assign_BND.dtype)
+    if is_exporting() or assign_BND.stride(-1) == 1:
+        return product(assign_BND, latent_BDR)
+    return product(latent_BDR.mT, assign_BND.mT).mT

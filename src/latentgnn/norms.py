@@ -115,7 +115,7 @@ def affines(
         eps: of each norm.
         dtype: of the results, which are ``None`` for a norm without statistics.
     """
-    if len(set(eps)) > 1 or any(tensor is None for column in columns for tensor in column):
+    if columns[0][0] is None or not are_alike(columns, eps):
         pairs = [
             (None, None)
             if mean is None or var is None
@@ -124,11 +124,26 @@ def affines(
         ]
         scales, shifts = zip(*pairs, strict=True)
         return list(scales), list(shifts)
-    # All norms at once: they are small, and each call costs more than its arithmetic.
     sizes = [cast_type(Tensor, weight).shape[0] for weight in columns[0]]
-    weight, bias, mean, var = (cast(torch.cat(cast_type(list[Tensor], list(column))), dtype) for column in columns)
-    scale, shift = affine_of_statistics(mean, var, weight, bias, eps[0])
+    scale, shift = joined_affine(columns, eps, dtype)
     return list(torch.split_with_sizes(scale, sizes)), list(torch.split_with_sizes(shift, sizes))
+
+
+def are_alike(columns: Sequence[Sequence[Tensor | None]], eps: Sequence[float]) -> bool:
+    """Whether each of several norms has all tensors that `affines` takes, and all have one eps; or none has any."""
+    missing = {tensor is None for column in columns for tensor in column}
+    return len(missing) == 1 and (True in missing or all(each == eps[0] for each in eps))
+
+
+def joined_affine(
+    columns: Sequence[Sequence[Tensor | None]], eps: Sequence[float], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Scale and shift of several norms that are alike, one after the other.
+
+    All norms at once: they are small, and each call costs more than its arithmetic. Arguments are those of `affines`.
+    """
+    weight, bias, mean, var = (cast(torch.cat(cast_type(list[Tensor], column)), dtype) for column in columns)
+    return affine_of_statistics(mean, var, weight, bias, eps[0])
 
 
 def is_frozen(norm: nn.Module) -> bool:
@@ -254,11 +269,11 @@ def _batch_norm(norm: _BatchNorm, y_BNC: Tensor) -> Tensor:
     running = (norm.running_mean, norm.running_var) if tracks(norm) or not batch else (None, None)
     if tracks(norm) and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
-    arguments = *running, norm.weight, norm.bias, batch, norm.momentum or 0.0, norm.eps
+    arguments = norm.weight, norm.bias, *running, batch, norm.momentum or 0.0, norm.eps, torch.backends.cudnn.enabled
     # Three or two dimensions: with four, PyTorch's gradients are wrong for some strides.
     if y_BNC.stride(-1) == 1:
-        return nn.functional.batch_norm(y_BNC.flatten(0, 1), *arguments).view(y_BNC.shape)
-    return nn.functional.batch_norm(y_BNC.mT, *arguments).mT
+        return torch.batch_norm(y_BNC.flatten(0, 1), *arguments).view(y_BNC.shape)
+    return torch.batch_norm(y_BNC.mT, *arguments).mT
 
 
 def _widened(parameter: Tensor | None, like: Tensor) -> Tensor | None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode, is_traceable_wrapper_subclass
 
-from latentgnn import cost, plain
+from latentgnn import cost, few_calls, plain
 from latentgnn.config import LatentGNNConfig
 from latentgnn.core import node
 from latentgnn.core.layouts import is_plain, nodes_innermost
@@ -31,6 +31,8 @@ from latentgnn.samples import Nodes, members
 
 Memory = Literal["auto", "hold", "recompute"]
 
+_SMALL = "the input is so small that calls cost more than arithmetic, and the plain path has fewer"
+_FEW_NODES = "the map has few nodes, which the plain path's convolutions take faster"
 _memory: ContextVar[Memory] = ContextVar("latentgnn_memory", default="auto")
 
 
@@ -124,11 +126,11 @@ def _why_small(
         return None
     samples, nodes, _ = x_BNC.shape
     if cost.is_small(layer.config, samples * nodes):
-        return "the input is so small that calls cost more than arithmetic, and the plain path has fewer"
+        return _SMALL
     if nodes_innermost(x_BNC) and cost.convolutions_pay(
         layer.config, samples, nodes, recorded=torch.is_grad_enabled(), norm=layer.norm_kind
     ):
-        return "the map has few nodes, which the plain path's convolutions take faster"
+        return _FEW_NODES
     return None
 
 
@@ -188,8 +190,11 @@ def products_in(x_BNC: Tensor) -> tuple[torch.dtype, AbstractContextManager[None
 def _by_path(
     layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, compute: torch.dtype
 ) -> Tensor:
-    if why_not_core(layer, x_BNC, mask_BN, compute, offsets) is None:
+    why_not = why_not_core(layer, x_BNC, mask_BN, compute, offsets)
+    if why_not is None:
         return _core(layer, x_BNC, mask_BN, offsets, compute)
+    if why_not in (_SMALL, _FEW_NODES) and few_calls.fits(layer, x_BNC.shape[0] * x_BNC.shape[1]):
+        return few_calls.latent_gnn(layer, x_BNC)
     return plain.latent_gnn(
         layer, x_BNC, nodes_of(x_BNC, mask_BN, offsets, layer.ranks), compute, recompute=_recomputes(layer, x_BNC)
     )

@@ -23,7 +23,6 @@ from latentgnn.functional import (
     l2,
     mix,
     node_weight,
-    product,
     reciprocal,
     scatter,
     wide,
@@ -78,7 +77,7 @@ def _recomputed(
 
 
 def _output(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype) -> Tensor:
-    config, steps = layer.config, steps_of(layer, compute, x_BNC.shape[0] * x_BNC.shape[1])
+    config, steps = layer.config, steps_of(layer, compute)
     inside_BNC = _inside(x_BNC, nodes)
     values = values_of(config, steps.reduces, inside_BNC, nodes, compute)
     pairs = [assignments(config, steps, index, values, nodes, compute) for index in range(len(config.latents))]
@@ -96,7 +95,7 @@ def gathered(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dty
 
     Weights are sums of squared assignments, or of assignments where ``node_scale`` is ``mean``.
     """
-    config, steps = layer.config, steps_of(layer, compute, x_BNC.shape[0] * x_BNC.shape[1])
+    config, steps = layer.config, steps_of(layer, compute)
     (value,) = values_of(config, steps.reduces[:1], _inside(x_BNC, nodes), nodes, compute)
     graphs, kernels = [_graphs(part) for part in nodes.split(value)], []
     for step in steps.assigns[0]:
@@ -114,7 +113,7 @@ def scattered(
     layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, latents: Sequence[Tensor]
 ) -> Tensor:
     """Scatter alone: the output for these nodes from Y of each kernel, (S, G, D_k, r)."""
-    config, steps = layer.config, steps_of(layer, compute, x_BNC.shape[0] * x_BNC.shape[1])
+    config, steps = layer.config, steps_of(layer, compute)
     inside_BNC = _inside(x_BNC, nodes)
     (value,) = values_of(config, steps.reduces[-1:], inside_BNC, nodes, compute)
     contexts, way = [], len(steps.reduces) - 1
@@ -144,15 +143,11 @@ def values_of(
         # Rows longer than 1 may take a sum over channels out of float16's range.
         scale = torch.linalg.vector_norm(weight_RC.detach().float(), dim=1).amax().clamp_min(1)
         weight_RC = (weight_RC / scale).to(compute)
-    shifts = [step.shift for step in reduces if step.shift is not None]
-    raw = apply(cast(x_BNC, compute), weight_RC, shift_O=torch.cat(shifts) if shifts else None)
+    raw = apply(cast(x_BNC, compute), weight_RC)
     raw = raw if scale is None else raw.float() * scale
-    norms = [step.norm for step in reduces if step.norm is not None]
-    if not norms:
-        return l2(_grouped(raw, len(reduces) * groups), -1).chunk(len(reduces), 2)
     return [
-        cast(l2(_grouped(normalized(norm, value, nodes), groups), -1), compute)
-        for norm, value in zip(norms, raw.chunk(len(reduces), -1), strict=True)
+        cast(l2(_grouped(normalized(step.norm, value, nodes), groups), -1), compute)
+        for step, value in zip(reduces, raw.chunk(len(reduces), -1), strict=True)
     ]
 
 
@@ -230,13 +225,10 @@ def _context(mixed: Sequence[Tensor], assign_BNGD: Tensor, nodes: Nodes) -> Tens
 
 def _scattered(latent: Tensor, assign_BNGD: Tensor) -> Tensor:
     """`scatter` of all groups, (B, N, R), with nodes innermost where they are in the assignments."""
-    graphs, single = _graphs(assign_BNGD), assign_BNGD.shape[2] == 1
-    if graphs.stride(-1) == 1 or is_exporting():
-        out = scatter(latent, graphs)
-        return out if single else out.transpose(1, 2).flatten(2)
-    # The same product turned, O^T = Y^T Q^T.
-    out = product(cast(latent, graphs.dtype).mT, graphs.mT)
-    return out.mT if single else out.flatten(1, 2).mT
+    out = scatter(latent, _graphs(assign_BNGD))
+    if out.dim() == 3:
+        return out
+    return out.transpose(1, 2).flatten(2) if is_exporting() or out.stride(-1) == 1 else out.mT.flatten(1, 2).mT
 
 
 def _expanded(
@@ -257,10 +249,8 @@ def _expanded(
         ]
     context_BNF = contexts[0] if len(contexts) == 1 else torch.cat(list(contexts), -1)
     out_BNC = projected(steps.expand, context_BNF, nodes, compute)
-    if steps.gamma is not None:
-        out_BNC = torch.addcmul(inside_BNC, steps.gamma, out_BNC)
-    elif layer.gamma is not None:
-        out_BNC = inside_BNC + out_BNC
+    if layer.gamma is not None:
+        out_BNC = torch.addcmul(inside_BNC, layer.gamma, out_BNC)
     out_BNC = cast(out_BNC, x_BNC.dtype)
     out_BNC = out_BNC if nodes.mask_BN is None else torch.where(nodes.mask_BN.unsqueeze(-1), out_BNC, x_BNC)
     # A compiler's strides may be symbols, and it lays out by itself.

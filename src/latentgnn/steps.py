@@ -13,17 +13,16 @@ from torch import Tensor, nn
 
 from latentgnn.functional import cast, wide
 from latentgnn.modes import is_exporting, is_transformed
-from latentgnn.norms import affines, normalize
+from latentgnn.norms import normalize
 from latentgnn.projections import Arrangement
 from latentgnn.samples import Nodes
 
 
 class Step(NamedTuple):
-    """A matrix and what follows it: a norm, or where that is an affine map folded into the matrix, its shift alone."""
+    """A matrix and the norm that follows it."""
 
     weight: Tensor
-    norm: nn.Module | None
-    shift: Tensor | None = None
+    norm: nn.Module
 
 
 class Steps(NamedTuple):
@@ -34,47 +33,27 @@ class Steps(NamedTuple):
         assigns: Psi of every kernel, likewise for each way.
         convs: G of every kernel, if there are any.
         expand: U.
-        gamma: where it is not in U.
     """
 
     reduces: Sequence[Step]
     assigns: Sequence[Sequence[Step]]
     convs: Sequence[Step]
     expand: Step
-    gamma: Tensor | None
 
 
-# Numbers of a matrix up to which folding a norm into it costs no more than the call that it saves.
-_SMALL_MATRIX = 1 << 16
+# Numbers of a matrix up to which copying it costs no more than the call that this saves.
+SMALL_MATRIX = 1 << 16
+# Multiply-adds below which a batched product takes less time on a CPU than a convolution. As measured: docs/results.md.
+_SMALL_PRODUCT = 1 << 23
 
 
-def steps_of(layer: Arrangement, compute: torch.dtype, nodes: int) -> Steps:
-    """The projections of a layer, with affine norms and gamma folded in where that saves calls.
-
-    Args:
-        layer: the parameters.
-        compute: type of the products.
-        nodes: of all samples; with few of them, a large matrix's norm follows its product.
-    """
-    kernels, ways, gamma = len(layer.config.latents), len(layer.reduces), layer.gamma
+def steps_of(layer: Arrangement, compute: torch.dtype) -> Steps:
+    """The projections of a layer, with matrices in the type of the products."""
+    kernels, ways = len(layer.config.latents), len(layer.reduces)
     weights = [cast(weight, compute) for weight in cast_type(list[Tensor], layer.tensors[::5])]
-    if layer.norm_kind == "affine" and compute == wide(compute) and not is_traced():
-        scales, shifts = affines([layer.tensors[place::5] for place in range(1, 5)], layer.eps, compute)
-        large = [is_large(weight, nodes) for weight in weights]
-        if gamma is not None and not large[-1]:
-            scale_C, shift_C = scales[-1], shifts[-1]
-            scales[-1] = gamma.expand(len(weights[-1])) if scale_C is None else scale_C * gamma
-            shifts[-1], gamma = None if shift_C is None else shift_C * gamma, None
-        steps = [
-            Step(weight, norm)
-            if follows
-            else Step(weight if scale is None else weight * scale.unsqueeze(1), None, shift)
-            for weight, norm, follows, scale, shift in zip(weights, layer.norms, large, scales, shifts, strict=True)
-        ]
-    else:
-        steps = [Step(weight, norm) for weight, norm in zip(weights, layer.norms, strict=True)]
+    steps = [Step(weight, norm) for weight, norm in zip(weights, layer.norms, strict=True)]
     assigns = [steps[ways + way * kernels : ways + (way + 1) * kernels] for way in range(ways)]
-    return Steps(steps[:ways], assigns, steps[ways + ways * kernels : -1], steps[-1], gamma)
+    return Steps(steps[:ways], assigns, steps[ways + ways * kernels : -1], steps[-1])
 
 
 def is_traced() -> bool:
@@ -84,24 +63,38 @@ def is_traced() -> bool:
 
 def is_large(weight_OC: Tensor, nodes: int) -> bool:
     """Whether a matrix has more numbers than its product with so many nodes, and too many to be copied."""
-    return weight_OC.shape[1] > nodes and weight_OC.numel() > _SMALL_MATRIX
+    return weight_OC.shape[1] > nodes and weight_OC.numel() > SMALL_MATRIX
 
 
 def projected(step: Step, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, groups: int = 1) -> Tensor:
     """norm(W x), in the type of the products."""
-    y_BNO = apply(x_BNC, step.weight, groups, step.shift)
-    return y_BNO if step.norm is None else cast(normalized(step.norm, y_BNO, nodes), compute)
+    return cast(normalized(step.norm, apply(x_BNC, step.weight, groups), nodes), compute)
 
 
-def apply(x_BNC: Tensor, weight_OC: Tensor, groups: int = 1, shift_O: Tensor | None = None) -> Tensor:
-    """x W^T + shift; with groups, each group of rows of W takes a group of channels."""
+def apply(x_BNC: Tensor, weight_OC: Tensor, groups: int = 1) -> Tensor:
+    """x W^T; with groups, each group of rows of W takes a group of channels."""
     if x_BNC.stride(-1) != 1 and not is_exporting():
-        return torch.conv1d(x_BNC.mT, weight_OC.unsqueeze(-1), shift_O, groups=groups).mT
+        wide_on_cpu = x_BNC.device.type == "cpu" and x_BNC.dtype == wide(x_BNC.dtype)
+        if groups == 1 and wide_on_cpu and not is_traced():
+            return apply_whole(x_BNC, weight_OC)
+        return torch.conv1d(x_BNC.mT, weight_OC.unsqueeze(-1), groups=groups).mT
     if groups == 1:
-        return F.linear(x_BNC, weight_OC, shift_O)
+        return F.linear(x_BNC, weight_OC)
     pairs = zip(x_BNC.chunk(groups, -1), weight_OC.chunk(groups), strict=True)
-    y_BNO = torch.cat([F.linear(x_BNr, weight_Or) for x_BNr, weight_Or in pairs], -1)
-    return y_BNO if shift_O is None else y_BNO + shift_O
+    return torch.cat([F.linear(x_BNr, weight_Or) for x_BNr, weight_Or in pairs], -1)
+
+
+def apply_whole(x_BNC: Tensor, weight_OC: Tensor, shift_O: Tensor | None = None) -> Tensor:
+    """x W^T + shift, of a float32 or float64 tensor on a CPU that nothing traces."""
+    if x_BNC.stride(-1) == 1:
+        return F.linear(x_BNC, weight_OC, shift_O)
+    x_BCN = x_BNC.mT
+    if weight_OC.shape[0] * x_BCN.numel() >= _SMALL_PRODUCT:
+        return torch.conv1d(x_BCN, weight_OC.unsqueeze(-1), shift_O).mT
+    weight_BOC = weight_OC.expand(x_BCN.shape[0], -1, -1)
+    if shift_O is None:
+        return torch.bmm(weight_BOC, x_BCN).mT
+    return torch.baddbmm(shift_O.unsqueeze(1), weight_BOC, x_BCN).mT
 
 
 def normalized(norm: nn.Module, x_BNF: Tensor, nodes: Nodes) -> Tensor:

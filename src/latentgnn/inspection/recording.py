@@ -180,7 +180,7 @@ def _over_nodes(
     """V (B, G, r, N); and of every kernel P, without its scale, and Q, (B, G, D, N)."""
     config, parts = layer.config, layer.arrangement()
     batch, nodes, _ = x_BNC.shape
-    steps = steps_of(parts, compute, batch * nodes)
+    steps = steps_of(parts, compute)
     groups, width = config.num_groups, config.reduced_channels // config.num_groups
 
     def empty(features: int) -> Tensor:

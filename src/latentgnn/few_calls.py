@@ -1,0 +1,89 @@
+"""The equations in as few calls as they take, for inputs so small that calls take longer than arithmetic.
+
+For one group and norms that are affine maps, which are folded into the matrices. Gradients are autograd's.
+
+Axes: B batch, N nodes, C channels, R reduced channels, D latents of one kernel, O rows of matrices.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from latentgnn.functional import gather, l2, mix, node_weight, reciprocal, scatter
+from latentgnn.modes import is_transformed
+from latentgnn.norms import are_alike, joined_affine
+from latentgnn.projections import Arrangement
+from latentgnn.steps import SMALL_MATRIX, apply_whole
+
+
+def fits(layer: Arrangement, nodes: int) -> bool:
+    """Whether a layer is of the kind that this module computes, with matrices that are not too large to be folded.
+
+    Args:
+        layer: its parameters.
+        nodes: of all samples together.
+    """
+    config = layer.config
+    if layer.norm_kind != "affine" or config.num_groups > 1 or is_transformed():
+        return False
+    rows = max(config.channels * len(config.latents), *config.latents)
+    worth_it = rows * config.reduced_channels <= SMALL_MATRIX or nodes >= config.channels
+    return worth_it and are_alike(_norm_columns(layer), layer.eps)
+
+
+def _norm_columns(layer: Arrangement) -> list[list[Tensor | None]]:
+    return [layer.tensors[place::5] for place in range(1, 5)]
+
+
+def latent_gnn(layer: Arrangement, x_BNC: Tensor) -> Tensor:
+    """The layer's output, (B, N, C), for all nodes of an input in the type of the weights."""
+    config, products = layer.config, _products(layer)
+    latents, ways = config.latents, len(layer.reduces)
+    values = l2(apply_whole(x_BNC, *next(products)).unflatten(-1, (ways, -1)), -1).unbind(2)
+    assigns = []
+    for value in values:
+        assign = torch.relu(apply_whole(value, *next(products)))
+        assigns.append([assign] if len(latents) == 1 else assign.split_with_sizes(latents, -1))
+    contexts = []
+    for kernel in zip(*assigns, strict=True):
+        back_BND = l2(kernel[-1], -1)
+        assign_BND = back_BND if config.symmetric else kernel[0]
+        latent_BDR = gather(values[0], assign_BND)
+        if not config.symmetric or config.node_scale == "mean":
+            latent_BDR = latent_BDR * reciprocal(node_weight(assign_BND, node_scale=config.node_scale))
+        contexts.append(scatter(mix(latent_BDR), back_BND))
+    if config.graph_conv:
+        contexts = [torch.relu(apply_whole(context, *next(products))) for context in contexts]
+    out_BNC = apply_whole(_beside(contexts), *next(products))
+    return out_BNC if layer.gamma is None else x_BNC + out_BNC
+
+
+def _beside(parts_BNR: Sequence[Tensor]) -> Tensor:
+    """Parts one after the other in the last dimension, in their own layout."""
+    if len(parts_BNR) == 1:
+        return parts_BNR[0]
+    if parts_BNR[0].stride(-1) == 1:
+        return torch.cat(list(parts_BNR), -1)
+    return torch.cat([part.mT for part in parts_BNR], 1).mT
+
+
+def _products(layer: Arrangement) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Matrices and shifts, norms and gamma in them, in the order of the equations; joined where they see the same."""
+    matrices = cast(list[Tensor], layer.tensors[::5])
+    joined = [len(layer.reduces), *map(len, layer.assigns), *[1] * (len(layer.convs) + 1)]
+    ends = list(accumulate(joined))
+    parts = [matrices[end - count : end] for end, count in zip(ends, joined, strict=True)]
+    weights = [part[0] if len(part) == 1 else torch.cat(part) for part in parts]
+    if layer.tensors[1] is None:
+        if layer.gamma is not None:
+            weights[-1] = weights[-1] * layer.gamma
+        return zip(weights, [None] * len(weights), strict=True)
+    scale_O, shift_O = joined_affine(_norm_columns(layer), layer.eps, weights[0].dtype)
+    rows = [weight.shape[0] for weight in weights]
+    scales, shifts = list(scale_O.unsqueeze(1).split_with_sizes(rows)), list(shift_O.split_with_sizes(rows))
+    if layer.gamma is not None:
+        scales[-1], shifts[-1] = scales[-1] * layer.gamma, shifts[-1] * layer.gamma
+    return zip(torch._foreach_mul(weights, scales), shifts, strict=True)
