@@ -88,8 +88,8 @@ def test_a_map_of_few_nodes_takes_the_plain_path_where_convolutions_pay() -> Non
         assert "few nodes" in (_why_not(grouped, batch) or "")
     narrow = LatentGNN(64, num_latents=32, norm=group_norm)
     assert "few nodes" in (_why_not(narrow, torch.randn(8, 64, 32 * 32).mT) or "")
-    # More channels than four times the nodes.
-    assert _why_not(LatentGNN(1024, num_latents=100, norm=FrozenBatchNorm), torch.randn(1, 1024, 14 * 14).mT) is None
+    # Fewer nodes than channels inside.
+    assert _why_not(LatentGNN(2048, num_latents=100, norm=FrozenBatchNorm), torch.randn(1, 2048, 14 * 14).mT) is None
 
 
 @pytest.mark.parametrize("norm", [FrozenBatchNorm, nn.BatchNorm1d, no_norm, group_norm, nn.LayerNorm])

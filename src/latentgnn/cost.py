@@ -87,7 +87,7 @@ def is_small(config: LatentGNNConfig, nodes: int) -> bool:
 def convolutions_pay(
     config: LatentGNNConfig, samples: int, nodes: int, *, recorded: bool, norm: NormKind | None = "affine"
 ) -> bool:
-    """Whether a map, nodes innermost in memory, has few nodes, but not far fewer than channels.
+    """Whether a map, nodes innermost in memory, has few nodes, but more than the layer has channels inside.
 
     Args:
         config: of the layer.
@@ -101,13 +101,13 @@ def convolutions_pay(
         >>> convolutions_pay(config, 1, 14 * 14, recorded=True), convolutions_pay(config, 1, 28 * 28, recorded=True)
         (True, False)
     """
-    rows, inside = samples * nodes, max(config.reduced_channels, config.channels // 4)
+    rows = samples * nodes
     few, most = CONVOLVED_NODES, _CONVOLVED_NUMBERS
     if norm == "group" and samples > 1:
         few = GROUPED_NODES
         if nodes in CONVOLVED_NODES and not recorded:
             most = _GROUPED_NUMBERS
-    return nodes in few and rows >= inside and rows * config.channels <= most
+    return nodes in few and rows >= config.reduced_channels and rows * config.channels <= most
 
 
 def _operations_of_a_node(config: LatentGNNConfig) -> int:

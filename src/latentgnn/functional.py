@@ -40,10 +40,10 @@ def reciprocal(size: Tensor) -> Tensor:
 
 
 def _may_be_derived_twice(x: Tensor) -> bool:
-    """Whether a transform is active, or autograd records what is done with a tensor; a compiler has no second pass."""
+    """Whether autograd records what is done with a tensor, or a transform is active; a compiler has no second pass."""
     if torch.compiler.is_compiling():
         return False
-    return is_in_function_transform() or (x.requires_grad and torch.is_grad_enabled())
+    return (x.requires_grad and torch.is_grad_enabled()) or is_in_function_transform()
 
 
 def length(x: Tensor, dim: int) -> Tensor:

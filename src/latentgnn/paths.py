@@ -2,7 +2,7 @@
 
 The core (`latentgnn.core`) has gradients arranged by hand, for norms that are affine maps, batch norm in training, and
 group, layer and RMS norm. The plain path (`latentgnn.plain`) is the equations as PyTorch operations, for everything
-else.
+else; `latentgnn.few_calls` has what is small and common of it.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -250,13 +250,19 @@ def _expanded(
     context_BNF = contexts[0] if len(contexts) == 1 else torch.cat(list(contexts), -1)
     out_BNC = projected(steps.expand, context_BNF, nodes, compute)
     if layer.gamma is not None:
-        out_BNC = torch.addcmul(inside_BNC, layer.gamma, out_BNC)
+        # Sums of two layouts take several times as long.
+        out_BNC = torch.addcmul(inside_BNC, layer.gamma, _laid_out_as(x_BNC, out_BNC))
     out_BNC = cast(out_BNC, x_BNC.dtype)
     out_BNC = out_BNC if nodes.mask_BN is None else torch.where(nodes.mask_BN.unsqueeze(-1), out_BNC, x_BNC)
+    # A map comes back in its own order of strides, whatever the norms and the mask made of it.
+    return _laid_out_as(x_BNC, out_BNC)
+
+
+def _laid_out_as(x_BNC: Tensor, out_BNC: Tensor) -> Tensor:
+    """A tensor with nodes or channels innermost in memory, whichever are in another."""
     # A compiler's strides may be symbols, and it lays out by itself.
     if torch.compiler.is_compiling() or (x_BNC.stride(-1) != 1) == (out_BNC.stride(-1) != 1):
         return out_BNC
-    # A map comes back in its own order of strides, whatever the norms and the mask made of it.
     return out_BNC.contiguous() if x_BNC.stride(-1) == 1 else out_BNC.mT.contiguous().mT
 
 
