@@ -23,8 +23,7 @@ def core_for_small_inputs(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     """Let the layer take the core for the tests' tiny inputs too, as it does for a user's larger ones."""
     if "small_inputs" not in request.keywords:
         monkeypatch.setattr("latentgnn.cost.SMALL_OPERATIONS", 0)
-        monkeypatch.setattr("latentgnn.cost.CONVOLVED_NODES", range(0))
-        monkeypatch.setattr("latentgnn.cost.GROUPED_NODES", range(0))
+        monkeypatch.setattr("latentgnn.cost.CONVOLVED", {})
 
 
 @pytest.fixture(scope="session")

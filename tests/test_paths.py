@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from latentgnn import FrozenBatchNorm, LatentGNN, cost, few_calls, reference
-from latentgnn.norms import NormFactory, group_norm, no_norm
+from latentgnn import FrozenBatchNorm, LatentGNN, LatentGNNConfig, cost, few_calls, reference
+from latentgnn.norms import NormFactory, NormKind, group_norm, no_norm
 from latentgnn.paths import memory, why_not_core
 
 pytestmark = pytest.mark.small_inputs
@@ -79,17 +79,30 @@ def test_a_map_of_few_nodes_takes_the_plain_path_where_convolutions_pay() -> Non
     assert "few nodes" in (_why_not(layer, few) or "")
     assert _why_not(layer, few.contiguous()) is None
     assert _why_not(layer, torch.randn(1, 512, 28 * 28).mT) is None
-    batch = torch.randn(8, 512, 14 * 14).mT
-    with torch.no_grad():
-        assert _why_not(layer, batch) is None
-    grouped = LatentGNN(512, num_latents=100, norm=group_norm)
+    grouped, batch = LatentGNN(1024, num_latents=100, norm=group_norm), torch.randn(8, 1024, 14 * 14).mT
     assert _why_not(grouped, batch) is None
     with torch.no_grad():
         assert "few nodes" in (_why_not(grouped, batch) or "")
-    narrow = LatentGNN(64, num_latents=32, norm=group_norm)
-    assert "few nodes" in (_why_not(narrow, torch.randn(8, 64, 32 * 32).mT) or "")
-    # Fewer nodes than channels inside.
-    assert _why_not(LatentGNN(2048, num_latents=100, norm=FrozenBatchNorm), torch.randn(1, 2048, 14 * 14).mT) is None
+
+
+@pytest.mark.parametrize(
+    ("norm", "samples", "channels", "nodes", "pays"),
+    [
+        ("affine", 8, 2048, 7 * 7, True),
+        ("affine", 1, 2048, 7 * 7, False),  # fewer nodes than channels inside
+        ("affine", 8, 1024, 14 * 14, False),
+        ("batch", 8, 384, 14 * 14, True),
+        ("batch", 8, 2048, 7 * 7, False),
+        ("layer", 8, 384, 14 * 14, False),
+        ("group", 8, 64, 32 * 32, True),
+        ("group", 1, 64, 32 * 32, False),
+    ],
+)
+def test_how_few_nodes_follows_from_the_kind_of_norm(
+    norm: NormKind, samples: int, channels: int, nodes: int, pays: bool
+) -> None:
+    config = LatentGNNConfig(channels=channels, num_latents=50)
+    assert cost.convolutions_pay(config, samples, nodes, recorded=True, norm=norm) is pays
 
 
 @pytest.mark.parametrize("norm", [FrozenBatchNorm, nn.BatchNorm1d, no_norm, group_norm, nn.LayerNorm])

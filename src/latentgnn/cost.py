@@ -6,7 +6,7 @@ for batch norm in training what is held more. A multiply-add counts as two opera
 Symbols: S samples, N nodes, C channels, R reduced channels, G groups, K kernels, D_k latents of a kernel in a group.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -40,11 +40,15 @@ class Cost:
 HOLD_BYTES = 22 << 20
 # Forward operations up to which the plain path is faster on a CPU: it has fewer calls. As measured: docs/results.md.
 SMALL_OPERATIONS = 1 << 25
-# Nodes of a small map, and numbers of a batch of such, for which the plain path's convolutions are faster on a CPU.
-# As measured: docs/results.md.
-CONVOLVED_NODES, _CONVOLVED_NUMBERS = range(128, 401), 5 << 17
-# Group norm needs each of several samples apart: more maps are faster so, and without a backward pass larger batches.
-GROUPED_NODES, _GROUPED_NUMBERS = range(32, 1025), 1 << 21
+# Nodes of a small map, and numbers of a batch of such, for which the plain path's convolutions are faster on a CPU: by the
+# kind of norm, group norm's of several samples, of which it needs each apart. As measured: docs/results.md.
+CONVOLVED: Mapping[NormKind, tuple[range, int]] = {
+    "affine": (range(32, 401), 1 << 20),
+    "batch": (range(128, 401), 5 << 17),
+    "group": (range(32, 1025), 1 << 20),
+    "layer": (range(128, 401), 1 << 18),
+    "rms": (range(128, 401), 1 << 18),
+}
 # A batch norm's output of so few numbers is computed for its statistics, whatever its sizes.
 _SMALL_OUTPUT = 1 << 19
 
@@ -101,12 +105,12 @@ def convolutions_pay(
         >>> convolutions_pay(config, 1, 14 * 14, recorded=True), convolutions_pay(config, 1, 28 * 28, recorded=True)
         (True, False)
     """
-    rows = samples * nodes
-    few, most = CONVOLVED_NODES, _CONVOLVED_NUMBERS
-    if norm == "group" and samples > 1:
-        few = GROUPED_NODES
-        if nodes in CONVOLVED_NODES and not recorded:
-            most = _GROUPED_NUMBERS
+    rows, kind = samples * nodes, "affine" if norm == "group" and samples == 1 else norm
+    if kind is None or kind not in CONVOLVED:
+        return False
+    few, most = CONVOLVED[kind]
+    if kind == "group" and nodes <= 400 and not recorded:
+        most *= 2
     return nodes in few and rows >= config.reduced_channels and rows * config.channels <= most
 
 
