@@ -57,6 +57,17 @@ def test_norms_that_are_not_alike_keep_their_own_arithmetic(place: str) -> None:
     torch.testing.assert_close(layer(x), reference.forward(layer, x))
 
 
+@pytest.mark.parametrize("latents", [1, (1, 5)])
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
+def test_a_kernel_of_a_single_latent_keeps_the_order_of_strides(latents: int | tuple[int, ...], last: bool) -> None:
+    layer = _layer(FrozenBatchNorm, num_latents=latents, residual=False)
+    x = torch.randn(1, 16, 3, 4, dtype=torch.float64)
+    x = x.to(memory_format=torch.channels_last) if last else x
+    out = layer(x)
+    assert out.stride() == x.stride()
+    torch.testing.assert_close(out, reference.forward(layer, x))
+
+
 def test_second_derivatives_of_a_small_input() -> None:
     layer = _layer(FrozenBatchNorm, num_latents=3)
     x = torch.randn(1, 16, 3, 3, dtype=torch.float64, requires_grad=True)

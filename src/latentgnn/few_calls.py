@@ -16,7 +16,7 @@ from latentgnn.functional import gather, l2, mix, node_weight, reciprocal, scatt
 from latentgnn.modes import is_transformed
 from latentgnn.norms import are_alike, joined_affine
 from latentgnn.projections import Arrangement
-from latentgnn.steps import SMALL_MATRIX, apply_whole
+from latentgnn.steps import SMALL_MATRIX, apply_whole, laid_out_as
 
 
 def fits(layer: Arrangement, nodes: int) -> bool:
@@ -57,7 +57,8 @@ def latent_gnn(layer: Arrangement, x_BNC: Tensor) -> Tensor:
         contexts.append(scatter(mix(latent_BDR), back_BND))
     if config.graph_conv:
         contexts = [torch.relu(apply_whole(context, *next(products))) for context in contexts]
-    out_BNC = apply_whole(_beside(contexts), *next(products))
+    # A kernel of a single latent may have lost the order of the input's strides.
+    out_BNC = laid_out_as(x_BNC, apply_whole(_beside(contexts), *next(products)))
     return out_BNC if layer.gamma is None else x_BNC + out_BNC
 
 

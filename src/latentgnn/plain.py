@@ -32,7 +32,7 @@ from latentgnn.norms import is_repeatable
 from latentgnn.projections import Arrangement
 from latentgnn.ranks import added
 from latentgnn.samples import Nodes
-from latentgnn.steps import Step, Steps, apply, is_large, is_traced, normalized, projected, steps_of
+from latentgnn.steps import Step, Steps, apply, is_large, is_traced, laid_out_as, normalized, projected, steps_of
 
 
 def latent_gnn(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, *, recompute: bool) -> Tensor:
@@ -251,19 +251,11 @@ def _expanded(
     out_BNC = projected(steps.expand, context_BNF, nodes, compute)
     if layer.gamma is not None:
         # Sums of two layouts take several times as long.
-        out_BNC = torch.addcmul(inside_BNC, layer.gamma, _laid_out_as(x_BNC, out_BNC))
+        out_BNC = torch.addcmul(inside_BNC, layer.gamma, laid_out_as(x_BNC, out_BNC))
     out_BNC = cast(out_BNC, x_BNC.dtype)
     out_BNC = out_BNC if nodes.mask_BN is None else torch.where(nodes.mask_BN.unsqueeze(-1), out_BNC, x_BNC)
     # A map comes back in its own order of strides, whatever the norms and the mask made of it.
-    return _laid_out_as(x_BNC, out_BNC)
-
-
-def _laid_out_as(x_BNC: Tensor, out_BNC: Tensor) -> Tensor:
-    """A tensor with nodes or channels innermost in memory, whichever are in another."""
-    # A compiler's strides may be symbols, and it lays out by itself.
-    if torch.compiler.is_compiling() or (x_BNC.stride(-1) != 1) == (out_BNC.stride(-1) != 1):
-        return out_BNC
-    return out_BNC.contiguous() if x_BNC.stride(-1) == 1 else out_BNC.mT.contiguous().mT
+    return laid_out_as(x_BNC, out_BNC)
 
 
 def _grouped(x_BNF: Tensor, groups: int) -> Tensor:

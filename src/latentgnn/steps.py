@@ -97,6 +97,14 @@ def apply_whole(x_BNC: Tensor, weight_OC: Tensor, shift_O: Tensor | None = None)
     return torch.baddbmm(shift_O.unsqueeze(1), weight_BOC, x_BCN).mT
 
 
+def laid_out_as(x_BNC: Tensor, out_BNC: Tensor) -> Tensor:
+    """A tensor with nodes or channels innermost in memory, whichever are in another."""
+    # A compiler's strides may be symbols, and it lays out by itself.
+    if torch.compiler.is_compiling() or (x_BNC.stride(-1) != 1) == (out_BNC.stride(-1) != 1):
+        return out_BNC
+    return out_BNC.contiguous() if x_BNC.stride(-1) == 1 else out_BNC.mT.contiguous().mT
+
+
 def normalized(norm: nn.Module, x_BNF: Tensor, nodes: Nodes) -> Tensor:
     """A norm over the nodes of each sample; a batch norm over those of all."""
     if not nodes.are_packed or not _differs_by_sample(norm):
