@@ -64,14 +64,41 @@ def test_a_kernel_of_a_single_latent_keeps_the_order_of_strides(latents: int | t
     x = torch.randn(1, 16, 3, 4, dtype=torch.float64)
     x = x.to(memory_format=torch.channels_last) if last else x
     out = layer(x)
-    assert out.stride() == x.stride()
+    assert out.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
     torch.testing.assert_close(out, reference.forward(layer, x))
+
+
+def test_what_is_not_held_takes_no_path_that_holds() -> None:
+    layer = LatentGNN(64, num_latents=256, reduction=1, norm=FrozenBatchNorm)
+    x = torch.randn(64, 64, 16, 16, requires_grad=True)
+    assert not cost.holds(layer.config, 64 * 256, 4)
+    held: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or t, lambda t: t):
+        layer(x)
+    size = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}.values())
+    assert size < 3 * x.numel() * x.element_size()
+
+
+def test_a_small_input_under_autocast_need_not_have_the_type_of_the_weights() -> None:
+    layer = _layer(FrozenBatchNorm).float()
+    x = torch.randn(2, 16, 3, 4, dtype=torch.float64)
+    with torch.autocast("cpu"):
+        out = layer(x)
+    torch.testing.assert_close(out, reference.forward(layer.double(), x), rtol=0.02, atol=0.02)
+
+
+def test_small_inputs_of_affine_norms_go_through_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, taken = _layer(FrozenBatchNorm), []
+    run = few_calls.latent_gnn
+    monkeypatch.setattr(few_calls, "latent_gnn", lambda *given: taken.append(given) or run(*given))
+    layer(torch.randn(2, 16, 3, 4, dtype=torch.float64))
+    assert len(taken) == 1
 
 
 def test_second_derivatives_of_a_small_input() -> None:
     layer = _layer(FrozenBatchNorm, num_latents=3)
     x = torch.randn(1, 16, 3, 3, dtype=torch.float64, requires_grad=True)
-    assert few_calls.fits(layer.arrangement(), 9)
+    assert few_calls.fits(layer.arrangement(), x.flatten(2).mT)
     assert torch.autograd.gradgradcheck(layer, x)
 
 
@@ -102,6 +129,7 @@ def test_a_map_of_few_nodes_takes_the_plain_path_where_convolutions_pay() -> Non
         ("affine", 8, 2048, 7 * 7, True),
         ("affine", 1, 2048, 7 * 7, False),  # fewer nodes than channels inside
         ("affine", 8, 1024, 14 * 14, False),
+        ("affine", 100, 32, 16 * 16, False),  # more numbers inside than outside
         ("batch", 8, 384, 14 * 14, True),
         ("batch", 8, 2048, 7 * 7, False),
         ("layer", 8, 384, 14 * 14, False),
@@ -112,7 +140,7 @@ def test_a_map_of_few_nodes_takes_the_plain_path_where_convolutions_pay() -> Non
 def test_how_few_nodes_follows_from_the_kind_of_norm(
     norm: NormKind, samples: int, channels: int, nodes: int, pays: bool
 ) -> None:
-    config = LatentGNNConfig(channels=channels, num_latents=50)
+    config = LatentGNNConfig(channels=channels, num_latents=32)
     assert cost.convolutions_pay(config, samples, nodes, recorded=True, norm=norm) is pays
 
 

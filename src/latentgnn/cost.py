@@ -40,8 +40,9 @@ class Cost:
 HOLD_BYTES = 22 << 20
 # Forward operations up to which the plain path is faster on a CPU: it has fewer calls. As measured: docs/results.md.
 SMALL_OPERATIONS = 1 << 25
-# Nodes of a small map, and numbers of a batch of such, for which the plain path's convolutions are faster on a CPU, by
-# the kind of norm; group norm's are of several samples, of which it needs each apart. As measured: docs/results.md.
+# Nodes of a small map, and numbers of a batch of such, for which the plain path is faster on a CPU with several threads,
+# by the kind of norm; group norm's are of several samples, of which it needs each apart, on any number of threads. As
+# measured: docs/results.md.
 CONVOLVED: Mapping[NormKind, tuple[range, int]] = {
     "affine": (range(32, 401), 1 << 20),
     "batch": (range(128, 401), 5 << 17),
@@ -49,6 +50,8 @@ CONVOLVED: Mapping[NormKind, tuple[range, int]] = {
     "layer": (range(128, 401), 1 << 18),
     "rms": (range(128, 401), 1 << 18),
 }
+# Likewise for other kinds on one thread, where less is gained; and the most numbers that the layer computes inside.
+_CONVOLVED_ALONE, _CONVOLVED_INSIDE = (range(128, 401), 3 << 16), 1 << 20
 # A batch norm's output of so few numbers is computed for its statistics, whatever its sizes.
 _SMALL_OUTPUT = 1 << 19
 
@@ -89,7 +92,13 @@ def is_small(config: LatentGNNConfig, nodes: int) -> bool:
 
 
 def convolutions_pay(
-    config: LatentGNNConfig, samples: int, nodes: int, *, recorded: bool, norm: NormKind | None = "affine"
+    config: LatentGNNConfig,
+    samples: int,
+    nodes: int,
+    *,
+    recorded: bool,
+    norm: NormKind | None = "affine",
+    threads: int = 2,
 ) -> bool:
     """Whether a map, nodes innermost in memory, has few nodes, but more than the layer has channels inside.
 
@@ -99,19 +108,27 @@ def convolutions_pay(
         nodes: of each.
         recorded: autograd records, so that a backward pass may follow.
         norm: what kind the norms are.
+        threads: that compute.
 
     Example:
         >>> config = LatentGNNConfig(channels=512, num_latents=100)
         >>> convolutions_pay(config, 1, 14 * 14, recorded=True), convolutions_pay(config, 1, 28 * 28, recorded=True)
         (True, False)
     """
-    rows, kind = samples * nodes, "affine" if norm == "group" and samples == 1 else norm
+    kind, rows = "affine" if norm == "group" and samples == 1 else norm, samples * nodes
     if kind is None or kind not in CONVOLVED:
         return False
-    few, most = CONVOLVED[kind]
+    few, most = CONVOLVED[kind] if threads > 1 or kind == "group" else _CONVOLVED_ALONE
+    inside = _CONVOLVED_INSIDE
     if kind == "group" and nodes <= 400 and not recorded:
-        most *= 2
-    return nodes in few and rows >= config.reduced_channels and rows * config.channels <= most
+        # Nothing is held, and each sample's statistics are what the core takes its time for.
+        most, inside = 2 * most, 2 * inside
+    return (
+        nodes in few
+        and rows >= config.reduced_channels
+        and rows * config.channels <= most
+        and rows * _computed_numbers(config) <= inside
+    )
 
 
 def _operations_of_a_node(config: LatentGNNConfig) -> int:

@@ -1,4 +1,4 @@
-"""The equations in as few calls as they take, for inputs so small that calls take longer than arithmetic.
+"""The equations in as few calls as they take, for small inputs, where calls take much of the time.
 
 For one group and norms that are affine maps, which are folded into the matrices. Gradients are autograd's.
 
@@ -12,25 +12,30 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from latentgnn.functional import gather, l2, mix, node_weight, reciprocal, scatter
+from latentgnn.functional import gather, l2, mix, scatter
 from latentgnn.modes import is_transformed
 from latentgnn.norms import are_alike, joined_affine
+from latentgnn.plain import latent_scale
 from latentgnn.projections import Arrangement
 from latentgnn.steps import SMALL_MATRIX, apply_whole, laid_out_as
 
 
-def fits(layer: Arrangement, nodes: int) -> bool:
-    """Whether a layer is of the kind that this module computes, with matrices that are not too large to be folded.
+def fits(layer: Arrangement, x_BNC: Tensor) -> bool:
+    """Whether a layer is of the kind that this module computes, and folding its norms is worth copying its matrices.
+
+    That is so for small matrices, and where there are as many nodes as channels.
 
     Args:
         layer: its parameters.
-        nodes: of all samples together.
+        x_BNC: the input, (B, N, C), on a CPU.
     """
-    config = layer.config
+    config, matrix = layer.config, layer.tensors[0]
     if layer.norm_kind != "affine" or config.num_groups > 1 or is_transformed():
         return False
+    if matrix is None or matrix.dtype != x_BNC.dtype:  # as under autocast
+        return False
     rows = max(config.channels * len(config.latents), *config.latents)
-    worth_it = rows * config.reduced_channels <= SMALL_MATRIX or nodes >= config.channels
+    worth_it = rows * config.reduced_channels <= SMALL_MATRIX or x_BNC.shape[0] * x_BNC.shape[1] >= config.channels
     return worth_it and are_alike(_norm_columns(layer), layer.eps)
 
 
@@ -52,9 +57,8 @@ def latent_gnn(layer: Arrangement, x_BNC: Tensor) -> Tensor:
         back_BND = l2(kernel[-1], -1)
         assign_BND = back_BND if config.symmetric else kernel[0]
         latent_BDR = gather(values[0], assign_BND)
-        if not config.symmetric or config.node_scale == "mean":
-            latent_BDR = latent_BDR * reciprocal(node_weight(assign_BND, node_scale=config.node_scale))
-        contexts.append(scatter(mix(latent_BDR), back_BND))
+        scale_BD1 = latent_scale(config, assign_BND)
+        contexts.append(scatter(mix(latent_BDR if scale_BD1 is None else latent_BDR * scale_BD1), back_BND))
     if config.graph_conv:
         contexts = [torch.relu(apply_whole(context, *next(products))) for context in contexts]
     # A kernel of a single latent may have lost the order of the input's strides.

@@ -32,7 +32,7 @@ from latentgnn.samples import Nodes, members
 Memory = Literal["auto", "hold", "recompute"]
 
 _SMALL = "the input is so small that calls cost more than arithmetic, and the plain path has fewer"
-_FEW_NODES = "the map has few nodes, which the plain path's convolutions take faster"
+_FEW_NODES = "the map has few nodes, which the plain path takes faster"
 _memory: ContextVar[Memory] = ContextVar("latentgnn_memory", default="auto")
 
 
@@ -127,8 +127,11 @@ def _why_small(
     samples, nodes, _ = x_BNC.shape
     if cost.is_small(layer.config, samples * nodes):
         return _SMALL
+    recorded, kind, threads = torch.is_grad_enabled(), layer.norm_kind, torch.get_num_threads()
+    if recorded and not holds(layer.config, x_BNC, kind):
+        return None
     if nodes_innermost(x_BNC) and cost.convolutions_pay(
-        layer.config, samples, nodes, recorded=torch.is_grad_enabled(), norm=layer.norm_kind
+        layer.config, samples, nodes, recorded=recorded, norm=kind, threads=threads
     ):
         return _FEW_NODES
     return None
@@ -193,11 +196,10 @@ def _by_path(
     why_not = why_not_core(layer, x_BNC, mask_BN, compute, offsets)
     if why_not is None:
         return _core(layer, x_BNC, mask_BN, offsets, compute)
-    if why_not in (_SMALL, _FEW_NODES) and few_calls.fits(layer, x_BNC.shape[0] * x_BNC.shape[1]):
+    recompute = _recomputes(layer, x_BNC)
+    if why_not in (_SMALL, _FEW_NODES) and not recompute and few_calls.fits(layer, x_BNC):
         return few_calls.latent_gnn(layer, x_BNC)
-    return plain.latent_gnn(
-        layer, x_BNC, nodes_of(x_BNC, mask_BN, offsets, layer.ranks), compute, recompute=_recomputes(layer, x_BNC)
-    )
+    return plain.latent_gnn(layer, x_BNC, nodes_of(x_BNC, mask_BN, offsets, layer.ranks), compute, recompute=recompute)
 
 
 def nodes_of(x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, ranks: Ranks | None = None) -> Nodes:

@@ -85,7 +85,7 @@ def apply(x_BNC: Tensor, weight_OC: Tensor, groups: int = 1) -> Tensor:
 
 
 def apply_whole(x_BNC: Tensor, weight_OC: Tensor, shift_O: Tensor | None = None) -> Tensor:
-    """x W^T + shift, of a float32 or float64 tensor on a CPU that nothing traces."""
+    """x W^T + shift, of a float32 or float64 tensor on a CPU, by the routine that suits its size."""
     if x_BNC.stride(-1) == 1:
         return F.linear(x_BNC, weight_OC, shift_O)
     x_BCN = x_BNC.mT
