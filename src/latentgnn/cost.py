@@ -40,9 +40,9 @@ class Cost:
 HOLD_BYTES = 22 << 20
 # Forward operations up to which the plain path is faster on a CPU: it has fewer calls. As measured: docs/results.md.
 SMALL_OPERATIONS = 1 << 25
-# Nodes of a small map, and numbers of a batch of such, for which the plain path is faster on a CPU with several threads,
-# by the kind of norm; group norm's are of several samples, of which it needs each apart, on any number of threads. As
-# measured: docs/results.md.
+# Nodes of a small map, and numbers of a batch of such, for which the plain path is faster on a CPU with several
+# threads, by the kind of norm; group norm's are of several samples, of which it needs each apart, on any number of
+# threads. As measured: docs/results.md.
 CONVOLVED: Mapping[NormKind, tuple[range, int]] = {
     "affine": (range(32, 401), 1 << 20),
     "batch": (range(128, 401), 5 << 17),
