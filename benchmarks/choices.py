@@ -10,7 +10,6 @@ than to guess, 0.5. In the group ``local``, a copy of the key stands in the obje
 Prints and writes ``choices-DATE.json`` and ``.md``; groups that are measured later on the same day are added.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -24,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.options import RESULTS, header, names_of, positive
+from benchmarks.options import RESULTS, header, names_of, positive, program
 from latentgnn import FrozenBatchNorm, LatentGNN, insert, norms
 from latentgnn.files import write_json, write_text
 from latentgnn.norms import NormFactory
@@ -267,8 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.choices", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = program("choices", __doc__)
     parser.add_argument(
         "--groups", type=lambda text: names_of(GROUPS, text), default=list(GROUPS), metavar="NAME,NAME", help="(all)"
     )

@@ -8,7 +8,6 @@ is a run below FOLDER: started again, the program goes on with what is missing. 
 writes ``embedded-DATE.json`` and ``.md``.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ import torch
 from torch import nn
 
 from benchmarks.contexts import GlobalContext
-from benchmarks.options import RESULTS, header, names_of, numbers, positive
+from benchmarks.options import RESULTS, header, names_of, numbers, positive, program
 from latentgnn.attachment import attach
 from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import parse_config, plain_data
@@ -127,8 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.embedded", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = program("embedded", __doc__)
     parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="where the runs are kept")
     parser.add_argument("--sides", type=lambda text: names_of(SIDES, text), default=list(SIDES), help="(all)")
     parser.add_argument("--seeds", type=numbers, default=(0, 1), metavar="N,N", help="(0,1)")

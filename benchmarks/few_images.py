@@ -7,7 +7,6 @@ and has no nuclei in it. Each training is a process, ``latentgnn train`` as a us
 ``BENCHMARKS_THROUGH`` if that is set, such as ``nice``. Prints and writes ``few-images-DATE.json`` and ``.md``.
 """
 
-import argparse
 import json
 import os
 import random
@@ -21,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.options import RESULTS, header, numbers, positive
+from benchmarks.options import RESULTS, header, numbers, positive, program
 from latentgnn.cli import main as latentgnn_main
 from latentgnn.configuration.recipes import load_recipe, merge, to_yaml
 from latentgnn.configuration.settings import parse_config, plain_data
@@ -182,8 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["--train"]:
         return latentgnn_main(["train", "--config", argv[1], "--out", argv[2]])
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.few_images", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = program("few_images", __doc__)
     parser.add_argument("data", type=Path, metavar="FOLDER", help="nuclei in COCO format")
     parser.add_argument("--images", type=numbers, default=(10, 50), metavar="N,N", help="training images (10,50)")
     parser.add_argument("--seeds", type=numbers, default=(0, 1, 2), metavar="N,N", help="(0,1,2)")

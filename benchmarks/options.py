@@ -18,6 +18,21 @@ from latentgnn.machine import processor_name
 RESULTS = Path(__file__).parent / "results"
 
 
+def program(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of a program of this package, which takes no shortened options.
+
+    Args:
+        name: of its module.
+        description: its docstring, shown as it stands.
+    """
+    return argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that all measurements have in common: rounds, threads, device and type.
 

@@ -6,7 +6,6 @@ The network is that of ``benchmarks.choices``, one block of 16 latents, trained 
 ``how-gather.svg`` and ``how-rows.svg`` to ``docs/static``, and ``pictures-DATE.json`` with the figures beside them.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.choices import FAMILIES, SIDE, Choice, fitted, maps
-from benchmarks.options import RESULTS, header, positive
+from benchmarks.options import RESULTS, header, positive, program
 from latentgnn import capture
 from latentgnn.files import write_json
 
@@ -92,8 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pictures", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = program("pictures", __doc__)
     parser.add_argument("--steps", type=positive, default=300, metavar="N", help="of the training (300)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for all of it (docs/static, benchmarks/results)")
     given = parser.parse_args(argv)

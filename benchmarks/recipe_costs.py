@@ -6,7 +6,6 @@ The network is what `latentgnn export` makes a program of, on that program's fir
 body, the pyramid and the dense heads. Writes ``recipe-costs-DATE.json`` and ``.md``.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.options import RESULTS, header, names_of
+from benchmarks.options import RESULTS, header, names_of, program
 from benchmarks.report import markdown_table
 from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import parse_config
@@ -96,8 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.recipe_costs", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = program("recipe_costs", __doc__)
     parser.add_argument("--recipes", type=lambda text: names_of(RECIPES, text), default=list(RECIPES), help="(all)")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     given = parser.parse_args(argv)

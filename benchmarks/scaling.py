@@ -5,7 +5,6 @@ python -m benchmarks.scaling            # after benchmarks.annotations, .streami
 How the projection is computed: see `benchmarks.projection`.
 """
 
-import argparse
 import json
 import re
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.child import ROOT
-from benchmarks.options import RESULTS
+from benchmarks.options import RESULTS, program
 from benchmarks.projection import Results
 from benchmarks.scaling_plots import plots
 from benchmarks.scaling_tables import (
@@ -116,8 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = program("scaling", __doc__)
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     parser.add_argument("--page", type=Path, default=PAGE, metavar="FILE", help="(docs/scaling.md)")
     given = parser.parse_args(argv)

@@ -8,7 +8,6 @@ What a projection to more processes needs is in the JSON: ``layer`` (sizes, oper
 each), ``all_reduce`` (seconds for bytes), ``latency_seconds`` and ``bytes_per_second``.
 """
 
-import argparse
 import json
 import re
 import statistics
@@ -26,7 +25,7 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.child import ROOT
-from benchmarks.options import RESULTS, header, names_of, positive
+from benchmarks.options import RESULTS, header, names_of, positive, program
 from benchmarks.report import markdown_table
 from latentgnn import LatentGNNConfig, PackedLatentGNN, shard_nodes
 from latentgnn.cost import cost
@@ -243,8 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sharding", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = program("sharding", __doc__)
     parts = partial(names_of, PARTS)
     parser.add_argument("--parts", type=parts, default="all", metavar="NAME,..", help=f"{', '.join(PARTS)} (all)")
     parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="measurements of each (7)")

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from benchmarks import study_report
-from benchmarks.options import RESULTS, header, positive
+from benchmarks.options import RESULTS, header, positive, program
 from benchmarks.questions import Question
 from benchmarks.study_costs import costs, take_times
 from benchmarks.study_rates import FACTORS, parameter_groups
@@ -372,8 +372,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = program("study", __doc__)
     parser.add_argument("study", type=Path, help="a study's file")
     parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="where the runs are kept")
     parser.add_argument("--processes", type=positive, default=1, metavar="N", help="runs at a time, a thread each (1)")
