@@ -16,7 +16,7 @@ from latentgnn.core.gather_nodes import gather_nodes_backward
 from latentgnn.core.inputs import Input
 from latentgnn.core.layouts import empty_like_layout
 from latentgnn.core.over_ranks import over_ranks, share_of_rank
-from latentgnn.core.passes import State
+from latentgnn.core.passes import State, backward_by_kernels, why_not_kernels, width_of
 from latentgnn.core.plan import Plan
 from latentgnn.core.recorded import Folding, Mixing
 from latentgnn.core.records import Gradients, Record
@@ -49,6 +49,10 @@ def backward(
         needs_x: whether the input needs a gradient.
         needs: whether each of the tensors does.
     """
+    if why_not_kernels(x_BNC.device, plan, width_of(tensors)) is None:
+        return backward_by_kernels(
+            grad_BNC, x_BNC, mask_BN, offsets, tensors, state, plan, needs_x=needs_x, needs=needs
+        )
     folding = state.folding or Folding.of(tensors, needs, plan)
     matrices, vectors = folding.matrices.for_nodes(x_BNC.shape[0] * x_BNC.shape[1], plan), folding.vectors
     mixing = state.mixing or Mixing.of(state.sums, state.weights, matrices.convs, plan, records=True)

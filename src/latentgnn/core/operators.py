@@ -46,8 +46,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     tensors, decoded = _with_gaps(given, present), Plan.of(*plan)
     out, state = passes.forward(x, mask, bounds_of(offsets, x), tensors, decoded, keep=False)
-    # Outputs of an operator must not share memory, and sums over several processes are parts of one buffer.
-    return out, state.sums.clone() if decoded.group else state.sums, state.weights
+    # Outputs of an operator must not share memory, and sums and weights may be parts of one buffer.
+    return out, state.sums.clone(memory_format=torch.contiguous_format), state.weights.clone(memory_format=torch.contiguous_format)
 
 
 def _fake_forward(

@@ -6,6 +6,7 @@ Axes: B batch, N nodes, C channels, S samples, G groups, D latents of all kernel
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from latentgnn import kernels
@@ -60,6 +61,8 @@ def forward(
     Returns:
         (B, N, C) in the input's type and order of strides; the state, whose records hold what ``plan`` says.
     """
+    if why_not_kernels(x_BNC.device, plan, width_of(tensors)) is None:
+        return _forward_by_kernels(x_BNC, mask_BN, offsets, tensors, plan, keep=keep)
     holds = keep and plan.holds
     if holds:
         needs = [tensor is not None and tensor.requires_grad for tensor in tensors]
@@ -68,8 +71,6 @@ def forward(
         folding = Folding.without_record(tensors, plan)
     matrices, vectors = folding.matrices, folding.vectors
     given = Input.of(x_BNC, mask_BN, offsets, matrices, plan)
-    if kernels.why_not_kernels(matrices, plan, keep=keep) is None:
-        return _forward_by_kernels(given, folding, plan)
     matrices = matrices.for_nodes(x_BNC.shape[0] * x_BNC.shape[1], plan)
     # The output may be new memory from a call that adds the input to it.
     alone = given.is_one_block and plan.residual and x_BNC.dtype == plan.compute
@@ -87,16 +88,76 @@ def forward(
     return out_BNC, state
 
 
-def _forward_by_kernels(given: Input, folding: Folding, plan: Plan) -> tuple[Tensor, State]:
-    """`forward` by Triton kernels; nothing is held but the sums."""
-    kernels.require_triton()
-    from latentgnn.kernels.nodes import gather_nodes, scatter_nodes
-    from latentgnn.kernels.steps import Steps
+def why_not_kernels(device: torch.device, plan: Plan, width: int) -> str | None:
+    """Why `latentgnn.kernels` do not run for a plan; ``None`` where they do.
 
-    matrices = folding.matrices
-    steps = Steps(matrices, plan)
-    gathered = gather_nodes(given, steps, matrices, plan)
-    sums, weights = over_ranks([gathered.sums, gathered.weights], plan)
-    mixing = Mixing.of(sums, weights, matrices.convs, plan, records=False)
-    out_BNC = scatter_nodes(given, gathered.waiting, mixing.multiplied, steps, matrices, plan)
-    return out_BNC, State(sums, weights, [])
+    Args:
+        device: of the input.
+        plan: of the layer.
+        width: its reduced channels.
+    """
+    return kernels.why_not_kernels(
+        device,
+        plan.compute,
+        latents=plan.latents,
+        width=width // plan.groups,
+        groups=plan.groups,
+        symmetric=plan.symmetric,
+        norm=plan.norm,
+        shared=bool(plan.group),
+    )
+
+
+def _forward_by_kernels(
+    x_BNC: Tensor,
+    mask_BN: Tensor | None,
+    offsets: Sequence[int] | None,
+    tensors: Sequence[Tensor | None],
+    plan: Plan,
+    *,
+    keep: bool,
+) -> tuple[Tensor, State]:
+    """`forward` by Triton kernels."""
+    from latentgnn.kernels import passes
+
+    out_BNC, sums_SDr, u_BNR, feature_BNR = passes.forward(x_BNC, mask_BN, offsets, tensors, plan)
+    records = [Record(raw=u_BNR, feature=feature_BNR)] if keep and plan.holds else []
+    return out_BNC, State(sums_SDr[:, None, :, :-1], sums_SDr[:, None, :, -1], records)
+
+
+def backward_by_kernels(
+    grad_BNC: Tensor,
+    x_BNC: Tensor,
+    mask_BN: Tensor | None,
+    offsets: Sequence[int] | None,
+    tensors: Sequence[Tensor | None],
+    state: State,
+    plan: Plan,
+    *,
+    needs_x: bool,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """`latentgnn.core.backward.backward` by Triton kernels."""
+    from latentgnn.kernels import passes
+
+    record = state.records[0] if state.records else Record()
+    return passes.backward(
+        grad_BNC,
+        x_BNC,
+        mask_BN,
+        offsets,
+        tensors,
+        torch.cat([state.sums, state.weights.unsqueeze(-1)], -1).squeeze(1),
+        record.raw,
+        record.feature,
+        plan,
+        needs_x=needs_x,
+        needs=needs,
+    )
+
+
+def width_of(tensors: Sequence[Tensor | None]) -> int:
+    """Reduced channels: rows of the first reduction."""
+    first = tensors[0]
+    assert first is not None
+    return first.shape[0]

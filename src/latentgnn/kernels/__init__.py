@@ -1,75 +1,82 @@
-"""Triton kernels for the forward pass between its two large products, and why a layer does not take them.
+"""Triton kernels for the layer on a GPU, forward and backward, and why a layer does not take them.
 
-`latentgnn.core` leaves the reduction and the expansion to PyTorch's own routines. Between them it makes about ten
-passes over tensors of R or D numbers a node (norms, lengths, rectifiers, sums). Here `gather` reads the reduced
-channels once for each block of latents and writes only sums, and `scatter` reads them once for each kernel and writes
-what the output is expanded from. Importing this package does not import Triton; its files do.
+Between the reduction and the expansion, PyTorch's operations make some twenty passes over tensors of R or D numbers a
+node (norms, lengths, rectifiers, sums), each a call of its own. Here `gather` reads the reduced channels once and
+writes only sums, `mix` is one call, `scatter` reads the reduced channels once and writes what the output is expanded
+from, and `expand` adds the product to the input where it is written. Importing this package does not import Triton;
+its files do.
 """
 
 import os
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 
-from latentgnn.core.parameters import Matrices
-from latentgnn.core.plan import Plan
-from latentgnn.errors import UserError
 from latentgnn.kernels.sizes import fits
+from latentgnn.norms import NormKind
 
 # The types of devices that Triton compiles for.
 DEVICES = ("cuda",)
+# The first whose matrix units multiply float32 and bfloat16.
+_CAPABILITY = (8, 0)
 
 
-def wants_triton(device: torch.device) -> bool:
-    """Whether the kernels are asked for: ``LATENTGNN_TRITON=1`` in the environment, and a CUDA device.
-
-    Example:
-        >>> wants_triton(torch.device("cpu"))
-        False
-    """
-    return device.type in DEVICES and os.environ.get("LATENTGNN_TRITON", "0") == "1"
-
-
-def why_not_kernels(matrices: Matrices, plan: Plan, *, keep: bool) -> str | None:
-    """Why the forward pass of a layer does not take the kernels, ``None`` if it does.
+def why_not_kernels(
+    device: torch.device,
+    compute: torch.dtype,
+    *,
+    latents: tuple[int, ...],
+    width: int,
+    groups: int,
+    symmetric: bool,
+    norm: NormKind | None,
+    shared: bool,
+) -> str | None:
+    """Why a layer does not take the kernels, ``None`` if it does.
 
     Args:
-        matrices: of the layer.
-        plan: of the layer.
-        keep: a backward pass will follow.
+        device: of the input.
+        compute: type of the products over nodes.
+        latents: of each kernel of the layer.
+        width: reduced channels of a group.
+        groups: of channels.
+        symmetric: gather and scatter share their assignments.
+        norm: what kind the norms are.
+        shared: several processes hold the nodes.
+
+    Example:
+        >>> kind = {"groups": 1, "symmetric": False, "norm": "affine", "shared": False}
+        >>> why_not_kernels(torch.device("cpu"), torch.float32, latents=(100,), width=64, **kind)
+        'Triton compiles for CUDA, the layer is on cpu'
     """
-    device = matrices.expand.device
     if device.type not in DEVICES:
         return f"Triton compiles for CUDA, the layer is on {device.type}"
-    if not wants_triton(device):
-        return "LATENTGNN_TRITON=1 is not set in the environment"
-    if plan.takes_statistics:
+    if os.environ.get("LATENTGNN_TRITON", "1") == "0":
+        return "LATENTGNN_TRITON=0 is set in the environment"
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if device.type == "cuda" and (why := _why_not_device(device)):
+        return why
+    if norm != "affine":
         return "norms need their statistics between the steps that a kernel joins"
-    if keep and plan.holds:
-        return "the kernels write nothing of what is to be held for the backward pass"
-    if plan.symmetric:
+    if symmetric:
         return "gather and scatter of a symmetric layer share their assignments, which the kernels do not write"
-    if plan.compute == torch.float64:
+    if groups > 1 or len(latents) > 1:
+        return "the kernels are for one group of channels and one kernel of latents"
+    if compute == torch.float64:
         return "the kernels' sums are of float32"
-    width, latents = matrices.assigns[0].shape[-1], max(plan.latents)
-    if not fits(width, latents, plan.compute):
-        return (
-            f"a matrix of {width} reduced channels of a group by {latents} latents of a kernel in {plan.compute} does "
-            f"not fit in shared memory"
-        )
+    if shared:
+        return "the nodes are shared by several processes"
+    if not fits(width, latents[0], compute):
+        return f"a matrix of {width} channels by {latents[0]} latents in {compute} does not fit in shared memory"
     return None
 
 
-def require_triton() -> None:
-    """Import Triton.
-
-    Raises:
-        UserError: Triton is not installed.
-    """
-    try:
-        import triton  # noqa: F401
-    except ModuleNotFoundError as error:
-        if error.name != "triton":
-            raise
-        raise UserError(
-            "LATENTGNN_TRITON=1 needs Triton, which is not installed: pip install triton, or unset LATENTGNN_TRITON"
-        ) from None
+@cache
+def _why_not_device(device: torch.device) -> str | None:
+    if torch.version.hip is not None:
+        return "the kernels were written for NVIDIA's GPUs"
+    if torch.cuda.get_device_capability(device) < _CAPABILITY:
+        return "the GPU's matrix units do not multiply float32"
+    return None

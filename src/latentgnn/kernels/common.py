@@ -1,9 +1,7 @@
-"""What both kernels do alike: values of unit length, assignments, and how float32 is multiplied.
+"""What the kernels do alike: norms, values of unit length, which nodes there are, and how float32 is multiplied.
 
-Axes: N nodes of a block, F channels of a row, I and O channels before and after a matrix; in `Way` as in the core.
+Axes: N nodes of a block, F channels of a row, I and O channels before and after a matrix, S samples.
 """
-
-from typing import NamedTuple
 
 import torch
 import triton
@@ -13,22 +11,6 @@ from torch import Tensor
 from latentgnn.functional import EPS
 
 EPS2 = EPS**2
-
-
-class Way(NamedTuple):
-    """What gather or scatter multiplies by between W x and its assignments.
-
-    Args:
-        scale: (R,), of the norm after the reduction, in float32; ``None`` for ones.
-        shift: (R,), likewise; ``None`` for zeros.
-        assign: Psi of all kernels, contiguous (G, D, r), in the type of the products.
-        assign_shift: (G * D,) in float32; ``None`` for zeros.
-    """
-
-    scale: Tensor | None
-    shift: Tensor | None
-    assign: Tensor
-    assign_shift: Tensor | None
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -42,6 +24,16 @@ def load_vector(vector, index, inside, OTHERWISE: tl.constexpr):  # type: ignore
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def load_affine(weight, bias, mean, var, eps, index, inside):  # type: ignore[no-untyped-def]
+    """What a norm multiplies by and adds, from the statistics that it has collected; 1 and 0 without any."""
+    scale, shift = load_vector(weight, index, inside, 1.0), load_vector(bias, index, inside, 0.0)
+    if var is not None:
+        scale = scale / tl.sqrt(tl.load(var + index, mask=inside, other=1.0).to(tl.float32) + eps)
+        shift = shift - load_vector(mean, index, inside, 0.0) * scale
+    return scale, shift
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def load_matrix(row_O, inside_O, columns, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """A matrix, given where its rows begin."""
     column = tl.arange(0, BLOCK)
@@ -49,13 +41,33 @@ def load_matrix(row_O, inside_O, columns, BLOCK: tl.constexpr):  # type: ignore[
     return tl.load(row_O[:, None] + column[None, :], mask=inside_OI, other=0.0)
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def nodes_of(bounds, sample, nodes):  # type: ignore[no-untyped-def]
+    """Where a sample's nodes begin in its row, and how many they are."""
+    if bounds is None:
+        first, count = sample * 0, sample * 0 + nodes
+    else:
+        first = tl.load(bounds + sample).to(tl.int64)
+        count = tl.load(bounds + sample + 1).to(tl.int64) - first
+    return first, count
+
+
 @triton.jit
-def load_valid(valid, sample, n_N, last, nodes):  # type: ignore[no-untyped-def]
+def load_valid(valid, n_N, last):  # type: ignore[no-untyped-def]
     """1 for nodes that take part and 0 for others."""
     inside_N = n_N < last
     if valid is not None:
-        inside_N = inside_N & (tl.load(valid + sample * nodes + n_N, mask=inside_N, other=0) != 0)
+        inside_N = inside_N & (tl.load(valid + n_N, mask=inside_N, other=0) != 0)
     return inside_N.to(tl.float32)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def load_raw(u, up, place_NR, inside_NR):  # type: ignore[no-untyped-def]
+    """W x in float32; in float16 it was computed from smaller weights."""
+    u_NR = tl.load(u + place_NR, mask=inside_NR, other=0.0).to(tl.float32)
+    if up is not None:
+        u_NR *= tl.load(up).to(tl.float32)
+    return u_NR
 
 
 @triton.jit
@@ -65,33 +77,38 @@ def rectified(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def unit(x_NF, valid_N, EPS2: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Rows of unit length, of zeros where nodes take no part."""
+def inverse_length(x_NF, valid_N, EPS2: tl.constexpr):  # type: ignore[no-untyped-def]
+    """1 over the length of rows, and 0 for those that have none or take no part."""
     squares_N = tl.sum(x_NF * x_NF, 1)
-    inverse_N = tl.where(squares_N > EPS2, 1.0 / tl.sqrt(tl.maximum(squares_N, EPS2)), 0.0)
-    return x_NF * (inverse_N * valid_N)[:, None]
+    return tl.where(squares_N > EPS2, 1.0 / tl.sqrt(tl.maximum(squares_N, EPS2)), squares_N * 0.0) * valid_N
+
+
+@triton.jit
+def before_unit(grad_NF, unit_NF, inverse_N):  # type: ignore[no-untyped-def]
+    """The gradient of rows, from that of the same rows of unit length."""
+    return inverse_N[:, None] * (grad_NF - unit_NF * tl.sum(grad_NF * unit_NF, 1)[:, None])
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def projected(x_NI, matrix_OI, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
-    """x W^T in float32."""
-    return tl.dot(x_NI.to(matrix_OI.dtype), tl.trans(matrix_OI), input_precision=PRECISION)
+def product(x_NI, matrix_IO, kind: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
+    """x W of numbers cast to a type, in float32."""
+    return tl.dot(x_NI.to(kind), matrix_IO.to(kind), input_precision=PRECISION)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def load_values(  # type: ignore[no-untyped-def]
-    u, n_N, c_F, inside_NF, scale_F, shift_F, valid_N, u_node, u_channel, EPS2: tl.constexpr
-):
-    """l2(W x * scale + shift) of nodes, in float32."""
-    u_NF = tl.load(u + n_N[:, None] * u_node + c_F[None, :] * u_channel, mask=inside_NF, other=0.0).to(tl.float32)
-    return unit(u_NF * scale_F[None, :] + shift_F[None, :], valid_N, EPS2)
+def sums_in() -> str:
+    """How float32 is multiplied in sums over nodes and in mixing: as PyTorch's matrix products are allowed to.
+
+    Where they are to be exact, a product is three of TF32, which is as exact and several times as fast as the
+    processor's own float32.
+    """
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
-def precision() -> str:
-    """How float32 is multiplied: as PyTorch's own products are allowed to."""
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+def projections_in() -> str:
+    """Likewise in projections: as PyTorch's convolutions are allowed to, for that is what they are."""
+    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "tf32x3"
 
 
-def bytes_of(valid_sT1: Tensor | None) -> Tensor | None:
+def bytes_of(mask: Tensor | None) -> Tensor | None:
     """A mask as the kernels read it."""
-    return None if valid_sT1 is None else valid_sT1.contiguous().view(torch.uint8)
+    return None if mask is None else mask.contiguous().view(torch.uint8)

@@ -1,14 +1,9 @@
-"""Visible to latent, V = l2(norm(W x)), P = relu(norm(Psi V)), Z = sum of P V^T, from W x in one pass.
+"""Visible to latent, V = l2(norm(W x)), P = relu(norm(Psi V)), Z = sum of P V^T, from W x in one pass; and back.
 
-Meant for norms that are affine maps, in single and half precision, where only Z is wanted. Not meant for
+The backward pass computes V and P again. Each program adds up a part of a sample's nodes; the parts are summed by
+PyTorch, always in the same order.
 
-- symmetric layers: their scatter starts from P, which is not written;
-- batch norm in training: its statistics of all nodes stand between W x and V;
-- backward passes: nothing is kept, and `latentgnn.core.gather` computes it again;
-- float64: sums are of float32;
-- a group's channels by a block of latents that leave no room in shared memory (`latentgnn.kernels.sizes`).
-
-Axes: s samples, T nodes (N of a block), G groups, r channels of a group, D latents of a group.
+Axes: S samples, N nodes of a block, R reduced channels, D latents.
 """
 
 import torch
@@ -16,124 +11,297 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from latentgnn.core.plan import Plan
 from latentgnn.kernels.common import (
     EPS2,
-    Way,
-    bytes_of,
+    before_unit,
+    inverse_length,
+    load_affine,
     load_matrix,
+    load_raw,
     load_valid,
-    load_values,
-    load_vector,
-    precision,
-    projected,
+    nodes_of,
+    product,
+    projections_in,
     rectified,
+    sums_in,
 )
-from latentgnn.kernels.sizes import latents_of_block, nodes_of_block, options, padded
-
-# So many programs for each multiprocessor keep it busy while others wait for memory.
-_PROGRAMS = 4
+from latentgnn.kernels.rows import Rows
+from latentgnn.kernels.sizes import Sizes, latents_of_block, padded
+from latentgnn.kernels.weights import Projected
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def gather_kernel(  # type: ignore[no-untyped-def]
     u,
+    up,
     valid,
-    scale,
-    shift,
-    assign,
-    assign_shift,
+    bounds,
+    reduce_weight,
+    reduce_bias,
+    reduce_mean,
+    reduce_var,
+    psi,
+    assign_weight,
+    assign_bias,
+    assign_mean,
+    assign_var,
     sums,
-    weights,
+    reduce_eps,
+    assign_eps,
     nodes,
     nodes_of_split,
     u_sample,
     u_node,
     u_channel,
-    groups,
     width,
     latents,
     MEAN: tl.constexpr,
     EPS2: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PROJECTIONS: tl.constexpr,
+    SUMS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Sums of one group of one sample, for a block of latents and a part of the nodes."""
-    graph, split = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
-    sample, group = graph // groups, graph % groups
+    """Sums of one sample, for a block of latents and a part of the nodes; the weights follow in a column more."""
+    sample, split = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
     d_D, r_R = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R)
     inside_D, inside_R = d_D < latents, r_R < width
-    c_R, latent_D = group * width + r_R, group * latents + d_D
-    scale_R, shift_R = load_vector(scale, c_R, inside_R, 1.0), load_vector(shift, c_R, inside_R, 0.0)
-    psi_DR = load_matrix(assign + latent_D * width, inside_D, width, BLOCK_R)
-    psi_shift_D = load_vector(assign_shift, latent_D, inside_D, 0.0)
+    scale_R, shift_R = load_affine(
+        reduce_weight, reduce_bias, reduce_mean, reduce_var, reduce_eps, r_R, inside_R
+    )
+    scale_D, shift_D = load_affine(
+        assign_weight, assign_bias, assign_mean, assign_var, assign_eps, d_D, inside_D
+    )
+    psi_DR = load_matrix(psi + d_D * width, inside_D, width, BLOCK_R)
     sums_DR = tl.zeros((BLOCK_D, BLOCK_R), tl.float32)
     weights_D = tl.zeros((BLOCK_D,), tl.float32)
+    begin, count = nodes_of(bounds, sample, nodes)
+    first = begin + split * nodes_of_split
+    last = tl.minimum(first + nodes_of_split, begin + count)
     u += sample * u_sample
-    first = split * nodes_of_split
-    last = tl.minimum(first + nodes_of_split, nodes)
+    if valid is not None and bounds is None:
+        valid += sample * nodes
     for start in range(first, last, BLOCK_N):
         n_N = start + tl.arange(0, BLOCK_N)
-        valid_N = load_valid(valid, sample, n_N, last, nodes)
+        valid_N = load_valid(valid, n_N, last)
         inside_NR = (n_N < last)[:, None] & inside_R[None, :]
-        v_NR = load_values(u, n_N, c_R, inside_NR, scale_R, shift_R, valid_N, u_node, u_channel, EPS2)
-        v_NR = v_NR.to(psi_DR.dtype)
-        p_ND = rectified(projected(v_NR, psi_DR, PRECISION) + psi_shift_D[None, :]) * valid_N[:, None]
+        u_NR = load_raw(u, up, n_N[:, None] * u_node + r_R[None, :] * u_channel, inside_NR)
+        y_NR = tl.where(inside_R[None, :], u_NR * scale_R[None, :] + shift_R[None, :], 0.0)
+        v_NR = y_NR * inverse_length(y_NR, valid_N, EPS2)[:, None]
+        p_ND = product(v_NR, tl.trans(psi_DR), psi.dtype.element_ty, PROJECTIONS)
+        p_ND = rectified(p_ND * scale_D[None, :] + shift_D[None, :]) * valid_N[:, None]
         weights_D += tl.sum(p_ND if MEAN else p_ND * p_ND, 0)
-        sums_DR += tl.dot(tl.trans(p_ND.to(psi_DR.dtype)), v_NR, input_precision=PRECISION)
-    row_D = (split * tl.num_programs(0) + graph) * latents + d_D
+        sums_DR += product(tl.trans(p_ND), v_NR, psi.dtype.element_ty, SUMS)
+    row_D = ((split * tl.num_programs(0) + sample) * latents + d_D) * (width + 1)
     inside_DR = inside_D[:, None] & inside_R[None, :]
-    tl.store(sums + row_D[:, None] * width + r_R[None, :], sums_DR, mask=inside_DR)
-    tl.store(weights + row_D, weights_D, mask=inside_D)
+    tl.store(sums + row_D[:, None] + r_R[None, :], sums_DR, mask=inside_DR)
+    tl.store(sums + row_D + width, weights_D, mask=inside_D)
 
 
-def gather(u_sTR: Tensor, valid_sT1: Tensor | None, way: Way, plan: Plan) -> tuple[Tensor, Tensor]:
-    """Sums of values by assignments over the nodes of each row, and what they will be divided by.
+@triton.jit  # type: ignore[untyped-decorator]
+def gather_backward_kernel(  # type: ignore[no-untyped-def]
+    u,
+    up,
+    valid,
+    bounds,
+    reduce_weight,
+    reduce_bias,
+    reduce_mean,
+    reduce_var,
+    psi,
+    assign_weight,
+    assign_bias,
+    assign_mean,
+    assign_var,
+    grad_sums,
+    grad_weights,
+    grad_u,
+    parts,
+    reduce_eps,
+    assign_eps,
+    nodes,
+    nodes_of_split,
+    u_sample,
+    u_node,
+    u_channel,
+    width,
+    latents,
+    MEAN: tl.constexpr,
+    EPS2: tl.constexpr,
+    PROJECTIONS: tl.constexpr,
+    SUMS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Gradients of W x for a part of a sample's nodes, and what these add to those of Psi and of the norms."""
+    sample, split = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    d_D, r_R = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R)
+    inside_D, inside_R = d_D < latents, r_R < width
+    scale_R, shift_R = load_affine(
+        reduce_weight, reduce_bias, reduce_mean, reduce_var, reduce_eps, r_R, inside_R
+    )
+    scale_D, shift_D = load_affine(
+        assign_weight, assign_bias, assign_mean, assign_var, assign_eps, d_D, inside_D
+    )
+    kind = psi.dtype.element_ty
+    psi_DR = load_matrix(psi + d_D * width, inside_D, width, BLOCK_R)
+    grad_DR = load_matrix(grad_sums + (sample * latents + d_D) * width, inside_D, width, BLOCK_R)
+    grad_weight_D = tl.load(grad_weights + sample * latents + d_D, mask=inside_D, other=0.0)
+    psi_grad_DR = tl.zeros((BLOCK_D, BLOCK_R), tl.float32)
+    scale_grad_D, shift_grad_D = tl.zeros((BLOCK_D,), tl.float32), tl.zeros((BLOCK_D,), tl.float32)
+    scale_grad_R, shift_grad_R = tl.zeros((BLOCK_R,), tl.float32), tl.zeros((BLOCK_R,), tl.float32)
+    begin, count = nodes_of(bounds, sample, nodes)
+    first = begin + split * nodes_of_split
+    last = tl.minimum(first + nodes_of_split, begin + count)
+    u += sample * u_sample
+    grad_u += sample * u_sample
+    if valid is not None and bounds is None:
+        valid += sample * nodes
+    for start in range(first, last, BLOCK_N):
+        n_N = start + tl.arange(0, BLOCK_N)
+        valid_N = load_valid(valid, n_N, last)
+        inside_NR = (n_N < last)[:, None] & inside_R[None, :]
+        place_NR = n_N[:, None] * u_node + r_R[None, :] * u_channel
+        u_NR = load_raw(u, up, place_NR, inside_NR)
+        y_NR = tl.where(inside_R[None, :], u_NR * scale_R[None, :] + shift_R[None, :], 0.0)
+        inverse_N = inverse_length(y_NR, valid_N, EPS2)
+        v_NR = y_NR * inverse_N[:, None]
+        raw_ND = product(v_NR, tl.trans(psi_DR), kind, PROJECTIONS)
+        s_ND = raw_ND * scale_D[None, :] + shift_D[None, :]
+        p_ND = rectified(s_ND) * valid_N[:, None]
+        grad_ND = product(v_NR, tl.trans(grad_DR), kind, SUMS)
+        grad_ND += grad_weight_D[None, :] * (1.0 if MEAN else 2.0 * p_ND)
+        grad_ND = tl.where(s_ND > 0, grad_ND, 0.0) * valid_N[:, None]
+        shift_grad_D += tl.sum(grad_ND, 0)
+        scale_grad_D += tl.sum(grad_ND * raw_ND, 0)
+        grad_ND *= scale_D[None, :]
+        psi_grad_DR += product(tl.trans(grad_ND), v_NR, kind, PROJECTIONS)
+        grad_NR = product(p_ND, grad_DR, kind, SUMS) + product(grad_ND, psi_DR, kind, PROJECTIONS)
+        grad_NR = before_unit(grad_NR, v_NR, inverse_N)
+        shift_grad_R += tl.sum(grad_NR, 0)
+        scale_grad_R += tl.sum(grad_NR * u_NR, 0)
+        tl.store(grad_u + place_NR, (grad_NR * scale_R[None, :]).to(grad_u.dtype.element_ty), mask=inside_NR)
+    parts += (split * tl.num_programs(0) + sample) * (latents * width + 2 * latents + 2 * width)
+    inside_DR = inside_D[:, None] & inside_R[None, :]
+    tl.store(parts + (d_D * width)[:, None] + r_R[None, :], psi_grad_DR, mask=inside_DR)
+    parts += latents * width
+    tl.store(parts + d_D, scale_grad_D, mask=inside_D)
+    tl.store(parts + latents + d_D, shift_grad_D, mask=inside_D)
+    parts += 2 * latents
+    tl.store(parts + r_R, scale_grad_R, mask=inside_R)
+    tl.store(parts + width + r_R, shift_grad_R, mask=inside_R)
+
+
+def gather(u_sTR: Tensor, up: Tensor | None, rows: Rows, reduce: Projected, assign: Projected, *, mean: bool) -> Tensor:
+    """Sums of values by assignments over the nodes of each sample, and behind them what they will be divided by.
 
     Args:
         u_sTR: W x of gather's reduction, whatever its strides.
-        valid_sT1: nodes that take part.
-        way: gather's matrices.
-        plan: of the layer.
+        up: what it is multiplied by, (1,); ``None`` for 1.
+        rows: its nodes.
+        reduce: the reduction's norm.
+        assign: the assignment's matrix in the type of the products, and its norm.
+        mean: sums are divided by sums of assignments, not by their length.
 
     Returns:
-        (s, G, D, r) and (s, G, D) in float32.
+        (S, D, R + 1) in float32.
     """
-    samples, nodes, _ = u_sTR.shape
-    groups, latents, width = way.assign.shape
-    block_nodes = nodes_of_block(width, plan.compute)
-    block_latents = latents_of_block(block_nodes)
+    latents, width = assign.matrix.shape
+    sizes = Sizes.of(width, latents, assign.matrix.dtype)
+    block_latents = latents_of_block(latents)
     blocks = triton.cdiv(latents, block_latents)
-    splits = max(_programs(u_sTR.device) // max(samples * groups * blocks, 1), 1)
-    nodes_of_split = max(triton.cdiv(triton.cdiv(nodes, splits), block_nodes), 1) * block_nodes
-    splits = max(triton.cdiv(nodes, nodes_of_split), 1)
-    sums_SsGDr = u_sTR.new_empty((splits, samples, groups, latents, width), dtype=torch.float32)
-    weights_SsGD = u_sTR.new_empty((splits, samples, groups, latents), dtype=torch.float32)
-    with torch.cuda.device_of(u_sTR):
-        gather_kernel[samples * groups, blocks, splits](
-            u_sTR,
-            bytes_of(valid_sT1),
-            *way,
-            sums_SsGDr,
-            weights_SsGD,
-            nodes,
-            nodes_of_split,
-            *u_sTR.stride(),
-            groups,
-            width,
-            latents,
-            MEAN=plan.node_scale == "mean",
-            EPS2=EPS2,
-            PRECISION=precision(),
-            BLOCK_N=block_nodes,
-            BLOCK_R=padded(width),
-            BLOCK_D=block_latents,
-            **options(width, block_latents),
-        )
-    return sums_SsGDr.sum(0), weights_SsGD.sum(0)
+    splits, nodes_of_split = rows.splits(u_sTR.device, blocks, sizes.nodes)
+    sums_BSDr = u_sTR.new_empty((splits, rows.samples, latents, width + 1), dtype=torch.float32)
+    gather_kernel[rows.samples, blocks, splits](
+        u_sTR,
+        up,
+        rows.valid,
+        rows.bounds,
+        *reduce.norm,
+        assign.matrix,
+        *assign.norm,
+        sums_BSDr,
+        reduce.eps,
+        assign.eps,
+        rows.nodes,
+        nodes_of_split,
+        *rows.strides(u_sTR),
+        width,
+        latents,
+        MEAN=mean,
+        EPS2=EPS2,
+        PROJECTIONS=projections_in(),
+        SUMS=sums_in(),
+        BLOCK_N=sizes.nodes,
+        BLOCK_R=padded(width),
+        BLOCK_D=block_latents,
+        **sizes.options(),
+    )
+    return sums_BSDr[0] if splits == 1 else sums_BSDr.sum(0)
 
 
-def _programs(device: torch.device) -> int:
-    return _PROGRAMS * (torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1)
+def gather_backward(
+    u_sTR: Tensor,
+    up: Tensor | None,
+    rows: Rows,
+    reduce: Projected,
+    assign: Projected,
+    grad_sums_SDR: Tensor,
+    grad_weights_SD: Tensor,
+    grad_u_sTR: Tensor,
+    *,
+    mean: bool,
+) -> list[Tensor]:
+    """Write the gradient of W x, and give those of Psi, of its norm's scale and shift, and of the reduction's.
+
+    Args:
+        u_sTR: as `gather` had it, like all but the gradients.
+        up: likewise.
+        rows: its nodes.
+        reduce: the reduction's norm.
+        assign: the assignment's matrix and norm.
+        grad_sums_SDR: of the sums.
+        grad_weights_SD: of what they are divided by.
+        grad_u_sTR: written to; with the strides of ``u``.
+        mean: as `gather` had it.
+
+    Returns:
+        (D, R), (D,), (D,), (R,) and (R,) in float32.
+    """
+    latents, width = assign.matrix.shape
+    sizes = Sizes.of(width, latents, assign.matrix.dtype)
+    splits, nodes_of_split = rows.splits(u_sTR.device, 1, sizes.nodes)
+    lengths = [latents * width, latents, latents, width, width]
+    parts = u_sTR.new_empty((splits * rows.samples, sum(lengths)), dtype=torch.float32)
+    gather_backward_kernel[rows.samples, splits](
+        u_sTR,
+        up,
+        rows.valid,
+        rows.bounds,
+        *reduce.norm,
+        assign.matrix,
+        *assign.norm,
+        grad_sums_SDR,
+        grad_weights_SD,
+        grad_u_sTR,
+        parts,
+        reduce.eps,
+        assign.eps,
+        rows.nodes,
+        nodes_of_split,
+        *rows.strides(u_sTR),
+        width,
+        latents,
+        MEAN=mean,
+        EPS2=EPS2,
+        PROJECTIONS=projections_in(),
+        SUMS=sums_in(),
+        BLOCK_N=sizes.nodes,
+        BLOCK_R=padded(width),
+        BLOCK_D=padded(latents),
+        **sizes.options(),
+    )
+    matrix, *vectors = (parts[0] if len(parts) == 1 else parts.sum(0)).split_with_sizes(lengths)
+    return [matrix.view(latents, width), *vectors]

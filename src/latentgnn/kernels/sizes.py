@@ -1,13 +1,12 @@
 """How much of a layer a program of the kernels holds at once, and which layers that leaves out; plain arithmetic."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-# Small processors of recent years give 99 KiB of shared memory to a block: so much of it a matrix of the layer may
-# have, so much the rows of a block's nodes, and so many numbers a row.
+# Processors of recent years give 99 to 227 KiB of shared memory to a block: so much of it a matrix may have.
 MATRIX_BYTES = 1 << 16
-_ROWS_BYTES = 1 << 14
 _WIDEST = 256
 
 
@@ -32,21 +31,29 @@ def fits(width: int, latents: int, dtype: torch.dtype) -> bool:
     return max(width, latents) <= _WIDEST and width * latents * dtype.itemsize <= MATRIX_BYTES
 
 
-def nodes_of_block(widest: int, dtype: torch.dtype) -> int:
-    """Nodes at a time: with rows of so many numbers, what a block holds of them fits beside a matrix.
+def latents_of_block(latents: int) -> int:
+    """Latents that gather sums for at a time."""
+    return min(padded(latents), 64)
 
-    Example:
-        >>> nodes_of_block(64, torch.float32), nodes_of_block(256, torch.float32)
-        (64, 16)
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a program holds.
+
+    Args:
+        nodes: at a time.
+        warps: that compute it.
     """
-    return max(min(_ROWS_BYTES // (padded(widest) * dtype.itemsize), 64), 16)
 
+    nodes: int
+    warps: int
 
-def latents_of_block(nodes: int) -> int:
-    """Latents that gather sums for at a time, beside so many nodes."""
-    return min(2 * nodes, 64)
+    @classmethod
+    def of(cls, width: int, latents: int, dtype: torch.dtype) -> "Sizes":
+        """For a matrix of so many channels by so many latents."""
+        widest = max(padded(width), padded(latents))
+        return cls(nodes=32 if widest > 128 else 64, warps=8 if padded(width) * padded(latents) > 4096 else 4)
 
-
-def options(width: int, latents: int) -> dict[str, Any]:
-    """How the kernels are compiled; said in full because what Triton does without being asked changes by version."""
-    return {"num_warps": 8 if max(width, latents) > 128 else 4, "enable_fp_fusion": True}
+    def options(self) -> dict[str, Any]:
+        """How the kernels are compiled; said in full because what Triton does without being asked changes."""
+        return {"num_warps": self.warps, "num_stages": 1, "enable_fp_fusion": True}
