@@ -18,6 +18,7 @@ from latentgnn.core.plan import Plan
 from latentgnn.core.recorded import Folding, Mixing
 from latentgnn.core.records import Record
 from latentgnn.core.scatter_nodes import scatter_nodes
+from latentgnn.functional import l2
 
 
 @dataclass
@@ -120,9 +121,10 @@ def _forward_by_kernels(
     """`forward` by Triton kernels."""
     from latentgnn.kernels import passes
 
-    out_BNC, sums_SDr, u_BNR, feature_BNR = passes.forward(x_BNC, mask_BN, offsets, tensors, plan)
-    records = [Record(raw=u_BNR, feature=feature_BNR)] if keep and plan.holds else []
-    return out_BNC, State(sums_SDr[:, None, :, :-1], sums_SDr[:, None, :, -1], records)
+    out_BNC, saved = passes.forward(x_BNC, mask_BN, offsets, tensors, plan)
+    records = [Record(raw=saved.raw, unit=saved.unit, feature=saved.feature)] if keep and plan.holds else []
+    # Already divided by the weights.
+    return out_BNC, State(saved.latent.unsqueeze(1), saved.weights.unsqueeze(1), records)
 
 
 def backward_by_kernels(
@@ -140,19 +142,11 @@ def backward_by_kernels(
     """`latentgnn.core.backward.backward` by Triton kernels."""
     from latentgnn.kernels import passes
 
-    record = state.records[0] if state.records else Record()
+    record, latent_SDR = state.records[0] if state.records else Record(), state.sums.squeeze(1)
+    unit_SDR = l2(latent_SDR, -1) if record.unit is None else record.unit
+    saved = passes.Saved(latent_SDR, unit_SDR, state.weights.squeeze(1), record.raw, record.feature)
     return passes.backward(
-        grad_BNC,
-        x_BNC,
-        mask_BN,
-        offsets,
-        tensors,
-        torch.cat([state.sums, state.weights.unsqueeze(-1)], -1).squeeze(1),
-        record.raw,
-        record.feature,
-        plan,
-        needs_x=needs_x,
-        needs=needs,
+        grad_BNC, x_BNC, mask_BN, offsets, tensors, saved, plan, needs_x=needs_x, needs=needs
     )
 
 

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 
 import torch
 
-from latentgnn.kernels.sizes import fits
+from latentgnn.kernels.sizes import WIDEST, padded
 from latentgnn.norms import NormKind
 
 # The types of devices that Triton compiles for.
@@ -68,8 +68,8 @@ def why_not_kernels(
         return "the kernels' sums are of float32"
     if shared:
         return "the nodes are shared by several processes"
-    if not fits(width, latents[0], compute):
-        return f"a matrix of {width} channels by {latents[0]} latents in {compute} does not fit in shared memory"
+    if padded(width) > WIDEST:
+        return f"a program of the kernels holds at most {WIDEST} reduced channels, the layer has {width}"
     return None
 
 

@@ -61,15 +61,6 @@ def load_valid(valid, n_N, last):  # type: ignore[no-untyped-def]
     return inside_N.to(tl.float32)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def load_raw(u, up, place_NR, inside_NR):  # type: ignore[no-untyped-def]
-    """W x in float32; in float16 it was computed from smaller weights."""
-    u_NR = tl.load(u + place_NR, mask=inside_NR, other=0.0).to(tl.float32)
-    if up is not None:
-        u_NR *= tl.load(up).to(tl.float32)
-    return u_NR
-
-
 @triton.jit
 def rectified(x):  # type: ignore[no-untyped-def]
     """ReLU that keeps NaN, as PyTorch's does and a maximum does not."""
@@ -77,10 +68,29 @@ def rectified(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def inverse_length(x_NF, valid_N, EPS2: tl.constexpr):  # type: ignore[no-untyped-def]
-    """1 over the length of rows, and 0 for those that have none or take no part."""
-    squares_N = tl.sum(x_NF * x_NF, 1)
+def load_unit(  # type: ignore[no-untyped-def]
+    u, up, place_NR, inside_NR, scale_R, shift_R, inside_R, valid_N, EPS2: tl.constexpr
+):
+    """W x, its norm in unit length, and what that was multiplied by, of some nodes."""
+    u_NR = tl.load(u + place_NR, mask=inside_NR, other=0.0).to(tl.float32)
+    if up is not None:
+        # In float16 it was computed from smaller weights.
+        u_NR *= tl.load(up).to(tl.float32)
+    y_NR = tl.where(inside_R[None, :], u_NR * scale_R[None, :] + shift_R[None, :], 0.0)
+    inverse_N = inverse_length(y_NR, valid_N, EPS2)
+    return u_NR, y_NR * inverse_N[:, None], inverse_N
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def inverse_root(squares_N, valid_N, EPS2: tl.constexpr):  # type: ignore[no-untyped-def]
+    """1 over lengths, from their squares, and 0 for rows that have none or take no part."""
     return tl.where(squares_N > EPS2, 1.0 / tl.sqrt(tl.maximum(squares_N, EPS2)), squares_N * 0.0) * valid_N
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def inverse_length(x_NF, valid_N, EPS2: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Likewise, from the rows."""
+    return inverse_root(tl.sum(x_NF * x_NF, 1), valid_N, EPS2)
 
 
 @triton.jit

@@ -3,7 +3,7 @@
 The backward pass computes V and P again. Each program adds up a part of a sample's nodes; the parts are summed by
 PyTorch, always in the same order.
 
-Axes: S samples, N nodes of a block, R reduced channels, D latents.
+Axes: S samples, N nodes of a block, R reduced channels, D latents of a block.
 """
 
 import torch
@@ -14,10 +14,9 @@ from torch import Tensor
 from latentgnn.kernels.common import (
     EPS2,
     before_unit,
-    inverse_length,
     load_affine,
     load_matrix,
-    load_raw,
+    load_unit,
     load_valid,
     nodes_of,
     product,
@@ -26,7 +25,7 @@ from latentgnn.kernels.common import (
     sums_in,
 )
 from latentgnn.kernels.rows import Rows
-from latentgnn.kernels.sizes import Sizes, latents_of_block, padded
+from latentgnn.kernels.sizes import Sizes
 from latentgnn.kernels.weights import Projected
 
 
@@ -45,7 +44,9 @@ def gather_kernel(  # type: ignore[no-untyped-def]
     assign_bias,
     assign_mean,
     assign_var,
-    sums,
+    grad_sums,
+    grad_weights,
+    parts,
     reduce_eps,
     assign_eps,
     nodes,
@@ -55,6 +56,7 @@ def gather_kernel(  # type: ignore[no-untyped-def]
     u_channel,
     width,
     latents,
+    BACKWARD: tl.constexpr,
     MEAN: tl.constexpr,
     EPS2: tl.constexpr,
     PROJECTIONS: tl.constexpr,
@@ -63,19 +65,22 @@ def gather_kernel(  # type: ignore[no-untyped-def]
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Sums of one sample, for a block of latents and a part of the nodes; the weights follow in a column more."""
+    """For some latents of one sample, and a part of its nodes, Z and behind it what it will be divided by.
+
+    Backward: the gradients of Psi, then those of the scale and of the shift of the norm after it.
+    """
     sample, split = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
     d_D, r_R = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R)
     inside_D, inside_R = d_D < latents, r_R < width
-    scale_R, shift_R = load_affine(
-        reduce_weight, reduce_bias, reduce_mean, reduce_var, reduce_eps, r_R, inside_R
-    )
-    scale_D, shift_D = load_affine(
-        assign_weight, assign_bias, assign_mean, assign_var, assign_eps, d_D, inside_D
-    )
+    scale_R, shift_R = load_affine(reduce_weight, reduce_bias, reduce_mean, reduce_var, reduce_eps, r_R, inside_R)
+    scale_D, shift_D = load_affine(assign_weight, assign_bias, assign_mean, assign_var, assign_eps, d_D, inside_D)
+    kind = psi.dtype.element_ty
     psi_DR = load_matrix(psi + d_D * width, inside_D, width, BLOCK_R)
+    if BACKWARD:
+        grad_DR = load_matrix(grad_sums + (sample * latents + d_D) * width, inside_D, width, BLOCK_R)
+        grad_weight_D = tl.load(grad_weights + sample * latents + d_D, mask=inside_D, other=0.0)
     sums_DR = tl.zeros((BLOCK_D, BLOCK_R), tl.float32)
-    weights_D = tl.zeros((BLOCK_D,), tl.float32)
+    first_D, second_D = tl.zeros((BLOCK_D,), tl.float32), tl.zeros((BLOCK_D,), tl.float32)
     begin, count = nodes_of(bounds, sample, nodes)
     first = begin + split * nodes_of_split
     last = tl.minimum(first + nodes_of_split, begin + count)
@@ -86,21 +91,33 @@ def gather_kernel(  # type: ignore[no-untyped-def]
         n_N = start + tl.arange(0, BLOCK_N)
         valid_N = load_valid(valid, n_N, last)
         inside_NR = (n_N < last)[:, None] & inside_R[None, :]
-        u_NR = load_raw(u, up, n_N[:, None] * u_node + r_R[None, :] * u_channel, inside_NR)
-        y_NR = tl.where(inside_R[None, :], u_NR * scale_R[None, :] + shift_R[None, :], 0.0)
-        v_NR = y_NR * inverse_length(y_NR, valid_N, EPS2)[:, None]
-        p_ND = product(v_NR, tl.trans(psi_DR), psi.dtype.element_ty, PROJECTIONS)
-        p_ND = rectified(p_ND * scale_D[None, :] + shift_D[None, :]) * valid_N[:, None]
-        weights_D += tl.sum(p_ND if MEAN else p_ND * p_ND, 0)
-        sums_DR += product(tl.trans(p_ND), v_NR, psi.dtype.element_ty, SUMS)
-    row_D = ((split * tl.num_programs(0) + sample) * latents + d_D) * (width + 1)
+        place_NR = n_N[:, None] * u_node + r_R[None, :] * u_channel
+        _, v_NR, _ = load_unit(u, up, place_NR, inside_NR, scale_R, shift_R, inside_R, valid_N, EPS2)
+        raw_ND = product(v_NR, tl.trans(psi_DR), kind, PROJECTIONS)
+        s_ND = raw_ND * scale_D[None, :] + shift_D[None, :]
+        p_ND = rectified(s_ND) * valid_N[:, None]
+        if BACKWARD:
+            p_ND = product(v_NR, tl.trans(grad_DR), kind, SUMS) + grad_weight_D[None, :] * (1.0 if MEAN else 2.0 * p_ND)
+            p_ND = tl.where(s_ND > 0, p_ND, 0.0) * valid_N[:, None]
+            first_D += tl.sum(p_ND * raw_ND, 0)
+            second_D += tl.sum(p_ND, 0)
+            sums_DR += product(tl.trans(p_ND * scale_D[None, :]), v_NR, kind, PROJECTIONS)
+        else:
+            first_D += tl.sum(p_ND if MEAN else p_ND * p_ND, 0)
+            sums_DR += product(tl.trans(p_ND), v_NR, kind, SUMS)
+    parts += (split * tl.num_programs(0) + sample) * latents * (width + (2 if BACKWARD else 1))
     inside_DR = inside_D[:, None] & inside_R[None, :]
-    tl.store(sums + row_D[:, None] + r_R[None, :], sums_DR, mask=inside_DR)
-    tl.store(sums + row_D + width, weights_D, mask=inside_D)
+    if BACKWARD:
+        tl.store(parts + (d_D * width)[:, None] + r_R[None, :], sums_DR, mask=inside_DR)
+        tl.store(parts + latents * width + d_D, first_D, mask=inside_D)
+        tl.store(parts + latents * (width + 1) + d_D, second_D, mask=inside_D)
+    else:
+        tl.store(parts + (d_D * (width + 1))[:, None] + r_R[None, :], sums_DR, mask=inside_DR)
+        tl.store(parts + d_D * (width + 1) + width, first_D, mask=inside_D)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def gather_backward_kernel(  # type: ignore[no-untyped-def]
+def gather_values_kernel(  # type: ignore[no-untyped-def]
     u,
     up,
     valid,
@@ -135,22 +152,12 @@ def gather_backward_kernel(  # type: ignore[no-untyped-def]
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Gradients of W x for a part of a sample's nodes, and what these add to those of Psi and of the norms."""
+    """Gradients of W x for a part of a sample's nodes, and of scale and shift of the norm after it."""
     sample, split = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    d_D, r_R = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R)
-    inside_D, inside_R = d_D < latents, r_R < width
-    scale_R, shift_R = load_affine(
-        reduce_weight, reduce_bias, reduce_mean, reduce_var, reduce_eps, r_R, inside_R
-    )
-    scale_D, shift_D = load_affine(
-        assign_weight, assign_bias, assign_mean, assign_var, assign_eps, d_D, inside_D
-    )
+    r_R = tl.arange(0, BLOCK_R)
+    inside_R = r_R < width
+    scale_R, shift_R = load_affine(reduce_weight, reduce_bias, reduce_mean, reduce_var, reduce_eps, r_R, inside_R)
     kind = psi.dtype.element_ty
-    psi_DR = load_matrix(psi + d_D * width, inside_D, width, BLOCK_R)
-    grad_DR = load_matrix(grad_sums + (sample * latents + d_D) * width, inside_D, width, BLOCK_R)
-    grad_weight_D = tl.load(grad_weights + sample * latents + d_D, mask=inside_D, other=0.0)
-    psi_grad_DR = tl.zeros((BLOCK_D, BLOCK_R), tl.float32)
-    scale_grad_D, shift_grad_D = tl.zeros((BLOCK_D,), tl.float32), tl.zeros((BLOCK_D,), tl.float32)
     scale_grad_R, shift_grad_R = tl.zeros((BLOCK_R,), tl.float32), tl.zeros((BLOCK_R,), tl.float32)
     begin, count = nodes_of(bounds, sample, nodes)
     first = begin + split * nodes_of_split
@@ -164,32 +171,28 @@ def gather_backward_kernel(  # type: ignore[no-untyped-def]
         valid_N = load_valid(valid, n_N, last)
         inside_NR = (n_N < last)[:, None] & inside_R[None, :]
         place_NR = n_N[:, None] * u_node + r_R[None, :] * u_channel
-        u_NR = load_raw(u, up, place_NR, inside_NR)
-        y_NR = tl.where(inside_R[None, :], u_NR * scale_R[None, :] + shift_R[None, :], 0.0)
-        inverse_N = inverse_length(y_NR, valid_N, EPS2)
-        v_NR = y_NR * inverse_N[:, None]
-        raw_ND = product(v_NR, tl.trans(psi_DR), kind, PROJECTIONS)
-        s_ND = raw_ND * scale_D[None, :] + shift_D[None, :]
-        p_ND = rectified(s_ND) * valid_N[:, None]
-        grad_ND = product(v_NR, tl.trans(grad_DR), kind, SUMS)
-        grad_ND += grad_weight_D[None, :] * (1.0 if MEAN else 2.0 * p_ND)
-        grad_ND = tl.where(s_ND > 0, grad_ND, 0.0) * valid_N[:, None]
-        shift_grad_D += tl.sum(grad_ND, 0)
-        scale_grad_D += tl.sum(grad_ND * raw_ND, 0)
-        grad_ND *= scale_D[None, :]
-        psi_grad_DR += product(tl.trans(grad_ND), v_NR, kind, PROJECTIONS)
-        grad_NR = product(p_ND, grad_DR, kind, SUMS) + product(grad_ND, psi_DR, kind, PROJECTIONS)
+        u_NR, v_NR, inverse_N = load_unit(u, up, place_NR, inside_NR, scale_R, shift_R, inside_R, valid_N, EPS2)
+        grad_NR = tl.zeros((BLOCK_N, BLOCK_R), tl.float32)
+        for first_latent in range(0, latents, BLOCK_D):
+            d_D = first_latent + tl.arange(0, BLOCK_D)
+            inside_D = d_D < latents
+            scale_D, shift_D = load_affine(
+                assign_weight, assign_bias, assign_mean, assign_var, assign_eps, d_D, inside_D
+            )
+            psi_DR = load_matrix(psi + d_D * width, inside_D, width, BLOCK_R)
+            grad_DR = load_matrix(grad_sums + (sample * latents + d_D) * width, inside_D, width, BLOCK_R)
+            grad_weight_D = tl.load(grad_weights + sample * latents + d_D, mask=inside_D, other=0.0)
+            s_ND = product(v_NR, tl.trans(psi_DR), kind, PROJECTIONS) * scale_D[None, :] + shift_D[None, :]
+            p_ND = rectified(s_ND) * valid_N[:, None]
+            grad_ND = product(v_NR, tl.trans(grad_DR), kind, SUMS)
+            grad_ND += grad_weight_D[None, :] * (1.0 if MEAN else 2.0 * p_ND)
+            grad_ND = tl.where(s_ND > 0, grad_ND * scale_D[None, :], 0.0) * valid_N[:, None]
+            grad_NR += product(p_ND, grad_DR, kind, SUMS) + product(grad_ND, psi_DR, kind, PROJECTIONS)
         grad_NR = before_unit(grad_NR, v_NR, inverse_N)
-        shift_grad_R += tl.sum(grad_NR, 0)
         scale_grad_R += tl.sum(grad_NR * u_NR, 0)
+        shift_grad_R += tl.sum(grad_NR, 0)
         tl.store(grad_u + place_NR, (grad_NR * scale_R[None, :]).to(grad_u.dtype.element_ty), mask=inside_NR)
-    parts += (split * tl.num_programs(0) + sample) * (latents * width + 2 * latents + 2 * width)
-    inside_DR = inside_D[:, None] & inside_R[None, :]
-    tl.store(parts + (d_D * width)[:, None] + r_R[None, :], psi_grad_DR, mask=inside_DR)
-    parts += latents * width
-    tl.store(parts + d_D, scale_grad_D, mask=inside_D)
-    tl.store(parts + latents + d_D, shift_grad_D, mask=inside_D)
-    parts += 2 * latents
+    parts += (split * tl.num_programs(0) + sample) * 2 * width
     tl.store(parts + r_R, scale_grad_R, mask=inside_R)
     tl.store(parts + width + r_R, shift_grad_R, mask=inside_R)
 
@@ -206,40 +209,9 @@ def gather(u_sTR: Tensor, up: Tensor | None, rows: Rows, reduce: Projected, assi
         mean: sums are divided by sums of assignments, not by their length.
 
     Returns:
-        (S, D, R + 1) in float32.
+        (P, S, D, R + 1) in float32, for each of some parts of the nodes.
     """
-    latents, width = assign.matrix.shape
-    sizes = Sizes.of(width, latents, assign.matrix.dtype)
-    block_latents = latents_of_block(latents)
-    blocks = triton.cdiv(latents, block_latents)
-    splits, nodes_of_split = rows.splits(u_sTR.device, blocks, sizes.nodes)
-    sums_BSDr = u_sTR.new_empty((splits, rows.samples, latents, width + 1), dtype=torch.float32)
-    gather_kernel[rows.samples, blocks, splits](
-        u_sTR,
-        up,
-        rows.valid,
-        rows.bounds,
-        *reduce.norm,
-        assign.matrix,
-        *assign.norm,
-        sums_BSDr,
-        reduce.eps,
-        assign.eps,
-        rows.nodes,
-        nodes_of_split,
-        *rows.strides(u_sTR),
-        width,
-        latents,
-        MEAN=mean,
-        EPS2=EPS2,
-        PROJECTIONS=projections_in(),
-        SUMS=sums_in(),
-        BLOCK_N=sizes.nodes,
-        BLOCK_R=padded(width),
-        BLOCK_D=block_latents,
-        **sizes.options(),
-    )
-    return sums_BSDr[0] if splits == 1 else sums_BSDr.sum(0)
+    return _over_latents(u_sTR, up, rows, reduce, assign, None, None, mean=mean)
 
 
 def gather_backward(
@@ -273,9 +245,8 @@ def gather_backward(
     latents, width = assign.matrix.shape
     sizes = Sizes.of(width, latents, assign.matrix.dtype)
     splits, nodes_of_split = rows.splits(u_sTR.device, 1, sizes.nodes)
-    lengths = [latents * width, latents, latents, width, width]
-    parts = u_sTR.new_empty((splits * rows.samples, sum(lengths)), dtype=torch.float32)
-    gather_backward_kernel[rows.samples, splits](
+    parts = u_sTR.new_empty((splits * rows.samples, 2, width), dtype=torch.float32)
+    gather_values_kernel[rows.samples, splits](
         u_sTR,
         up,
         rows.valid,
@@ -298,10 +269,55 @@ def gather_backward(
         EPS2=EPS2,
         PROJECTIONS=projections_in(),
         SUMS=sums_in(),
-        BLOCK_N=sizes.nodes,
-        BLOCK_R=padded(width),
-        BLOCK_D=padded(latents),
         **sizes.options(),
     )
-    matrix, *vectors = (parts[0] if len(parts) == 1 else parts.sum(0)).split_with_sizes(lengths)
-    return [matrix.view(latents, width), *vectors]
+    of_latents = _over_latents(u_sTR, up, rows, reduce, assign, grad_sums_SDR, grad_weights_SD, mean=mean).flatten(0, 1)
+    total = of_latents[0] if len(of_latents) == 1 else of_latents.sum(0)
+    matrix, vectors = total.flatten().tensor_split([latents * width])
+    return [matrix.view(latents, width), *vectors.chunk(2), *parts.sum(0)]
+
+
+def _over_latents(
+    u_sTR: Tensor,
+    up: Tensor | None,
+    rows: Rows,
+    reduce: Projected,
+    assign: Projected,
+    grad_sums_SDR: Tensor | None,
+    grad_weights_SD: Tensor | None,
+    *,
+    mean: bool,
+) -> Tensor:
+    """`gather_kernel`: (P, S, D, R + 1), or backward (P, S, D, R + 2), of which each sample has D R, D and D numbers."""
+    latents, width = assign.matrix.shape
+    sizes, backward = Sizes.of(width, latents, assign.matrix.dtype), grad_sums_SDR is not None
+    blocks = triton.cdiv(latents, sizes.latents)
+    splits, nodes_of_split = rows.splits(u_sTR.device, blocks, sizes.nodes)
+    columns = width + (2 if backward else 1)
+    parts = u_sTR.new_empty((splits, rows.samples, latents, columns), dtype=torch.float32)
+    gather_kernel[rows.samples, blocks, splits](
+        u_sTR,
+        up,
+        rows.valid,
+        rows.bounds,
+        *reduce.norm,
+        assign.matrix,
+        *assign.norm,
+        grad_sums_SDR,
+        grad_weights_SD,
+        parts,
+        reduce.eps,
+        assign.eps,
+        rows.nodes,
+        nodes_of_split,
+        *rows.strides(u_sTR),
+        width,
+        latents,
+        BACKWARD=backward,
+        MEAN=mean,
+        EPS2=EPS2,
+        PROJECTIONS=projections_in(),
+        SUMS=sums_in(),
+        **sizes.options(),
+    )
+    return parts

@@ -1,8 +1,9 @@
 """Latent to latent, A = softmax(z z^T) with z = l2(Z), Y = A Z, and what takes assignments to features, Y or Y G^T.
 
-The backward pass is autograd's (`latentgnn.core.mix`): the tensors are small.
+Rows of the affinity are computed some at a time, and again in the backward pass. There, the sum over a row of A times
+its gradient is Y times its own.
 
-Axes: S samples, D and M latents, R reduced channels.
+Axes: P parts of the nodes, S samples, D and M latents of a block, R reduced channels.
 """
 
 import torch
@@ -10,88 +11,280 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from latentgnn.kernels.common import EPS2, inverse_length, load_matrix, sums_in
+from latentgnn.functional import EPS
+from latentgnn.kernels.common import EPS2, before_unit, inverse_length, load_matrix, sums_in
 from latentgnn.kernels.sizes import padded
 
-# Rows of the affinity that a program computes.
+# Rows of the affinity that a program computes, and columns that it takes at a time.
 _ROWS = 16
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def load_latents(  # type: ignore[no-untyped-def]
-    sums, sample, d_D, latents, width, MEAN: tl.constexpr, EPS: tl.constexpr, BLOCK_R: tl.constexpr
+def finish_kernel(  # type: ignore[no-untyped-def]
+    parts,
+    latent,
+    unit,
+    weights,
+    splits,
+    rows,
+    width,
+    MEAN: tl.constexpr,
+    EPS: tl.constexpr,
+    EPS2: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_R: tl.constexpr,
 ):
-    """Z of some latents, (D, R)."""
-    inside_D = d_D < latents
-    row_D = sums + (sample * latents + d_D) * (width + 1)
-    sums_DR = load_matrix(row_D, inside_D, width, BLOCK_R)
-    weight_D = tl.load(row_D + width, mask=inside_D, other=0.0)
+    """Z and z of some latents, from the sums over each part of the nodes."""
+    d_D, r_R = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R)
+    inside_D = d_D < rows
+    sums_DR, weight_D = tl.zeros((BLOCK_D, BLOCK_R), tl.float32), tl.zeros((BLOCK_D,), tl.float32)
+    for split in range(splits):
+        row_D = parts + (split * rows + d_D).to(tl.int64) * (width + 1)
+        sums_DR += load_matrix(row_D, inside_D, width, BLOCK_R)
+        weight_D += tl.load(row_D + width, mask=inside_D, other=0.0)
     if MEAN:
         inverse_D = tl.where(weight_D > EPS, 1.0 / tl.maximum(weight_D, EPS), weight_D * 0.0)
     else:
-        inverse_D = tl.where(weight_D > EPS * EPS, 1.0 / tl.sqrt(tl.maximum(weight_D, EPS * EPS)), weight_D * 0.0)
-    return sums_DR * inverse_D[:, None]
+        inverse_D = tl.where(weight_D > EPS2, 1.0 / tl.sqrt(tl.maximum(weight_D, EPS2)), weight_D * 0.0)
+    z_DR = sums_DR * inverse_D[:, None]
+    unit_DR = z_DR * inverse_length(z_DR, inside_D.to(tl.float32), EPS2)[:, None]
+    place_DR, inside_DR = (d_D * width)[:, None] + r_R[None, :], inside_D[:, None] & (r_R < width)[None, :]
+    tl.store(latent + place_DR, z_DR, mask=inside_DR)
+    tl.store(unit + place_DR, unit_DR, mask=inside_DR)
+    tl.store(weights + d_D, weight_D, mask=inside_D)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def mix_kernel(  # type: ignore[no-untyped-def]
-    sums,
+    latent,
+    unit,
     conv,
     to_feature,
+    grad,
+    mixed,
+    grad_mixed,
+    totals,
+    latents,
+    width,
+    BACKWARD: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """What takes assignments to features, of some latents of one sample.
+
+    Backward: Y, its gradient, and of each row of A the sum of what it was divided by, and its sum times its gradient.
+    """
+    sample = tl.program_id(0)
+    m_M, r_R = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R)
+    inside_M, row_M = m_M < latents, sample * latents + m_M
+    unit_MR = load_matrix(unit + row_M * width, inside_M, width, BLOCK_R)
+    y_MR, total_M = tl.zeros((BLOCK_D, BLOCK_R), tl.float32), tl.zeros((BLOCK_D,), tl.float32)
+    for start in range(0, latents, BLOCK_D):
+        d_D = start + tl.arange(0, BLOCK_D)
+        inside_D, row_D = d_D < latents, (sample * latents + d_D) * width
+        unit_DR = load_matrix(unit + row_D, inside_D, width, BLOCK_R)
+        z_DR = load_matrix(latent + row_D, inside_D, width, BLOCK_R)
+        cosine_MD = tl.dot(unit_MR, tl.trans(unit_DR), input_precision=PRECISION)
+        # Cosines are at most 1, so that their exponentials need no maximum taken away.
+        weight_MD = tl.where(inside_D[None, :], tl.exp(cosine_MD), 0.0)
+        total_M += tl.sum(weight_MD, 1)
+        y_MR += tl.dot(weight_MD, z_DR, input_precision=PRECISION)
+    y_MR /= total_M[:, None]
+    place_MR, inside_MR = (row_M * width)[:, None] + r_R[None, :], inside_M[:, None] & (r_R < width)[None, :]
+    if BACKWARD:
+        grad_MR = tl.load(grad + place_MR, mask=inside_MR, other=0.0)
+        if conv is not None:
+            conv_OR = load_matrix(conv + r_R * width, r_R < width, width, BLOCK_R).to(tl.float32)
+            grad_MR = tl.dot(grad_MR, conv_OR, input_precision=PRECISION)
+        tl.store(mixed + place_MR, y_MR, mask=inside_MR)
+        tl.store(grad_mixed + place_MR, grad_MR, mask=inside_MR)
+        tl.store(totals + 2 * row_M, total_M, mask=inside_M)
+        tl.store(totals + 2 * row_M + 1, tl.sum(y_MR * grad_MR, 1), mask=inside_M)
+    else:
+        if conv is not None:
+            conv_OR = load_matrix(conv + r_R * width, r_R < width, width, BLOCK_R).to(tl.float32)
+            y_MR = tl.dot(y_MR, tl.trans(conv_OR), input_precision=PRECISION)
+        tl.store(to_feature + place_MR, y_MR.to(to_feature.dtype.element_ty), mask=inside_MR)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def mix_backward_kernel(  # type: ignore[no-untyped-def]
+    latent,
+    unit,
+    weights,
+    grad_mixed,
+    totals,
+    grad_sums,
+    grad_weights,
     latents,
     width,
     MEAN: tl.constexpr,
     EPS: tl.constexpr,
     EPS2: tl.constexpr,
     PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_R: tl.constexpr,
 ):
-    """Some rows of one sample."""
-    sample = tl.program_id(0).to(tl.int64)
-    m_M, d_D, r_R = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R)
-    z_DR = load_latents(sums, sample, d_D, latents, width, MEAN, EPS, BLOCK_R)
-    z_MR = load_latents(sums, sample, m_M, latents, width, MEAN, EPS, BLOCK_R)
-    unit_DR = z_DR * inverse_length(z_DR, tl.full((BLOCK_D,), 1.0, tl.float32), EPS2)[:, None]
-    unit_MR = z_MR * inverse_length(z_MR, tl.full((BLOCK_M,), 1.0, tl.float32), EPS2)[:, None]
-    cosine_MD = tl.dot(unit_MR, tl.trans(unit_DR), input_precision=PRECISION)
-    # Cosines are at most 1, so that their exponentials need no maximum taken away.
-    weight_MD = tl.where((d_D < latents)[None, :], tl.exp(cosine_MD), 0.0)
-    y_MR = tl.dot(weight_MD, z_DR, input_precision=PRECISION) / tl.sum(weight_MD, 1)[:, None]
-    if conv is not None:
-        conv_OR = load_matrix(conv + r_R * width, r_R < width, width, BLOCK_R).to(tl.float32)
-        y_MR = tl.dot(y_MR, tl.trans(conv_OR), input_precision=PRECISION)
-    place_MR = ((sample * latents + m_M) * width)[:, None] + r_R[None, :]
-    inside_MR = (m_M < latents)[:, None] & (r_R < width)[None, :]
-    tl.store(to_feature + place_MR, y_MR.to(to_feature.dtype.element_ty), mask=inside_MR)
+    """The gradients of the sums of some latents of one sample, and of what they were divided by.
+
+    The logarithm of A is symmetric before it is normalised: its gradients are those of a row and of a column.
+    """
+    sample = tl.program_id(0)
+    m_M, r_R = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R)
+    inside_M, row_M = m_M < latents, sample * latents + m_M
+    unit_MR = load_matrix(unit + row_M * width, inside_M, width, BLOCK_R)
+    z_MR = load_matrix(latent + row_M * width, inside_M, width, BLOCK_R)
+    grad_y_MR = load_matrix(grad_mixed + row_M * width, inside_M, width, BLOCK_R)
+    total_M = tl.load(totals + 2 * row_M, mask=inside_M, other=1.0)
+    dot_M = tl.load(totals + 2 * row_M + 1, mask=inside_M, other=0.0)
+    grad_unit_MR = tl.zeros((BLOCK_D, BLOCK_R), tl.float32)
+    grad_MR = tl.zeros((BLOCK_D, BLOCK_R), tl.float32)
+    for start in range(0, latents, BLOCK_D):
+        d_D = start + tl.arange(0, BLOCK_D)
+        inside_D, row_D = d_D < latents, sample * latents + d_D
+        unit_DR = load_matrix(unit + row_D * width, inside_D, width, BLOCK_R)
+        z_DR = load_matrix(latent + row_D * width, inside_D, width, BLOCK_R)
+        grad_y_DR = load_matrix(grad_mixed + row_D * width, inside_D, width, BLOCK_R)
+        total_D = tl.load(totals + 2 * row_D, mask=inside_D, other=1.0)
+        dot_D = tl.load(totals + 2 * row_D + 1, mask=inside_D, other=0.0)
+        weight_MD = tl.exp(tl.dot(unit_MR, tl.trans(unit_DR), input_precision=PRECISION))
+        weight_MD = tl.where(inside_M[:, None] & inside_D[None, :], weight_MD, 0.0)
+        of_row_MD, of_column_MD = weight_MD / total_M[:, None], weight_MD / total_D[None, :]
+        grad_row_MD = tl.dot(grad_y_MR, tl.trans(z_DR), input_precision=PRECISION) - dot_M[:, None]
+        grad_column_MD = tl.dot(z_MR, tl.trans(grad_y_DR), input_precision=PRECISION) - dot_D[None, :]
+        grad_MD = of_row_MD * grad_row_MD + of_column_MD * grad_column_MD
+        grad_unit_MR += tl.dot(grad_MD, unit_DR, input_precision=PRECISION)
+        grad_MR += tl.dot(of_column_MD, grad_y_DR, input_precision=PRECISION)
+    grad_MR += before_unit(grad_unit_MR, unit_MR, inverse_length(z_MR, inside_M.to(tl.float32), EPS2))
+    weight_M = tl.load(weights + row_M, mask=inside_M, other=0.0)
+    along_M = tl.sum(grad_MR * z_MR, 1)
+    if MEAN:
+        inverse_M = tl.where(weight_M > EPS, 1.0 / tl.maximum(weight_M, EPS), weight_M * 0.0)
+        along_M = -along_M * inverse_M
+    else:
+        inverse_M = tl.where(weight_M > EPS2, 1.0 / tl.sqrt(tl.maximum(weight_M, EPS2)), weight_M * 0.0)
+        along_M = -0.5 * along_M * inverse_M * inverse_M
+    place_MR, inside_MR = (row_M * width)[:, None] + r_R[None, :], inside_M[:, None] & (r_R < width)[None, :]
+    tl.store(grad_sums + place_MR, grad_MR * inverse_M[:, None], mask=inside_MR)
+    tl.store(grad_weights + row_M, along_M, mask=inside_M)
 
 
-def mix(sums_SDr: Tensor, conv_RR: Tensor | None, dtype: torch.dtype, *, mean: bool) -> Tensor:
+def finish(parts_PSDr: Tensor, *, mean: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents from the parts of their sums.
+
+    Args:
+        parts_PSDr: from `gather`, (P, S, D, R + 1).
+        mean: sums are divided by sums of assignments, not by their length.
+
+    Returns:
+        Z and z, (S, D, R), and what the sums were divided by (its square, for a length), (S, D).
+    """
+    splits, samples, latents, columns = parts_PSDr.shape
+    width, rows = columns - 1, samples * latents
+    latent, unit = parts_PSDr.new_empty((2, samples, latents, width)).unbind()
+    weights = parts_PSDr.new_empty((samples, latents))
+    block = max(min(2048 // padded(width), 16), 1)
+    finish_kernel[(triton.cdiv(rows, block),)](
+        parts_PSDr,
+        latent,
+        unit,
+        weights,
+        splits,
+        rows,
+        width,
+        MEAN=mean,
+        EPS=EPS,
+        EPS2=EPS2,
+        BLOCK_D=block,
+        BLOCK_R=padded(width),
+        num_warps=4,
+    )
+    return latent, unit, weights
+
+
+def mix(latent_SDR: Tensor, unit_SDR: Tensor, conv_RR: Tensor | None, dtype: torch.dtype) -> Tensor:
     """What takes a node's assignments to its features, (S, D, R).
 
     Args:
-        sums_SDr: from `gather`, (S, D, R + 1).
+        latent_SDR: Z.
+        unit_SDR: z.
         conv_RR: of the graph convolution, ``None`` without one.
         dtype: of the result.
-        mean: sums are divided by sums of assignments, not by their length.
     """
-    samples, latents, width = sums_SDr.shape[0], sums_SDr.shape[1], sums_SDr.shape[2] - 1
-    to_feature_SDR = sums_SDr.new_empty((samples, latents, width), dtype=dtype)
-    mix_kernel[samples, triton.cdiv(latents, _ROWS)](
-        sums_SDr,
-        conv_RR,
-        to_feature_SDR,
+    to_feature_SDR = torch.empty_like(latent_SDR, dtype=dtype)
+    _over_rows(latent_SDR, unit_SDR, conv_RR, to_feature_SDR, None, None, None, None)
+    return to_feature_SDR
+
+
+def mix_backward(
+    latent_SDR: Tensor, unit_SDR: Tensor, weights_SD: Tensor, conv_RR: Tensor | None, grad_SDR: Tensor, *, mean: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of the sums, of what they are divided by, and of the graph convolution.
+
+    Args:
+        latent_SDR: Z.
+        unit_SDR: z.
+        weights_SD: from `finish`.
+        conv_RR: of the graph convolution, ``None`` without one.
+        grad_SDR: of what `mix` gave, in float32.
+        mean: as `finish` had it.
+    """
+    samples, latents, width = latent_SDR.shape
+    mixed, grad_mixed, grad_sums = latent_SDR.new_empty((3, samples, latents, width)).unbind()
+    totals = latent_SDR.new_empty((samples, latents, 2))
+    grad_weights = latent_SDR.new_empty((samples, latents))
+    _over_rows(latent_SDR, unit_SDR, conv_RR, None, grad_SDR, mixed, grad_mixed, totals)
+    mix_backward_kernel[samples, triton.cdiv(latents, _ROWS)](
+        latent_SDR,
+        unit_SDR,
+        weights_SD,
+        grad_mixed,
+        totals,
+        grad_sums,
+        grad_weights,
         latents,
         width,
         MEAN=mean,
-        EPS=EPS2**0.5,
+        EPS=EPS,
         EPS2=EPS2,
         PRECISION=sums_in(),
-        BLOCK_M=_ROWS,
+        BLOCK_D=_ROWS,
         BLOCK_R=padded(width),
-        BLOCK_D=padded(latents),
-        num_warps=8 if padded(width) * padded(latents) > 4096 else 4,
+        num_warps=8 if width > 64 else 4,
         num_stages=1,
     )
-    return to_feature_SDR
+    grad_conv = None if conv_RR is None else torch.mm(grad_SDR.flatten(0, 1).mT, mixed.flatten(0, 1))
+    return grad_sums, grad_weights, grad_conv
+
+
+def _over_rows(
+    latent_SDR: Tensor,
+    unit_SDR: Tensor,
+    conv_RR: Tensor | None,
+    to_feature_SDR: Tensor | None,
+    grad_SDR: Tensor | None,
+    mixed_SDR: Tensor | None,
+    grad_mixed_SDR: Tensor | None,
+    totals_SD2: Tensor | None,
+) -> None:
+    """`mix_kernel`."""
+    samples, latents, width = latent_SDR.shape
+    mix_kernel[samples, triton.cdiv(latents, _ROWS)](
+        latent_SDR,
+        unit_SDR,
+        conv_RR,
+        to_feature_SDR,
+        grad_SDR,
+        mixed_SDR,
+        grad_mixed_SDR,
+        totals_SD2,
+        latents,
+        width,
+        BACKWARD=grad_SDR is not None,
+        PRECISION=sums_in(),
+        BLOCK_D=_ROWS,
+        BLOCK_R=padded(width),
+        num_warps=8 if width > 64 else 4,
+        num_stages=1,
+    )

@@ -14,7 +14,7 @@ from torch import Tensor
 from latentgnn.kernels.common import bytes_of
 
 # So many programs for each multiprocessor keep it busy while others wait for memory.
-_PROGRAMS = 2
+_PROGRAMS = 4
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,13 @@ class Rows:
             blocks: programs for each part.
             block_nodes: that a program holds at a time.
         """
-        splits = max(_PROGRAMS * _multiprocessors(device) // max(self.samples * blocks, 1), 1)
+        splits = max(_PROGRAMS * multiprocessors(device) // max(self.samples * blocks, 1), 1)
         nodes = max(-(-max(self.most, 1) // splits), 1)
         nodes = -(-nodes // block_nodes) * block_nodes
         return max(-(-self.most // nodes), 1), nodes
 
 
 @cache
-def _multiprocessors(device: torch.device) -> int:
+def multiprocessors(device: torch.device) -> int:
+    """How many a device has; a few where the kernels are interpreted."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2

@@ -5,10 +5,8 @@ from typing import Any
 
 import torch
 
-# Processors of recent years give 99 to 227 KiB of shared memory to a block: so much of it a matrix may have.
-MATRIX_BYTES = 1 << 16
-_WIDEST = 256
-
+# Reduced channels of a node, as they are rounded up: all of them are held at once.
+WIDEST = 256
 
 def padded(size: int) -> int:
     """The power of two that Triton's products take: 16 at least.
@@ -20,40 +18,45 @@ def padded(size: int) -> int:
     return max(1 << (size - 1).bit_length(), 16)
 
 
-def fits(width: int, latents: int, dtype: torch.dtype) -> bool:
-    """Whether a matrix of so many channels by so many latents leaves room for nodes.
-
-    Example:
-        >>> fits(128, 100, torch.float32), fits(128, 150, torch.float32), fits(128, 150, torch.bfloat16)
-        (True, False, True)
-    """
-    width, latents = padded(width), padded(latents)
-    return max(width, latents) <= _WIDEST and width * latents * dtype.itemsize <= MATRIX_BYTES
-
-
-def latents_of_block(latents: int) -> int:
-    """Latents that gather sums for at a time."""
-    return min(padded(latents), 64)
-
-
 @dataclass(frozen=True)
 class Sizes:
     """What a program holds.
 
     Args:
         nodes: at a time.
+        channels: all reduced ones.
+        latents: at a time.
         warps: that compute it.
+
+    Example:
+        >>> Sizes.of(64, 150, torch.float32)
+        Sizes(nodes=32, channels=64, latents=32, warps=4)
+        >>> Sizes.of(256, 50, torch.bfloat16)
+        Sizes(nodes=16, channels=256, latents=32, warps=8)
     """
 
     nodes: int
+    channels: int
+    latents: int
     warps: int
 
     @classmethod
     def of(cls, width: int, latents: int, dtype: torch.dtype) -> "Sizes":
-        """For a matrix of so many channels by so many latents."""
-        widest = max(padded(width), padded(latents))
-        return cls(nodes=32 if widest > 128 else 64, warps=8 if padded(width) * padded(latents) > 4096 else 4)
+        """For a layer with so many reduced channels and so many latents."""
+        channels = padded(width)
+        half = dtype.itemsize == 2
+        # As measured: where registers do not hold a block's rows of all reduced channels, memory has to.
+        nodes = max(min((4096 if half and channels <= 128 else 2048) // channels, 64), 16)
+        together = 64 if half and channels <= 64 else 32
+        return cls(nodes=nodes, channels=channels, latents=together, warps=8 if channels > 128 else 4)
 
     def options(self) -> dict[str, Any]:
         """How the kernels are compiled; said in full because what Triton does without being asked changes."""
-        return {"num_warps": self.warps, "num_stages": 1, "enable_fp_fusion": True}
+        return {
+            "BLOCK_N": self.nodes,
+            "BLOCK_R": self.channels,
+            "BLOCK_D": self.latents,
+            "num_warps": self.warps,
+            "num_stages": 1,
+            "enable_fp_fusion": True,
+        }
