@@ -70,6 +70,7 @@ def mix_kernel(  # type: ignore[no-untyped-def]
     PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    BLOCK_O: tl.constexpr,
 ):
     """What takes assignments to features, of some latents of one sample.
 
@@ -92,20 +93,31 @@ def mix_kernel(  # type: ignore[no-untyped-def]
         y_MR += tl.dot(weight_MD, z_DR, input_precision=PRECISION)
     y_MR /= total_M[:, None]
     place_MR, inside_MR = (row_M * width)[:, None] + r_R[None, :], inside_M[:, None] & (r_R < width)[None, :]
+    o_O = tl.arange(0, BLOCK_O)
     if BACKWARD:
-        grad_MR = tl.load(grad + place_MR, mask=inside_MR, other=0.0)
-        if conv is not None:
-            conv_OR = load_matrix(conv + r_R * width, r_R < width, width, BLOCK_R).to(tl.float32)
-            grad_MR = tl.dot(grad_MR, conv_OR, input_precision=PRECISION)
+        if conv is None:
+            grad_MR = tl.load(grad + place_MR, mask=inside_MR, other=0.0)
+        else:
+            grad_MR = tl.zeros((BLOCK_D, BLOCK_R), tl.float32)
+            for start in range(0, width, BLOCK_O):
+                inside_O = start + o_O < width
+                place_MO = (row_M * width)[:, None] + (start + o_O)[None, :]
+                grad_MO = tl.load(grad + place_MO, mask=inside_M[:, None] & inside_O[None, :], other=0.0)
+                conv_OR = load_matrix(conv + (start + o_O) * width, inside_O, width, BLOCK_R).to(tl.float32)
+                grad_MR += tl.dot(grad_MO, conv_OR, input_precision=PRECISION)
         tl.store(mixed + place_MR, y_MR, mask=inside_MR)
         tl.store(grad_mixed + place_MR, grad_MR, mask=inside_MR)
         tl.store(totals + 2 * row_M, total_M, mask=inside_M)
         tl.store(totals + 2 * row_M + 1, tl.sum(y_MR * grad_MR, 1), mask=inside_M)
-    else:
-        if conv is not None:
-            conv_OR = load_matrix(conv + r_R * width, r_R < width, width, BLOCK_R).to(tl.float32)
-            y_MR = tl.dot(y_MR, tl.trans(conv_OR), input_precision=PRECISION)
+    elif conv is None:
         tl.store(to_feature + place_MR, y_MR.to(to_feature.dtype.element_ty), mask=inside_MR)
+    else:
+        for start in range(0, width, BLOCK_O):
+            inside_O = start + o_O < width
+            conv_OR = load_matrix(conv + (start + o_O) * width, inside_O, width, BLOCK_R).to(tl.float32)
+            f_MO = tl.dot(y_MR, tl.trans(conv_OR), input_precision=PRECISION).to(to_feature.dtype.element_ty)
+            place_MO = (row_M * width)[:, None] + (start + o_O)[None, :]
+            tl.store(to_feature + place_MO, f_MO, mask=inside_M[:, None] & inside_O[None, :])
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -285,6 +297,7 @@ def _over_rows(
         PRECISION=sums_in(),
         BLOCK_D=_ROWS,
         BLOCK_R=padded(width),
+        BLOCK_O=max(min(padded(width), 8192 // padded(width)), 16),
         num_warps=8 if width > 64 else 4,
         num_stages=1,
     )
