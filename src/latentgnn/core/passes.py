@@ -122,7 +122,9 @@ def _forward_by_kernels(
     from latentgnn.kernels import passes
 
     out_BNC, saved = passes.forward(x_BNC, mask_BN, offsets, tensors, plan)
-    records = [Record(raw=saved.raw, unit=saved.unit, feature=saved.feature)] if keep and plan.holds else []
+    records = []
+    if keep and plan.holds:
+        records = [Record(raw=saved.raw, unit=saved.unit, to_feature=saved.to_feature, feature=saved.feature)]
     # Already divided by the weights.
     return out_BNC, State(saved.latent.unsqueeze(1), saved.weights.unsqueeze(1), records)
 
@@ -144,7 +146,9 @@ def backward_by_kernels(
 
     record, latent_SDR = state.records[0] if state.records else Record(), state.sums.squeeze(1)
     unit_SDR = l2(latent_SDR, -1) if record.unit is None else record.unit
-    saved = passes.Saved(latent_SDR, unit_SDR, state.weights.squeeze(1), record.raw, record.feature)
+    saved = passes.Saved(
+        latent_SDR, unit_SDR, state.weights.squeeze(1), record.to_feature, record.raw, record.feature
+    )
     return passes.backward(
         grad_BNC, x_BNC, mask_BN, offsets, tensors, saved, plan, needs_x=needs_x, needs=needs
     )

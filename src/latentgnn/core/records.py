@@ -31,6 +31,7 @@ class Record:
         assign_scales: what each kernel's part of Q was multiplied by, (s, G, T, 1).
         convolved: G O of all kernels before a norm with statistics, (s, T, K * R).
         convolved_statistics: that the norm took.
+        to_feature: what takes assignments to features, (S, D, R); of the Triton kernels.
         feature: what the output is expanded from, (s, T, F).
         expanded: f U^T of each part of its channels before a norm with statistics.
         expanded_statistics: that the norms took.
@@ -47,6 +48,7 @@ class Record:
     assign_scales: list[Tensor] | None = None
     convolved: Tensor | None = None
     convolved_statistics: Statistics | None = None
+    to_feature: Tensor | None = None
     feature: Tensor | None = None
     expanded: list[Tensor] | None = None
     expanded_statistics: list[Statistics] | None = None

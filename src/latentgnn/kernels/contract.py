@@ -23,7 +23,6 @@ def contract_kernel(  # type: ignore[no-untyped-def]
     left,
     right,
     parts,
-    totals,
     nodes,
     nodes_of_split,
     splits,
@@ -35,12 +34,13 @@ def contract_kernel(  # type: ignore[no-untyped-def]
     right_row,
     right_node,
     right_channel,
+    TOTALS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """For a part of a row's nodes, some channels of both; the first channels of ``left`` also sum up ``right``."""
+    """For a part of a row's nodes, some channels of both; a last row may have the sums of ``right``."""
     o_O = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     c_C = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside_O, inside_C = o_O < outputs, c_C < channels
@@ -56,19 +56,18 @@ def contract_kernel(  # type: ignore[no-untyped-def]
         left_ON = tl.load(left + n_N[None, :] * left_node, mask=inside_O[:, None] & inside_N[None, :], other=0.0)
         right_NC = tl.load(right + n_N[:, None] * right_node, mask=inside_N[:, None] & inside_C[None, :], other=0.0)
         sum_OC += product(left_ON, right_NC, left.dtype.element_ty, PRECISION)
-        if totals is not None:
+        if TOTALS:
             total_C += tl.sum(right_NC.to(tl.float32), 0)
-    place_OC = (part * outputs + o_O)[:, None] * channels + c_C[None, :]
-    tl.store(parts + place_OC, sum_OC, mask=inside_O[:, None] & inside_C[None, :])
-    if totals is not None:
+    parts += part * (outputs + (1 if TOTALS else 0)) * channels
+    tl.store(parts + (o_O * channels)[:, None] + c_C[None, :], sum_OC, mask=inside_O[:, None] & inside_C[None, :])
+    if TOTALS:
         if tl.program_id(0) == 0:
-            tl.store(totals + part * channels + c_C, total_C, mask=inside_C)
+            tl.store(parts + outputs * channels + c_C, total_C, mask=inside_C)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def expand_gradients_kernel(  # type: ignore[no-untyped-def]
-    parts,
-    totals,
+    sums,
     matrix,
     weight,
     bias,
@@ -78,7 +77,6 @@ def expand_gradients_kernel(  # type: ignore[no-untyped-def]
     grad_matrix,
     vectors,
     eps,
-    splits,
     channels,
     inner,
     BLOCK_C: tl.constexpr,
@@ -91,15 +89,11 @@ def expand_gradients_kernel(  # type: ignore[no-untyped-def]
     factor = 1.0
     if gamma is not None:
         factor = tl.load(gamma).to(tl.float32)
-    along_C, total_C = tl.zeros((BLOCK_C,), tl.float32), tl.zeros((BLOCK_C,), tl.float32)
-    for split in range(splits):
-        total_C += tl.load(totals + split * channels + c_C, mask=inside_C, other=0.0)
+    total_C = tl.load(sums + inner * channels + c_C, mask=inside_C, other=0.0)
+    along_C = tl.zeros((BLOCK_C,), tl.float32)
     for start in range(0, inner, BLOCK_K):
         inside_CK = inside_C[:, None] & (start + k_K < inner)[None, :]
-        grad_CK = tl.zeros((BLOCK_C, BLOCK_K), tl.float32)
-        for split in range(splits):
-            place_CK = (split * inner + start + k_K).to(tl.int64)[None, :] * channels + c_C[:, None]
-            grad_CK += tl.load(parts + place_CK, mask=inside_CK, other=0.0)
+        grad_CK = tl.load(sums + (start + k_K)[None, :] * channels + c_C[:, None], mask=inside_CK, other=0.0)
         place_CK = c_C[:, None] * inner + (start + k_K)[None, :]
         along_C += tl.sum(grad_CK * tl.load(matrix + place_CK, mask=inside_CK, other=0.0).to(tl.float32), 1)
         grad_CK *= (scale_C * factor)[:, None]
@@ -109,31 +103,26 @@ def expand_gradients_kernel(  # type: ignore[no-untyped-def]
     tl.store(vectors + 2 * channels + c_C, along_C * scale_C + total_C * shift_C, mask=inside_C)
 
 
-def contract(left_BNO: Tensor, right_BNC: Tensor, *, totals: bool = False) -> tuple[Tensor, Tensor | None]:
-    """left^T right over all nodes, in parts.
+def contract(left_BNO: Tensor, right_BNC: Tensor, *, totals: bool = False) -> Tensor:
+    """left^T right over all nodes, (O, C) in float32, and behind it a row of the sums of ``right`` where asked for.
 
     Args:
         left_BNO: whatever its strides, like ``right``.
         right_BNC: in the same type.
         totals: give the sums of ``right`` too.
-
-    Returns:
-        (P, O, C) and (P, C), in float32.
     """
     batch, nodes, outputs = left_BNO.shape
     channels = right_BNC.shape[2]
-    block = min(padded(outputs), 64)
+    block = min(padded(outputs), 128)
     tiles = (triton.cdiv(outputs, block), triton.cdiv(channels, _CHANNELS))
     splits = max(2 * multiprocessors(left_BNO.device) // max(batch * tiles[0] * tiles[1], 1), 1)
     nodes_of_split = max(triton.cdiv(triton.cdiv(nodes, splits), _NODES), 4) * _NODES
     splits = triton.cdiv(nodes, nodes_of_split)
-    parts = left_BNO.new_empty((batch * splits, outputs, channels), dtype=torch.float32)
-    sums = left_BNO.new_empty((batch * splits, channels), dtype=torch.float32) if totals else None
+    parts = left_BNO.new_empty((batch * splits, outputs + int(totals), channels), dtype=torch.float32)
     contract_kernel[*tiles, batch * splits](
         left_BNO,
         right_BNC,
         parts,
-        sums,
         nodes,
         nodes_of_split,
         splits,
@@ -141,14 +130,15 @@ def contract(left_BNO: Tensor, right_BNC: Tensor, *, totals: bool = False) -> tu
         channels,
         *left_BNO.stride(),
         *right_BNC.stride(),
+        TOTALS=totals,
         PRECISION=projections_in(),
         BLOCK_N=_NODES,
         BLOCK_O=block,
         BLOCK_C=_CHANNELS,
-        num_warps=4,
+        num_warps=8 if block > 64 else 4,
         num_stages=3,
     )
-    return parts, sums
+    return parts[0] if len(parts) == 1 else parts.sum(0)
 
 
 def expand_gradients(
@@ -165,20 +155,17 @@ def expand_gradients(
     Returns:
         (C, R) in U's type, (C,), (C,) and (1,).
     """
-    parts, totals = contract(feature_BNR, grad_BNC, totals=True)
     channels, inner = expand.matrix.shape
-    grad_matrix = torch.empty_like(expand.matrix)
-    vectors = parts.new_empty((3, channels))
+    sums = contract(feature_BNR, grad_BNC, totals=True)
+    grad_matrix, vectors = torch.empty_like(expand.matrix), sums.new_empty((3, channels))
     expand_gradients_kernel[(triton.cdiv(channels, 16),)](
-        parts,
-        totals,
+        sums,
         expand.matrix,
         *expand.norm,
         gamma,
         grad_matrix,
         vectors,
         expand.eps,
-        len(parts),
         channels,
         inner,
         BLOCK_C=16,

@@ -225,7 +225,8 @@ def gather_backward(
     grad_u_sTR: Tensor,
     *,
     mean: bool,
-) -> list[Tensor]:
+    learns: bool,
+) -> list[Tensor | None]:
     """Write the gradient of W x, and give those of Psi, of its norm's scale and shift, and of the reduction's.
 
     Args:
@@ -238,12 +239,13 @@ def gather_backward(
         grad_weights_SD: of what they are divided by.
         grad_u_sTR: written to; with the strides of ``u``.
         mean: as `gather` had it.
+        learns: the reduction's norm does.
 
     Returns:
-        (D, R), (D,), (D,), (R,) and (R,) in float32.
+        (D, R), (D,), (D,), (R,) and (R,) in float32; ``None`` for the last two where they are not learnt.
     """
     latents, width = assign.matrix.shape
-    sizes = Sizes.of(width, latents, assign.matrix.dtype)
+    sizes = Sizes.of(width)
     splits, nodes_of_split = rows.splits(u_sTR.device, 1, sizes.nodes)
     parts = u_sTR.new_empty((splits * rows.samples, 2, width), dtype=torch.float32)
     gather_values_kernel[rows.samples, splits](
@@ -274,7 +276,7 @@ def gather_backward(
     of_latents = _over_latents(u_sTR, up, rows, reduce, assign, grad_sums_SDR, grad_weights_SD, mean=mean).flatten(0, 1)
     total = of_latents[0] if len(of_latents) == 1 else of_latents.sum(0)
     matrix, vectors = total.flatten().tensor_split([latents * width])
-    return [matrix.view(latents, width), *vectors.chunk(2), *parts.sum(0)]
+    return [matrix.view(latents, width), *vectors.chunk(2), *(parts.sum(0) if learns else [None] * parts.shape[1])]
 
 
 def _over_latents(
@@ -290,7 +292,7 @@ def _over_latents(
 ) -> Tensor:
     """`gather_kernel`: (P, S, D, R + 1), or backward (P, S, D, R + 2), of which each sample has D R, D and D numbers."""
     latents, width = assign.matrix.shape
-    sizes, backward = Sizes.of(width, latents, assign.matrix.dtype), grad_sums_SDR is not None
+    sizes, backward = Sizes.of(width), grad_sums_SDR is not None
     blocks = triton.cdiv(latents, sizes.latents)
     splits, nodes_of_split = rows.splits(u_sTR.device, blocks, sizes.nodes)
     columns = width + (2 if backward else 1)

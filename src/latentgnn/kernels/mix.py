@@ -15,8 +15,13 @@ from latentgnn.functional import EPS
 from latentgnn.kernels.common import EPS2, before_unit, inverse_length, load_matrix, sums_in
 from latentgnn.kernels.sizes import padded
 
-# Rows of the affinity that a program computes, and columns that it takes at a time.
+# Rows of the affinity that a program computes.
 _ROWS = 16
+
+
+def _columns(width: int, latents: int) -> int:
+    """Columns of the affinity that a program takes at a time: what registers hold beside."""
+    return max(min(4096 // padded(width), padded(latents), 64), 16)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -31,27 +36,29 @@ def finish_kernel(  # type: ignore[no-untyped-def]
     MEAN: tl.constexpr,
     EPS: tl.constexpr,
     EPS2: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    BLOCK_P: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """Z and z of some latents, from the sums over each part of the nodes."""
-    d_D, r_R = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R)
-    inside_D = d_D < rows
-    sums_DR, weight_D = tl.zeros((BLOCK_D, BLOCK_R), tl.float32), tl.zeros((BLOCK_D,), tl.float32)
-    for split in range(splits):
-        row_D = parts + (split * rows + d_D).to(tl.int64) * (width + 1)
-        sums_DR += load_matrix(row_D, inside_D, width, BLOCK_R)
-        weight_D += tl.load(row_D + width, mask=inside_D, other=0.0)
+    """Z and z of one latent, from the sums over each part of the nodes."""
+    row = tl.program_id(0).to(tl.int64)
+    r_R, sums_R = tl.arange(0, BLOCK_R), tl.zeros((BLOCK_R,), tl.float32)
+    inside_R = r_R < width
+    weight = 0.0
+    for start in range(0, splits, BLOCK_P):
+        p_P = start + tl.arange(0, BLOCK_P)
+        row_P, inside_P = parts + (p_P * rows + row) * (width + 1), p_P < splits
+        sums_R += tl.sum(load_matrix(row_P, inside_P, width, BLOCK_R), 0)
+        weight += tl.sum(tl.load(row_P + width, mask=inside_P, other=0.0), 0)
     if MEAN:
-        inverse_D = tl.where(weight_D > EPS, 1.0 / tl.maximum(weight_D, EPS), weight_D * 0.0)
+        inverse = tl.where(weight > EPS, 1.0 / tl.maximum(weight, EPS), weight * 0.0)
     else:
-        inverse_D = tl.where(weight_D > EPS2, 1.0 / tl.sqrt(tl.maximum(weight_D, EPS2)), weight_D * 0.0)
-    z_DR = sums_DR * inverse_D[:, None]
-    unit_DR = z_DR * inverse_length(z_DR, inside_D.to(tl.float32), EPS2)[:, None]
-    place_DR, inside_DR = (d_D * width)[:, None] + r_R[None, :], inside_D[:, None] & (r_R < width)[None, :]
-    tl.store(latent + place_DR, z_DR, mask=inside_DR)
-    tl.store(unit + place_DR, unit_DR, mask=inside_DR)
-    tl.store(weights + d_D, weight_D, mask=inside_D)
+        inverse = tl.where(weight > EPS2, 1.0 / tl.sqrt(tl.maximum(weight, EPS2)), weight * 0.0)
+    z_R = sums_R * inverse
+    squares = tl.sum(z_R * z_R, 0)
+    unit_R = z_R * tl.where(squares > EPS2, 1.0 / tl.sqrt(tl.maximum(squares, EPS2)), squares * 0.0)
+    tl.store(latent + row * width + r_R, z_R, mask=inside_R)
+    tl.store(unit + row * width + r_R, unit_R, mask=inside_R)
+    tl.store(weights + row, weight)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -68,6 +75,7 @@ def mix_kernel(  # type: ignore[no-untyped-def]
     width,
     BACKWARD: tl.constexpr,
     PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_O: tl.constexpr,
@@ -77,10 +85,10 @@ def mix_kernel(  # type: ignore[no-untyped-def]
     Backward: Y, its gradient, and of each row of A the sum of what it was divided by, and its sum times its gradient.
     """
     sample = tl.program_id(0)
-    m_M, r_R = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R)
+    m_M, r_R = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_R)
     inside_M, row_M = m_M < latents, sample * latents + m_M
     unit_MR = load_matrix(unit + row_M * width, inside_M, width, BLOCK_R)
-    y_MR, total_M = tl.zeros((BLOCK_D, BLOCK_R), tl.float32), tl.zeros((BLOCK_D,), tl.float32)
+    y_MR, total_M = tl.zeros((BLOCK_M, BLOCK_R), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
     for start in range(0, latents, BLOCK_D):
         d_D = start + tl.arange(0, BLOCK_D)
         inside_D, row_D = d_D < latents, (sample * latents + d_D) * width
@@ -98,7 +106,7 @@ def mix_kernel(  # type: ignore[no-untyped-def]
         if conv is None:
             grad_MR = tl.load(grad + place_MR, mask=inside_MR, other=0.0)
         else:
-            grad_MR = tl.zeros((BLOCK_D, BLOCK_R), tl.float32)
+            grad_MR = tl.zeros((BLOCK_M, BLOCK_R), tl.float32)
             for start in range(0, width, BLOCK_O):
                 inside_O = start + o_O < width
                 place_MO = (row_M * width)[:, None] + (start + o_O)[None, :]
@@ -135,6 +143,7 @@ def mix_backward_kernel(  # type: ignore[no-untyped-def]
     EPS: tl.constexpr,
     EPS2: tl.constexpr,
     PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
@@ -143,15 +152,15 @@ def mix_backward_kernel(  # type: ignore[no-untyped-def]
     The logarithm of A is symmetric before it is normalised: its gradients are those of a row and of a column.
     """
     sample = tl.program_id(0)
-    m_M, r_R = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R)
+    m_M, r_R = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_R)
     inside_M, row_M = m_M < latents, sample * latents + m_M
     unit_MR = load_matrix(unit + row_M * width, inside_M, width, BLOCK_R)
     z_MR = load_matrix(latent + row_M * width, inside_M, width, BLOCK_R)
     grad_y_MR = load_matrix(grad_mixed + row_M * width, inside_M, width, BLOCK_R)
     total_M = tl.load(totals + 2 * row_M, mask=inside_M, other=1.0)
     dot_M = tl.load(totals + 2 * row_M + 1, mask=inside_M, other=0.0)
-    grad_unit_MR = tl.zeros((BLOCK_D, BLOCK_R), tl.float32)
-    grad_MR = tl.zeros((BLOCK_D, BLOCK_R), tl.float32)
+    grad_unit_MR = tl.zeros((BLOCK_M, BLOCK_R), tl.float32)
+    grad_MR = tl.zeros((BLOCK_M, BLOCK_R), tl.float32)
     for start in range(0, latents, BLOCK_D):
         d_D = start + tl.arange(0, BLOCK_D)
         inside_D, row_D = d_D < latents, sample * latents + d_D
@@ -196,8 +205,7 @@ def finish(parts_PSDr: Tensor, *, mean: bool) -> tuple[Tensor, Tensor, Tensor]:
     width, rows = columns - 1, samples * latents
     latent, unit = parts_PSDr.new_empty((2, samples, latents, width)).unbind()
     weights = parts_PSDr.new_empty((samples, latents))
-    block = max(min(2048 // padded(width), 16), 1)
-    finish_kernel[(triton.cdiv(rows, block),)](
+    finish_kernel[(rows,)](
         parts_PSDr,
         latent,
         unit,
@@ -208,7 +216,7 @@ def finish(parts_PSDr: Tensor, *, mean: bool) -> tuple[Tensor, Tensor, Tensor]:
         MEAN=mean,
         EPS=EPS,
         EPS2=EPS2,
-        BLOCK_D=block,
+        BLOCK_P=min(triton.next_power_of_2(splits), max(4096 // padded(width), 1)),
         BLOCK_R=padded(width),
         num_warps=4,
     )
@@ -225,12 +233,19 @@ def mix(latent_SDR: Tensor, unit_SDR: Tensor, conv_RR: Tensor | None, dtype: tor
         dtype: of the result.
     """
     to_feature_SDR = torch.empty_like(latent_SDR, dtype=dtype)
-    _over_rows(latent_SDR, unit_SDR, conv_RR, to_feature_SDR, None, None, None, None)
+    _over_rows(latent_SDR, unit_SDR, conv_RR, to_feature_SDR, None, None, None, None, _precision(dtype))
     return to_feature_SDR
 
 
 def mix_backward(
-    latent_SDR: Tensor, unit_SDR: Tensor, weights_SD: Tensor, conv_RR: Tensor | None, grad_SDR: Tensor, *, mean: bool
+    latent_SDR: Tensor,
+    unit_SDR: Tensor,
+    weights_SD: Tensor,
+    conv_RR: Tensor | None,
+    grad_SDR: Tensor,
+    dtype: torch.dtype,
+    *,
+    mean: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of the sums, of what they are divided by, and of the graph convolution.
 
@@ -240,13 +255,15 @@ def mix_backward(
         weights_SD: from `finish`.
         conv_RR: of the graph convolution, ``None`` without one.
         grad_SDR: of what `mix` gave, in float32.
+        dtype: of what `mix` gave.
         mean: as `finish` had it.
     """
     samples, latents, width = latent_SDR.shape
+    precision = _precision(dtype)
     mixed, grad_mixed, grad_sums = latent_SDR.new_empty((3, samples, latents, width)).unbind()
     totals = latent_SDR.new_empty((samples, latents, 2))
     grad_weights = latent_SDR.new_empty((samples, latents))
-    _over_rows(latent_SDR, unit_SDR, conv_RR, None, grad_SDR, mixed, grad_mixed, totals)
+    _over_rows(latent_SDR, unit_SDR, conv_RR, None, grad_SDR, mixed, grad_mixed, totals, precision)
     mix_backward_kernel[samples, triton.cdiv(latents, _ROWS)](
         latent_SDR,
         unit_SDR,
@@ -260,8 +277,9 @@ def mix_backward(
         MEAN=mean,
         EPS=EPS,
         EPS2=EPS2,
-        PRECISION=sums_in(),
-        BLOCK_D=_ROWS,
+        PRECISION=precision,
+        BLOCK_M=_ROWS,
+        BLOCK_D=_columns(width, latents),
         BLOCK_R=padded(width),
         num_warps=8 if width > 64 else 4,
         num_stages=1,
@@ -279,6 +297,7 @@ def _over_rows(
     mixed_SDR: Tensor | None,
     grad_mixed_SDR: Tensor | None,
     totals_SD2: Tensor | None,
+    precision: str,
 ) -> None:
     """`mix_kernel`."""
     samples, latents, width = latent_SDR.shape
@@ -294,10 +313,16 @@ def _over_rows(
         latents,
         width,
         BACKWARD=grad_SDR is not None,
-        PRECISION=sums_in(),
-        BLOCK_D=_ROWS,
+        PRECISION=precision,
+        BLOCK_M=_ROWS,
+        BLOCK_D=_columns(width, latents),
         BLOCK_R=padded(width),
         BLOCK_O=max(min(padded(width), 8192 // padded(width)), 16),
         num_warps=8 if width > 64 else 4,
         num_stages=1,
     )
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """How the latents, in float32, are multiplied where nodes have a type: TF32 has more digits than half precision."""
+    return sums_in() if dtype == torch.float32 else "tf32"

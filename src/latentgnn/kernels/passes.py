@@ -111,13 +111,15 @@ class Saved:
         latent: Z, (S, D, R).
         unit: z, likewise.
         weights: what the sums were divided by, (S, D).
-        raw: W x of both reductions, (B, N, 2 R); ``None`` to compute it again.
-        feature: what the output is expanded from, (B, N, R); likewise.
+        to_feature: what takes assignments to features, (S, D, R); ``None`` to compute it again, like what follows.
+        raw: W x of both reductions, (B, N, 2 R).
+        feature: what the output is expanded from, (B, N, R).
     """
 
     latent: Tensor
     unit: Tensor
     weights: Tensor
+    to_feature: Tensor | None
     raw: Tensor | None
     feature: Tensor | None
 
@@ -144,7 +146,8 @@ def forward(
         own_BNR = raw_BNR.chunk(2, -1)[0]
         parts = gather(own_BNR, layer.up, layer.rows, layer.reduces[0], layer.assigns[0], mean=mean)
         latent_SDR, unit_SDR, weights_SD = finish(parts, mean=mean)
-        feature_BNR = layer.features(raw_BNR, mix(latent_SDR, unit_SDR, layer.conv_matrix, plan.compute))
+        to_feature_SDR = mix(latent_SDR, unit_SDR, layer.conv_matrix, plan.compute)
+        feature_BNR = layer.features(raw_BNR, to_feature_SDR)
         out_BNC = empty_like_layout(x_BNC, x_BNC.shape[-1])
         add_product(
             x_BNC,
@@ -156,7 +159,7 @@ def forward(
             out_BNC,
             residual=plan.residual,
         )
-    return out_BNC, Saved(latent_SDR, unit_SDR, weights_SD, raw_BNR, feature_BNR)
+    return out_BNC, Saved(latent_SDR, unit_SDR, weights_SD, to_feature_SDR, raw_BNR, feature_BNR)
 
 
 def backward(
@@ -186,7 +189,9 @@ def backward(
     """
     with torch.cuda.device_of(x_BNC):
         layer = _Layer.of(x_BNC, mask_BN, offsets, tensors, plan)
-        to_feature_SDR = mix(saved.latent, saved.unit, layer.conv_matrix, plan.compute)
+        to_feature_SDR = saved.to_feature
+        if to_feature_SDR is None:
+            to_feature_SDR = mix(saved.latent, saved.unit, layer.conv_matrix, plan.compute)
         raw_BNR = layer.reduced() if saved.raw is None else saved.raw
         feature_BNR = layer.features(raw_BNR, to_feature_SDR) if saved.feature is None else saved.feature
         inside_BNC = masked(cast(grad_BNC, plan.compute), mask_BN)
@@ -198,7 +203,7 @@ def backward(
 
         mean, grad_raw_BNR = plan.node_scale == "mean", torch.empty_like(raw_BNR)
         (of_gather, of_scatter), (grad_gather, grad_scatter) = raw_BNR.chunk(2, -1), grad_raw_BNR.chunk(2, -1)
-        grad_to_feature, grad_psi_l, *vectors_l = scatter_backward(
+        grad_to_feature, (grad_psi_l, *vectors_l) = scatter_backward(
             of_scatter,
             layer.up,
             layer.rows,
@@ -208,9 +213,10 @@ def backward(
             layer.conv,
             grad_feature_BNR,
             grad_scatter,
+            learns=layer.reduces[1].learns or (layer.conv is not None and layer.conv.learns),
         )
         grad_sums, grad_weights, grad_conv = mix_backward(
-            saved.latent, saved.unit, saved.weights, layer.conv_matrix, grad_to_feature, mean=mean
+            saved.latent, saved.unit, saved.weights, layer.conv_matrix, grad_to_feature, plan.compute, mean=mean
         )
         grad_psi_v, *vectors_v = gather_backward(
             of_gather,
@@ -222,6 +228,7 @@ def backward(
             grad_weights,
             grad_gather,
             mean=mean,
+            learns=layer.reduces[0].learns,
         )
         grad_x_BNC = None
         if needs_x:
@@ -231,8 +238,7 @@ def backward(
             )
         grad_reduces: Sequence[Tensor | None] = (None, None)
         if needs[0] or needs[5]:
-            parts, _ = contract(grad_raw_BNR, layer.x_BNC)
-            grad_reduces = (parts[0] if len(parts) == 1 else parts.sum(0)).chunk(2)
+            grad_reduces = contract(grad_raw_BNR, layer.x_BNC).chunk(2)
     grads = [
         *(grad_reduces[0], *layer.reduces[0].norm_gradients(*vectors_v[2:])),
         *(grad_reduces[1], *layer.reduces[1].norm_gradients(*vectors_l[2:4])),

@@ -331,7 +331,9 @@ def scatter_backward(
     conv: Projected | None,
     grad_feature_sTR: Tensor,
     grad_u_sTR: Tensor,
-) -> list[Tensor]:
+    *,
+    learns: bool,
+) -> tuple[Tensor, list[Tensor | None]]:
     """Write the gradient of W x, and give those of matrices and norms.
 
     Args:
@@ -344,17 +346,18 @@ def scatter_backward(
         conv: the graph convolution's norm.
         grad_feature_sTR: of the features, whatever its strides; with a graph convolution it is written over.
         grad_u_sTR: written to; with the strides of ``u``.
+        learns: the norms of the reduction and of the graph convolution do.
 
     Returns:
-        In float32, of what `mix` gave, (S, D, R), and of Psi, (D, R); of scale and shift of the assignment's norm,
-        (D,), of the reduction's, (R,), and of the graph convolution's, (R,).
+        In float32, of what `mix` gave, (S, D, R); of Psi, (D, R), of scale and shift of the assignment's norm, (D,), of
+        the reduction's, (R,), and of the graph convolution's, (R,), ``None`` where they are not learnt.
     """
     latents, width = assign.matrix.shape
     lengths_BN2 = u_sTR.new_empty((*u_sTR.shape[:2], 2), dtype=torch.float32)
     parts = _over_nodes(
         u_sTR, up, rows, reduce, assign, to_feature_SDR, conv, grad_feature_sTR, grad_u_sTR, lengths_BN2
     )
-    sizes = Sizes.of(width, latents, assign.matrix.dtype)
+    sizes = Sizes.of(width)
     blocks = triton.cdiv(latents, sizes.latents)
     splits, nodes_of_split = rows.splits(u_sTR.device, blocks, sizes.nodes)
     matrix_numbers = latents * width
@@ -388,7 +391,7 @@ def scatter_backward(
     matrix = of_samples[:, :matrix_numbers].unflatten(1, (latents, width))
     whole = of_samples[0] if rows.samples == 1 else of_samples.sum(0)
     _, psi, vectors = whole.tensor_split([matrix_numbers, 2 * matrix_numbers])
-    return [matrix.contiguous(), psi.view(latents, width), *vectors.chunk(2), *parts.sum(0)]
+    return matrix.contiguous(), [psi.view(latents, width), *vectors.chunk(2), *(parts.sum(0) if learns else [None] * parts.shape[1])]
 
 
 def _over_nodes(
@@ -405,7 +408,7 @@ def _over_nodes(
 ) -> Tensor:
     """`scatter_kernel`; backward it gives gradients of norms, (parts, 4, R)."""
     latents, width = assign.matrix.shape
-    sizes, backward = Sizes.of(width, latents, assign.matrix.dtype), grad_u_sTR is not None
+    sizes, backward = Sizes.of(width), grad_u_sTR is not None
     splits, nodes_of_split = rows.splits(u_sTR.device, 1, sizes.nodes)
     parts = u_sTR.new_empty((splits * rows.samples if backward else 0, 4, width), dtype=torch.float32)
     norm, eps = ([None] * 4, 0.0) if conv is None else (conv.norm, conv.eps)

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 # Reduced channels of a node, as they are rounded up: all of them are held at once.
 WIDEST = 256
 
@@ -29,9 +27,9 @@ class Sizes:
         warps: that compute it.
 
     Example:
-        >>> Sizes.of(64, 150, torch.float32)
-        Sizes(nodes=32, channels=64, latents=32, warps=4)
-        >>> Sizes.of(256, 50, torch.bfloat16)
+        >>> Sizes.of(64)
+        Sizes(nodes=32, channels=64, latents=64, warps=4)
+        >>> Sizes.of(256)
         Sizes(nodes=16, channels=256, latents=32, warps=8)
     """
 
@@ -41,14 +39,16 @@ class Sizes:
     warps: int
 
     @classmethod
-    def of(cls, width: int, latents: int, dtype: torch.dtype) -> "Sizes":
-        """For a layer with so many reduced channels and so many latents."""
+    def of(cls, width: int) -> "Sizes":
+        """For a layer with so many reduced channels."""
         channels = padded(width)
-        half = dtype.itemsize == 2
         # As measured: where registers do not hold a block's rows of all reduced channels, memory has to.
-        nodes = max(min((4096 if half and channels <= 128 else 2048) // channels, 64), 16)
-        together = 64 if half and channels <= 64 else 32
-        return cls(nodes=nodes, channels=channels, latents=together, warps=8 if channels > 128 else 4)
+        return cls(
+            nodes=max(min(2048 // channels, 64), 16),
+            channels=channels,
+            latents=64 if channels <= 64 else 32,
+            warps=8 if channels > 128 else 4,
+        )
 
     def options(self) -> dict[str, Any]:
         """How the kernels are compiled; said in full because what Triton does without being asked changes."""

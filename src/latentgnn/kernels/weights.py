@@ -31,14 +31,19 @@ class Projected(NamedTuple):
         known = norm if norm[2] is not None and norm[3] is not None else [None] * 4
         return cls(matrix.detach().to(dtype).contiguous(), known, eps)
 
-    def norm_gradients(self, scale_O: Tensor, shift_O: Tensor) -> list[Tensor | None]:
+    @property
+    def learns(self) -> bool:
+        """Whether the norm does."""
+        return any(tensor is not None and tensor.requires_grad for tensor in self.norm[:2])
+
+    def norm_gradients(self, scale_O: Tensor | None, shift_O: Tensor | None) -> list[Tensor | None]:
         """Of the norm's four tensors, from those of what it multiplies by and adds."""
         weight, bias, mean, var = self.norm
         grads: list[Tensor | None] = [None] * 4
-        if var is None or mean is None:
+        if not self.learns or scale_O is None or shift_O is None or mean is None or var is None:
             return grads
-        if weight is not None and weight.requires_grad:
-            grads[0] = ((scale_O - mean * shift_O) * (var.float() + self.eps).rsqrt()).to(weight.dtype)
-        if bias is not None and bias.requires_grad:
-            grads[1] = shift_O.to(bias.dtype)
+        if weight is not None:
+            grads[0] = (scale_O - mean * shift_O) * (var.float() + self.eps).rsqrt()
+        if bias is not None:
+            grads[1] = shift_O
         return grads
