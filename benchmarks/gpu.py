@@ -10,13 +10,13 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from math import inf, isfinite
 from pathlib import Path
+from time import monotonic
 
 from benchmarks.child import COMPILERS, PAIR, ROOT, start_server
 from benchmarks.layer import LAYERS
@@ -146,7 +146,7 @@ def run_all(steps: Sequence[Step], limit: float = inf) -> list[Step]:
     Returns:
         The steps that failed.
     """
-    end = time.monotonic() + limit
+    end = monotonic() + limit
     failed = []
     tests = []
     for position, step in enumerate(steps):
@@ -157,10 +157,10 @@ def run_all(steps: Sequence[Step], limit: float = inf) -> list[Step]:
         if step.module != PREPARE:
             failed += _ended(tests)
         left = sum(one.limited for one in steps[position:])
-        began = time.monotonic()
+        began = monotonic()
         if run(step, (end - began) / max(left, 1)) != 0:
             failed.append(step)
-        print(f"  {time.monotonic() - began:.0f} s", flush=True)
+        print(f"  {monotonic() - began:.0f} s", flush=True)
     return failed + _ended(tests)
 
 

@@ -5,12 +5,12 @@ python -m benchmarks.layer [--shapes C3,C4] [--norms batch,frozen] [--peers publ
 
 import argparse
 import sys
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from functools import partial
 from math import inf
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from benchmarks import report
@@ -155,13 +155,13 @@ def measure(
     Returns:
         What was written as JSON.
     """
-    start = time.monotonic()
+    start = monotonic()
     literal = Literal(rounds=rounds, threads=threads, once=literal_once)
     pairs: list[dict[str, Any]] = []
     result: dict[str, Any] = {**head, "literal": literal.ratios, "pairs": pairs, "means": [], "not_begun": len(rows)}
     print(report.markdown_table(report.pair_head(head["gpu"] is not None), []), flush=True)
     for case, peer in rows:
-        began = time.monotonic()
+        began = monotonic()
         if began - start > limit:
             break
         shape = case.input
@@ -176,7 +176,7 @@ def measure(
         except UserError as error:
             print(f"{case.name}, {peer}: {error}", file=sys.stderr, flush=True)
             found = [{"failed": str(error)}]
-        took = time.monotonic() - began
+        took = monotonic() - began
         pairs.append({**asdict(case), **told, "peer": peer, "took": took, **report.pooled(found)})
         print(report.markdown_table(report.pair_row(pairs[-1]), []).splitlines()[0], flush=True)
         result["means"] = report.means(pairs)
@@ -187,7 +187,7 @@ def measure(
     if result["means"]:
         print("\ngeometric means over the everyday inputs, all modes together:\n")
         print(report.markdown_table(report.MEAN_HEAD, report.mean_rows(result["means"])))
-    print(f"\n{len(pairs)} of {len(rows)} rows in {time.monotonic() - start:.0f} s, written to {stem}.json and .md")
+    print(f"\n{len(pairs)} of {len(rows)} rows in {monotonic() - start:.0f} s, written to {stem}.json and .md")
     return result
 
 

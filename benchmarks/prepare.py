@@ -7,11 +7,11 @@ PyTorch's compiler and Triton keep what they compile, in folders that TORCHINDUC
 
 import os
 import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from math import inf
+from time import monotonic
 
 from benchmarks.child import COMPILERS, PAIR, run_forked, start_server
 from benchmarks.options import minutes, names_of, names_or_none, positive, program, require_device
@@ -38,12 +38,12 @@ def prepare(
     Returns:
         What failed, with the reason: their rows will fail as well, or take as long as compiling does.
     """
-    end = time.monotonic() + limit
+    end = monotonic() + limit
 
     def run(job: tuple[Case, str]) -> str | None:
         case, side = job
         try:
-            if time.monotonic() > end:
+            if monotonic() > end:
                 raise UserError("not begun within the limit")
             run_forked(run_once, case, side, threads)
         except UserError as error:
@@ -98,10 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # What takes longest comes first, so that no core has nothing to do at the end.
     jobs = [(case, side) for case in chosen(given.compiled) for side in COMPILED]
     jobs += [(case, LAYER) for case in chosen(given.shapes)]
-    start = time.monotonic()
+    start = monotonic()
     start_server([PAIR, COMPILERS] if any(is_compiled(side) for _, side in jobs) else [PAIR])
     failures = prepare(jobs, processes=given.processes, threads=given.threads, limit=given.limit)
-    print(f"prepared {len(jobs) - len(failures)} of {len(jobs)} sides in {time.monotonic() - start:.0f} s", flush=True)
+    print(f"prepared {len(jobs) - len(failures)} of {len(jobs)} sides in {monotonic() - start:.0f} s", flush=True)
     for failure in failures:
         print(failure, file=sys.stderr, flush=True)
     return 1 if failures else 0
