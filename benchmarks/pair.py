@@ -164,6 +164,9 @@ def run_once(case: Case, side: str, threads: int | None) -> None:
     x.requires_grad_()
     _step(module, x, torch.randn_like(x))()
     held_bytes(module, x, module)
+    with torch.no_grad():
+        # Another graph: its input takes a gradient now.
+        module(x)
     synchronize(x.device)
 
 
