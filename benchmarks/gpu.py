@@ -49,12 +49,12 @@ class Step:
     Args:
         module: that is run.
         arguments: for it.
-        limited: whether it has ``--limit``, and takes a share of the plan's.
+        rows: for which it takes its share of the plan's limit, with its own ``--limit``; 0 for none.
     """
 
     module: str
     arguments: tuple[str, ...]
-    limited: bool = False
+    rows: int = 0
 
     def __str__(self) -> str:
         return shlex.join(["python", "-m", self.module, *self.arguments])
@@ -82,27 +82,33 @@ def plan(
         out: where result files go.
     """
     steps = []
+    tables = []
     compiled = [shape for shape in shapes if shape in compiled]
     common = ("--device", "cuda", "--rounds", str(rounds), "--out", str(out))
     inputs = ("--norms", ",".join(norms), "--shapes")
+    some = ("--compiled", ",".join(compiled) or "none")
+    modes = sum(len(MODES[norm]) for norm in norms)
+    # In eager mode users replace the literal layer, or it under torch.compile; compiled, the latter.
+    eager = "published,compiled published" if compiled else "published"
+    for first, peers, places in ((LAYERS[0], eager, shapes), (LAYERS[1], "compiled published", compiled)):
+        sides = ("--first", first, "--peers", peers, "--literal", "once", *some)
+        rows = modes * (len(compiled) + (len(shapes) if first == LAYERS[0] else 0))
+        for dtype in dtypes if places else ():
+            arguments = (*common, "--dtype", dtype, *inputs, ",".join(places), *sides)
+            tables.append(Step(LAYER, arguments, rows=rows))
     if "tests" in parts:
         # By file names and test names: both contain what they are about.
         workers = str(min(os.cpu_count() or 1, 8))
         steps.append(Step(TESTS, ("tests", "-k", "cuda or triton", "-n", workers, "--dist", "worksteal")))
     if "layer" in parts:
         types = ("--device", "cuda", "--dtypes", ",".join(dtypes))
-        some = ("--compiled", ",".join(compiled) or "none")
-        steps.append(Step(PREPARE, (*types, *inputs, ",".join(shapes), *some), limited=True))
+        # A third of the time is enough for it, and all that it may take.
+        prepared = max(sum(table.rows for table in tables) // 2, 1)
+        steps.append(Step(PREPARE, (*types, *inputs, ",".join(shapes), *some), rows=prepared))
     if "detector" in parts:
         steps += [Step(DETECTOR, (*common, "--dtype", dtype)) for dtype in dtypes]
     if "layer" in parts:
-        # In eager mode users replace the literal layer, or it under torch.compile; compiled, the latter.
-        eager = "published,compiled published" if compiled else "published"
-        for first, peers, places in ((LAYERS[0], eager, shapes), (LAYERS[1], "compiled published", compiled)):
-            sides = ("--first", first, "--peers", peers, "--literal", "once", *some)
-            for dtype in dtypes if places else ():
-                arguments = (*common, "--dtype", dtype, *inputs, ",".join(places), *sides)
-                steps.append(Step(LAYER, arguments, limited=True))
+        steps += tables
     return steps
 
 
@@ -123,10 +129,10 @@ def run(step: Step, limit: float = inf) -> int:
 
     Args:
         step: of the plan, and not the tests.
-        limit: seconds of the step, where it is limited.
+        limit: seconds of the step, where it has rows.
     """
     arguments = [*step.arguments]
-    if step.limited and isfinite(limit):
+    if step.rows and isfinite(limit):
         arguments += ["--limit", f"{max(limit, 1) / 60:.3f}"]
     try:
         code: int = import_module(step.module).main(arguments)
@@ -141,7 +147,7 @@ def run_all(steps: Sequence[Step], limit: float = inf) -> list[Step]:
 
     Args:
         steps: from `plan`.
-        limit: seconds; what is left of them is shared among the limited steps that are left.
+        limit: seconds; what is left of them is shared among the steps that are left, by their rows.
 
     Returns:
         The steps that failed.
@@ -156,9 +162,9 @@ def run_all(steps: Sequence[Step], limit: float = inf) -> list[Step]:
             continue
         if step.module != PREPARE:
             failed += _ended(tests)
-        left = sum(one.limited for one in steps[position:])
+        left = sum(one.rows for one in steps[position:])
         began = monotonic()
-        if run(step, (end - began) / max(left, 1)) != 0:
+        if run(step, (end - began) * step.rows / max(left, 1)) != 0:
             failed.append(step)
         print(f"  {monotonic() - began:.0f} s", flush=True)
     return failed + _ended(tests)

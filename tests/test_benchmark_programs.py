@@ -496,8 +496,10 @@ def test_the_gpu_script_runs_to_its_end(monkeypatch: pytest.MonkeyPatch, capsys:
     assert gpu.main(["--limit", "4", "--dtypes", "float32"]) == 1
     # Nothing is timed while tests run.
     assert ran == [gpu.PREPARE, "tests end", gpu.DETECTOR, gpu.LAYER, gpu.LAYER]
-    # Of four minutes, the limited steps share what is left when each begins.
-    assert [limits[0], *limits[2:]] == [240 / 3, (240 - 80) / 2, 240 - 120]
+    # Of four minutes, the steps with rows share what is left when each begins, by the number of their rows.
+    eager, compiled = 3 * (len(gpu.MEASURED) + len(gpu.COMPILED)), 3 * len(gpu.COMPILED)
+    shares = [240 / 3, (240 - 80) * eager / (eager + compiled), 240 - 120]
+    assert [limits[0], *limits[2:]] == pytest.approx(shares, rel=0.02)
     failed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
     assert [line.split()[3] for line in failed] == ["benchmarks.prepare", "pytest"]
 
@@ -505,9 +507,9 @@ def test_the_gpu_script_runs_to_its_end(monkeypatch: pytest.MonkeyPatch, capsys:
 def test_a_limited_step_is_told_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[list[str]] = []
     monkeypatch.setattr(layer, "main", lambda arguments: given.append(arguments) or 0)
-    assert gpu.run(gpu.Step(gpu.LAYER, ("--rounds", "1"), limited=True), 90) == 0
+    assert gpu.run(gpu.Step(gpu.LAYER, ("--rounds", "1"), rows=1), 90) == 0
     assert gpu.run(gpu.Step(gpu.LAYER, ("--rounds", "1")), 90) == 0
-    assert gpu.run(gpu.Step(gpu.LAYER, ("--rounds", "1"), limited=True)) == 0
+    assert gpu.run(gpu.Step(gpu.LAYER, ("--rounds", "1"), rows=1)) == 0
     assert given == [["--rounds", "1", "--limit", "1.500"], ["--rounds", "1"], ["--rounds", "1"]]
 
 
