@@ -1,17 +1,39 @@
-"""Programs of this package run in a process of their own, which give their result as JSON on standard output."""
+"""Programs and functions of this package run in a process of their own.
+
+A program starts as any other and gives its result as JSON on standard output. A function runs in a process forked from
+a server, which has imported what it needs and computed nothing: it starts in milliseconds, as alone as the other.
+"""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from latentgnn.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
+T = TypeVar("T")
 _SHOWN = 2000
+# Seconds that a process has to end after its answer.
+_TO_END = 10.0
+
+# What pairs import, and what compiling does. No module that a server imports may then compute or call CUDA: threads of
+# a pool and CUDA's state do not survive a fork.
+PAIR = "benchmarks.pair"
+COMPILERS = "benchmarks.compilers"
+
+_FORKS = multiprocessing.get_context("forkserver")
+# For programs that do not call `start_server`: it starts with the first process.
+_FORKS.set_forkserver_preload([PAIR])
 
 
 def run_child(module: str, arguments: Sequence[str], *, source: Path | None = None) -> dict[str, Any]:
@@ -36,3 +58,71 @@ def run_child(module: str, arguments: Sequence[str], *, source: Path | None = No
         raise UserError(f"python -m {module} {' '.join(arguments)} ended with code {done.returncode}:\n{said}")
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
+
+
+def start_server(modules: Sequence[str]) -> None:
+    """Start the process that others are forked from, unless it runs; it imports in the background.
+
+    Args:
+        modules: what the functions need, such as `PAIR`; `COMPILERS` comes first.
+    """
+    _FORKS.set_forkserver_preload(sorted(modules, key=lambda module: module != COMPILERS))
+    forkserver.ensure_running()
+
+
+def run_forked(function: Callable[..., T], *arguments: object, seconds: float = 600) -> T:
+    """Call a function in a process of its own, forked from the server.
+
+    Args:
+        function: of a module, by whose name the process finds it.
+        arguments: for it; they travel by pickle, as the result does.
+        seconds: after which the process is ended.
+
+    Raises:
+        UserError: it raised one; or it raised another error, died or took too long, with the end of what it said.
+    """
+    receiving, sending = _FORKS.Pipe(duplex=False)
+    with receiving, tempfile.NamedTemporaryFile() as file:
+        process = _FORKS.Process(target=_answer, args=(sending, file.name, function, arguments), daemon=True)
+        process.start()
+        sending.close()
+        try:
+            # A pipe whose other end has died has something to read, too: that it ended.
+            answer = receiving.recv() if receiving.poll(seconds) else _Failed(f"was ended after {seconds:.0f} seconds")
+            process.join(_TO_END)
+        except EOFError:
+            process.join()
+            answer = _Failed(f"ended with code {process.exitcode}")
+        finally:
+            process.kill()
+            process.join()
+        said = file.read().decode(errors="replace").strip()[-_SHOWN:]
+    if isinstance(answer, UserError):
+        raise answer
+    if isinstance(answer, _Failed):
+        raise UserError(f"{function.__module__}.{function.__qualname__} {answer.how}:\n{said}".strip())
+    result: T = answer
+    return result
+
+
+@dataclass(frozen=True)
+class _Failed:
+    how: str
+
+
+def _answer(sending: Connection, said: str, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    """In the new process: what it prints goes to a file, and its result or error to the one that waits."""
+    descriptor = os.open(said, os.O_WRONLY | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    answer: object
+    try:
+        answer = function(*arguments)
+    except UserError as error:
+        answer = UserError(str(error))
+    except Exception as error:
+        traceback.print_exc()
+        answer = _Failed(f"raised {type(error).__name__}")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sending.send(answer)

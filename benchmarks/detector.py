@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.child import run_forked, start_server
 from benchmarks.measure import LEAST_SECONDS, ratio, take_turns
 from benchmarks.options import RESULTS, add_run_options, header, positive, require_device
 from latentgnn.errors import UserError
@@ -25,6 +26,8 @@ from latentgnn.tasks.detection.model import build_detector
 # The paper's: one block after each of C3, C4 and C5, with graph convolution.
 PAPER = ModelConfig(blocks={"C3": 150, "C4": 100, "C5": 50}, block=BlockConfig(graph_conv=True))
 CLASSES = 80
+# Of the paper's images.
+SIZE = (800, 1333)
 
 
 def measure(
@@ -81,6 +84,23 @@ def measure(
     }
 
 
+def measure_alone(images: int, rounds: int, device: str, dtype: str, threads: int | None) -> dict[str, Any]:
+    """`measure` with the paper's blocks and images, for a process that does nothing else.
+
+    Args:
+        images: in a batch.
+        rounds: measurements of each.
+        device: ``cpu`` or ``cuda``.
+        dtype: a type's name.
+        threads: of torch; ``None`` for torch's default.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return measure(
+        PAPER, images=images, size=SIZE, rounds=rounds, device=torch.device(device), dtype=getattr(torch, dtype)
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure Mask R-CNN R-50 with the paper's blocks, and write ``detector-DATE-DEVICE.json``.
 
@@ -98,23 +118,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     try:
         require_device(given.device)
-        if given.threads is not None:
-            torch.set_num_threads(given.threads)
         report = header("benchmarks.detector", argv, device=given.device, dtype=given.dtype, threads=given.threads)
-        report |= measure(
-            PAPER,
-            images=given.images,
-            size=(800, 1333),
-            rounds=given.rounds,
-            device=torch.device(given.device),
-            dtype=getattr(torch, given.dtype),
-        )
+        start_server(["benchmarks.detector"])
+        report |= run_forked(measure_alone, given.images, given.rounds, given.device, given.dtype, given.threads)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     parts = ["detector", report["date"][:10], given.device]
     parts += [given.dtype] if given.dtype != "float32" else []
-    parts += ["triton"] if report["triton"] else []
     path = given.out / f"{'-'.join(parts)}.json"
     write_json(path, report)
     factor = report["with_over_without"]["median"]

@@ -5,16 +5,28 @@ python -m benchmarks.layer [--shapes C3,C4] [--norms batch,frozen] [--peers publ
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from functools import partial
+from math import inf
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from benchmarks import report
-from benchmarks.child import run_child
-from benchmarks.options import RESULTS, add_run_options, header, names_of, positive, require_device
-from benchmarks.peers import SIDES
+from benchmarks.child import COMPILERS, PAIR, run_forked, start_server
+from benchmarks.options import (
+    RESULTS,
+    add_run_options,
+    header,
+    minutes,
+    names_of,
+    names_or_none,
+    positive,
+    require_device,
+)
+from benchmarks.pair import compare_alone
+from benchmarks.peers import SIDES, is_compiled
 from benchmarks.report import SlowPeer
 from benchmarks.shapes import MODES, SHAPES, Case, cases
 from latentgnn.errors import UserError
@@ -34,89 +46,148 @@ def run_pair(case: Case, sides: tuple[str, str], *, rounds: int, threads: int | 
         sides: two names of `benchmarks.peers.SIDES`.
         rounds: measurements of each side.
         threads: of torch; ``None`` for torch's default.
-    """
-    arguments = [text for key, value in asdict(case).items() for text in (f"--{key}", value)]
-    arguments += ["--sides", ",".join(sides), "--rounds", str(rounds)]
-    arguments += [] if threads is None else ["--threads", str(threads)]
-    return run_child("benchmarks.pair", arguments)
-
-
-def literal_ratios(case: Case, *, rounds: int, threads: int | None) -> dict[str, Any]:
-    """The reference's time over the published peer's, after a check that the latter is the fastest literal form.
-
-    Args:
-        case: a map.
-        rounds: measurements of each side.
-        threads: of torch.
 
     Raises:
-        SlowPeer: it is slower, in each of several processes.
+        UserError: a side is wrong, or the process failed.
     """
-    for attempt in range(LITERAL_ATTEMPTS):
-        measured = run_pair(case, ("published", "reference"), rounds=rounds, threads=threads)
-        try:
-            report.check_literal(case.name, measured)
-            break
-        except SlowPeer:
-            # Once may be chance: another program may have taken a core.
-            if attempt == LITERAL_ATTEMPTS - 1:
+    return run_forked(compare_alone, case, sides, rounds, threads)
+
+
+class Literal:
+    """The reference's times over the published peer's, after a check that the latter is the fastest literal form.
+
+    Args:
+        rounds: measurements of each side.
+        threads: of torch.
+        once: whether the first case of an input is checked for all of that input's.
+    """
+
+    def __init__(self, *, rounds: int, threads: int | None, once: bool = False) -> None:
+        self.rounds, self.threads, self.once = rounds, threads, once
+        self.ratios: dict[str, Any] = {}
+        self._refused: dict[str, str] = {}
+
+    def check(self, case: Case) -> None:
+        """Measure both, unless that was done for this case.
+
+        Args:
+            case: a map.
+
+        Raises:
+            SlowPeer: the published peer is slower, in each of several processes.
+            UserError: a process failed.
+        """
+        key = case.shape if self.once else case.name
+        if key in self._refused:
+            raise SlowPeer(self._refused[key])
+        if key not in self.ratios:
+            try:
+                self.ratios[key] = self._measure(case)
+            except SlowPeer as error:
+                self._refused[key] = str(error)
                 raise
-    return {key: measured[key] for key in ("forward_ratio", "step_ratio")}
+
+    def _measure(self, case: Case) -> dict[str, Any]:
+        for attempt in range(LITERAL_ATTEMPTS):
+            measured = run_pair(case, ("published", "reference"), rounds=self.rounds, threads=self.threads)
+            try:
+                report.check_literal(case.name, measured)
+                break
+            except SlowPeer:
+                # Once may be chance: another program may have taken a core.
+                if attempt == LITERAL_ATTEMPTS - 1:
+                    raise
+        return {key: measured[key] for key in ("forward_ratio", "step_ratio")}
 
 
-def measure(
-    chosen: Sequence[Case],
-    *,
-    first: str,
-    peers: Sequence[str],
-    rounds: int,
-    processes: int,
-    threads: int | None,
-    head: dict[str, Any],
-    stem: Path,
-) -> dict[str, Any]:
-    """Measure a table, print its rows, and write it after each of them.
+def rows_of(
+    chosen: Sequence[Case], *, first: str, peers: Sequence[str], compiled: Collection[str]
+) -> list[tuple[Case, str]]:
+    """The rows of a table: each case with each peer, but compiled sides only at some inputs.
 
     Args:
         chosen: the cases.
         first: the layer's side, one of `LAYERS`.
         peers: the other sides.
+        compiled: names of the inputs at which compiled sides run.
+
+    Example:
+        >>> peers = ["published", "compiled published"]
+        >>> rows = rows_of([Case("C3"), Case("C4")], first="latentgnn", peers=peers, compiled=["C4"])
+        >>> [(case.shape, peer) for case, peer in rows]
+        [('C3', 'published'), ('C4', 'published'), ('C4', 'compiled published')]
+    """
+    return [
+        (case, peer)
+        for case in chosen
+        for peer in peers
+        if case.shape in compiled or not (is_compiled(first) or is_compiled(peer))
+    ]
+
+
+def measure(
+    rows: Sequence[tuple[Case, str]],
+    *,
+    first: str,
+    rounds: int,
+    processes: int,
+    threads: int | None,
+    head: dict[str, Any],
+    stem: Path,
+    literal_once: bool = False,
+    limit: float = inf,
+) -> dict[str, Any]:
+    """Measure a table, print its rows, and write it after each of them.
+
+    A row whose process fails says so, and the rest goes on.
+
+    Args:
+        rows: from `rows_of`.
+        first: the layer's side, one of `LAYERS`.
         rounds: measurements of each side in each process.
         processes: for each pair.
         threads: of torch.
         head: what the files say of their making.
         stem: path of the result files without their ending.
+        literal_once: whether the literal peer is checked once an input, not in each case.
+        limit: seconds after which no row is begun.
 
     Returns:
         What was written as JSON.
-
-    Raises:
-        UserError: a side is wrong.
     """
-    literal: dict[str, Any] = {}
+    start = monotonic()
+    literal = Literal(rounds=rounds, threads=threads, once=literal_once)
     pairs: list[dict[str, Any]] = []
-    result: dict[str, Any] = {**head, "literal": literal, "pairs": pairs, "means": []}
-    print(report.markdown_table(report.PAIR_HEAD, []), flush=True)
-    for case in chosen:
-        for peer in peers:
-            shape = case.input
-            told = {key: getattr(shape, key) for key in ("size", "latents", "graph_conv", "kind", "everyday")}
-            try:
-                if peer == "published" and shape.kind == "map":
-                    literal[case.name] = literal_ratios(case, rounds=rounds, threads=threads)
-                found = [run_pair(case, (first, peer), rounds=rounds, threads=threads) for _ in range(processes)]
-            except SlowPeer as error:
-                found = [{"refused": str(error)}]
-            pairs.append({**asdict(case), **told, "peer": peer, **report.pooled(found)})
-            print(report.markdown_table(report.pair_row(pairs[-1]), []).splitlines()[0], flush=True)
-            result["means"] = report.means(pairs)
-            # After every row: a long run that is stopped has not been in vain.
-            write_json(stem.with_suffix(".json"), result)
-            write_text(stem.with_suffix(".md"), report.layer_markdown(result))
+    result: dict[str, Any] = {**head, "literal": literal.ratios, "pairs": pairs, "means": [], "not_begun": len(rows)}
+    print(report.markdown_table(report.pair_head(head["gpu"] is not None), []), flush=True)
+    for case, peer in rows:
+        began = monotonic()
+        if began - start > limit:
+            break
+        shape = case.input
+        told = {key: getattr(shape, key) for key in ("size", "latents", "graph_conv", "kind", "everyday")}
+        try:
+            if peer == "published" and shape.kind == "map":
+                literal.check(case)
+            pair = (first, peer)
+            found = [run_pair(case, pair, rounds=rounds, threads=threads) for _ in range(processes)]
+        except SlowPeer as error:
+            found = [{"refused": str(error)}]
+        except UserError as error:
+            print(f"{case.name}, {peer}: {error}", file=sys.stderr, flush=True)
+            found = [{"failed": str(error)}]
+        took = monotonic() - began
+        pairs.append({**asdict(case), **told, "peer": peer, "took": took, **report.pooled(found)})
+        print(report.markdown_table(report.pair_row(pairs[-1]), []).splitlines()[0], flush=True)
+        result["means"] = report.means(pairs)
+        result["not_begun"] = len(rows) - len(pairs)
+        # After every row: a long run that is stopped has not been in vain.
+        write_json(stem.with_suffix(".json"), result)
+        write_text(stem.with_suffix(".md"), report.layer_markdown(result))
     if result["means"]:
         print("\ngeometric means over the everyday inputs, all modes together:\n")
         print(report.markdown_table(report.MEAN_HEAD, report.mean_rows(result["means"])))
-    print(f"\nwritten to {stem}.json and .md")
+    print(f"\n{len(pairs)} of {len(rows)} rows in {monotonic() - start:.0f} s, written to {stem}.json and .md")
     return result
 
 
@@ -127,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; ``None`` takes the process's.
 
     Returns:
-        The exit code.
+        The exit code: 1 where something failed.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.layer", description=__doc__, allow_abbrev=False)
@@ -153,6 +224,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--processes", type=positive, default=1, metavar="N", help="for each pair, one after another (1)"
     )
+    parser.add_argument(
+        "--compiled",
+        type=partial(names_or_none, SHAPES),
+        default="all",
+        metavar="NAME,..",
+        help="inputs at which compiled sides run, or none (all)",
+    )
+    parser.add_argument(
+        "--literal",
+        default="every",
+        choices=["every", "once"],
+        help="whether the literal peer is checked in every case, or to save time in the first of each input (every)",
+    )
+    parser.add_argument("--limit", type=minutes, default=inf, metavar="MINUTES", help="begin no row after them (none)")
     parser.add_argument("--label", default="", metavar="WORD", help="in the result files' names, to keep tables apart")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     add_run_options(parser)
@@ -164,21 +249,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         parts += [given.label] if given.label else []
         parts += [given.dtype] if given.dtype != "float32" else []
         parts += ["compiled"] if given.first != LAYERS[0] else []
-        parts += ["triton"] if head["triton"] else []
-        measure(
-            cases(given.shapes, given.norms, given.modes, given.layouts, device=given.device, dtype=given.dtype),
+        chosen = cases(given.shapes, given.norms, given.modes, given.layouts, device=given.device, dtype=given.dtype)
+        rows = rows_of(chosen, first=given.first, peers=given.peers, compiled=given.compiled)
+        start_server([PAIR, COMPILERS] if any(map(is_compiled, (given.first, *given.peers))) else [PAIR])
+        result = measure(
+            rows,
             first=given.first,
-            peers=given.peers,
             rounds=given.rounds,
             processes=given.processes,
             threads=given.threads,
             head=head,
             stem=given.out / "-".join(parts),
+            literal_once=given.literal == "once",
+            limit=given.limit,
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
+    return int(any("failed" in pair for pair in result["pairs"]))
 
 
 if __name__ == "__main__":

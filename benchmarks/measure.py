@@ -12,6 +12,10 @@ from torch import Tensor, nn
 # One measurement lasts at least this long, so that calls of microseconds are not lost in the clock and the scheduler.
 LEAST_SECONDS = 0.02
 
+# More than any GPU's clock, so that the work put before a call lasts long enough, and what it lasts longer.
+_CYCLES_PER_SECOND = 2e9
+_SLACK = 1e-3
+
 
 class Ratio(NamedTuple):
     """Of the rounds' ratios: the median, the least and the largest."""
@@ -93,6 +97,30 @@ def take_turns(
             calls[side]()
             taken[side].append(seconds(calls[side], device, repeats[side]))
     return taken
+
+
+def device_seconds(call: Callable[[], object], *, repeats: int = 5) -> float:
+    """Time that a call keeps the current CUDA device busy, without its waiting for the next kernel to be launched.
+
+    Before each measurement the device is given work that lasts longer than the launches, so that all kernels of the
+    call stand in its queue when the first begins. If the call waits for the device, what it waits counts.
+
+    Args:
+        call: what is measured.
+        repeats: measurements, of which the median is returned.
+    """
+    device = torch.device("cuda")
+    launching = seconds(call, device)
+    taken = []
+    for _ in range(repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(ceil((launching + _SLACK) * _CYCLES_PER_SECOND))
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        taken.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(taken)
 
 
 def held_bytes(forward: Callable[[Tensor], Tensor], x: Tensor, module: nn.Module) -> int:

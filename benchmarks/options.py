@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from latentgnn.errors import UserError
-from latentgnn.kernels import wants_triton
 from latentgnn.machine import processor_name
 
 RESULTS = Path(__file__).parent / "results"
@@ -57,6 +56,28 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
     return int(text)
+
+
+def minutes(text: str) -> float:
+    """An option's value as a time in minutes, returned in seconds.
+
+    Args:
+        text: as given.
+
+    Raises:
+        argparse.ArgumentTypeError: no number above 0.
+
+    Example:
+        >>> minutes("1.5")
+        90.0
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of minutes above 0, got {text!r}")
+    return 60 * value
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -111,6 +132,19 @@ def names_of(known: Iterable[str], text: str) -> list[str]:
     return names
 
 
+def names_or_none(known: Iterable[str], text: str) -> list[str]:
+    """An option's value as `names_of` reads it, where ``none`` stands for no name.
+
+    Args:
+        known: the names that there are.
+        text: as given.
+
+    Raises:
+        argparse.ArgumentTypeError: a name that is not known, with those that are.
+    """
+    return [] if text == "none" else names_of(known, text)
+
+
 def header(program: str, arguments: Iterable[str], *, device: str, dtype: str, threads: int | None) -> dict[str, Any]:
     """What a result file says of its making: command, date, hardware and versions.
 
@@ -127,7 +161,6 @@ def header(program: str, arguments: Iterable[str], *, device: str, dtype: str, t
         "processor": processor_name(),
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         "dtype": dtype,
-        "triton": wants_triton(torch.device(device)),
         "threads": threads or torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -14,9 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.floors import Rates, floor_seconds
-from benchmarks.measure import LEAST_SECONDS, held_bytes, peak_bytes, ratio, take_turns
+from benchmarks.measure import LEAST_SECONDS, device_seconds, held_bytes, peak_bytes, ratio, synchronize, take_turns
 from benchmarks.options import add_run_options, require_device
-from benchmarks.peers import SIDES, Refused, Side, check, check_context, make_input, make_layer, make_side
+from benchmarks.peers import (
+    LAYER,
+    SIDES,
+    Refused,
+    Side,
+    check,
+    check_context,
+    full_precision,
+    make_input,
+    make_layer,
+    make_side,
+)
 from benchmarks.shapes import MODES, SHAPES, SQUARES, Case
 from latentgnn import LatentGNN
 from latentgnn.cost import floor_operations
@@ -41,8 +52,9 @@ def compare(
         rates: what the floor is measured with; made for the case's device and type if not given.
 
     Returns:
-        The ratios of a forward pass and of a step (forward and backward), the floor, and of each side its seconds, its
-        forward time over the floor, and its held and peak bytes over the input's; or ``refused`` with the reason.
+        The ratios of a forward pass and of a step (forward and backward), the floor, and of each side its seconds, on a
+        GPU also those that the GPU is busy, its forward time over the floor, and its held and peak bytes over the
+        input's; or ``refused`` with the reason.
 
     Raises:
         UserError: a side's output is wrong.
@@ -103,12 +115,65 @@ def compare(
             "held": held_bytes(module, x, module) / size,
             "peak": peak / size,
         }
+        if device.type == "cuda":
+            with torch.no_grad():
+                forward = device_seconds(_forward(module, x))
+            busy = {"forward_device_seconds": forward, "step_device_seconds": device_seconds(_step(module, x, grad))}
+            result["sides"][name] |= busy
     return result
+
+
+def compare_alone(case: Case, sides: tuple[str, str], rounds: int, threads: int | None) -> dict[str, Any]:
+    """What `compare` gives, for a process that does nothing else.
+
+    Args:
+        case: as `compare` takes it.
+        sides: as `compare` takes them.
+        rounds: measurements of each.
+        threads: of torch; ``None`` for torch's default.
+
+    Raises:
+        UserError: a side's output is wrong.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return compare(case, sides, rounds=rounds)
+
+
+def run_once(case: Case, side: str, threads: int | None) -> None:
+    """Everything that `compare` has a side do, once, so that its kernels are compiled and kept on disk.
+
+    Args:
+        case: as `compare` takes it.
+        side: a name of `benchmarks.peers.SIDES`.
+        threads: of torch; ``None`` for torch's default.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        module = make_side(side, make_layer(case), case).module
+    except Refused:
+        return
+    x = make_input(case)
+    with torch.no_grad():
+        module(x)
+        if case.device == "cuda" and side == LAYER:
+            # The check calls it so.
+            with full_precision():
+                module(x)
+    x.requires_grad_()
+    _step(module, x, torch.randn_like(x))()
+    held_bytes(module, x, module)
+    with torch.no_grad():
+        # Another graph: its input takes a gradient now.
+        module(x)
+    synchronize(x.device)
 
 
 def _check(case: Case, sides: dict[str, Side], layer: LatentGNN, x: Tensor) -> None:
     with torch.no_grad():
-        expected = make_side("latentgnn", layer, case).module(x)
+        with full_precision():
+            expected = make_side(LAYER, layer, case).module(x)
         for name, side in sides.items():
             check(name, side, x, expected)
             if not side.exact:
@@ -158,9 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--layout: {case.shape} can be {', '.join(case.input.layouts)}; got {case.layout}")
     try:
         require_device(case.device)
-        if arguments.threads is not None:
-            torch.set_num_threads(arguments.threads)
-        print(json.dumps(compare(case, (sides[0], sides[1]), rounds=arguments.rounds)))
+        print(json.dumps(compare_alone(case, (sides[0], sides[1]), arguments.rounds, arguments.threads)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

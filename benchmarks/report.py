@@ -61,6 +61,11 @@ def check_literal(name: str, measured: Mapping[str, Any]) -> None:
             )
 
 
+def is_measured(pair: Mapping[str, Any]) -> bool:
+    """Whether a row has figures: it was not refused, and its process did not fail."""
+    return "refused" not in pair and "failed" not in pair
+
+
 def means(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Geometric means of the ratios over the everyday shapes, for each peer, layout and norm.
 
@@ -69,7 +74,7 @@ def means(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for pair in pairs:
-        if pair["everyday"] and "refused" not in pair:
+        if pair["everyday"] and is_measured(pair):
             groups.setdefault((pair["peer"], pair["norm"], pair["layout"]), []).append(pair)
     return [
         {
@@ -105,17 +110,25 @@ def spread(ratio: Mapping[str, float]) -> str:
     return f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['largest']:.2f})"
 
 
-PAIR_HEAD = (
-    *("input", "norm", "mode", "layout", "peer", "forward ratio", "step ratio", "forward", "step"),
-    *("over floor", "held / input", "peak / input"),
-)
+def pair_head(gpu: bool) -> list[str]:
+    """The titles of `pair_row`'s cells.
+
+    Args:
+        gpu: whether the table is of a GPU.
+    """
+    head = ["input", "norm", "mode", "layout", "peer", "forward ratio", "step ratio", "forward", "step"]
+    head += ["GPU time forward", "GPU time step"] if gpu else []
+    return [*head, "over floor", "held / input", "peak / input"]
 
 
 def pair_row(pair: Mapping[str, Any]) -> list[str]:
     """The cells of one pair: the ratios, then the layer's own figures with the peer's in brackets."""
     named = [pair[key] for key in ("shape", "norm", "mode", "layout", "peer")]
-    if "refused" in pair:
-        return [*named, f"not run: {pair['refused']}", *[""] * (len(PAIR_HEAD) - len(named) - 1)]
+    gpu = pair["device"] == "cuda"
+    if not is_measured(pair):
+        # The first line of an error is short enough for a cell; the JSON file has all of it.
+        why = f"not run: {pair['refused']}" if "refused" in pair else f"failed: {pair['failed'].splitlines()[0]}"
+        return [*named, why, *[""] * (len(pair_head(gpu)) - len(named) - 1)]
     layer, peer = pair["sides"].values()
 
     def both(key: str, scale: float, unit: str = "") -> str:
@@ -123,6 +136,8 @@ def pair_row(pair: Mapping[str, Any]) -> list[str]:
 
     floors = f"{layer['over_floor']['median']:.2f} ({peer['over_floor']['median']:.2f})"
     times = [both("forward_seconds", 1e3, " ms"), both("step_seconds", 1e3, " ms")]
+    if gpu:
+        times += [both("forward_device_seconds", 1e3, " ms"), both("step_device_seconds", 1e3, " ms")]
     memory = [both("held", 1), both("peak", 1)]
     return [*named, spread(pair["forward_ratio"]), spread(pair["step_ratio"]), *times, floors, *memory]
 
@@ -140,7 +155,7 @@ MEAN_HEAD = ("peer", "norm", "layout", "rows", "forward", "step")
 
 def floor_lines(pairs: Sequence[Mapping[str, Any]]) -> str:
     """The best rates that the floors stand on, and which routine reached them most often."""
-    measured = [pair for pair in pairs if "refused" not in pair]
+    measured = [pair for pair in pairs if is_measured(pair)]
     if not measured:
         return ""
     winners = [max(pair["products_per_second"].items(), key=lambda item: item[1]) for pair in measured]
@@ -159,20 +174,24 @@ def layer_markdown(report: Mapping[str, Any]) -> str:
     Args:
         report: as written to JSON.
     """
-    head = {key: value for key, value in report.items() if key not in ("pairs", "means", "literal")}
+    head = {key: value for key, value in report.items() if key not in ("pairs", "means", "literal", "not_begun")}
     shapes = {
         pair["shape"]: f"{tuple(pair['size'])} with {' + '.join(map(str, pair['latents']))} latents"
         + (", graph convolution" if pair["graph_conv"] else "")
         + (f", {pair['kind']}" if pair["kind"] != "map" else "")
         for pair in report["pairs"]
     }
+    gpu = report["gpu"] is not None
     parts = [
         "# The layer beside its peers",
         f"```json\n{json.dumps(head, indent=2)}\n```",
         "Ratios are the peer's time over the layer's, the median of the rounds (least to largest): above 1 the layer "
-        "is faster. Times, floors and memory are the layer's, with the peer's in brackets.",
-        markdown_table(PAIR_HEAD, [pair_row(pair) for pair in report["pairs"]]),
+        "is faster. Times, floors and memory are the layer's, with the peer's in brackets."
+        + (" GPU time is what the GPU is busy for a call; the rest waits for launches." if gpu else ""),
+        markdown_table(pair_head(gpu), [pair_row(pair) for pair in report["pairs"]]),
     ]
+    if report.get("not_begun"):
+        parts += [f"{report['not_begun']} more rows were not begun."]
     if report["means"]:
         parts += ["Geometric means over the everyday inputs, all modes together:"]
         parts += [markdown_table(MEAN_HEAD, mean_rows(report["means"]))]

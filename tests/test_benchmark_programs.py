@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ from benchmarks import (
     options,
     pair,
     points,
+    prepare,
     recipe_costs,
     report,
     shapes,
     sweeps,
 )
 from benchmarks.floors import Rates
+from benchmarks.peers import Side
 from benchmarks.shapes import Case, Shape
 from latentgnn import LatentGNN
 from latentgnn.cost import cost
@@ -45,15 +48,13 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shapes, "SHAPES", TINY)
     monkeypatch.setattr(pair, "SHAPES", TINY)
     monkeypatch.setattr(layer, "SHAPES", TINY)
-    monkeypatch.setattr(layer, "run_child", in_process)
+    monkeypatch.setattr(layer, "run_forked", in_process)
+    monkeypatch.setattr(layer, "start_server", lambda modules: None)
 
 
-def in_process(module: str, arguments: list[str]) -> dict[str, Any]:
-    assert module == "benchmarks.pair"
-    text = dict(zip(arguments[::2], arguments[1::2], strict=True))
-    case = Case(*(text[f"--{key}"] for key in ("shape", "norm", "mode", "layout", "device", "dtype")))
-    first, second = text["--sides"].split(",")
-    return compare(case, (first, second), rounds=int(text["--rounds"]))
+def in_process(function: Callable[..., Any], case: Case, sides: tuple[str, str], rounds: int, _: None) -> Any:
+    assert function is pair.compare_alone
+    return compare(case, sides, rounds=rounds)
 
 
 def compare(case: Case, sides: tuple[str, str], *, rounds: int = 1) -> dict[str, Any]:
@@ -100,6 +101,59 @@ def test_a_child_that_fails_is_told_with_what_it_said() -> None:
         child.run_child("benchmarks.pair", ["--shape", "C33"])
 
 
+def test_a_function_runs_in_a_process_of_its_own() -> None:
+    assert child.run_forked(os.getpid) != os.getpid()
+    # Forked from a process that has called CUDA, it could not use it.
+    child.start_server([child.PAIR, child.COMPILERS])
+    assert child.run_forked(torch.cuda._is_in_bad_fork) is False
+
+
+def test_a_server_imports_compilers_without_a_call_of_cuda() -> None:
+    code = "import os, benchmarks.compilers, benchmarks.pair, benchmarks.detector, torch\nif os.fork() == 0:\n"
+    code += "    os._exit(torch.cuda._is_in_bad_fork())\nraise SystemExit(os.wait()[1])"
+    path = os.pathsep.join(filter(None, [str(child.ROOT), os.environ.get("PYTHONPATH")]))
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}).returncode == 0
+
+
+def test_a_forked_process_that_fails_is_told_with_what_it_said() -> None:
+    with pytest.raises(UserError, match=r"^posix\.abort ended with code -6"):
+        child.run_forked(os.abort)
+    with pytest.raises(UserError, match=r"(?s)raised ValueError:.*Traceback.*not JSON|raised JSONDecodeError"):
+        child.run_forked(json.loads, "not JSON")
+    with pytest.raises(UserError, match=r"^there is no kind 'x'$"):
+        child.run_forked(refuse, "x")
+    with pytest.raises(UserError, match="ended after 1 seconds"):
+        child.run_forked(time.sleep, 100, seconds=1)
+    # What went before broke nothing.
+    assert child.run_forked(abs, -3) == 3
+
+
+def cache_misses(folder: str, case: Case, prepared: bool) -> dict[str, int]:
+    """In a process of its own: what a pair of compiled sides finds in a folder, after or before they are prepared."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+    from torch._dynamo.utils import counters
+
+    torch.set_num_threads(1)
+    if prepared:
+        compare(case, ("compiled latentgnn", "compiled published"))
+    else:
+        pair.run_once(case, "compiled latentgnn", 1)
+        pair.run_once(case, "compiled published", 1)
+    return {key: value for key, value in counters["inductor"].items() if key.startswith("fxgraph_cache_miss")}
+
+
+@pytest.mark.slow
+def test_a_pair_finds_what_was_prepared(tmp_path: Path) -> None:
+    child.start_server([child.PAIR, child.COMPILERS])
+    case = Case("square-16", norm="frozen", mode="training")
+    assert child.run_forked(cache_misses, str(tmp_path), case, False)["fxgraph_cache_miss"] >= 2
+    assert child.run_forked(cache_misses, str(tmp_path), case, True) == {}
+
+
+def refuse(kind: str) -> None:
+    raise UserError(f"there is no kind {kind!r}")
+
+
 @pytest.mark.usefixtures("tiny")
 def test_the_table_is_written_and_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -139,13 +193,13 @@ def test_a_row_with_a_slow_literal_peer_is_refused(
 ) -> None:
     asked = []
 
-    def slow(module: str, arguments: list[str]) -> dict[str, Any]:
-        asked.append(arguments[arguments.index("--sides") + 1])
+    def slow(_: object, case: Case, sides: tuple[str, str], *__: object) -> dict[str, Any]:
+        asked.append(sides)
         return ratios(forward, step)
 
-    monkeypatch.setattr(layer, "run_child", slow)
+    monkeypatch.setattr(layer, "run_forked", slow)
     assert layer.main(["--shapes", "tiny", "--norms", "frozen", "--out", str(tmp_path)]) == 0
-    assert asked == ["published,reference"] * layer.LITERAL_ATTEMPTS
+    assert asked == [("published", "reference")] * layer.LITERAL_ATTEMPTS
     (path,) = tmp_path.glob("*.json")
     (pair,) = json.loads(path.read_text())["pairs"]
     assert "times as long as `reference`" in pair["refused"]
@@ -159,8 +213,95 @@ def test_a_literal_peer_may_be_a_little_slower() -> None:
 
 def test_once_slow_may_be_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([ratios(0.5, 0.5), ratios(1.0, 1.2)])
-    monkeypatch.setattr(layer, "run_child", lambda module, arguments: next(answers))
-    assert layer.literal_ratios(Case("C3"), rounds=1, threads=None) == ratios(1.0, 1.2)
+    monkeypatch.setattr(layer, "run_forked", lambda *_: next(answers))
+    literal = layer.Literal(rounds=1, threads=None)
+    literal.check(Case("C3"))
+    assert literal.ratios == {"C3 batch evaluation contiguous": ratios(1.0, 1.2)}
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(("once", "times"), [([], 3), (["--literal", "once"], 1)])
+@pytest.mark.parametrize("forward", [1.0, 0.5])
+def test_the_literal_peer_can_be_checked_once_an_input(
+    once: list[str], times: int, forward: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def run(_: object, case: Case, sides: tuple[str, str], *__: object) -> dict[str, Any]:
+        if sides != ("published", "reference"):
+            return compare(case, sides)
+        asked.append(case.name)
+        return ratios(forward, 1.0)
+
+    monkeypatch.setattr(layer, "run_forked", run)
+    assert layer.main(["--shapes", "tiny", "--norms", "batch,frozen", *once, "--out", str(tmp_path)]) == 0
+    assert len(asked) == times * (1 if forward == 1 else layer.LITERAL_ATTEMPTS)
+    pairs = json.loads(next(tmp_path.glob("*.json")).read_text())["pairs"]
+    assert [("refused" in pair, "forward_ratio" in pair) for pair in pairs] == [(forward < 1, forward == 1)] * 3
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_row_whose_process_fails_says_so_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(_: object, case: Case, sides: tuple[str, str], *__: object) -> dict[str, Any]:
+        if case.mode == "evaluation":
+            raise UserError("it ended with code -9:\nand said this")
+        return compare(case, sides)
+
+    monkeypatch.setattr(layer, "run_forked", run)
+    argv = ["--shapes", "tiny", "--norms", "batch", "--peers", "attention", "--rounds", "1", "--out", str(tmp_path)]
+    assert layer.main(argv) == 1
+    assert "tiny batch evaluation contiguous, attention: it ended with code -9" in capsys.readouterr().err
+    (path,) = tmp_path.glob("*.json")
+    written = json.loads(path.read_text())
+    failed, measured = written["pairs"]
+    assert failed["failed"].endswith("and said this")
+    assert measured["forward_ratio"]["median"] > 0
+    assert [mean["rows"] for mean in written["means"]] == [1]
+    (line,) = (line for line in path.with_suffix(".md").read_text().splitlines() if "-9" in line)
+    assert "| failed: it ended with code -9: |" in line
+    assert line.count("|") == len(report.pair_head(gpu=False)) + 1
+
+
+@pytest.mark.usefixtures("tiny")
+def test_no_row_is_begun_after_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def run(*_: object) -> dict[str, Any]:
+        now[0] += 50
+        return {"refused": "no"}
+
+    monkeypatch.setattr(layer, "run_forked", run)
+    monkeypatch.setattr(layer, "monotonic", lambda: now[0])
+    argv = ["--shapes", "tiny", "--norms", "all", "--peers", "attention", "--limit", "1.5", "--out", str(tmp_path)]
+    assert layer.main(argv) == 0
+    (path,) = tmp_path.glob("*.json")
+    written = json.loads(path.read_text())
+    assert (len(written["pairs"]), written["not_begun"]) == (2, 3)
+    assert "3 more rows were not begun." in path.with_suffix(".md").read_text()
+
+
+def test_compiled_sides_run_at_the_inputs_that_are_named() -> None:
+    chosen = [Case("C3"), Case("C4"), Case("C5")]
+    rows = layer.rows_of(chosen, first="compiled latentgnn", peers=["published"], compiled=["C4", "C5"])
+    assert [case.shape for case, _ in rows] == ["C4", "C5"]
+    rows = layer.rows_of(chosen, first="latentgnn", peers=["published"], compiled=[])
+    assert len(rows) == 3
+
+
+def test_a_table_of_a_gpu_says_how_long_the_gpu_is_busy() -> None:
+    times = {"forward_seconds": 0.004, "step_seconds": 0.008, "held": 1, "peak": 2, "over_floor": ratios(1, 1)}
+    times["over_floor"] = times["over_floor"]["forward_ratio"]
+    busy = {"forward_device_seconds": 0.001, "step_device_seconds": 0.003}
+    named = {"shape": "C3", "norm": "batch", "mode": "training", "layout": "contiguous", "peer": "published"}
+    row = {**named, **ratios(2, 3), "device": "cuda", "sides": {"latentgnn": times | busy, "published": times | busy}}
+    cells = dict(zip(report.pair_head(gpu=True), report.pair_row(row), strict=True))
+    assert cells["GPU time forward"] == "1.00 (1.00) ms"
+    assert cells["GPU time step"] == "3.00 (3.00) ms"
+    assert cells["forward"] == "4.00 (4.00) ms"
+    plain = report.pair_row({**row, "device": "cpu"})
+    assert plain == [cell for title, cell in cells.items() if "GPU" not in title]
 
 
 def test_means_are_geometric_and_of_everyday_inputs() -> None:
@@ -266,23 +407,29 @@ def test_a_detectors_step_is_measured() -> None:
     assert min(result["step_seconds"], result["step_seconds_without"], result["with_over_without"]["least"]) > 0
 
 
+def value(step: gpu.Step, option: str) -> str:
+    return step.arguments[step.arguments.index(option) + 1]
+
+
 def test_the_gpu_plan_covers_every_form() -> None:
     plan = gpu.plan(out=Path("results"))
-    assert plan[0].arguments[:2] == ("-m", "pytest")
-    tables = [step for step in plan if "benchmarks.layer" in step.arguments]
-    forms = {
-        (
-            step.arguments[step.arguments.index("--dtype") + 1],
-            step.arguments[step.arguments.index("--first") + 1],
-            step.triton,
-        )
-        for step in tables
-    }
-    assert len(forms) == len(tables) == 8
-    assert {dtype for dtype, _, _ in forms} == {"float32", "bfloat16"}
-    assert sum("benchmarks.detector" in step.arguments for step in plan) == 4
+    assert [step.module for step in plan] == [gpu.TESTS, gpu.PREPARE, *[gpu.DETECTOR] * 2, *[gpu.LAYER] * 4]
+    tables = [step for step in plan if step.module == gpu.LAYER]
+    assert [(value(step, "--first"), value(step, "--dtype")) for step in tables] == [
+        (first, dtype) for first in layer.LAYERS for dtype in ("float32", "bfloat16")
+    ]
+    assert {value(step, "--compiled") for step in tables} == {value(plan[1], "--compiled")}
+    assert value(tables[0], "--peers") == "published,compiled published"
+    assert value(tables[-1], "--shapes") == value(tables[-1], "--compiled")
+    assert value(plan[1], "--dtypes") == "float32,bfloat16"
     assert all("--device" in step.arguments for step in plan[1:])
-    assert [step.arguments[1] for step in gpu.plan(["detector"])] == ["benchmarks.detector"] * 4
+    assert [step.module for step in gpu.plan(["detector"])] == [gpu.DETECTOR] * 2
+
+
+def test_the_gpu_plan_without_compiled_sides() -> None:
+    prepare, *tables = gpu.plan(["layer"], compiled=[], dtypes=["float32"])
+    assert value(prepare, "--compiled") == "none"
+    assert [value(step, "--peers") for step in tables] == ["published"]
 
 
 def test_the_gpu_plans_commands_can_be_read(
@@ -290,46 +437,129 @@ def test_the_gpu_plans_commands_can_be_read(
 ) -> None:
     # Each is taken by its program, which then finds no GPU.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    programs = {"benchmarks.layer": layer.main, "benchmarks.detector": detector.main}
-    for step in gpu.plan(["layer", "detector"]):
-        assert programs[step.arguments[1]](step.arguments[2:]) == 1
+    for step in [*gpu.plan(["layer", "detector"]), *gpu.plan(["layer"], compiled=[])]:
+        assert gpu.run(step, 90) == 1
         assert "no CUDA device" in capsys.readouterr().err
 
 
 def test_the_gpu_script_prints_its_plan() -> None:
     script = child.ROOT / "benchmarks" / "gpu"
+    options = "--only layer,detector --shapes C3,C4,tokens-b8 --compiled C4 --norms frozen --dtypes float32"
     done = subprocess.run(
-        [script, "--dry-run", "--only", "layer,detector", "--shapes", "C3,C4", "--norms", "frozen"],
+        [script, "--dry-run", *options.split()],
         env={**os.environ, "PYTHON": sys.executable},
         capture_output=True,
         text=True,
         check=True,
     )
-    lines = done.stdout.splitlines()
-    assert len(lines) == 12
-    assert all("--shapes C3,C4 --norms frozen" in line for line in lines if "benchmarks.layer" in line)
-    assert sum(line.startswith("LATENTGNN_TRITON=1 python -m") for line in lines) == 6
+    prepare, detects, eager, compiled = done.stdout.splitlines()
+    assert prepare.startswith("python -m benchmarks.prepare")
+    assert detects.startswith("python -m benchmarks.detector")
+    assert "--norms frozen --shapes C3,C4,tokens-b8 --first latentgnn" in eager
+    assert "--norms frozen --shapes C4 --first 'compiled latentgnn'" in compiled
 
 
 def test_the_gpu_script_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(gpu, "run", lambda step: pytest.fail("nothing may run"))
+    monkeypatch.setattr(gpu, "run_all", lambda *_: pytest.fail("nothing may run"))
     assert gpu.main([]) == 1
     assert "--dry-run prints what would be run" in capsys.readouterr().err
 
 
-def test_the_gpu_script_runs_to_its_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    ran: list[gpu.Step] = []
+class Failing:
+    """Tests that fail, and say when they are waited for."""
 
-    def run(step: gpu.Step) -> int:
-        ran.append(step)
-        return int(len(ran) == 1)
+    def __init__(self, ran: list[str]) -> None:
+        self.ran = ran
+
+    def wait(self) -> int:
+        self.ran.append("tests end")
+        return 1
+
+
+def test_the_gpu_script_runs_to_its_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    ran: list[str] = []
+    limits: list[float] = []
+    now = [0.0]
+
+    def run(step: gpu.Step, limit: float) -> int:
+        ran.append(step.module)
+        limits.append(limit)
+        now[0] += 40
+        return int(step.module == gpu.PREPARE)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "start_server", lambda modules: None)
+    monkeypatch.setattr(gpu, "start_tests", lambda step: Failing(ran))
     monkeypatch.setattr(gpu, "run", run)
-    assert gpu.main(["--only", "tests,detector"]) == 1
-    assert len(ran) == 5
-    assert capsys.readouterr().err.count("failed: LATENTGNN_TRITON=0 python -m pytest") == 1
+    monkeypatch.setattr(gpu, "monotonic", lambda: now[0])
+    assert gpu.main(["--limit", "4", "--dtypes", "float32"]) == 1
+    # Nothing is timed while tests run.
+    assert ran == [gpu.PREPARE, "tests end", gpu.DETECTOR, gpu.LAYER, gpu.LAYER]
+    # Of four minutes, the steps with rows share what is left when each begins, by the number of their rows.
+    eager, compiled = 3 * (len(gpu.MEASURED) + len(gpu.COMPILED)), 3 * len(gpu.COMPILED)
+    shares = [240 / 3, (240 - 80) * eager / (eager + compiled), 240 - 120]
+    assert [limits[0], *limits[2:]] == pytest.approx(shares, rel=0.02)
+    failed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
+    assert [line.split()[3] for line in failed] == ["benchmarks.prepare", "pytest"]
+
+
+def test_a_limited_step_is_told_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[list[str]] = []
+    monkeypatch.setattr(layer, "main", lambda arguments: given.append(arguments) or 0)
+    assert gpu.run(gpu.Step(gpu.LAYER, ("--rounds", "1"), rows=1), 90) == 0
+    assert gpu.run(gpu.Step(gpu.LAYER, ("--rounds", "1")), 90) == 0
+    assert gpu.run(gpu.Step(gpu.LAYER, ("--rounds", "1"), rows=1)) == 0
+    assert given == [["--rounds", "1", "--limit", "1.500"], ["--rounds", "1"], ["--rounds", "1"]]
+
+
+def test_sides_are_prepared_once_each_and_failures_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def run(function: object, case: Case, side: str, threads: int | None) -> None:
+        assert function is pair.run_once
+        asked.append((case.shape, case.mode, case.dtype, side))
+        if side == "compiled published":
+            raise UserError("the compiler is not there")
+
+    monkeypatch.setattr(prepare, "run_forked", run)
+    monkeypatch.setattr(prepare, "start_server", lambda modules: None)
+    argv = "--shapes C3,C4 --compiled C4 --norms batch --dtypes float32,bfloat16 --processes 3"
+    assert prepare.main(argv.split()) == 1
+    modes = ("evaluation", "training")
+    places = [("C4", "compiled latentgnn"), ("C4", "compiled published"), ("C3", "latentgnn"), ("C4", "latentgnn")]
+    assert sorted(asked) == sorted(
+        (shape, mode, dtype, side) for shape, side in places for mode in modes for dtype in ("float32", "bfloat16")
+    )
+    printed = capsys.readouterr()
+    assert "prepared 12 of 16 sides" in printed.out
+    assert printed.err.count("compiled published: the compiler is not there") == 4
+    assert prepare.prepare([(Case("C4"), "latentgnn")], processes=1, limit=-1) == [
+        "C4 batch evaluation contiguous float32, latentgnn: not begun within the limit"
+    ]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_prepared_side_has_done_all_that_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    did: list[tuple[bool, bool]] = []
+
+    class Seen(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            did.append((torch.is_grad_enabled(), x.requires_grad))
+            return super().forward(x)
+
+    modules: list[Seen] = []
+
+    def make(name: str, *_: object) -> Side:
+        modules.append(Seen(5, 5))
+        return Side(modules[-1], exact=False)
+
+    monkeypatch.setattr(pair, "make_side", make)
+    pair.run_once(Case("tiny"), "compiled latentgnn", None)
+    assert set(did) == {(False, False), (True, True), (False, True)}
+    assert modules[0].weight.grad is not None
 
 
 def test_the_header_says_what_it_was_made_with() -> None:

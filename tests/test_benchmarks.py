@@ -2,6 +2,7 @@
 
 import dataclasses
 import doctest
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import floors, measure, options, peers, report, shapes, study, study_report
+from benchmarks import floors, layer, measure, options, peers, report, shapes, study, study_report
 from benchmarks.shapes import MODES, SHAPES, SQUARES, Case, Shape, cases
 from latentgnn import LatentGNN, PackedLatentGNN, reference
 from latentgnn.cost import floor_operations
@@ -144,6 +145,51 @@ def test_a_wrong_side_is_not_timed() -> None:
         peers.check_context("convolution", nn.Conv2d(4, 4, 3, padding=1), x)
 
 
+def permissions() -> tuple[str, ...]:
+    cudnn = torch.backends.cudnn
+    return (torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision)
+
+
+class Seen(nn.Module):
+    """Notes what float32 products are permitted when it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.permitted: list[tuple[str, ...]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.permitted.append(permissions())
+        return 1.01 * x
+
+
+def test_sides_are_checked_in_full_precision_and_compiled_ones_as_they_are_timed() -> None:
+    torch.backends.cuda.matmul.fp32_precision = "none"
+    before = permissions()
+    assert "tf32" in before
+    x = torch.randn(1, 4, 6, 6)
+    eager, compiled = Seen(), Seen()
+    with pytest.raises(UserError, match=r"differs by 1\.0e-02"):
+        peers.check("published", peers.Side(eager, exact=True), x, x)
+    with pytest.raises(UserError, match=r"differs by 1\.0e-02"):
+        peers.check("compiled published", peers.Side(compiled, exact=True), x, x)
+    assert "tf32" not in eager.permitted[0]
+    assert compiled.permitted == [before]
+    assert permissions() == before
+
+
+def test_what_an_output_may_differ_by() -> None:
+    x = torch.zeros(1)
+
+    class OnGpu:
+        dtype, device = torch.float32, torch.device("cuda")
+
+    gpu: Any = OnGpu()
+    assert peers.tolerance("published", x) == peers.tolerance("compiled published", x) == 1e-4
+    assert peers.tolerance("published", gpu) == 1e-4
+    assert peers.tolerance("compiled published", gpu) == 2e-2
+    assert peers.tolerance("published", x.bfloat16()) == 5e-2
+
+
 def test_packed_scenes_do_not_mix() -> None:
     case = Case("packed-b8", norm="layer", mode="training")
     layer = peers.make_layer(case)
@@ -184,6 +230,27 @@ def test_rates_are_of_several_routines() -> None:
     assert min(*products.values(), rates.bandwidth()) > 0
 
 
+def test_a_routine_that_is_much_slower_than_the_best_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = floors.Rates(torch.device("cpu"), torch.float32, scale=64)
+    calls: list[str] = []
+    rates._products = {
+        "fast": (100, lambda: calls.append("fast")),
+        "near": (100, lambda: calls.append("near")),
+        "slow": (100, lambda: calls.append("slow")),
+    }
+    taken = {"fast": 1.0, "near": 3.0, "slow": 5.0}
+
+    def least(call: Callable[[], object], _: torch.device) -> float:
+        call()
+        return taken[calls[-1]]
+
+    monkeypatch.setattr(floors, "_least_seconds", least)
+    first = rates.products()
+    taken["fast"] = 2.0
+    assert rates.products() == {**first, "fast": 50.0}
+    assert calls == ["fast", "near", "slow", "fast", "near"]
+
+
 def test_the_onednn_routine_is_a_product() -> None:
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this build of PyTorch has no oneDNN")
@@ -209,6 +276,33 @@ def test_short_calls_are_repeated() -> None:
     assert len(calls) > 10
 
 
+def test_the_gpus_time_is_between_events_behind_work_that_lasts_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    milliseconds = iter([9.0, 2.0, 4.0])
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            done.append("record")
+
+        def elapsed_time(self, other: "Event") -> float:
+            return next(milliseconds)
+
+    def sleep(cycles: int) -> None:
+        # The call is taken to need 10 ms to be launched.
+        assert cycles >= 0.01 * 1.98e9
+        done.append("sleep")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", sleep, raising=False)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("wait"))
+    monkeypatch.setattr(measure, "seconds", lambda call, device: 0.01)
+    assert measure.device_seconds(lambda: done.append("call"), repeats=3) == 0.004
+    assert done == ["sleep", "record", "call", "record", "wait"] * 3
+
+
 def test_held_and_peak_bytes_are_counted() -> None:
     x = torch.randn(1000, requires_grad=True)
     size = x.numel() * 4
@@ -223,7 +317,7 @@ def test_held_and_peak_bytes_are_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [floors, measure, options, report, shapes, study, study_report], ids=lambda module: module.__name__
+    "module", [floors, layer, measure, options, report, shapes, study, study_report], ids=lambda module: module.__name__
 )
 def test_examples_give_what_they_show(module: ModuleType) -> None:
     failures, tried = doctest.testmod(module)
