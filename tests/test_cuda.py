@@ -43,6 +43,8 @@ def test_lower_precision(dtype: torch.dtype) -> None:
     assert relative_error(out.float().cpu(), expected) < (1e-3 if dtype == torch.float32 else 5e-2)
 
 
+# It says so where it splits a sum; nothing is computed otherwise than it should.
+@pytest.mark.filterwarnings(r"ignore:\s*Online softmax is disabled on the fly:UserWarning")
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_compiled(memory_format: torch.memory_format) -> None:
     layer = make_layer("graph_conv", training=True).cuda()
