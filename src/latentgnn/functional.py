@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from latentgnn import launches
 from latentgnn.modes import is_exporting, is_in_function_transform
 
 NodeScale = Literal["published", "mean"]
@@ -56,6 +57,8 @@ def length(x: Tensor, dim: int) -> Tensor:
 
 def inverse_length(x: Tensor, dim: int) -> Tensor:
     """1 / length along `dim`, which is kept, in the wide type; 0 for what has none, with zero gradients."""
+    if launches.pay(x):
+        return launches.inverse_length(x, dim, wide(x.dtype), EPS)
     if x.stride(dim) == 1 and not _may_be_derived_twice(x):
         return reciprocal(length(x, dim))
     # Several times as fast on a CPU as `vector_norm` over what lies far apart; and it has second derivatives.
@@ -71,6 +74,8 @@ def l2(x: Tensor, dim: int) -> Tensor:
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
+    if launches.pay(x):
+        return launches.unit(x, dim, wide(x.dtype), EPS)
     return cast(x * inverse_length(x, dim), x.dtype)
 
 
@@ -100,7 +105,17 @@ def gather(value_BNR: Tensor, assign_BND: Tensor) -> Tensor:
     if assign_BND.dtype == torch.float16:
         nodes = max(assign_BND.shape[-2], 1)
         return product(assign_BND.mT, value_BNR * nodes**-0.5).float() * nodes**0.5
+    if value_BNR.dtype == assign_BND.dtype and _sums_in_parts(assign_BND, value_BNR.shape[-1]):
+        return launches.sum_over_nodes(value_BNR, assign_BND)
     return cast(product(assign_BND.mT, value_BNR), wide(value_BNR.dtype))
+
+
+def _sums_in_parts(assign_BND: Tensor, columns: int) -> bool:
+    """Whether a GPU sums over nodes faster in parts; sums of half types are cut by PyTorch's own products."""
+    if not launches.pay(assign_BND) or assign_BND.dim() > 3 or assign_BND.dtype != wide(assign_BND.dtype):
+        return False
+    samples, nodes, latents = assign_BND.shape
+    return launches.parts_of_sum(samples, latents, columns, nodes) > 1
 
 
 def node_weight(assign_BND: Tensor, *, node_scale: NodeScale) -> Tensor:
@@ -108,6 +123,13 @@ def node_weight(assign_BND: Tensor, *, node_scale: NodeScale) -> Tensor:
     if node_scale == "mean":
         return assign_BND.sum(-2, dtype=wide(assign_BND.dtype)).unsqueeze(-1)
     return length(assign_BND, -2).mT
+
+
+def inverse_node_weight(assign_BND: Tensor, *, node_scale: NodeScale) -> Tensor:
+    """1 / `node_weight`, 0 where that is 0."""
+    if node_scale == "published" and launches.pay(assign_BND):
+        return inverse_length(assign_BND, -2).mT
+    return reciprocal(node_weight(assign_BND, node_scale=node_scale))
 
 
 def affinity(latent_BDR: Tensor) -> Tensor:
@@ -133,6 +155,8 @@ def scatter(latent_BDR: Tensor, assign_BND: Tensor) -> Tensor:
     Nodes are innermost in memory where they are in the assignments.
     """
     latent_BDR = cast(latent_BDR, assign_BND.dtype)
+    if _sums_in_parts(assign_BND, latent_BDR.shape[-1]):
+        return launches.spread(latent_BDR, assign_BND)
     if is_exporting() or assign_BND.stride(-1) == 1:
         return product(assign_BND, latent_BDR)
     return product(latent_BDR.mT, assign_BND.mT).mT
