@@ -198,6 +198,19 @@ def test_half_types_are_close_to_the_reference(norm: NormFactory, autocast: bool
     assert torch.isfinite(given.grad).all()
 
 
+@pytest.mark.usefixtures("on_gpu")
+def test_gradients_of_sums_over_many_nodes_stay_in_the_range_of_float16() -> None:
+    torch.manual_seed(0)
+    layer = LatentGNN(64, num_latents=16, graph_conv=True, norm=FrozenBatchNorm, gamma_init=1.0)
+    x = torch.randn(1, 64, 140, 140)
+    expected = reference.forward(layer, x.requires_grad_())
+    (wanted,) = torch.autograd.grad(expected.square().sum(), x)
+    x = x.detach().half().requires_grad_()
+    out = layer.half()(x)
+    (found,) = torch.autograd.grad(out.float().square().sum(), x)
+    assert relative_error(found, wanted) < 0.1
+
+
 @pytest.mark.parametrize("norm", [FrozenBatchNorm, nn.LayerNorm])
 @pytest.mark.usefixtures("on_gpu", "cut")
 def test_second_derivatives_on_a_gpu(norm: NormFactory) -> None:

@@ -101,21 +101,21 @@ def gather(value_BNR: Tensor, assign_BND: Tensor) -> Tensor:
         >>> gather(torch.ones(1, 5, 2), torch.ones(1, 5, 1))
         tensor([[[5., 5.]]])
     """
+    if value_BNR.dtype == assign_BND.dtype and _is_long_sum(assign_BND, value_BNR.shape[-1]):
+        return launches.sum_over_nodes(value_BNR, assign_BND)
     # A float16 product over many nodes overflows before it is divided by the nodes' weight; 1 / N keeps it in range.
     if assign_BND.dtype == torch.float16:
         nodes = max(assign_BND.shape[-2], 1)
         return product(assign_BND.mT, value_BNR * nodes**-0.5).float() * nodes**0.5
-    if value_BNR.dtype == assign_BND.dtype and _sums_in_parts(assign_BND, value_BNR.shape[-1]):
-        return launches.sum_over_nodes(value_BNR, assign_BND)
     return cast(product(assign_BND.mT, value_BNR), wide(value_BNR.dtype))
 
 
-def _sums_in_parts(assign_BND: Tensor, columns: int) -> bool:
-    """Whether a GPU sums over nodes faster in parts; sums of half types are cut by PyTorch's own products."""
-    if not launches.pay(assign_BND) or assign_BND.dim() > 3 or assign_BND.dtype != wide(assign_BND.dtype):
+def _is_long_sum(assign_BND: Tensor, columns: int) -> bool:
+    """Whether a sum over nodes on a GPU is faster in parts, or may leave float16's range in one of the passes."""
+    if not launches.pay(assign_BND) or assign_BND.dim() != 3 or assign_BND.dtype == torch.bfloat16:
         return False
     samples, nodes, latents = assign_BND.shape
-    return launches.parts_of_sum(samples, latents, columns, nodes) > 1
+    return assign_BND.dtype == torch.float16 or launches.parts_of_sum(samples, latents, columns, nodes) > 1
 
 
 def node_weight(assign_BND: Tensor, *, node_scale: NodeScale) -> Tensor:
@@ -154,9 +154,9 @@ def scatter(latent_BDR: Tensor, assign_BND: Tensor) -> Tensor:
 
     Nodes are innermost in memory where they are in the assignments.
     """
-    latent_BDR = cast(latent_BDR, assign_BND.dtype)
-    if _sums_in_parts(assign_BND, latent_BDR.shape[-1]):
+    if _is_long_sum(assign_BND, latent_BDR.shape[-1]):
         return launches.spread(latent_BDR, assign_BND)
+    latent_BDR = cast(latent_BDR, assign_BND.dtype)
     if is_exporting() or assign_BND.stride(-1) == 1:
         return product(assign_BND, latent_BDR)
     return product(latent_BDR.mT, assign_BND.mT).mT

@@ -60,13 +60,13 @@ def inverse_length(x: Tensor, dim: int, dtype: torch.dtype, eps: float) -> Tenso
 
 
 def sum_over_nodes(value_BNR: Tensor, assign_BND: Tensor) -> Tensor:
-    """P V^T, (B, D, R), cut into `parts_of_sum`."""
+    """P V^T, (B, D, R), in float32 at least, cut into `parts_of_sum`."""
     z: Tensor = _SumOverNodes.apply(value_BNR, assign_BND)
     return z
 
 
 def spread(latent_BDR: Tensor, assign_BND: Tensor) -> Tensor:
-    """Y^T Q, (B, N, R), whose gradient of Y is cut into `parts_of_sum`."""
+    """Y^T Q, (B, N, R), in the type of Q; the gradient of Y is a `sum_over_nodes`."""
     o: Tensor = _Spread.apply(latent_BDR, assign_BND)
     return o
 
@@ -133,7 +133,7 @@ class _SumOverNodes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value_BNR: Tensor, assign_BND: Tensor) -> Tensor:
         ctx.save_for_backward(value_BNR, assign_BND)
-        return _in_parts(value_BNR, assign_BND)
+        return _sum(value_BNR, assign_BND)
 
     @staticmethod
     def backward(ctx: Any, grad_BDR: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -149,6 +149,7 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, latent_BDR: Tensor, assign_BND: Tensor) -> Tensor:
         ctx.save_for_backward(latent_BDR, assign_BND)
+        latent_BDR = latent_BDR.to(assign_BND.dtype)
         if assign_BND.stride(-1) == 1:
             return torch.bmm(assign_BND, latent_BDR)
         # Not as a view, which autograd would not let be changed in place.
@@ -160,12 +161,18 @@ class _Spread(torch.autograd.Function):
     def backward(ctx: Any, grad_BNR: Tensor) -> tuple[Tensor | None, Tensor | None]:
         latent_BDR, assign_BND = ctx.saved_tensors
         needs_latent, needs_assign = ctx.needs_input_grad
-        grad_latent = sum_over_nodes(grad_BNR, assign_BND) if needs_latent else None
+        grad_latent = sum_over_nodes(grad_BNR, assign_BND).to(latent_BDR.dtype) if needs_latent else None
         return grad_latent, spread(latent_BDR.mT, grad_BNR) if needs_assign else None
 
 
-def _in_parts(value_BNR: Tensor, assign_BND: Tensor) -> Tensor:
+def _sum(value_BNR: Tensor, assign_BND: Tensor) -> Tensor:
     samples, nodes, columns = value_BNR.shape
+    if value_BNR.dtype == torch.float16:
+        # The sum itself may be out of range.
+        scale = max(nodes, 1) ** 0.5
+        return torch.bmm(assign_BND.mT, value_BNR / scale).float() * scale
+    if value_BNR.dtype == torch.bfloat16:
+        return torch.bmm(assign_BND.mT, value_BNR).float()
     parts = parts_of_sum(samples, assign_BND.shape[2], columns, nodes)
     if parts == 1:
         return torch.bmm(assign_BND.mT, value_BNR)
