@@ -263,8 +263,9 @@ def test_which_path_a_gpu_takes(monkeypatch: pytest.MonkeyPatch) -> None:
             return _taken(LatentGNN(32, num_latents=4, norm=norm, **options), x, patch, *others)  # type: ignore[arg-type]
 
     assert taken(FrozenBatchNorm) == taken(FrozenBatchNorm, torch.ones(1, 40, 40, dtype=torch.bool)) == "few_calls"
-    assert taken(FrozenBatchNorm, num_groups=2) == "plain"
-    assert taken(nn.BatchNorm1d) == taken(nn.LayerNorm) == "plain"
+    assert taken(nn.BatchNorm1d) == taken(group_norm) == taken(nn.LayerNorm) == "few_calls"
+    assert taken(FrozenBatchNorm, num_groups=2) == taken(nn.InstanceNorm1d) == "plain"
+    assert taken(nn.BatchNorm1d, torch.ones(1, 40, 40, dtype=torch.bool)) == "plain"
     packed = PackedLatentGNN(32, num_latents=4, norm=nn.LayerNorm)
     with monkeypatch.context() as patch:
         assert _taken(packed, x[0].flatten(1).mT, patch, torch.tensor([0, 600, 1600])) == "core"

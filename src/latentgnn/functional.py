@@ -85,7 +85,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     return torch.bmm(left, right) if left.dim() == 3 else torch.matmul(left, right)
 
 
-def gather(value_BNR: Tensor, assign_BND: Tensor) -> Tensor:
+def gather(value_BNR: Tensor, assign_BND: Tensor, scale_BD1: Tensor | None = None) -> Tensor:
     """Visible to latent, Z = P V^T: each latent sums the values of its nodes, weighted by their assignment.
 
     The sums add up over any partition of the nodes.
@@ -93,6 +93,7 @@ def gather(value_BNR: Tensor, assign_BND: Tensor) -> Tensor:
     Args:
         value_BNR: values of the visible nodes.
         assign_BND: assignment of each node to each latent, not negative.
+        scale_BD1: what the sums are multiplied by, in the wide type; ``None`` for 1.
 
     Returns:
         (B, D, R) in the wide type.
@@ -102,12 +103,14 @@ def gather(value_BNR: Tensor, assign_BND: Tensor) -> Tensor:
         tensor([[[5., 5.]]])
     """
     if value_BNR.dtype == assign_BND.dtype and _is_long_sum(assign_BND, value_BNR.shape[-1]):
-        return launches.sum_over_nodes(value_BNR, assign_BND)
-    # A float16 product over many nodes overflows before it is divided by the nodes' weight; 1 / N keeps it in range.
-    if assign_BND.dtype == torch.float16:
+        sums_BDR = launches.sum_over_nodes(value_BNR, assign_BND)
+    elif assign_BND.dtype == torch.float16:
+        # A product over many nodes overflows before it is divided by the nodes' weight; 1 / N keeps it in range.
         nodes = max(assign_BND.shape[-2], 1)
-        return product(assign_BND.mT, value_BNR * nodes**-0.5).float() * nodes**0.5
-    return cast(product(assign_BND.mT, value_BNR), wide(value_BNR.dtype))
+        sums_BDR = product(assign_BND.mT, value_BNR * nodes**-0.5).float() * nodes**0.5
+    else:
+        sums_BDR = product(assign_BND.mT, value_BNR)
+    return cast(sums_BDR, wide(value_BNR.dtype)) if scale_BD1 is None else sums_BDR * scale_BD1
 
 
 def _is_long_sum(assign_BND: Tensor, columns: int) -> bool:

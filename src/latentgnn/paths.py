@@ -34,6 +34,7 @@ Memory = Literal["auto", "hold", "recompute"]
 _SMALL = "the input is so small that calls cost more than arithmetic, and the plain path has fewer"
 _FEW_NODES = "the map has few nodes, which the plain path takes faster"
 _ON_GPU = "the input is on a GPU, where the plain path takes less time, and does not hold too much"
+_FEW_ON_GPU = "the input is on a GPU, where few calls take less time than the core's"
 _COMPILED = "a compiler fuses the plain path's operations on a GPU"
 _memory: ContextVar[Memory] = ContextVar("latentgnn_memory", default="auto")
 
@@ -156,14 +157,13 @@ def _why_on_gpu(
         return _COMPILED
     if _memory.get() != "auto" or is_in_torch_dispatch_mode() or not node.has_values(x_BNC) or not is_plain(x_BNC):
         return None
-    pays = _takes_few_calls(layer, x_BNC, compute) or cost.plain_pays_on_gpu(
-        layer.config, x_BNC.shape[0] * x_BNC.shape[1], x_BNC.element_size()
-    )
-    return _ON_GPU if pays else None
-
-
-def _takes_few_calls(layer: Arrangement, x_BNC: Tensor, compute: torch.dtype) -> bool:
-    return compute == x_BNC.dtype and few_calls.fits(layer, x_BNC)
+    few = few_calls.fits(layer, x_BNC, mask_BN, compute)
+    # Folded norms are not applied to anything that would be held.
+    folded = few and layer.norm_kind == "affine" and compute == wide(compute)
+    nodes = x_BNC.shape[0] * x_BNC.shape[1]
+    if folded or cost.plain_pays_on_gpu(layer.config, nodes, x_BNC.element_size()):
+        return _FEW_ON_GPU if few else _ON_GPU
+    return None
 
 
 def _why_not_batch(norms: Sequence[nn.Module], x_BNC: Tensor, mask_BN: Tensor | None) -> str | None:
@@ -225,10 +225,12 @@ def _by_path(
     why_not = why_not_core(layer, x_BNC, mask_BN, compute, offsets)
     if why_not is None:
         return _core(layer, x_BNC, mask_BN, offsets, compute)
+    if why_not == _FEW_ON_GPU:
+        return few_calls.latent_gnn(layer, x_BNC, mask_BN, compute)
     recompute = why_not != _ON_GPU and _recomputes(layer, x_BNC)
-    few = why_not in (_SMALL, _FEW_NODES, _ON_GPU, _COMPILED) and not recompute
-    if few and _takes_few_calls(layer, x_BNC, compute):
-        return few_calls.latent_gnn(layer, x_BNC, mask_BN)
+    few = why_not in (_SMALL, _FEW_NODES, _COMPILED) and not recompute
+    if few and few_calls.fits(layer, x_BNC, mask_BN, compute):
+        return few_calls.latent_gnn(layer, x_BNC, mask_BN, compute)
     return plain.latent_gnn(layer, x_BNC, nodes_of(x_BNC, mask_BN, offsets, layer.ranks), compute, recompute=recompute)
 
 
