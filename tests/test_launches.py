@@ -135,6 +135,29 @@ def test_masks_on_a_gpu_leave_padding_out(name: str, norm: str) -> None:
     assert torch.isfinite(x.grad).all()
 
 
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpu_learns_the_running_statistics_of_the_nodes_in_a_mask(
+    momentum: float | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    layer = LatentGNN(16, num_latents=4, norm=lambda channels: nn.BatchNorm1d(channels, momentum=momentum))
+    twin = deepcopy(layer)
+    x, mask = torch.randn(2, 16, 3, 4), torch.rand(2, 3, 4) > 0.3
+    for _ in range(2):
+        twin(x, mask)
+    monkeypatch.setattr(modes, "is_on_gpu", lambda x: True)
+    layer.to(dtype)
+    for _ in range(2):
+        layer(x.to(dtype), mask)
+    layer(x.to(dtype), torch.zeros_like(mask))
+    for (name, own), other in zip(layer.named_buffers(), twin.buffers(), strict=True):
+        if name.endswith("num_batches_tracked"):
+            assert own == 3
+        else:
+            torch.testing.assert_close(own, other.to(dtype), rtol=0.05 if dtype == torch.bfloat16 else 1e-4, atol=0.01)
+
+
 @pytest.fixture(params=["ieee", "tf32"])
 def matmul(request: pytest.FixtureRequest) -> Iterator[str]:
     """The precision of matrix products; PyTorch lets convolutions use TF32 by itself."""

@@ -459,6 +459,13 @@ def _update_running(norm: _BatchNorm, mean_C: Tensor, var_C: Tensor, count: Tens
         unbiased_C = var_C * (count / (count - 1).clamp(min=1))
     else:
         unbiased_C = var_C * (count / max(count - 1, 1))
+    if launches.pay(mean_C):
+        # One call for each, instead of four.
+        for running_C, batch_C in ((norm.running_mean, mean_C), (norm.running_var, unbiased_C)):
+            weight = cast(share, running_C.dtype) if isinstance(share, Tensor) else share
+            running_C.lerp_(cast(batch_C, running_C.dtype), weight)
+        norm.num_batches_tracked.add_(1)
+        return
     try:
         norm.running_mean.copy_(norm.running_mean + share * (mean_C - norm.running_mean))
         norm.running_var.copy_(norm.running_var + share * (unbiased_C - norm.running_var))
