@@ -98,7 +98,7 @@ def test_small_inputs_of_affine_norms_go_through_few_calls(monkeypatch: pytest.M
 def test_second_derivatives_of_a_small_input() -> None:
     layer = _layer(FrozenBatchNorm, num_latents=3)
     x = torch.randn(1, 16, 3, 3, dtype=torch.float64, requires_grad=True)
-    assert few_calls.fits(layer.arrangement(), x.flatten(2).mT)
+    assert few_calls.fits(layer.arrangement(), x.flatten(2).mT, None, x.dtype)
     assert torch.autograd.gradgradcheck(layer, x)
 
 

@@ -38,6 +38,12 @@ class Cost:
 # Where everything held, the input included, is at most so much, it is held: computing it again would take longer than
 # the memory is worth. As measured: docs/results.md.
 HOLD_BYTES = 22 << 20
+# Likewise on a GPU, which computes faster beside its calls. The core took 6.1 ms a step holding and 7.4 ms computing
+# again for two samples of 512 x 100 x 168 with frozen norms, with peaks of 2.1 and 1.8 times the input's 69 MB; 9.6 and
+# 12.0 ms with batch norm, 11.8 and 17.9 ms with layer norm. Below it too, the plain path is taken instead of the core:
+# 10.8, 13.2 and 11.9 ms a step there with batch, group and layer norm, and at smaller sizes up to half the core's time,
+# with 6.1 times the input at its peak.
+HOLD_BYTES_ON_GPU = 512 << 20
 # Forward operations up to which the plain path is faster on a CPU: it has fewer calls. As measured: docs/results.md.
 SMALL_OPERATIONS = 1 << 25
 # Nodes of a small map, and numbers of a batch of such, for which the plain path is faster on a CPU with several
@@ -56,7 +62,9 @@ _CONVOLVED_ALONE, _CONVOLVED_INSIDE = (range(128, 401), 3 << 16), 1 << 20
 _SMALL_OUTPUT = 1 << 19
 
 
-def holds(config: LatentGNNConfig, nodes: int, element_size: int, *, norm: NormKind = "affine") -> bool:
+def holds(
+    config: LatentGNNConfig, nodes: int, element_size: int, *, norm: NormKind = "affine", on_gpu: bool = False
+) -> bool:
     """Whether a layer holds what it computes for the backward pass, and does not compute it again there.
 
     Args:
@@ -64,6 +72,7 @@ def holds(config: LatentGNNConfig, nodes: int, element_size: int, *, norm: NormK
         nodes: of all samples together.
         element_size: bytes of a number.
         norm: what kind the norms are.
+        on_gpu: where it computes.
 
     Example:
         >>> config = LatentGNNConfig(channels=1024, num_latents=100)
@@ -73,7 +82,23 @@ def holds(config: LatentGNNConfig, nodes: int, element_size: int, *, norm: NormK
     numbers = config.channels + _computed_numbers(config)
     if norm != "affine":
         numbers += _normalized_numbers(config) + _expanded_numbers(config, nodes, norm)
-    return nodes * element_size * numbers <= HOLD_BYTES
+    return nodes * element_size * numbers <= (HOLD_BYTES_ON_GPU if on_gpu else HOLD_BYTES)
+
+
+def plain_pays_on_gpu(config: LatentGNNConfig, nodes: int, element_size: int) -> bool:
+    """Whether a GPU may take the plain path for its fewer calls, since what that holds is not too much.
+
+    Args:
+        config: of the layer.
+        nodes: of all samples together.
+        element_size: bytes of a number.
+
+    Example:
+        >>> config = LatentGNNConfig(channels=512, num_latents=150, graph_conv=True)
+        >>> plain_pays_on_gpu(config, 2 * 100 * 168, 4), plain_pays_on_gpu(config, 4 * 100 * 168, 4)
+        (True, False)
+    """
+    return nodes * element_size * _plain_numbers(config) <= HOLD_BYTES_ON_GPU
 
 
 def is_small(config: LatentGNNConfig, nodes: int) -> bool:
@@ -141,6 +166,14 @@ def _computed_numbers(config: LatentGNNConfig) -> int:
     """Numbers a node that are computed on the way: values, assignments, features."""
     ways, latents = 1 if config.symmetric else 2, config.num_groups * sum(config.latents)
     return ways * (config.reduced_channels + latents) + len(config.latents) * config.reduced_channels
+
+
+def _plain_numbers(config: LatentGNNConfig) -> int:
+    """Numbers a node that the plain path holds: what each norm, ReLU and unit length is applied to or gives, and x."""
+    ways, latents = 1 if config.symmetric else 2, config.num_groups * sum(config.latents)
+    features = len(config.latents) * config.reduced_channels
+    inside = 2 * ways * config.reduced_channels + (2 * ways + 1) * latents + features * (1 + 2 * config.graph_conv)
+    return inside + config.channels * (2 + config.residual)
 
 
 def _normalized_numbers(config: LatentGNNConfig) -> int:

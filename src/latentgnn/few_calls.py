@@ -1,69 +1,158 @@
-"""The equations in as few calls as they take, for small inputs, where calls take much of the time.
+"""The equations in as few calls as they take, for small inputs and on GPUs, where calls take much of the time.
 
-For one group and norms that are affine maps, which are folded into the matrices. Gradients are autograd's.
+For one group. Norms that are affine maps are folded into the matrices; on a GPU, others are one call each.
+Gradients are autograd's.
 
-Axes: B batch, N nodes, C channels, R reduced channels, D latents of one kernel, O rows of matrices.
+Axes: B batch, N nodes, C channels, R reduced channels, D latents of one kernel, F features, O rows of matrices.
 """
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import cast
+from typing import cast as cast_type
 
 import torch
 from torch import Tensor
 
-from latentgnn.functional import gather, l2, mix, scatter
+from latentgnn import launches, modes
+from latentgnn.functional import cast, gather, l2, mix, scatter, wide
 from latentgnn.modes import is_transformed
+from latentgnn.norm_calls import are_single, norm_calls
 from latentgnn.norms import are_alike, joined_affine
 from latentgnn.plain import latent_scale
 from latentgnn.projections import Arrangement
-from latentgnn.steps import SMALL_MATRIX, apply_whole, laid_out_as
+from latentgnn.steps import SMALL_MATRIX, apply, apply_whole, laid_out_as, matrices_round_alike
 
 
-def fits(layer: Arrangement, x_BNC: Tensor) -> bool:
-    """Whether a layer is of the kind that this module computes, and folding its norms is worth copying its matrices.
-
-    That is so for small matrices, and where there are as many nodes as channels.
+def fits(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, compute: torch.dtype) -> bool:
+    """Whether a layer and an input are of the kind that this module computes, and it is worth it.
 
     Args:
         layer: its parameters.
-        x_BNC: the input, (B, N, C), on a CPU.
+        x_BNC: the input, (B, N, C).
+        mask_BN: nodes that take part.
+        compute: type of the products over nodes.
+    """
+    if layer.config.num_groups > 1 or is_transformed():
+        return False
+    if _folds(layer, x_BNC, compute):
+        return True
+    # Sums over channels may leave float16's range before a norm.
+    if not launches.pay(x_BNC) or compute == torch.float16:
+        return False
+    return (mask_BN is None or layer.norm_kind not in ("batch", "group")) and are_single(layer, x_BNC, compute)
+
+
+def _folds(layer: Arrangement, x_BNC: Tensor, compute: torch.dtype) -> bool:
+    """Whether norms can be folded into the matrices, and this is worth copying them.
+
+    It is for small matrices, where there are as many nodes as channels, and on a GPU.
     """
     config, matrix = layer.config, layer.tensors[0]
-    if layer.norm_kind != "affine" or config.num_groups > 1 or is_transformed():
+    if layer.norm_kind != "affine" or matrix is None:
         return False
-    if matrix is None or matrix.dtype != x_BNC.dtype:  # as under autocast
+    if not compute == matrix.dtype == x_BNC.dtype == wide(compute):
         return False
     rows = max(config.channels * len(config.latents), *config.latents)
     worth_it = rows * config.reduced_channels <= SMALL_MATRIX or x_BNC.shape[0] * x_BNC.shape[1] >= config.channels
-    return worth_it and are_alike(_norm_columns(layer), layer.eps)
+    return (worth_it or modes.is_on_gpu(x_BNC)) and are_alike(_norm_columns(layer), layer.eps)
 
 
 def _norm_columns(layer: Arrangement) -> list[list[Tensor | None]]:
     return [layer.tensors[place::5] for place in range(1, 5)]
 
 
-def latent_gnn(layer: Arrangement, x_BNC: Tensor) -> Tensor:
-    """The layer's output, (B, N, C), for all nodes of an input in the type of the weights."""
-    config, products = layer.config, _products(layer)
-    latents, ways = config.latents, len(layer.reduces)
-    values = l2(apply_whole(x_BNC, *next(products)).unflatten(-1, (ways, -1)), -1).unbind(2)
-    assigns = []
-    for value in values:
-        assign = torch.relu(apply_whole(value, *next(products)))
-        assigns.append([assign] if len(latents) == 1 else assign.split_with_sizes(latents, -1))
-    contexts = []
+def latent_gnn(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, compute: torch.dtype) -> Tensor:
+    """The layer's output, (B, N, C), for what `fits`.
+
+    Args:
+        layer: its parameters.
+        x_BNC: the input.
+        mask_BN: nodes that take part; the others come back unchanged.
+        compute: type of the products over nodes.
+    """
+    config = layer.config
+    projections = _Folded(layer) if _folds(layer, x_BNC, compute) else _Normed(layer, compute)
+    mask_BN1 = None if mask_BN is None else mask_BN.unsqueeze(-1)
+    # NaN too may be where nodes take no part.
+    inside_BNC = x_BNC if mask_BN1 is None else x_BNC.masked_fill(~mask_BN1, 0)
+    values = projections.values(inside_BNC)
+    assigns = [projections.rectified(value, config.latents) for value in values]
+    contexts: list[Tensor] = []
     for kernel in zip(*assigns, strict=True):
         back_BND = l2(kernel[-1], -1)
         assign_BND = back_BND if config.symmetric else kernel[0]
-        latent_BDR = gather(values[0], assign_BND)
-        scale_BD1 = latent_scale(config, assign_BND)
-        contexts.append(scatter(mix(latent_BDR if scale_BD1 is None else latent_BDR * scale_BD1), back_BND))
+        assign_BND = assign_BND if mask_BN1 is None else assign_BND * mask_BN1
+        latent_BDR = gather(values[0], assign_BND, latent_scale(config, assign_BND))
+        contexts.append(scatter(mix(latent_BDR), back_BND))
     if config.graph_conv:
-        contexts = [torch.relu(apply_whole(context, *next(products))) for context in contexts]
-    # A kernel of a single latent may have lost the order of the input's strides.
-    out_BNC = laid_out_as(x_BNC, apply_whole(_beside(contexts), *next(products)))
-    return out_BNC if layer.gamma is None else x_BNC + out_BNC
+        contexts = [projections.rectified(context, [config.reduced_channels])[0] for context in contexts]
+    out_BNC = projections.added(inside_BNC, _beside(contexts))
+    return out_BNC if mask_BN1 is None else torch.where(mask_BN1, out_BNC, x_BNC)
+
+
+class _Folded:
+    """A layer's projections, one after the other, whose norms are in their matrices."""
+
+    def __init__(self, layer: Arrangement) -> None:
+        self.ways, self.residual, self.products = len(layer.reduces), layer.gamma is not None, _products(layer)
+
+    def values(self, x_BNC: Tensor) -> Sequence[Tensor]:
+        """l2(norm(W x)) of each reduction."""
+        return l2(apply_whole(x_BNC, *next(self.products)).unflatten(-1, (self.ways, -1)), -1).unbind(2)
+
+    def rectified(self, x_BNR: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+        """relu(norm(W x)) of each of several matrices with so many rows."""
+        y_BNO = torch.relu(apply_whole(x_BNR, *next(self.products)))
+        return [y_BNO] if len(sizes) == 1 else y_BNO.split_with_sizes(list(sizes), -1)
+
+    def added(self, x_BNC: Tensor, context_BNF: Tensor) -> Tensor:
+        """x + gamma norm(U f), without x and gamma where the layer has no residual connection."""
+        weight_CF, shift_C = next(self.products)
+        innermost = x_BNC.stride(-1) != 1 and context_BNF.stride(-1) != 1
+        if self.residual and innermost and launches.pay(x_BNC) and matrices_round_alike(x_BNC):
+            # A convolution's shift and the sum would each be a pass over the output.
+            weight_BCF = weight_CF.expand(len(x_BNC), -1, -1)
+            if shift_C is None:
+                return torch.baddbmm(x_BNC.mT, weight_BCF, context_BNF.mT).mT
+            return (x_BNC.mT + shift_C.unsqueeze(1)).baddbmm_(weight_BCF, context_BNF.mT).mT
+        # A kernel of a single latent may have lost the order of the input's strides.
+        out_BNC = laid_out_as(x_BNC, apply_whole(context_BNF, weight_CF, shift_C))
+        return x_BNC + out_BNC if self.residual else out_BNC
+
+
+class _Normed:
+    """A layer's projections, one after the other, with a call for each norm."""
+
+    def __init__(self, layer: Arrangement, compute: torch.dtype) -> None:
+        self.gamma, self.compute = layer.gamma, compute
+        self.weights, self.norms = _joined_matrices(layer), iter(norm_calls(layer))
+        self.ways = len(layer.reduces)
+
+    def values(self, x_BNC: Tensor) -> Sequence[Tensor]:
+        """As `_Folded.values`."""
+        y, dim = self._product(cast(x_BNC, self.compute))
+        parts = [y] if self.ways == 1 else y.chunk(self.ways, dim)
+        return [l2(next(self.norms)(part, dim), -1) for part in parts]
+
+    def rectified(self, x_BNR: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+        """As `_Folded.rectified`."""
+        y, dim = self._product(x_BNR)
+        parts = [y] if len(sizes) == 1 else y.split_with_sizes(list(sizes), dim)
+        return [torch.relu(next(self.norms)(part, dim)) for part in parts]
+
+    def added(self, x_BNC: Tensor, context_BNF: Tensor) -> Tensor:
+        """As `_Folded.added`."""
+        y, dim = self._product(context_BNF)
+        out_BNC = laid_out_as(x_BNC, next(self.norms)(y, dim))
+        out_BNC = out_BNC if self.gamma is None else torch.addcmul(x_BNC, self.gamma, out_BNC)
+        return cast(out_BNC, x_BNC.dtype)
+
+    def _product(self, x_BNC: Tensor) -> tuple[Tensor, int]:
+        """W x, and the dimension of its channels: 1 where nodes lie innermost."""
+        weight_OC = cast(next(self.weights), self.compute)
+        if x_BNC.stride(-1) == 1:
+            return apply(x_BNC, weight_OC), 2
+        return torch.conv1d(x_BNC.mT, weight_OC.unsqueeze(-1)), 1
 
 
 def _beside(parts_BNR: Sequence[Tensor]) -> Tensor:
@@ -75,13 +164,18 @@ def _beside(parts_BNR: Sequence[Tensor]) -> Tensor:
     return torch.cat([part.mT for part in parts_BNR], 1).mT
 
 
-def _products(layer: Arrangement) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Matrices and shifts, norms and gamma in them, in the order of the equations; joined where they see the same."""
-    matrices = cast(list[Tensor], layer.tensors[::5])
+def _joined_matrices(layer: Arrangement) -> Iterator[Tensor]:
+    """The matrices in the order of the equations, joined where they see the same."""
+    matrices = cast_type(list[Tensor], layer.tensors[::5])
     joined = [len(layer.reduces), *map(len, layer.assigns), *[1] * (len(layer.convs) + 1)]
     ends = list(accumulate(joined))
     parts = [matrices[end - count : end] for end, count in zip(ends, joined, strict=True)]
-    weights = [part[0] if len(part) == 1 else torch.cat(part) for part in parts]
+    return iter(part[0] if len(part) == 1 else torch.cat(part) for part in parts)
+
+
+def _products(layer: Arrangement) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Matrices and shifts, norms and gamma in them, as `_joined_matrices` has them."""
+    weights = list(_joined_matrices(layer))
     if layer.tensors[1] is None:
         if layer.gamma is not None:
             weights[-1] = weights[-1] * layer.gamma

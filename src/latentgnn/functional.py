@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from latentgnn import launches
 from latentgnn.modes import is_exporting, is_in_function_transform
 
 NodeScale = Literal["published", "mean"]
@@ -56,6 +57,8 @@ def length(x: Tensor, dim: int) -> Tensor:
 
 def inverse_length(x: Tensor, dim: int) -> Tensor:
     """1 / length along `dim`, which is kept, in the wide type; 0 for what has none, with zero gradients."""
+    if launches.pay(x):
+        return launches.inverse_length(x, dim, wide(x.dtype), EPS)
     if x.stride(dim) == 1 and not _may_be_derived_twice(x):
         return reciprocal(length(x, dim))
     # Several times as fast on a CPU as `vector_norm` over what lies far apart; and it has second derivatives.
@@ -71,6 +74,8 @@ def l2(x: Tensor, dim: int) -> Tensor:
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
+    if launches.pay(x):
+        return launches.unit(x, dim, wide(x.dtype), EPS)
     return cast(x * inverse_length(x, dim), x.dtype)
 
 
@@ -80,7 +85,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     return torch.bmm(left, right) if left.dim() == 3 else torch.matmul(left, right)
 
 
-def gather(value_BNR: Tensor, assign_BND: Tensor) -> Tensor:
+def gather(value_BNR: Tensor, assign_BND: Tensor, scale_BD1: Tensor | None = None) -> Tensor:
     """Visible to latent, Z = P V^T: each latent sums the values of its nodes, weighted by their assignment.
 
     The sums add up over any partition of the nodes.
@@ -88,6 +93,7 @@ def gather(value_BNR: Tensor, assign_BND: Tensor) -> Tensor:
     Args:
         value_BNR: values of the visible nodes.
         assign_BND: assignment of each node to each latent, not negative.
+        scale_BD1: what the sums are multiplied by, in the wide type; ``None`` for 1.
 
     Returns:
         (B, D, R) in the wide type.
@@ -96,11 +102,23 @@ def gather(value_BNR: Tensor, assign_BND: Tensor) -> Tensor:
         >>> gather(torch.ones(1, 5, 2), torch.ones(1, 5, 1))
         tensor([[[5., 5.]]])
     """
-    # A float16 product over many nodes overflows before it is divided by the nodes' weight; 1 / N keeps it in range.
-    if assign_BND.dtype == torch.float16:
+    if value_BNR.dtype == assign_BND.dtype and _is_long_sum(assign_BND, value_BNR.shape[-1]):
+        sums_BDR = launches.sum_over_nodes(value_BNR, assign_BND)
+    elif assign_BND.dtype == torch.float16:
+        # A product over many nodes overflows before it is divided by the nodes' weight; 1 / N keeps it in range.
         nodes = max(assign_BND.shape[-2], 1)
-        return product(assign_BND.mT, value_BNR * nodes**-0.5).float() * nodes**0.5
-    return cast(product(assign_BND.mT, value_BNR), wide(value_BNR.dtype))
+        sums_BDR = product(assign_BND.mT, value_BNR * nodes**-0.5).float() * nodes**0.5
+    else:
+        sums_BDR = product(assign_BND.mT, value_BNR)
+    return cast(sums_BDR, wide(value_BNR.dtype)) if scale_BD1 is None else sums_BDR * scale_BD1
+
+
+def _is_long_sum(assign_BND: Tensor, columns: int) -> bool:
+    """Whether a sum over nodes on a GPU is faster in parts, or may leave float16's range in one of the passes."""
+    if not launches.pay(assign_BND) or assign_BND.dim() != 3 or assign_BND.dtype == torch.bfloat16:
+        return False
+    samples, nodes, latents = assign_BND.shape
+    return assign_BND.dtype == torch.float16 or launches.parts_of_sum(samples, latents, columns, nodes) > 1
 
 
 def node_weight(assign_BND: Tensor, *, node_scale: NodeScale) -> Tensor:
@@ -108,6 +126,13 @@ def node_weight(assign_BND: Tensor, *, node_scale: NodeScale) -> Tensor:
     if node_scale == "mean":
         return assign_BND.sum(-2, dtype=wide(assign_BND.dtype)).unsqueeze(-1)
     return length(assign_BND, -2).mT
+
+
+def inverse_node_weight(assign_BND: Tensor, *, node_scale: NodeScale) -> Tensor:
+    """1 / `node_weight`, 0 where that is 0."""
+    if node_scale == "published" and launches.pay(assign_BND):
+        return inverse_length(assign_BND, -2).mT
+    return reciprocal(node_weight(assign_BND, node_scale=node_scale))
 
 
 def affinity(latent_BDR: Tensor) -> Tensor:
@@ -132,6 +157,8 @@ def scatter(latent_BDR: Tensor, assign_BND: Tensor) -> Tensor:
 
     Nodes are innermost in memory where they are in the assignments.
     """
+    if _is_long_sum(assign_BND, latent_BDR.shape[-1]):
+        return launches.spread(latent_BDR, assign_BND)
     latent_BDR = cast(latent_BDR, assign_BND.dtype)
     if is_exporting() or assign_BND.stride(-1) == 1:
         return product(assign_BND, latent_BDR)

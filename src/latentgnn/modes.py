@@ -1,7 +1,13 @@
-"""Which of PyTorch's modes are active where the layer runs."""
+"""Where the layer runs: on which kind of device, and which of PyTorch's modes are active."""
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
+
+
+def is_on_gpu(x: Tensor) -> bool:
+    """Whether a tensor is on a GPU, where a call often costs more than its arithmetic."""
+    return x.is_cuda
 
 
 def is_exporting() -> bool:

@@ -3,7 +3,7 @@
 Axes: B batch, N nodes, C channels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 from typing import cast as cast_type
@@ -15,6 +15,7 @@ from torch.distributed import group as group_of_all
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from latentgnn import launches
 from latentgnn.functional import cast, wide
 from latentgnn.modes import is_in_function_transform, is_transformed
 from latentgnn.modules import own_tensor
@@ -142,8 +143,16 @@ def joined_affine(
 
     All norms at once: they are small, and each call costs more than its arithmetic. Arguments are those of `affines`.
     """
-    weight, bias, mean, var = (cast(torch.cat(cast_type(list[Tensor], column)), dtype) for column in columns)
+    # Statistics are not joined with what is learnt, whose gradient they would otherwise have too.
+    weight, bias = _joined(columns[:2], dtype)
+    mean, var = _joined(columns[2:], dtype)
     return affine_of_statistics(mean, var, weight, bias, eps[0])
+
+
+def _joined(columns: Sequence[Sequence[Tensor | None]], dtype: torch.dtype) -> Iterator[Tensor]:
+    """The tensors of each column one after the other."""
+    together = torch.cat([tensor for column in columns for tensor in cast_type(list[Tensor], column)])
+    return iter(cast(together, dtype).chunk(len(columns)))
 
 
 def is_frozen(norm: nn.Module) -> bool:
@@ -214,23 +223,34 @@ def synchronizes(norm: nn.Module) -> bool:
     return isinstance(norm, nn.SyncBatchNorm) and is_initialized() and get_world_size(norm.process_group) > 1
 
 
-def normalize(norm: nn.Module, y_BNC: Tensor, mask_BN: Tensor | None, group: str = "") -> Tensor:
-    """Apply a norm to nodes, with statistics from the nodes in the mask alone, in the wide type.
+def normalize(
+    norm: nn.Module, y_BNC: Tensor, mask_BN: Tensor | None, group: str = "", *, counted: bool = False
+) -> Tensor:
+    """Apply a norm to nodes, with statistics from the nodes in the mask alone.
+
+    The result is in the wide type, or where a GPU applies the norm in one call, which computes in that type inside, in
+    the type of what it is applied to.
 
     Args:
         norm: to apply.
         y_BNC: what it is applied to.
         mask_BN: nodes that take part.
         group: the name of the process group whose processes hold the nodes; empty where this one holds all.
+        counted: the batch is in the norm's counter already, by `count_batch`.
 
     Raises:
         ValueError: a mask with a norm of unknown kind, whose statistics nothing is known of.
     """
-    y_BNC = cast(y_BNC, wide(y_BNC.dtype))
+    as_it_is = mask_BN is None and launches.pay(y_BNC) and _reads(norm, y_BNC.dtype)
+    if not as_it_is or (isinstance(norm, nn.GroupNorm) and y_BNC.stride(-1) == 1):
+        y_BNC = cast(y_BNC, wide(y_BNC.dtype))
     if isinstance(norm, nn.Identity):
         return y_BNC
-    if mask_BN is None and isinstance(norm, _BatchNorm) and _takes_one_call(norm, y_BNC, group):
-        return _batch_norm(norm, y_BNC)
+    if mask_BN is None and isinstance(norm, _BatchNorm) and _takes_one_call(norm, y_BNC, y_BNC.dtype, group):
+        return _batch_norm(norm, y_BNC, counted=counted)
+    if as_it_is and is_frozen(norm):
+        weight_C, bias_C, mean_C, var_C = norm_tensors(norm)
+        return _one_batch_norm(y_BNC, weight_C, bias_C, mean_C, var_C, False, 0.0, cast_type(float, norm.eps))
     if isinstance(norm, nn.LayerNorm):
         weight_C, bias_C = _widened(norm.weight, y_BNC), _widened(norm.bias, y_BNC)
         return nn.functional.layer_norm(y_BNC, norm.normalized_shape, weight_C, bias_C, norm.eps)
@@ -253,23 +273,79 @@ def normalize(norm: nn.Module, y_BNC: Tensor, mask_BN: Tensor | None, group: str
     return norm(y_BNC.mT).mT
 
 
-def _takes_one_call(norm: _BatchNorm, y_BNC: Tensor, group: str) -> bool:
-    """Whether PyTorch's batch norm may be called as it is; it knows no transforms and no parts of a batch."""
+def _reads(norm: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether PyTorch applies a norm of a known kind to tensors of a type in one call.
+
+    Batch norms may have tensors of the wide type beside those of a half type.
+    """
+    if isinstance(norm, nn.Identity):
+        return True
+    both = isinstance(norm, _BatchNorm) or is_frozen(norm)
+    if not both and not isinstance(norm, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
+        return False
+    types = {tensor.dtype for tensor in norm_tensors(norm) if tensor is not None}
+    return types <= {dtype} or (both and types == {wide(dtype)})
+
+
+def _takes_one_call(norm: _BatchNorm, y_BNC: Tensor, dtype: torch.dtype, group: str) -> bool:
+    """Whether PyTorch's batch norm may be called on a tensor like one, of a type, as it is.
+
+    It knows no transforms and no parts of a batch.
+    """
     if torch.compiler.is_compiling() or is_transformed() or is_traceable_wrapper_subclass(cast_type(object, y_BNC)):
         return False
-    if (norm.weight is not None and norm.weight.dtype != y_BNC.dtype) or synchronizes(norm):
+    if synchronizes(norm):
+        return False
+    alike = norm.weight is None or norm.weight.dtype == dtype
+    if not alike and not (launches.pay(y_BNC) and _reads(norm, dtype)):
         return False
     if not uses_batch_statistics(norm):
         return True
     return not group and norm.momentum is not None and y_BNC.shape[0] * y_BNC.shape[1] > 1
 
 
-def _batch_norm(norm: _BatchNorm, y_BNC: Tensor) -> Tensor:
+def count_batch(norms: Sequence[nn.Module], x_BNC: Tensor, compute: torch.dtype) -> bool:
+    """Count a batch in the counters of all norms in one call, if each learns from it in one call.
+
+    Args:
+        norms: of a layer.
+        x_BNC: its input.
+        compute: type of the products over nodes.
+    """
+    if not launches.pay(x_BNC):
+        return False
+    # Float16 is normalised as float32 where it might be out of range.
+    types = {compute, torch.float32} if compute == torch.float16 else {compute}
+    counters = []
+    for norm in norms:
+        if not isinstance(norm, _BatchNorm) or not tracks(norm) or norm.num_batches_tracked is None:
+            return False
+        if not all(_takes_one_call(norm, x_BNC, dtype, "") for dtype in types):
+            return False
+        counters.append(norm.num_batches_tracked)
+    torch._foreach_add_(counters, 1)
+    return True
+
+
+def _batch_norm(norm: _BatchNorm, y_BNC: Tensor, *, counted: bool) -> Tensor:
     batch = uses_batch_statistics(norm)
-    running = (norm.running_mean, norm.running_var) if tracks(norm) or not batch else (None, None)
-    if tracks(norm) and norm.num_batches_tracked is not None:
+    mean_C, var_C = (norm.running_mean, norm.running_var) if tracks(norm) or not batch else (None, None)
+    if tracks(norm) and norm.num_batches_tracked is not None and not counted:
         norm.num_batches_tracked.add_(1)
-    arguments = norm.weight, norm.bias, *running, batch, norm.momentum or 0.0, norm.eps, torch.backends.cudnn.enabled
+    return _one_batch_norm(y_BNC, norm.weight, norm.bias, mean_C, var_C, batch, norm.momentum or 0.0, norm.eps)
+
+
+def _one_batch_norm(
+    y_BNC: Tensor,
+    weight_C: Tensor | None,
+    bias_C: Tensor | None,
+    mean_C: Tensor | None,
+    var_C: Tensor | None,
+    batch: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    arguments = weight_C, bias_C, mean_C, var_C, batch, momentum, eps, torch.backends.cudnn.enabled
     # Three or two dimensions: with four, PyTorch's gradients are wrong for some strides.
     if y_BNC.stride(-1) == 1:
         return torch.batch_norm(y_BNC.flatten(0, 1), *arguments).view(y_BNC.shape)
@@ -383,6 +459,13 @@ def _update_running(norm: _BatchNorm, mean_C: Tensor, var_C: Tensor, count: Tens
         unbiased_C = var_C * (count / (count - 1).clamp(min=1))
     else:
         unbiased_C = var_C * (count / max(count - 1, 1))
+    if launches.pay(mean_C):
+        # One call for each, instead of four.
+        for running_C, batch_C in ((norm.running_mean, mean_C), (norm.running_var, unbiased_C)):
+            weight = cast(share, running_C.dtype) if isinstance(share, Tensor) else share
+            running_C.lerp_(cast(batch_C, running_C.dtype), weight)
+        norm.num_batches_tracked.add_(1)
+        return
     try:
         norm.running_mean.copy_(norm.running_mean + share * (mean_C - norm.running_mean))
         norm.running_var.copy_(norm.running_var + share * (unbiased_C - norm.running_var))

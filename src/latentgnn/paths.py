@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode, is_traceable_wrapper_subclass
 
-from latentgnn import cost, few_calls, plain
+from latentgnn import cost, few_calls, modes, plain
 from latentgnn.config import LatentGNNConfig
 from latentgnn.core import node
 from latentgnn.core.layouts import is_plain, nodes_innermost
@@ -33,6 +33,9 @@ Memory = Literal["auto", "hold", "recompute"]
 
 _SMALL = "the input is so small that calls cost more than arithmetic, and the plain path has fewer"
 _FEW_NODES = "the map has few nodes, which the plain path takes faster"
+_ON_GPU = "the input is on a GPU, where the plain path takes less time, and does not hold too much"
+_FEW_ON_GPU = "the input is on a GPU, where few calls take less time than the core's"
+_COMPILED = "a compiler fuses the plain path's operations on a GPU"
 _memory: ContextVar[Memory] = ContextVar("latentgnn_memory", default="auto")
 
 
@@ -42,8 +45,9 @@ def memory(choice: Memory) -> Iterator[None]:
 
     Args:
         choice: ``hold`` keeps what the forward pass computes; ``recompute`` keeps the input and little more, and
-            computes it again; both take the core where it can be had. ``auto``, the default, holds where
-            `latentgnn.cost.holds` says so, and takes the plain path for small inputs.
+            computes it again; both take the core where it can be had, unless a compiler traces for a GPU. ``auto``,
+            the default, holds where `latentgnn.cost.holds` says so, and takes the plain path for small inputs and on
+            GPUs, where that does not hold too much.
 
     Raises:
         ValueError: another choice.
@@ -68,7 +72,8 @@ def holds(config: LatentGNNConfig, x_BNC: Tensor, norm: NormKind | None) -> bool
     choice = _memory.get()
     if choice != "auto":
         return choice == "hold"
-    return cost.holds(config, x_BNC.shape[0] * x_BNC.shape[1], x_BNC.element_size(), norm=norm or "affine")
+    nodes, on_gpu = x_BNC.shape[0] * x_BNC.shape[1], modes.is_on_gpu(x_BNC)
+    return cost.holds(config, nodes, x_BNC.element_size(), norm=norm or "affine", on_gpu=on_gpu)
 
 
 def why_not_core(
@@ -91,6 +96,8 @@ def why_not_core(
         return "exported programs must run where this library is not installed"
     if small := _why_small(layer, x_BNC, mask_BN, offsets, compute):
         return small
+    if faster := _why_on_gpu(layer, x_BNC, mask_BN, offsets, compute):
+        return faster
     if is_transformed():
         return "a transform of torch.func is active, or forward-mode derivatives are being computed"
     norms, kind = layer.norms, layer.norm_kind
@@ -117,11 +124,14 @@ def _why_small(
     layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, compute: torch.dtype
 ) -> str | None:
     """Why an input is too small for the core to be faster: measured on CPUs, for all nodes of plain tensors."""
-    if mask_BN is not None or offsets is not None or x_BNC.device.type != "cpu" or _memory.get() != "auto":
+    # In PyTorch 2.11, Dynamo cannot read a context variable.
+    if torch.compiler.is_compiling() or mask_BN is not None or offsets is not None or x_BNC.device.type != "cpu":
+        return None
+    if _memory.get() != "auto":
         return None
     if layer.ranks is not None:  # processes with parts of other sizes must make the same sums
         return None
-    traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or not node.has_values(x_BNC)
+    traced = is_in_torch_dispatch_mode() or not node.has_values(x_BNC)
     if traced or not is_plain(x_BNC) or not compute == x_BNC.dtype == wide(compute):
         return None
     samples, nodes, _ = x_BNC.shape
@@ -134,6 +144,25 @@ def _why_small(
         layer.config, samples, nodes, recorded=recorded, norm=kind, threads=threads
     ):
         return _FEW_NODES
+    return None
+
+
+def _why_on_gpu(
+    layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, compute: torch.dtype
+) -> str | None:
+    """Why the plain path is faster on a GPU, where it has fewer calls; not for packed points, which it takes apart."""
+    if not modes.is_on_gpu(x_BNC) or offsets is not None or layer.ranks is not None:
+        return None
+    if torch.compiler.is_compiling():
+        return _COMPILED
+    if _memory.get() != "auto" or is_in_torch_dispatch_mode() or not node.has_values(x_BNC) or not is_plain(x_BNC):
+        return None
+    few = few_calls.fits(layer, x_BNC, mask_BN, compute)
+    # Folded norms are not applied to anything that would be held.
+    folded = few and layer.norm_kind == "affine" and compute == wide(compute)
+    nodes = x_BNC.shape[0] * x_BNC.shape[1]
+    if folded or cost.plain_pays_on_gpu(layer.config, nodes, x_BNC.element_size()):
+        return _FEW_ON_GPU if few else _ON_GPU
     return None
 
 
@@ -196,9 +225,12 @@ def _by_path(
     why_not = why_not_core(layer, x_BNC, mask_BN, compute, offsets)
     if why_not is None:
         return _core(layer, x_BNC, mask_BN, offsets, compute)
-    recompute = _recomputes(layer, x_BNC)
-    if why_not in (_SMALL, _FEW_NODES) and not recompute and few_calls.fits(layer, x_BNC):
-        return few_calls.latent_gnn(layer, x_BNC)
+    if why_not == _FEW_ON_GPU:
+        return few_calls.latent_gnn(layer, x_BNC, mask_BN, compute)
+    recompute = why_not != _ON_GPU and _recomputes(layer, x_BNC)
+    few = why_not in (_SMALL, _FEW_NODES, _COMPILED) and not recompute
+    if few and few_calls.fits(layer, x_BNC, mask_BN, compute):
+        return few_calls.latent_gnn(layer, x_BNC, mask_BN, compute)
     return plain.latent_gnn(layer, x_BNC, nodes_of(x_BNC, mask_BN, offsets, layer.ranks), compute, recompute=recompute)
 
 

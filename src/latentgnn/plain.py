@@ -20,15 +20,15 @@ from latentgnn.functional import (
     NodeScale,
     cast,
     gather,
+    inverse_node_weight,
     l2,
     mix,
     node_weight,
-    reciprocal,
     scatter,
     wide,
 )
 from latentgnn.modes import is_exporting
-from latentgnn.norms import is_repeatable
+from latentgnn.norms import count_batch, is_repeatable
 from latentgnn.projections import Arrangement
 from latentgnn.ranks import added
 from latentgnn.samples import Nodes
@@ -77,7 +77,8 @@ def _recomputed(
 
 
 def _output(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype) -> Tensor:
-    config, steps = layer.config, steps_of(layer, compute)
+    counted = nodes.mask_BN is None and not nodes.group and count_batch(layer.norms, x_BNC, compute)
+    config, steps = layer.config, steps_of(layer, compute, counted=counted)
     inside_BNC = _inside(x_BNC, nodes)
     values = values_of(config, steps.reduces, inside_BNC, nodes, compute)
     pairs = [assignments(config, steps, index, values, nodes, compute) for index in range(len(config.latents))]
@@ -146,7 +147,7 @@ def values_of(
     raw = apply(cast(x_BNC, compute), weight_RC)
     raw = raw if scale is None else raw.float() * scale
     return [
-        cast(l2(_grouped(normalized(step.norm, value, nodes), groups), -1), compute)
+        cast(l2(_grouped(normalized(step, value, nodes), groups), -1), compute)
         for step, value in zip(reduces, raw.chunk(len(reduces), -1), strict=True)
     ]
 
@@ -184,7 +185,7 @@ def latent_scale(config: LatentGNNConfig, assign_BGND: Tensor) -> Tensor | None:
     """What the sums of a kernel are multiplied by, (B, G, D_k, 1): P's scale over nodes; ``None`` where that is 1."""
     if config.symmetric and config.node_scale == "published":
         return None
-    return reciprocal(node_weight(assign_BGND, node_scale=config.node_scale))
+    return inverse_node_weight(assign_BGND, node_scale=config.node_scale)
 
 
 def _latents(

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentgnn import launches, modes
 from latentgnn.functional import cast, wide
 from latentgnn.modes import is_exporting, is_transformed
 from latentgnn.norms import normalize
@@ -19,10 +20,17 @@ from latentgnn.samples import Nodes
 
 
 class Step(NamedTuple):
-    """A matrix and the norm that follows it."""
+    """A matrix and the norm that follows it.
+
+    Args:
+        weight: the matrix.
+        norm: that follows it.
+        counted: the batch is in the norm's counter already.
+    """
 
     weight: Tensor
     norm: nn.Module
+    counted: bool = False
 
 
 class Steps(NamedTuple):
@@ -43,15 +51,15 @@ class Steps(NamedTuple):
 
 # Numbers of a matrix up to which copying it costs no more than the call that this saves.
 SMALL_MATRIX = 1 << 16
-# Multiply-adds below which a batched product takes less time on a CPU than a convolution. As measured: docs/results.md.
+# On a CPU, multiply-adds below which a batched product is faster than a convolution. As measured: docs/results.md.
 _SMALL_PRODUCT = 1 << 23
 
 
-def steps_of(layer: Arrangement, compute: torch.dtype) -> Steps:
+def steps_of(layer: Arrangement, compute: torch.dtype, *, counted: bool = False) -> Steps:
     """The projections of a layer, with matrices in the type of the products."""
     kernels, ways = len(layer.config.latents), len(layer.reduces)
     weights = [cast(weight, compute) for weight in cast_type(list[Tensor], layer.tensors[::5])]
-    steps = [Step(weight, norm) for weight, norm in zip(weights, layer.norms, strict=True)]
+    steps = [Step(weight, norm, counted) for weight, norm in zip(weights, layer.norms, strict=True)]
     assigns = [steps[ways + way * kernels : ways + (way + 1) * kernels] for way in range(ways)]
     return Steps(steps[:ways], assigns, steps[ways + ways * kernels : -1], steps[-1])
 
@@ -68,15 +76,14 @@ def is_large(weight_OC: Tensor, nodes: int) -> bool:
 
 def projected(step: Step, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, groups: int = 1) -> Tensor:
     """norm(W x), in the type of the products."""
-    return cast(normalized(step.norm, apply(x_BNC, step.weight, groups), nodes), compute)
+    return cast(normalized(step, apply(x_BNC, step.weight, groups), nodes), compute)
 
 
 def apply(x_BNC: Tensor, weight_OC: Tensor, groups: int = 1) -> Tensor:
     """x W^T; with groups, each group of rows of W takes a group of channels."""
+    if groups == 1 and x_BNC.dtype == wide(x_BNC.dtype) and not is_traced() and (x_BNC.is_cpu or launches.pay(x_BNC)):
+        return apply_whole(x_BNC, weight_OC)
     if x_BNC.stride(-1) != 1 and not is_exporting():
-        wide_on_cpu = x_BNC.device.type == "cpu" and x_BNC.dtype == wide(x_BNC.dtype)
-        if groups == 1 and wide_on_cpu and not is_traced():
-            return apply_whole(x_BNC, weight_OC)
         return torch.conv1d(x_BNC.mT, weight_OC.unsqueeze(-1), groups=groups).mT
     if groups == 1:
         return F.linear(x_BNC, weight_OC)
@@ -85,16 +92,34 @@ def apply(x_BNC: Tensor, weight_OC: Tensor, groups: int = 1) -> Tensor:
 
 
 def apply_whole(x_BNC: Tensor, weight_OC: Tensor, shift_O: Tensor | None = None) -> Tensor:
-    """x W^T + shift, of a float32 or float64 tensor on a CPU, by the routine that suits its size."""
+    """x W^T + shift, of a float32 or float64 tensor, by the routine that suits its size and its device."""
+    on_gpu = modes.is_on_gpu(x_BNC)
     if x_BNC.stride(-1) == 1:
-        return F.linear(x_BNC, weight_OC, shift_O)
+        if not on_gpu or is_traced() or matrices_round_alike(x_BNC):
+            return F.linear(x_BNC, weight_OC, shift_O)
+        # Nodes as the width of images whose channels lie innermost.
+        y_BO1N = torch.conv2d(x_BNC.mT.unsqueeze(2), weight_OC[:, :, None, None], shift_O)
+        return y_BO1N.squeeze(2).mT
     x_BCN = x_BNC.mT
-    if weight_OC.shape[0] * x_BCN.numel() >= _SMALL_PRODUCT:
+    if on_gpu or weight_OC.shape[0] * x_BCN.numel() >= _SMALL_PRODUCT:
         return torch.conv1d(x_BCN, weight_OC.unsqueeze(-1), shift_O).mT
     weight_BOC = weight_OC.expand(x_BCN.shape[0], -1, -1)
     if shift_O is None:
         return torch.bmm(weight_BOC, x_BCN).mT
     return torch.baddbmm(shift_O.unsqueeze(1), weight_BOC, x_BCN).mT
+
+
+def matrices_round_alike(x: Tensor) -> bool:
+    """Whether a GPU's convolutions of a tensor and its matrix products have one precision.
+
+    PyTorch lets convolutions of float32 round to TF32 and matrix products not, unless it is told otherwise: what the
+    published layer writes as a convolution is faster as one, and may round like one.
+    """
+    if x.dtype != torch.float32:
+        return True
+    conv: str = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    matmul: str = torch.backends.cuda.matmul.fp32_precision
+    return (conv == "tf32") == (matmul == "tf32")
 
 
 def laid_out_as(x_BNC: Tensor, out_BNC: Tensor) -> Tensor:
@@ -105,10 +130,11 @@ def laid_out_as(x_BNC: Tensor, out_BNC: Tensor) -> Tensor:
     return out_BNC.contiguous() if x_BNC.stride(-1) == 1 else out_BNC.mT.contiguous().mT
 
 
-def normalized(norm: nn.Module, x_BNF: Tensor, nodes: Nodes) -> Tensor:
-    """A norm over the nodes of each sample; a batch norm over those of all."""
+def normalized(step: Step, x_BNF: Tensor, nodes: Nodes) -> Tensor:
+    """A step's norm over the nodes of each sample; a batch norm over those of all."""
+    norm = step.norm
     if not nodes.are_packed or not _differs_by_sample(norm):
-        return normalize(norm, x_BNF, nodes.mask_BN, nodes.group)
+        return normalize(norm, x_BNF, nodes.mask_BN, nodes.group, counted=step.counted)
     parts = nodes.split(x_BNF)
     if nodes.member_SN is not None:
         return nodes.joined([normalize(norm, part, nodes.member_SN) for part in parts])

@@ -10,10 +10,14 @@ from hypothesis import strategies as st
 from sweep import relative_error
 from test_passes import all_gradients, laid_out
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.measure import held_bytes
 from latentgnn import LatentGNN, PackedLatentGNN, reference
 from latentgnn.core import batch_norm, expand, inputs, layouts
+from latentgnn.core.nodes import Block
+from latentgnn.core.statistics import OfSample
 from latentgnn.norms import group_norm
 from latentgnn.paths import memory, why_not_core
 
@@ -158,3 +162,31 @@ def test_a_weight_changed_between_the_passes_raises(norm: str) -> None:
         layer.expand.norm.weight.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.sum().backward()
+
+
+class _GroupNorms(TorchDispatchMode):
+    """Which tensors over nodes PyTorch's group norm gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "group_norm" in func.__name__:
+            self.given += [value for value in args if isinstance(value, Tensor) and value.dim() > 2]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("innermost", [False, True])
+def test_on_a_gpu_group_norm_gets_what_it_can_read(innermost: bool) -> None:
+    everything = slice(None)
+    block = Block(everything, everything, everything, bounds=(0, 3, 7))
+    norm = OfSample(1e-5, 2)
+    with FakeTensorMode(), _GroupNorms() as seen:
+        raw, weight, bias = (torch.empty(shape, device="cuda") for shape in [(1, 7, 4), (4,), (4,)])
+        raw = torch.empty(1, 4, 7, device="cuda").mT if innermost else raw
+        y, statistics = norm.normalize(raw, weight, bias, block)
+        grad, *_ = norm.backward(torch.empty_like(raw), raw, weight, statistics, block)
+    assert len(seen.given) == 6
+    assert all(given.is_contiguous() for given in seen.given)
+    assert y.stride() == grad.stride() == raw.stride()

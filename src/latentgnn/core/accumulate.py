@@ -101,7 +101,9 @@ def _add_batch(
     if base_sTC is None:
         out_sTC.copy_(project(x_sTK, matrix_CK, shift_C))
         return
-    if not base_sTC.dtype == out_sTC.dtype == x_sTK.dtype:
+    # cuBLAS refuses some strides that a single row or column may have.
+    single = not x_sTK.is_cpu and len(x_sTK) == 1 and 1 in out_sTC.shape[1:]
+    if single or not base_sTC.dtype == out_sTC.dtype == x_sTK.dtype:
         torch.add(base_sTC, project(x_sTK, matrix_CK, shift_C), out=out_sTC)
         return
     base, left, right, out = base_sTC, x_sTK, matrix_CK.mT.expand(len(x_sTK), -1, -1), out_sTC

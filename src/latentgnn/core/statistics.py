@@ -67,7 +67,7 @@ class OfSample:
             y, mean, inverse = torch.native_group_norm(
                 x, weight_F, bias_F, x.shape[0], x.shape[1], raw.shape[1], self.groups, self.eps
             )
-            parts.append(_channels_last(y))
+            parts.append(_channels_last(y, raw))
             means.append(mean)
             inverses.append(inverse)
         return _cat_nodes(parts), Statistics(_cat(means), _cat(inverses))
@@ -90,22 +90,27 @@ class OfSample:
                 *(_channels_first(grad, innermost=innermost), x, statistics.mean[own], statistics.inverse[own]),
                 *(weight_F, x.shape[0], x.shape[1], raw.shape[1], self.groups, wanted),
             )
-            parts.append(_channels_last(grad_x))
+            parts.append(_channels_last(grad_x, raw))
             if weight_F is not None:
                 totals = [new if total is None else total + new for total, new in zip(totals, grads, strict=True)]
         return _cat_nodes(parts), totals[0], totals[1]
 
 
 def _channels_first(x_sTF: Tensor, *, innermost: bool | None = None) -> Tensor:
-    """(s, F, T) where nodes lie innermost; otherwise (s, F, 1, T) in PyTorch's channels-last order."""
-    if nodes_innermost(x_sTF) if innermost is None else innermost:
+    """(s, F, T) where nodes lie innermost; otherwise (s, F, 1, T) in PyTorch's channels-last order.
+
+    That order is for CPUs alone: elsewhere, PyTorch's group norm reads numbers in the order of their dimensions.
+    """
+    if not x_sTF.is_cpu or (nodes_innermost(x_sTF) if innermost is None else innermost):
         return x_sTF.mT.contiguous()
     return x_sTF.contiguous().mT.unsqueeze(2)
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    """Back from `_channels_first`."""
-    return x.mT if x.dim() == 3 else x.squeeze(2).mT
+def _channels_last(x: Tensor, raw_sTF: Tensor) -> Tensor:
+    """Back from `_channels_first`, in the layout of what was normalised."""
+    if x.dim() == 4:
+        return x.squeeze(2).mT
+    return x.mT if nodes_innermost(raw_sTF) else x.mT.contiguous()
 
 
 def _cat(parts: Sequence[Tensor]) -> Tensor:

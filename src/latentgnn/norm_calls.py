@@ -1,0 +1,92 @@
+"""The norms of a layer as one call of PyTorch each, for GPUs: what is asked of a norm is asked once for all of them.
+
+Axes: B batch, N nodes, O channels of what is normalised.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from latentgnn.functional import wide
+from latentgnn.norms import synchronizes, tracks
+from latentgnn.projections import Arrangement
+
+# Takes what is normalised, (B, N, O), or (B, O, N) where the dimension given is 1; gives (B, N, O).
+NormCall = Callable[[Tensor, int], Tensor]
+
+
+def are_single(layer: Arrangement, x_BNC: Tensor, compute: torch.dtype) -> bool:
+    """Whether each norm of a layer is one call for all nodes of an input, in the type of the products.
+
+    Args:
+        layer: its parameters.
+        x_BNC: the input.
+        compute: type of the products over nodes.
+    """
+    kind = layer.norm_kind
+    if kind is None or (kind == "group" and x_BNC.stride(-1) == 1):
+        return False
+    types = {tensor.dtype for place in range(1, 5) for tensor in layer.tensors[place::5] if tensor is not None}
+    # Batch norms may have tensors of the wide type beside what they are applied to.
+    if not (types <= {compute} or (kind in ("affine", "batch") and types == {wide(compute)})):
+        return False
+    if kind != "batch":
+        return True
+    if x_BNC.shape[0] * x_BNC.shape[1] < 2:
+        return False
+    return not any(synchronizes(norm) or norm.momentum is None for norm in layer.norms)
+
+
+def norm_calls(layer: Arrangement) -> list[NormCall]:
+    """A call for each norm of a layer that `are_single` accepts; counts the batch where batch norms learn from it."""
+    counters = [
+        counter
+        for norm in layer.norms
+        if layer.norm_kind == "batch" and tracks(norm) and (counter := norm.num_batches_tracked) is not None
+    ]
+    if counters:
+        torch._foreach_add_(cast(list[Tensor], counters), 1)
+    tensors = layer.tensors
+    return [_call(layer, norm, tensors[5 * index + 1 : 5 * index + 5]) for index, norm in enumerate(layer.norms)]
+
+
+def _call(layer: Arrangement, norm: nn.Module, tensors: Sequence[Tensor | None]) -> NormCall:
+    weight_O, bias_O, mean_O, var_O = tensors
+    if layer.norm_kind == "group":
+        return partial(_group_norm, (cast(nn.GroupNorm, norm).num_groups, weight_O, bias_O, norm.eps))
+    if layer.norm_kind == "layer":
+        return partial(_over_channels, torch.layer_norm, (weight_O, bias_O, norm.eps))
+    if layer.norm_kind == "rms":
+        return partial(_over_channels, torch.rms_norm, (weight_O, norm.eps))
+    if isinstance(norm, nn.Identity):
+        return _identity
+    batch = layer.norm_kind == "batch"
+    if batch and not tracks(norm):
+        mean_O = var_O = None
+    momentum = cast(_BatchNorm, norm).momentum if batch else 0.0
+    return partial(
+        _batch_norm, (weight_O, bias_O, mean_O, var_O, batch, momentum, norm.eps, torch.backends.cudnn.enabled)
+    )
+
+
+def _identity(y: Tensor, dim: int) -> Tensor:
+    return y.mT if dim == 1 else y
+
+
+def _batch_norm(arguments: Sequence[object], y: Tensor, dim: int) -> Tensor:
+    if dim == 1:
+        return torch.batch_norm(y, *arguments).mT  # type: ignore[arg-type]
+    return torch.batch_norm(y.flatten(0, 1), *arguments).view(y.shape)  # type: ignore[arg-type]
+
+
+def _group_norm(arguments: Sequence[object], y: Tensor, dim: int) -> Tensor:
+    return torch.group_norm(y if dim == 1 else y.mT, *arguments).mT  # type: ignore[arg-type]
+
+
+def _over_channels(call: Callable[..., Tensor], arguments: Sequence[object], y: Tensor, dim: int) -> Tensor:
+    y_BNO = y.mT if dim == 1 else y
+    return call(y_BNO, y_BNO.shape[-1:], *arguments)
