@@ -44,6 +44,9 @@ HOLD_BYTES = 22 << 20
 # 10.8, 13.2 and 11.9 ms a step there with batch, group and layer norm, and at smaller sizes up to half the core's time,
 # with 6.1 times the input at its peak.
 HOLD_BYTES_ON_GPU = 512 << 20
+# Numbers of an input from which on the Triton kernels, as one operator, take a GPU less time than what a compiler makes
+# of the plain path. As measured: docs/results.md.
+KERNELS_PAY_COMPILED = 1 << 23
 # Forward operations up to which the plain path is faster on a CPU: it has fewer calls. As measured: docs/results.md.
 SMALL_OPERATIONS = 1 << 25
 # Nodes of a small map, and numbers of a batch of such, for which the plain path is faster on a CPU with several
@@ -99,6 +102,16 @@ def plain_pays_on_gpu(config: LatentGNNConfig, nodes: int, element_size: int) ->
         (True, False)
     """
     return nodes * element_size * _plain_numbers(config) <= HOLD_BYTES_ON_GPU
+
+
+def kernels_pay_compiled(nodes: int, channels: int) -> bool:
+    """Whether the Triton kernels are taken by a layer that is compiled, whose calls a compiler makes cheaper.
+
+    Args:
+        nodes: of all samples together.
+        channels: C.
+    """
+    return nodes * channels >= KERNELS_PAY_COMPILED
 
 
 def is_small(config: LatentGNNConfig, nodes: int) -> bool:

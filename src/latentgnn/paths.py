@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode, is_traceable_wrapper_subclass
 
-from latentgnn import cost, few_calls, modes, plain
+from latentgnn import cost, few_calls, kernels, modes, plain
 from latentgnn.config import LatentGNNConfig
 from latentgnn.core import node
 from latentgnn.core.layouts import is_plain, nodes_innermost
@@ -150,8 +150,17 @@ def _why_small(
 def _why_on_gpu(
     layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, compute: torch.dtype
 ) -> str | None:
-    """Why the plain path is faster on a GPU, where it has fewer calls; not for packed points, which it takes apart."""
-    if not modes.is_on_gpu(x_BNC) or offsets is not None or layer.ranks is not None:
+    """Why the plain path is faster on a GPU: it has fewer calls than the core without the Triton kernels.
+
+    Not for packed points, which it takes apart.
+    """
+    if not modes.is_on_gpu(x_BNC) or layer.ranks is not None:
+        return None
+    if _has_kernels(layer, x_BNC, compute) and (
+        not torch.compiler.is_compiling() or cost.kernels_pay_compiled(x_BNC.shape[0] * x_BNC.shape[1], x_BNC.shape[2])
+    ):
+        return None
+    if offsets is not None:
         return None
     if torch.compiler.is_compiling():
         return _COMPILED
@@ -164,6 +173,21 @@ def _why_on_gpu(
     if folded or cost.plain_pays_on_gpu(layer.config, nodes, x_BNC.element_size()):
         return _FEW_ON_GPU if few else _ON_GPU
     return None
+
+
+def _has_kernels(layer: Arrangement, x_BNC: Tensor, compute: torch.dtype) -> bool:
+    config = layer.config
+    why_not = kernels.why_not_kernels(
+        x_BNC.device,
+        compute,
+        latents=config.latents,
+        width=config.reduced_channels // config.num_groups,
+        groups=config.num_groups,
+        symmetric=config.symmetric,
+        norm=layer.norm_kind,
+        shared=layer.ranks is not None,
+    )
+    return why_not is None
 
 
 def _why_not_batch(norms: Sequence[nn.Module], x_BNC: Tensor, mask_BN: Tensor | None) -> str | None:

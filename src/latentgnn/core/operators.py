@@ -47,7 +47,11 @@ def _forward(
     tensors, decoded = _with_gaps(given, present), Plan.of(*plan)
     out, state = passes.forward(x, mask, bounds_of(offsets, x), tensors, decoded, keep=False)
     # Outputs of an operator must not share memory, and sums and weights may be parts of one buffer.
-    return out, state.sums.clone(memory_format=torch.contiguous_format), state.weights.clone(memory_format=torch.contiguous_format)
+    return (
+        out,
+        state.sums.clone(memory_format=torch.contiguous_format),
+        state.weights.clone(memory_format=torch.contiguous_format),
+    )
 
 
 def _fake_forward(

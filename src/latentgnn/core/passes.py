@@ -12,7 +12,7 @@ from torch import Tensor
 from latentgnn import kernels
 from latentgnn.core.gather_nodes import gather_nodes
 from latentgnn.core.inputs import Input
-from latentgnn.core.layouts import empty_like_layout
+from latentgnn.core.layouts import empty_like_layout, is_plain
 from latentgnn.core.over_ranks import over_ranks
 from latentgnn.core.plan import Plan
 from latentgnn.core.recorded import Folding, Mixing
@@ -62,7 +62,7 @@ def forward(
     Returns:
         (B, N, C) in the input's type and order of strides; the state, whose records hold what ``plan`` says.
     """
-    if why_not_kernels(x_BNC.device, plan, width_of(tensors)) is None:
+    if why_not_kernels(x_BNC, tensors, plan) is None:
         return _forward_by_kernels(x_BNC, mask_BN, offsets, tensors, plan, keep=keep)
     holds = keep and plan.holds
     if holds:
@@ -89,19 +89,23 @@ def forward(
     return out_BNC, state
 
 
-def why_not_kernels(device: torch.device, plan: Plan, width: int) -> str | None:
-    """Why `latentgnn.kernels` do not run for a plan; ``None`` where they do.
+def why_not_kernels(x_BNC: Tensor, tensors: Sequence[Tensor | None], plan: Plan) -> str | None:
+    """Why `latentgnn.kernels` do not run for an input; ``None`` where they do.
 
     Args:
-        device: of the input.
+        x_BNC: input.
+        tensors: as `forward` takes them.
         plan: of the layer.
-        width: its reduced channels.
     """
+    matrix = tensors[0]
+    assert matrix is not None
+    if not (is_plain(x_BNC) and is_plain(matrix)):
+        return "tensors are of a kind that Triton does not know"
     return kernels.why_not_kernels(
-        device,
+        x_BNC.device,
         plan.compute,
         latents=plan.latents,
-        width=width // plan.groups,
+        width=matrix.shape[0] // plan.groups,
         groups=plan.groups,
         symmetric=plan.symmetric,
         norm=plan.norm,
@@ -146,16 +150,5 @@ def backward_by_kernels(
 
     record, latent_SDR = state.records[0] if state.records else Record(), state.sums.squeeze(1)
     unit_SDR = l2(latent_SDR, -1) if record.unit is None else record.unit
-    saved = passes.Saved(
-        latent_SDR, unit_SDR, state.weights.squeeze(1), record.to_feature, record.raw, record.feature
-    )
-    return passes.backward(
-        grad_BNC, x_BNC, mask_BN, offsets, tensors, saved, plan, needs_x=needs_x, needs=needs
-    )
-
-
-def width_of(tensors: Sequence[Tensor | None]) -> int:
-    """Reduced channels: rows of the first reduction."""
-    first = tensors[0]
-    assert first is not None
-    return first.shape[0]
+    saved = passes.Saved(latent_SDR, unit_SDR, state.weights.squeeze(1), record.to_feature, record.raw, record.feature)
+    return passes.backward(grad_BNC, x_BNC, mask_BN, offsets, tensors, saved, plan, needs_x=needs_x, needs=needs)

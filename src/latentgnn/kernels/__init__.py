@@ -13,7 +13,7 @@ from importlib.util import find_spec
 
 import torch
 
-from latentgnn.kernels.sizes import WIDEST, padded
+from latentgnn.kernels.sizes import WIDEST, padded, shared_bytes
 from latentgnn.norms import NormKind
 
 # The types of devices that Triton compiles for.
@@ -56,8 +56,6 @@ def why_not_kernels(
         return "LATENTGNN_TRITON=0 is set in the environment"
     if find_spec("triton") is None:
         return "Triton is not installed"
-    if device.type == "cuda" and (why := _why_not_device(device)):
-        return why
     if norm != "affine":
         return "norms need their statistics between the steps that a kernel joins"
     if symmetric:
@@ -68,15 +66,20 @@ def why_not_kernels(
         return "the kernels' sums are of float32"
     if shared:
         return "the nodes are shared by several processes"
+    if device.type == "cuda" and (why := _why_not_device(device, shared_bytes(width, compute.itemsize))):
+        return why
     if padded(width) > WIDEST:
         return f"a program of the kernels holds at most {WIDEST} reduced channels, the layer has {width}"
     return None
 
 
 @cache
-def _why_not_device(device: torch.device) -> str | None:
+def _why_not_device(device: torch.device, shared: int) -> str | None:
     if torch.version.hip is not None:
         return "the kernels were written for NVIDIA's GPUs"
-    if torch.cuda.get_device_capability(device) < _CAPABILITY:
+    properties = torch.cuda.get_device_properties(device)
+    if (properties.major, properties.minor) < _CAPABILITY:
         return "the GPU's matrix units do not multiply float32"
+    if properties.shared_memory_per_block_optin < shared:  # type: ignore[attr-defined]
+        return f"the kernels take {shared >> 10} KiB of shared memory, the GPU has less"
     return None

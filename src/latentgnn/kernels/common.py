@@ -23,7 +23,7 @@ def load_vector(vector, index, inside, OTHERWISE: tl.constexpr):  # type: ignore
     return numbers
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def load_affine(weight, bias, mean, var, eps, index, inside):  # type: ignore[no-untyped-def]
     """What a norm multiplies by and adds, from the statistics that it has collected; 1 and 0 without any."""
     scale, shift = load_vector(weight, index, inside, 1.0), load_vector(bias, index, inside, 0.0)
@@ -41,7 +41,7 @@ def load_matrix(row_O, inside_O, columns, BLOCK: tl.constexpr):  # type: ignore[
     return tl.load(row_O[:, None] + column[None, :], mask=inside_OI, other=0.0)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def nodes_of(bounds, sample, nodes):  # type: ignore[no-untyped-def]
     """Where a sample's nodes begin in its row, and how many they are."""
     if bounds is None:
@@ -116,7 +116,7 @@ def sums_in() -> str:
 
 def projections_in() -> str:
     """Likewise in projections: as PyTorch's convolutions are allowed to, for that is what they are."""
-    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "tf32x3"
+    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "tf32x3"  # type: ignore[attr-defined]
 
 
 def bytes_of(mask: Tensor | None) -> Tensor | None:

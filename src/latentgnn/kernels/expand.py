@@ -60,9 +60,7 @@ def add_product_kernel(  # type: ignore[no-untyped-def]
     f += sample * f_sample + n_N[:, None] * f_node
     for start in range(0, inner, BLOCK_K):
         inside_K = start + k_K < inner
-        f_NK = tl.load(
-            f + (start + k_K)[None, :] * f_channel, mask=inside_N[:, None] & inside_K[None, :], other=0.0
-        )
+        f_NK = tl.load(f + (start + k_K)[None, :] * f_channel, mask=inside_N[:, None] & inside_K[None, :], other=0.0)
         matrix_KC = tl.load(
             matrix + (start + k_K)[:, None] * matrix_inner + c_C[None, :] * matrix_channel,
             mask=inside_K[:, None] & inside_C[None, :],

@@ -81,9 +81,7 @@ class _Layer:
         """What the output is expanded from, (B, N, R)."""
         own_BNR = u_BNR.chunk(2, -1)[1]
         feature_BNR = empty_like_layout(self.x_BNC, own_BNR.shape[-1])
-        scatter(
-            own_BNR, self.up, self.rows, self.reduces[1], self.assigns[1], to_feature_SDR, self.conv, feature_BNR
-        )
+        scatter(own_BNR, self.up, self.rows, self.reduces[1], self.assigns[1], to_feature_SDR, self.conv, feature_BNR)
         return feature_BNR
 
     @property
@@ -234,7 +232,14 @@ def backward(
         if needs_x:
             grad_x_BNC = empty_like_layout(x_BNC, x_BNC.shape[-1])
             add_product(
-                grad_BNC, layer.rows.valid, grad_raw_BNR, layer.reduce.mT, None, None, grad_x_BNC, residual=plan.residual
+                grad_BNC,
+                layer.rows.valid,
+                grad_raw_BNR,
+                layer.reduce.mT,
+                None,
+                None,
+                grad_x_BNC,
+                residual=plan.residual,
             )
         grad_reduces: Sequence[Tensor | None] = (None, None)
         if needs[0] or needs[5]:

@@ -52,7 +52,7 @@ class Rows:
         return cls(len(offsets) - 1, nodes, most, bytes_of(mask_BN), bounds)
 
     def strides(self, x_BNF: Tensor) -> tuple[int, int, int]:
-        """From sample to sample, which is 0 where all are in one row, from node to node, and from channel to channel."""
+        """From sample to sample (0 where all are in one row), from node to node, and from channel to channel."""
         row, node, channel = x_BNF.stride()
         return (row if self.bounds is None else 0, node, channel)
 

@@ -391,7 +391,11 @@ def scatter_backward(
     matrix = of_samples[:, :matrix_numbers].unflatten(1, (latents, width))
     whole = of_samples[0] if rows.samples == 1 else of_samples.sum(0)
     _, psi, vectors = whole.tensor_split([matrix_numbers, 2 * matrix_numbers])
-    return matrix.contiguous(), [psi.view(latents, width), *vectors.chunk(2), *(parts.sum(0) if learns else [None] * parts.shape[1])]
+    return matrix.contiguous(), [
+        psi.view(latents, width),
+        *vectors.chunk(2),
+        *(parts.sum(0) if learns else [None] * parts.shape[1]),
+    ]
 
 
 def _over_nodes(

@@ -6,6 +6,7 @@ from typing import Any
 # Reduced channels of a node, as they are rounded up: all of them are held at once.
 WIDEST = 256
 
+
 def padded(size: int) -> int:
     """The power of two that Triton's products take: 16 at least.
 
@@ -14,6 +15,16 @@ def padded(size: int) -> int:
         (16, 64, 256)
     """
     return max(1 << (size - 1).bit_length(), 16)
+
+
+def shared_bytes(width: int, element_size: int) -> int:
+    """Shared memory that the most demanding kernel takes, as Triton compiled it, for so many reduced channels.
+
+    Example:
+        >>> shared_bytes(128, 4) >> 10, shared_bytes(256, 4) >> 10
+        (99, 184)
+    """
+    return (184 if padded(width) > 128 and element_size > 2 else 99) << 10
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,7 @@ class Sizes:
 
     Example:
         >>> Sizes.of(64)
-        Sizes(nodes=32, channels=64, latents=64, warps=4)
+        Sizes(nodes=32, channels=64, latents=32, warps=4)
         >>> Sizes.of(256)
         Sizes(nodes=16, channels=256, latents=32, warps=8)
     """
@@ -46,7 +57,7 @@ class Sizes:
         return cls(
             nodes=max(min(2048 // channels, 64), 16),
             channels=channels,
-            latents=64 if channels <= 64 else 32,
+            latents=32,
             warps=8 if channels > 128 else 4,
         )
 
