@@ -158,6 +158,17 @@ def test_a_gpu_learns_the_running_statistics_of_the_nodes_in_a_mask(
             torch.testing.assert_close(own, other.to(dtype), rtol=0.05 if dtype == torch.bfloat16 else 1e-4, atol=0.01)
 
 
+@pytest.mark.usefixtures("on_gpu")
+def test_statistics_that_are_not_tracked_do_not_change() -> None:
+    layer = make_layer("graph_conv", training=True)
+    for norm in layer.norms:
+        norm.track_running_stats = False  # type: ignore[assignment]
+    before = deepcopy(list(layer.buffers()))
+    layer(torch.randn(2, 32, 3, 4, dtype=torch.float64))
+    for own, other in zip(layer.buffers(), before, strict=True):
+        assert torch.equal(own, other)
+
+
 @pytest.fixture(params=["ieee", "tf32"])
 def matmul(request: pytest.FixtureRequest) -> Iterator[str]:
     """The precision of matrix products; PyTorch lets convolutions use TF32 by itself."""
@@ -247,8 +258,11 @@ def test_second_derivatives_on_a_gpu(norm: NormFactory) -> None:
 @pytest.mark.parametrize("norm", ["frozen", "batch", "layer"])
 @pytest.mark.filterwarnings("default")  # PyTorch's compiler warns of its own internals, differently in each release
 @pytest.mark.usefixtures("on_gpu")
-def test_a_compiler_gets_the_plain_path_on_a_gpu(config: str, norm: str) -> None:
+def test_a_compiler_gets_the_plain_path_on_a_gpu_at_any_size(
+    config: str, norm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch._dynamo.reset()
+    monkeypatch.setattr(cost, "HOLD_BYTES_ON_GPU", 0)
     layer, graphs = make_layer(config, norm).float(), []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
