@@ -36,6 +36,8 @@ MEASURED = (
 # Those at which compiled sides run too: compiling takes by far the longest of everything.
 COMPILED = MEASURED[:7]
 
+# What runs on a GPU where there is one.
+GPU_TESTS = ("tests/test_cuda.py", "tests/kernels")
 DETECTOR = "benchmarks.detector"
 LAYER = "benchmarks.layer"
 PREPARE = "benchmarks.prepare"
@@ -97,9 +99,8 @@ def plan(
             arguments = (*common, "--dtype", dtype, *inputs, ",".join(places), *sides)
             tables.append(Step(LAYER, arguments, rows=rows))
     if "tests" in parts:
-        # By file names and test names: both contain what they are about.
         workers = str(min(os.cpu_count() or 1, 8))
-        steps.append(Step(TESTS, ("tests", "-k", "cuda or triton", "-n", workers, "--dist", "worksteal")))
+        steps.append(Step(TESTS, (*GPU_TESTS, "-n", workers, "--dist", "worksteal")))
     if "layer" in parts:
         types = ("--device", "cuda", "--dtypes", ",".join(dtypes))
         # A third of the time is enough for it, and all that it may take.

@@ -6,7 +6,6 @@ Axes: B batch, N nodes, C channels, S samples, G groups, D latents of all kernel
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from latentgnn import kernels
