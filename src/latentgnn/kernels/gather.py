@@ -290,7 +290,7 @@ def _over_latents(
     *,
     mean: bool,
 ) -> Tensor:
-    """`gather_kernel`: (P, S, D, R + 1), or backward (P, S, D, R + 2), of which each sample has D R, D and D numbers."""
+    """`gather_kernel`: (P, S, D, R + 1), or backward (P, S, D, R + 2), a sample's D R, D and D numbers in a row."""
     latents, width = assign.matrix.shape
     sizes, backward = Sizes.of(width), grad_sums_SDR is not None
     blocks = triton.cdiv(latents, sizes.latents)
