@@ -311,6 +311,9 @@ def test_which_path_a_gpu_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "HOLD_BYTES_ON_GPU", 1 << 16)
     assert taken(nn.LayerNorm) == taken(FrozenBatchNorm, num_groups=2) == "core"
     assert taken(FrozenBatchNorm) == "few_calls"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert taken(nn.BatchNorm1d) == "few_calls"
+        assert taken(nn.LayerNorm) == "plain"
 
 
 def test_a_cpu_takes_nothing_of_it() -> None:

@@ -35,6 +35,7 @@ _SMALL = "the input is so small that calls cost more than arithmetic, and the pl
 _FEW_NODES = "the map has few nodes, which the plain path takes faster"
 _ON_GPU = "the input is on a GPU, where the plain path takes less time, and does not hold too much"
 _FEW_ON_GPU = "the input is on a GPU, where few calls take less time than the core's"
+_HALF = "statistics in half precision"
 _COMPILED = "a compiler fuses the plain path's operations on a GPU"
 _memory: ContextVar[Memory] = ContextVar("latentgnn_memory", default="auto")
 
@@ -110,7 +111,7 @@ def why_not_core(
     if is_traceable_wrapper_subclass(cast(object, x_BNC)):
         return "statistics of nodes that are spread over devices, as in a DTensor"
     if compute not in (torch.float32, torch.float64) or x_BNC.dtype != compute:
-        return "statistics in half precision"
+        return _HALF
     if len({norm.eps for norm in norms}) > 1:
         return "norms that differ in eps"
     if any(len({tensor is None for tensor in layer.tensors[place::5]}) > 1 for place in (1, 2)):
@@ -253,6 +254,8 @@ def _by_path(
         return few_calls.latent_gnn(layer, x_BNC, mask_BN, compute)
     recompute = why_not != _ON_GPU and _recomputes(layer, x_BNC)
     few = why_not in (_SMALL, _FEW_NODES, _COMPILED) and not recompute
+    # Batch norm cannot be computed again, and so the plain path would hold as much.
+    few = few or (why_not == _HALF and layer.norm_kind == "batch")
     if few and few_calls.fits(layer, x_BNC, mask_BN, compute):
         return few_calls.latent_gnn(layer, x_BNC, mask_BN, compute)
     return plain.latent_gnn(layer, x_BNC, nodes_of(x_BNC, mask_BN, offsets, layer.ranks), compute, recompute=recompute)
