@@ -178,17 +178,21 @@ def _why_on_gpu(
 
 def _has_kernels(layer: Arrangement, x_BNC: Tensor, compute: torch.dtype) -> bool:
     config = layer.config
-    why_not = kernels.why_not_kernels(
+    width = config.reduced_channels // config.num_groups
+    why_not = kernels.why_not_layer(
         x_BNC.device,
         compute,
         latents=config.latents,
-        width=config.reduced_channels // config.num_groups,
+        width=width,
         groups=config.num_groups,
         symmetric=config.symmetric,
         norm=layer.norm_kind,
         shared=layer.ranks is not None,
     )
-    return why_not is None
+    if why_not is not None:
+        return False
+    # A compiler cannot trace what asks for the device; the operator asks again.
+    return torch.compiler.is_compiling() or kernels.why_not_device(x_BNC.device, compute, width) is None
 
 
 def _why_not_batch(norms: Sequence[nn.Module], x_BNC: Tensor, mask_BN: Tensor | None) -> str | None:

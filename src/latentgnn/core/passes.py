@@ -100,16 +100,18 @@ def why_not_kernels(x_BNC: Tensor, tensors: Sequence[Tensor | None], plan: Plan)
     assert matrix is not None
     if not (is_plain(x_BNC) and is_plain(matrix)):
         return "tensors are of a kind that Triton does not know"
-    return kernels.why_not_kernels(
+    width = matrix.shape[0] // plan.groups
+    why_not = kernels.why_not_layer(
         x_BNC.device,
         plan.compute,
         latents=plan.latents,
-        width=matrix.shape[0] // plan.groups,
+        width=width,
         groups=plan.groups,
         symmetric=plan.symmetric,
         norm=plan.norm,
         shared=bool(plan.group),
     )
+    return why_not or kernels.why_not_device(x_BNC.device, plan.compute, width)
 
 
 def _forward_by_kernels(

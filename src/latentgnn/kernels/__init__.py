@@ -22,7 +22,7 @@ DEVICES = ("cuda",)
 _CAPABILITY = (8, 0)
 
 
-def why_not_kernels(
+def why_not_layer(
     device: torch.device,
     compute: torch.dtype,
     *,
@@ -33,7 +33,7 @@ def why_not_kernels(
     norm: NormKind | None,
     shared: bool,
 ) -> str | None:
-    """Why a layer does not take the kernels, ``None`` if it does.
+    """Why a layer cannot take the kernels, ``None`` if it can; a compiler may trace it.
 
     Args:
         device: of the input.
@@ -47,15 +47,11 @@ def why_not_kernels(
 
     Example:
         >>> kind = {"groups": 1, "symmetric": False, "norm": "affine", "shared": False}
-        >>> why_not_kernels(torch.device("cpu"), torch.float32, latents=(100,), width=64, **kind)
+        >>> why_not_layer(torch.device("cpu"), torch.float32, latents=(100,), width=64, **kind)
         'Triton compiles for CUDA, the layer is on cpu'
     """
     if device.type not in DEVICES:
         return f"Triton compiles for CUDA, the layer is on {device.type}"
-    if os.environ.get("LATENTGNN_TRITON", "1") == "0":
-        return "LATENTGNN_TRITON=0 is set in the environment"
-    if find_spec("triton") is None:
-        return "Triton is not installed"
     if norm != "affine":
         return "norms need their statistics between the steps that a kernel joins"
     if symmetric:
@@ -66,15 +62,27 @@ def why_not_kernels(
         return "the kernels' sums are of float32"
     if shared:
         return "the nodes are shared by several processes"
-    if device.type == "cuda" and (why := _why_not_device(device, shared_bytes(width, compute.itemsize))):
-        return why
     if padded(width) > WIDEST:
         return f"a program of the kernels holds at most {WIDEST} reduced channels, the layer has {width}"
     return None
 
 
+def why_not_device(device: torch.device, compute: torch.dtype, width: int) -> str | None:
+    """Why a device cannot run the kernels for so many reduced channels, or must not; ``None`` if it can."""
+    if os.environ.get("LATENTGNN_TRITON", "1") == "0":
+        return "LATENTGNN_TRITON=0 is set in the environment"
+    if not _has_triton():
+        return "Triton is not installed"
+    return _why_not_properties(device, shared_bytes(width, compute.itemsize)) if device.type == "cuda" else None
+
+
 @cache
-def _why_not_device(device: torch.device, shared: int) -> str | None:
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+@cache
+def _why_not_properties(device: torch.device, shared: int) -> str | None:
     if torch.version.hip is not None:
         return "the kernels were written for NVIDIA's GPUs"
     properties = torch.cuda.get_device_properties(device)
