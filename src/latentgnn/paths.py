@@ -234,7 +234,8 @@ def run(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tens
             _check_ranks(layer, layer.ranks, x_BNC, offsets, compute)
         if x_BNC.numel() == 0:
             return _empty(layer, x_BNC, offsets, compute)
-        if x_BNC.shape[1] == 1 and modes.is_on_gpu(x_BNC):
+        traced = torch.compiler.is_compiling() or is_exporting()
+        if modes.is_on_gpu(x_BNC) and not traced and x_BNC.shape[1] == 1:
             # A single node may have any stride, and cuBLAS refuses some.
             x_BNC = x_BNC.clone(memory_format=torch.contiguous_format)
         return _by_path(layer, x_BNC, mask_BN, offsets, compute)
