@@ -335,7 +335,8 @@ from latentgnn.kernels import sizes
 from latentgnn.kernels.contract import contract_kernel
 from latentgnn.kernels.gather import gather_kernel, gather_values_kernel
 from latentgnn.kernels.mix import mix_backward_kernel, mix_kernel, _columns
-from latentgnn.kernels.scatter import matrices_kernel, scatter_kernel
+from latentgnn.kernels.scatter import scatter_kernel
+from latentgnn.kernels.scatter_matrices import matrices_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 

@@ -105,6 +105,18 @@ def product(x_NI, matrix_IO, kind: tl.constexpr, PRECISION: tl.constexpr):  # ty
     return tl.dot(x_NI.to(kind), matrix_IO.to(kind), input_precision=PRECISION)
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def assigned(  # type: ignore[no-untyped-def]
+    l_NR, psi, weight, bias, mean, var, eps, d_D, latents, width, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr
+):
+    """Psi, Psi L, its norm, and the norm's scale, for some latents; zeros for latents that there are not."""
+    inside_D = d_D < latents
+    scale_D, shift_D = load_affine(weight, bias, mean, var, eps, d_D, inside_D)
+    psi_DR = load_matrix(psi + d_D * width, inside_D, width, BLOCK_R)
+    raw_ND = product(l_NR, tl.trans(psi_DR), psi.dtype.element_ty, PRECISION)
+    return psi_DR, raw_ND, tl.where(inside_D[None, :], raw_ND * scale_D[None, :] + shift_D[None, :], 0.0), scale_D
+
+
 def sums_in() -> str:
     """How float32 is multiplied in sums over nodes and in mixing: as PyTorch's matrix products are allowed to.
 

@@ -6,13 +6,11 @@ PyTorch, always in the same order.
 Axes: S samples, N nodes of a block, R reduced channels, D latents of a block.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from latentgnn.kernels.common import (
-    EPS2,
     before_unit,
     load_affine,
     load_matrix,
@@ -20,13 +18,9 @@ from latentgnn.kernels.common import (
     load_valid,
     nodes_of,
     product,
-    projections_in,
     rectified,
-    sums_in,
 )
-from latentgnn.kernels.rows import Rows
-from latentgnn.kernels.sizes import Sizes
-from latentgnn.kernels.weights import Projected
+from latentgnn.kernels.way import Way
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -197,129 +191,76 @@ def gather_values_kernel(  # type: ignore[no-untyped-def]
     tl.store(parts + width + r_R, shift_grad_R, mask=inside_R)
 
 
-def gather(u_sTR: Tensor, up: Tensor | None, rows: Rows, reduce: Projected, assign: Projected, *, mean: bool) -> Tensor:
+def gather(way: Way, *, mean: bool) -> Tensor:
     """Sums of values by assignments over the nodes of each sample, and behind them what they will be divided by.
 
     Args:
-        u_sTR: W x of gather's reduction, whatever its strides.
-        up: what it is multiplied by, (1,); ``None`` for 1.
-        rows: its nodes.
-        reduce: the reduction's norm.
-        assign: the assignment's matrix in the type of the products, and its norm.
+        way: gather's.
         mean: sums are divided by sums of assignments, not by their length.
 
     Returns:
         (P, S, D, R + 1) in float32, for each of some parts of the nodes.
     """
-    return _over_latents(u_sTR, up, rows, reduce, assign, None, None, mean=mean)
+    return _over_latents(way, None, None, mean=mean)
 
 
 def gather_backward(
-    u_sTR: Tensor,
-    up: Tensor | None,
-    rows: Rows,
-    reduce: Projected,
-    assign: Projected,
-    grad_sums_SDR: Tensor,
-    grad_weights_SD: Tensor,
-    grad_u_sTR: Tensor,
-    *,
-    mean: bool,
-    learns: bool,
+    way: Way, grad_sums_SDR: Tensor, grad_weights_SD: Tensor, grad_raw_BNR: Tensor, *, mean: bool, learns: bool
 ) -> list[Tensor | None]:
     """Write the gradient of W x, and give those of Psi, of its norm's scale and shift, and of the reduction's.
 
     Args:
-        u_sTR: as `gather` had it, like all but the gradients.
-        up: likewise.
-        rows: its nodes.
-        reduce: the reduction's norm.
-        assign: the assignment's matrix and norm.
+        way: gather's.
         grad_sums_SDR: of the sums.
         grad_weights_SD: of what they are divided by.
-        grad_u_sTR: written to; with the strides of ``u``.
+        grad_raw_BNR: written to; with the strides of W x.
         mean: as `gather` had it.
         learns: the reduction's norm does.
 
     Returns:
         (D, R), (D,), (D,), (R,) and (R,) in float32; ``None`` for the last two where they are not learnt.
     """
-    latents, width = assign.matrix.shape
-    sizes = Sizes.of(width)
-    splits, nodes_of_split = rows.splits(u_sTR.device, 1, sizes.nodes)
-    parts = u_sTR.new_empty((splits * rows.samples, 2, width), dtype=torch.float32)
+    rows, numbers = way.rows, way.latents * way.width
+    splits, nodes_of_split = way.splits()
+    parts = way.new(splits * rows.samples, 2, way.width)
     gather_values_kernel[rows.samples, splits](
-        u_sTR,
-        up,
-        rows.valid,
-        rows.bounds,
-        *reduce.norm,
-        assign.matrix,
-        *assign.norm,
+        *way.tensors,
         grad_sums_SDR,
         grad_weights_SD,
-        grad_u_sTR,
+        grad_raw_BNR,
         parts,
-        reduce.eps,
-        assign.eps,
+        *way.eps,
         rows.nodes,
         nodes_of_split,
-        *rows.strides(u_sTR),
-        width,
-        latents,
+        *rows.strides(way.raw_BNR),
+        *way.shape,
         MEAN=mean,
-        EPS2=EPS2,
-        PROJECTIONS=projections_in(),
-        SUMS=sums_in(),
-        **sizes.options(),
+        **way.options,
     )
-    of_latents = _over_latents(u_sTR, up, rows, reduce, assign, grad_sums_SDR, grad_weights_SD, mean=mean).flatten(0, 1)
+    of_latents = _over_latents(way, grad_sums_SDR, grad_weights_SD, mean=mean).flatten(0, 1)
     total = of_latents[0] if len(of_latents) == 1 else of_latents.sum(0)
-    matrix, vectors = total.flatten().tensor_split([latents * width])
-    return [matrix.view(latents, width), *vectors.chunk(2), *(parts.sum(0) if learns else [None] * parts.shape[1])]
+    matrix, vectors = total.flatten().tensor_split([numbers])
+    own = parts.sum(0) if learns else [None] * parts.shape[1]
+    return [matrix.view(way.latents, way.width), *vectors.chunk(2), *own]
 
 
-def _over_latents(
-    u_sTR: Tensor,
-    up: Tensor | None,
-    rows: Rows,
-    reduce: Projected,
-    assign: Projected,
-    grad_sums_SDR: Tensor | None,
-    grad_weights_SD: Tensor | None,
-    *,
-    mean: bool,
-) -> Tensor:
+def _over_latents(way: Way, grad_sums_SDR: Tensor | None, grad_weights_SD: Tensor | None, *, mean: bool) -> Tensor:
     """`gather_kernel`: (P, S, D, R + 1), or backward (P, S, D, R + 2), a sample's D R, D and D numbers in a row."""
-    latents, width = assign.matrix.shape
-    sizes, backward = Sizes.of(width), grad_sums_SDR is not None
-    blocks = triton.cdiv(latents, sizes.latents)
-    splits, nodes_of_split = rows.splits(u_sTR.device, blocks, sizes.nodes)
-    columns = width + (2 if backward else 1)
-    parts = u_sTR.new_empty((splits, rows.samples, latents, columns), dtype=torch.float32)
-    gather_kernel[rows.samples, blocks, splits](
-        u_sTR,
-        up,
-        rows.valid,
-        rows.bounds,
-        *reduce.norm,
-        assign.matrix,
-        *assign.norm,
+    rows, backward = way.rows, grad_sums_SDR is not None
+    splits, nodes_of_split = way.splits(way.blocks)
+    parts = way.new(splits, rows.samples, way.latents, way.width + (2 if backward else 1))
+    gather_kernel[rows.samples, way.blocks, splits](
+        *way.tensors,
         grad_sums_SDR,
         grad_weights_SD,
         parts,
-        reduce.eps,
-        assign.eps,
+        *way.eps,
         rows.nodes,
         nodes_of_split,
-        *rows.strides(u_sTR),
-        width,
-        latents,
+        *rows.strides(way.raw_BNR),
+        *way.shape,
         BACKWARD=backward,
         MEAN=mean,
-        EPS2=EPS2,
-        PROJECTIONS=projections_in(),
-        SUMS=sums_in(),
-        **sizes.options(),
+        **way.options,
     )
     return parts

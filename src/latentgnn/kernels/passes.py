@@ -17,9 +17,11 @@ from latentgnn.functional import cast
 from latentgnn.kernels.contract import contract, expand_gradients
 from latentgnn.kernels.expand import add_product, scaled
 from latentgnn.kernels.gather import gather, gather_backward
-from latentgnn.kernels.mix import finish, mix, mix_backward
+from latentgnn.kernels.latents import finish
+from latentgnn.kernels.mix import mix, mix_backward
 from latentgnn.kernels.rows import Rows
 from latentgnn.kernels.scatter import scatter, scatter_backward
+from latentgnn.kernels.way import Way
 from latentgnn.kernels.weights import Projected
 
 
@@ -77,11 +79,18 @@ class _Layer:
         matrix = self.reduce if self.up is None else (self.reduce.float() / self.up).to(self.reduce.dtype)
         return convolved(self.x_BNC, matrix)
 
-    def features(self, u_BNR: Tensor, to_feature_SDR: Tensor) -> Tensor:
+    def ways(self, raw_BNR: Tensor) -> tuple[Way, Way]:
+        """Gather's and scatter's, from W x of both."""
+        first, second = (
+            Way(own, self.up, self.rows, reduce, assign)
+            for own, reduce, assign in zip(raw_BNR.chunk(2, -1), self.reduces, self.assigns, strict=True)
+        )
+        return first, second
+
+    def features(self, way: Way, to_feature_SDR: Tensor) -> Tensor:
         """What the output is expanded from, (B, N, R)."""
-        own_BNR = u_BNR.chunk(2, -1)[1]
-        feature_BNR = empty_like_layout(self.x_BNC, own_BNR.shape[-1])
-        scatter(own_BNR, self.up, self.rows, self.reduces[1], self.assigns[1], to_feature_SDR, self.conv, feature_BNR)
+        feature_BNR = empty_like_layout(self.x_BNC, way.width)
+        scatter(way, to_feature_SDR, self.conv, feature_BNR)
         return feature_BNR
 
     @property
@@ -141,11 +150,10 @@ def forward(
     with torch.cuda.device_of(x_BNC):
         layer = _Layer.of(x_BNC, mask_BN, offsets, tensors, plan)
         mean, raw_BNR = plan.node_scale == "mean", layer.reduced()
-        own_BNR = raw_BNR.chunk(2, -1)[0]
-        parts = gather(own_BNR, layer.up, layer.rows, layer.reduces[0], layer.assigns[0], mean=mean)
-        latent_SDR, unit_SDR, weights_SD = finish(parts, mean=mean)
+        of_gather, of_scatter = layer.ways(raw_BNR)
+        latent_SDR, unit_SDR, weights_SD = finish(gather(of_gather, mean=mean), mean=mean)
         to_feature_SDR = mix(latent_SDR, unit_SDR, layer.conv_matrix, plan.compute)
-        feature_BNR = layer.features(raw_BNR, to_feature_SDR)
+        feature_BNR = layer.features(of_scatter, to_feature_SDR)
         out_BNC = empty_like_layout(x_BNC, x_BNC.shape[-1])
         add_product(
             x_BNC,
@@ -191,7 +199,8 @@ def backward(
         if to_feature_SDR is None:
             to_feature_SDR = mix(saved.latent, saved.unit, layer.conv_matrix, plan.compute)
         raw_BNR = layer.reduced() if saved.raw is None else saved.raw
-        feature_BNR = layer.features(raw_BNR, to_feature_SDR) if saved.feature is None else saved.feature
+        of_gather, of_scatter = layer.ways(raw_BNR)
+        feature_BNR = layer.features(of_scatter, to_feature_SDR) if saved.feature is None else saved.feature
         inside_BNC = masked(cast(grad_BNC, plan.compute), mask_BN)
         grads_expand: Sequence[Tensor | None] = [None] * 6
         if any(needs[-6:]):
@@ -200,13 +209,9 @@ def backward(
         grad_feature_BNR = convolved(inside_BNC, scaled(layer.expand, layer.gamma))
 
         mean, grad_raw_BNR = plan.node_scale == "mean", torch.empty_like(raw_BNR)
-        (of_gather, of_scatter), (grad_gather, grad_scatter) = raw_BNR.chunk(2, -1), grad_raw_BNR.chunk(2, -1)
+        grad_gather, grad_scatter = grad_raw_BNR.chunk(2, -1)
         grad_to_feature, (grad_psi_l, *vectors_l) = scatter_backward(
             of_scatter,
-            layer.up,
-            layer.rows,
-            layer.reduces[1],
-            layer.assigns[1],
             to_feature_SDR,
             layer.conv,
             grad_feature_BNR,
@@ -217,16 +222,7 @@ def backward(
             saved.latent, saved.unit, saved.weights, layer.conv_matrix, grad_to_feature, plan.compute, mean=mean
         )
         grad_psi_v, *vectors_v = gather_backward(
-            of_gather,
-            layer.up,
-            layer.rows,
-            layer.reduces[0],
-            layer.assigns[0],
-            grad_sums,
-            grad_weights,
-            grad_gather,
-            mean=mean,
-            learns=layer.reduces[0].learns,
+            of_gather, grad_sums, grad_weights, grad_gather, mean=mean, learns=layer.reduces[0].learns
         )
         grad_x_BNC = None
         if needs_x:
