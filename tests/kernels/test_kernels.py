@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -40,12 +41,15 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+def tf32(*, allowed: bool) -> AbstractContextManager[None]:
+    """Whether convolutions may use TF32; PyTorch's own tests, where they are imported, forbid to set it for good."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed)
+
+
 @pytest.fixture(autouse=True)
 def _exact() -> Iterator[None]:
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
+    with tf32(allowed=False):
+        yield
 
 
 @pytest.fixture
@@ -306,10 +310,9 @@ def test_products_are_as_exact_as_those_of_pytorch() -> None:
         assert sums_in() == "tf32x3"
     finally:
         torch.set_float32_matmul_precision(before)
-    torch.backends.cudnn.allow_tf32 = True
-    assert projections_in() == "tf32"
-    torch.backends.cudnn.allow_tf32 = False
     assert projections_in() == "tf32x3"
+    with tf32(allowed=True):
+        assert projections_in() == "tf32"
 
 
 def test_without_triton_the_layer_goes_the_other_way(called: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
