@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import floors, layer, measure, options, peers, report, shapes, study, study_report
+from benchmarks import floors, layer, measure, options, peers, prepare, report, shapes, study, study_report
 from benchmarks.shapes import MODES, SHAPES, SQUARES, Case, Shape, cases
 from latentgnn import LatentGNN, PackedLatentGNN, reference
 from latentgnn.cost import floor_operations
@@ -317,7 +317,9 @@ def test_held_and_peak_bytes_are_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [floors, layer, measure, options, report, shapes, study, study_report], ids=lambda module: module.__name__
+    "module",
+    [floors, layer, measure, options, prepare, report, shapes, study, study_report],
+    ids=lambda module: module.__name__,
 )
 def test_examples_give_what_they_show(module: ModuleType) -> None:
     failures, tried = doctest.testmod(module)
