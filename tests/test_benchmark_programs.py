@@ -19,6 +19,7 @@ from benchmarks import (
     embedded,
     few_images,
     gpu,
+    gpu_time,
     large_scans,
     layer,
     options,
@@ -666,6 +667,41 @@ def test_rows_that_are_not_prepared_are_left_out(
     assert layer.main([*argv, "--first", "compiled latentgnn"]) == 0
     assert "0 of 2 rows in 0 s, nothing written" in capsys.readouterr().out
     assert not list((tmp_path / "out").glob("*.json"))
+
+
+def test_kernels_are_shown_of_a_forward_pass_and_of_a_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        gpu_time.main(["--shape", "C3", "--norm", "frozen", "--mode", "evaluation"])
+    assert "is measured in training" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_time.main(["--shape", "C3"]) == 1
+    assert "no CUDA device" in capsys.readouterr().err
+    recorded: list[bool] = []
+
+    class Small(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            recorded.append(torch.is_grad_enabled())
+            return super().forward(x)
+
+    def profiled(call: Callable[[], object]) -> str:
+        call()
+        return f"table {len(recorded)}"
+
+    module = Small(5, 5)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_time, "make_layer", lambda case: None)
+    monkeypatch.setattr(gpu_time, "make_input", lambda case: torch.ones(2, 5))
+    monkeypatch.setattr(gpu_time, "make_side", lambda name, layer, case: Side(module, exact=False))
+    monkeypatch.setattr(gpu_time, "profiled", profiled)
+    assert gpu_time.main(["--shape", "C3", "--norm", "frozen", "--dtype", "bfloat16"]) == 0
+    printed = capsys.readouterr().out
+    named = "latentgnn, C3 frozen training contiguous bfloat16"
+    for number, what in ((1, "forward pass"), (2, "step")):
+        assert f"{named}, {what}, a mean of 3 runs:\n\ntable {number}\n" in printed
+    assert recorded == [False, True]
+    assert module.weight.grad is not None
 
 
 @pytest.mark.usefixtures("tiny")
