@@ -10,10 +10,10 @@ class Failures:
     """Writes what failed, with its traceback, where pytest writes what it runs.
 
     Args:
-        reporter: of pytest.
+        reporter: of pytest, in which its type has a public name from version 9 on.
     """
 
-    def __init__(self, reporter: pytest.TerminalReporter) -> None:
+    def __init__(self, reporter: "pytest.TerminalReporter") -> None:
         self.reporter = reporter
 
     @pytest.hookimpl(trylast=True)
