@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
+from time import monotonic
 from typing import Any, TypeVar
 
 from latentgnn.errors import UserError
@@ -23,7 +24,8 @@ from latentgnn.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 T = TypeVar("T")
 _SHOWN = 2000
-# Seconds that a process has to end after its answer.
+# Seconds that a process may take, unless its caller says otherwise, and that it has to end after its answer.
+MOST_SECONDS = 600.0
 _TO_END = 10.0
 
 # What pairs import, and what compiling does. No module that a server imports may then compute or call CUDA: threads of
@@ -70,7 +72,7 @@ def start_server(modules: Sequence[str]) -> None:
     forkserver.ensure_running()
 
 
-def run_forked(function: Callable[..., T], *arguments: object, seconds: float = 600) -> T:
+def run_forked(function: Callable[..., T], *arguments: object, seconds: float = MOST_SECONDS) -> T:
     """Call a function in a process of its own, forked from the server.
 
     Args:
@@ -84,11 +86,17 @@ def run_forked(function: Callable[..., T], *arguments: object, seconds: float = 
     receiving, sending = _FORKS.Pipe(duplex=False)
     with receiving, tempfile.NamedTemporaryFile() as file:
         process = _FORKS.Process(target=_answer, args=(sending, file.name, function, arguments), daemon=True)
+        end = monotonic() + seconds
+        # It waits for the server, which may still import.
         process.start()
         sending.close()
         try:
             # A pipe whose other end has died has something to read, too: that it ended.
-            answer = receiving.recv() if receiving.poll(seconds) else _Failed(f"was ended after {seconds:.0f} seconds")
+            answer = (
+                receiving.recv()
+                if receiving.poll(max(end - monotonic(), 0))
+                else _Failed(f"was ended after {seconds:.0f} seconds")
+            )
             process.join(_TO_END)
         except EOFError:
             process.join()

@@ -2,12 +2,14 @@
 
 benchmarks/gpu [--dry-run] [--only tests,detector,layer] [--limit MINUTES]
 
-What is compiled is compiled first, in many processes at a time, while the tests run; then everything is timed, alone.
+First the tables that need no compiling, and a detector's step; then the tests; then compiled sides, which are compiled
+in many processes at a time, and their tables. A limit of time is spent in this order.
 """
 
 import argparse
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from functools import partial
 from importlib import import_module
 from math import inf, isfinite
 from pathlib import Path
+from threading import Timer
 from time import monotonic
 
 from benchmarks.child import COMPILERS, PAIR, ROOT, start_server
@@ -42,6 +45,11 @@ DETECTOR = "benchmarks.detector"
 LAYER = "benchmarks.layer"
 PREPARE = "benchmarks.prepare"
 TESTS = "pytest"
+# In the folder of results.
+TESTS_LOG = "tests-cuda.log"
+PREPARED = "prepared-cuda.json"
+# Seconds that interrupted tests have to tell of failures.
+_TO_TELL = 15.0
 
 
 @dataclass(frozen=True)
@@ -52,11 +60,13 @@ class Step:
         module: that is run.
         arguments: for it.
         rows: for which it takes its share of the plan's limit, with its own ``--limit``; 0 for none.
+        compiled: it shares with the other steps for compiled sides what the rest has left of the limit.
     """
 
     module: str
     arguments: tuple[str, ...]
     rows: int = 0
+    compiled: bool = False
 
     def __str__(self) -> str:
         return shlex.join(["python", "-m", self.module, *self.arguments])
@@ -83,46 +93,81 @@ def plan(
         rounds: measurements of each side.
         out: where result files go.
     """
-    steps = []
-    tables = []
-    compiled = [shape for shape in shapes if shape in compiled]
+    places = [shape for shape in shapes if shape in compiled]
     common = ("--device", "cuda", "--rounds", str(rounds), "--out", str(out))
     inputs = ("--norms", ",".join(norms), "--shapes")
-    some = ("--compiled", ",".join(compiled) or "none")
     modes = sum(len(MODES[norm]) for norm in norms)
-    # In eager mode users replace the literal layer, or it under torch.compile; compiled, the latter.
-    eager = "published,compiled published" if compiled else "published"
-    for first, peers, places in ((LAYERS[0], eager, shapes), (LAYERS[1], "compiled published", compiled)):
-        sides = ("--first", first, "--peers", peers, "--literal", "once", *some)
-        rows = modes * (len(compiled) + (len(shapes) if first == LAYERS[0] else 0))
-        for dtype in dtypes if places else ():
-            arguments = (*common, "--dtype", dtype, *inputs, ",".join(places), *sides)
-            tables.append(Step(LAYER, arguments, rows=rows))
-    if "tests" in parts:
-        workers = str(min(os.cpu_count() or 1, 8))
-        steps.append(Step(TESTS, (*GPU_TESTS, "-n", workers, "--dist", "worksteal")))
+    steps = []
     if "layer" in parts:
-        types = ("--device", "cuda", "--dtypes", ",".join(dtypes))
-        # A third of the time is enough for it, and all that it may take.
-        prepared = max(sum(table.rows for table in tables) // 2, 1)
-        steps.append(Step(PREPARE, (*types, *inputs, ",".join(shapes), *some), rows=prepared))
+        sides = ("--first", LAYERS[0], "--peers", "published", "--compiled", "none", "--literal", "once")
+        for dtype in dtypes:
+            arguments = (*common, "--dtype", dtype, *inputs, ",".join(shapes), *sides)
+            # Checking the literal peer takes as long as a row.
+            steps.append(Step(LAYER, arguments, rows=(modes + 1) * len(shapes)))
     if "detector" in parts:
         steps += [Step(DETECTOR, (*common, "--dtype", dtype)) for dtype in dtypes]
-    if "layer" in parts:
+    if "tests" in parts:
+        workers = str(min(os.cpu_count() or 1, 8))
+        # A run that is cut off has told what failed until then.
+        told = ("-v", "--tb=short", "-p", "benchmarks.failures", "-m", "not slow")
+        steps.append(Step(TESTS, (*GPU_TESTS, *told, "-n", workers, "--dist", "worksteal")))
+    if "layer" in parts and places:
+        prepared = str(out / PREPARED)
+        each = modes * len(places)
+        tables = []
+        # In eager mode users replace the literal layer, or it under torch.compile; compiled, the latter.
+        for first, label in ((LAYERS[0], ("--label", "beside-compiled")), (LAYERS[1], ())):
+            sides = ("--first", first, "--peers", "compiled published", *label, "--prepared", prepared)
+            for dtype in dtypes:
+                arguments = (*common, "--dtype", dtype, *inputs, ",".join(places), *sides)
+                tables.append(Step(LAYER, arguments, rows=each, compiled=True))
+        types = ("--device", "cuda", "--dtypes", ",".join(dtypes), *inputs, ",".join(places), "--record", prepared)
+        # Two thirds of the time: compiling takes longer than what is timed, and without it no row begins.
+        steps.append(Step(PREPARE, types, rows=2 * each * len(tables), compiled=True))
         steps += tables
     return steps
 
 
-def start_tests(step: Step) -> "subprocess.Popen[bytes]":
-    """Start a command of the plan as a program, from the repository's root.
+def run_tests(step: Step, log: Path, limit: float = inf) -> int:
+    """Run the tests as a program, from the repository's root, and return its exit code.
 
     Args:
         step: of the plan.
+        log: a file that has what they print, line by line, as it is printed here.
+        limit: seconds after which they are interrupted, and tell what failed until then.
     """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return subprocess.Popen(
-        [sys.executable, "-m", step.module, *step.arguments], cwd=ROOT, env={**os.environ, "PYTHONPATH": path}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", step.module, *step.arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        # So that its workers can be ended with it.
+        start_new_session=True,
     )
+    timers = []
+    if isfinite(limit):
+        timers += [Timer(limit, process.send_signal, [signal.SIGINT])]
+        timers += [Timer(limit + _TO_TELL, os.killpg, [process.pid, signal.SIGKILL])]
+    with process, log.open("w") as file:
+        assert process.stdout is not None
+        for timer in timers:
+            timer.start()
+        try:
+            for line in process.stdout:
+                for stream in (sys.stdout, file):
+                    print(line, end="", file=stream, flush=True)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        finally:
+            for timer in timers:
+                timer.cancel()
+    return process.returncode
 
 
 def run(step: Step, limit: float = inf) -> int:
@@ -143,38 +188,34 @@ def run(step: Step, limit: float = inf) -> int:
     return code
 
 
-def run_all(steps: Sequence[Step], limit: float = inf) -> list[Step]:
-    """Run a plan to its end, whatever fails on the way: what times nothing together, then the rest one by one.
+def run_all(steps: Sequence[Step], *, log: Path, limit: float = inf) -> list[Step]:
+    """Run a plan to its end, one step after the other, whatever fails on the way.
 
     Args:
         steps: from `plan`.
-        limit: seconds; what is left of them is shared among the steps that are left, by their rows.
+        log: of the tests, as `run_tests` takes it.
+        limit: seconds after which no step is begun and the tests are interrupted. What is left of them is shared by the
+            tables that are left, by their rows, those without compiled sides first: the others have what these leave.
 
     Returns:
         The steps that failed.
     """
     end = monotonic() + limit
     failed = []
-    tests = []
     for position, step in enumerate(steps):
+        began = monotonic()
+        if began >= end:
+            print(f"not begun within the limit: {step}", flush=True)
+            continue
         print(f"+ {step}", flush=True)
         if step.module == TESTS:
-            tests.append((step, start_tests(step)))
-            continue
-        if step.module != PREPARE:
-            failed += _ended(tests)
-        left = sum(one.rows for one in steps[position:])
-        began = monotonic()
-        if run(step, (end - began) * step.rows / max(left, 1)) != 0:
+            code = run_tests(step, log, end - began)
+        else:
+            left = sum(one.rows for one in steps[position:] if one.compiled == step.compiled)
+            code = run(step, (end - began) * step.rows / max(left, 1))
+        if code != 0:
             failed.append(step)
         print(f"  {monotonic() - began:.0f} s", flush=True)
-    return failed + _ended(tests)
-
-
-def _ended(tests: list[tuple[Step, "subprocess.Popen[bytes]"]]) -> list[Step]:
-    """Wait for the tests, each once, and return those that failed."""
-    failed = [step for step, process in tests if process.wait() != 0]
-    tests.clear()
     return failed
 
 
@@ -212,9 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--norms", list(MODES), NORMS, "norms of the layer")
     add("--dtypes", DTYPES, DTYPES, "types of the layer and of the detector")
     parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="measurements of each side (7)")
-    parser.add_argument(
-        "--limit", type=minutes, default=inf, metavar="MINUTES", help="begin no row after them, shared by tables (none)"
-    )
+    parser.add_argument("--limit", type=minutes, default=inf, metavar="MINUTES", help="begin no row after them (none)")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and run none")
     given = parser.parse_args(argv)
@@ -236,11 +275,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("error: PyTorch sees no CUDA device here; --dry-run prints what would be run", file=sys.stderr)
         return 1
     modules = {step.module for step in steps} - {TESTS}
-    start_server([PAIR, *([COMPILERS] if given.compiled else []), *(modules & {DETECTOR})])
+    start_server([PAIR, *([COMPILERS] if PREPARE in modules else []), *(modules & {DETECTOR})])
     for module in modules:
         # While the server imports the same, and not when nothing else is left to wait for.
         import_module(module)
-    failed = run_all(steps, given.limit)
+    failed = run_all(steps, log=given.out.absolute() / TESTS_LOG, limit=given.limit)
     for step in failed:
         print(f"failed: {step}", file=sys.stderr)
     return 1 if failed else 0

@@ -4,6 +4,7 @@ python -m benchmarks.layer [--shapes C3,C4] [--norms batch,frozen] [--peers publ
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
@@ -27,6 +28,7 @@ from benchmarks.options import (
 )
 from benchmarks.pair import compare_alone
 from benchmarks.peers import SIDES, is_compiled
+from benchmarks.prepare import job_name
 from benchmarks.report import SlowPeer
 from benchmarks.shapes import MODES, SHAPES, Case, cases
 from latentgnn.errors import UserError
@@ -125,6 +127,27 @@ def rows_of(
     ]
 
 
+def prepared_rows(rows: Sequence[tuple[Case, str]], *, first: str, prepared: Collection[str]) -> list[tuple[Case, str]]:
+    """The rows that compile nothing while they are timed.
+
+    Args:
+        rows: from `rows_of`.
+        first: the layer's side, one of `LAYERS`.
+        prepared: names from `benchmarks.prepare.job_name`.
+
+    Example:
+        >>> rows = [(Case("C3"), "compiled published"), (Case("C4"), "compiled published"), (Case("C5"), "published")]
+        >>> prepared = ["C4 batch evaluation contiguous cpu float32, compiled published"]
+        >>> [case.shape for case, _ in prepared_rows(rows, first="latentgnn", prepared=prepared)]
+        ['C4', 'C5']
+    """
+    return [
+        (case, peer)
+        for case, peer in rows
+        if all(job_name(case, side) in prepared for side in (first, peer) if is_compiled(side))
+    ]
+
+
 def measure(
     rows: Sequence[tuple[Case, str]],
     *,
@@ -136,6 +159,7 @@ def measure(
     stem: Path,
     literal_once: bool = False,
     limit: float = inf,
+    left_out: int = 0,
 ) -> dict[str, Any]:
     """Measure a table, print its rows, and write it after each of them.
 
@@ -151,6 +175,7 @@ def measure(
         stem: path of the result files without their ending.
         literal_once: whether the literal peer is checked once an input, not in each case.
         limit: seconds after which no row is begun.
+        left_out: further rows of the table, which count as not begun.
 
     Returns:
         What was written as JSON.
@@ -158,7 +183,8 @@ def measure(
     start = monotonic()
     literal = Literal(rounds=rounds, threads=threads, once=literal_once)
     pairs: list[dict[str, Any]] = []
-    result: dict[str, Any] = {**head, "literal": literal.ratios, "pairs": pairs, "means": [], "not_begun": len(rows)}
+    result: dict[str, Any] = {**head, "literal": literal.ratios, "pairs": pairs, "means": []}
+    result["not_begun"] = total = len(rows) + left_out
     print(report.markdown_table(report.pair_head(head["gpu"] is not None), []), flush=True)
     for case, peer in rows:
         began = monotonic()
@@ -180,14 +206,15 @@ def measure(
         pairs.append({**asdict(case), **told, "peer": peer, "took": took, **report.pooled(found)})
         print(report.markdown_table(report.pair_row(pairs[-1]), []).splitlines()[0], flush=True)
         result["means"] = report.means(pairs)
-        result["not_begun"] = len(rows) - len(pairs)
+        result["not_begun"] = total - len(pairs)
         # After every row: a long run that is stopped has not been in vain.
         write_json(stem.with_suffix(".json"), result)
         write_text(stem.with_suffix(".md"), report.layer_markdown(result))
     if result["means"]:
         print("\ngeometric means over the everyday inputs, all modes together:\n")
         print(report.markdown_table(report.MEAN_HEAD, report.mean_rows(result["means"])))
-    print(f"\n{len(pairs)} of {len(rows)} rows in {monotonic() - start:.0f} s, written to {stem}.json and .md")
+    written = f"written to {stem}.json and .md" if pairs else "nothing written"
+    print(f"\n{len(pairs)} of {total} rows in {monotonic() - start:.0f} s, {written}", flush=True)
     return result
 
 
@@ -237,6 +264,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         choices=["every", "once"],
         help="whether the literal peer is checked in every case, or to save time in the first of each input (every)",
     )
+    parser.add_argument(
+        "--prepared",
+        type=Path,
+        metavar="FILE",
+        help="leave out rows whose compiled sides `benchmarks.prepare --record FILE` did not list there (none)",
+    )
     parser.add_argument("--limit", type=minutes, default=inf, metavar="MINUTES", help="begin no row after them (none)")
     parser.add_argument("--label", default="", metavar="WORD", help="in the result files' names, to keep tables apart")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
@@ -251,6 +284,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parts += ["compiled"] if given.first != LAYERS[0] else []
         chosen = cases(given.shapes, given.norms, given.modes, given.layouts, device=given.device, dtype=given.dtype)
         rows = rows_of(chosen, first=given.first, peers=given.peers, compiled=given.compiled)
+        total = len(rows)
+        if given.prepared is not None:
+            rows = prepared_rows(rows, first=given.first, prepared=set(json.loads(given.prepared.read_text())))
         start_server([PAIR, COMPILERS] if any(map(is_compiled, (given.first, *given.peers))) else [PAIR])
         result = measure(
             rows,
@@ -262,8 +298,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             stem=given.out / "-".join(parts),
             literal_once=given.literal == "once",
             limit=given.limit,
+            left_out=total - len(rows),
         )
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return int(any("failed" in pair for pair in result["pairs"]))

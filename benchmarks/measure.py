@@ -167,7 +167,8 @@ def peak_bytes(call: Callable[[], object], x: Tensor) -> int:
         return size + torch.cuda.max_memory_allocated(x.device) - before
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    # PyTorch 2.11 warns that events of other cycles would be lost unless they are asked for; there is only one.
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         call()
     alive = most = size
     assert profiler.profiler is not None

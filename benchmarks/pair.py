@@ -82,7 +82,7 @@ def compare(
     modules = [side.module for side in built.values()]
     with torch.no_grad():
         forwards = take_turns(
-            [_forward(module, x) for module in modules],
+            [forward_of(module, x) for module in modules],
             rounds=rounds,
             device=device,
             least_seconds=least_seconds,
@@ -91,7 +91,7 @@ def compare(
     x.requires_grad_()
     grad = torch.randn_like(x)
     steps = take_turns(
-        [_step(module, x, grad) for module in modules], rounds=rounds, device=device, least_seconds=least_seconds
+        [step_of(module, x, grad) for module in modules], rounds=rounds, device=device, least_seconds=least_seconds
     )
     floors = [
         floor_seconds(operations, size, rate, bandwidth) for rate, bandwidth in zip(products, bandwidths, strict=True)
@@ -105,9 +105,11 @@ def compare(
         "bandwidth": statistics.median(bandwidths),
         "sides": {},
     }
+    # Like the input of the forward passes above: of one that takes a gradient, a compiler would make another graph.
+    plain = x.detach()
     for index, (name, module) in enumerate(zip(sides, modules, strict=True)):
         with torch.no_grad():
-            peak = peak_bytes(_forward(module, x), x)
+            peak = peak_bytes(forward_of(module, plain), plain)
         result["sides"][name] = {
             "forward_seconds": statistics.median(forwards[index]),
             "step_seconds": statistics.median(steps[index]),
@@ -117,8 +119,8 @@ def compare(
         }
         if device.type == "cuda":
             with torch.no_grad():
-                forward = device_seconds(_forward(module, x))
-            busy = {"forward_device_seconds": forward, "step_device_seconds": device_seconds(_step(module, x, grad))}
+                forward = device_seconds(forward_of(module, plain))
+            busy = {"forward_device_seconds": forward, "step_device_seconds": device_seconds(step_of(module, x, grad))}
             result["sides"][name] |= busy
     return result
 
@@ -141,7 +143,7 @@ def compare_alone(case: Case, sides: tuple[str, str], rounds: int, threads: int 
 
 
 def run_once(case: Case, side: str, threads: int | None) -> None:
-    """Everything that `compare` has a side do, once, so that its kernels are compiled and kept on disk.
+    """Everything that `compare` has a compiled side do, once, so that its kernels are compiled and kept on disk.
 
     Args:
         case: as `compare` takes it.
@@ -157,16 +159,9 @@ def run_once(case: Case, side: str, threads: int | None) -> None:
     x = make_input(case)
     with torch.no_grad():
         module(x)
-        if case.device == "cuda" and side == LAYER:
-            # The check calls it so.
-            with full_precision():
-                module(x)
     x.requires_grad_()
-    _step(module, x, torch.randn_like(x))()
+    step_of(module, x, torch.randn_like(x))()
     held_bytes(module, x, module)
-    with torch.no_grad():
-        # Another graph: its input takes a gradient now.
-        module(x)
     synchronize(x.device)
 
 
@@ -182,11 +177,25 @@ def _check(case: Case, sides: dict[str, Side], layer: LatentGNN, x: Tensor) -> N
                 side.module.train(case.mode == "training")
 
 
-def _forward(module: nn.Module, x: Tensor) -> Callable[[], object]:
+def forward_of(module: nn.Module, x: Tensor) -> Callable[[], object]:
+    """A forward pass, as it is timed.
+
+    Args:
+        module: a side.
+        x: its input.
+    """
     return lambda: module(x)
 
 
-def _step(module: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], object]:
+def step_of(module: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], object]:
+    """A step, forward and backward, as it is timed.
+
+    Args:
+        module: a side.
+        x: its input, which takes a gradient.
+        grad: of its output.
+    """
+
     def step() -> None:
         module.zero_grad(set_to_none=True)
         x.grad = None

@@ -1,6 +1,6 @@
-"""Sides run once, untimed and several at a time, so that the tables' processes find on disk what must be compiled.
+"""Compiled sides run once, untimed and several at a time, so that the tables' processes find on disk what they need.
 
-python -m benchmarks.prepare --device cuda --compiled C4,stage4-b8 --processes 16
+python -m benchmarks.prepare --device cuda --shapes C4,stage4-b8 --processes 16
 
 PyTorch's compiler and Triton keep what they compile, in folders that TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR name.
 """
@@ -11,47 +11,61 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from math import inf
+from pathlib import Path
 from time import monotonic
 
-from benchmarks.child import COMPILERS, PAIR, run_forked, start_server
-from benchmarks.options import minutes, names_of, names_or_none, positive, program, require_device
+from benchmarks.child import COMPILERS, MOST_SECONDS, PAIR, run_forked, start_server
+from benchmarks.options import minutes, names_of, positive, program, require_device
 from benchmarks.pair import run_once
-from benchmarks.peers import LAYER, is_compiled
 from benchmarks.shapes import MODES, SHAPES, Case, cases
 from latentgnn.errors import UserError
+from latentgnn.files import write_json
 
 DTYPES = ("float32", "bfloat16", "float16")
-COMPILED = ("compiled latentgnn", "compiled published")
+# The first alone is enough for rows of the eager layer.
+COMPILED = ("compiled published", "compiled latentgnn")
+
+
+def job_name(case: Case, side: str) -> str:
+    """What a side at a case is called in a list of those that are prepared.
+
+    Example:
+        >>> job_name(Case("C4"), "compiled published")
+        'C4 batch evaluation contiguous cpu float32, compiled published'
+    """
+    return f"{case.name} {case.device} {case.dtype}, {side}"
 
 
 def prepare(
     jobs: Sequence[tuple[Case, str]], *, processes: int, threads: int | None = None, limit: float = inf
-) -> list[str]:
+) -> dict[str, str]:
     """Run each side once, in a process of its own.
 
     Args:
         jobs: cases, each with a side.
         processes: at a time.
         threads: of torch, as they will be when the sides are timed.
-        limit: seconds after which none is begun.
+        limit: seconds after which none is begun and those that run are ended.
 
     Returns:
-        What failed, with the reason: their rows will fail as well, or take as long as compiling does.
+        The names of those that were not prepared, with the reason.
     """
     end = monotonic() + limit
 
     def run(job: tuple[Case, str]) -> str | None:
         case, side = job
+        left = end - monotonic()
         try:
-            if monotonic() > end:
+            if left <= 0:
                 raise UserError("not begun within the limit")
-            run_forked(run_once, case, side, threads)
+            run_forked(run_once, case, side, threads, seconds=min(left, MOST_SECONDS))
         except UserError as error:
-            return f"{case.name} {case.dtype}, {side}: {error}"
+            return str(error)
         return None
 
     with ThreadPoolExecutor(processes) as pool:
-        return [failure for failure in pool.map(run, jobs) if failure is not None]
+        reasons = zip(jobs, pool.map(run, jobs), strict=True)
+        return {job_name(*job): reason for job, reason in reasons if reason is not None}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,20 +79,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = program("prepare", __doc__)
     names = partial(partial, names_of)
-    parser.add_argument("--shapes", type=names(SHAPES), default="all", metavar="NAME,..", help="of the layer (all)")
-    parser.add_argument(
-        "--compiled",
-        type=partial(names_or_none, SHAPES),
-        default="all",
-        metavar="NAME,..",
-        help="of compiled sides, or none (all)",
-    )
+    parser.add_argument("--shapes", type=names(SHAPES), default="all", metavar="NAME,..", help="(all)")
     parser.add_argument("--norms", type=names(MODES), default="all", metavar="NAME,..", help="(all)")
     parser.add_argument("--dtypes", type=names(DTYPES), default="float32", metavar="NAME,..", help="(float32)")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="(cpu)")
     parser.add_argument("--threads", type=positive, metavar="N", help="of torch (torch's default)")
     parser.add_argument("--processes", type=positive, default=os.cpu_count() or 1, metavar="N", help="(one a core)")
-    parser.add_argument("--limit", type=minutes, default=inf, metavar="MINUTES", help="begin none after them (none)")
+    parser.add_argument("--limit", type=minutes, default=inf, metavar="MINUTES", help="end all after them (none)")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="list there what was prepared, as JSON (nowhere)")
     given = parser.parse_args(argv)
     try:
         require_device(given.device)
@@ -86,24 +94,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
-    def chosen(shapes: list[str]) -> list[Case]:
-        return [
-            case
-            for dtype in given.dtypes
-            for case in cases(
-                shapes, given.norms, list(MODES["batch"]), ["contiguous"], device=given.device, dtype=dtype
-            )
-        ]
-
-    # What takes longest comes first, so that no core has nothing to do at the end.
-    jobs = [(case, side) for case in chosen(given.compiled) for side in COMPILED]
-    jobs += [(case, LAYER) for case in chosen(given.shapes)]
+    # All of an input together: if there is no time for the last inputs, the first have their rows.
+    jobs = [
+        (case, side)
+        for shape in given.shapes
+        for dtype in given.dtypes
+        for case in cases([shape], given.norms, list(MODES["batch"]), ["contiguous"], device=given.device, dtype=dtype)
+        for side in COMPILED
+    ]
     start = monotonic()
-    start_server([PAIR, COMPILERS] if any(is_compiled(side) for _, side in jobs) else [PAIR])
+    start_server([PAIR, COMPILERS])
     failures = prepare(jobs, processes=given.processes, threads=given.threads, limit=given.limit)
     print(f"prepared {len(jobs) - len(failures)} of {len(jobs)} sides in {monotonic() - start:.0f} s", flush=True)
-    for failure in failures:
-        print(failure, file=sys.stderr, flush=True)
+    if given.record is not None:
+        write_json(given.record, [name for name in (job_name(*job) for job in jobs) if name not in failures])
+    for name, reason in failures.items():
+        print(f"{name}: {reason}", file=sys.stderr, flush=True)
     return 1 if failures else 0
 
 

@@ -19,6 +19,7 @@ from benchmarks import (
     embedded,
     few_images,
     gpu,
+    gpu_time,
     large_scans,
     layer,
     options,
@@ -32,7 +33,7 @@ from benchmarks import (
 )
 from benchmarks.floors import Rates
 from benchmarks.peers import Side
-from benchmarks.shapes import Case, Shape
+from benchmarks.shapes import MODES, Case, Shape
 from latentgnn import LatentGNN
 from latentgnn.cost import cost
 from latentgnn.errors import UserError
@@ -413,23 +414,57 @@ def value(step: gpu.Step, option: str) -> str:
 
 def test_the_gpu_plan_covers_every_form() -> None:
     plan = gpu.plan(out=Path("results"))
-    assert [step.module for step in plan] == [gpu.TESTS, gpu.PREPARE, *[gpu.DETECTOR] * 2, *[gpu.LAYER] * 4]
-    tables = [step for step in plan if step.module == gpu.LAYER]
-    assert [(value(step, "--first"), value(step, "--dtype")) for step in tables] == [
-        (first, dtype) for first in layer.LAYERS for dtype in ("float32", "bfloat16")
+    assert [step.module for step in plan] == [
+        *[gpu.LAYER] * 2,
+        *[gpu.DETECTOR] * 2,
+        gpu.TESTS,
+        gpu.PREPARE,
+        *[gpu.LAYER] * 4,
     ]
-    assert {value(step, "--compiled") for step in tables} == {value(plan[1], "--compiled")}
-    assert value(tables[0], "--peers") == "published,compiled published"
-    assert value(tables[-1], "--shapes") == value(tables[-1], "--compiled")
-    assert value(plan[1], "--dtypes") == "float32,bfloat16"
-    assert all("--device" in step.arguments for step in plan[1:])
+    tables = [step for step in plan if step.module == gpu.LAYER]
+    (prepare,) = (step for step in plan if step.module == gpu.PREPARE)
+    assert [(value(step, "--first"), value(step, "--peers"), value(step, "--dtype")) for step in tables] == [
+        (first, peer, dtype)
+        for first, peer in (
+            ("latentgnn", "published"),
+            ("latentgnn", "compiled published"),
+            ("compiled latentgnn", "compiled published"),
+        )
+        for dtype in ("float32", "bfloat16")
+    ]
+    assert [step.compiled for step in plan] == [*[False] * 5, *[True] * 5]
+    assert {value(step, "--compiled") for step in tables[:2]} == {"none"}
+    assert {value(step, "--shapes") for step in tables[:2]} == {",".join(gpu.MEASURED)}
+    assert {value(step, "--shapes") for step in (prepare, *tables[2:])} == {",".join(gpu.COMPILED)}
+    assert {value(step, "--prepared") for step in tables[2:]} == {value(prepare, "--record")}
+    assert value(prepare, "--dtypes") == "float32,bfloat16"
+    assert all("--device" in step.arguments for step in plan if step.module != gpu.TESTS)
     assert [step.module for step in gpu.plan(["detector"])] == [gpu.DETECTOR] * 2
 
 
 def test_the_gpu_plan_without_compiled_sides() -> None:
-    prepare, *tables = gpu.plan(["layer"], compiled=[], dtypes=["float32"])
-    assert value(prepare, "--compiled") == "none"
-    assert [value(step, "--peers") for step in tables] == ["published"]
+    (table,) = gpu.plan(["layer"], compiled=[], dtypes=["float32"])
+    assert value(table, "--peers") == "published"
+    assert gpu.plan(["layer"], shapes=["C3"], compiled=["C4"], dtypes=["float32"])[1:] == []
+
+
+def test_the_gpu_plans_tables_are_written_to_files_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stems: list[Path] = []
+
+    def note(*_: object, stem: Path, **__: object) -> dict[str, Any]:
+        stems.append(stem)
+        return {"pairs": []}
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(layer, "start_server", lambda modules: None)
+    monkeypatch.setattr(layer, "measure", note)
+    (tmp_path / gpu.PREPARED).write_text("[]")
+    tables = [step for step in gpu.plan(["layer"], out=tmp_path) if step.module == gpu.LAYER]
+    assert [gpu.run(step, 90) for step in tables] == [0] * 6
+    assert len(set(stems)) == 6
 
 
 def test_the_gpu_plans_commands_can_be_read(
@@ -452,56 +487,102 @@ def test_the_gpu_script_prints_its_plan() -> None:
         text=True,
         check=True,
     )
-    prepare, detects, eager, compiled = done.stdout.splitlines()
+    eager, detects, prepare, beside, compiled = done.stdout.splitlines()
     assert prepare.startswith("python -m benchmarks.prepare")
     assert detects.startswith("python -m benchmarks.detector")
-    assert "--norms frozen --shapes C3,C4,tokens-b8 --first latentgnn" in eager
+    assert "--norms frozen --shapes C3,C4,tokens-b8 --first latentgnn --peers published" in eager
+    assert "--norms frozen --shapes C4 --first latentgnn --peers 'compiled published'" in beside
     assert "--norms frozen --shapes C4 --first 'compiled latentgnn'" in compiled
 
 
 def test_the_gpu_script_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(gpu, "run_all", lambda *_: pytest.fail("nothing may run"))
+    monkeypatch.setattr(gpu, "run_all", lambda *_, **__: pytest.fail("nothing may run"))
     assert gpu.main([]) == 1
     assert "--dry-run prints what would be run" in capsys.readouterr().err
 
 
-class Failing:
-    """Tests that fail, and say when they are waited for."""
-
-    def __init__(self, ran: list[str]) -> None:
-        self.ran = ran
-
-    def wait(self) -> int:
-        self.ran.append("tests end")
-        return 1
-
-
-def test_the_gpu_script_runs_to_its_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    ran: list[str] = []
-    limits: list[float] = []
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
+    """The plan's steps take 40 seconds each, and the tests and the preparation fail; what ran, with its limit."""
+    done: list[tuple[str, float]] = []
     now = [0.0]
 
     def run(step: gpu.Step, limit: float) -> int:
-        ran.append(step.module)
-        limits.append(limit)
+        done.append((step.module, limit))
         now[0] += 40
-        return int(step.module == gpu.PREPARE)
+        return int(step.module in (gpu.PREPARE, gpu.TESTS))
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu, "start_server", lambda modules: None)
-    monkeypatch.setattr(gpu, "start_tests", lambda step: Failing(ran))
+    monkeypatch.setattr(gpu, "run_tests", lambda step, log, limit: run(step, limit))
     monkeypatch.setattr(gpu, "run", run)
     monkeypatch.setattr(gpu, "monotonic", lambda: now[0])
-    assert gpu.main(["--limit", "4", "--dtypes", "float32"]) == 1
-    # Nothing is timed while tests run.
-    assert ran == [gpu.PREPARE, "tests end", gpu.DETECTOR, gpu.LAYER, gpu.LAYER]
-    # Of four minutes, the steps with rows share what is left when each begins, by the number of their rows.
-    eager, compiled = 3 * (len(gpu.MEASURED) + len(gpu.COMPILED)), 3 * len(gpu.COMPILED)
-    shares = [240 / 3, (240 - 80) * eager / (eager + compiled), 240 - 120]
-    assert [limits[0], *limits[2:]] == pytest.approx(shares, rel=0.02)
+    return done
+
+
+def test_the_gpu_script_runs_to_its_end(ran: list[tuple[str, float]], capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["--limit", "10", "--only", "layer,tests", "--compiled", "C4"]) == 1
+    assert [module for module, _ in ran] == [gpu.LAYER, gpu.LAYER, gpu.TESTS, gpu.PREPARE, *[gpu.LAYER] * 4]
+    # Tables without compiled sides share all that is left, the preparation and the other tables what these leave.
+    left = [600 - 40 * step for step in range(8)]
+    shares = [1 / 2, 1, 1, 2 / 3, 1 / 4, 1 / 3, 1 / 2, 1]
+    assert [limit for _, limit in ran] == pytest.approx([a * b for a, b in zip(left, shares, strict=True)])
     failed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
-    assert [line.split()[3] for line in failed] == ["benchmarks.prepare", "pytest"]
+    assert [line.split()[3] for line in failed] == ["pytest", "benchmarks.prepare"]
+
+
+def test_the_gpu_script_begins_nothing_after_its_limit(
+    ran: list[tuple[str, float]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gpu.main(["--limit", "2", "--compiled", "C4", "--dtypes", "float32"]) == 1
+    assert [module for module, _ in ran] == [gpu.LAYER, gpu.DETECTOR, gpu.TESTS]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("not begun within the limit: ")]
+    assert [line.split()[7] for line in lines] == [gpu.PREPARE, gpu.LAYER, gpu.LAYER]
+
+
+FAILING = """
+import signal, time
+
+def test_first():
+    assert 1 == 2, "this is why"
+
+def test_second():
+    signal.signal(signal.SIGINT, signal.{handler})
+    time.sleep(120)
+"""
+
+
+@pytest.mark.parametrize(("handler", "told"), [("default_int_handler", True), ("SIG_IGN", False)])
+def test_tests_that_are_cut_off_have_told_what_failed(
+    handler: str, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "_TO_TELL", 2)
+    (tmp_path / "test_it.py").write_text(FAILING.format(handler=handler))
+    options = ("-v", "-p", "benchmarks.failures", "-p", "no:cacheprovider", "-c", os.devnull)
+    log = tmp_path / "results" / "tests.log"
+    began = time.monotonic()
+    assert gpu.run_tests(gpu.Step(gpu.TESTS, (str(tmp_path / "test_it.py"), *options)), log, 10) != 0
+    assert time.monotonic() - began < 60
+    written = log.read_text()
+    assert capsys.readouterr().out == written
+    before, _, after = written.partition("test_second")
+    assert "FAILED" in before
+    assert "AssertionError: this is why" in before
+    assert ("KeyboardInterrupt" in after) is told
+
+
+def test_tests_in_several_processes_tell_each_failure_when_it_happens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "test_it.py").write_text("def test_it():\n    raise OSError('this is why')\n")
+    (tmp_path / "test_other.py").write_text("import not_there\n")
+    options = ("--tb=short", "-v", "-p", "benchmarks.failures", "-p", "no:cacheprovider", "-c", os.devnull, "-n", "2")
+    step = gpu.Step(gpu.TESTS, (str(tmp_path), *options, "--continue-on-collection-errors"))
+    assert gpu.run_tests(step, tmp_path / "tests.log") == 1
+    printed, _, _ = capsys.readouterr().out.partition("= ERRORS =")
+    assert printed.count("E   ModuleNotFoundError: No module named 'not_there'") == 1
+    assert printed.count("E   OSError: this is why") == 1
 
 
 def test_a_limited_step_is_told_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -514,31 +595,113 @@ def test_a_limited_step_is_told_its_share(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_sides_are_prepared_once_each_and_failures_are_told(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = []
 
-    def run(function: object, case: Case, side: str, threads: int | None) -> None:
+    def run(function: object, case: Case, side: str, threads: int | None, *, seconds: float) -> None:
         assert function is pair.run_once
-        asked.append((case.shape, case.mode, case.dtype, side))
-        if side == "compiled published":
+        assert seconds == child.MOST_SECONDS
+        asked.append((case.shape, case.dtype, case.mode, side))
+        if side == "compiled published" and case.shape == "C4":
             raise UserError("the compiler is not there")
 
     monkeypatch.setattr(prepare, "run_forked", run)
     monkeypatch.setattr(prepare, "start_server", lambda modules: None)
-    argv = "--shapes C3,C4 --compiled C4 --norms batch --dtypes float32,bfloat16 --processes 3"
-    assert prepare.main(argv.split()) == 1
-    modes = ("evaluation", "training")
-    places = [("C4", "compiled latentgnn"), ("C4", "compiled published"), ("C3", "latentgnn"), ("C4", "latentgnn")]
-    assert sorted(asked) == sorted(
-        (shape, mode, dtype, side) for shape, side in places for mode in modes for dtype in ("float32", "bfloat16")
-    )
+    record = tmp_path / "made" / "prepared.json"
+    argv = "--shapes C3,C4 --norms batch --dtypes float32,bfloat16 --processes 1 --record"
+    assert prepare.main([*argv.split(), str(record)]) == 1
+    assert asked == [
+        (shape, dtype, mode, side)
+        for shape in ("C3", "C4")
+        for dtype in ("float32", "bfloat16")
+        for mode in ("evaluation", "training")
+        for side in ("compiled published", "compiled latentgnn")
+    ]
     printed = capsys.readouterr()
     assert "prepared 12 of 16 sides" in printed.out
     assert printed.err.count("compiled published: the compiler is not there") == 4
-    assert prepare.prepare([(Case("C4"), "latentgnn")], processes=1, limit=-1) == [
-        "C4 batch evaluation contiguous float32, latentgnn: not begun within the limit"
-    ]
+    listed = json.loads(record.read_text())
+    assert len(listed) == 12
+    assert "C4 batch training contiguous cpu bfloat16, compiled latentgnn" in listed
+    assert "C4 batch training contiguous cpu bfloat16, compiled published" not in listed
+
+
+def sleep(case: Case, side: str, threads: int | None) -> None:
+    time.sleep(100)
+
+
+def test_the_preparation_ends_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "run_once", sleep)
+    jobs = [(Case(shape), "compiled published") for shape in ("C3", "C4")]
+    began = time.monotonic()
+    failures = prepare.prepare(jobs, processes=1, limit=4)
+    assert time.monotonic() - began < 60
+    ended, not_begun = failures.values()
+    assert [prepare.job_name(*job) for job in jobs] == list(failures)
+    assert "was ended after" in ended
+    assert not_begun == "not begun within the limit"
+
+
+@pytest.mark.usefixtures("tiny")
+def test_rows_that_are_not_prepared_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(layer, "run_forked", lambda _, case, *__: {"refused": case.mode})
+    record = tmp_path / "prepared.json"
+    names = [prepare.job_name(Case("tiny", mode=mode), "compiled published") for mode in MODES["batch"]]
+    options = ["--shapes", "tiny", "--norms", "batch", "--peers", "compiled published", "--prepared", str(record)]
+    argv = [*options, "--out", str(tmp_path / "out")]
+    # The list is not there: that is no list without names.
+    assert layer.main(argv) == 1
+    assert str(record) in capsys.readouterr().err
+    record.write_text(json.dumps(names[1:]))
+    assert layer.main(argv) == 0
+    assert "1 of 2 rows in" in capsys.readouterr().out
+    (path,) = (tmp_path / "out").glob("*.json")
+    written = json.loads(path.read_text())
+    assert ([pair["mode"] for pair in written["pairs"]], written["not_begun"]) == (["training"], 1)
+    assert "1 more rows were not begun." in path.with_suffix(".md").read_text()
+    # Of both sides, one is not prepared.
+    path.unlink()
+    assert layer.main([*argv, "--first", "compiled latentgnn"]) == 0
+    assert "0 of 2 rows in 0 s, nothing written" in capsys.readouterr().out
+    assert not list((tmp_path / "out").glob("*.json"))
+
+
+def test_kernels_are_shown_of_a_forward_pass_and_of_a_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        gpu_time.main(["--shape", "C3", "--norm", "frozen", "--mode", "evaluation"])
+    assert "is measured in training" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_time.main(["--shape", "C3"]) == 1
+    assert "no CUDA device" in capsys.readouterr().err
+    recorded: list[bool] = []
+
+    class Small(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            recorded.append(torch.is_grad_enabled())
+            return super().forward(x)
+
+    def profiled(call: Callable[[], object]) -> str:
+        call()
+        return f"table {len(recorded)}"
+
+    module = Small(5, 5)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_time, "make_layer", lambda case: None)
+    monkeypatch.setattr(gpu_time, "make_input", lambda case: torch.ones(2, 5))
+    monkeypatch.setattr(gpu_time, "make_side", lambda name, layer, case: Side(module, exact=False))
+    monkeypatch.setattr(gpu_time, "profiled", profiled)
+    assert gpu_time.main(["--shape", "C3", "--norm", "frozen", "--dtype", "bfloat16"]) == 0
+    printed = capsys.readouterr().out
+    named = "latentgnn, C3 frozen training contiguous bfloat16"
+    for number, what in ((1, "forward pass"), (2, "step")):
+        assert f"{named}, {what}, a mean of 3 runs:\n\ntable {number}\n" in printed
+    assert recorded == [False, True]
+    assert module.weight.grad is not None
 
 
 @pytest.mark.usefixtures("tiny")
@@ -558,8 +721,13 @@ def test_a_prepared_side_has_done_all_that_is_timed(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(pair, "make_side", make)
     pair.run_once(Case("tiny"), "compiled latentgnn", None)
-    assert set(did) == {(False, False), (True, True), (False, True)}
+    prepared = set(did)
+    assert prepared == {(False, False), (True, True)}
     assert modules[0].weight.grad is not None
+    did.clear()
+    monkeypatch.setattr(pair, "_check", lambda *_: None)
+    compare(Case("tiny"), ("latentgnn", "compiled latentgnn"))
+    assert set(did) == prepared
 
 
 def test_the_header_says_what_it_was_made_with() -> None:

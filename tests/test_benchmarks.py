@@ -3,14 +3,14 @@
 import dataclasses
 import doctest
 from collections.abc import Callable
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import floors, layer, measure, options, peers, report, shapes, study, study_report
+from benchmarks import floors, gpu_time, layer, measure, options, peers, prepare, report, shapes, study, study_report
 from benchmarks.shapes import MODES, SHAPES, SQUARES, Case, Shape, cases
 from latentgnn import LatentGNN, PackedLatentGNN, reference
 from latentgnn.cost import floor_operations
@@ -316,8 +316,63 @@ def test_held_and_peak_bytes_are_counted() -> None:
         assert measure.peak_bytes(lambda: x.clone().add_(1), x) == pytest.approx(2 * size, rel=0.02)
 
 
+def test_the_kernels_of_a_run_are_summed_by_name_and_sorted_by_time() -> None:
+    def event(name: str, microseconds: float, device: str = "CUDA") -> Any:
+        return SimpleNamespace(name=name, device_type=SimpleNamespace(name=device), device_time=microseconds)
+
+    run = [
+        event("_gather_kernel", 10),
+        event("aten::add", 1000, "CPU"),
+        event("void at::native::(anonymous namespace)::add<4, at::native::Two<float>>(int, float*)", 20),
+        event("void at::native::add<4, Two<float>>(long)", 22),
+        event("Memset (Device)", 0.5),
+    ]
+    other = [*run[:-1], event("_gather_kernel", 5)]
+    lines = gpu_time.table([*run, *other], 2).splitlines()
+    assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "---" not in line] == [
+        ["kernel", "calls", "microseconds"],
+        ["add<4, Two<float>>", "2", "42.0"],
+        ["_gather_kernel", "1.5", "12.5"],
+        ["Memset", "0.5", "0.2"],
+        ["together", "4", "54.8"],
+    ]
+
+
+def test_long_names_of_kernels_are_cut() -> None:
+    assert gpu_time.shortened("k" * 60) == "k" * 60
+    assert gpu_time.shortened("k" * 61) == "k" * 57 + "..."
+    # Nothing is left of it without its brackets.
+    assert gpu_time.shortened("(unknown)") == "(unknown)"
+
+
+def test_kernels_are_profiled_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    kernel = SimpleNamespace(name="_k", device_type=SimpleNamespace(name="CUDA"), device_time=9.0)
+
+    class Profiler:
+        def __init__(self, **_: object) -> None:
+            pass
+
+        def __enter__(self) -> "Profiler":
+            done.append("begin")
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            done.append("end")
+
+        def events(self) -> list[Any]:
+            return [kernel] * 3
+
+    monkeypatch.setattr(gpu_time, "profile", Profiler)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("wait"))
+    assert "| _k | 1 | 9.0 |" in gpu_time.profiled(lambda: done.append("call"))
+    assert done == ["call", "wait", "begin", "call", "call", "call", "wait", "end"]
+
+
 @pytest.mark.parametrize(
-    "module", [floors, layer, measure, options, report, shapes, study, study_report], ids=lambda module: module.__name__
+    "module",
+    [floors, gpu_time, layer, measure, options, prepare, report, shapes, study, study_report],
+    ids=lambda module: module.__name__,
 )
 def test_examples_give_what_they_show(module: ModuleType) -> None:
     failures, tried = doctest.testmod(module)

@@ -1,0 +1,125 @@
+"""The kernels of one side on a GPU, with the time that each takes, in a forward pass and in a step.
+
+python -m benchmarks.gpu_time --shape C3 --norm frozen --dtype float32 [--side "compiled published"]
+
+Prints two tables, the mean of three runs after a warm-up, and writes nothing.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.options import program, require_device
+from benchmarks.pair import forward_of, step_of
+from benchmarks.peers import LAYER, SIDES, Refused, make_input, make_layer, make_side
+from benchmarks.report import markdown_table
+from benchmarks.shapes import MODES, SHAPES, SQUARES, Case
+from latentgnn.errors import UserError
+
+RUNS = 3
+_LONGEST = 60
+
+
+class Event(Protocol):
+    """What the profiler knows of a kernel, a copy or a fill, and in events of another `device_type` of the CPU."""
+
+    name: str
+    device_type: Any
+    device_time: float
+
+
+def shortened(name: str) -> str:
+    """A kernel's name without what it returns and takes and without namespaces, and not longer than a line.
+
+    Args:
+        name: as the profiler has it.
+
+    Example:
+        >>> shortened("void at::native::(anonymous namespace)::copy_kernel<4, at::native::Add<float> >(int, float*)")
+        'copy_kernel<4, Add<float> >'
+        >>> shortened("_gather_kernel")
+        '_gather_kernel'
+        >>> shortened("Memcpy DtoD (Device -> Device)")
+        'Memcpy DtoD'
+    """
+    name = re.sub(r"\(anonymous namespace\)::", "", name.removeprefix("void "))
+    name = re.sub(r"\b(?:[A-Za-z_]\w*::)+", "", name)
+    name = name.split("(")[0].strip() or name
+    return name if len(name) <= _LONGEST else name[: _LONGEST - 3] + "..."
+
+
+def table(events: Iterable[Event], runs: int) -> str:
+    """What ran on the GPU, those that take longest first, with how often and how long in one run, and the sums.
+
+    Args:
+        events: of the profiler, of all runs; their times are in microseconds.
+        runs: that there were.
+    """
+    taken: dict[str, list[float]] = {}
+    for event in events:
+        if event.device_type.name == "CUDA":
+            taken.setdefault(shortened(event.name), []).append(event.device_time)
+    sums = {name: (len(times) / runs, sum(times) / runs) for name, times in taken.items()}
+    ordered = sorted(sums.items(), key=lambda item: -item[1][1])
+    rows = [[name, f"{count:g}", f"{time:.1f}"] for name, (count, time) in ordered]
+    total = [f"{sum(count for count, _ in sums.values()):g}", f"{sum(time for _, time in sums.values()):.1f}"]
+    return markdown_table(["kernel", "calls", "microseconds"], [*rows, ["together", *total]])
+
+
+def profiled(call: Callable[[], object], runs: int = RUNS) -> str:
+    """The table of a call.
+
+    Args:
+        call: what is profiled; once before, it runs untimed.
+        runs: of which the mean is given.
+    """
+    call()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+        for _ in range(runs):
+            call()
+        torch.cuda.synchronize()
+    return table(profiler.events() or [], runs)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the kernels of one side.
+
+    Args:
+        argv: the arguments; ``None`` takes the process's.
+
+    Returns:
+        The exit code.
+    """
+    parser = program("gpu_time", __doc__)
+    parser.add_argument("--shape", required=True, choices=[*SHAPES, *SQUARES], metavar="NAME")
+    parser.add_argument("--norm", default="batch", choices=list(MODES), help="(batch)")
+    parser.add_argument("--mode", choices=["evaluation", "training"], help="(the norm's last)")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="(float32)")
+    parser.add_argument("--side", default=LAYER, choices=SIDES, metavar="NAME", help=f"{', '.join(SIDES)} ({LAYER})")
+    given = parser.parse_args(argv)
+    mode = given.mode or MODES[given.norm][-1]
+    if mode not in MODES[given.norm]:
+        parser.error(f"--mode: {given.norm} norm is measured in {', '.join(MODES[given.norm])}; got {mode}")
+    case = Case(given.shape, given.norm, mode, "contiguous", "cuda", given.dtype)
+    try:
+        require_device(case.device)
+        module = make_side(given.side, make_layer(case), case).module
+    except (UserError, Refused) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    x = make_input(case)
+    with torch.no_grad():
+        forward = profiled(forward_of(module, x))
+    step = profiled(step_of(module, x.requires_grad_(), torch.randn_like(x)))
+    for what, made in (("forward pass", forward), ("step", step)):
+        print(f"{given.side}, {case.name} {case.dtype}, {what}, a mean of {RUNS} runs:\n\n{made}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
