@@ -276,6 +276,17 @@ def test_a_compiler_gets_the_plain_path_on_a_gpu_at_any_size(
     assert "autograd_function" not in graphs[0].code
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.usefixtures("on_gpu")
+def test_pytorchs_compiler_takes_folded_norms() -> None:
+    """PyTorch 2.11's refused a part of a vector as a convolution's shift."""
+    torch._dynamo.reset()
+    layer, x = make_layer("graph_conv", "frozen").float(), torch.randn(2, 32, 9, 11)
+    out = torch.compile(layer, fullgraph=True)(x)
+    assert relative_error(out, reference.forward(layer, x)) < 2e-5
+
+
 def _taken(layer: LatentGNN, x: Tensor, patch: pytest.MonkeyPatch, *others: Tensor) -> str:
     taken: list[str] = []
     for module in (few_calls, plain):

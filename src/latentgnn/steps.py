@@ -101,6 +101,10 @@ def apply_whole(x_BNC: Tensor, weight_OC: Tensor, shift_O: Tensor | None = None)
         y_BO1N = torch.conv2d(x_BNC.mT.unsqueeze(2), weight_OC[:, :, None, None], shift_O)
         return y_BO1N.squeeze(2).mT
     x_BCN = x_BNC.mT
+    if torch.compiler.is_compiling():
+        # PyTorch 2.11's compiler takes no part of a vector for a convolution's shift; it joins the sum by itself.
+        y_BON = torch.conv1d(x_BCN, weight_OC.unsqueeze(-1))
+        return (y_BON if shift_O is None else y_BON + shift_O.unsqueeze(1)).mT
     if on_gpu or weight_OC.shape[0] * x_BCN.numel() >= _SMALL_PRODUCT:
         return torch.conv1d(x_BCN, weight_OC.unsqueeze(-1), shift_O).mT
     weight_BOC = weight_OC.expand(x_BCN.shape[0], -1, -1)
