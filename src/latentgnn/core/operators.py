@@ -91,8 +91,13 @@ def _backward(
             needs_x=needs_x,
             needs=wanted,
         )
-    # Outputs of an operator must not share memory.
-    return [grad for grad in (grad_x, *(None if grad is None else grad.clone() for grad in grads)) if grad is not None]
+    # Outputs of an operator must not share memory, and have the strides that `_fake_backward` tells.
+    copies = [
+        torch.empty_like(tensor).copy_(grad)
+        for tensor, grad in zip(tensors, grads, strict=True)
+        if tensor is not None and grad is not None
+    ]
+    return copies if grad_x is None else [grad_x, *copies]
 
 
 @contextmanager
