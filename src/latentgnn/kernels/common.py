@@ -53,6 +53,12 @@ def nodes_of(bounds, sample, nodes):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def place_of(n_N, r_R, node_stride, channel_stride):  # type: ignore[no-untyped-def]
+    """Where numbers of nodes lie; nodes of all channels may be more than 32 bits count."""
+    return n_N.to(tl.int64)[:, None] * node_stride + r_R.to(tl.int64)[None, :] * channel_stride
+
+
+@triton.jit
 def load_valid(valid, n_N, last):  # type: ignore[no-untyped-def]
     """1 for nodes that take part and 0 for others."""
     inside_N = n_N < last

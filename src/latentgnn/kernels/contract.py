@@ -16,6 +16,8 @@ from latentgnn.kernels.sizes import padded
 from latentgnn.kernels.weights import Projected
 
 _CHANNELS, _NODES = 128, 32
+# So many programs for each multiprocessor.
+_PROGRAMS = 2
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -23,7 +25,9 @@ def contract_kernel(  # type: ignore[no-untyped-def]
     left,
     right,
     parts,
+    rows,
     nodes,
+    rows_of_part,
     nodes_of_split,
     splits,
     outputs,
@@ -40,28 +44,35 @@ def contract_kernel(  # type: ignore[no-untyped-def]
     BLOCK_O: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """For a part of a row's nodes, some channels of both; a last row may have the sums of ``right``."""
-    o_O = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
-    c_C = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    """For some rows' nodes, or a part of one row's, some channels of both; behind them may be the sums of ``right``."""
+    # Of one grid alone, for the others have 65,535 programs at most.
+    program, blocks_O, blocks_C = tl.program_id(0), tl.cdiv(outputs, BLOCK_O), tl.cdiv(channels, BLOCK_C)
+    block_O, part = program % blocks_O, (program // (blocks_O * blocks_C)).to(tl.int64)
+    o_O = block_O * BLOCK_O + tl.arange(0, BLOCK_O)
+    c_C = program // blocks_O % blocks_C * BLOCK_C + tl.arange(0, BLOCK_C)
     inside_O, inside_C = o_O < outputs, c_C < channels
-    part = tl.program_id(2).to(tl.int64)
+    first_row = (part // splits) * rows_of_part
     first = (part % splits) * nodes_of_split
     last = tl.minimum(first + nodes_of_split, nodes)
-    left += (part // splits) * left_row + o_O[:, None] * left_channel
-    right += (part // splits) * right_row + c_C[None, :] * right_channel
+    left += o_O[:, None].to(tl.int64) * left_channel
+    right += c_C[None, :].to(tl.int64) * right_channel
     sum_OC, total_C = tl.zeros((BLOCK_O, BLOCK_C), tl.float32), tl.zeros((BLOCK_C,), tl.float32)
-    for start in range(first, last, BLOCK_N):
-        n_N = start + tl.arange(0, BLOCK_N)
-        inside_N = n_N < last
-        left_ON = tl.load(left + n_N[None, :] * left_node, mask=inside_O[:, None] & inside_N[None, :], other=0.0)
-        right_NC = tl.load(right + n_N[:, None] * right_node, mask=inside_N[:, None] & inside_C[None, :], other=0.0)
-        sum_OC += product(left_ON, right_NC, left.dtype.element_ty, PRECISION)
-        if TOTALS:
-            total_C += tl.sum(right_NC.to(tl.float32), 0)
+    for row in range(first_row, tl.minimum(first_row + rows_of_part, rows)):
+        left_O, right_C = left + row * left_row, right + row * right_row
+        for start in range(first, last, BLOCK_N):
+            n_N = start + tl.arange(0, BLOCK_N)
+            inside_N = n_N < last
+            left_ON = tl.load(left_O + n_N[None, :] * left_node, mask=inside_O[:, None] & inside_N[None, :], other=0.0)
+            right_NC = tl.load(
+                right_C + n_N[:, None] * right_node, mask=inside_N[:, None] & inside_C[None, :], other=0.0
+            )
+            sum_OC += product(left_ON, right_NC, left.dtype.element_ty, PRECISION)
+            if TOTALS:
+                total_C += tl.sum(right_NC.to(tl.float32), 0)
     parts += part * (outputs + (1 if TOTALS else 0)) * channels
     tl.store(parts + (o_O * channels)[:, None] + c_C[None, :], sum_OC, mask=inside_O[:, None] & inside_C[None, :])
     if TOTALS:  # noqa: SIM102 - a constant, and then a number on the device
-        if tl.program_id(0) == 0:
+        if block_O == 0:
             tl.store(parts + outputs * channels + c_C, total_C, mask=inside_C)
 
 
@@ -114,16 +125,22 @@ def contract(left_BNO: Tensor, right_BNC: Tensor, *, totals: bool = False) -> Te
     batch, nodes, outputs = left_BNO.shape
     channels = right_BNC.shape[2]
     block = min(padded(outputs), 128)
-    tiles = (triton.cdiv(outputs, block), triton.cdiv(channels, _CHANNELS))
-    splits = max(2 * multiprocessors(left_BNO.device) // max(batch * tiles[0] * tiles[1], 1), 1)
+    tiles = triton.cdiv(outputs, block) * triton.cdiv(channels, _CHANNELS)
+    wanted = max(_PROGRAMS * multiprocessors(left_BNO.device) // tiles, 1)
+    # Each part has sums of its own, which for many rows of a few nodes would take more memory than these.
+    rows_of_part = triton.cdiv(batch, wanted)
+    splits = max(wanted // batch, 1)
     nodes_of_split = max(triton.cdiv(triton.cdiv(nodes, splits), _NODES), 4) * _NODES
     splits = triton.cdiv(nodes, nodes_of_split)
-    parts = left_BNO.new_empty((batch * splits, outputs + int(totals), channels), dtype=torch.float32)
-    contract_kernel[*tiles, batch * splits](
+    number = triton.cdiv(batch, rows_of_part) * splits
+    parts = left_BNO.new_empty((number, outputs + int(totals), channels), dtype=torch.float32)
+    contract_kernel[(tiles * number,)](
         left_BNO,
         right_BNC,
         parts,
+        batch,
         nodes,
+        rows_of_part,
         nodes_of_split,
         splits,
         outputs,

@@ -53,8 +53,9 @@ def add_product_kernel(  # type: ignore[no-untyped-def]
     program = tl.program_id(0).to(tl.int64)
     sample = program // blocks
     n_N = program % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
-    c_C = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    k_K = tl.arange(0, BLOCK_K)
+    # Nodes of all channels may be more than 32 bits count.
+    c_C = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C).to(tl.int64)
+    k_K = tl.arange(0, BLOCK_K).to(tl.int64)
     inside_N, inside_C = n_N < nodes, c_C < channels
     sum_NC = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     f += sample * f_sample + n_N[:, None] * f_node

@@ -17,6 +17,7 @@ from latentgnn.kernels.common import (
     load_unit,
     load_valid,
     nodes_of,
+    place_of,
     product,
     rectified,
 )
@@ -85,7 +86,7 @@ def gather_kernel(  # type: ignore[no-untyped-def]
         n_N = start + tl.arange(0, BLOCK_N)
         valid_N = load_valid(valid, n_N, last)
         inside_NR = (n_N < last)[:, None] & inside_R[None, :]
-        place_NR = n_N[:, None] * u_node + r_R[None, :] * u_channel
+        place_NR = place_of(n_N, r_R, u_node, u_channel)
         _, v_NR, _ = load_unit(u, up, place_NR, inside_NR, scale_R, shift_R, inside_R, valid_N, EPS2)
         raw_ND = product(v_NR, tl.trans(psi_DR), kind, PROJECTIONS)
         s_ND = raw_ND * scale_D[None, :] + shift_D[None, :]
@@ -164,7 +165,7 @@ def gather_values_kernel(  # type: ignore[no-untyped-def]
         n_N = start + tl.arange(0, BLOCK_N)
         valid_N = load_valid(valid, n_N, last)
         inside_NR = (n_N < last)[:, None] & inside_R[None, :]
-        place_NR = n_N[:, None] * u_node + r_R[None, :] * u_channel
+        place_NR = place_of(n_N, r_R, u_node, u_channel)
         u_NR, v_NR, inverse_N = load_unit(u, up, place_NR, inside_NR, scale_R, shift_R, inside_R, valid_N, EPS2)
         grad_NR = tl.zeros((BLOCK_N, BLOCK_R), tl.float32)
         for first_latent in range(0, latents, BLOCK_D):

@@ -47,7 +47,7 @@ def mix_kernel(  # type: ignore[no-untyped-def]
 
     Backward: Y, its gradient, and of each row of A the sum of what it was divided by, and its sum times its gradient.
     """
-    sample = tl.program_id(0)
+    sample = tl.program_id(0).to(tl.int64)
     m_M, r_R = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_R)
     inside_M, row_M = m_M < latents, sample * latents + m_M
     unit_MR = load_matrix(unit + row_M * width, inside_M, width, BLOCK_R)
@@ -114,7 +114,7 @@ def mix_backward_kernel(  # type: ignore[no-untyped-def]
 
     The logarithm of A is symmetric before it is normalised: its gradients are those of a row and of a column.
     """
-    sample = tl.program_id(0)
+    sample = tl.program_id(0).to(tl.int64)
     m_M, r_R = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_R)
     inside_M, row_M = m_M < latents, sample * latents + m_M
     unit_MR = load_matrix(unit + row_M * width, inside_M, width, BLOCK_R)

@@ -20,6 +20,7 @@ from latentgnn.kernels.common import (
     load_unit,
     load_valid,
     nodes_of,
+    place_of,
     product,
     rectified,
 )
@@ -104,7 +105,7 @@ def scatter_kernel(  # type: ignore[no-untyped-def]
         inside_N = n_N < last
         valid_N = load_valid(valid, n_N, last)
         inside_NR = inside_N[:, None] & inside_R[None, :]
-        place_NR = n_N[:, None] * u_node + r_R[None, :] * u_channel
+        place_NR = place_of(n_N, r_R, u_node, u_channel)
         u_NR, l_NR, inverse_N = load_unit(u, up, place_NR, inside_NR, scale_R, shift_R, inside_R, valid_N, EPS2)
         f_NR, squares_N = tl.zeros((BLOCK_N, BLOCK_R), tl.float32), tl.zeros((BLOCK_N,), tl.float32)
         for first_latent in range(0, latents, BLOCK_D):
@@ -129,7 +130,7 @@ def scatter_kernel(  # type: ignore[no-untyped-def]
             f_NR += product(q_ND, matrix_DR, kind, SUMS)
         inverse_q_N = inverse_root(squares_N, valid_N, EPS2)
         f_NR *= inverse_q_N[:, None]
-        place_feature_NR = n_N[:, None] * feature_node + r_R[None, :] * feature_channel
+        place_feature_NR = place_of(n_N, r_R, feature_node, feature_channel)
         if BACKWARD:
             grad_NR = tl.load(feature + place_feature_NR, mask=inside_NR, other=0.0).to(tl.float32) * valid_N[:, None]
             if GRAPH_CONV:

@@ -17,6 +17,7 @@ from latentgnn.kernels.common import (
     load_unit,
     load_valid,
     nodes_of,
+    place_of,
     product,
     rectified,
 )
@@ -84,7 +85,7 @@ def matrices_kernel(  # type: ignore[no-untyped-def]
         inside_N = n_N < last
         valid_N = load_valid(valid, n_N, last)
         inside_NR = inside_N[:, None] & inside_R[None, :]
-        place_NR = n_N[:, None] * u_node + r_R[None, :] * u_channel
+        place_NR = place_of(n_N, r_R, u_node, u_channel)
         _, l_NR, _ = load_unit(u, up, place_NR, inside_NR, scale_R, shift_R, inside_R, valid_N, EPS2)
         _, raw_ND, s_ND, scale_D = assigned(
             l_NR,
@@ -103,7 +104,7 @@ def matrices_kernel(  # type: ignore[no-untyped-def]
         inverse_q_N = tl.load(lengths + 2 * n_N, mask=inside_N, other=0.0)
         dot_N = tl.load(lengths + 2 * n_N + 1, mask=inside_N, other=0.0)
         q_ND = rectified(s_ND) * inverse_q_N[:, None]
-        place_NR = n_N[:, None] * feature_node + r_R[None, :] * feature_channel
+        place_NR = place_of(n_N, r_R, feature_node, feature_channel)
         grad_NR = tl.load(grad_feature + place_NR, mask=inside_NR, other=0.0).to(tl.float32) * valid_N[:, None]
         matrix_grad_DR += product(tl.trans(q_ND), grad_NR, kind, SUMS)
         grad_ND = product(grad_NR, tl.trans(matrix_DR), kind, SUMS) - q_ND * dot_N[:, None]
