@@ -1,6 +1,7 @@
 """The Triton kernels against the reference, on a GPU or in Triton's interpreter, and compiled for GPUs not at hand."""
 
 import importlib
+import mmap
 import os
 import re
 import subprocess
@@ -205,6 +206,119 @@ def test_a_compiled_layer_takes_the_kernels(called: list[str], monkeypatch: pyte
     assert relative_error(x.grad, wide.grad) < 1e-4
 
 
+def test_compiled_kernels_give_gradients_of_what_is_computed(
+    called: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a compiled program only its inputs say that they require gradients."""
+    monkeypatch.setattr("latentgnn.cost.KERNELS_PAY_COMPILED", 0)
+    layer, exact = (make_layer("graph_conv", "batch").to(DEVICE) for _ in range(2))
+    layer.float()
+    halves = {name: (value.detach() / 2).requires_grad_() for name, value in layer.named_parameters()}
+    x = torch.randn(2, 32, 9, 9, device=DEVICE)
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def call(halves: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, {name: 2 * half for name, half in halves.items()}, (x,))
+
+    call(halves, x).square().sum().backward()
+    reference.forward(exact, x.double()).square().sum().backward()
+    assert called == ["forward", "backward"]
+    for name, parameter in exact.named_parameters():
+        assert relative_error(halves[name].grad, 2 * parameter.grad) < 1e-4, name
+
+
+def test_parameters_and_statistics_of_any_strides(called: list[str]) -> None:
+    layer, exact = (make_layer("graph_conv", "batch").to(DEVICE) for _ in range(2))
+    layer.float()
+    given = {
+        name: value.detach().repeat_interleave(2, -1)[..., ::2] if value.dim() else value
+        for name, value in (*layer.named_parameters(), *layer.named_buffers())
+    }
+    wanted = [given[name].requires_grad_() for name, _ in layer.named_parameters()]
+    x = torch.randn(2, 32, 30, device=DEVICE)
+    output, expected = torch.func.functional_call(layer, given, (x,)), reference.forward(exact, x.double())
+    assert relative_error(output, expected) < 1e-5
+    output.square().sum().backward()
+    expected.square().sum().backward()
+    assert called == ["forward", "backward"]
+    for ours, theirs in zip(wanted, exact.parameters(), strict=True):
+        assert relative_error(ours.grad, theirs.grad) < 1e-4
+
+
+def test_imaginary_parts_whose_sign_is_a_bit(called: list[str]) -> None:
+    layer, exact = (make_layer("graph_conv", "frozen").to(DEVICE) for _ in range(2))
+    x, weight = (torch.randn(2, 32, 30, dtype=torch.complex64, device=DEVICE).conj().imag for _ in range(2))
+    assert x.is_neg()
+    wide = x.resolve_neg().double().requires_grad_()
+    x.requires_grad_()
+    output, expected = layer.float()(x), reference.forward(exact, wide)
+    assert relative_error(output, expected) < 1e-5
+    output.backward(weight)
+    expected.backward(weight.resolve_neg().double())
+    assert called == ["forward", "backward"]
+    assert relative_error(x.grad, wide.grad) < 1e-4
+
+
+def far_apart(values: Tensor) -> Tensor:
+    """The same numbers, (1, N, 3), channels as far apart as 32 bits do not count; on a CPU in little memory."""
+    distance = (1 << 30) + 64
+    size = 2 * distance + values.shape[1]
+    if DEVICE.type == "cuda":
+        numbers = torch.empty(size, dtype=values.dtype, device=DEVICE)
+    else:
+        # The last flag is MAP_NORESERVE, for which Python has no name before 3.13.
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
+        pages = mmap.mmap(-1, size * values.element_size(), flags=flags)
+        numbers = torch.frombuffer(pages, dtype=values.dtype)
+    return numbers.as_strided(values.shape, (size, 1, distance)).copy_(values)
+
+
+def test_distances_that_32_bits_do_not_count(called: list[str]) -> None:
+    from latentgnn.kernels.gather import gather
+    from latentgnn.kernels.rows import Rows
+    from latentgnn.kernels.way import Way
+    from latentgnn.kernels.weights import Projected
+
+    torch.manual_seed(0)
+    layer = LatentGNN(3, num_latents=4, reduction=1, norm=nn.Identity, gamma_init=0.5, device=DEVICE)
+    x = torch.randn(1, 5, 3, device=DEVICE)
+    far = far_apart(x)
+    gradients = []
+    with memory("hold"):
+        for given in (x, far):
+            layer.zero_grad()
+            output = layer(given.mT)
+            output.square().sum().backward()
+            gradients.append([output.detach(), *(parameter.grad for parameter in layer.parameters())])
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert called == ["forward", "backward"] * 2
+    projected = Projected(torch.randn(4, 3, device=DEVICE), [None] * 4, 0.0)
+    rows = Rows.of(x, None, None)
+    sums = [gather(Way(given, None, rows, projected, projected), mean=False) for given in (x, far)]
+    torch.testing.assert_close(*sums)
+
+
+def test_sums_over_many_rows_are_of_few_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grid's second and third dimensions end at 65,535, and each part has memory of the size of the result."""
+    from latentgnn.kernels import contract
+
+    kernel, grids = contract.contract_kernel, []
+
+    class Recorded:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            grids.append(grid)
+            return kernel[grid]
+
+    monkeypatch.setattr(contract, "contract_kernel", Recorded())
+    monkeypatch.setattr(contract, "multiprocessors", lambda device: 3)
+    left, right = torch.randn(17, 5, 19, device=DEVICE), torch.randn(17, 5, 21, device=DEVICE)
+    sums = contract.contract(left, right, totals=True)
+    expected = torch.einsum("bno,bnc->oc", left.double(), right.double())
+    assert relative_error(sums, torch.cat([expected, right.double().sum((0, 1))[None]])) < 1e-5
+    assert grids == [(6,)]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_kernels_in_half_precision(dtype: torch.dtype, called: list[str]) -> None:
     if dtype == torch.bfloat16 and DEVICE.type == "cpu":
@@ -299,6 +413,22 @@ def test_kernels_run_where_they_may(
     assert not called
 
 
+def test_tensors_of_other_kinds_are_left_to_pytorch(called: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of a layer's tensors it is: a DTensor has no memory of its own."""
+
+    class Other(Tensor):
+        pass
+
+    layer = make_layer("graph_conv", "frozen").float().to(DEVICE)
+    mean = layer.expand.norm.running_mean
+    layer.expand.norm.register_buffer("running_mean", mean.as_subclass(Other))
+    with torch.no_grad(), memory("hold"):
+        assert "of a kind that Triton does not know" in str(
+            why_not(monkeypatch, partial(layer, torch.randn(1, 32, 6, device=DEVICE)))
+        )
+    assert not called
+
+
 def test_products_are_as_exact_as_those_of_pytorch() -> None:
     from latentgnn.kernels.common import projections_in, sums_in
 
@@ -352,7 +482,8 @@ kinds |= {"valid": "u8", "bounds": "i64"}
 options = sizes.Sizes.of(width).options()
 blocks = {name: options.pop(name) for name in ("BLOCK_N", "BLOCK_R", "BLOCK_D")}
 common = {"EPS2": 1e-24, "PROJECTIONS": "tf32", "SUMS": "tf32x3", f"u_{innermost}": 1, **blocks}
-mixing = {"PRECISION": "tf32x3", "BLOCK_M": 16, "BLOCK_D": _columns(width, latents), "BLOCK_R": blocks["BLOCK_R"]}
+mixed_in = "tf32x3" if kind == "fp32" else "tf32"
+mixing = {"PRECISION": mixed_in, "BLOCK_M": 16, "BLOCK_D": _columns(width, latents), "BLOCK_R": blocks["BLOCK_R"]}
 few = {"num_warps": 8 if width > 64 else 4, "num_stages": 1}
 rows = {**mixing, "BACKWARD": True, "to_feature": None, "BLOCK_O": max(min(width, 8192 // width), 16)}
 contracted = {"TOTALS": True, "PRECISION": "tf32", "BLOCK_N": 32, "BLOCK_O": 128, "BLOCK_C": 128}

@@ -98,7 +98,7 @@ def why_not_kernels(x_BNC: Tensor, tensors: Sequence[Tensor | None], plan: Plan)
     """
     matrix = tensors[0]
     assert matrix is not None
-    if not (is_plain(x_BNC) and is_plain(matrix)):
+    if not all(is_plain(tensor) for tensor in (x_BNC, *tensors) if tensor is not None):
         return "tensors are of a kind that Triton does not know"
     width = matrix.shape[0] // plan.groups
     why_not = kernels.why_not_layer(

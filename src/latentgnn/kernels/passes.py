@@ -148,6 +148,7 @@ def forward(
         plan: of the layer.
     """
     with torch.cuda.device_of(x_BNC):
+        x_BNC = _in_memory(x_BNC)
         layer = _Layer.of(x_BNC, mask_BN, offsets, tensors, plan)
         mean, raw_BNR = plan.node_scale == "mean", layer.reduced()
         of_gather, of_scatter = layer.ways(raw_BNR)
@@ -194,6 +195,7 @@ def backward(
         needs: whether each of the tensors does.
     """
     with torch.cuda.device_of(x_BNC):
+        grad_BNC, x_BNC = _in_memory(grad_BNC), _in_memory(x_BNC)
         layer = _Layer.of(x_BNC, mask_BN, offsets, tensors, plan)
         to_feature_SDR = saved.to_feature
         if to_feature_SDR is None:
@@ -205,7 +207,7 @@ def backward(
         grads_expand: Sequence[Tensor | None] = [None] * 6
         if any(needs[-6:]):
             matrix, *vectors, of_gamma = expand_gradients(feature_BNR, inside_BNC, layer.expand, layer.gamma)
-            grads_expand = [matrix, *layer.expand.norm_gradients(*vectors), of_gamma]
+            grads_expand = [matrix, *layer.expand.norm_gradients(*vectors, needs=needs[-6:-1]), of_gamma]
         grad_feature_BNR = convolved(inside_BNC, scaled(layer.expand, layer.gamma))
 
         mean, grad_raw_BNR = plan.node_scale == "mean", torch.empty_like(raw_BNR)
@@ -216,13 +218,13 @@ def backward(
             layer.conv,
             grad_feature_BNR,
             grad_scatter,
-            learns=layer.reduces[1].learns or (layer.conv is not None and layer.conv.learns),
+            learns=any(needs[6:8]) or (layer.conv is not None and any(needs[21:23])),
         )
         grad_sums, grad_weights, grad_conv = mix_backward(
             saved.latent, saved.unit, saved.weights, layer.conv_matrix, grad_to_feature, plan.compute, mean=mean
         )
         grad_psi_v, *vectors_v = gather_backward(
-            of_gather, grad_sums, grad_weights, grad_gather, mean=mean, learns=layer.reduces[0].learns
+            of_gather, grad_sums, grad_weights, grad_gather, mean=mean, learns=any(needs[1:3])
         )
         grad_x_BNC = None
         if needs_x:
@@ -241,17 +243,22 @@ def backward(
         if needs[0] or needs[5]:
             grad_reduces = contract(grad_raw_BNR, layer.x_BNC).chunk(2)
     grads = [
-        *(grad_reduces[0], *layer.reduces[0].norm_gradients(*vectors_v[2:])),
-        *(grad_reduces[1], *layer.reduces[1].norm_gradients(*vectors_l[2:4])),
-        *(grad_psi_v, *layer.assigns[0].norm_gradients(*vectors_v[:2])),
-        *(grad_psi_l, *layer.assigns[1].norm_gradients(*vectors_l[:2])),
-        *([] if layer.conv is None else [grad_conv, *layer.conv.norm_gradients(*vectors_l[4:])]),
+        *(grad_reduces[0], *layer.reduces[0].norm_gradients(*vectors_v[2:], needs=needs[:5])),
+        *(grad_reduces[1], *layer.reduces[1].norm_gradients(*vectors_l[2:4], needs=needs[5:10])),
+        *(grad_psi_v, *layer.assigns[0].norm_gradients(*vectors_v[:2], needs=needs[10:15])),
+        *(grad_psi_l, *layer.assigns[1].norm_gradients(*vectors_l[:2], needs=needs[15:20])),
+        *([] if layer.conv is None else [grad_conv, *layer.conv.norm_gradients(*vectors_l[4:], needs=needs[20:25])]),
         *grads_expand,
     ]
     return grad_x_BNC, [
         cast(grad, tensor.dtype) if need and tensor is not None and grad is not None else None
         for grad, tensor, need in zip(grads, tensors, needs, strict=True)
     ]
+
+
+def _in_memory(x_BNC: Tensor) -> Tensor:
+    """A tensor whose numbers are those in its memory: PyTorch may keep the sign of an imaginary part as a bit."""
+    return x_BNC.resolve_neg()
 
 
 def _up(matrices: Sequence[Tensor | None]) -> Tensor:

@@ -24,26 +24,26 @@ class Projected(NamedTuple):
     def of(cls, five: Sequence[Tensor | None], eps: float, dtype: torch.dtype) -> "Projected":
         """From the five tensors of a projection, with the matrix in the type of the products.
 
-        A norm without statistics is none.
+        A norm without statistics is none. Kernels read vectors as they lie in memory, one number behind the other.
         """
         matrix, *norm = five
         assert matrix is not None
-        known = norm if norm[2] is not None and norm[3] is not None else [None] * 4
+        known = [None if tensor is None else tensor.contiguous() for tensor in norm]
+        known = known if known[2] is not None and known[3] is not None else [None] * 4
         return cls(matrix.detach().to(dtype).contiguous(), known, eps)
 
-    @property
-    def learns(self) -> bool:
-        """Whether the norm does."""
-        return any(tensor is not None and tensor.requires_grad for tensor in self.norm[:2])
+    def norm_gradients(
+        self, scale_O: Tensor | None, shift_O: Tensor | None, *, needs: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """Of the norm's four tensors, from those of what it multiplies by and adds.
 
-    def norm_gradients(self, scale_O: Tensor | None, shift_O: Tensor | None) -> list[Tensor | None]:
-        """Of the norm's four tensors, from those of what it multiplies by and adds."""
-        weight, bias, mean, var = self.norm
-        grads: list[Tensor | None] = [None] * 4
-        if not self.learns or scale_O is None or shift_O is None or mean is None or var is None:
-            return grads
-        if weight is not None:
-            grads[0] = (scale_O - mean * shift_O) * (var.float() + self.eps).rsqrt()
-        if bias is not None:
-            grads[1] = shift_O
-        return grads
+        Args:
+            scale_O: of what it multiplies by; ``None`` where none is needed, like ``shift_O``.
+            shift_O: of what it adds.
+            needs: whether each of the five tensors of the projection needs one.
+        """
+        _, _, mean, var = self.norm
+        if scale_O is None or shift_O is None or mean is None or var is None:
+            return [None] * 4
+        weight_O = (scale_O - mean * shift_O) * (var.float() + self.eps).rsqrt() if needs[1] else None
+        return [weight_O, shift_O if needs[2] else None, None, None]
