@@ -22,6 +22,8 @@ from latentgnn.core import passes as core_passes
 from latentgnn.paths import memory
 
 pytest.importorskip("triton")
+# The interpreter of Triton 3.6, which comes with PyTorch 2.11, does so where a loop begins or ends at a tensor.
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
