@@ -164,6 +164,21 @@ def test_packed_points(called: list[str], in_parts: None) -> None:
         assert relative_error(ours.grad, theirs.grad) < 1e-4, name
 
 
+def test_scenes_of_unequal_size_share_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One huge scene is cut into more parts than many of its size would be, and no others than it must."""
+    from latentgnn.kernels.rows import Rows
+
+    monkeypatch.setattr("latentgnn.kernels.rows.multiprocessors", lambda device: 100)
+
+    def parts(sizes: list[int]) -> int:
+        bounds = [0, *torch.tensor(sizes).cumsum(0).tolist()]
+        return Rows.of(torch.empty(1, bounds[-1], 1), None, bounds).splits(torch.device("cpu"), 1, 16)[0]
+
+    assert parts([10_000] * 100) == 4
+    assert parts([1_000_000, *[10_000] * 99]) == 16
+    assert parts([1_000_000]) == parts([1_000_000, 10]) == 399  # of a multiple of 16 nodes
+
+
 def test_what_is_not_a_number_spreads(called: list[str]) -> None:
     layer = make_layer("graph_conv", "frozen").float().to(DEVICE)
     x = torch.randn(1, 32, 40, device=DEVICE)

@@ -15,6 +15,8 @@ from latentgnn.kernels.common import bytes_of
 
 # So many programs for each multiprocessor keep it busy while others wait for memory.
 _PROGRAMS = 4
+# Scenes of unequal size are cut into up to so many times as many parts as scenes of one size.
+_UNEQUAL = 4
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,12 @@ class Rows:
             blocks: programs for each part.
             block_nodes: that a program holds at a time.
         """
-        splits = max(_PROGRAMS * multiprocessors(device) // max(self.samples * blocks, 1), 1)
+        programs, largest = _PROGRAMS * multiprocessors(device), max(self.most, 1)
+        splits = programs // max(self.samples * blocks, 1)
+        if self.bounds is not None:
+            # Small scenes end early, and leave their programs to the largest; but each part has sums of its own.
+            splits = min(programs * largest // max(self.nodes * blocks, 1), _UNEQUAL * max(splits, 1))
+        splits = max(splits, 1)
         nodes = max(-(-max(self.most, 1) // splits), 1)
         nodes = -(-nodes // block_nodes) * block_nodes
         return max(-(-self.most // nodes), 1), nodes
