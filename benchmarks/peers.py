@@ -239,14 +239,17 @@ def full_precision() -> Iterator[None]:
     Compiled functions keep, or are compiled again for, the permissions that they are called with: call none inside.
     """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32, matmul.fp32_precision
-    cudnn.allow_tf32 = matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32, matmul.allow_tf32, precision = before
-        # Not allowed and never asked for are the same, but not to what compilers have kept on disk.
-        matmul.fp32_precision = precision
+    allowed, precision = matmul.allow_tf32, matmul.fp32_precision
+    as_they_are = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
+    # PyTorch's own tests, where they are imported, forbid to set cuDNN's flags in another way.
+    with cudnn.flags(**as_they_are, allow_tf32=False):
+        matmul.allow_tf32 = False
+        try:
+            yield
+        finally:
+            matmul.allow_tf32 = allowed
+            # Not allowed and never asked for are the same, but not to what compilers have kept on disk.
+            matmul.fp32_precision = precision
 
 
 def check(name: str, side: Side, x: Tensor, expected: Tensor) -> None:
