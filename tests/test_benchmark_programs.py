@@ -553,6 +553,7 @@ def test_second():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("handler", "told"), [("default_int_handler", True), ("SIG_IGN", False)])
 def test_tests_that_are_cut_off_have_told_what_failed(
     handler: str, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -631,6 +632,7 @@ def sleep(case: Case, side: str, threads: int | None) -> None:
     time.sleep(100)
 
 
+@pytest.mark.slow
 def test_the_preparation_ends_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare, "run_once", sleep)
     jobs = [(Case(shape), "compiled published") for shape in ("C3", "C4")]
