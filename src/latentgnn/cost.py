@@ -44,8 +44,8 @@ HOLD_BYTES = 22 << 20
 # 10.8, 13.2 and 11.9 ms a step there with batch, group and layer norm, and at smaller sizes up to half the core's time,
 # with 6.1 times the input at its peak.
 HOLD_BYTES_ON_GPU = 512 << 20
-# Numbers of an input from which on the Triton kernels, as one operator, should take less time than what a compiler makes
-# of the plain path. Taken from GPU times of each side, in docs/results.md; not measured as a whole.
+# Numbers of an input from which on the Triton kernels, as one operator, should be faster than what a compiler makes of
+# the plain path. Taken from GPU times of each side, in docs/results.md; not measured as a whole.
 KERNELS_PAY_COMPILED = 1 << 23
 # Forward operations up to which the plain path is faster on a CPU: it has fewer calls. As measured: docs/results.md.
 SMALL_OPERATIONS = 1 << 25
