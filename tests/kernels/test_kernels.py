@@ -423,10 +423,27 @@ def test_kernels_run_where_they_may(
 ) -> None:
     monkeypatch.setattr(kernels, "DEVICES", devices)
     monkeypatch.setenv("LATENTGNN_TRITON", switch)
+    kernels._is_switched_off.cache_clear()
     layer = LatentGNN(16, num_latents=4, norm=nn.Identity, device=DEVICE)
-    with memory("hold"):
-        assert reason in str(why_not(monkeypatch, partial(layer, torch.randn(1, 16, 6, device=DEVICE))))
+    try:
+        with memory("hold"):
+            assert reason in str(why_not(monkeypatch, partial(layer, torch.randn(1, 16, 6, device=DEVICE))))
+    finally:
+        kernels._is_switched_off.cache_clear()
     assert not called
+
+
+def test_a_switch_between_the_passes_changes_nothing(called: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The core's backward pass starts from other sums than the kernels'."""
+    layer, exact = make_layer("graph_conv", "frozen").float().to(DEVICE), make_layer("graph_conv", "frozen").to(DEVICE)
+    x = torch.randn(2, 32, 30, device=DEVICE, requires_grad=True)
+    wide = x.detach().double().requires_grad_()
+    output = layer(x)
+    monkeypatch.setenv("LATENTGNN_TRITON", "0")
+    output.square().sum().backward()
+    reference.forward(exact, wide).square().sum().backward()
+    assert called == ["forward", "backward"]
+    assert relative_error(x.grad, wide.grad) < 1e-4
 
 
 def test_tensors_of_other_kinds_are_left_to_pytorch(called: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

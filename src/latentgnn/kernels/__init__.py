@@ -69,11 +69,17 @@ def why_not_layer(
 
 def why_not_device(device: torch.device, compute: torch.dtype, width: int) -> str | None:
     """Why a device cannot run the kernels for so many reduced channels, or must not; ``None`` if it can."""
-    if os.environ.get("LATENTGNN_TRITON", "1") == "0":
+    if _is_switched_off():
         return "LATENTGNN_TRITON=0 is set in the environment"
     if not _has_triton():
         return "Triton is not installed"
     return _why_not_properties(device, shared_bytes(width, compute.itemsize)) if device.type == "cuda" else None
+
+
+@cache
+def _is_switched_off() -> bool:
+    # Asked once: a backward pass must go the way of its forward pass.
+    return os.environ.get("LATENTGNN_TRITON", "1") == "0"
 
 
 @cache
