@@ -94,8 +94,18 @@ def inverse_root(squares_N, valid_N, EPS2: tl.constexpr):  # type: ignore[no-unt
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def inverse_weight(weight, MEAN: tl.constexpr, EPS: tl.constexpr, EPS2: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What latents' sums are multiplied by: 1 over sums of assignments, or over lengths from their squares."""
+    if MEAN:
+        inverse = tl.where(weight > EPS, 1.0 / tl.maximum(weight, EPS), weight * 0.0)
+    else:
+        inverse = inverse_root(weight, 1.0, EPS2)
+    return inverse
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def inverse_length(x_NF, valid_N, EPS2: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Likewise, from the rows."""
+    """`inverse_root` of rows."""
     return inverse_root(tl.sum(x_NF * x_NF, 1), valid_N, EPS2)
 
 

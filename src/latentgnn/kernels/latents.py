@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from latentgnn.functional import EPS
-from latentgnn.kernels.common import EPS2, load_matrix
+from latentgnn.kernels.common import EPS2, inverse_root, inverse_weight, load_matrix
 from latentgnn.kernels.sizes import padded
 
 
@@ -37,13 +37,8 @@ def finish_kernel(  # type: ignore[no-untyped-def]
         row_P, inside_P = parts + (p_P * rows + row) * (width + 1), p_P < splits
         sums_R += tl.sum(load_matrix(row_P, inside_P, width, BLOCK_R), 0)
         weight += tl.sum(tl.load(row_P + width, mask=inside_P, other=0.0), 0)
-    if MEAN:
-        inverse = tl.where(weight > EPS, 1.0 / tl.maximum(weight, EPS), weight * 0.0)
-    else:
-        inverse = tl.where(weight > EPS2, 1.0 / tl.sqrt(tl.maximum(weight, EPS2)), weight * 0.0)
-    z_R = sums_R * inverse
-    squares = tl.sum(z_R * z_R, 0)
-    unit_R = z_R * tl.where(squares > EPS2, 1.0 / tl.sqrt(tl.maximum(squares, EPS2)), squares * 0.0)
+    z_R = sums_R * inverse_weight(weight, MEAN, EPS, EPS2)
+    unit_R = z_R * inverse_root(tl.sum(z_R * z_R, 0), 1.0, EPS2)
     tl.store(latent + row * width + r_R, z_R, mask=inside_R)
     tl.store(unit + row * width + r_R, unit_R, mask=inside_R)
     tl.store(weights + row, weight)

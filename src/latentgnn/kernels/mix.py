@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from latentgnn.functional import EPS
-from latentgnn.kernels.common import EPS2, before_unit, inverse_length, load_matrix, sums_in
+from latentgnn.kernels.common import EPS2, before_unit, inverse_length, inverse_weight, load_matrix, sums_in
 from latentgnn.kernels.sizes import padded
 
 # Rows of the affinity that a program computes.
@@ -142,13 +142,9 @@ def mix_backward_kernel(  # type: ignore[no-untyped-def]
         grad_MR += tl.dot(of_column_MD, grad_y_DR, input_precision=PRECISION)
     grad_MR += before_unit(grad_unit_MR, unit_MR, inverse_length(z_MR, inside_M.to(tl.float32), EPS2))
     weight_M = tl.load(weights + row_M, mask=inside_M, other=0.0)
-    along_M = tl.sum(grad_MR * z_MR, 1)
-    if MEAN:
-        inverse_M = tl.where(weight_M > EPS, 1.0 / tl.maximum(weight_M, EPS), weight_M * 0.0)
-        along_M = -along_M * inverse_M
-    else:
-        inverse_M = tl.where(weight_M > EPS2, 1.0 / tl.sqrt(tl.maximum(weight_M, EPS2)), weight_M * 0.0)
-        along_M = -0.5 * along_M * inverse_M * inverse_M
+    inverse_M = inverse_weight(weight_M, MEAN, EPS, EPS2)
+    # Of a length, from its square.
+    along_M = -tl.sum(grad_MR * z_MR, 1) * inverse_M * (1.0 if MEAN else 0.5 * inverse_M)
     place_MR, inside_MR = (row_M * width)[:, None] + r_R[None, :], inside_M[:, None] & (r_R < width)[None, :]
     tl.store(grad_sums + place_MR, grad_MR * inverse_M[:, None], mask=inside_MR)
     tl.store(grad_weights + row_M, along_M, mask=inside_M)

@@ -53,7 +53,7 @@ class Sizes:
     def of(cls, width: int) -> "Sizes":
         """For a layer with so many reduced channels."""
         channels = padded(width)
-        # As measured (docs/results.md): where registers do not hold a block's rows of all reduced channels, memory has to.
+        # As measured (docs/results.md): what registers do not hold of a block's rows, memory has to.
         return cls(
             nodes=max(min(2048 // channels, 64), 16),
             channels=channels,
