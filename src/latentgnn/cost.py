@@ -38,11 +38,11 @@ class Cost:
 # Where everything held, the input included, is at most so much, it is held: computing it again would take longer than
 # the memory is worth. As measured: docs/results.md.
 HOLD_BYTES = 22 << 20
-# Likewise on a GPU, which computes faster beside its calls. The core took 6.1 ms a step holding and 7.4 ms computing
-# again for two samples of 512 x 100 x 168 with frozen norms, with peaks of 2.1 and 1.8 times the input's 69 MB; 9.6 and
-# 12.0 ms with batch norm, 11.8 and 17.9 ms with layer norm. Below it too, the plain path is taken instead of the core:
-# 10.8, 13.2 and 11.9 ms a step there with batch, group and layer norm, and at smaller sizes up to half the core's time,
-# with 6.1 times the input at its peak.
+# Likewise on a GPU, which computes faster beside its calls. For a map of 256 x 512 x 512, 268 MB, the core took 6.1
+# ms a step holding and 7.4 ms computing again with frozen norms, with peaks of 2.1 and 1.8 times the input; 9.6 and
+# 10.8 ms with batch norm, 11.8 and 13.1 ms with layer norm. Up to it, the plain path is taken instead of the core:
+# 10.8, 13.2 and 11.9 ms a step there with batch, group and layer norm, and at smaller sizes up to half the core's
+# time, with about 6 times the input at its peak (benchmarks/results/gpu-2026-11-26-paths.md).
 HOLD_BYTES_ON_GPU = 512 << 20
 # Numbers of an input from which on the Triton kernels, as one operator, should be faster than what a compiler makes of
 # the plain path. Taken from GPU times of each side, in docs/results.md; not measured as a whole.
