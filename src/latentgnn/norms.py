@@ -358,9 +358,14 @@ def _widened(parameter: Tensor | None, like: Tensor) -> Tensor | None:
 
 def _group_norm(norm: nn.GroupNorm, y_BNC: Tensor, mask_BN: Tensor | None) -> Tensor:
     # PyTorch's backward pass of group norm takes a DTensor's shape for that of its part.
-    if mask_BN is None and y_BNC.stride(-1) != 1 and not is_traceable_wrapper_subclass(cast_type(object, y_BNC)):
+    if mask_BN is None and not is_traceable_wrapper_subclass(cast_type(object, y_BNC)):
         weight_C, bias_C = _widened(norm.weight, y_BNC), _widened(norm.bias, y_BNC)
-        return nn.functional.group_norm(y_BNC.mT, norm.num_groups, weight_C, bias_C, norm.eps).mT
+        if y_BNC.stride(-1) != 1:
+            return nn.functional.group_norm(y_BNC.mT, norm.num_groups, weight_C, bias_C, norm.eps).mT
+        if y_BNC.is_cpu:
+            # Nodes as the width of images whose channels lie innermost: many times as fast as the operations below.
+            images_BC1N = y_BNC.contiguous().mT.unsqueeze(2)
+            return torch.group_norm(images_BC1N, norm.num_groups, weight_C, bias_C, norm.eps).squeeze(2).mT
     y_BNGc = y_BNC.unflatten(-1, (norm.num_groups, -1))
     if mask_BN is None:
         var, mean = torch.var_mean(y_BNGc, dim=(1, 3), keepdim=True, correction=0)

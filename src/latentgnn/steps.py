@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentgnn import launches, modes
+from latentgnn.core.layouts import is_plain
+from latentgnn.core.routines import outer, takes_onednn
 from latentgnn.functional import cast, wide
 from latentgnn.modes import is_exporting, is_transformed
 from latentgnn.norms import normalize
@@ -53,6 +55,8 @@ class Steps(NamedTuple):
 SMALL_MATRIX = 1 << 16
 # On a CPU, multiply-adds below which a batched product is faster than a convolution. As measured: docs/results.md.
 _SMALL_PRODUCT = 1 << 23
+# Where channels lie innermost, rows and multiply-adds from which on a convolution is faster than a matrix product.
+_MANY_ROWS, _LARGE_PRODUCT = 128, 1 << 22
 
 
 def steps_of(layer: Arrangement, compute: torch.dtype, *, counted: bool = False) -> Steps:
@@ -95,8 +99,10 @@ def apply_whole(x_BNC: Tensor, weight_OC: Tensor, shift_O: Tensor | None = None)
     """x W^T + shift, of a float32 or float64 tensor, by the routine that suits its size and its device."""
     on_gpu = modes.is_on_gpu(x_BNC)
     if x_BNC.stride(-1) == 1:
-        if not on_gpu or is_traced() or matrices_round_alike(x_BNC):
+        if is_traced() or (matrices_round_alike(x_BNC) if on_gpu else not _takes_onednn(x_BNC, weight_OC)):
             return F.linear(x_BNC, weight_OC, shift_O)
+        if not on_gpu and not _records(x_BNC, weight_OC, shift_O):
+            return outer(x_BNC.flatten(0, 1), weight_OC, shift_O).view(*x_BNC.shape[:2], -1)
         # Nodes as the width of images whose channels lie innermost.
         y_BO1N = torch.conv2d(x_BNC.mT.unsqueeze(2), weight_OC[:, :, None, None], shift_O)
         return y_BO1N.squeeze(2).mT
@@ -111,6 +117,21 @@ def apply_whole(x_BNC: Tensor, weight_OC: Tensor, shift_O: Tensor | None = None)
     if shift_O is None:
         return torch.bmm(weight_BOC, x_BCN).mT
     return torch.baddbmm(shift_O.unsqueeze(1), weight_BOC, x_BCN).mT
+
+
+def _takes_onednn(x_BNC: Tensor, weight_OC: Tensor) -> bool:
+    """Whether rows on a CPU are multiplied by oneDNN, as a convolution where autograd records.
+
+    A convolution lays its matrix out anew, which few nodes are not worth.
+    """
+    nodes = x_BNC.shape[0] * x_BNC.shape[1]
+    if not x_BNC.is_contiguous() or not is_plain(x_BNC) or not takes_onednn(weight_OC, nodes):
+        return False
+    return not _records(x_BNC, weight_OC) or (nodes >= _MANY_ROWS and weight_OC.numel() * nodes >= _LARGE_PRODUCT)
+
+
+def _records(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def matrices_round_alike(x: Tensor) -> bool:

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from latentgnn.core.layouts import empty_like_layout, from_columns, laid_out_like, nodes_innermost, not_a_view
 from latentgnn.core.products import project
-from latentgnn.core.routines import is_turned, takes_onednn
+from latentgnn.core.routines import for_onednn, is_turned, outer, takes_onednn
 from latentgnn.core.scaling import scaled_
 from latentgnn.functional import cast
 
-# With fewer features, an output of up to so many numbers is as fast to write as to compute: MKL adds it in one pass.
-_FEW_FEATURES = 64
+# An output of fewer numbers lies in memory that was used before: the allocator keeps up to 32 MB. It is computed as a
+# whole. In parts, with fewer features, it is as fast to write as to compute: MKL adds it in one pass.
 _MANY_OUTPUTS = 1 << 23
+_FEW_FEATURES = 64
 # So many numbers of an output are made at once where a sum follows, so that they are still in a cache then.
 NUMBERS_AT_ONCE = 1 << 19
 
@@ -41,7 +42,7 @@ def add_projection(
         assert base_sTC is not None
         if onednn and samples * nodes >= features and _is_one_call(base_sTC, x_sTK):
             matrix_CK = matrix_CK if scale_C is None else matrix_CK * scale_C.unsqueeze(1)
-            return _add_rows(base_sTC, x_sTK, matrix_CK, shift_C)
+            return _add_whole(base_sTC, x_sTK, matrix_CK, shift_C)
         out_sTC = empty_like_layout(base_sTC, channels)
     if features < _FEW_FEATURES and samples * nodes * channels <= _MANY_OUTPUTS:
         onednn = False
@@ -58,11 +59,9 @@ def add_projection(
     for first in range(0, samples, together):
         for start in range(0, nodes, length):
             part = slice(first, first + together), slice(start, start + length)
-            y_stC = laid_out_like(project(x_sTK[part], matrix_CK), out_sTC)
+            y_stC = laid_out_like(project(x_sTK[part], matrix_CK, shift_C if scale_C is None else None), out_sTC)
             if scale_C is not None:
                 y_stC = scaled_(y_stC, scale_C, shift_C)
-            elif shift_C is not None:
-                y_stC = y_stC.add_(shift_C)
             if base_sTC is None:
                 out_sTC[part].copy_(y_stC)
             else:
@@ -71,26 +70,29 @@ def add_projection(
 
 
 def _is_one_call(base_sTC: Tensor, x_sTK: Tensor) -> bool:
-    """Whether oneDNN can add a base in the same call: dense, not much, and of one sample where nodes are innermost."""
-    if base_sTC.numel() > NUMBERS_AT_ONCE or base_sTC.dtype != x_sTK.dtype:
+    """Whether all of an output is one product: dense, not much, and of one sample where nodes are innermost."""
+    if base_sTC.numel() >= _MANY_OUTPUTS or base_sTC.dtype != x_sTK.dtype:
         return False
     if nodes_innermost(x_sTK):
         return x_sTK.shape[0] == 1 and base_sTC[0].mT.is_contiguous()
     return x_sTK.is_contiguous() and base_sTC.is_contiguous()
 
 
-def _add_rows(base_sTC: Tensor, x_sTK: Tensor, matrix_CK: Tensor, shift_C: Tensor | None) -> Tensor:
-    """base + x W^T + shift in one call, for what `_is_one_call` says."""
+def _add_whole(base_sTC: Tensor, x_sTK: Tensor, matrix_CK: Tensor, shift_C: Tensor | None) -> Tensor:
+    """base + x W^T + shift in new memory, for what `_is_one_call` says."""
     if nodes_innermost(x_sTK):
-        x_TK = x_sTK[0]
-        x_TK = x_TK if x_TK.stride(0) == 1 and x_TK.stride(1) == x_TK.shape[0] else x_TK.mT.contiguous().mT
-        out = torch.ops.mkldnn._linear_pointwise(matrix_CK.contiguous(), base_sTC[0].mT, x_TK, None, "add")
-        out = out if shift_C is None else out.add_(shift_C.unsqueeze(1))
-        return not_a_view(from_columns(out, 1))
-    rows, base = x_sTK.flatten(0, 1), base_sTC.flatten(0, 1)
-    right = matrix_CK if matrix_CK.stride(1) == 1 else matrix_CK.mT.contiguous().mT
-    out = torch.ops.mkldnn._linear_pointwise(rows, base, right, shift_C, "add")
-    return not_a_view(out.view(base_sTC.shape))
+        out_CT = _plus(base_sTC[0].mT, matrix_CK, x_sTK[0], None)
+        return not_a_view(from_columns(out_CT if shift_C is None else out_CT.add_(shift_C.unsqueeze(1)), 1))
+    out_MC = _plus(base_sTC.flatten(0, 1), x_sTK.flatten(0, 1), matrix_CK, shift_C)
+    return not_a_view(out_MC.view(base_sTC.shape))
+
+
+def _plus(base_PQ: Tensor, left_PK: Tensor, right_QK: Tensor, shift_Q: Tensor | None) -> Tensor:
+    """base + left right^T + shift."""
+    if base_PQ.numel() > NUMBERS_AT_ONCE:
+        return outer(left_PK, right_QK, shift_Q).add_(base_PQ)
+    left_PK, right_QK = for_onednn(left_PK, right_QK)
+    return torch.ops.mkldnn._linear_pointwise.binary(left_PK, base_PQ, right_QK, shift_Q, "add")
 
 
 def _add_batch(

@@ -57,11 +57,22 @@ def values(
     unit_sHTr = to_graphs(u_sTR, ways * plan.groups)
     record.scale = inverse_length(unit_sHTr, -1)
     if unit_sHTr.dtype == plan.compute:
-        record.unit = unit_sHTr.mul_(record.scale)
+        record.unit = torch.mul(unit_sHTr, record.scale, out=_memory_of_ways(unit_sHTr, plan))
     else:
         record.unit = (unit_sHTr * record.scale).to(plan.compute)
     if down is not None:
         record.scale = record.scale * down
+
+
+def _memory_of_ways(unit_sHTr: Tensor, plan: Plan) -> Tensor:
+    """Where V and L may be written: their own memory, or new memory where channels lie innermost.
+
+    There V and L lie between one another, and each product with one of them would need a copy.
+    """
+    samples, parts, nodes, channels = unit_sHTr.shape
+    if parts == 1 or plan.groups > 1 or nodes_innermost(unit_sHTr):
+        return unit_sHTr
+    return unit_sHTr.new_empty(parts, samples, nodes, channels).transpose(0, 1)
 
 
 def gather_assignments(

@@ -11,7 +11,7 @@ from torch import Tensor
 from latentgnn import kernels
 from latentgnn.core.gather_nodes import gather_nodes
 from latentgnn.core.inputs import Input
-from latentgnn.core.layouts import empty_like_layout, is_plain
+from latentgnn.core.layouts import empty_like_layout, is_plain, nodes_innermost
 from latentgnn.core.over_ranks import over_ranks
 from latentgnn.core.plan import Plan
 from latentgnn.core.recorded import Folding, Mixing
@@ -74,7 +74,7 @@ def forward(
     matrices = matrices.for_nodes(x_BNC.shape[0] * x_BNC.shape[1], plan)
     # The output may be new memory from a call that adds the input to it.
     alone = given.is_one_block and plan.residual and x_BNC.dtype == plan.compute
-    alone = alone and (x_BNC.shape[0] == 1 or plan.in_rows)
+    alone = alone and (x_BNC.shape[0] == 1 or plan.in_rows or not nodes_innermost(x_BNC))
     out_BNC = None if alone else empty_like_layout(x_BNC, x_BNC.shape[-1])
     gathered = gather_nodes(given, matrices, vectors, plan, holds=holds, memory_BNC=out_BNC)
     sums, weights = over_ranks([gathered.sums, gathered.weights], plan)

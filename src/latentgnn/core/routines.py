@@ -16,6 +16,8 @@ from latentgnn.core.layouts import is_plain
 
 # oneDNN takes over from so many multiply-adds on, as measured: below, its call costs more than it saves.
 _MANY_OPERATIONS = 1 << 21
+# Outputs up to which MKL is faster at sums over rows, for it needs no copies.
+_SMALL_SUM = 96 * 96
 
 
 @cache
@@ -35,14 +37,27 @@ def is_turned(left_PK: Tensor, outputs: int) -> bool:
     return left_PK.stride(1) != 1 and 4 * outputs <= min(left_PK.shape)
 
 
+def _is_small_sum(left_PK: Tensor, right_QK: Tensor) -> bool:
+    """Whether a product is a sum over rows, with outputs so few that oneDNN's copies of both cost more than it saves."""
+    return left_PK.stride(1) != 1 and right_QK.stride(1) != 1 and len(left_PK) * len(right_QK) <= _SMALL_SUM
+
+
+def for_onednn(left_PK: Tensor, right_QK: Tensor) -> tuple[Tensor, Tensor]:
+    """The two matrices as oneDNN takes them.
+
+    It is thousands of times slower on rows with gaps, and slower where the left matrix is a transposed one.
+    """
+    right_QK = right_QK.contiguous() if right_QK.stride(1) == 1 else right_QK.mT.contiguous().mT
+    return left_PK.contiguous(), right_QK
+
+
 def outer(left_PK: Tensor, right_QK: Tensor, shift_Q: Tensor | None = None) -> Tensor:
     """left right^T + shift, (P, Q)."""
-    if takes_onednn(left_PK, right_QK.shape[0]):
+    if takes_onednn(left_PK, right_QK.shape[0]) and not _is_small_sum(left_PK, right_QK):
         if shift_Q is None and is_turned(left_PK, right_QK.shape[0]):
             return outer(right_QK, left_PK).mT.contiguous()
-        # oneDNN is thousands of times slower on rows with gaps, and slower where the left matrix is a transposed one.
-        right_QK = right_QK.contiguous() if right_QK.stride(1) == 1 else right_QK.mT.contiguous().mT
-        return torch.ops.mkldnn._linear_pointwise(left_PK.contiguous(), right_QK, shift_Q, "none", [], "")
+        left_PK, right_QK = for_onednn(left_PK, right_QK)
+        return torch.ops.mkldnn._linear_pointwise.default(left_PK, right_QK, shift_Q, "none", [], "")
     if shift_Q is None:
         return torch.mm(left_PK, right_QK.mT)
     return torch.addmm(shift_Q, left_PK, right_QK.mT)
