@@ -224,7 +224,13 @@ def synchronizes(norm: nn.Module) -> bool:
 
 
 def normalize(
-    norm: nn.Module, y_BNC: Tensor, mask_BN: Tensor | None, group: str = "", *, counted: bool = False
+    norm: nn.Module,
+    y_BNC: Tensor,
+    mask_BN: Tensor | None,
+    group: str = "",
+    *,
+    counted: bool = False,
+    factor: Tensor | None = None,
 ) -> Tensor:
     """Apply a norm to nodes, with statistics from the nodes in the mask alone.
 
@@ -237,6 +243,7 @@ def normalize(
         mask_BN: nodes that take part.
         group: the name of the process group whose processes hold the nodes; empty where this one holds all.
         counted: the batch is in the norm's counter already, by `count_batch`.
+        factor: (1,), what the result is multiplied by; in the norm's weight and bias it costs nothing.
 
     Raises:
         ValueError: a mask with a norm of unknown kind, whose statistics nothing is known of.
@@ -245,32 +252,49 @@ def normalize(
     if not as_it_is or (isinstance(norm, nn.GroupNorm) and y_BNC.stride(-1) == 1):
         y_BNC = cast(y_BNC, wide(y_BNC.dtype))
     if isinstance(norm, nn.Identity):
-        return y_BNC
+        return _times(y_BNC, factor)
     if mask_BN is None and isinstance(norm, _BatchNorm) and _takes_one_call(norm, y_BNC, y_BNC.dtype, group):
-        return _batch_norm(norm, y_BNC, counted=counted)
+        return _batch_norm(norm, y_BNC, factor, counted=counted)
     if as_it_is and is_frozen(norm):
         weight_C, bias_C, mean_C, var_C = norm_tensors(norm)
-        return _one_batch_norm(y_BNC, weight_C, bias_C, mean_C, var_C, False, 0.0, cast_type(float, norm.eps))
+        eps = cast_type(float, norm.eps)
+        return _times(_one_batch_norm(y_BNC, weight_C, bias_C, mean_C, var_C, False, 0.0, eps), factor)
     if isinstance(norm, nn.LayerNorm):
-        weight_C, bias_C = _widened(norm.weight, y_BNC), _widened(norm.bias, y_BNC)
-        return nn.functional.layer_norm(y_BNC, norm.normalized_shape, weight_C, bias_C, norm.eps)
+        return nn.functional.layer_norm(y_BNC, norm.normalized_shape, *_vectors(norm, y_BNC, factor), norm.eps)
     if isinstance(norm, nn.RMSNorm):
-        return nn.functional.rms_norm(y_BNC, norm.normalized_shape, _widened(norm.weight, y_BNC), norm.eps)
+        weight_C, _ = _vectors(norm, y_BNC, factor)
+        return nn.functional.rms_norm(y_BNC, norm.normalized_shape, weight_C, norm.eps)
     if isinstance(norm, nn.GroupNorm):
-        return _group_norm(norm, y_BNC, mask_BN)
+        return _group_norm(norm, y_BNC, mask_BN, *_vectors(norm, y_BNC, factor))
+    known = affine(norm)
     if uses_batch_statistics(norm):
         mean_C, var_C, count = batch_statistics(y_BNC, mask_BN)
-        scale_C, shift_C = batch_affine(norm, mean_C, var_C, count, group)
-        return y_BNC * scale_C + shift_C
-    known = affine(norm)
+        known = batch_affine(norm, mean_C, var_C, count, group)
     if known is not None:
-        return y_BNC * known[0] + known[1]
+        scale_C, shift_C = known
+        return y_BNC * _times(scale_C, factor) + _times(shift_C, factor)
     if mask_BN is not None:
         raise ValueError(
             f"a mask needs a norm whose statistics can leave nodes out: batch norm, frozen batch norm, group norm, "
             f"layer norm or none; got {type(norm).__name__}"
         )
-    return norm(y_BNC.mT).mT
+    return _times(norm(y_BNC.mT).mT, factor)
+
+
+def _times(x: Tensor, factor: Tensor | None) -> Tensor:
+    return x if factor is None else x * cast(factor, x.dtype)
+
+
+def _vectors(norm: nn.Module, y_BNC: Tensor, factor: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """A norm's weight and bias times a factor, in the type of what it is applied to."""
+    weight_C, bias_C, *_ = norm_tensors(norm)
+    if weight_C is None and factor is not None:
+        # Dense: PyTorch's batch norm of rows has wrong gradients for a weight of stride 0.
+        weight_C = factor.new_ones(y_BNC.shape[-1])
+    weight_C, bias_C = (
+        None if vector is None else _times(cast(vector, y_BNC.dtype), factor) for vector in (weight_C, bias_C)
+    )
+    return weight_C, bias_C
 
 
 def _reads(norm: nn.Module, dtype: torch.dtype) -> bool:
@@ -327,12 +351,14 @@ def count_batch(norms: Sequence[nn.Module], x_BNC: Tensor, compute: torch.dtype)
     return True
 
 
-def _batch_norm(norm: _BatchNorm, y_BNC: Tensor, *, counted: bool) -> Tensor:
+def _batch_norm(norm: _BatchNorm, y_BNC: Tensor, factor: Tensor | None, *, counted: bool) -> Tensor:
     batch = uses_batch_statistics(norm)
     mean_C, var_C = (norm.running_mean, norm.running_var) if tracks(norm) or not batch else (None, None)
     if tracks(norm) and norm.num_batches_tracked is not None and not counted:
         norm.num_batches_tracked.add_(1)
-    return _one_batch_norm(y_BNC, norm.weight, norm.bias, mean_C, var_C, batch, norm.momentum or 0.0, norm.eps)
+    # Tensors of the wide type may be beside those of a half type.
+    weight_C, bias_C = (norm.weight, norm.bias) if factor is None else _vectors(norm, y_BNC, factor)
+    return _one_batch_norm(y_BNC, weight_C, bias_C, mean_C, var_C, batch, norm.momentum or 0.0, norm.eps)
 
 
 def _one_batch_norm(
@@ -352,14 +378,11 @@ def _one_batch_norm(
     return torch.batch_norm(y_BNC.mT, *arguments).mT
 
 
-def _widened(parameter: Tensor | None, like: Tensor) -> Tensor | None:
-    return None if parameter is None else parameter.to(like.dtype)
-
-
-def _group_norm(norm: nn.GroupNorm, y_BNC: Tensor, mask_BN: Tensor | None) -> Tensor:
+def _group_norm(
+    norm: nn.GroupNorm, y_BNC: Tensor, mask_BN: Tensor | None, weight_C: Tensor | None, bias_C: Tensor | None
+) -> Tensor:
     # PyTorch's backward pass of group norm takes a DTensor's shape for that of its part.
     if mask_BN is None and not is_traceable_wrapper_subclass(cast_type(object, y_BNC)):
-        weight_C, bias_C = _widened(norm.weight, y_BNC), _widened(norm.bias, y_BNC)
         if y_BNC.stride(-1) != 1:
             return nn.functional.group_norm(y_BNC.mT, norm.num_groups, weight_C, bias_C, norm.eps).mT
         if y_BNC.is_cpu:
@@ -375,9 +398,8 @@ def _group_norm(norm: nn.GroupNorm, y_BNC: Tensor, mask_BN: Tensor | None) -> Te
         mean = (y_BNGc * weight).sum((1, 3), keepdim=True) / total
         var = ((y_BNGc - mean).square() * weight).sum((1, 3), keepdim=True) / total
     y_BNC = ((y_BNGc - mean) * torch.rsqrt(var + norm.eps)).flatten(2)
-    if norm.weight is not None:
-        y_BNC = y_BNC * norm.weight + norm.bias
-    return y_BNC
+    y_BNC = y_BNC if weight_C is None else y_BNC * weight_C
+    return y_BNC if bias_C is None else y_BNC + bias_C
 
 
 def batch_statistics(y_BNC: Tensor, mask_BN: Tensor | None) -> tuple[Tensor, Tensor, Tensor | int]:

@@ -249,10 +249,12 @@ def _expanded(
             for step, context in zip(steps.convs, contexts, strict=True)
         ]
     context_BNF = contexts[0] if len(contexts) == 1 else torch.cat(list(contexts), -1)
-    out_BNC = projected(steps.expand, context_BNF, nodes, compute)
+    out_BNC = projected(steps.expand, context_BNF, nodes, compute, factor=layer.gamma)
     if layer.gamma is not None:
         # Sums of two layouts take several times as long.
-        out_BNC = torch.addcmul(inside_BNC, layer.gamma, laid_out_as(x_BNC, out_BNC))
+        out_BNC = laid_out_as(x_BNC, out_BNC)
+        in_place = out_BNC.dtype == inside_BNC.dtype and not is_traced() and not torch.is_grad_enabled()
+        out_BNC = out_BNC.add_(inside_BNC) if in_place else inside_BNC + out_BNC
     out_BNC = cast(out_BNC, x_BNC.dtype)
     out_BNC = out_BNC if nodes.mask_BN is None else torch.where(nodes.mask_BN.unsqueeze(-1), out_BNC, x_BNC)
     # A map comes back in its own order of strides, whatever the norms and the mask made of it.

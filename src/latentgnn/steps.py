@@ -78,9 +78,11 @@ def is_large(weight_OC: Tensor, nodes: int) -> bool:
     return weight_OC.shape[1] > nodes and weight_OC.numel() > SMALL_MATRIX
 
 
-def projected(step: Step, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, groups: int = 1) -> Tensor:
-    """norm(W x), in the type of the products."""
-    return cast(normalized(step, apply(x_BNC, step.weight, groups), nodes), compute)
+def projected(
+    step: Step, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, groups: int = 1, factor: Tensor | None = None
+) -> Tensor:
+    """norm(W x) times a factor, in the type of the products."""
+    return cast(normalized(step, apply(x_BNC, step.weight, groups), nodes, factor), compute)
 
 
 def apply(x_BNC: Tensor, weight_OC: Tensor, groups: int = 1) -> Tensor:
@@ -155,15 +157,15 @@ def laid_out_as(x_BNC: Tensor, out_BNC: Tensor) -> Tensor:
     return out_BNC.contiguous() if x_BNC.stride(-1) == 1 else out_BNC.mT.contiguous().mT
 
 
-def normalized(step: Step, x_BNF: Tensor, nodes: Nodes) -> Tensor:
-    """A step's norm over the nodes of each sample; a batch norm over those of all."""
+def normalized(step: Step, x_BNF: Tensor, nodes: Nodes, factor: Tensor | None = None) -> Tensor:
+    """A step's norm over the nodes of each sample, times a factor; a batch norm over those of all."""
     norm = step.norm
     if not nodes.are_packed or not _differs_by_sample(norm):
-        return normalize(norm, x_BNF, nodes.mask_BN, nodes.group, counted=step.counted)
+        return normalize(norm, x_BNF, nodes.mask_BN, nodes.group, counted=step.counted, factor=factor)
     parts = nodes.split(x_BNF)
     if nodes.member_SN is not None:
-        return nodes.joined([normalize(norm, part, nodes.member_SN) for part in parts])
-    return nodes.joined([normalize(norm, part, None) for part in parts if part.shape[1] > 0])
+        return nodes.joined([normalize(norm, part, nodes.member_SN, factor=factor) for part in parts])
+    return nodes.joined([normalize(norm, part, None, factor=factor) for part in parts if part.shape[1] > 0])
 
 
 def _differs_by_sample(norm: nn.Module) -> bool:
