@@ -61,6 +61,11 @@ CONVOLVED: Mapping[NormKind, tuple[range, int]] = {
 }
 # Likewise for other kinds on one thread, where less is gained; and the most numbers that the layer computes inside.
 _CONVOLVED_ALONE, _CONVOLVED_INSIDE = (range(128, 401), 3 << 16), 1 << 20
+# Numbers of an input whose channels lie innermost up to which the plain path is faster on a CPU, by the kind of norm,
+# where no backward pass may follow. With one, that is so for norms of a sample and of a node from so many numbers on,
+# or where the reductions leave no fewer channels than there are. As measured: docs/results.md.
+IN_ROWS: Mapping[NormKind, int] = {"affine": 1 << 19, "batch": 1 << 21, "group": 1 << 23, "layer": 1 << 23, "rms": 1 << 23}
+_IN_ROWS_RECORDED = 9 << 16
 # A batch norm's output of so few numbers is computed for its statistics, whatever its sizes.
 _SMALL_OUTPUT = 1 << 19
 
@@ -167,6 +172,29 @@ def convolutions_pay(
         and rows * config.channels <= most
         and rows * _computed_numbers(config) <= inside
     )
+
+
+def rows_pay(config: LatentGNNConfig, nodes: int, *, recorded: bool, norm: NormKind | None = "affine") -> bool:
+    """Whether the plain path is faster for an input whose channels lie innermost.
+
+    Args:
+        config: of the layer.
+        nodes: of all samples together.
+        recorded: autograd records, so that a backward pass may follow.
+        norm: what kind the norms are.
+
+    Example:
+        >>> config = LatentGNNConfig(channels=256, num_latents=64)
+        >>> rows_pay(config, 8 * 32 * 32, recorded=False), rows_pay(config, 8 * 32 * 32, recorded=False, norm="layer")
+        (False, True)
+    """
+    numbers = nodes * config.channels
+    if norm is None or numbers > IN_ROWS.get(norm, 0):
+        return False
+    if not recorded:
+        return True
+    reduced = config.reduced_channels * (1 if config.symmetric else 2)
+    return norm not in ("affine", "batch") and (numbers >= _IN_ROWS_RECORDED or reduced >= config.channels)
 
 
 def _operations_of_a_node(config: LatentGNNConfig) -> int:

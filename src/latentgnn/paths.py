@@ -33,6 +33,7 @@ Memory = Literal["auto", "hold", "recompute"]
 
 _SMALL = "the input is so small that calls cost more than arithmetic, and the plain path has fewer"
 _FEW_NODES = "the map has few nodes, which the plain path takes faster"
+_ROWS = "channels lie innermost, and there are so few nodes that the plain path takes them faster"
 _ON_GPU = "the input is on a GPU, where the plain path takes less time, and does not hold too much"
 _FEW_ON_GPU = "the input is on a GPU, where few calls take less time than the core's"
 _HALF = "statistics in half precision"
@@ -141,9 +142,9 @@ def _why_small(
     recorded, kind, threads = torch.is_grad_enabled(), layer.norm_kind, torch.get_num_threads()
     if recorded and not holds(layer.config, x_BNC, kind):
         return None
-    if nodes_innermost(x_BNC) and cost.convolutions_pay(
-        layer.config, samples, nodes, recorded=recorded, norm=kind, threads=threads
-    ):
+    if not nodes_innermost(x_BNC):
+        return _ROWS if cost.rows_pay(layer.config, samples * nodes, recorded=recorded, norm=kind) else None
+    if cost.convolutions_pay(layer.config, samples, nodes, recorded=recorded, norm=kind, threads=threads):
         return _FEW_NODES
     return None
 
@@ -261,7 +262,7 @@ def _by_path(
     if why_not == _FEW_ON_GPU:
         return few_calls.latent_gnn(layer, x_BNC, mask_BN, compute)
     recompute = why_not != _ON_GPU and _recomputes(layer, x_BNC)
-    few = why_not in (_SMALL, _FEW_NODES, _COMPILED) and not recompute
+    few = why_not in (_SMALL, _FEW_NODES, _ROWS, _COMPILED) and not recompute
     # Batch norm cannot be computed again, and so the plain path would hold as much.
     few = few or (why_not == _HALF and layer.norm_kind == "batch")
     if few and few_calls.fits(layer, x_BNC, mask_BN, compute):
