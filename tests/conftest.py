@@ -24,6 +24,7 @@ def core_for_small_inputs(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     if "small_inputs" not in request.keywords:
         monkeypatch.setattr("latentgnn.cost.SMALL_OPERATIONS", 0)
         monkeypatch.setattr("latentgnn.cost.CONVOLVED", {})
+        monkeypatch.setattr("latentgnn.cost.IN_ROWS", {})
 
 
 @pytest.fixture(scope="session")

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -142,6 +144,60 @@ def test_how_few_nodes_follows_from_the_kind_of_norm(
 ) -> None:
     config = LatentGNNConfig(channels=channels, num_latents=32)
     assert cost.convolutions_pay(config, samples, nodes, recorded=True, norm=norm) is pays
+
+
+@pytest.mark.parametrize(
+    ("norm", "channels", "nodes", "recorded", "pays"),
+    [
+        ("affine", 256, 32 * 32, False, True),
+        ("affine", 256, 32 * 32, True, False),
+        ("affine", 1024, 8 * 14 * 14, False, False),
+        ("batch", 1024, 8 * 14 * 14, False, True),
+        ("batch", 1024, 8 * 14 * 14, True, False),
+        ("layer", 1024, 8 * 14 * 14, True, True),
+        ("group", 1024, 14 * 14, True, False),  # so few that the core's backward pass is faster
+        ("group", 512, 2 * 100 * 168, False, False),  # tiles of a large map need less memory
+        (None, 256, 32 * 32, False, False),
+    ],
+)
+def test_how_few_rows_follows_from_the_kind_of_norm(
+    norm: NormKind | None, channels: int, nodes: int, recorded: bool, pays: bool
+) -> None:
+    config = LatentGNNConfig(channels=channels, num_latents=32)
+    assert cost.rows_pay(config, nodes, recorded=recorded, norm=norm) is pays
+
+
+def test_rows_of_unreduced_channels_take_the_plain_path_in_both_passes() -> None:
+    config = LatentGNNConfig(channels=32, num_latents=32, reduction=1)
+    assert cost.rows_pay(config, 25 * 16 * 16, recorded=True, norm="layer")
+
+
+@pytest.mark.parametrize("norm", [FrozenBatchNorm, nn.BatchNorm1d, no_norm, group_norm, nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.parametrize("samples", [1, 2])
+def test_rows_give_what_the_reference_gives(norm: NormFactory, samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer = LatentGNN(256, num_latents=24, reduction=4, norm=norm, gamma_init=0.5)
+    x = torch.randn(samples, 256, 20, 20).to(memory_format=torch.channels_last)
+    exact, weight = copy.deepcopy(layer).double(), torch.randn_like(x)
+    wide = x.double().requires_grad_()
+    expected = reference.forward(exact, wide)
+    grads = torch.autograd.grad((expected * weight.double()).sum(), [wide, *exact.parameters()])
+    with torch.no_grad():
+        assert "channels lie innermost" in (_why_not(layer, x.flatten(2).mT) or "")
+        out = layer(x)
+    assert out.stride() == x.stride()
+    torch.testing.assert_close(
+        out.double(), expected.detach(), rtol=0, atol=2e-5 * float(expected.detach().abs().max())
+    )
+    # The plain path's own gradients, whose products are convolutions here.
+    monkeypatch.setattr(cost, "rows_pay", lambda *arguments, **named: True)
+    x.requires_grad_()
+    assert "channels lie innermost" in (_why_not(layer, x.flatten(2).mT) or "")
+    got = torch.autograd.grad((layer(x) * weight).sum(), [x, *layer.parameters()])
+    # Some of them are 0, such as those of a norm's bias before another norm.
+    largest = max(float(grad.abs().max()) for grad in grads)
+    for own, other in zip(got, grads, strict=True):
+        torch.testing.assert_close(own.double(), other, rtol=0, atol=1e-5 * largest)
 
 
 @pytest.mark.parametrize("norm", [FrozenBatchNorm, nn.BatchNorm1d, no_norm, group_norm, nn.LayerNorm])

@@ -64,7 +64,13 @@ _CONVOLVED_ALONE, _CONVOLVED_INSIDE = (range(128, 401), 3 << 16), 1 << 20
 # Numbers of an input whose channels lie innermost up to which the plain path is faster on a CPU, by the kind of norm,
 # where no backward pass may follow. With one, that is so for norms of a sample and of a node from so many numbers on,
 # or where the reductions leave no fewer channels than there are. As measured: docs/results.md.
-IN_ROWS: Mapping[NormKind, int] = {"affine": 1 << 19, "batch": 1 << 21, "group": 1 << 23, "layer": 1 << 23, "rms": 1 << 23}
+IN_ROWS: Mapping[NormKind, int] = {
+    "affine": 1 << 19,
+    "batch": 1 << 21,
+    "group": 1 << 23,
+    "layer": 1 << 23,
+    "rms": 1 << 23,
+}
 _IN_ROWS_RECORDED = 9 << 16
 # A batch norm's output of so few numbers is computed for its statistics, whatever its sizes.
 _SMALL_OUTPUT = 1 << 19

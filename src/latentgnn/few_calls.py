@@ -20,7 +20,16 @@ from latentgnn.norm_calls import are_single, norm_calls
 from latentgnn.norms import are_alike, joined_affine
 from latentgnn.plain import latent_scale
 from latentgnn.projections import Arrangement
-from latentgnn.steps import SMALL_MATRIX, apply, apply_whole, laid_out_as, matrices_round_alike
+from latentgnn.steps import (
+    SMALL_MATRIX,
+    add_,
+    apply,
+    apply_whole,
+    laid_out_as,
+    matrices_round_alike,
+    rectified_,
+    to_unit_length_,
+)
 
 
 def fits(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, compute: torch.dtype) -> bool:
@@ -79,7 +88,7 @@ def latent_gnn(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, comput
     assigns = [projections.rectified(value, config.latents) for value in values]
     contexts: list[Tensor] = []
     for kernel in zip(*assigns, strict=True):
-        back_BND = l2(kernel[-1], -1)
+        back_BND = to_unit_length_(kernel[-1])
         assign_BND = back_BND if config.symmetric else kernel[0]
         assign_BND = assign_BND if mask_BN1 is None else assign_BND * mask_BN1
         latent_BDR = gather(values[0], assign_BND, latent_scale(config, assign_BND))
@@ -98,11 +107,11 @@ class _Folded:
 
     def values(self, x_BNC: Tensor) -> Sequence[Tensor]:
         """l2(norm(W x)) of each reduction."""
-        return l2(apply_whole(x_BNC, *next(self.products)).unflatten(-1, (self.ways, -1)), -1).unbind(2)
+        return to_unit_length_(apply_whole(x_BNC, *next(self.products)).unflatten(-1, (self.ways, -1))).unbind(2)
 
     def rectified(self, x_BNR: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
         """relu(norm(W x)) of each of several matrices with so many rows."""
-        y_BNO = torch.relu(apply_whole(x_BNR, *next(self.products)))
+        y_BNO = rectified_(apply_whole(x_BNR, *next(self.products)))
         return [y_BNO] if len(sizes) == 1 else y_BNO.split_with_sizes(list(sizes), -1)
 
     def added(self, x_BNC: Tensor, context_BNF: Tensor) -> Tensor:
@@ -117,7 +126,9 @@ class _Folded:
             return (x_BNC.mT + shift_C.unsqueeze(1)).baddbmm_(weight_BCF, context_BNF.mT).mT
         # A kernel of a single latent may have lost the order of the input's strides.
         out_BNC = laid_out_as(x_BNC, apply_whole(context_BNF, weight_CF, shift_C))
-        return x_BNC + out_BNC if self.residual else out_BNC
+        if not self.residual:
+            return out_BNC
+        return add_(out_BNC, x_BNC)
 
 
 class _Normed:

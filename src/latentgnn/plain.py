@@ -21,7 +21,6 @@ from latentgnn.functional import (
     cast,
     gather,
     inverse_node_weight,
-    l2,
     mix,
     node_weight,
     scatter,
@@ -32,7 +31,20 @@ from latentgnn.norms import count_batch, is_repeatable
 from latentgnn.projections import Arrangement
 from latentgnn.ranks import added
 from latentgnn.samples import Nodes
-from latentgnn.steps import Step, Steps, apply, is_large, is_traced, laid_out_as, normalized, projected, steps_of
+from latentgnn.steps import (
+    Step,
+    Steps,
+    add_,
+    apply,
+    is_large,
+    is_traced,
+    laid_out_as,
+    normalized,
+    projected,
+    rectified_,
+    steps_of,
+    to_unit_length_,
+)
 
 
 def latent_gnn(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, *, recompute: bool) -> Tensor:
@@ -147,7 +159,7 @@ def values_of(
     raw = apply(cast(x_BNC, compute), weight_RC)
     raw = raw if scale is None else raw.float() * scale
     return [
-        cast(l2(_grouped(normalized(step, value, nodes), groups), -1), compute)
+        cast(to_unit_length_(_grouped(normalized(step, value, nodes), groups)), compute)
         for step, value in zip(reduces, raw.chunk(len(reduces), -1), strict=True)
     ]
 
@@ -168,8 +180,8 @@ def _assigned(
     """P (way 0) or Q (way 1) of a kernel, or both where the layer is symmetric: (B, N, G, D_k)."""
     groups = config.num_groups
     value_BNR = value_BNGr.squeeze(2) if groups == 1 else value_BNGr.flatten(2)
-    assign = _grouped(torch.relu(projected(step, value_BNR, nodes, compute, groups)), groups)
-    return l2(assign, -1) if config.symmetric or way == 1 else assign
+    assign = _grouped(rectified_(projected(step, value_BNR, nodes, compute, groups)), groups)
+    return to_unit_length_(assign) if config.symmetric or way == 1 else assign
 
 
 def _masked(assign_BNGD: Tensor, nodes: Nodes) -> Tensor:
@@ -245,16 +257,14 @@ def _expanded(
     if steps.convs:
         groups = layer.config.num_groups
         contexts = [
-            torch.relu(projected(step, context, nodes, compute, groups))
+            rectified_(projected(step, context, nodes, compute, groups))
             for step, context in zip(steps.convs, contexts, strict=True)
         ]
     context_BNF = contexts[0] if len(contexts) == 1 else torch.cat(list(contexts), -1)
     out_BNC = projected(steps.expand, context_BNF, nodes, compute, factor=layer.gamma)
     if layer.gamma is not None:
         # Sums of two layouts take several times as long.
-        out_BNC = laid_out_as(x_BNC, out_BNC)
-        in_place = out_BNC.dtype == inside_BNC.dtype and not is_traced() and not torch.is_grad_enabled()
-        out_BNC = out_BNC.add_(inside_BNC) if in_place else inside_BNC + out_BNC
+        out_BNC = add_(laid_out_as(x_BNC, out_BNC), inside_BNC)
     out_BNC = cast(out_BNC, x_BNC.dtype)
     out_BNC = out_BNC if nodes.mask_BN is None else torch.where(nodes.mask_BN.unsqueeze(-1), out_BNC, x_BNC)
     # A map comes back in its own order of strides, whatever the norms and the mask made of it.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from latentgnn import launches, modes
 from latentgnn.core.layouts import is_plain
 from latentgnn.core.routines import outer, takes_onednn
-from latentgnn.functional import cast, wide
+from latentgnn.functional import cast, inverse_length, l2, wide
 from latentgnn.modes import is_exporting, is_transformed
 from latentgnn.norms import normalize
 from latentgnn.projections import Arrangement
@@ -134,6 +134,28 @@ def _takes_onednn(x_BNC: Tensor, weight_OC: Tensor) -> bool:
 
 def _records(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def rectified_(new: Tensor) -> Tensor:
+    """relu(x) of a tensor that nothing else reads; in its memory where that may be."""
+    return torch.relu_(new) if _may_be_changed(new) else torch.relu(new)
+
+
+def to_unit_length_(new: Tensor) -> Tensor:
+    """l2(x, -1) of a tensor that nothing else reads; in its memory where that may be."""
+    if _may_be_changed(new) and new.dtype == wide(new.dtype):
+        return new.mul_(inverse_length(new, -1))
+    return l2(new, -1)
+
+
+def add_(new: Tensor, x: Tensor) -> Tensor:
+    """x + y of a tensor y that nothing else reads; in its memory where that may be."""
+    return new.add_(x) if _may_be_changed(new) and new.dtype == x.dtype else x + new
+
+
+def _may_be_changed(new: Tensor) -> bool:
+    """Whether autograd records nothing; on a CPU, where new memory often costs more than what is computed into it."""
+    return new.is_cpu and not torch.is_grad_enabled() and not is_traced()
 
 
 def matrices_round_alike(x: Tensor) -> bool:

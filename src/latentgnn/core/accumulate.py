@@ -51,7 +51,8 @@ def add_projection(
         matrix_CK = matrix_CK if scale_C is None else matrix_CK * scale_C.unsqueeze(1)
         _add_batch(base_sTC, x_sTK, cast(matrix_CK, x_sTK.dtype), shift_C, out_sTC)
         return out_sTC
-    if not is_turned(matrix_CK, samples * nodes):
+    if nodes_innermost(x_sTK) and not is_turned(matrix_CK, samples * nodes):
+        # Once for all parts, whose left matrix it is.
         matrix_CK = matrix_CK.contiguous()
     # In parts, whose product is still in a cache when the base is added.
     length = max(NUMBERS_AT_ONCE // channels, 256)
@@ -75,7 +76,7 @@ def _is_one_call(base_sTC: Tensor, x_sTK: Tensor) -> bool:
         return False
     if nodes_innermost(x_sTK):
         return x_sTK.shape[0] == 1 and base_sTC[0].mT.is_contiguous()
-    return x_sTK.is_contiguous() and base_sTC.is_contiguous()
+    return base_sTC.is_contiguous()
 
 
 def _add_whole(base_sTC: Tensor, x_sTK: Tensor, matrix_CK: Tensor, shift_C: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from latentgnn.core.gather_nodes import gather_nodes_backward
 from latentgnn.core.inputs import Input
-from latentgnn.core.layouts import empty_like_layout
+from latentgnn.core.layouts import empty_like_layout, nodes_innermost
 from latentgnn.core.over_ranks import over_ranks, share_of_rank
 from latentgnn.core.passes import State, backward_by_kernels, why_not_kernels
 from latentgnn.core.plan import Plan
@@ -59,7 +59,9 @@ def backward(
     given, gradients = Input.of(x_BNC, mask_BN, offsets, matrices, plan), Gradients.nothing(mixing.to_features, plan)
     records = [replace(record) for record in state.records] or [Record() for _ in given.todo]
     whole = given.is_one_block
-    alone = x_BNC.shape[0] == 1 and whole and plan.residual and grad_BNC.stride() == x_BNC.stride()
+    # As in the forward pass: new memory may come from a call that adds to it.
+    alone = x_BNC.shape[0] == 1 or not nodes_innermost(x_BNC)
+    alone = alone and whole and plan.residual and grad_BNC.stride() == x_BNC.stride()
     grad_x_BNC = None if alone or not needs_x else empty_like_layout(x_BNC, x_BNC.shape[-1])
     memory_sTC = grad_x_BNC if whole else None
     grads_scatter = scatter_nodes_backward(

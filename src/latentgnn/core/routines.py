@@ -38,7 +38,7 @@ def is_turned(left_PK: Tensor, outputs: int) -> bool:
 
 
 def _is_small_sum(left_PK: Tensor, right_QK: Tensor) -> bool:
-    """Whether a product is a sum over rows, with outputs so few that oneDNN's copies of both cost more than it saves."""
+    """Whether a product is a sum over rows with few outputs, for which oneDNN's copies cost more than it saves."""
     return left_PK.stride(1) != 1 and right_QK.stride(1) != 1 and len(left_PK) * len(right_QK) <= _SMALL_SUM
 
 
