@@ -36,8 +36,14 @@ class Cost:
 
 
 # Where everything held, the input included, is at most so much, it is held: computing it again would take longer than
-# the memory is worth. As measured: docs/results.md.
-HOLD_BYTES = 22 << 20
+# the memory is worth; the more so norms of a sample and of a node. As measured: docs/results.md.
+HOLD_BYTES: Mapping[NormKind, int] = {
+    "affine": 22 << 20,
+    "batch": 22 << 20,
+    "group": 80 << 20,
+    "layer": 80 << 20,
+    "rms": 80 << 20,
+}
 # Likewise on a GPU, which computes faster beside its calls. For a map of 256 x 512 x 512, 268 MB, the core took 6.1
 # ms a step holding and 7.4 ms computing again with frozen norms, with peaks of 2.1 and 1.8 times the input; 9.6 and
 # 10.8 ms with batch norm, 11.8 and 13.1 ms with layer norm. Up to it, the plain path is taken instead of the core:
@@ -49,29 +55,32 @@ HOLD_BYTES_ON_GPU = 512 << 20
 KERNELS_PAY_COMPILED = 1 << 23
 # Forward operations up to which the plain path is faster on a CPU: it has fewer calls. As measured: docs/results.md.
 SMALL_OPERATIONS = 1 << 25
-# Nodes of a small map, and numbers of a batch of such, for which the plain path is faster on a CPU with several
-# threads, by the kind of norm; group norm's are of several samples, of which it needs each apart, on any number of
-# threads. As measured: docs/results.md.
+# Nodes of a small map, and numbers of an input of such, for which the plain path is faster on a CPU with several
+# threads, by the kind of norm. As measured: docs/results.md.
 CONVOLVED: Mapping[NormKind, tuple[range, int]] = {
     "affine": (range(32, 401), 1 << 20),
-    "batch": (range(128, 401), 5 << 17),
-    "group": (range(32, 1025), 1 << 20),
+    "batch": (range(128, 1025), 5 << 17),
+    "group": (range(32, 401), 1 << 20),
     "layer": (range(128, 401), 1 << 18),
     "rms": (range(128, 401), 1 << 18),
 }
-# Likewise for other kinds on one thread, where less is gained; and the most numbers that the layer computes inside.
+# Likewise on one thread, where less is gained; and the most numbers that the layer computes inside.
 _CONVOLVED_ALONE, _CONVOLVED_INSIDE = (range(128, 401), 3 << 16), 1 << 20
+# Of several samples it is faster for larger maps too, up to so many numbers: with norms of a sample and of a node, and
+# from so many samples on with those that are affine maps, where no backward pass may follow; where one may, for inputs
+# of few channels, whose products are small.
+_BATCH_NUMBERS, _BATCH_OF_AFFINE, _BATCH_NUMBERS_RECORDED, _BATCH_CHANNELS = 1 << 22, 4, 1 << 21, 256
 # Numbers of an input whose channels lie innermost up to which the plain path is faster on a CPU, by the kind of norm,
-# where no backward pass may follow. With one, that is so for norms of a sample and of a node from so many numbers on,
-# or where the reductions leave no fewer channels than there are. As measured: docs/results.md.
+# where no backward pass may follow. With one, and several threads, that is so for norms of a sample and of a node from
+# so many numbers on, or where the reductions leave no fewer channels than there are. As measured: docs/results.md.
 IN_ROWS: Mapping[NormKind, int] = {
-    "affine": 1 << 19,
+    "affine": 1 << 22,
     "batch": 1 << 21,
     "group": 1 << 23,
     "layer": 1 << 23,
     "rms": 1 << 23,
 }
-_IN_ROWS_RECORDED = 9 << 16
+_IN_ROWS_RECORDED = 1 << 19
 # A batch norm's output of so few numbers is computed for its statistics, whatever its sizes.
 _SMALL_OUTPUT = 1 << 19
 
@@ -96,7 +105,7 @@ def holds(
     numbers = config.channels + _computed_numbers(config)
     if norm != "affine":
         numbers += _normalized_numbers(config) + _expanded_numbers(config, nodes, norm)
-    return nodes * element_size * numbers <= (HOLD_BYTES_ON_GPU if on_gpu else HOLD_BYTES)
+    return nodes * element_size * numbers <= (HOLD_BYTES_ON_GPU if on_gpu else HOLD_BYTES[norm])
 
 
 def plain_pays_on_gpu(config: LatentGNNConfig, nodes: int, element_size: int) -> bool:
@@ -149,7 +158,7 @@ def convolutions_pay(
     norm: NormKind | None = "affine",
     threads: int = 2,
 ) -> bool:
-    """Whether a map, nodes innermost in memory, has few nodes, but more than the layer has channels inside.
+    """Whether the plain path is faster for an input whose nodes lie innermost, more of them than channels inside.
 
     Args:
         config: of the layer.
@@ -164,23 +173,23 @@ def convolutions_pay(
         >>> convolutions_pay(config, 1, 14 * 14, recorded=True), convolutions_pay(config, 1, 28 * 28, recorded=True)
         (True, False)
     """
-    kind, rows = "affine" if norm == "group" and samples == 1 else norm, samples * nodes
-    if kind is None or kind not in CONVOLVED:
+    kind: NormKind | None = "affine" if norm == "group" and samples == 1 else norm
+    rows, numbers = samples * nodes, samples * nodes * config.channels
+    if kind is None or kind not in CONVOLVED or rows < config.reduced_channels:
         return False
+    if samples > 1 and threads > 1 and nodes >= CONVOLVED[kind][0].start:
+        several_affine = kind == "affine" and samples >= _BATCH_OF_AFFINE
+        if kind in ("group", "layer", "rms") or (several_affine and not recorded):
+            return numbers <= _BATCH_NUMBERS
+        if several_affine and config.channels <= _BATCH_CHANNELS and numbers <= _BATCH_NUMBERS_RECORDED:
+            return True
     few, most = CONVOLVED[kind] if threads > 1 or kind == "group" else _CONVOLVED_ALONE
-    inside = _CONVOLVED_INSIDE
-    if kind == "group" and nodes <= 400 and not recorded:
-        # Nothing is held, and each sample's statistics are what the core takes its time for.
-        most, inside = 2 * most, 2 * inside
-    return (
-        nodes in few
-        and rows >= config.reduced_channels
-        and rows * config.channels <= most
-        and rows * _computed_numbers(config) <= inside
-    )
+    return nodes in few and numbers <= most and rows * _computed_numbers(config) <= _CONVOLVED_INSIDE
 
 
-def rows_pay(config: LatentGNNConfig, nodes: int, *, recorded: bool, norm: NormKind | None = "affine") -> bool:
+def rows_pay(
+    config: LatentGNNConfig, nodes: int, *, recorded: bool, norm: NormKind | None = "affine", threads: int = 2
+) -> bool:
     """Whether the plain path is faster for an input whose channels lie innermost.
 
     Args:
@@ -188,11 +197,12 @@ def rows_pay(config: LatentGNNConfig, nodes: int, *, recorded: bool, norm: NormK
         nodes: of all samples together.
         recorded: autograd records, so that a backward pass may follow.
         norm: what kind the norms are.
+        threads: that compute.
 
     Example:
         >>> config = LatentGNNConfig(channels=256, num_latents=64)
-        >>> rows_pay(config, 8 * 32 * 32, recorded=False), rows_pay(config, 8 * 32 * 32, recorded=False, norm="layer")
-        (False, True)
+        >>> rows_pay(config, 8 * 32 * 32, recorded=False), rows_pay(config, 8 * 32 * 32, recorded=True)
+        (True, False)
     """
     numbers = nodes * config.channels
     if norm is None or numbers > IN_ROWS.get(norm, 0):
@@ -200,7 +210,9 @@ def rows_pay(config: LatentGNNConfig, nodes: int, *, recorded: bool, norm: NormK
     if not recorded:
         return True
     reduced = config.reduced_channels * (1 if config.symmetric else 2)
-    return norm not in ("affine", "batch") and (numbers >= _IN_ROWS_RECORDED or reduced >= config.channels)
+    return (
+        threads > 1 and norm not in ("affine", "batch") and (numbers >= _IN_ROWS_RECORDED or reduced >= config.channels)
+    )
 
 
 def _operations_of_a_node(config: LatentGNNConfig) -> int:

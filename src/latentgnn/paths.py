@@ -143,7 +143,8 @@ def _why_small(
     if recorded and not holds(layer.config, x_BNC, kind):
         return None
     if not nodes_innermost(x_BNC):
-        return _ROWS if cost.rows_pay(layer.config, samples * nodes, recorded=recorded, norm=kind) else None
+        pays = cost.rows_pay(layer.config, samples * nodes, recorded=recorded, norm=kind, threads=threads)
+        return _ROWS if pays else None
     if cost.convolutions_pay(layer.config, samples, nodes, recorded=recorded, norm=kind, threads=threads):
         return _FEW_NODES
     return None
