@@ -59,17 +59,19 @@ SMALL_OPERATIONS = 1 << 25
 # threads, by the kind of norm. As measured: docs/results.md.
 CONVOLVED: Mapping[NormKind, tuple[range, int]] = {
     "affine": (range(32, 401), 1 << 20),
-    "batch": (range(128, 1025), 5 << 17),
+    "batch": (range(128, 401), 5 << 17),
     "group": (range(32, 401), 1 << 20),
     "layer": (range(128, 401), 1 << 18),
     "rms": (range(128, 401), 1 << 18),
 }
 # Likewise on one thread, where less is gained; and the most numbers that the layer computes inside.
 _CONVOLVED_ALONE, _CONVOLVED_INSIDE = (range(128, 401), 3 << 16), 1 << 20
-# Of several samples it is faster for larger maps too, up to so many numbers: with norms of a sample and of a node, and
-# from so many samples on with those that are affine maps, where no backward pass may follow; where one may, for inputs
-# of few channels, whose products are small.
-_BATCH_NUMBERS, _BATCH_OF_AFFINE, _BATCH_NUMBERS_RECORDED, _BATCH_CHANNELS = 1 << 22, 4, 1 << 21, 256
+# Of several samples with so many nodes each, it is faster for larger maps too, up to so many numbers: with norms of a
+# sample and of a node, and from so many samples on with those that are affine maps, where no backward pass may follow;
+# where one may, for inputs of few channels, whose products are small.
+_BATCH_NODES, _BATCH_NUMBERS, _BATCH_OF_AFFINE, _BATCH_NUMBERS_RECORDED, _BATCH_CHANNELS = 128, 1 << 22, 4, 1 << 21, 256
+# Of a single sample, numbers up to which it is faster where no backward pass may follow.
+_SINGLE_NUMBERS = 1 << 19
 # Numbers of an input whose channels lie innermost up to which the plain path is faster on a CPU, by the kind of norm,
 # where no backward pass may follow. With one, and several threads, that is so for norms of a sample and of a node from
 # so many numbers on, or where the reductions leave no fewer channels than there are. As measured: docs/results.md.
@@ -175,13 +177,19 @@ def convolutions_pay(
     """
     kind: NormKind | None = "affine" if norm == "group" and samples == 1 else norm
     rows, numbers = samples * nodes, samples * nodes * config.channels
-    if kind is None or kind not in CONVOLVED or rows < config.reduced_channels:
+    if kind is None or kind not in CONVOLVED:
         return False
-    if samples > 1 and threads > 1 and nodes >= CONVOLVED[kind][0].start:
+    if samples == 1 and threads > 1 and not recorded:
+        return numbers <= _SINGLE_NUMBERS
+    if rows < config.reduced_channels:
+        return False
+    if samples > 1 and threads > 1 and nodes >= _BATCH_NODES:
         several_affine = kind == "affine" and samples >= _BATCH_OF_AFFINE
         if kind in ("group", "layer", "rms") or (several_affine and not recorded):
             return numbers <= _BATCH_NUMBERS
         if several_affine and config.channels <= _BATCH_CHANNELS and numbers <= _BATCH_NUMBERS_RECORDED:
+            return True
+        if kind == "batch" and numbers <= CONVOLVED[kind][1]:
             return True
     few, most = CONVOLVED[kind] if threads > 1 or kind == "group" else _CONVOLVED_ALONE
     return nodes in few and numbers <= most and rows * _computed_numbers(config) <= _CONVOLVED_INSIDE

@@ -32,7 +32,7 @@ from latentgnn.samples import Nodes, members
 Memory = Literal["auto", "hold", "recompute"]
 
 _SMALL = "the input is so small that calls cost more than arithmetic, and the plain path has fewer"
-_FEW_NODES = "the map has few nodes, which the plain path takes faster"
+_FEW_NODES = "the map has so few nodes that the plain path takes them faster"
 _ROWS = "channels lie innermost, and there are so few nodes that the plain path takes them faster"
 _ON_GPU = "the input is on a GPU, where the plain path takes less time, and does not hold too much"
 _FEW_ON_GPU = "the input is on a GPU, where few calls take less time than the core's"

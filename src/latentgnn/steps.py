@@ -99,12 +99,17 @@ def apply(x_BNC: Tensor, weight_OC: Tensor, groups: int = 1) -> Tensor:
 
 def apply_whole(x_BNC: Tensor, weight_OC: Tensor, shift_O: Tensor | None = None) -> Tensor:
     """x W^T + shift, of a float32 or float64 tensor, by the routine that suits its size and its device."""
-    on_gpu = modes.is_on_gpu(x_BNC)
-    if x_BNC.stride(-1) == 1:
-        if is_traced() or (matrices_round_alike(x_BNC) if on_gpu else not _takes_onednn(x_BNC, weight_OC)):
-            return F.linear(x_BNC, weight_OC, shift_O)
-        if not on_gpu and not _records(x_BNC, weight_OC, shift_O):
+    on_gpu, traced = modes.is_on_gpu(x_BNC), is_traced()
+    onednn = not on_gpu and not traced and is_plain(x_BNC) and takes_onednn(weight_OC, x_BNC.shape[0] * x_BNC.shape[1])
+    if onednn and not _records(x_BNC, weight_OC, shift_O):
+        if x_BNC.is_contiguous():
             return outer(x_BNC.flatten(0, 1), weight_OC, shift_O).view(*x_BNC.shape[:2], -1)
+        if x_BNC.stride(-1) != 1 and len(x_BNC) == 1:
+            y_ON = outer(weight_OC, x_BNC[0])
+            return (y_ON if shift_O is None else y_ON.add_(shift_O.unsqueeze(1))).mT.unsqueeze(0)
+    if x_BNC.stride(-1) == 1:
+        if traced or not (matrices_round_alike(x_BNC) if on_gpu else onednn and _is_worth_a_layout(x_BNC, weight_OC)):
+            return F.linear(x_BNC, weight_OC, shift_O)
         # Nodes as the width of images whose channels lie innermost.
         y_BO1N = torch.conv2d(x_BNC.mT.unsqueeze(2), weight_OC[:, :, None, None], shift_O)
         return y_BO1N.squeeze(2).mT
@@ -121,15 +126,10 @@ def apply_whole(x_BNC: Tensor, weight_OC: Tensor, shift_O: Tensor | None = None)
     return torch.baddbmm(shift_O.unsqueeze(1), weight_BOC, x_BCN).mT
 
 
-def _takes_onednn(x_BNC: Tensor, weight_OC: Tensor) -> bool:
-    """Whether rows on a CPU are multiplied by oneDNN, as a convolution where autograd records.
-
-    A convolution lays its matrix out anew, which few nodes are not worth.
-    """
+def _is_worth_a_layout(x_BNC: Tensor, weight_OC: Tensor) -> bool:
+    """Whether rows are multiplied faster by a convolution, which lays its matrix out anew."""
     nodes = x_BNC.shape[0] * x_BNC.shape[1]
-    if not x_BNC.is_contiguous() or not is_plain(x_BNC) or not takes_onednn(weight_OC, nodes):
-        return False
-    return not _records(x_BNC, weight_OC) or (nodes >= _MANY_ROWS and weight_OC.numel() * nodes >= _LARGE_PRODUCT)
+    return x_BNC.is_contiguous() and nodes >= _MANY_ROWS and weight_OC.numel() * nodes >= _LARGE_PRODUCT
 
 
 def _records(*tensors: Tensor | None) -> bool:
