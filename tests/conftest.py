@@ -22,9 +22,9 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 def core_for_small_inputs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the layer take the core for the tests' tiny inputs too, as it does for a user's larger ones."""
     if "small_inputs" not in request.keywords:
-        monkeypatch.setattr("latentgnn.cost.SMALL_OPERATIONS", 0)
-        monkeypatch.setattr("latentgnn.cost.CONVOLVED", {})
-        monkeypatch.setattr("latentgnn.cost.IN_ROWS", {})
+        monkeypatch.setattr("latentgnn.by_size.SMALL_OPERATIONS", 0)
+        monkeypatch.setattr("latentgnn.by_size.CONVOLVED", {})
+        monkeypatch.setattr("latentgnn.by_size.IN_ROWS", {})
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from latentgnn import FrozenBatchNorm, LatentGNN, LatentGNNConfig, cost, few_calls, reference
+from latentgnn import FrozenBatchNorm, LatentGNN, LatentGNNConfig, by_size, few_calls, reference
 from latentgnn.norms import NormFactory, NormKind, group_norm, no_norm
 from latentgnn.paths import memory, why_not_core
 
@@ -28,7 +28,7 @@ def _why_not(layer: LatentGNN, x: torch.Tensor, mask: torch.Tensor | None = None
 def test_an_input_takes_the_plain_path_only_where_it_is_small() -> None:
     layer = LatentGNN(256, num_latents=64, norm=FrozenBatchNorm)
     small, large = torch.randn(1, 16 * 16, 256), torch.randn(1, 32 * 32, 256)
-    assert cost.is_small(layer.config, 16 * 16)
+    assert by_size.is_small(layer.config, 16 * 16)
     assert "so small" in (_why_not(layer, small) or "")
     assert _why_not(layer, large) is None
     assert _why_not(layer, small, torch.ones(1, 16 * 16, dtype=torch.bool)) is None
@@ -73,7 +73,7 @@ def test_a_kernel_of_a_single_latent_keeps_the_order_of_strides(latents: int | t
 def test_what_is_not_held_takes_no_path_that_holds() -> None:
     layer = LatentGNN(64, num_latents=256, reduction=1, norm=FrozenBatchNorm)
     x = torch.randn(64, 64, 16, 16, requires_grad=True)
-    assert not cost.holds(layer.config, 64 * 256, 4)
+    assert not by_size.holds(layer.config, 64 * 256, 4)
     held: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or t, lambda t: t):
         layer(x)
@@ -149,15 +149,15 @@ def test_how_few_nodes_follows_from_the_kind_of_norm(
     norm: NormKind, samples: int, channels: int, nodes: int, pays: bool
 ) -> None:
     config = LatentGNNConfig(channels=channels, num_latents=32)
-    assert cost.convolutions_pay(config, samples, nodes, recorded=True, norm=norm) is pays
+    assert by_size.convolutions_pay(config, samples, nodes, recorded=True, norm=norm) is pays
 
 
 def test_one_thread_has_less_to_gain() -> None:
     config = LatentGNNConfig(channels=256, num_latents=32)
-    assert cost.convolutions_pay(config, 8, 32 * 32, recorded=False, threads=2)
-    assert not cost.convolutions_pay(config, 8, 32 * 32, recorded=False, threads=1)
-    assert cost.rows_pay(config, 8 * 32 * 32, recorded=True, norm="layer", threads=2)
-    assert not cost.rows_pay(config, 8 * 32 * 32, recorded=True, norm="layer", threads=1)
+    assert by_size.convolutions_pay(config, 8, 32 * 32, recorded=False, threads=2)
+    assert not by_size.convolutions_pay(config, 8, 32 * 32, recorded=False, threads=1)
+    assert by_size.rows_pay(config, 8 * 32 * 32, recorded=True, norm="layer", threads=2)
+    assert not by_size.rows_pay(config, 8 * 32 * 32, recorded=True, norm="layer", threads=1)
 
 
 @pytest.mark.parametrize(
@@ -178,12 +178,12 @@ def test_how_few_rows_follows_from_the_kind_of_norm(
     norm: NormKind | None, channels: int, nodes: int, recorded: bool, pays: bool
 ) -> None:
     config = LatentGNNConfig(channels=channels, num_latents=32)
-    assert cost.rows_pay(config, nodes, recorded=recorded, norm=norm) is pays
+    assert by_size.rows_pay(config, nodes, recorded=recorded, norm=norm) is pays
 
 
 def test_rows_of_unreduced_channels_take_the_plain_path_in_both_passes() -> None:
     config = LatentGNNConfig(channels=32, num_latents=32, reduction=1)
-    assert cost.rows_pay(config, 25 * 16 * 16, recorded=True, norm="layer")
+    assert by_size.rows_pay(config, 25 * 16 * 16, recorded=True, norm="layer")
 
 
 @pytest.mark.parametrize("norm", [FrozenBatchNorm, nn.BatchNorm1d, no_norm, group_norm, nn.LayerNorm, nn.RMSNorm])
@@ -203,7 +203,7 @@ def test_rows_give_what_the_reference_gives(norm: NormFactory, samples: int, mon
     most = 2e-5 * float(expected.detach().abs().max())
     torch.testing.assert_close(out.double(), expected.detach(), rtol=0, atol=most)
     # The plain path's own gradients, whose products are convolutions here.
-    monkeypatch.setattr(cost, "rows_pay", lambda *arguments, **named: True)
+    monkeypatch.setattr(by_size, "rows_pay", lambda *arguments, **named: True)
     x.requires_grad_()
     assert "channels lie innermost" in (_why_not(layer, x.flatten(2).mT) or "")
     got = torch.autograd.grad((layer(x) * weight).sum(), [x, *layer.parameters()])

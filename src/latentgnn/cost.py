@@ -6,11 +6,13 @@ for batch norm in training what is held more. A multiply-add counts as two opera
 Symbols: S samples, N nodes, C channels, R reduced channels, G groups, K kernels, D_k latents of a kernel in a group.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from latentgnn.by_size import expanded_numbers, holds
 from latentgnn.config import LatentGNNConfig
+from latentgnn.counts import computed_numbers, normalized_numbers, operations_of_a_node
 from latentgnn.norms import NormKind
 
 
@@ -33,251 +35,6 @@ class Cost:
     forward_bytes: int
     backward_bytes: int
     held_bytes: int
-
-
-# Where everything held, the input included, is at most so much, it is held: computing it again would take longer than
-# the memory is worth; the more so norms of a sample and of a node. As measured: docs/results.md.
-HOLD_BYTES: Mapping[NormKind, int] = {
-    "affine": 22 << 20,
-    "batch": 22 << 20,
-    "group": 80 << 20,
-    "layer": 80 << 20,
-    "rms": 80 << 20,
-}
-# Likewise on a GPU, which computes faster beside its calls. For a map of 256 x 512 x 512, 268 MB, the core took 6.1
-# ms a step holding and 7.4 ms computing again with frozen norms, with peaks of 2.1 and 1.8 times the input; 9.6 and
-# 10.8 ms with batch norm, 11.8 and 13.1 ms with layer norm. Up to it, the plain path is taken instead of the core:
-# 10.8, 13.2 and 11.9 ms a step there with batch, group and layer norm, and at smaller sizes up to half the core's
-# time, with about 6 times the input at its peak (benchmarks/results/gpu-2026-11-26-paths.md).
-HOLD_BYTES_ON_GPU = 512 << 20
-# Numbers of an input from which on the Triton kernels, as one operator, should be faster than what a compiler makes of
-# the plain path. Taken from GPU times of each side, in docs/results.md; not measured as a whole.
-KERNELS_PAY_COMPILED = 1 << 23
-# Forward operations up to which the plain path is faster on a CPU: it has fewer calls. As measured: docs/results.md.
-SMALL_OPERATIONS = 1 << 25
-# Nodes of a small map, and numbers of an input of such, for which the plain path is faster on a CPU with several
-# threads, by the kind of norm. As measured: docs/results.md.
-CONVOLVED: Mapping[NormKind, tuple[range, int]] = {
-    "affine": (range(32, 401), 1 << 20),
-    "batch": (range(128, 401), 5 << 17),
-    "group": (range(32, 401), 1 << 20),
-    "layer": (range(128, 401), 1 << 18),
-    "rms": (range(128, 401), 1 << 18),
-}
-# Likewise on one thread, where less is gained; and the most numbers that the layer computes inside.
-_CONVOLVED_ALONE, _CONVOLVED_INSIDE = (range(128, 401), 3 << 16), 1 << 20
-# Of several samples with so many nodes each, it is faster for larger maps too, up to so many numbers: with norms of a
-# sample and of a node, and from so many samples on with those that are affine maps, where no backward pass may follow;
-# where one may, for inputs of few channels, whose products are small.
-_BATCH_NODES, _BATCH_NUMBERS, _BATCH_OF_AFFINE, _BATCH_NUMBERS_RECORDED, _BATCH_CHANNELS = 128, 1 << 22, 4, 1 << 21, 256
-# Of a single sample, numbers up to which it is faster where no backward pass may follow.
-_SINGLE_NUMBERS = 1 << 19
-# Numbers of an input whose channels lie innermost up to which the plain path is faster on a CPU, by the kind of norm,
-# where no backward pass may follow. With one, and several threads, that is so for norms of a sample and of a node from
-# so many numbers on, or where the reductions leave no fewer channels than there are. As measured: docs/results.md.
-IN_ROWS: Mapping[NormKind, int] = {
-    "affine": 1 << 22,
-    "batch": 1 << 21,
-    "group": 1 << 23,
-    "layer": 1 << 23,
-    "rms": 1 << 23,
-}
-_IN_ROWS_RECORDED = 1 << 19
-# A batch norm's output of so few numbers is computed for its statistics, whatever its sizes.
-_SMALL_OUTPUT = 1 << 19
-
-
-def holds(
-    config: LatentGNNConfig, nodes: int, element_size: int, *, norm: NormKind = "affine", on_gpu: bool = False
-) -> bool:
-    """Whether a layer holds what it computes for the backward pass, and does not compute it again there.
-
-    Args:
-        config: of the layer.
-        nodes: of all samples together.
-        element_size: bytes of a number.
-        norm: what kind the norms are.
-        on_gpu: where it computes.
-
-    Example:
-        >>> config = LatentGNNConfig(channels=1024, num_latents=100)
-        >>> holds(config, 8 * 14 * 14, 4), holds(config, 8 * 56 * 56, 4)
-        (True, False)
-    """
-    numbers = config.channels + _computed_numbers(config)
-    if norm != "affine":
-        numbers += _normalized_numbers(config) + _expanded_numbers(config, nodes, norm)
-    return nodes * element_size * numbers <= (HOLD_BYTES_ON_GPU if on_gpu else HOLD_BYTES[norm])
-
-
-def plain_pays_on_gpu(config: LatentGNNConfig, nodes: int, element_size: int) -> bool:
-    """Whether a GPU may take the plain path for its fewer calls, since what that holds is not too much.
-
-    Args:
-        config: of the layer.
-        nodes: of all samples together.
-        element_size: bytes of a number.
-
-    Example:
-        >>> config = LatentGNNConfig(channels=512, num_latents=150, graph_conv=True)
-        >>> plain_pays_on_gpu(config, 2 * 100 * 168, 4), plain_pays_on_gpu(config, 4 * 100 * 168, 4)
-        (True, False)
-    """
-    return nodes * element_size * _plain_numbers(config) <= HOLD_BYTES_ON_GPU
-
-
-def kernels_pay_compiled(nodes: int, channels: int) -> bool:
-    """Whether the Triton kernels are taken by a layer that is compiled, whose calls a compiler makes cheaper.
-
-    Args:
-        nodes: of all samples together.
-        channels: C.
-    """
-    return nodes * channels >= KERNELS_PAY_COMPILED
-
-
-def is_small(config: LatentGNNConfig, nodes: int) -> bool:
-    """Whether an input is so small that the calls of a forward pass take longer than its operations.
-
-    Args:
-        config: of the layer.
-        nodes: of all samples together.
-
-    Example:
-        >>> config = LatentGNNConfig(channels=256, num_latents=64)
-        >>> is_small(config, 16 * 16), is_small(config, 32 * 32)
-        (True, False)
-    """
-    return nodes * _operations_of_a_node(config) <= SMALL_OPERATIONS
-
-
-def convolutions_pay(
-    config: LatentGNNConfig,
-    samples: int,
-    nodes: int,
-    *,
-    recorded: bool,
-    norm: NormKind | None = "affine",
-    threads: int = 2,
-) -> bool:
-    """Whether the plain path is faster for an input whose nodes lie innermost, more of them than channels inside.
-
-    Args:
-        config: of the layer.
-        samples: S.
-        nodes: of each.
-        recorded: autograd records, so that a backward pass may follow.
-        norm: what kind the norms are.
-        threads: that compute.
-
-    Example:
-        >>> config = LatentGNNConfig(channels=512, num_latents=100)
-        >>> convolutions_pay(config, 1, 14 * 14, recorded=True), convolutions_pay(config, 1, 28 * 28, recorded=True)
-        (True, False)
-    """
-    kind: NormKind | None = "affine" if norm == "group" and samples == 1 else norm
-    rows, numbers = samples * nodes, samples * nodes * config.channels
-    if kind is None or kind not in CONVOLVED:
-        return False
-    if samples == 1 and threads > 1 and not recorded:
-        return numbers <= _SINGLE_NUMBERS
-    if rows < config.reduced_channels:
-        return False
-    if samples > 1 and threads > 1 and nodes >= _BATCH_NODES:
-        several_affine = kind == "affine" and samples >= _BATCH_OF_AFFINE
-        if kind in ("group", "layer", "rms") or (several_affine and not recorded):
-            return numbers <= _BATCH_NUMBERS
-        if several_affine and config.channels <= _BATCH_CHANNELS and numbers <= _BATCH_NUMBERS_RECORDED:
-            return True
-        if kind == "batch" and numbers <= CONVOLVED[kind][1]:
-            return True
-    few, most = CONVOLVED[kind] if threads > 1 or kind == "group" else _CONVOLVED_ALONE
-    return nodes in few and numbers <= most and rows * _computed_numbers(config) <= _CONVOLVED_INSIDE
-
-
-def rows_pay(
-    config: LatentGNNConfig, nodes: int, *, recorded: bool, norm: NormKind | None = "affine", threads: int = 2
-) -> bool:
-    """Whether the plain path is faster for an input whose channels lie innermost.
-
-    Args:
-        config: of the layer.
-        nodes: of all samples together.
-        recorded: autograd records, so that a backward pass may follow.
-        norm: what kind the norms are.
-        threads: that compute.
-
-    Example:
-        >>> config = LatentGNNConfig(channels=256, num_latents=64)
-        >>> rows_pay(config, 8 * 32 * 32, recorded=False), rows_pay(config, 8 * 32 * 32, recorded=True)
-        (True, False)
-    """
-    numbers = nodes * config.channels
-    if norm is None or numbers > IN_ROWS.get(norm, 0):
-        return False
-    if not recorded:
-        return True
-    reduced = config.reduced_channels * (1 if config.symmetric else 2)
-    return (
-        threads > 1 and norm not in ("affine", "batch") and (numbers >= _IN_ROWS_RECORDED or reduced >= config.channels)
-    )
-
-
-def _operations_of_a_node(config: LatentGNNConfig) -> int:
-    """Reduction, assignment, gather, scatter and expansion; without what is done once for a sample."""
-    ways, kernels, reduced = 1 if config.symmetric else 2, len(config.latents), config.reduced_channels
-    return 2 * reduced * (config.channels * (ways + kernels) + (ways + 2) * sum(config.latents))
-
-
-def _computed_numbers(config: LatentGNNConfig) -> int:
-    """Numbers a node that are computed on the way: values, assignments, features."""
-    ways, latents = 1 if config.symmetric else 2, config.num_groups * sum(config.latents)
-    return ways * (config.reduced_channels + latents) + len(config.latents) * config.reduced_channels
-
-
-def _plain_numbers(config: LatentGNNConfig) -> int:
-    """Numbers a node that the plain path holds: what each norm, ReLU and unit length is applied to or gives, and x."""
-    ways, latents = 1 if config.symmetric else 2, config.num_groups * sum(config.latents)
-    features = len(config.latents) * config.reduced_channels
-    inside = 2 * ways * config.reduced_channels + (2 * ways + 1) * latents + features * (1 + 2 * config.graph_conv)
-    return inside + config.channels * (2 + config.residual)
-
-
-def _normalized_numbers(config: LatentGNNConfig) -> int:
-    """Numbers a node that norms before the output's are applied to."""
-    ways, latents = 1 if config.symmetric else 2, config.num_groups * sum(config.latents)
-    convolved = len(config.latents) * config.reduced_channels if config.graph_conv else 0
-    return ways * (config.reduced_channels + latents) + convolved
-
-
-def _expanded_numbers(config: LatentGNNConfig, nodes: int, norm: NormKind) -> int:
-    """Numbers a node that the output's norm is applied to, unless its statistics come from the features' moments."""
-    features = len(config.latents) * config.reduced_channels
-    return 0 if norm == "batch" and moments_pay(nodes, features, config.channels) else config.channels
-
-
-def moments_pay(nodes: int, features: int, channels: int) -> bool:
-    """Whether the output's statistics cost less by the features' moments than by the output itself.
-
-    Moments take two products of F x F, one over the nodes and one over the channels; the output's own take about six
-    passes over C numbers a node, each worth about twenty multiply-adds, as measured. Moments also take twenty calls
-    more, which a small output is not worth.
-    """
-    if nodes * channels <= _SMALL_OUTPUT:
-        return False
-    return features * features * (nodes + channels) < 60 * nodes * channels
-
-
-def scaling_pays(nodes: int, *, channels: int, reduced: int, features: int) -> bool:
-    """Whether the norms' scales cost less in the matrices than in what the matrices give: fewer numbers.
-
-    Args:
-        nodes: of all samples together.
-        channels: C.
-        reduced: rows of all reductions.
-        features: that the output is expanded from.
-    """
-    return channels * (reduced + features) <= nodes * (reduced + channels)
 
 
 def cost(
@@ -314,7 +71,7 @@ def cost(
 
     # For each node; a product's gradient takes two more of its size.
     reduce, assign, features = 2 * channels * ways * reduced, ways * 2 * reduced * latents, 2 * reduced * latents
-    forward = _operations_of_a_node(config)
+    forward = operations_of_a_node(config)
     backward = 2 * forward + (0 if held else reduce + assign + features)
 
     # For each sample.
@@ -324,11 +81,11 @@ def cost(
     small_backward = (2 if held else 3) * small_forward
     size = samples * nodes * channels * element_size
     sums = samples * groups * latents * (reduced // groups + 1) * max(element_size, 4)
-    more = _computed_numbers(config) if held else 0
+    more = computed_numbers(config) if held else 0
     if norm == "batch" or (held and norm != "affine"):
-        more += _normalized_numbers(config)
+        more += normalized_numbers(config)
     if held and norm != "affine":
-        more += _expanded_numbers(config, samples * nodes, norm)
+        more += expanded_numbers(config, samples * nodes, norm)
     return Cost(
         parameters=_parameters(config),
         forward_operations=samples * (nodes * forward + small_forward),

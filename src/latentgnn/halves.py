@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from latentgnn import paths, plain
+from latentgnn import paths, plain, running
 from latentgnn.core import halves as core
 from latentgnn.core.mix import mixed
 from latentgnn.core.plan import Plan
@@ -48,7 +48,7 @@ def gather(
         mask_BN: nodes that take part.
         offsets: where each sample begins among the nodes of a single row, and the end; ``None`` if rows are samples.
     """
-    compute, without_autocast = paths.products_in(x_BNC)
+    compute, without_autocast = running.products_in(x_BNC)
     with without_autocast:
         if (plan := _plan(layer, x_BNC, mask_BN, compute)) is None:
             return plain.gathered(layer, x_BNC, Nodes(mask_BN, offsets), compute)
@@ -73,12 +73,12 @@ def scatter(
         sums_SGDr: what `gather` gave, added up over all nodes.
         weights_SGD: likewise.
     """
-    compute, without_autocast = paths.products_in(x_BNC)
+    compute, without_autocast = running.products_in(x_BNC)
     with without_autocast:
         sums_SGDr, weights_SGD = cast(sums_SGDr, wide(compute)), cast(weights_SGD, wide(compute))
         if (plan := _plan(layer, x_BNC, mask_BN, compute, sums_SGDr, weights_SGD)) is not None:
             return core.scatter(x_BNC, mask_BN, offsets, sums_SGDr, weights_SGD, [*layer.tensors, layer.gamma], plan)
-        latents = mixed(sums_SGDr, weights_SGD, paths.plan_of(layer, "affine", compute, holds=False))
+        latents = mixed(sums_SGDr, weights_SGD, running.plan_of(layer, "affine", compute, holds=False))
         return plain.scattered(layer, x_BNC, Nodes(mask_BN, offsets), compute, latents)
 
 
@@ -93,4 +93,4 @@ def _plan(
         return None
     kind = layer.norm_kind
     assert kind is not None
-    return paths.plan_of(layer, kind, compute, holds=False)
+    return running.plan_of(layer, kind, compute, holds=False)

@@ -1,4 +1,4 @@
-"""The LatentGNN layer as a module: parameters, shapes and errors; `latentgnn.paths` runs it."""
+"""The LatentGNN layer as a module: parameters, shapes and errors; `latentgnn.running` runs it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from latentgnn import paths
+from latentgnn import running
 from latentgnn.config import LatentGNNConfig
 from latentgnn.dtensors import by_parts, mesh_dimension
 from latentgnn.functional import NodeScale
@@ -287,8 +287,8 @@ class LatentGNN(nn.Module):
         layer = self.arrangement()
         if any(type(matrix) is not nn.Parameter for matrix in layer.tensors[::5]) and (whole := self.whole()):
             with _reparametrize_module(self, whole):
-                return paths.run(self.arrangement(), x_BNC, mask_BN, offsets)
-        return paths.run(layer, x_BNC, mask_BN, offsets)
+                return running.run(self.arrangement(), x_BNC, mask_BN, offsets)
+        return running.run(layer, x_BNC, mask_BN, offsets)
 
     def whole(self) -> dict[str, Tensor]:
         """Parameters that are split over processes, gathered; gradients go back to the parts.

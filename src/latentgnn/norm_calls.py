@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from latentgnn.batch_statistics import synchronizes, tracks
 from latentgnn.functional import wide
-from latentgnn.norms import synchronizes, tracks
 from latentgnn.projections import Arrangement
 
 # Takes what is normalised, (B, N, O), or (B, O, N) where the dimension given is 1; gives (B, N, O).

@@ -27,7 +27,8 @@ from latentgnn.functional import (
     wide,
 )
 from latentgnn.modes import is_exporting
-from latentgnn.norms import count_batch, is_repeatable
+from latentgnn.normalizing import count_batch
+from latentgnn.norms import is_repeatable
 from latentgnn.projections import Arrangement
 from latentgnn.ranks import added
 from latentgnn.samples import Nodes

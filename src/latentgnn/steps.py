@@ -16,7 +16,7 @@ from latentgnn.core.layouts import is_plain
 from latentgnn.core.routines import outer, takes_onednn
 from latentgnn.functional import cast, inverse_length, l2, wide
 from latentgnn.modes import is_exporting, is_transformed
-from latentgnn.norms import normalize
+from latentgnn.normalizing import normalize
 from latentgnn.projections import Arrangement
 from latentgnn.samples import Nodes
 

@@ -21,9 +21,9 @@ from latentgnn import halves
 from latentgnn.errors import UserError
 from latentgnn.functional import wide
 from latentgnn.layer import LatentGNN, reshape
-from latentgnn.paths import products_in
 from latentgnn.points import PackedLatentGNN
 from latentgnn.projections import Arrangement, bytes_of
+from latentgnn.running import products_in
 from latentgnn.sums import LatentSums
 
 Array = Tensor | NDArray[Any]

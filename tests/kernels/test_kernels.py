@@ -208,7 +208,7 @@ def test_gradients_of_some_alone(wanted: str, called: list[str]) -> None:
 
 def test_a_compiled_layer_takes_the_kernels(called: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     # As one operator, whatever the input's size.
-    monkeypatch.setattr("latentgnn.cost.KERNELS_PAY_COMPILED", 0)
+    monkeypatch.setattr("latentgnn.by_size.KERNELS_PAY_COMPILED", 0)
     layer, exact = (make_layer("graph_conv", "frozen").to(DEVICE) for _ in range(2))
     x = torch.randn(2, 32, 9, 9, device=DEVICE, requires_grad=True)
     wide = x.detach().double().requires_grad_()
@@ -226,7 +226,7 @@ def test_compiled_kernels_give_gradients_of_what_is_computed(
     called: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a compiled program only its inputs say that they require gradients."""
-    monkeypatch.setattr("latentgnn.cost.KERNELS_PAY_COMPILED", 0)
+    monkeypatch.setattr("latentgnn.by_size.KERNELS_PAY_COMPILED", 0)
     layer, exact = (make_layer("graph_conv", "batch").to(DEVICE) for _ in range(2))
     layer.float()
     halves = {name: (value.detach() / 2).requires_grad_() for name, value in layer.named_parameters()}

@@ -10,6 +10,7 @@ Axes: s rows of the input, T nodes, C channels, F features of all kernels (K * R
 import torch
 from torch import Tensor
 
+from latentgnn.by_size import moments_pay
 from latentgnn.core.accumulate import NUMBERS_AT_ONCE, add_projection
 from latentgnn.core.layouts import empty_like_layout, laid_out_like, not_a_view
 from latentgnn.core.moments import Moments, expansion, moments
@@ -19,7 +20,6 @@ from latentgnn.core.plan import Plan
 from latentgnn.core.products import contract_all, project, project_back, sum_of_nodes
 from latentgnn.core.records import Gradients, Record, add, add_pair
 from latentgnn.core.statistics import Norm, OfSample
-from latentgnn.cost import moments_pay
 from latentgnn.functional import cast, wide
 
 # Fewer channels are no product worth a call.

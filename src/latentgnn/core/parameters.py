@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from latentgnn.by_size import scaling_pays
 from latentgnn.core.plan import Plan
-from latentgnn.cost import scaling_pays
 from latentgnn.functional import cast, wide
 from latentgnn.norms import affines
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.stateless import _reparametrize_module
 
-from latentgnn import functional, paths, plain
+from latentgnn import functional, plain, running
 from latentgnn.core.node import has_values
 from latentgnn.core.nodes import blocks, nodes_per_block
 from latentgnn.functional import wide
@@ -122,7 +122,7 @@ def record(name: str, layer: LatentGNN, args: tuple[Any, ...], kwargs: Mapping[s
         return None
     with torch.no_grad():
         call = _call(layer, args, kwargs, out)
-        compute, _ = paths.products_in(call.x_BNC)
+        compute, _ = running.products_in(call.x_BNC)
         gamma = float(layer.gamma.detach()) if layer.config.residual else None
         # Norms in training learn running statistics from what they see: from copies of these, not twice.
         own = {key: buffer.clone() for key, buffer in layer.named_buffers()}
@@ -196,7 +196,7 @@ def _over_nodes(
     for block in blocks(x_BNC, None, most):
         mask = None if mask_BN is None else block.of(mask_BN)
         x = block.of(x_BNC) if mask is None else block.of(x_BNC).masked_fill(~mask[..., None], 0)
-        here = paths.nodes_of(x, mask, None if by_node else offsets)
+        here = running.nodes_of(x, mask, None if by_node else offsets)
         found = plain.values_of(config, steps.reduces, x, here, compute)
         values[block.rows, ..., block.nodes] = found[0].permute(0, 2, 3, 1)
         for index, (p, q) in enumerate(assigns):
