@@ -13,7 +13,7 @@ from latentgnn import (
     LatentGNN,
     LatentGNNConfig,
     PackedLatentGNN,
-    cost,
+    by_size,
     few_calls,
     launches,
     modes,
@@ -21,6 +21,7 @@ from latentgnn import (
     plain,
     reference,
 )
+from latentgnn.counts import plain_numbers
 from latentgnn.norms import NormFactory, group_norm
 
 
@@ -262,7 +263,7 @@ def test_a_compiler_gets_the_plain_path_on_a_gpu_at_any_size(
     config: str, norm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch._dynamo.reset()
-    monkeypatch.setattr(cost, "HOLD_BYTES_ON_GPU", 0)
+    monkeypatch.setattr(by_size, "HOLD_BYTES_ON_GPU", 0)
     layer, graphs = make_layer(config, norm).float(), []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
@@ -319,12 +320,23 @@ def test_which_path_a_gpu_takes(monkeypatch: pytest.MonkeyPatch) -> None:
         assert _taken(packed, x[0].flatten(1).mT, patch, torch.tensor([0, 600, 1600])) == "core"
     with paths.memory("hold"):
         assert taken(FrozenBatchNorm) == taken(nn.LayerNorm) == "core"
-    monkeypatch.setattr(cost, "HOLD_BYTES_ON_GPU", 1 << 16)
+    monkeypatch.setattr(by_size, "HOLD_BYTES_ON_GPU", 1 << 16)
     assert taken(nn.LayerNorm) == taken(FrozenBatchNorm, num_groups=2) == "core"
     assert taken(FrozenBatchNorm) == "few_calls"
     with torch.autocast("cpu", torch.bfloat16):
         assert taken(nn.BatchNorm1d) == "few_calls"
         assert taken(nn.LayerNorm) == "plain"
+
+
+@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, FrozenBatchNorm, nn.LayerNorm])
+def test_scenes_stay_apart_in_half_precision(norm: NormFactory) -> None:
+    torch.manual_seed(0)
+    layer = PackedLatentGNN(16, num_latents=4, reduction=2, norm=norm, gamma_init=0.5).to(torch.bfloat16)
+    x, offsets = torch.randn(70, 16, dtype=torch.bfloat16), torch.tensor([0, 20, 70])
+    # The core's scenes are compared with the reference in test_points.py.
+    expected = deepcopy(layer).double()(x.double(), offsets) - x.double()
+    assert relative_error(layer(x, offsets).double() - x.double(), expected) < 0.03
 
 
 def test_a_cpu_takes_nothing_of_it() -> None:
@@ -351,5 +363,5 @@ def test_what_the_plain_path_holds_on_a_gpu_is_counted(options: dict[str, object
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         out = layer(x)
     config = LatentGNNConfig(channels=128, **options)  # type: ignore[arg-type]
-    counted = out.numel() // 128 * 4 * cost._plain_numbers(config)
+    counted = out.numel() // 128 * 4 * plain_numbers(config)
     assert 0.8 < sum(held.values()) / counted < 1.2

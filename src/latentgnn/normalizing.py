@@ -55,12 +55,14 @@ def normalize(
         eps = cast_type(float, norm.eps)
         return _times(_one_batch_norm(y_BNC, weight_C, bias_C, mean_C, var_C, False, 0.0, eps), factor)
     if isinstance(norm, nn.LayerNorm):
-        return nn.functional.layer_norm(y_BNC, norm.normalized_shape, *_vectors(norm, y_BNC, factor), norm.eps)
+        return nn.functional.layer_norm(
+            y_BNC, norm.normalized_shape, *_vectors(norm, y_BNC, y_BNC.dtype, factor), norm.eps
+        )
     if isinstance(norm, nn.RMSNorm):
-        weight_C, _ = _vectors(norm, y_BNC, factor)
+        weight_C, _ = _vectors(norm, y_BNC, y_BNC.dtype, factor)
         return nn.functional.rms_norm(y_BNC, norm.normalized_shape, weight_C, norm.eps)
     if isinstance(norm, nn.GroupNorm):
-        return _group_norm(norm, y_BNC, mask_BN, *_vectors(norm, y_BNC, factor))
+        return _group_norm(norm, y_BNC, mask_BN, *_vectors(norm, y_BNC, y_BNC.dtype, factor))
     known = affine(norm)
     if uses_batch_statistics(norm):
         mean_C, var_C, count = batch_statistics(y_BNC, mask_BN)
@@ -80,14 +82,16 @@ def _times(x: Tensor, factor: Tensor | None) -> Tensor:
     return x if factor is None else x * cast(factor, x.dtype)
 
 
-def _vectors(norm: nn.Module, y_BNC: Tensor, factor: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """A norm's weight and bias times a factor, in the type of what it is applied to."""
+def _vectors(
+    norm: nn.Module, y_BNC: Tensor, dtype: torch.dtype, factor: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """A norm's weight and bias times a factor, in a type."""
     weight_C, bias_C, *_ = norm_tensors(norm)
     if weight_C is None and factor is not None:
         # Dense: PyTorch's batch norm of rows has wrong gradients for a weight of stride 0.
         weight_C = factor.new_ones(y_BNC.shape[-1])
     weight_C, bias_C = (
-        None if vector is None else _times(cast(vector, y_BNC.dtype), factor) for vector in (weight_C, bias_C)
+        None if vector is None else _times(cast(vector, dtype), factor) for vector in (weight_C, bias_C)
     )
     return weight_C, bias_C
 
@@ -151,8 +155,12 @@ def _batch_norm(norm: _BatchNorm, y_BNC: Tensor, factor: Tensor | None, *, count
     mean_C, var_C = (norm.running_mean, norm.running_var) if tracks(norm) or not batch else (None, None)
     if tracks(norm) and norm.num_batches_tracked is not None and not counted:
         norm.num_batches_tracked.add_(1)
-    # Tensors of the wide type may be beside those of a half type.
-    weight_C, bias_C = (norm.weight, norm.bias) if factor is None else _vectors(norm, y_BNC, factor)
+    weight_C: Tensor | None = norm.weight
+    bias_C: Tensor | None = norm.bias
+    if factor is not None:
+        # In their own type: the wide one may stand beside a half type.
+        known = next((tensor for tensor in (weight_C, mean_C) if tensor is not None), y_BNC)
+        weight_C, bias_C = _vectors(norm, y_BNC, known.dtype, factor)
     return _one_batch_norm(y_BNC, weight_C, bias_C, mean_C, var_C, batch, norm.momentum or 0.0, norm.eps)
 
 

@@ -34,6 +34,8 @@ ON_GPU = "the input is on a GPU, where the plain path takes less time, and does 
 FEW_ON_GPU = "the input is on a GPU, where few calls take less time than the core's"
 HALF = "statistics in half precision"
 COMPILED = "a compiler fuses the plain path's operations on a GPU"
+# Nodes a scene, in the mean, from which on the plain path may take packed points, each scene by itself.
+_LARGE_SCENES = 1024
 _memory: ContextVar[Memory] = ContextVar("latentgnn_memory", default="auto")
 
 
@@ -123,7 +125,7 @@ def _why_small(
 ) -> str | None:
     """Why an input is too small for the core to be faster: measured on CPUs, for all nodes of plain tensors."""
     # In PyTorch 2.11, Dynamo cannot read a context variable.
-    if torch.compiler.is_compiling() or mask_BN is not None or offsets is not None or x_BNC.device.type != "cpu":
+    if torch.compiler.is_compiling() or mask_BN is not None or x_BNC.device.type != "cpu":
         return None
     if _memory.get() != "auto":
         return None
@@ -133,7 +135,9 @@ def _why_small(
     if traced or not is_plain(x_BNC) or not compute == x_BNC.dtype == wide(compute):
         return None
     samples, nodes, _ = x_BNC.shape
-    if by_size.is_small(layer.config, samples * nodes):
+    if offsets is not None and (nodes_innermost(x_BNC) or nodes < _LARGE_SCENES * (len(offsets) - 1)):
+        return None
+    if offsets is None and by_size.is_small(layer.config, samples * nodes):
         return SMALL
     recorded, kind, threads = torch.is_grad_enabled(), layer.norm_kind, torch.get_num_threads()
     if recorded and not holds(layer.config, x_BNC, kind):

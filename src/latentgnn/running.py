@@ -71,7 +71,8 @@ def _by_path(
     few = why_not in (paths.SMALL, paths.FEW_NODES, paths.ROWS, paths.COMPILED) and not recompute
     # Batch norm cannot be computed again, and so the plain path would hold as much.
     few = few or (why_not == paths.HALF and layer.norm_kind == "batch")
-    if few and few_calls.fits(layer, x_BNC, mask_BN, compute):
+    # It knows no scenes.
+    if few and offsets is None and few_calls.fits(layer, x_BNC, mask_BN, compute):
         return few_calls.latent_gnn(layer, x_BNC, mask_BN, compute)
     return plain.latent_gnn(layer, x_BNC, nodes_of(x_BNC, mask_BN, offsets, layer.ranks), compute, recompute=recompute)
 

@@ -108,7 +108,8 @@ def apply_whole(x_BNC: Tensor, weight_OC: Tensor, shift_O: Tensor | None = None)
             y_ON = outer(weight_OC, x_BNC[0])
             return (y_ON if shift_O is None else y_ON.add_(shift_O.unsqueeze(1))).mT.unsqueeze(0)
     if x_BNC.stride(-1) == 1:
-        if traced or not (matrices_round_alike(x_BNC) if on_gpu else onednn and _is_worth_a_layout(x_BNC, weight_OC)):
+        convolves = not matrices_round_alike(x_BNC) if on_gpu else onednn and _is_worth_a_layout(x_BNC, weight_OC)
+        if traced or not convolves:
             return F.linear(x_BNC, weight_OC, shift_O)
         # Nodes as the width of images whose channels lie innermost.
         y_BO1N = torch.conv2d(x_BNC.mT.unsqueeze(2), weight_OC[:, :, None, None], shift_O)
