@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from latentgnn import FrozenBatchNorm, LatentGNN, LatentGNNConfig, by_size, few_calls, reference
+from latentgnn import FrozenBatchNorm, LatentGNN, LatentGNNConfig, PackedLatentGNN, by_size, few_calls, reference
 from latentgnn.norms import NormFactory, NormKind, group_norm, no_norm
 from latentgnn.paths import memory, why_not_core
 
@@ -113,7 +113,7 @@ def test_every_size_of_product_gives_what_the_reference_gives(channels: int, siz
     torch.testing.assert_close(layer(x), reference.forward(layer, x))
 
 
-def test_a_map_of_few_nodes_takes_the_plain_path_where_convolutions_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_map_of_few_nodes_takes_the_plain_path_where_columns_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = LatentGNN(512, num_latents=100, norm=FrozenBatchNorm)
     few = torch.randn(1, 512, 14 * 14).mT
     assert "few nodes" in (_why_not(layer, few) or "")
@@ -149,13 +149,13 @@ def test_how_few_nodes_follows_from_the_kind_of_norm(
     norm: NormKind, samples: int, channels: int, nodes: int, pays: bool
 ) -> None:
     config = LatentGNNConfig(channels=channels, num_latents=32)
-    assert by_size.convolutions_pay(config, samples, nodes, recorded=True, norm=norm) is pays
+    assert by_size.columns_pay(config, samples, nodes, recorded=True, norm=norm) is pays
 
 
 def test_one_thread_has_less_to_gain() -> None:
     config = LatentGNNConfig(channels=256, num_latents=32)
-    assert by_size.convolutions_pay(config, 8, 32 * 32, recorded=False, threads=2)
-    assert not by_size.convolutions_pay(config, 8, 32 * 32, recorded=False, threads=1)
+    assert by_size.columns_pay(config, 8, 32 * 32, recorded=False, threads=2)
+    assert not by_size.columns_pay(config, 8, 32 * 32, recorded=False, threads=1)
     assert by_size.rows_pay(config, 8 * 32 * 32, recorded=True, norm="layer", threads=2)
     assert not by_size.rows_pay(config, 8 * 32 * 32, recorded=True, norm="layer", threads=1)
 
@@ -259,3 +259,17 @@ def test_a_node_without_features_has_no_context_and_no_gradient_of_infinite_size
     assert x.grad is not None
     assert torch.isfinite(x.grad).all()
     assert torch.equal(out[..., 0, 0], torch.zeros_like(out[..., 0, 0]))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.LayerNorm])
+def test_scenes_of_many_points_stay_apart(norm: NormFactory) -> None:
+    torch.manual_seed(0)
+    layer = PackedLatentGNN(16, num_latents=4, reduction=2, norm=norm, gamma_init=0.5).double()
+    x, offsets = torch.randn(3000, 16, dtype=torch.float64), torch.tensor([0, 1000, 3000])
+    with torch.no_grad():
+        why_not = why_not_core(layer.arrangement(), x[None], None, x.dtype, torch.tensor([0, 1100, 3000]))
+        assert "channels lie innermost" in (why_not or "")
+        assert why_not_core(layer.arrangement(), x[None], None, x.dtype, torch.tensor([0, 900, 1800, 3000])) is None
+        taken = layer(x, offsets)
+        with memory("hold"):
+            torch.testing.assert_close(taken, layer(x, offsets))

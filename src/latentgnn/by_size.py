@@ -34,7 +34,7 @@ KERNELS_PAY_COMPILED = 1 << 23
 SMALL_OPERATIONS = 1 << 25
 # Nodes of a small map, and numbers of an input of such, for which the plain path is faster on a CPU with several
 # threads, by the kind of norm. As measured: docs/results.md.
-CONVOLVED: Mapping[NormKind, tuple[range, int]] = {
+IN_COLUMNS: Mapping[NormKind, tuple[range, int]] = {
     "affine": (range(32, 401), 1 << 20),
     "batch": (range(128, 401), 5 << 17),
     "group": (range(32, 401), 1 << 20),
@@ -42,7 +42,7 @@ CONVOLVED: Mapping[NormKind, tuple[range, int]] = {
     "rms": (range(128, 401), 1 << 18),
 }
 # Likewise on one thread, where less is gained; and the most numbers that the layer computes inside.
-_CONVOLVED_ALONE, _CONVOLVED_INSIDE = (range(128, 401), 3 << 16), 1 << 20
+_IN_COLUMNS_ALONE, _IN_COLUMNS_INSIDE = (range(128, 401), 3 << 16), 1 << 20
 # Of several samples with so many nodes each, it is faster for larger maps too, up to so many numbers: with norms of a
 # sample and of a node, and from so many samples on with those that are affine maps, where no backward pass may follow;
 # where one may, for inputs of few channels, whose products are small.
@@ -128,7 +128,7 @@ def is_small(config: LatentGNNConfig, nodes: int) -> bool:
     return nodes * operations_of_a_node(config) <= SMALL_OPERATIONS
 
 
-def convolutions_pay(
+def columns_pay(
     config: LatentGNNConfig,
     samples: int,
     nodes: int,
@@ -149,12 +149,12 @@ def convolutions_pay(
 
     Example:
         >>> config = LatentGNNConfig(channels=512, num_latents=100)
-        >>> convolutions_pay(config, 1, 14 * 14, recorded=True), convolutions_pay(config, 1, 28 * 28, recorded=True)
+        >>> columns_pay(config, 1, 14 * 14, recorded=True), columns_pay(config, 1, 28 * 28, recorded=True)
         (True, False)
     """
     kind: NormKind | None = "affine" if norm == "group" and samples == 1 else norm
     rows, numbers = samples * nodes, samples * nodes * config.channels
-    if kind is None or kind not in CONVOLVED:
+    if kind is None or kind not in IN_COLUMNS:
         return False
     if samples == 1 and threads > 1 and not recorded:
         return numbers <= _SINGLE_NUMBERS
@@ -166,10 +166,10 @@ def convolutions_pay(
             return numbers <= _BATCH_NUMBERS
         if several_affine and config.channels <= _BATCH_CHANNELS and numbers <= _BATCH_NUMBERS_RECORDED:
             return True
-        if kind == "batch" and numbers <= CONVOLVED[kind][1]:
+        if kind == "batch" and numbers <= IN_COLUMNS[kind][1]:
             return True
-    few, most = CONVOLVED[kind] if threads > 1 or kind == "group" else _CONVOLVED_ALONE
-    return nodes in few and numbers <= most and rows * computed_numbers(config) <= _CONVOLVED_INSIDE
+    few, most = IN_COLUMNS[kind] if threads > 1 or kind == "group" else _IN_COLUMNS_ALONE
+    return nodes in few and numbers <= most and rows * computed_numbers(config) <= _IN_COLUMNS_INSIDE
 
 
 def rows_pay(

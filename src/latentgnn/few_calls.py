@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from latentgnn import launches, modes
+from latentgnn.config import LatentGNNConfig
 from latentgnn.functional import cast, gather, l2, mix, scatter, wide
 from latentgnn.modes import is_transformed
 from latentgnn.norm_calls import are_single, norm_calls
@@ -79,11 +80,19 @@ def latent_gnn(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, comput
         mask_BN: nodes that take part; the others come back unchanged.
         compute: type of the products over nodes.
     """
-    config = layer.config
     projections = _Folded(layer) if _folds(layer, x_BNC, compute) else _Normed(layer, compute)
     mask_BN1 = None if mask_BN is None else mask_BN.unsqueeze(-1)
     # NaN too may be where nodes take no part.
     inside_BNC = x_BNC if mask_BN1 is None else x_BNC.masked_fill(~mask_BN1, 0)
+    contexts = _contexts(layer.config, projections, inside_BNC, mask_BN1)
+    out_BNC = projections.added(inside_BNC, _beside(contexts))
+    return out_BNC if mask_BN1 is None else torch.where(mask_BN1, out_BNC, x_BNC)
+
+
+def _contexts(
+    config: LatentGNNConfig, projections: "_Folded | _Normed", inside_BNC: Tensor, mask_BN1: Tensor | None
+) -> Sequence[Tensor]:
+    """O of each kernel, (B, N, R), or relu(norm(G O)); what else was computed is free then, as in the plain path."""
     values = projections.values(inside_BNC)
     assigns = [projections.rectified(value, config.latents) for value in values]
     contexts: list[Tensor] = []
@@ -95,8 +104,7 @@ def latent_gnn(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, comput
         contexts.append(scatter(mix(latent_BDR), back_BND))
     if config.graph_conv:
         contexts = [projections.rectified(context, [config.reduced_channels])[0] for context in contexts]
-    out_BNC = projections.added(inside_BNC, _beside(contexts))
-    return out_BNC if mask_BN1 is None else torch.where(mask_BN1, out_BNC, x_BNC)
+    return contexts
 
 
 class _Folded:

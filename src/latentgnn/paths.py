@@ -135,7 +135,7 @@ def _why_small(
     if traced or not is_plain(x_BNC) or not compute == x_BNC.dtype == wide(compute):
         return None
     samples, nodes, _ = x_BNC.shape
-    if offsets is not None and (nodes_innermost(x_BNC) or nodes < _LARGE_SCENES * (len(offsets) - 1)):
+    if offsets is not None and not _has_large_scenes(layer.norm_kind, x_BNC, offsets):
         return None
     if offsets is None and by_size.is_small(layer.config, samples * nodes):
         return SMALL
@@ -145,9 +145,16 @@ def _why_small(
     if not nodes_innermost(x_BNC):
         pays = by_size.rows_pay(layer.config, samples * nodes, recorded=recorded, norm=kind, threads=threads)
         return ROWS if pays else None
-    if by_size.convolutions_pay(layer.config, samples, nodes, recorded=recorded, norm=kind, threads=threads):
+    if by_size.columns_pay(layer.config, samples, nodes, recorded=recorded, norm=kind, threads=threads):
         return FEW_NODES
     return None
+
+
+def _has_large_scenes(kind: NormKind | None, x_BNC: Tensor, offsets: Tensor) -> bool:
+    """Whether packed points are of a kind that the plain path takes faster, scene by scene, where they are small."""
+    if kind not in ("batch", "layer", "rms") or nodes_innermost(x_BNC):
+        return False
+    return x_BNC.shape[1] >= _LARGE_SCENES * (len(offsets) - 1)
 
 
 def _why_on_gpu(

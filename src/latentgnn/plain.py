@@ -91,8 +91,16 @@ def _recomputed(
 
 def _output(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype) -> Tensor:
     counted = nodes.mask_BN is None and not nodes.group and count_batch(layer.norms, x_BNC, compute)
-    config, steps = layer.config, steps_of(layer, compute, counted=counted)
+    steps = steps_of(layer, compute, counted=counted)
     inside_BNC = _inside(x_BNC, nodes)
+    contexts = _contexts(layer.config, steps, inside_BNC, nodes, compute)
+    return _expanded(layer, steps, contexts, x_BNC, inside_BNC, nodes, compute)
+
+
+def _contexts(
+    config: LatentGNNConfig, steps: Steps, inside_BNC: Tensor, nodes: Nodes, compute: torch.dtype
+) -> Sequence[Tensor]:
+    """O of each kernel, (B, N, R); what else was computed is free for the output then, where nothing is recorded."""
     values = values_of(config, steps.reduces, inside_BNC, nodes, compute)
     pairs = [assignments(config, steps, index, values, nodes, compute) for index in range(len(config.latents))]
     contexts = []
@@ -101,7 +109,7 @@ def _output(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtyp
     ):
         mixed = [mix(latent) for latent in latents]
         contexts.append(_context(mixed, assign, nodes))
-    return _expanded(layer, steps, contexts, x_BNC, inside_BNC, nodes, compute)
+    return contexts
 
 
 def gathered(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -156,7 +156,7 @@ def add_(new: Tensor, x: Tensor) -> Tensor:
 
 def _may_be_changed(new: Tensor) -> bool:
     """Whether autograd records nothing; on a CPU, where new memory often costs more than what is computed into it."""
-    return new.is_cpu and not torch.is_grad_enabled() and not is_traced()
+    return new.is_cpu and is_plain(new) and not torch.is_grad_enabled() and not is_traced()
 
 
 def matrices_round_alike(x: Tensor) -> bool:
