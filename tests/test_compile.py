@@ -9,7 +9,8 @@ from sweep import NORMS, make_layer, relative_error
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from latentgnn import FrozenBatchNorm, PackedLatentGNN, reference
+from latentgnn import FrozenBatchNorm, LatentGNN, PackedLatentGNN, reference
+from latentgnn.norms import group_norm
 
 
 @pytest.fixture(autouse=True)
@@ -167,3 +168,11 @@ def test_gradients_while_operations_are_counted(norm: str, training: bool) -> No
     wanted = torch.autograd.grad(reference.forward(twin, x).sin().sum(), [x, *twin.parameters()])
     for ours, theirs in zip(found, wanted, strict=True):
         assert relative_error(ours, theirs) < 1e-8
+
+
+def test_groups_and_group_norm_of_channels_last_maps_compile() -> None:
+    torch.manual_seed(0)
+    layer = LatentGNN(64, num_latents=8, num_groups=2, norm=group_norm, gamma_init=0.5)
+    x = torch.randn(2, 64, 6, 5).to(memory_format=torch.channels_last)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x))

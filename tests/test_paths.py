@@ -3,6 +3,8 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 from latentgnn import FrozenBatchNorm, LatentGNN, LatentGNNConfig, PackedLatentGNN, by_size, few_calls, reference
 from latentgnn.norms import NormFactory, NormKind, group_norm, no_norm
@@ -116,13 +118,13 @@ def test_every_size_of_product_gives_what_the_reference_gives(channels: int, siz
 def test_a_map_of_few_nodes_takes_the_plain_path_where_columns_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = LatentGNN(512, num_latents=100, norm=FrozenBatchNorm)
     few = torch.randn(1, 512, 14 * 14).mT
-    assert "few nodes" in (_why_not(layer, few) or "")
+    assert "few enough nodes" in (_why_not(layer, few) or "")
     assert _why_not(layer, few.contiguous()) is None
     assert _why_not(layer, torch.randn(1, 512, 28 * 28).mT) is None
     grouped, batch = LatentGNN(1024, num_latents=100, norm=group_norm), torch.randn(8, 1024, 14 * 14).mT
     assert _why_not(grouped, batch) is None
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert "few nodes" in (_why_not(grouped, batch) or "")
+    assert "few enough nodes" in (_why_not(grouped, batch) or "")
 
 
 @pytest.mark.parametrize(
@@ -273,3 +275,34 @@ def test_scenes_of_many_points_stay_apart(norm: NormFactory) -> None:
         taken = layer(x, offsets)
         with memory("hold"):
             torch.testing.assert_close(taken, layer(x, offsets))
+
+
+def test_what_a_norm_of_your_own_gave_is_not_changed() -> None:
+    layer = LatentGNN(16, num_latents=4, norm=nn.InstanceNorm1d, gamma_init=0.5)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for norm in layer.norms:
+        norm.register_forward_hook(lambda module, given, gave: seen.append((gave, gave.clone())))
+    with torch.no_grad():
+        layer(torch.randn(2, 16, 6, 6))
+    assert len(seen) == 5
+    assert all(torch.equal(gave, before) for gave, before in seen)
+
+
+@pytest.mark.parametrize("norm", ["affine", "batch", "group", "layer"])
+def test_an_input_of_which_much_is_computed_inside_is_not_small(norm: NormKind) -> None:
+    config = LatentGNNConfig(channels=16, num_latents=256, reduction=2)
+    for samples, nodes in [(1, 1 << 15), (4, 1 << 14)]:
+        assert not by_size.rows_pay(config, samples * nodes, recorded=False, norm=norm)
+        assert not by_size.columns_pay(config, samples, nodes, recorded=False, norm=norm)
+
+
+def test_a_traced_layer_has_pytorchs_own_operations() -> None:
+    layer = LatentGNN(256, num_latents=64, norm=FrozenBatchNorm, gamma_init=0.5).eval()
+    x = torch.randn(1, 256, 20, 20)
+    with torch.no_grad():
+        operations = {str(node.target) for node in make_fx(layer)(x).graph.nodes}
+        with FlopCounterMode(display=False) as counter:
+            layer(x)
+    assert not any("mkldnn" in operation or operation.endswith("_.default") for operation in operations)
+    # Reductions, assignments and the expansion at least.
+    assert counter.get_total_flops() > 400 * 2 * (3 * 256 * 32 + 2 * 32 * 64)

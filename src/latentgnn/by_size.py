@@ -13,7 +13,7 @@ from latentgnn.counts import computed_numbers, normalized_numbers, operations_of
 from latentgnn.norms import NormKind
 
 # Where everything held, the input included, is at most so much, it is held: computing it again would take longer than
-# the memory is worth; the more so norms of a sample and of a node. As measured: docs/results.md.
+# the memory is worth; the more so for norms of a sample and of a node. As measured: docs/results.md.
 HOLD_BYTES: Mapping[NormKind, int] = {
     "affine": 22 << 20,
     "batch": 22 << 20,
@@ -42,16 +42,20 @@ IN_COLUMNS: Mapping[NormKind, tuple[range, int]] = {
     "rms": (range(128, 401), 1 << 18),
 }
 # Likewise on one thread, where less is gained; and the most numbers that the layer computes inside.
-_IN_COLUMNS_ALONE, _IN_COLUMNS_INSIDE = (range(128, 401), 3 << 16), 1 << 20
-# Of several samples with so many nodes each, it is faster for larger maps too, up to so many numbers: with norms of a
-# sample and of a node, and from so many samples on with those that are affine maps, where no backward pass may follow;
-# where one may, for inputs of few channels, whose products are small.
-_BATCH_NODES, _BATCH_NUMBERS, _BATCH_OF_AFFINE, _BATCH_NUMBERS_RECORDED, _BATCH_CHANNELS = 128, 1 << 22, 4, 1 << 21, 256
+_ON_ONE_THREAD, _INSIDE_COLUMNS = (range(128, 401), 3 << 16), 1 << 20
+# Batches of larger maps: nodes of a sample from which on, and numbers of the input up to which, the plain path is
+# faster with norms of a sample and of a node; and with affine norms where no backward pass may follow.
+_BATCH_NODES, _BATCH_NUMBERS = 128, 1 << 22
+# With affine norms it takes so many samples; and where a backward pass may follow, few channels and fewer numbers.
+_AFFINE_SAMPLES, _AFFINE_CHANNELS, _AFFINE_NUMBERS = 4, 256, 1 << 21
 # Of a single sample, numbers up to which it is faster where no backward pass may follow.
 _SINGLE_NUMBERS = 1 << 19
+# What the plain path may compute inside at once where the core works in blocks: numbers of all nodes.
+_INSIDE = 1 << 22
 # Numbers of an input whose channels lie innermost up to which the plain path is faster on a CPU, by the kind of norm,
-# where no backward pass may follow. With one, and several threads, that is so for norms of a sample and of a node from
-# so many numbers on, or where the reductions leave no fewer channels than there are. As measured: docs/results.md.
+# where no backward pass may follow. Where one may, and with several threads, that is so for norms of a sample and of a
+# node from so many numbers on, or where the reductions leave no fewer channels than there are. As measured:
+# docs/results.md.
 IN_ROWS: Mapping[NormKind, int] = {
     "affine": 1 << 22,
     "batch": 1 << 21,
@@ -137,7 +141,7 @@ def columns_pay(
     norm: NormKind | None = "affine",
     threads: int = 2,
 ) -> bool:
-    """Whether the plain path is faster for an input whose nodes lie innermost, more of them than channels inside.
+    """Whether the plain path is faster for an input whose nodes lie innermost.
 
     Args:
         config: of the layer.
@@ -154,22 +158,23 @@ def columns_pay(
     """
     kind: NormKind | None = "affine" if norm == "group" and samples == 1 else norm
     rows, numbers = samples * nodes, samples * nodes * config.channels
-    if kind is None or kind not in IN_COLUMNS:
+    inside = rows * computed_numbers(config)
+    if kind is None or kind not in IN_COLUMNS or inside > _INSIDE:
         return False
     if samples == 1 and threads > 1 and not recorded:
         return numbers <= _SINGLE_NUMBERS
     if rows < config.reduced_channels:
         return False
     if samples > 1 and threads > 1 and nodes >= _BATCH_NODES:
-        several_affine = kind == "affine" and samples >= _BATCH_OF_AFFINE
+        several_affine = kind == "affine" and samples >= _AFFINE_SAMPLES
         if kind in ("group", "layer", "rms") or (several_affine and not recorded):
             return numbers <= _BATCH_NUMBERS
-        if several_affine and config.channels <= _BATCH_CHANNELS and numbers <= _BATCH_NUMBERS_RECORDED:
+        if several_affine and config.channels <= _AFFINE_CHANNELS and numbers <= _AFFINE_NUMBERS:
             return True
         if kind == "batch" and numbers <= IN_COLUMNS[kind][1]:
             return True
-    few, most = IN_COLUMNS[kind] if threads > 1 or kind == "group" else _IN_COLUMNS_ALONE
-    return nodes in few and numbers <= most and rows * computed_numbers(config) <= _IN_COLUMNS_INSIDE
+    few, most = IN_COLUMNS[kind] if threads > 1 or kind == "group" else _ON_ONE_THREAD
+    return nodes in few and numbers <= most and inside <= _INSIDE_COLUMNS
 
 
 def rows_pay(
@@ -190,7 +195,7 @@ def rows_pay(
         (True, False)
     """
     numbers = nodes * config.channels
-    if norm is None or numbers > IN_ROWS.get(norm, 0):
+    if norm is None or numbers > IN_ROWS.get(norm, 0) or nodes * computed_numbers(config) > _INSIDE:
         return False
     if not recorded:
         return True

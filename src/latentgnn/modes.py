@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 
 def is_on_gpu(x: Tensor) -> bool:
@@ -26,3 +27,13 @@ def is_in_function_transform() -> bool:
 def is_transformed() -> bool:
     """Whether derivatives are wanted that only PyTorch's own operations have."""
     return is_in_function_transform() or (not torch.compiler.is_compiling() and forward_ad._current_level >= 0)
+
+
+def is_traced() -> bool:
+    """Whether what runs becomes a program or is transformed, for which the operations are to stay as they are."""
+    return torch.compiler.is_compiling() or is_exporting() or is_transformed()
+
+
+def is_seen() -> bool:
+    """Whether something sees each operation: what traces, and modes that count or record operations."""
+    return is_traced() or torch._C._is_tracing() or is_in_torch_dispatch_mode()

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from latentgnn import launches
 from latentgnn.batch_statistics import batch_affine, batch_statistics, synchronizes, tracks
 from latentgnn.functional import cast, wide
-from latentgnn.modes import is_transformed
+from latentgnn.modes import is_seen, is_transformed
 from latentgnn.norms import affine, is_frozen, norm_tensors, uses_batch_statistics
 
 
@@ -75,7 +75,11 @@ def normalize(
             f"a mask needs a norm whose statistics can leave nodes out: batch norm, frozen batch norm, group norm, "
             f"layer norm or none; got {type(norm).__name__}"
         )
-    return _times(norm(y_BNC.mT).mT, factor)
+    y_BNC = norm(y_BNC.mT).mT
+    if factor is None and not torch.is_grad_enabled():
+        # What comes back from here may be changed in place, and the norm may keep what it gave.
+        return y_BNC.clone()
+    return _times(y_BNC, factor)
 
 
 def _times(x: Tensor, factor: Tensor | None) -> Tensor:
@@ -190,7 +194,8 @@ def _group_norm(
     if mask_BN is None and not is_traceable_wrapper_subclass(cast_type(object, y_BNC)):
         if y_BNC.stride(-1) != 1:
             return nn.functional.group_norm(y_BNC.mT, norm.num_groups, weight_C, bias_C, norm.eps).mT
-        if y_BNC.is_cpu:
+        # A compiler knows other strides of what this gives.
+        if y_BNC.is_cpu and not is_seen():
             # Nodes as the width of images whose channels lie innermost: many times as fast as the operations below.
             images_BC1N = y_BNC.contiguous().mT.unsqueeze(2)
             return torch.group_norm(images_BC1N, norm.num_groups, weight_C, bias_C, norm.eps).squeeze(2).mT

@@ -28,8 +28,8 @@ Memory = Literal["auto", "hold", "recompute"]
 
 # Reasons that `latentgnn.running` asks for, to tell the ways of the plain path apart.
 SMALL = "the input is so small that calls cost more than arithmetic, and the plain path has fewer"
-FEW_NODES = "the map has so few nodes that the plain path takes them faster"
-ROWS = "channels lie innermost, and there are so few nodes that the plain path takes them faster"
+FEW_NODES = "the map has few enough nodes for the plain path to be faster"
+ROWS = "channels lie innermost, and the nodes are few enough for the plain path to be faster"
 ON_GPU = "the input is on a GPU, where the plain path takes less time, and does not hold too much"
 FEW_ON_GPU = "the input is on a GPU, where few calls take less time than the core's"
 HALF = "statistics in half precision"

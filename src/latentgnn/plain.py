@@ -26,7 +26,7 @@ from latentgnn.functional import (
     scatter,
     wide,
 )
-from latentgnn.modes import is_exporting
+from latentgnn.modes import is_exporting, is_traced
 from latentgnn.normalizing import count_batch
 from latentgnn.norms import is_repeatable
 from latentgnn.projections import Arrangement
@@ -38,7 +38,6 @@ from latentgnn.steps import (
     add_,
     apply,
     is_large,
-    is_traced,
     laid_out_as,
     normalized,
     projected,
@@ -270,9 +269,10 @@ def _expanded(
             for step, context in zip(steps.convs, contexts, strict=True)
         ]
     context_BNF = contexts[0] if len(contexts) == 1 else torch.cat(list(contexts), -1)
-    out_BNC = projected(steps.expand, context_BNF, nodes, compute, factor=layer.gamma)
+    expanded_BNC = apply(context_BNF, steps.expand.weight)
+    out_BNC = normalized(steps.expand, expanded_BNC, nodes, layer.gamma)
     if layer.gamma is not None:
-        # Sums of two layouts take several times as long.
+        # Sums of two layouts take several times as long. Not in a half type, for gamma's gradient sums small numbers.
         out_BNC = add_(laid_out_as(x_BNC, out_BNC), inside_BNC)
     out_BNC = cast(out_BNC, x_BNC.dtype)
     out_BNC = out_BNC if nodes.mask_BN is None else torch.where(nodes.mask_BN.unsqueeze(-1), out_BNC, x_BNC)

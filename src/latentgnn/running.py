@@ -67,10 +67,10 @@ def _by_path(
         return _core(layer, x_BNC, mask_BN, offsets, compute)
     if why_not == paths.FEW_ON_GPU:
         return few_calls.latent_gnn(layer, x_BNC, mask_BN, compute)
-    small = why_not in (paths.SMALL, paths.FEW_NODES, paths.ROWS)
-    # Small inputs are those that are held.
-    recompute = not small and why_not != paths.ON_GPU and _recomputes(layer, x_BNC)
-    few = small or (why_not == paths.COMPILED and not recompute)
+    # These are taken only where all is held.
+    held = why_not in (paths.FEW_NODES, paths.ROWS, paths.ON_GPU)
+    recompute = not held and _recomputes(layer, x_BNC)
+    few = why_not in (paths.SMALL, paths.FEW_NODES, paths.ROWS, paths.COMPILED) and not recompute
     # Batch norm cannot be computed again, and so the plain path would hold as much.
     few = few or (why_not == paths.HALF and layer.norm_kind == "batch")
     # It knows no scenes.

@@ -15,7 +15,7 @@ from latentgnn import launches, modes
 from latentgnn.core.layouts import is_plain
 from latentgnn.core.routines import outer, takes_onednn
 from latentgnn.functional import cast, inverse_length, l2, wide
-from latentgnn.modes import is_exporting, is_transformed
+from latentgnn.modes import is_exporting, is_seen, is_traced
 from latentgnn.normalizing import normalize
 from latentgnn.projections import Arrangement
 from latentgnn.samples import Nodes
@@ -68,11 +68,6 @@ def steps_of(layer: Arrangement, compute: torch.dtype, *, counted: bool = False)
     return Steps(steps[:ways], assigns, steps[ways + ways * kernels : -1], steps[-1])
 
 
-def is_traced() -> bool:
-    """Whether what runs becomes a program or is transformed, for which the operations are to stay as they are."""
-    return torch.compiler.is_compiling() or is_exporting() or is_transformed()
-
-
 def is_large(weight_OC: Tensor, nodes: int) -> bool:
     """Whether a matrix has more numbers than its product with so many nodes, and too many to be copied."""
     return weight_OC.shape[1] > nodes and weight_OC.numel() > SMALL_MATRIX
@@ -100,7 +95,8 @@ def apply(x_BNC: Tensor, weight_OC: Tensor, groups: int = 1) -> Tensor:
 def apply_whole(x_BNC: Tensor, weight_OC: Tensor, shift_O: Tensor | None = None) -> Tensor:
     """x W^T + shift, of a float32 or float64 tensor, by the routine that suits its size and its device."""
     on_gpu, traced = modes.is_on_gpu(x_BNC), is_traced()
-    onednn = not on_gpu and not traced and is_plain(x_BNC) and takes_onednn(weight_OC, x_BNC.shape[0] * x_BNC.shape[1])
+    known = not on_gpu and is_plain(x_BNC) and is_plain(weight_OC) and not is_seen()
+    onednn = known and takes_onednn(weight_OC, x_BNC.shape[0] * x_BNC.shape[1])
     if onednn and not _records(x_BNC, weight_OC, shift_O):
         if x_BNC.is_contiguous():
             return outer(x_BNC.flatten(0, 1), weight_OC, shift_O).view(*x_BNC.shape[:2], -1)
@@ -138,25 +134,25 @@ def _records(*tensors: Tensor | None) -> bool:
 
 
 def rectified_(new: Tensor) -> Tensor:
-    """relu(x) of a tensor that nothing else reads; in its memory where that may be."""
+    """relu of a tensor that nothing else reads; in its memory where that may be."""
     return torch.relu_(new) if _may_be_changed(new) else torch.relu(new)
 
 
 def to_unit_length_(new: Tensor) -> Tensor:
-    """l2(x, -1) of a tensor that nothing else reads; in its memory where that may be."""
+    """`l2` of the last dimension of a tensor that nothing else reads; in its memory where that may be."""
     if _may_be_changed(new) and new.dtype == wide(new.dtype):
         return new.mul_(inverse_length(new, -1))
     return l2(new, -1)
 
 
 def add_(new: Tensor, x: Tensor) -> Tensor:
-    """x + y of a tensor y that nothing else reads; in its memory where that may be."""
+    """x + new, where nothing else reads ``new``; in its memory where that may be."""
     return new.add_(x) if _may_be_changed(new) and new.dtype == x.dtype else x + new
 
 
 def _may_be_changed(new: Tensor) -> bool:
     """Whether autograd records nothing; on a CPU, where new memory often costs more than what is computed into it."""
-    return new.is_cpu and is_plain(new) and not torch.is_grad_enabled() and not is_traced()
+    return new.is_cpu and is_plain(new) and not torch.is_grad_enabled() and not is_seen()
 
 
 def matrices_round_alike(x: Tensor) -> bool:

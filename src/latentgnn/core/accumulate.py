@@ -14,8 +14,9 @@ from latentgnn.core.routines import for_onednn, is_turned, outer, takes_onednn
 from latentgnn.core.scaling import scaled_
 from latentgnn.functional import cast
 
-# An output of fewer numbers lies in memory that was used before: the allocator keeps up to 32 MB. It is computed as a
-# whole. In parts, with fewer features, it is as fast to write as to compute: MKL adds it in one pass.
+# An output of fewer numbers than this is computed as a whole: the allocator keeps up to 32 MB, and so it mostly lies in
+# memory that was used before. Where it cannot be, and there are fewer features than this, writing it takes as long as
+# computing it, and MKL adds it in one pass.
 _MANY_OUTPUTS = 1 << 23
 _FEW_FEATURES = 64
 # So many numbers of an output are made at once where a sum follows, so that they are still in a cache then.

@@ -54,4 +54,4 @@ def _products(matrix_CF: Tensor, of_features: Moments) -> tuple[Tensor, Tensor]:
     # The covariance is its own transpose.
     right_MF = torch.cat([of_features.covariance, of_features.mean.unsqueeze(0)])
     product_CM = outer(matrix_CF, right_MF)
-    return product_CM[:, -1], product_CM[:, :-1]
+    return product_CM[:, -1].clone(), product_CM[:, :-1]
