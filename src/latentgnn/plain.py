@@ -92,8 +92,9 @@ def _output(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtyp
     counted = nodes.mask_BN is None and not nodes.group and count_batch(layer.norms, x_BNC, compute)
     steps = steps_of(layer, compute, counted=counted)
     inside_BNC = _inside(x_BNC, nodes)
-    contexts = _contexts(layer.config, steps, inside_BNC, nodes, compute)
-    return _expanded(layer, steps, contexts, x_BNC, inside_BNC, nodes, compute)
+    return _expanded(
+        layer, steps, _contexts(layer.config, steps, inside_BNC, nodes, compute), x_BNC, inside_BNC, nodes, compute
+    )
 
 
 def _contexts(
@@ -269,7 +270,10 @@ def _expanded(
             for step, context in zip(steps.convs, contexts, strict=True)
         ]
     context_BNF = contexts[0] if len(contexts) == 1 else torch.cat(list(contexts), -1)
+    del contexts
     expanded_BNC = apply(context_BNF, steps.expand.weight)
+    # Where nothing is recorded, nobody else has it: an output and its norm beside it are much memory as they are.
+    del context_BNF
     out_BNC = normalized(steps.expand, expanded_BNC, nodes, layer.gamma)
     if layer.gamma is not None:
         # Sums of two layouts take several times as long. Not in a half type, for gamma's gradient sums small numbers.
