@@ -133,8 +133,8 @@ def test_a_map_of_few_nodes_takes_the_plain_path_where_columns_pay(monkeypatch: 
         ("affine", 8, 2048, 7 * 7, True),
         ("affine", 1, 2048, 7 * 7, False),  # fewer nodes than channels inside
         ("affine", 8, 1024, 14 * 14, False),
-        ("affine", 8, 256, 32 * 32, True),  # a batch of few channels
-        ("affine", 2, 256, 32 * 32, False),
+        ("affine", 8, 128, 32 * 32, True),  # a batch of few channels
+        ("affine", 2, 128, 32 * 32, False),
         ("affine", 1, 1024, 400, True),
         ("affine", 1, 2048, 400, True),
         ("affine", 1, 4096, 400, False),  # too large
@@ -156,8 +156,8 @@ def test_how_few_nodes_follows_from_the_kind_of_norm(
 
 def test_one_thread_has_less_to_gain() -> None:
     config = LatentGNNConfig(channels=256, num_latents=32)
-    assert by_size.columns_pay(config, 8, 32 * 32, recorded=False, threads=2)
-    assert not by_size.columns_pay(config, 8, 32 * 32, recorded=False, threads=1)
+    assert by_size.columns_pay(config, 4, 32 * 32, recorded=False, threads=2)
+    assert not by_size.columns_pay(config, 4, 32 * 32, recorded=False, threads=1)
     assert by_size.rows_pay(config, 8 * 32 * 32, recorded=True, norm="layer", threads=2)
     assert not by_size.rows_pay(config, 8 * 32 * 32, recorded=True, norm="layer", threads=1)
 

@@ -44,10 +44,11 @@ IN_COLUMNS: Mapping[NormKind, tuple[range, int]] = {
 # Likewise on one thread, where less is gained; and the most numbers that the layer computes inside.
 _ON_ONE_THREAD, _INSIDE_COLUMNS = (range(128, 401), 3 << 16), 1 << 20
 # Batches of larger maps: nodes of a sample from which on, and numbers of the input up to which, the plain path is
-# faster with norms of a sample and of a node; and with affine norms where no backward pass may follow.
-_BATCH_NODES, _BATCH_NUMBERS = 128, 1 << 22
+# faster with norms of a sample and of a node; and with affine norms where no backward pass may follow. For larger ones
+# it may be faster or take twice as long, by what memory the process has; the core does not.
+_BATCH_NODES, _BATCH_NUMBERS = 128, 15 << 17
 # With affine norms it takes so many samples; and where a backward pass may follow, few channels and fewer numbers.
-_AFFINE_SAMPLES, _AFFINE_CHANNELS, _AFFINE_NUMBERS = 4, 256, 1 << 21
+_AFFINE_SAMPLES, _AFFINE_CHANNELS, _AFFINE_NUMBERS = 4, 256, 15 << 17
 # Of a single sample, numbers up to which it is faster where no backward pass may follow.
 _SINGLE_NUMBERS = 1 << 19
 # What the plain path may compute inside at once where the core works in blocks: numbers of all nodes.
