@@ -17,7 +17,7 @@ from benchmarks.shapes import Case, Shape
 from latentgnn import FrozenBatchNorm, LatentGNN, PackedLatentGNN, published_state_dict, reference
 from latentgnn.errors import UserError, require
 from latentgnn.norms import NormFactory, group_norm
-from latentgnn.paths import memory
+from latentgnn.paths import Memory, memory
 
 NORMS: Mapping[str, NormFactory] = {
     "batch": nn.BatchNorm1d,
@@ -108,14 +108,14 @@ class _Reference(nn.Module):
 
 
 class _Core(nn.Module):
-    """The layer by its core, where it would choose the plain path too."""
+    """The layer by its core, where it would choose the plain path too; what it computes is held, or computed again."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, choice: Memory) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.choice = layer, choice
 
     def forward(self, x: Tensor) -> Tensor:
-        with memory("hold"):
+        with memory(self.choice):
             return cast(Tensor, self.layer(x))
 
 
@@ -126,7 +126,11 @@ def _layer(layer: LatentGNN, case: Case) -> nn.Module:
 
 
 def _core(layer: LatentGNN, case: Case) -> nn.Module:
-    return _Core(_layer(layer, case))
+    return _Core(_layer(layer, case), "hold")
+
+
+def _recomputing(layer: LatentGNN, case: Case) -> nn.Module:
+    return _Core(_layer(layer, case), "recompute")
 
 
 def _published(layer: LatentGNN, case: Case) -> nn.Module:
@@ -199,6 +203,7 @@ _EXACT: Mapping[str, Callable[[LatentGNN, Case], nn.Module]] = {
     LAYER: _layer,
     "compiled latentgnn": _compiled(_layer),
     "core": _core,
+    "recomputing": _recomputing,
     "published": _published,
     "compiled published": _compiled(_published),
     "reference": _reference,

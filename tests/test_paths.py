@@ -133,6 +133,7 @@ def test_a_map_of_few_nodes_takes_the_plain_path_where_columns_pay(monkeypatch: 
         ("affine", 8, 2048, 7 * 7, True),
         ("affine", 1, 2048, 7 * 7, False),  # fewer nodes than channels inside
         ("affine", 8, 1024, 14 * 14, False),
+        ("affine", 100, 32, 16 * 16, False),  # more numbers inside than outside
         ("affine", 8, 128, 32 * 32, True),  # a batch of few channels
         ("affine", 2, 128, 32 * 32, False),
         ("affine", 1, 1024, 400, True),

@@ -47,8 +47,9 @@ _ON_ONE_THREAD, _INSIDE_COLUMNS = (range(128, 401), 3 << 16), 1 << 20
 # faster with norms of a sample and of a node; and with affine norms where no backward pass may follow. For larger ones
 # it may be faster or take twice as long, by what memory the process has; the core does not.
 _BATCH_NODES, _BATCH_NUMBERS = 128, 15 << 17
-# With affine norms it takes so many samples; and where a backward pass may follow, few channels and fewer numbers.
-_AFFINE_SAMPLES, _AFFINE_CHANNELS, _AFFINE_NUMBERS = 4, 256, 15 << 17
+# With affine norms it takes so many samples; and where a backward pass may follow no more channels than these, and no
+# more inside than a map of few nodes may have.
+_AFFINE_SAMPLES, _AFFINE_CHANNELS = 4, 256
 # Of a single sample, numbers up to which it is faster where no backward pass may follow.
 _SINGLE_NUMBERS = 1 << 19
 # What the plain path may compute inside at once where the core works in blocks: numbers of all nodes.
@@ -170,8 +171,8 @@ def columns_pay(
         several_affine = kind == "affine" and samples >= _AFFINE_SAMPLES
         if kind in ("group", "layer", "rms") or (several_affine and not recorded):
             return numbers <= _BATCH_NUMBERS
-        if several_affine and config.channels <= _AFFINE_CHANNELS and numbers <= _AFFINE_NUMBERS:
-            return True
+        if several_affine and config.channels <= _AFFINE_CHANNELS and inside <= _INSIDE_COLUMNS:
+            return numbers <= _BATCH_NUMBERS
         if kind == "batch" and numbers <= IN_COLUMNS[kind][1]:
             return True
     few, most = IN_COLUMNS[kind] if threads > 1 or kind == "group" else _ON_ONE_THREAD

@@ -55,7 +55,7 @@ def length(x: Tensor, dim: int) -> Tensor:
     if x.is_cpu and x.stride(dim) != 1 and not torch.compiler.is_compiling():
         # Several times as fast as `vector_norm` over what lies far apart.
         x = cast(x, wide(x.dtype))
-        return (x * x).sum(dim, keepdim=True).sqrt_()
+        return (x * x).sum(dim, keepdim=True).sqrt()
     return torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=wide(x.dtype))
 
 

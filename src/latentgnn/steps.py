@@ -73,11 +73,9 @@ def is_large(weight_OC: Tensor, nodes: int) -> bool:
     return weight_OC.shape[1] > nodes and weight_OC.numel() > SMALL_MATRIX
 
 
-def projected(
-    step: Step, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, groups: int = 1, factor: Tensor | None = None
-) -> Tensor:
-    """norm(W x) times a factor, in the type of the products."""
-    return cast(normalized(step, apply(x_BNC, step.weight, groups), nodes, factor), compute)
+def projected(step: Step, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, groups: int = 1) -> Tensor:
+    """norm(W x), in the type of the products."""
+    return cast(normalized(step, apply(x_BNC, step.weight, groups), nodes), compute)
 
 
 def apply(x_BNC: Tensor, weight_OC: Tensor, groups: int = 1) -> Tensor:
