@@ -53,8 +53,11 @@ class Steps(NamedTuple):
 
 # Numbers of a matrix up to which copying it costs no more than the call that this saves.
 SMALL_MATRIX = 1 << 16
-# On a CPU, multiply-adds below which a batched product is faster than a convolution. As measured: docs/results.md.
+# On a CPU, multiply-adds below which a batched product is faster than a convolution, and than a product by oneDNN of a
+# single sample. As measured: docs/results.md.
 _SMALL_PRODUCT = 1 << 23
+# Numbers from which on new memory is worth asking what else may read the old.
+_MUCH_MEMORY = 1 << 16
 # Where channels lie innermost, rows and multiply-adds from which on a convolution is faster than a matrix product.
 _MANY_ROWS, _LARGE_PRODUCT = 128, 1 << 22
 
@@ -93,12 +96,12 @@ def apply(x_BNC: Tensor, weight_OC: Tensor, groups: int = 1) -> Tensor:
 def apply_whole(x_BNC: Tensor, weight_OC: Tensor, shift_O: Tensor | None = None) -> Tensor:
     """x W^T + shift, of a float32 or float64 tensor, by the routine that suits its size and its device."""
     on_gpu, traced = modes.is_on_gpu(x_BNC), is_traced()
-    known = not on_gpu and is_plain(x_BNC) and is_plain(weight_OC) and not is_seen()
-    onednn = known and takes_onednn(weight_OC, x_BNC.shape[0] * x_BNC.shape[1])
+    large = not on_gpu and not traced and takes_onednn(weight_OC, x_BNC.shape[0] * x_BNC.shape[1])
+    onednn = large and is_plain(x_BNC) and not is_seen()
     if onednn and not _records(x_BNC, weight_OC, shift_O):
         if x_BNC.is_contiguous():
             return outer(x_BNC.flatten(0, 1), weight_OC, shift_O).view(*x_BNC.shape[:2], -1)
-        if x_BNC.stride(-1) != 1 and len(x_BNC) == 1:
+        if x_BNC.stride(-1) != 1 and len(x_BNC) == 1 and weight_OC.shape[0] * x_BNC.numel() >= _SMALL_PRODUCT:
             y_ON = outer(weight_OC, x_BNC[0])
             return (y_ON if shift_O is None else y_ON.add_(shift_O.unsqueeze(1))).mT.unsqueeze(0)
     if x_BNC.stride(-1) == 1:
@@ -150,7 +153,9 @@ def add_(new: Tensor, x: Tensor) -> Tensor:
 
 def _may_be_changed(new: Tensor) -> bool:
     """Whether autograd records nothing; on a CPU, where new memory often costs more than what is computed into it."""
-    return new.is_cpu and is_plain(new) and not torch.is_grad_enabled() and not is_seen()
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or new.numel() < _MUCH_MEMORY:
+        return False
+    return new.is_cpu and is_plain(new) and not is_seen()
 
 
 def matrices_round_alike(x: Tensor) -> bool:
