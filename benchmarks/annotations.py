@@ -1,4 +1,4 @@
-"""Memory and time of COCO-format annotations against the number of images: opened, and in the loading processes.
+"""Memory and time of opening COCO-format annotations, and memory of loading processes, by number of images.
 
 python -m benchmarks.annotations [--images 10000,100000,1000000] [--beside FOLDER/src]
 """
@@ -24,11 +24,11 @@ from latentgnn.errors import UserError
 from latentgnn.files import write_json, write_text
 
 OBJECTS = 5
-"""Objects of an image."""
+"""Objects per image."""
 CORNERS = 14
-"""Corners of an object's polygon: of COCO's own, half have fewer."""
+"""Corners of an object's polygon; half of COCO's polygons have fewer."""
 SIZE = (160, 120)
-"""Width and height of the images, which are small, because what they take is not what is measured."""
+"""Width and height of the images. They are small because their cost is not what is measured."""
 FILES = 64
 """Image files; the images of a set share them."""
 STARTS = ("fork", "spawn")
@@ -36,7 +36,7 @@ WORKERS, BATCH, BATCHES = 2, 8, 40
 
 
 def write_set(folder: Path, images: int) -> Path:
-    """A made-up set of one split: its annotation file. The order of its objects is not that of its images.
+    """Write a made-up set of one split, with objects in random order, and return its annotation file.
 
     Args:
         folder: an empty one.
@@ -90,16 +90,16 @@ def _separated(texts: Iterator[str]) -> Iterator[str]:
 
 
 def measure(path: Path, start: str) -> dict[str, Any]:
-    """Open a set in this process and load from it in others.
+    """Open a set in this process, and load from it in other processes.
 
     Args:
         path: of `write_set`.
         start: how processes start, a name that `multiprocessing` knows.
 
     Returns:
-        ``open_seconds`` of the processor; ``first_batch_seconds`` of the clock, from then on; in bytes, what this
-        process has in memory after opening the set, ``opened``, and at most while it did, ``peak``, both beyond what it
-        had before; and ``worker``, what a loading process shares with no other after some batches, the largest.
+        ``open_seconds``, processor time to open the set; ``first_batch_seconds``, wall-clock time from then to the
+        first batch; and in bytes: ``opened``, memory that the set takes in this process, ``peak``, the most while
+        opening it, and ``worker``, the most memory that a loading process shares with no other.
     """
     from latentgnn.tasks.detection.coco import CocoTrainingSet
     from latentgnn.tasks.detection.config import AugmentConfig
@@ -139,12 +139,12 @@ def measure(path: Path, start: str) -> dict[str, Any]:
 
 
 def resident_bytes() -> int:
-    """What this process has in memory (Linux)."""
+    """This process's resident memory in bytes (Linux)."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def private_bytes(process: int) -> int:
-    """What a process has of memory that no other has (Linux).
+    """Bytes of memory that a process shares with no other (Linux).
 
     Args:
         process: its number.
@@ -155,7 +155,7 @@ def private_bytes(process: int) -> int:
 
 
 def _children() -> list[int]:
-    """The processes that load: Python's own helpers of multiprocessing have loaded no torch, and are small."""
+    """The loading processes; Python's helper processes are not among them."""
     from multiprocessing import active_children
 
     return [process.pid for process in active_children() if process.pid is not None]
@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and write ``annotations-DATE`` as JSON and Markdown.
 
     Args:
-        argv: the arguments; ``None`` takes the process's.
+        argv: command-line arguments; ``None`` for those of the process.
 
     Returns:
         The exit code.

@@ -2,9 +2,9 @@
 
     python -m benchmarks.camvid FOLDER --work runs/camvid --out benchmarks/results/camvid-DATE
 
-With one seed, both see the same crops in the same order. Networks are validated at their end alone, and scored on the
-test split once. What is finished in the work folder stays as it is, and what was stopped goes on: the same command
-again ends it. ``--report`` makes the result files of the runs that are there, and says which are missing.
+With the same seed, both sides see the same crops in the same order. Networks are validated only at the end, and scored
+once on the test split. Finished runs in the work folder are kept and stopped ones resume, so the same command can be
+run again. ``--report`` only writes the result files of the runs that exist, and says which are missing.
 """
 
 import argparse
@@ -41,12 +41,12 @@ def train(run: Path, options: Sequence[str]) -> None:
 
 
 def run_folder(work: Path, side: str, seed: int) -> Path:
-    """Where a run lies."""
+    """The folder of a run."""
     return work / f"{side.replace(' ', '-')}-{seed}"
 
 
 def read(work: Path, seeds: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
-    """The runs that are finished, of each side."""
+    """The finished runs of each side."""
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for side, seed in ((side, seed) for side in SIDES for seed in seeds):
         run = run_folder(work, side, seed)
@@ -54,7 +54,7 @@ def read(work: Path, seeds: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
             continue
         val, test = (json.loads((path / "metrics.json").read_text())["metrics"] for path in (run, run / "test"))
         trained = load_run(run)
-        # Of a sample, which must not be alone where batch norm learns.
+        # Two samples, because batch norm in training needs more than one; costs are per sample.
         images = torch.rand(2, 3, 160, 208)
         cost = costs(Logits(trained.model, trained.config).train(), images)
         runs[side].append({"seed": seed, "scores": test, "val": val, **cost})
@@ -76,7 +76,7 @@ def table(compared: Mapping[str, Any], sides: Sequence[str]) -> str:
 
 
 def write_report(out: Path, work: Path, seeds: Sequence[int], settings: Sequence[str]) -> None:
-    """The result files of the runs that are there, and the table on the terminal."""
+    """Write the result files of the finished runs, and print the table."""
     runs = read(work, seeds)
     missing = [f"{side} seed {seed}" for side in SIDES for seed in seeds if seed not in {r["seed"] for r in runs[side]}]
     if not all(runs.values()):
@@ -87,7 +87,7 @@ def write_report(out: Path, work: Path, seeds: Sequence[int], settings: Sequence
     print(shown)
     given = f"--seeds {' '.join(map(str, seeds))}"
     command = " ".join(["python -m benchmarks.camvid FOLDER", given, *settings])
-    # Where the data and the runs lie says something of a machine, and nothing of the figures.
+    # Paths describe a machine and not the figures.
     about: dict[str, Any] = {name: value for name, value in environment().items() if name != "folder"}
     values = {"missing": missing, "compared": compared, "runs": runs}
     write_json(out.with_suffix(".json"), {**about, "command": command, **values})

@@ -1,7 +1,7 @@
 """Programs and functions of this package run in a process of their own.
 
-A program starts as any other and gives its result as JSON on standard output. A function runs in a process forked from
-a server, which has imported what it needs and computed nothing: it starts in milliseconds, as alone as the other.
+A program starts normally and prints its result as JSON. A function runs in a process forked from a server that has
+imported what it needs and computed nothing: it starts in milliseconds, and is just as isolated.
 """
 
 import json
@@ -24,17 +24,17 @@ from latentgnn.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 T = TypeVar("T")
 _SHOWN = 2000
-# Seconds that a process may take, unless its caller says otherwise, and that it has to end after its answer.
+# Default limit of a process in seconds, and the seconds it has to end after its answer.
 MOST_SECONDS = 600.0
 _TO_END = 10.0
 
-# What pairs import, and what compiling does. No module that a server imports may then compute or call CUDA: threads of
-# a pool and CUDA's state do not survive a fork.
+# What pairs import, and what compiling imports. Modules that a server imports must not compute or call CUDA when they
+# are imported: thread pools and CUDA do not survive a fork.
 PAIR = "benchmarks.pair"
 COMPILERS = "benchmarks.compilers"
 
 _FORKS = multiprocessing.get_context("forkserver")
-# For programs that do not call `start_server`: it starts with the first process.
+# For programs that do not call `start_server`; the server then starts with the first process.
 _FORKS.set_forkserver_preload([PAIR])
 
 
@@ -47,10 +47,10 @@ def run_child(module: str, arguments: Sequence[str], *, source: Path | None = No
         source: folder that the library is taken from, before all others.
 
     Raises:
-        UserError: it failed; with the end of what it said.
+        UserError: it failed; with the end of its output.
     """
     command = [sys.executable, "-m", module, *arguments]
-    # The root first, so that the package is found wherever this was started from.
+    # The root, so that the package is found from any working directory.
     path = os.pathsep.join(filter(None, [str(source or ""), str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
@@ -63,7 +63,7 @@ def run_child(module: str, arguments: Sequence[str], *, source: Path | None = No
 
 
 def start_server(modules: Sequence[str]) -> None:
-    """Start the process that others are forked from, unless it runs; it imports in the background.
+    """Start the process that others are forked from, unless it is running; it imports in the background.
 
     Args:
         modules: what the functions need, such as `PAIR`; `COMPILERS` comes first.
@@ -81,17 +81,17 @@ def run_forked(function: Callable[..., T], *arguments: object, seconds: float = 
         seconds: after which the process is ended.
 
     Raises:
-        UserError: it raised one; or it raised another error, died or took too long, with the end of what it said.
+        UserError: it raised one; or it raised another error, died or took too long, with the end of its output.
     """
     receiving, sending = _FORKS.Pipe(duplex=False)
     with receiving, tempfile.NamedTemporaryFile() as file:
         process = _FORKS.Process(target=_answer, args=(sending, file.name, function, arguments), daemon=True)
         end = monotonic() + seconds
-        # It waits for the server, which may still import.
+        # This waits for the server, which may still be importing.
         process.start()
         sending.close()
         try:
-            # A pipe whose other end has died has something to read, too: that it ended.
+            # `poll` is also true if the other end has died; `recv` then raises EOFError.
             answer = (
                 receiving.recv()
                 if receiving.poll(max(end - monotonic(), 0))
@@ -119,7 +119,7 @@ class _Failed:
 
 
 def _answer(sending: Connection, said: str, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
-    """In the new process: what it prints goes to a file, and its result or error to the one that waits."""
+    """In the new process: send its output to a file, and its result or error to the process that waits."""
     descriptor = os.open(said, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)

@@ -1,13 +1,13 @@
-"""What the choices around a block do: latents, norm, gamma's start, learning rates, weight decay, and its place.
+"""The effect of a block's options: latents, norm, initial gamma, learning rates, weight decay, and place.
 
 python -m benchmarks.choices [--groups latents,norm] [--seeds 3] [--steps 300]
 
 The task is made on the fly, and needs far context: a map of 12 x 12 cells holds a key of each of four families, worth
 0 or 1, and four objects of each family, all in places drawn at random. Every object must say what its family's key is
-worth. A network of three convolutions sees three cells around an object, so that without a block it does little better
-than to guess, 0.5. In the group ``local``, a copy of the key stands in the object's own cell, and no context is needed.
+worth. A network of three convolutions sees only three cells around an object, so without a block it does little better
+than guessing, 0.5. In the group ``local``, the object's own cell has a copy of the key, and no context is needed.
 
-Prints and writes ``choices-DATE.json`` and ``.md``; groups that are measured later on the same day are added.
+Prints the tables, and writes ``choices-DATE.json`` and ``.md``; later groups of the same day are added to them.
 """
 
 import json
@@ -38,16 +38,16 @@ class Choice:
     Args:
         title: of its row.
         latents: of the block; ``None`` for no block.
-        norm: of the block.
-        gamma_init: where gamma starts.
-        optimizer: with which everything is trained.
+        norm: norm of the block.
+        gamma_init: initial gamma.
+        optimizer: optimizer of all parameters.
         rate: learning rate of the network.
-        block_factor: of the rate, for the block.
-        gamma_factor: of the rate, for gamma alone.
+        block_factor: multiplies the rate for the block.
+        gamma_factor: multiplies the rate for gamma; by default, as ``block_factor``.
         decay: weight decay of the network and the block.
-        gamma_decay: weight decay of gamma; that of the rest by default.
-        after: the layers after which there are blocks, counted from 0.
-        local: the key stands in the object's cell.
+        gamma_decay: weight decay of gamma; by default, ``decay``.
+        after: the layers that a block follows, counted from 0.
+        local: the key is in the object's own cell.
     """
 
     title: str
@@ -120,12 +120,12 @@ GROUPS: dict[str, list[Choice]] = {
 
 
 def maps(count: int, *, generator: torch.Generator, local: bool = False) -> tuple[Tensor, Tensor]:
-    """Maps and what is to be said of each cell, -1 where there is no object.
+    """Maps, and the class of each cell, -1 where there is no object.
 
     Args:
         count: of maps.
-        generator: of every draw.
-        local: the key stands in the object's cell.
+        generator: source of all random numbers.
+        local: the key is in the object's own cell.
 
     Returns:
         (count, 3 * `FAMILIES`, `SIDE`, `SIDE`): for each family a channel that says "key", one that says "object" and
@@ -177,7 +177,7 @@ def groups_of(model: nn.Module, choice: Choice) -> list[dict[str, Any]]:
 
 
 def fitted(choice: Choice, *, seed: int, steps: int, batch: int = 16) -> nn.Sequential:
-    """Train one network; in evaluation mode.
+    """Train one network, and return it in evaluation mode.
 
     Args:
         choice: how.
@@ -212,8 +212,8 @@ def train(choice: Choice, *, seed: int, steps: int) -> dict[str, Any]:
         steps: of training.
 
     Returns:
-        ``accuracy`` over the objects, ``gamma`` of every block, and ``change``: how long the vector is that a block
-        adds to a cell, over the length of what it adds to, in the mean over the cells.
+        ``accuracy`` over the objects, ``gamma`` of every block, and ``change``: the length of what a block adds to a
+        cell over the length of its input, averaged over the cells.
     """
     model = fitted(choice, seed=seed, steps=steps)
     changes: list[float] = []
@@ -236,7 +236,7 @@ def train(choice: Choice, *, seed: int, steps: int) -> dict[str, Any]:
 
 
 def table(group: str, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """A group's means over the seeds, with the least and the largest, in Markdown."""
+    """A group's means over the seeds, with minimum and maximum, as a Markdown table."""
     lines = [f"| {group} | accuracy | gamma | change |", "| --- | --- | --- | --- |"]
     for title, runs in rows.items():
         right = [run["accuracy"] for run in runs]
@@ -260,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and write the result files.
 
     Args:
-        argv: the arguments; ``None`` takes the process's.
+        argv: command-line arguments; ``None`` for those of the process.
 
     Returns:
         The exit code.

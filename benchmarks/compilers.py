@@ -1,14 +1,14 @@
-"""What `torch.compile` imports, imported without a call of CUDA, for a process that others are forked from.
+"""Imports what `torch.compile` needs, without calling CUDA, for a process that others are forked from.
 
-A process forked from one that has called CUDA, even only to count the devices, cannot use it. This module is imported
-where nothing else of PyTorch's compiler has been yet, for the compiler reads these settings once.
+A process forked from one that has called CUDA, even only to count devices, cannot use it. Import this module before any
+other part of PyTorch's compiler, because the compiler reads these settings only once.
 """
 
 import os
 
-# One process a side compiles; a pool of them in each would take longer to start than what it is for.
+# Each side compiles in a process of its own; a pool inside it would take longer to start than it saves.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-# PyTorch 2.11 looks for a CUDA device to choose this, when it is imported.
+# To choose this, PyTorch 2.11 looks for a CUDA device on import.
 os.environ.setdefault("TORCHINDUCTOR_USE_EXPERIMENTAL_BENCHMARKER", "0")
 
 import torch._dynamo

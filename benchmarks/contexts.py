@@ -1,4 +1,4 @@
-"""Other layers of global context, which the layer is measured beside; all take (B, C, *spatial)."""
+"""Other global-context layers to compare with; all take (B, C, *spatial)."""
 
 from typing import Any, cast
 
@@ -32,7 +32,7 @@ class AllNodes(nn.Module):
 
 
 class LearnedQueries(nn.Module):
-    """Gather and scatter by two `scaled_dot_product_attention` with learned latent queries, as FLARE does.
+    """Gather and scatter as two calls of `scaled_dot_product_attention` with learned latent queries, as in FLARE.
 
     Args:
         channels: C.
@@ -69,7 +69,7 @@ class SliceAttention(nn.Module):
     Args:
         channels: C.
         slices: of a head.
-        heads: among which the channels are dealt out.
+        heads: number of heads that share the channels.
     """
 
     def __init__(self, channels: int, slices: int, heads: int) -> None:
@@ -107,7 +107,7 @@ class NonLocal(nn.Module):
         from timm.layers.non_local_attn import NonLocalAttn
 
         self.block = NonLocalAttn(channels, rd_ratio=0.5, rd_divisor=1)  # type: ignore[no-untyped-call]
-        # It starts as an identity, which would leave nothing to check.
+        # It starts as an identity, for which there would be nothing to check.
         nn.init.ones_(self.block.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class GlobalContext(nn.Module):
 
 
 class Convolutions(nn.Sequential):
-    """More convolutions of 3 x 3 in place of context: the control for what parameters and operations bring.
+    """Additional 3 x 3 convolutions instead of context: the control for more parameters and operations.
 
     Args:
         channels: C.
@@ -146,7 +146,7 @@ class Convolutions(nn.Sequential):
 
 
 class Unmixed(LatentGNN):
-    """The layer without its step between the latents, A = 1: to see what mixing brings.
+    """The layer without mixing, A = 1, to see what mixing brings.
 
     For one kernel in one group, two assignments and no graph convolution; options as `LatentGNN` has them.
     """
@@ -166,13 +166,13 @@ class Unmixed(LatentGNN):
 
 
 class FixedAssignments(LatentGNN):
-    """The layer whose assignment matrices and their norms stay as they were drawn: to see what learning them brings.
+    """The layer with assignment matrices and norms fixed at their initial values, to see what learning them brings.
 
-    What the assignments look at, the values, is trained all the same, unless the reductions that give it stay too.
+    The values, which the assignments are computed from, are still trained, unless the reductions are fixed too.
 
     Args:
         channels: C.
-        reductions: keep the reductions and their norms as they were drawn, too.
+        reductions: fix the reductions and their norms too.
         **options: as `LatentGNN` has them.
     """
 

@@ -1,4 +1,4 @@
-"""A detector's training step with blocks and without, in one process: prints and writes their times.
+"""Times a detector's training step with and without blocks, in one process; prints and writes the result.
 
 python -m benchmarks.detector [--device cuda] [--dtype bfloat16]
 """
@@ -26,7 +26,7 @@ from latentgnn.tasks.detection.model import build_detector
 # The paper's: one block after each of C3, C4 and C5, with graph convolution.
 PAPER = ModelConfig(blocks={"C3": 150, "C4": 100, "C5": 50}, block=BlockConfig(graph_conv=True))
 CLASSES = 80
-# Of the paper's images.
+# Height and width of the paper's images.
 SIZE = (800, 1333)
 
 
@@ -46,10 +46,10 @@ def measure(
         config: of the detector with blocks.
         images: in a batch.
         size: of an image.
-        rounds: measurements of each.
+        rounds: measurements per side.
         device: where.
         dtype: of autocast; float32 for none.
-        least_seconds: that one measurement lasts.
+        least_seconds: the least duration of a measurement.
     """
     height, width = size
     batch = [torch.rand(3, height, width, device=device) for _ in range(images)]
@@ -89,10 +89,10 @@ def measure_alone(images: int, rounds: int, device: str, dtype: str, threads: in
 
     Args:
         images: in a batch.
-        rounds: measurements of each.
+        rounds: measurements per side.
         device: ``cpu`` or ``cuda``.
         dtype: a type's name.
-        threads: of torch; ``None`` for torch's default.
+        threads: number of torch threads; ``None`` for torch's default.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure Mask R-CNN R-50 with the paper's blocks, and write ``detector-DATE-DEVICE.json``.
 
     Args:
-        argv: the arguments; ``None`` takes the process's.
+        argv: command-line arguments; ``None`` for those of the process.
 
     Returns:
         The exit code.

@@ -2,10 +2,10 @@
 
 python -m benchmarks.embedded --runs FOLDER [--sides latentgnn,none] [--seeds 0,1] [--steps 300] [--threads 2]
 
-The detector of the recipe ``context``, from scratch. Every side of a seed starts from the same weights and sees the
-same images in the same order; what follows C4 is attached to it as `latentgnn.insert` attaches a block. Each training
-is a run below FOLDER: started again, the program goes on with what is missing. Prints all runs that are there, and
-writes ``embedded-DATE.json`` and ``.md``.
+The detector of the recipe ``context``, from scratch. With the same seed, every side starts from the same weights and
+sees the same images in the same order. What follows C4 is attached as `latentgnn.insert` attaches a block. Each
+training is a run in FOLDER; started again, the program continues with those that are missing. Prints all finished runs,
+and writes ``embedded-DATE.json`` and ``.md``.
 """
 
 import sys
@@ -56,7 +56,7 @@ def settings(side: str, *, seed: int, steps: int, data: Path) -> DetectionConfig
 
 
 def build(config: DetectionConfig, side: str) -> nn.Module:
-    """The detector of a side: what is attached is drawn last, so that all else starts the same."""
+    """The detector of a side; what is attached is initialized last, so that everything else starts the same."""
     torch.manual_seed(config.training.seed)
     model = build_detector(config.model, 2)
     if (make := SIDES[side]) is not None:
@@ -65,7 +65,7 @@ def build(config: DetectionConfig, side: str) -> nn.Module:
 
 
 def train(side: str, *, seed: int, steps: int, folder: Path) -> None:
-    """One run, gone on with if it is there and finished if it was not."""
+    """One run; resumed if it was started before."""
     recipe = parse_config(DetectionConfig, load_recipe("context")).data
     data = folder / "data"
     config = settings(side, seed=seed, steps=steps, data=data)
@@ -81,7 +81,7 @@ def train(side: str, *, seed: int, steps: int, folder: Path) -> None:
 
 
 def run_folder(folder: Path, side: str, seed: int) -> Path:
-    """Where a run lies."""
+    """The folder of a run."""
     return folder / f"{side.replace(' ', '-')}-{seed}"
 
 
@@ -92,7 +92,7 @@ def is_finished(run: Path, steps: int) -> bool:
 
 
 def finished(folder: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """The runs that are there, each with its figures."""
+    """The finished runs, each with its figures."""
     runs = []
     for side in SIDES:
         for seed in seeds:
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train what is missing, and write the result files.
 
     Args:
-        argv: the arguments; ``None`` takes the process's.
+        argv: command-line arguments; ``None`` for those of the process.
 
     Returns:
         The exit code.

@@ -1,10 +1,10 @@
-"""How long the page of ``latentgnn explore`` takes from the pointer to the picture, measured in the browser.
+"""The time from a pointer event to the picture on the page of ``latentgnn explore``, measured in the browser.
 
 python -m benchmarks.explore [--moves 60]
 
 A detector without training has a block of 150 latents at C3; an image of 1344 x 800 pixels makes a map of 100 x 168
-nodes, the size of the paper. Headless Chromium moves the pointer over it. From each pointer event to the picture that
-follows the one that shows its row: a bound from above, for it includes the browser's own painting. Writes
+nodes, the size of the paper. Headless Chromium moves the pointer over it. The time runs from each pointer event to
+the second picture after it, an upper bound, because it includes the browser's own painting. Writes
 ``explore-DATE.json``.
 """
 
@@ -48,10 +48,10 @@ _MEASURE = """() => {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program.
+    """Run the command.
 
     Args:
-        argv: the arguments; ``None`` takes the process's.
+        argv: command-line arguments; ``None`` for those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.explore", description="From pointer to picture.")

@@ -1,4 +1,4 @@
-"""A plugin of pytest that tells each failure when it happens, for runs that may be cut off.
+"""A pytest plugin that prints each failure when it happens, for runs that may be cut off.
 
 pytest -p benchmarks.failures
 """
@@ -7,10 +7,10 @@ import pytest
 
 
 class Failures:
-    """Writes what failed, with its traceback, where pytest writes what it runs.
+    """Prints each failure with its traceback, where pytest prints its progress.
 
     Args:
-        reporter: of pytest, in which its type has a public name from version 9 on.
+        reporter: pytest's reporter, whose class is public since version 9.
     """
 
     def __init__(self, reporter: "pytest.TerminalReporter") -> None:
@@ -34,7 +34,7 @@ class Failures:
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Take part where there is a terminal, which workers of pytest-xdist have not."""
+    """Register the plugin if there is a terminal; workers of pytest-xdist have none."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None:
         config.pluginmanager.register(Failures(reporter))

@@ -1,9 +1,9 @@
-"""Few images of nuclei: a small Mask R-CNN from scratch, from a trained one, and from it with a fresh block.
+"""A small Mask R-CNN on few images of nuclei: from scratch, from a trained one, and from it with a new block.
 
 python -m benchmarks.few_images FOLDER [--images 10,50] [--seeds 0,1,2] [--steps 150]
 
-FOLDER is a COCO-format folder of the nuclei. The trained one learns on the embedded set first, which is made on the fly
-and has no nuclei in it. Each training is a process, ``latentgnn train`` as a user calls it, through the command in
+FOLDER is a COCO-format folder of the nuclei. The trained one first learns on the embedded set, which is generated
+and has no nuclei. Each training is a process, ``latentgnn train`` as a user calls it, through the command in
 ``BENCHMARKS_THROUGH`` if that is set, such as ``nice``. Prints and writes ``few-images-DATE.json`` and ``.md``.
 """
 
@@ -29,8 +29,8 @@ from latentgnn.files import write_json, write_text
 from latentgnn.tasks.detection.coco import find_split
 from latentgnn.tasks.detection.config import DetectionConfig
 
-# The network of the recipe `context`, with anchors for both sets and without blocks: what it learns first, it learns
-# without the one that is put in later.
+# The network of the recipe `context`, with anchors for both sets and without blocks: the first training does not have
+# the block that is added later.
 _NETWORK: dict[str, Any] = {
     "model": {"blocks": {}, "anchor_sizes": [8, 16, 32, 64, 128], "rpn_post_nms": [100, 100], "max_size": 512},
     "training": {"accelerator": "cpu", "workers": 0, "validate_every": None},
@@ -52,7 +52,7 @@ _FIGURES = ("bbox/AP50", "bbox/AP", "segm/AP50", "segm/AP")
 
 
 def settings(*changes: Mapping[str, Any]) -> DetectionConfig:
-    """The recipe ``context`` with changes laid over it."""
+    """The recipe ``context`` with changes merged into it."""
     values: dict[str, Any] = load_recipe("context")
     for change in changes:
         values = merge(values, change)
@@ -60,7 +60,7 @@ def settings(*changes: Mapping[str, Any]) -> DetectionConfig:
 
 
 def few(annotations: Path, count: int, seed: int, out: Path) -> Path:
-    """An annotation file with some of another's images, the same for all sides of a seed."""
+    """Write an annotation file with some of another's images; the same images for all sides with a seed."""
     content = json.loads(annotations.read_text(encoding="utf-8"))
     images = sorted(content["images"], key=lambda image: int(image["id"]))
     if count > len(images):
@@ -81,9 +81,9 @@ def measure(
     Args:
         data: a COCO-format folder.
         images: numbers of training images.
-        seeds: of the choice of images, the new layers, and the order.
-        steps: of each training.
-        first_steps: of the one on the embedded set.
+        seeds: seeds of the choice of images, the new layers, and the order.
+        steps: steps of each training.
+        first_steps: steps of the training on the embedded set.
         folder: for the runs.
         how: processes are started.
     """
@@ -105,7 +105,7 @@ def measure(
                     base.model,
                     weights=str(folder / "trained") if changes.get("weights") else None,
                     blocks=changes.get("blocks", {}),
-                    # Beside trained layers, a block begins as an identity.
+                    # Among trained layers, a block starts as an identity.
                     block=replace(base.model.block, gamma_init=0.0),
                 )
                 config = replace(
@@ -126,7 +126,7 @@ class How:
 
     Args:
         threads: of torch in each.
-        through: a command that is put before each, such as ``nice``.
+        through: a command to put before each, such as ``nice``.
     """
 
     threads: int
@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and write the result files.
 
     Args:
-        argv: the arguments; ``None`` takes the process's.
+        argv: command-line arguments; ``None`` for those of the process.
 
     Returns:
         The exit code.

@@ -2,11 +2,11 @@
 
     python -m benchmarks.finetuning FOLDER --work runs/finetuning --out benchmarks/results/finetuning
 
-For each seed, a network learns six classes from all training tiles but the last (by their names). On the last tile
-alone, another with the vegetation's classes merged then learns twice, for the same few steps: from random weights, and
-from those of the first, of which it takes over the rows of the classes that both have. Both are scored on the
-validation tiles. What is finished in the work folder stays as it is, and what was stopped goes on: the same command
-again ends it.
+For each seed, a network learns six classes from all training tiles but the last (by their names). A second
+network, with the vegetation classes merged, then learns twice from the last tile alone, for the same few steps: from
+random weights, and from those of the first network, with the rows of the classes that both have. Both are scored on the
+validation tiles. Finished runs in the work folder are kept and stopped ones resume, so the same command can be run
+again.
 """
 
 import argparse
@@ -25,13 +25,13 @@ SIDES = {"from scratch": (), "fine-tuned": ("--model.weights", "{pretrained}")}
 
 
 def tiles(folder: Path) -> tuple[list[str], list[str]]:
-    """The training tiles to learn from first, and the one that is left."""
+    """The training tiles for the first network, and the one for the second."""
     names = sorted(f"train/{path.name}" for path in (folder / "train").iterdir() if path.suffix == ".laz")
     return names[:-1], names[-1:]
 
 
 def train(run: Path, options: Sequence[str]) -> dict[str, float]:
-    """The figures of a run, which is trained to its end unless it is there already."""
+    """The figures of a run; it is trained first unless it is finished."""
     if not (run / "metrics.json").exists():
         arguments = ["--resume", str(run)] if (run / "config.yaml").exists() else [*options, "--out", str(run)]
         if code := latentgnn(["train", *arguments]):
@@ -41,7 +41,7 @@ def train(run: Path, options: Sequence[str]) -> dict[str, float]:
 
 
 def measure(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
-    """What the sides reach with a seed, and what the network reached that one of them starts from."""
+    """The figures of both sides for a seed, and of the pretrained network."""
     many, one = tiles(arguments.folder)
     common = ["--config", "lidar_small", "--data.root", str(arguments.folder), "--training.seed", str(seed)]
     common += ["--training.checkpoint_every", "10", "--evaluation.sample_pictures", "0", "--training.workers", "1"]
@@ -60,7 +60,7 @@ def measure(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, flo
 
 
 def table(results: Mapping[int, Mapping[str, Mapping[str, float]]], sides: Iterable[str]) -> str:
-    """Rows of means over the seeds, with the seeds' own in brackets for the first figure."""
+    """A row of means over the seeds per side; for the first figure also each seed's value, in brackets."""
     seeds = list(results)
     classes = [name for name in results[seeds[0]]["fine-tuned"] if name.startswith("IoU/")]
     head = [f"mIoU (seeds {', '.join(map(str, seeds))})", *(name.removeprefix("IoU/") for name in classes), "accuracy"]
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(shown)
     numbers = f"--pretraining-steps {arguments.pretraining_steps} --steps {arguments.steps}"
     command = f"python -m benchmarks.finetuning FOLDER --seeds {' '.join(map(str, arguments.seeds))} {numbers}"
-    # Where the data and the runs lie says something of a machine, and nothing of the figures.
+    # Paths describe a machine and not the figures.
     about: dict[str, Any] = {name: value for name, value in environment().items() if name != "folder"}
     write_json(arguments.out.with_suffix(".json"), {**about, "command": command, "seeds": results})
     text = f"`{command}`, {about['cpu']['model']}, torch {about['packages']['torch']}"

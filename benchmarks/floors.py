@@ -1,7 +1,7 @@
-"""What no program could beat: the operations that the algebra leaves, and the bytes that must move, at the best rates.
+"""Lower bounds on time: the operations that remain after the algebra, and the bytes that must move, at the best rates.
 
-The rates are those that this machine reaches in the same process: of several routines for products the fastest, with
-what PyTorch permits them from the start, and of a large copy.
+The rates are measured in the same process: of the fastest of several routines for products, under PyTorch's default
+precision settings, and of a large copy.
 """
 
 import time
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 import torch.nn.functional as F
 
-# How many times as fast the best routine must be for another not to be tried again.
+# A routine this many times slower than the best is not measured again.
 _SLOW = 4
 
 
@@ -49,7 +49,7 @@ class Rates:
         x_TK = torch.randn(rows, inputs, device=device, dtype=dtype)
         w_OK = torch.randn(outputs, inputs, device=device, dtype=dtype)
         if device.type == "cuda":
-            # Channels last, as cuDNN's fastest routines take them; with one column it could not be told from the other.
+            # Channels last, for cuDNN's fastest routines; with a single column, both layouts would be the same.
             x_1KT1 = x_TK.view(1, rows // 64, 64, inputs).permute(0, 3, 1, 2)
         else:
             x_1KT1 = x_TK.mT.contiguous()[None, :, :, None]
@@ -68,7 +68,7 @@ class Rates:
         self._copy = torch.empty_like(self._source)
 
     def products(self) -> dict[str, float]:
-        """Operations a second of each routine, now; of one that was slow at first, what it reached then.
+        """Operations per second of each routine, now; a routine that was slow is not measured again.
 
         On a GPU a float32 product that may not use TF32 takes several times as long as a convolution, which may.
         """

@@ -1,9 +1,9 @@
-"""All that needs a GPU, in one command: tests, a detector's step, and the layer beside its peers in every form.
+"""Everything that needs a GPU, in one command: tests, a detector's step, and the layer compared with its peers.
 
 benchmarks/gpu [--dry-run] [--only tests,detector,layer] [--limit MINUTES]
 
-First the tables that need no compiling, and a detector's step; then the tests; then compiled sides, which are compiled
-in many processes at a time, and their tables. A limit of time is spent in this order.
+First the tables without compiled sides, and a detector's step; then the tests; then the compiled sides, which many
+processes compile in parallel, and their tables. A time limit is spent in this order.
 """
 
 import argparse
@@ -31,7 +31,7 @@ PARTS = ("tests", "detector", "layer")
 DTYPES = ("float32", "bfloat16")
 # The norms of detectors and of training from scratch; all four would take twice as long.
 NORMS = ("batch", "frozen")
-# Inputs that are common, the most telling first, for a limit of time cuts off the last.
+# Common inputs, the most informative first, because a time limit cuts off the last.
 MEASURED = (
     *("C4", "stage4-b8", "C3", "C5", "stage4-b32", "map", "narrow32-b8"),
     *("stage3-b8", "stage5-b8", "packed-b8", "tokens-b8"),
@@ -48,7 +48,7 @@ TESTS = "pytest"
 # In the folder of results.
 TESTS_LOG = "tests-cuda.log"
 PREPARED = "prepared-cuda.json"
-# Seconds that interrupted tests have to tell of failures.
+# Seconds that interrupted tests have to report failures.
 _TO_TELL = 15.0
 
 
@@ -59,8 +59,8 @@ class Step:
     Args:
         module: that is run.
         arguments: for it.
-        rows: for which it takes its share of the plan's limit, with its own ``--limit``; 0 for none.
-        compiled: it shares with the other steps for compiled sides what the rest has left of the limit.
+        rows: weight of its share of the plan's time limit, passed as its ``--limit``; 0 for no limit.
+        compiled: whether it shares, with the other steps for compiled sides, the time that the rest leaves.
     """
 
     module: str
@@ -108,21 +108,21 @@ def plan(
         steps += [Step(DETECTOR, (*common, "--dtype", dtype)) for dtype in dtypes]
     if "tests" in parts:
         workers = str(min(os.cpu_count() or 1, 8))
-        # A run that is cut off has told what failed until then.
+        # A run that is cut off has reported its failures so far.
         told = ("-v", "--tb=short", "-p", "benchmarks.failures", "-m", "not slow")
         steps.append(Step(TESTS, (*GPU_TESTS, *told, "-n", workers, "--dist", "worksteal")))
     if "layer" in parts and places:
         prepared = str(out / PREPARED)
         each = modes * len(places)
         tables = []
-        # In eager mode users replace the literal layer, or it under torch.compile; compiled, the latter.
+        # Eager users replace the literal layer, compiled or not; compiled users replace the compiled literal layer.
         for first, label in ((LAYERS[0], ("--label", "beside-compiled")), (LAYERS[1], ())):
             sides = ("--first", first, "--peers", "compiled published", *label, "--prepared", prepared)
             for dtype in dtypes:
                 arguments = (*common, "--dtype", dtype, *inputs, ",".join(places), *sides)
                 tables.append(Step(LAYER, arguments, rows=each, compiled=True))
         types = ("--device", "cuda", "--dtypes", ",".join(dtypes), *inputs, ",".join(places), "--record", prepared)
-        # Two thirds of the time: compiling takes longer than what is timed, and without it no row begins.
+        # Two thirds of the time: compiling takes longer than timing, and no row can start without it.
         steps.append(Step(PREPARE, types, rows=2 * each * len(tables), compiled=True))
         steps += tables
     return steps
@@ -133,8 +133,8 @@ def run_tests(step: Step, log: Path, limit: float = inf) -> int:
 
     Args:
         step: of the plan.
-        log: a file that has what they print, line by line, as it is printed here.
-        limit: seconds after which they are interrupted, and tell what failed until then.
+        log: a file that gets their output line by line, as it is printed.
+        limit: seconds after which they are interrupted and report their failures so far.
     """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ def run_tests(step: Step, log: Path, limit: float = inf) -> int:
 
 
 def run(step: Step, limit: float = inf) -> int:
-    """Run one of this package's commands in this process, and return its exit code; what it times has its own.
+    """Run one of this package's commands in this process, and return its exit code; it times in other processes.
 
     Args:
         step: of the plan, and not the tests.
@@ -194,8 +194,8 @@ def run_all(steps: Sequence[Step], *, log: Path, limit: float = inf) -> list[Ste
     Args:
         steps: from `plan`.
         log: of the tests, as `run_tests` takes it.
-        limit: seconds after which no step is begun and the tests are interrupted. What is left of them is shared by the
-            tables that are left, by their rows, those without compiled sides first: the others have what these leave.
+        limit: seconds after which no step starts and the tests are interrupted. The tables share the time that is left,
+            by their rows; those with compiled sides get what the others leave.
 
     Returns:
         The steps that failed.
@@ -223,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the plan.
 
     Args:
-        argv: the arguments; ``None`` takes the process's.
+        argv: command-line arguments; ``None`` for those of the process.
 
     Returns:
         The exit code: 1 where a command failed.
@@ -277,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     modules = {step.module for step in steps} - {TESTS}
     start_server([PAIR, *([COMPILERS] if PREPARE in modules else []), *(modules & {DETECTOR})])
     for module in modules:
-        # While the server imports the same, and not when nothing else is left to wait for.
+        # While the server imports the same modules.
         import_module(module)
     failed = run_all(steps, log=given.out.absolute() / TESTS_LOG, limit=given.limit)
     for step in failed:

@@ -1,4 +1,4 @@
-"""The kernels of one side on a GPU, with the time that each takes, in a forward pass and in a step.
+"""The GPU kernels of one side, with the time of each, in a forward pass and in a step.
 
 python -m benchmarks.gpu_time --shape C3 --norm frozen --dtype float32 [--side "compiled published"]
 
@@ -25,7 +25,7 @@ _LONGEST = 60
 
 
 class Event(Protocol):
-    """What the profiler knows of a kernel, a copy or a fill, and in events of another `device_type` of the CPU."""
+    """An event of the profiler: a kernel, a copy or a fill, or by its `device_type` something on the CPU."""
 
     name: str
     device_type: Any
@@ -33,7 +33,7 @@ class Event(Protocol):
 
 
 def shortened(name: str) -> str:
-    """A kernel's name without what it returns and takes and without namespaces, and not longer than a line.
+    """A kernel's name without return type, arguments and namespaces, cut to one line.
 
     Args:
         name: as the profiler has it.
@@ -53,7 +53,7 @@ def shortened(name: str) -> str:
 
 
 def table(events: Iterable[Event], runs: int) -> str:
-    """What ran on the GPU, those that take longest first, with how often and how long in one run, and the sums.
+    """What ran on the GPU, longest first, with calls and time per run, and their sums.
 
     Args:
         events: of the profiler, of all runs; their times are in microseconds.
@@ -74,8 +74,8 @@ def profiled(call: Callable[[], object], runs: int = RUNS) -> str:
     """The table of a call.
 
     Args:
-        call: what is profiled; once before, it runs untimed.
-        runs: of which the mean is given.
+        call: what is profiled, after one untimed call.
+        runs: number of runs to average.
     """
     call()
     torch.cuda.synchronize()
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the kernels of one side.
 
     Args:
-        argv: the arguments; ``None`` takes the process's.
+        argv: command-line arguments; ``None`` for those of the process.
 
     Returns:
         The exit code.

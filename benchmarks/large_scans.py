@@ -1,9 +1,9 @@
-"""Scans larger than memory: resident memory and points a second of `latentgnn predict --tiles`.
+"""Scans larger than memory: resident memory and points per second of `latentgnn predict --tiles`.
 
 python -m benchmarks.large_scans FOLDER [--points 1000000,10000000] [--tiles 200] [--scratch FOLDER] [SETTINGS]
 
 FOLDER has LAZ files of adjacent tiles of 50 m, which are repeated side by side until there are enough points. The
-network is that of ``lidar_small`` with random weights, which take as long as trained ones; SETTINGS such as
+network is that of ``lidar_small`` with random weights, which are as fast as trained ones; SETTINGS such as
 ``--data.voxel 1`` change the recipe. Each scan is predicted in a process of its own, by tiles and, up to
 ``--whole-up-to`` points, whole; then both files must be equal. Prints and writes ``large-scans-DATE.json`` and ``.md``.
 """
@@ -103,7 +103,7 @@ def predict(path: Path, out: Path, config: PointCloudConfig, *, tiles: float | N
 
 def peak() -> int:
     """The most resident memory that this process has had, in bytes, as Linux counts it."""
-    # Not `ru_maxrss`, which begins with what the parent had.
+    # Not `ru_maxrss`, which starts at the parent's memory.
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measured(scan: Path, points: int, given: argparse.Namespace, settings: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The scan by tiles and, if it is small enough, whole; then both must be equal."""
+    """Predict the scan by tiles and, if it is small enough, whole; both results must then be equal."""
     written: list[bytes] = []
     for side in (0.0, given.tiles) if points <= given.whole_up_to else (given.tiles,):
         with tempfile.TemporaryDirectory(dir=scan.parent) as out:

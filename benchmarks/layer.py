@@ -1,4 +1,4 @@
-"""The layer beside its peers: one table, each pair alone in a process of its own.
+"""The layer compared with its peers: one table, each pair measured alone in its own process.
 
 python -m benchmarks.layer [--shapes C3,C4] [--norms batch,frozen] [--peers published,attention]
 """
@@ -36,7 +36,7 @@ from latentgnn.files import write_json, write_text
 
 LAYERS = ("latentgnn", "compiled latentgnn")
 
-# Processes in which the literal peer must be the slower one before a row is refused.
+# A row is refused if the literal peer is slower in this many processes.
 LITERAL_ATTEMPTS = 3
 
 
@@ -47,7 +47,7 @@ def run_pair(case: Case, sides: tuple[str, str], *, rounds: int, threads: int | 
         case: what is compared.
         sides: two names of `benchmarks.peers.SIDES`.
         rounds: measurements of each side.
-        threads: of torch; ``None`` for torch's default.
+        threads: number of torch threads; ``None`` for torch's default.
 
     Raises:
         UserError: a side is wrong, or the process failed.
@@ -56,11 +56,11 @@ def run_pair(case: Case, sides: tuple[str, str], *, rounds: int, threads: int | 
 
 
 class Literal:
-    """The reference's times over the published peer's, after a check that the latter is the fastest literal form.
+    """Checks that the published peer is the fastest literal form, and keeps its ratios to the reference.
 
     Args:
         rounds: measurements of each side.
-        threads: of torch.
+        threads: number of torch threads.
         once: whether the first case of an input is checked for all of that input's.
     """
 
@@ -96,7 +96,7 @@ class Literal:
                 report.check_literal(case.name, measured)
                 break
             except SlowPeer:
-                # Once may be chance: another program may have taken a core.
+                # May be chance: another program may have used a core.
                 if attempt == LITERAL_ATTEMPTS - 1:
                     raise
         return {key: measured[key] for key in ("forward_ratio", "step_ratio")}
@@ -105,7 +105,7 @@ class Literal:
 def rows_of(
     chosen: Sequence[Case], *, first: str, peers: Sequence[str], compiled: Collection[str]
 ) -> list[tuple[Case, str]]:
-    """The rows of a table: each case with each peer, but compiled sides only at some inputs.
+    """The rows of a table: each case with each peer; compiled sides only for some inputs.
 
     Args:
         chosen: the cases.
@@ -170,12 +170,12 @@ def measure(
         first: the layer's side, one of `LAYERS`.
         rounds: measurements of each side in each process.
         processes: for each pair.
-        threads: of torch.
-        head: what the files say of their making.
+        threads: number of torch threads.
+        head: header of the result files.
         stem: path of the result files without their ending.
         literal_once: whether the literal peer is checked once an input, not in each case.
         limit: seconds after which no row is begun.
-        left_out: further rows of the table, which count as not begun.
+        left_out: rows left out of ``rows``, which also count as not begun.
 
     Returns:
         What was written as JSON.
@@ -207,7 +207,7 @@ def measure(
         print(report.markdown_table(report.pair_row(pairs[-1]), []).splitlines()[0], flush=True)
         result["means"] = report.means(pairs)
         result["not_begun"] = total - len(pairs)
-        # After every row: a long run that is stopped has not been in vain.
+        # After every row, so that a stopped run keeps its results.
         write_json(stem.with_suffix(".json"), result)
         write_text(stem.with_suffix(".md"), report.layer_markdown(result))
     if result["means"]:
@@ -222,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure the chosen inputs.
 
     Args:
-        argv: the arguments; ``None`` takes the process's.
+        argv: command-line arguments; ``None`` for those of the process.
 
     Returns:
         The exit code: 1 where something failed.

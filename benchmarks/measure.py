@@ -12,13 +12,13 @@ from torch import Tensor, nn
 # One measurement lasts at least this long, so that calls of microseconds are not lost in the clock and the scheduler.
 LEAST_SECONDS = 0.02
 
-# More than any GPU's clock, so that the work put before a call lasts long enough, and what it lasts longer.
+# More than any GPU's clock rate, so that the waiting kernel lasts long enough; and by how much longer it lasts.
 _CYCLES_PER_SECOND = 2e9
 _SLACK = 1e-3
 
 
 class Ratio(NamedTuple):
-    """Of the rounds' ratios: the median, the least and the largest."""
+    """Median, minimum and maximum of the rounds' ratios."""
 
     median: float
     least: float
@@ -72,11 +72,11 @@ def take_turns(
 ) -> list[list[float]]:
     """Seconds of each call in each round: A B, then B A, and so on.
 
-    Before each measurement the call runs once without being timed, for another side has left the memory as it is.
+    Before each measurement the call runs once untimed, because the other side has just used the memory.
 
     Args:
         calls: the sides.
-        rounds: measurements of each.
+        rounds: measurements per side.
         device: where they run.
         least_seconds: a measurement repeats its call until it lasts about this long.
         between: runs at the beginning of each round.
@@ -100,10 +100,10 @@ def take_turns(
 
 
 def device_seconds(call: Callable[[], object], *, repeats: int = 5) -> float:
-    """Time that a call keeps the current CUDA device busy, without its waiting for the next kernel to be launched.
+    """Time that a call keeps the current CUDA device busy, without waits for kernel launches.
 
-    Before each measurement the device is given work that lasts longer than the launches, so that all kernels of the
-    call stand in its queue when the first begins. If the call waits for the device, what it waits counts.
+    Each measurement first starts a kernel that lasts longer than the launches, so that all kernels of the call are
+    queued when the first one starts. If the call itself waits for the device, that time counts.
 
     Args:
         call: what is measured.
@@ -142,7 +142,7 @@ def held_bytes(forward: Callable[[Tensor], Tensor], x: Tensor, module: nn.Module
     def pack(saved: Tensor) -> Tensor:
         storage = saved.untyped_storage()
         if storage.data_ptr() not in own:
-            # The tensor is kept too: a freed address would be given to another and counted once.
+            # Keep the tensor too: otherwise its address could be reused, and both would count once.
             held[storage.data_ptr()] = (storage.nbytes(), saved)
         return saved
 
@@ -153,7 +153,7 @@ def held_bytes(forward: Callable[[Tensor], Tensor], x: Tensor, module: nn.Module
 
 
 def peak_bytes(call: Callable[[], object], x: Tensor) -> int:
-    """Most bytes of tensors alive during a call, the input included.
+    """Most bytes of tensors alive during a call, including the input.
 
     Args:
         call: what is measured.

@@ -3,10 +3,10 @@
 python -m benchmarks.memory_settings [--model resnet101] [--size 224] [--batch 8] [--steps 1]
 
 A backbone of torchvision's with random weights learns to classify random images, with AdamW. Each side is a fresh
-process, or two that are joined by gloo, with one thread each. Memory is what a process holds at most in its steps after
-the first (``VmHWM``), less what it held before the model was made; of two processes, the larger. glibc is told to give
-tensors of a megabyte back to the system where they end (``MALLOC_MMAP_THRESHOLD_``), so that what is counted is what is
-in use. Prints and writes ``memory-settings-DATE-MODEL.json`` and ``.md``.
+process, or two that are joined by gloo, with one thread each. Memory is a process's peak in the steps after the first
+(``VmHWM``), less what it held before the model was made; of two processes, the larger. glibc returns tensors of a
+megabyte or more to the system when they are freed (``MALLOC_MMAP_THRESHOLD_``), so that only memory in use is
+counted. Prints and writes ``memory-settings-DATE-MODEL.json`` and ``.md``.
 """
 
 import argparse
@@ -36,7 +36,7 @@ SIDES = [
 
 
 class Classification:
-    """What the training steps ask of a task."""
+    """The part of a task that training steps use."""
 
     trained = ()
 
@@ -83,7 +83,7 @@ def measure(model: str, size: int, batch: int, steps: int, side: dict[str, Any])
     learning = OptimizerSteps(fabric, task, config, None)
     batches = repeat((images, labels))
     learning.take(batches)
-    # From here on the system counts the most that is held anew.
+    # Reset the system's peak.
     Path("/proc/self/clear_refs").write_text("5")
     for _ in range(steps):
         learning.take(batches)
@@ -92,7 +92,7 @@ def measure(model: str, size: int, batch: int, steps: int, side: dict[str, Any])
 
 
 def run(side: dict[str, Any], settings: dict[str, Any]) -> dict[str, float]:
-    """A side in processes of its own."""
+    """Measure a side in its own processes."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
     started = []

@@ -1,4 +1,4 @@
-"""Options that the programs of this package share, and the header of their result files."""
+"""Options that the programs here share, and the header of their result files."""
 
 import argparse
 import difflib
@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def program(name: str, description: str | None) -> argparse.ArgumentParser:
-    """The parser of a program of this package, which takes no shortened options.
+    """The argument parser of a program here; options cannot be abbreviated.
 
     Args:
         name: of its module.
@@ -39,13 +39,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         parser: that takes them.
     """
     parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="measurements of each side (7)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="of torch (torch's default)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="number of torch threads (torch's default)")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="(cpu)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="(float32)")
 
 
 def positive(text: str) -> int:
-    """An option's value as a whole number from 1 on.
+    """An option's value as a whole number, at least 1.
 
     Args:
         text: as given.
@@ -146,14 +146,14 @@ def names_or_none(known: Iterable[str], text: str) -> list[str]:
 
 
 def header(program: str, arguments: Iterable[str], *, device: str, dtype: str, threads: int | None) -> dict[str, Any]:
-    """What a result file says of its making: command, date, hardware and versions.
+    """The header of a result file: command, date, hardware and versions.
 
     Args:
         program: the module.
         arguments: that it was given.
         device: ``cpu`` or ``cuda``.
         dtype: a type's name.
-        threads: of torch; ``None`` for torch's default.
+        threads: number of torch threads; ``None`` for torch's default.
     """
     return {
         "command": shlex.join(["python", "-m", program, *arguments]),

@@ -47,8 +47,8 @@ def compare(
     Args:
         case: the input, norm, mode and layout.
         sides: two names of `benchmarks.peers.SIDES`; ratios are of the second's time over the first's.
-        rounds: measurements of each.
-        least_seconds: that one measurement lasts.
+        rounds: measurements per side.
+        least_seconds: the least duration of a measurement.
         rates: what the floor is measured with; made for the case's device and type if not given.
 
     Returns:
@@ -105,7 +105,7 @@ def compare(
         "bandwidth": statistics.median(bandwidths),
         "sides": {},
     }
-    # Like the input of the forward passes above: of one that takes a gradient, a compiler would make another graph.
+    # Like the input of the forward passes above; for an input that needs a gradient, a compiler makes another graph.
     plain = x.detach()
     for index, (name, module) in enumerate(zip(sides, modules, strict=True)):
         with torch.no_grad():
@@ -131,8 +131,8 @@ def compare_alone(case: Case, sides: tuple[str, str], rounds: int, threads: int 
     Args:
         case: as `compare` takes it.
         sides: as `compare` takes them.
-        rounds: measurements of each.
-        threads: of torch; ``None`` for torch's default.
+        rounds: measurements per side.
+        threads: number of torch threads; ``None`` for torch's default.
 
     Raises:
         UserError: a side's output is wrong.
@@ -143,12 +143,12 @@ def compare_alone(case: Case, sides: tuple[str, str], rounds: int, threads: int 
 
 
 def run_once(case: Case, side: str, threads: int | None) -> None:
-    """Everything that `compare` has a compiled side do, once, so that its kernels are compiled and kept on disk.
+    """Run a compiled side once in every way that `compare` does, so that its kernels are compiled and cached on disk.
 
     Args:
         case: as `compare` takes it.
         side: a name of `benchmarks.peers.SIDES`.
-        threads: of torch; ``None`` for torch's default.
+        threads: number of torch threads; ``None`` for torch's default.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -208,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure one pair.
 
     Args:
-        argv: the arguments; ``None`` takes the process's.
+        argv: command-line arguments; ``None`` for those of the process.
 
     Returns:
         The exit code.

@@ -1,4 +1,4 @@
-"""What the layer is measured beside: the published arithmetic in several forms, and other layers of global context.
+"""What the layer is compared with: the published arithmetic in several forms, and other global-context layers.
 
 Each side of a comparison is a module; sides that compute the same as the layer hold copies of its weights.
 """
@@ -28,7 +28,7 @@ NORMS: Mapping[str, NormFactory] = {
 
 
 class Refused(Exception):
-    """A side that an input is not for, or too large for."""
+    """A side does not support an input, or the input is too large for it."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Side:
 
 
 def make_layer(case: Case) -> LatentGNN:
-    """The layer of a case in its mode, with norms and gamma away from their start, always the same."""
+    """The layer of a case in its mode; norms and gamma have values other than the initial ones, always the same."""
     torch.manual_seed(0)
     shape = case.input
     kind = LatentGNN if shape.kind == "map" else PackedLatentGNN
@@ -85,7 +85,7 @@ def make_offsets(shape: Shape) -> list[int]:
 
 
 class _WithOffsets(nn.Module):
-    """A packed layer with the offsets that it is always called with."""
+    """A packed layer that is always called with the same offsets."""
 
     def __init__(self, layer: PackedLatentGNN, offsets: list[int]) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class _Reference(nn.Module):
 
 
 class _Core(nn.Module):
-    """The layer by its core, where it would choose the plain path too; what it computes is held, or computed again."""
+    """The layer, held to its core, which holds or recomputes."""
 
     def __init__(self, layer: nn.Module, choice: Memory) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ def _compiled(make: Callable[[LatentGNN, Case], nn.Module]) -> Callable[[LatentG
 
 LAYER = "latentgnn"
 
-# Each makes one side from the layer of a case, whose weights it copies or shares where it computes the same.
+# Each makes a side from the layer of a case; sides that compute the same copy or share its weights.
 _EXACT: Mapping[str, Callable[[LatentGNN, Case], nn.Module]] = {
     LAYER: _layer,
     "compiled latentgnn": _compiled(_layer),
@@ -232,28 +232,28 @@ def make_side(name: str, layer: LatentGNN, case: Case) -> Side:
     module = (_EXACT if exact else _OTHERS)[name](layer, case)
     module.to(device=case.device, dtype=getattr(torch, case.dtype)).train(case.mode == "training")
     if case.layout == "channels-last":
-        # As its users do; the layer's own matrices have two dimensions, which this leaves alone.
+        # As users do; the layer's own matrices have two dimensions and are not affected.
         module.to(memory_format=_memory_format(case))
     return Side(module, exact)
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """No float32 product or convolution rounds what it multiplies (to TF32, on GPUs) inside; afterwards as before.
+    """Turn off TF32 for float32 products and convolutions within a ``with`` block.
 
-    Compiled functions keep, or are compiled again for, the permissions that they are called with: call none inside.
+    Call no compiled function inside: it would be compiled for this setting, or keep another one.
     """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     allowed, precision = matmul.allow_tf32, matmul.fp32_precision
     as_they_are = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
-    # PyTorch's own tests, where they are imported, forbid to set cuDNN's flags in another way.
+    # If PyTorch's own tests are imported, cuDNN's flags can be set only this way.
     with cudnn.flags(**as_they_are, allow_tf32=False):
         matmul.allow_tf32 = False
         try:
             yield
         finally:
             matmul.allow_tf32 = allowed
-            # Not allowed and never asked for are the same, but not to what compilers have kept on disk.
+            # Forbidden and never set mean the same, but compilers' caches on disk tell them apart.
             matmul.fp32_precision = precision
 
 
@@ -294,13 +294,13 @@ def tolerance(name: str, x: Tensor) -> float:
     """
     if x.dtype not in (torch.float32, torch.float64):
         return 5e-2
-    # A compiled side is checked as it will be timed, and on a GPU its convolutions may use TF32: batch norm in training
-    # makes errors of up to 1e-2 of it.
+    # A compiled side is checked as it is timed, and on a GPU its convolutions may use TF32: with batch norm in
+    # training, this makes errors of up to 1e-2.
     return 2e-2 if is_compiled(name) and x.device.type == "cuda" else 1e-4
 
 
 def check_context(name: str, module: nn.Module, x: Tensor) -> None:
-    """Refuse to time a peer of another kind in which the first node does not feel the last.
+    """Refuse to time another kind of peer if its first output does not depend on the last node.
 
     Args:
         name: of the side.

@@ -30,7 +30,7 @@ def object_cells(x: Tensor) -> Tensor:
 
 
 def affinity_figures(affinity: Tensor, objects: Tensor) -> dict[str, float]:
-    """The rank of an affinity, and how alike its rows are for two objects: the mean cosine and the least.
+    """The rank of an affinity, and the mean and least cosine between the rows of two objects.
 
     Args:
         affinity: (N, N).
@@ -51,7 +51,7 @@ def affinity_figures(affinity: Tensor, objects: Tensor) -> dict[str, float]:
 
 
 def draw_map(axis: Any, x: Tensor, *, faint: bool = False) -> None:
-    """Keys as squares, filled where they are worth 1, and objects as discs, one colour a family."""
+    """Draw keys as squares, filled if worth 1, and objects as discs; one colour per family."""
     keys, objects, worth = x.unflatten(0, (3, FAMILIES))
     for family, colour in enumerate(COLOURS):
         for cells, marker, size in ((keys[family] > 0.5, "s", 80), (objects[family] > 0.5, "o", 30)):
@@ -62,7 +62,7 @@ def draw_map(axis: Any, x: Tensor, *, faint: bool = False) -> None:
 
 
 def draw(name: str, x: Tensor, panels: Sequence[tuple[str, Tensor | None, int | None]], out: Path) -> None:
-    """Panels side by side: a title, weights of the nodes in gray, and a node that is marked."""
+    """Draw panels side by side: a title, the nodes' weights in gray, and a marked node."""
     from matplotlib import pyplot as plt
 
     made, axes = plt.subplots(1, len(panels), figsize=(9, 9 / len(panels) + 0.35))
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train, and write pictures and figures.
 
     Args:
-        argv: the arguments; ``None`` takes the process's.
+        argv: command-line arguments; ``None`` for those of the process.
 
     Returns:
         The exit code.

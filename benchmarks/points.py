@@ -41,10 +41,10 @@ def packed_against_padded(
 
     Args:
         sizes: points of each scene.
-        rounds: measurements of each.
+        rounds: measurements per side.
         channels: C.
         latents: D.
-        least_seconds: that one measurement lasts.
+        least_seconds: the least duration of a measurement.
 
     Raises:
         UserError: the two do not give the same.
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure one set of points.
 
     Args:
-        argv: the arguments; ``None`` takes the process's.
+        argv: command-line arguments; ``None`` for those of the process.
 
     Returns:
         The exit code.
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     nodes.add_argument("count", type=positive, metavar="NODES")
     for kind in (packed, nodes):
         kind.add_argument("--rounds", type=positive, default=5, metavar="N", help="(5)")
-        kind.add_argument("--threads", type=positive, metavar="N", help="of torch (torch's default)")
+        kind.add_argument("--threads", type=positive, metavar="N", help="number of torch threads (torch's default)")
     given = parser.parse_args(argv)
     if given.threads is not None:
         torch.set_num_threads(given.threads)

@@ -1,4 +1,4 @@
-"""Compiled sides run once, untimed and several at a time, so that the tables' processes find on disk what they need.
+"""Runs compiled sides once, untimed and in parallel, so that the tables' processes find compiled code on disk.
 
 python -m benchmarks.prepare --device cuda --shapes C4,stage4-b8 --processes 16
 
@@ -22,12 +22,12 @@ from latentgnn.errors import UserError
 from latentgnn.files import write_json
 
 DTYPES = ("float32", "bfloat16", "float16")
-# The first alone is enough for rows of the eager layer.
+# For rows of the eager layer, the first is enough.
 COMPILED = ("compiled published", "compiled latentgnn")
 
 
 def job_name(case: Case, side: str) -> str:
-    """What a side at a case is called in a list of those that are prepared.
+    """The name of a side and a case in the list of those that are prepared.
 
     Example:
         >>> job_name(Case("C4"), "compiled published")
@@ -45,7 +45,7 @@ def prepare(
         jobs: cases, each with a side.
         processes: at a time.
         threads: of torch, as they will be when the sides are timed.
-        limit: seconds after which none is begun and those that run are ended.
+        limit: seconds after which no job starts and running ones are ended.
 
     Returns:
         The names of those that were not prepared, with the reason.
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prepare the chosen inputs.
 
     Args:
-        argv: the arguments; ``None`` takes the process's.
+        argv: command-line arguments; ``None`` for those of the process.
 
     Returns:
         The exit code: 1 where something failed.
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--norms", type=names(MODES), default="all", metavar="NAME,..", help="(all)")
     parser.add_argument("--dtypes", type=names(DTYPES), default="float32", metavar="NAME,..", help="(float32)")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="(cpu)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="of torch (torch's default)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="number of torch threads (torch's default)")
     parser.add_argument("--processes", type=positive, default=os.cpu_count() or 1, metavar="N", help="(one a core)")
     parser.add_argument("--limit", type=minutes, default=inf, metavar="MINUTES", help="end all after them (none)")
     parser.add_argument("--record", type=Path, metavar="FILE", help="list there what was prepared, as JSON (nowhere)")
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
-    # All of an input together: if there is no time for the last inputs, the first have their rows.
+    # Input by input: if time runs out, the first inputs are complete.
     jobs = [
         (case, side)
         for shape in given.shapes

@@ -1,9 +1,8 @@
-"""A step on many processes, computed from what was measured on few.
+"""The time of a step on many processes, computed from measurements on few.
 
 A step of one process on n nodes takes a + b n seconds; an all-reduce of s bytes between p processes takes
-log2(p) l + 2 (p - 1) / p s / w seconds. Nothing overlaps. The measurements of one process give a and b, those of the
-all-reduce alone l and w, and the measured steps of two processes, which were not used for either, say how far it is
-right.
+log2(p) l + 2 (p - 1) / p s / w seconds. Nothing overlaps. Measurements of one process give a and b, and those
+of a single all-reduce give l and w. The measured steps of two processes, which were used for neither, check the model.
 """
 
 import math
@@ -16,7 +15,7 @@ import numpy as np
 Results = Mapping[str, Mapping[str, Any]]
 
 NODES = 10**9
-# The layer reads and writes its input's size so often in a step: `latentgnn.cost`.
+# How often a step reads or writes the input's size: `latentgnn.cost`.
 _PASSES = 8
 FLOAT = 4
 """Bytes of a number."""
@@ -36,7 +35,7 @@ class Line:
 
     @classmethod
     def through(cls, sizes: Sequence[float], seconds: Sequence[float]) -> "Line":
-        """The line with the least squares of relative errors; neither of its parts is negative.
+        """The line with the least squared relative errors; neither part is negative.
 
         Args:
             sizes: of the measurements, two or more different ones.
@@ -62,7 +61,7 @@ class Line:
 
 
 def all_reduce_seconds(link: Line, size: float, processes: int) -> float:
-    """Of one all-reduce: as many rounds as a tree has levels, and the bytes of a ring.
+    """Seconds of one all-reduce: the latency of a tree, and the bytes of a ring.
 
     Args:
         link: of an all-reduce of two processes.
@@ -80,7 +79,7 @@ def all_reduce_seconds(link: Line, size: float, processes: int) -> float:
 
 
 def step_seconds(step: Line, link: Line, sums: Sequence[float], nodes: float, processes: int) -> float:
-    """Of a step whose nodes are spread evenly.
+    """Seconds of a step whose nodes are spread evenly.
 
     Args:
         step: of one process.
@@ -108,7 +107,7 @@ def efficiency(step: Line, link: Line, sums: Sequence[float], nodes: float, proc
 
 @dataclass(frozen=True)
 class Assumed:
-    """What is not measured here. These are figures of data sheets, with how much of them a program gets.
+    """What is not measured here: figures from data sheets, and the share of them that a program gets.
 
     Args:
         name: of the machines.
@@ -176,9 +175,9 @@ class Measured:
         )
 
     def waiting(self, sharding: Mapping[str, Any]) -> "Measured":
-        """The model with an all-reduce in a step as slow as the slowest that the steps of two processes can have had.
+        """The model with all-reduces as slow as the slowest that the steps of two processes allow.
 
-        There each waits until the other has come so far, which an all-reduce alone does not show.
+        In a step, each process also waits for the other one, which an all-reduce alone does not show.
 
         Args:
             sharding: as `benchmarks.sharding` wrote it.
@@ -211,7 +210,7 @@ class Measured:
         return step_seconds(self.step, self.link, self.sums, nodes, processes)
 
     def nodes_for(self, wanted: float, processes: int) -> float:
-        """Nodes of all processes together from which on a step has an efficiency.
+        """The fewest nodes, of all processes together, for which a step has an efficiency.
 
         Args:
             wanted: below 1.

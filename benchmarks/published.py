@@ -1,4 +1,4 @@
-"""The published arithmetic as a user writes it, with PyTorch's convolutions, norms and products, step by step.
+"""The published arithmetic, step by step, as a user would write it with PyTorch's convolutions, norms and products.
 
 Nothing of the library's mathematics is used here. Parameters have the published names, so that the weights of a layer
 come from `latentgnn.published_state_dict`. Axes: B batch, C channels, N nodes, R reduced channels, D latents, T points.
@@ -47,10 +47,10 @@ def make_norm(name: str, channels: int, spatial_dims: int) -> nn.Module:
 
 
 class Kernel(nn.Module):
-    """The parameters of one kernel, and what it does with the reduced channels of a batch.
+    """One kernel: its parameters, and its computation on the reduced channels.
 
     Args:
-        config: of the layer.
+        config: the layer's options.
         latents: D of this kernel.
         norm: as `make_norm` takes it.
         spatial_dims: of the input; 0 for (T, C).
@@ -90,7 +90,7 @@ class Published(nn.Module):
     """The published asymmetric layer for (B, C, *spatial).
 
     Args:
-        config: of the layer.
+        config: the layer's options.
         norm: as `make_norm` takes it.
         spatial_dims: 1 to 3; 0 for what `PublishedPacked` does.
     """
@@ -123,7 +123,7 @@ class PublishedTokens(Published):
     """The same for tokens (B, N, C), which the user transposes.
 
     Args:
-        config: of the layer.
+        config: the layer's options.
         norm: as `make_norm` takes it.
     """
 
@@ -138,7 +138,7 @@ class PublishedPacked(Published):
     """The same for packed points (T, C): linear layers and norms over all points, and a loop over the scenes.
 
     Args:
-        config: of the layer.
+        config: the layer's options.
         norm: as `make_norm` takes it. Batch norm takes its statistics over the points of all scenes, group norm over
             those of each scene.
         offsets: where each scene begins, and T at the end.

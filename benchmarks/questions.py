@@ -1,7 +1,6 @@
-"""What a study can ask: data with a network of their own, made or read, that blocks are put into.
+"""Questions of a study: data, generated or read, with a network that blocks are put into.
 
-A question draws everything from the seed that it is given. `study` needs of a question what `Question` says, so that
-a class of a user's own is as good as these.
+All random numbers of a question come from its seed. `study` accepts any class that follows `Question`, yours too.
 """
 
 import importlib
@@ -16,9 +15,9 @@ from torch import Tensor, nn
 
 from latentgnn.errors import UserError
 
-# Its module is found by its place beside this package; the examples are programs and no package.
+# Imported by path: the examples are programs and not a package.
 _darcy: Any = importlib.import_module("examples.darcy")
-# Runs of one process share their samples, which take longer to make than some runs.
+# Runs in one process share samples, which can take longer to make than a run.
 _made = cache(_darcy.make)
 
 
@@ -28,7 +27,7 @@ class Question(Protocol):
     Args:
         place: the submodule of the network that a block follows, or several, each followed by a block.
         channels: that the block takes and gives.
-        scores: what `score` gives, each with what is better, such as ``lower`` or ``higher``.
+        scores: names of the scores, each with the better direction, such as ``lower`` or ``higher``.
     """
 
     place: str | Sequence[str]
@@ -109,7 +108,7 @@ class Darcy:
         return {name: self.error(network, *test) for name, test in zip(self.errors, self.tests, strict=True)}
 
     def error(self, network: nn.Module, ground: Tensor, y: Tensor) -> float:
-        """The mean over samples, of which a few at a time are held."""
+        """The mean over samples, computed for a few at a time."""
         few = zip(ground.split(10), y.split(10), strict=True)
         return sum(self.loss(network(_darcy.inputs(x, self.waves)), true).item() * len(x) for x, true in few) / len(y)
 
@@ -117,9 +116,8 @@ class Darcy:
 class PointwiseDarcy(Darcy):
     """Darcy flow by a network that sees each node alone, and is tested on grids that it was not trained on.
 
-    Blocks are all that brings anything from one node to another. Beside the errors, the scores say how large what the
-    first block adds is on a finer grid, as a multiple of what it adds on the first of ``test_sizes``: 1 where a block
-    does not know the grid.
+    Only blocks move information between nodes. Besides the errors, the scores say how much the first block adds on a
+    finer grid, as a multiple of what it adds on the first of ``test_sizes``: 1 if it does not depend on the grid.
 
     Args:
         size: of the samples to train on.
@@ -173,19 +171,19 @@ class PointwiseDarcy(Darcy):
 
 
 class Pairs:
-    """Pairs of cells far from each other, each of which must say whether the other's level is above 0.
+    """Pairs of distant cells; each cell must tell whether its partner's level is above 0.
 
     A map of ``size`` x ``size`` cells has a bank of ``columns`` full columns at its left edge and one at its right;
     between them it is empty. Each cell of the left bank has a partner in the right one, drawn anew for every map. The
     two carry the same mark, one of ``marks`` that no other pair of the map has, and a level each, -1 or 1. A cell that
-    knows itself alone is right in half of the cases. The stages before the block look at single cells by default, so
-    that marks come to it clean, and only the block can tell a cell anything of another. One vector for the whole map
-    would have to hold a level for every mark: with more marks than channels it has no number for each.
+    knows only itself is right half of the time. By default, the stages before the block look at single cells, so marks
+    reach it unmixed, and only the block can move information between cells. A single vector for the whole map would
+    have to hold a level for every mark, and with more marks than channels it cannot.
 
     Args:
         size: cells a side.
         columns: of each bank, which makes ``size * columns`` pairs.
-        marks: from which the pairs' are drawn.
+        marks: number of different marks.
         channels: of the network.
         kernel: cells a side of the stages' convolutions.
         batch: maps a step.

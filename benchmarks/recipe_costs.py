@@ -2,7 +2,7 @@
 
 python -m benchmarks.recipe_costs [--recipes context,camvid_small] [--out FOLDER]
 
-The network is what `latentgnn export` makes a program of, on that program's first example input: of a detector the
+The network is the one that `latentgnn export` exports, run on the program's first example input; of a detector, the
 body, the pyramid and the dense heads. Writes ``recipe-costs-DATE.json`` and ``.md``.
 """
 
@@ -32,7 +32,7 @@ from latentgnn.tasks.segmentation.model import build_segmenter
 from latentgnn.tasks.segmentation.programs import segmenter_program
 from latentgnn.tasks.settings import settings_of, task_of
 
-# Recipes that docs/when.md has figures of; and the categories of the detectors' data, which recipes do not know.
+# Recipes with figures in docs/when.md; and the number of categories of the detectors' data, which is not in recipes.
 RECIPES = ("context", "nuclei_small", "lidar_small", "camvid_small")
 CATEGORIES = {"context": 2, "nuclei_small": 1}
 
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Count, and write the result files.
 
     Args:
-        argv: the arguments; ``None`` takes the process's.
+        argv: command-line arguments; ``None`` for those of the process.
 
     Returns:
         The exit code.

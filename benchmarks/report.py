@@ -1,4 +1,4 @@
-"""Results of pairs: put together, averaged, and as Markdown."""
+"""Results of pairs: pooled, averaged, and as Markdown."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 from latentgnn.errors import UserError
 
-# How much slower the literal peer may measure than another form of the same arithmetic before a row is refused.
+# A row is refused if the literal peer is this many times slower than another form of the same arithmetic.
 LITERAL_MARGIN = 1.1
 
 
@@ -126,7 +126,7 @@ def pair_row(pair: Mapping[str, Any]) -> list[str]:
     named = [pair[key] for key in ("shape", "norm", "mode", "layout", "peer")]
     gpu = pair["device"] == "cuda"
     if not is_measured(pair):
-        # The first line of an error is short enough for a cell; the JSON file has all of it.
+        # Only the first line of an error fits a cell; the JSON file has all of it.
         why = f"not run: {pair['refused']}" if "refused" in pair else f"failed: {pair['failed'].splitlines()[0]}"
         return [*named, why, *[""] * (len(pair_head(gpu)) - len(named) - 1)]
     layer, peer = pair["sides"].values()
@@ -154,7 +154,7 @@ MEAN_HEAD = ("peer", "norm", "layout", "rows", "forward", "step")
 
 
 def floor_lines(pairs: Sequence[Mapping[str, Any]]) -> str:
-    """The best rates that the floors stand on, and which routine reached them most often."""
+    """The best rates, which the floors are computed from, and the routine that reached them most often."""
     measured = [pair for pair in pairs if is_measured(pair)]
     if not measured:
         return ""

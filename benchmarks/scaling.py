@@ -1,4 +1,4 @@
-"""What the results of other programs say about scale: the tables and plots of docs/scaling.md, and a projection.
+"""Makes the tables and plots of docs/scaling.md from the results of other programs, and a projection.
 
 python -m benchmarks.scaling            # after benchmarks.annotations, .streaming, .sharding and .large_scans
 
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the tables into docs/scaling.md and the plots beside it.
 
     Args:
-        argv: the arguments; ``None`` takes the process's.
+        argv: command-line arguments; ``None`` for those of the process.
 
     Returns:
         The exit code.

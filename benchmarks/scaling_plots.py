@@ -34,7 +34,7 @@ def plots(results: Results) -> dict[str, bytes]:
             one.legend(fontsize=7)
         stream = io.BytesIO()
         figure.savefig(stream, format="svg", metadata={"Date": None})
-        # Lines that end in spaces are no good in a repository.
+        # Strip trailing spaces, which a repository should not have.
         pictures[name] = re.sub(rb"[ \t]+\n", b"\n", stream.getvalue())
 
     if "annotations" in results:

@@ -145,7 +145,7 @@ def scans_table(results: Results) -> str:
 
 
 def scans_by_settings(results: Results) -> dict[str, list[Mapping[str, Any]]]:
-    """Rows by the settings that they are alike in."""
+    """Rows grouped by their settings."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for part in results["large-scans"]["parts"]:
         data = part["data"]
@@ -164,13 +164,13 @@ def _time(seconds: float) -> str:
 
 
 def _rounded(number: float) -> int:
-    """To its first digit, upwards."""
+    """Rounded up to one significant digit."""
     unit = 10 ** math.floor(math.log10(number))
     return math.ceil(number / unit) * unit
 
 
 def _source(result: Mapping[str, Any]) -> str:
-    # What a result says about how it was measured, where that is not plain.
+    # Remarks on how a result was measured, if it has any.
     note = "".join(f"; {result[key]}" for key in ("code", "note") if key in result)
     commands = " and ".join(f"`{command}`" for command in [*result.get("before", []), result["command"]])
     threads = f"{result['threads']} thread{'s' if result['threads'] != 1 else ''}"

@@ -1,4 +1,4 @@
-"""The inputs that the layer is measured on, each with the layer for it, and what else a measurement is told by."""
+"""The inputs that the layer is measured on, each with its layer, and the cases that a measurement has."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from latentgnn import LatentGNNConfig
 
 Kind = Literal["map", "tokens", "packed"]
 
-# Batch norm computes something else in evaluation than in training; the other norms do not.
+# Only batch norm computes something different in evaluation and in training.
 MODES: Mapping[str, tuple[str, ...]] = {
     "batch": ("evaluation", "training"),
     "frozen": ("training",),
@@ -146,7 +146,7 @@ def cases(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> list[Case]:
-    """Every combination that there is: norms with one mode appear once, inputs without layouts are contiguous.
+    """Every valid combination: norms with one mode appear once, and inputs without layouts are contiguous.
 
     Args:
         shapes: names in `SHAPES` or `SQUARES`.

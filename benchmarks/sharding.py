@@ -43,12 +43,12 @@ BYTES = tuple(1 << power for power in range(8, 25, 2))
 
 
 def in_processes(count: int, threads: int, work: Callable[[], Any]) -> list[Any]:
-    """What a function gives in each of so many processes with a process group between them.
+    """The results of a function that runs in several processes with a process group.
 
     Args:
         count: of processes.
         threads: of torch, in each.
-        work: what each does; what it gives must be JSON.
+        work: the function; its result must be JSON.
     """
     with tempfile.TemporaryDirectory() as folder:
         start_processes(_started, args=(count, threads, work, folder), nprocs=count)
@@ -63,7 +63,7 @@ def _started(rank: int, count: int, threads: int, work: Callable[[], Any], folde
 
 
 def _step(nodes: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """A forward pass, and a step, of this process's share of so many nodes."""
+    """A forward pass and a step on this process's share of the nodes."""
     torch.manual_seed(dist.get_rank())
     layer = PackedLatentGNN.from_config(CONFIG)
     for parameter in layer.parameters():
@@ -97,7 +97,7 @@ def counted_bytes() -> list[dict[str, Any]]:
 
 
 def timed_steps(rounds: int) -> list[dict[str, Any]]:
-    """Median seconds of a forward pass and of a step of `TIMED` nodes, until all processes have ended it.
+    """Median seconds of a forward pass and of a step of `TIMED` nodes, until the last process has finished.
 
     Args:
         rounds: measurements.
@@ -128,7 +128,7 @@ def timed_all_reduces(rounds: int) -> list[dict[str, float]]:
     """Seconds of an all-reduce for a number of bytes.
 
     Args:
-        rounds: measurements of each.
+        rounds: measurements per side.
     """
     found = []
     for size in BYTES:
@@ -139,10 +139,10 @@ def timed_all_reduces(rounds: int) -> list[dict[str, float]]:
 
 
 def throughput(rounds: int) -> list[dict[str, Any]]:
-    """Steps of `LAYOUTS`, with what they take less than one process of one thread.
+    """Steps of `LAYOUTS`, with their efficiency over one process of one thread.
 
     Args:
-        rounds: measurements of each.
+        rounds: measurements per side.
     """
     rows: list[dict[str, Any]] = []
     for processes, threads in LAYOUTS:
@@ -156,7 +156,7 @@ def throughput(rounds: int) -> list[dict[str, Any]]:
 
 
 def memory(height: int = 1024, width: int = 1024) -> list[dict[str, Any]]:
-    """What a step of ``examples/sharded_strips.py`` takes in each process beyond what it had before.
+    """Memory that a step of ``examples/sharded_strips.py`` adds in each process.
 
     Args:
         height: of the image.
@@ -179,7 +179,7 @@ def memory(height: int = 1024, width: int = 1024) -> list[dict[str, Any]]:
 
 
 def layer_of_measurements() -> dict[str, Any]:
-    """Sizes of the layer, operations a node, and bytes that an all-reduce must have."""
+    """Sizes of the layer, operations per node, and the expected bytes of an all-reduce."""
     nodes = 1000
     of_layer = cost(CONFIG, (1, CONFIG.channels, nodes), held=False)
     reduced, latents = CONFIG.reduced_channels, sum(CONFIG.latents)
@@ -236,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure the chosen parts on the CPU, and write ``sharding-DATE-cpu`` as JSON and Markdown.
 
     Args:
-        argv: the arguments; ``None`` takes the process's.
+        argv: command-line arguments; ``None`` for those of the process.
 
     Returns:
         The exit code.

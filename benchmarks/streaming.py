@@ -1,4 +1,4 @@
-"""A layer over arrays larger than memory, from disk to disk, beside the same in memory: resident memory, time a node.
+"""A layer on arrays larger than memory, from disk to disk, compared with in memory: resident memory, time per node.
 
 python -m benchmarks.streaming [--nodes 100000,1000000,10000000,100000000]
 
@@ -24,7 +24,7 @@ from latentgnn.files import write_bytes, write_json, write_text
 
 COUNTS = (100_000, 1_000_000, 10_000_000, 100_000_000)
 MOST_IN_MEMORY = 10_000_000
-# What is asked for: MiB resident, and time a node over that of so many nodes in memory.
+# The goals: MiB of resident memory, and time per node relative to that of `BESIDE` nodes in memory.
 BAR_RESIDENT, BAR_TIME, BESIDE = 2048, 1.3, 1_000_000
 
 
@@ -58,7 +58,7 @@ def plot(cases: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def bars(cases: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What is asked for and was found: memory at the most nodes, time a node there over that in memory.
+    """The goals and what was measured: memory at the most nodes, and time per node there relative to in memory.
 
     Args:
         cases: as `benchmarks.streaming_case` gives them.
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and write ``streaming-DATE-cpu`` as JSON, Markdown and PNG.
 
     Args:
-        argv: the arguments; ``None`` takes the process's.
+        argv: command-line arguments; ``None`` for those of the process.
 
     Returns:
         The exit code.
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="10^5 to 10^8",
     )
     parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="measurements up to 10^7 nodes (3)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="of torch (torch's default)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="number of torch threads (torch's default)")
     parser.add_argument("--folder", type=Path, metavar="FOLDER", help="for the arrays, which stay (a temporary one)")
     parser.add_argument("--add-to", type=Path, metavar="FILE", help="put new cases to those of this JSON file")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")

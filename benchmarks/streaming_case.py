@@ -1,4 +1,4 @@
-"""One case of `benchmarks.streaming` in a process of its own, whose memory is looked at.
+"""One case of `benchmarks.streaming`, in its own process, whose memory is measured.
 
 python -m benchmarks.streaming_case streaming 100000 --folder FOLDER
 """
@@ -34,7 +34,7 @@ def make_layer() -> PackedLatentGNN:
 
 
 def make_array(path: Path, nodes: int) -> None:
-    """Write a float16 array of nodes by channels whose every part is another.
+    """Write a float16 array of nodes by channels, whose parts all differ.
 
     Args:
         path: a new ``.npy`` file.
@@ -52,7 +52,7 @@ def make_array(path: Path, nodes: int) -> None:
 
 
 def resident(name: str) -> float:
-    """What the system says of this process's memory, in MiB.
+    """This process's memory in MiB, from the system.
 
     Args:
         name: ``VmRSS``, resident now, or ``VmHWM``, the most so far.
@@ -102,8 +102,8 @@ def measure(mode: str, nodes: int, folder: Path, rounds: int) -> dict[str, Any]:
     Args:
         mode: of `MODES`.
         nodes: N.
-        folder: for the arrays; one that is there already is taken.
-        rounds: measurements, after one that does not count, on fewer nodes.
+        folder: for the arrays; existing ones are used.
+        rounds: measurements, after one on fewer nodes that does not count.
     """
     if not Path("/proc/self/status").exists():
         raise UserError("resident memory is read from /proc, which this system does not have: measure on Linux")
@@ -111,7 +111,7 @@ def measure(mode: str, nodes: int, folder: Path, rounds: int) -> dict[str, Any]:
     for count in (min(nodes, 3 * _ROWS), nodes):
         if not (path := folder / f"{count}.npy").exists():
             make_array(path, count)
-    # The first calls load and set up what later ones find ready.
+    # Warm up.
     small = folder / f"{min(nodes, 3 * _ROWS)}.npy"
     if mode == "streaming":
         stream(small, target)
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure a case, and print it as JSON.
 
     Args:
-        argv: the arguments; ``None`` takes the process's.
+        argv: command-line arguments; ``None`` for those of the process.
 
     Returns:
         The exit code.

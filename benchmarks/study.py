@@ -2,10 +2,11 @@
 
 python -m benchmarks.study benchmarks/studies/darcy.yaml --runs runs/darcy [--processes 2] [--seconds 100] [--time 7]
 
-Every run is a folder, made complete or not at all; started again, the program goes on with the runs that are missing.
-The plan is written before the first run, and every later change of it with its date. With one seed all variants see the
-same data in the same order, and what they share starts from the same weights. Writes ``study-NAME-DATE.json``, ``.md``
-and ``.svg``, with times a second plot of what they buy. docs/when.md shows how to study blocks and data of one's own.
+Every run is a folder, written completely or not at all; started again, the program continues with the missing runs. The
+plan is written before the first run, and every later change with its date. With the same seed, all variants see the
+same data in the same order, and what they have in common starts from the same weights. Writes ``study-NAME-DATE.json``,
+``.md`` and ``.svg``, and with ``--time`` a second plot of score against time. docs/when.md shows how to study your own
+blocks and data.
 """
 
 import argparse
@@ -41,7 +42,7 @@ PEERS = ("timm", "neuraloperator")
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What is compared, as a study file says it.
+    """What is compared: the contents of a study file.
 
     Args:
         name: of the result files.
@@ -50,7 +51,7 @@ class Study:
         variants: a block each, ``block: module:Name`` and its options, called with the number of channels; or
             ``network: module:Name``, called with its options alone, in place of the question's; or neither. Factors of
             a block's rate are beside them, see `benchmarks.study_rates`.
-        expected: what is thought before the first run, and why.
+        expected: the expectation before the first run, and why.
         against: the variants that the others are compared with.
         seeds: how many, from 0 on.
         steps: of training.
@@ -74,7 +75,7 @@ class Study:
             raise UserError(f"against: there is no variant {missing[0]!r}; there are {', '.join(self.variants)}")
 
     def runs(self) -> list[tuple[str, int]]:
-        """Every variant and seed, seed by seed, so that what a stop leaves is paired."""
+        """Every variant and seed, seed by seed, so that a stopped study still has complete pairs."""
         return [(name, seed) for seed in range(self.seeds) for name in self.variants]
 
     def training(self, variant: str) -> dict[str, Any]:
@@ -129,7 +130,7 @@ def check_names(study: Study) -> None:
 
 
 def build(question: Question, variant: Mapping[str, Any], seed: int) -> nn.Module:
-    """The network of a run: drawn first, so that every variant's is the same; a block then follows each of its places.
+    """The network of a run. It is initialized before the blocks, so that it is the same for every variant.
 
     Args:
         question: gives the network, and the places of blocks in it.
@@ -201,7 +202,7 @@ def train(study: Study, variant: str, seed: int, folder: Path, data: str | None)
 
 
 def plan(study: Study, folder: Path) -> list[dict[str, Any]]:
-    """Write down what is planned, before it is run; a plan that differs from the last is added to it.
+    """Write the plan before anything runs; a changed plan is added after the earlier ones.
 
     Args:
         study: what is planned now.
@@ -222,7 +223,7 @@ def plan(study: Study, folder: Path) -> list[dict[str, Any]]:
 
 
 def finished(study: Study, folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
-    """The runs that are there, of each variant by seed.
+    """The finished runs of each variant, by seed.
 
     Raises:
         UserError: a run was made otherwise than the study says now.
@@ -240,7 +241,7 @@ def finished(study: Study, folder: Path) -> dict[str, dict[int, dict[str, Any]]]
 
 
 def run_folder(folder: Path, variant: str, seed: int) -> Path:
-    """Where a run lies."""
+    """The folder of a run."""
     return folder / variant.replace("/", "-").replace(" ", "-") / f"seed-{seed}"
 
 
@@ -255,7 +256,7 @@ def run_missing(
         data: see `ask`.
         processes: at a time.
         seconds: after which no run begins.
-        part: the one, from 1 on, of how many that the planned runs are dealt to: programs that share a folder.
+        part: (k, n): run only the k-th of n parts of the planned runs; for several programs with one folder.
     """
     begin = time.monotonic()
     done = finished(study, folder)
@@ -276,7 +277,7 @@ def time_variants(study: Study, folder: Path, *, data: str | None, rounds: int) 
         study: what is planned.
         folder: of the runs.
         data: see `ask`.
-        rounds: measurements of each.
+        rounds: measurements per side.
     """
     question = ask(study, data)
     networks = {name: build(question, variant, 0) for name, variant in study.variants.items()}
@@ -285,7 +286,7 @@ def time_variants(study: Study, folder: Path, *, data: str | None, rounds: int) 
 
 
 def times_path(study: Study, folder: Path) -> Path:
-    """Where the times of a study's variants lie."""
+    """The file with the times of a study's variants."""
     return folder / f"times-{study.name}.json"
 
 
@@ -305,7 +306,7 @@ def times(study: Study, folder: Path) -> dict[str, Any] | None:
 
 
 def versions() -> dict[str, str]:
-    """Those of the peers' packages that are installed."""
+    """Versions of the peers' packages, if installed."""
     found = {}
     for package in PEERS:
         with suppress(PackageNotFoundError):
@@ -314,7 +315,7 @@ def versions() -> dict[str, str]:
 
 
 def write_report(study: Study, plans: Sequence[Mapping[str, Any]], given: argparse.Namespace) -> None:
-    """All runs that are there, as JSON, Markdown and a plot; and the table on the terminal."""
+    """Write all finished runs as JSON, Markdown and a plot, and print the table."""
     runs = {variant: list(made.values()) for variant, made in finished(study, given.runs).items()}
     there = {(variant, run["seed"]) for variant, made in runs.items() for run in made}
     if not there:
@@ -366,7 +367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, and report on all that is there.
 
     Args:
-        argv: the arguments; ``None`` takes the process's.
+        argv: command-line arguments; ``None`` for those of the process.
 
     Returns:
         The exit code.

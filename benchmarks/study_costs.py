@@ -31,7 +31,7 @@ def take_times(question: Question, networks: Mapping[str, nn.Module], rounds: in
     Args:
         question: gives the batch and the loss.
         networks: of the variants.
-        rounds: measurements of each.
+        rounds: measurements per side.
 
     Returns:
         Medians and all measurements, with date and processor.

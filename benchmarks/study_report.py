@@ -1,4 +1,4 @@
-"""What the runs of a study say: means with their spread, paired differences with an interval, costs; table and plot."""
+"""The report of a study: means and spread, paired differences with intervals, costs; as tables and plots."""
 
 import json
 import statistics
@@ -167,7 +167,7 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(9, (0.6 + 0.32 * most) * len(compared) + 0.4), layout="constrained")
     axes = figure.subplots(len(compared), 2, squeeze=False)
     for (left, right), (score, variants) in zip(axes, compared.items(), strict=True):
-        # A score that not all variants have may be one that the first of `against` lacks.
+        # The first variant of `against` may lack this score.
         other = next((name for name in report["against"] if name in variants), report["against"][0])
         places = range(len(variants))
         for place, found in zip(places, variants.values(), strict=True):

@@ -1,4 +1,4 @@
-"""The layer beside its peers over the number of nodes, packed scenes beside padded ones, and time a node.
+"""The layer and its peers by number of nodes, packed scenes compared with padded ones, and time per node.
 
 python -m benchmarks.sweeps [--parts nodes,packed,per-node]
 """
@@ -31,7 +31,7 @@ def by_nodes(peers: Sequence[str], *, rounds: int, threads: int | None) -> list[
     Args:
         peers: names of `benchmarks.peers.SIDES`.
         rounds: measurements of each side.
-        threads: of torch.
+        threads: number of torch threads.
     """
     results = []
     for name, shape in SQUARES.items():
@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure the chosen parts on the CPU, and write ``sweeps-DATE-cpu`` as JSON, Markdown and PNG.
 
     Args:
-        argv: the arguments; ``None`` takes the process's.
+        argv: command-line arguments; ``None`` for those of the process.
 
     Returns:
         The exit code.
@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--parts", type=names(PARTS), default="all", metavar="NAME,..", help=f"{', '.join(PARTS)} (all)"
     )
     parser.add_argument("--rounds", type=positive, default=5, metavar="N", help="measurements of each side (5)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="of torch (torch's default)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="number of torch threads (torch's default)")
     parser.add_argument(
         "--most", type=positive, default=COUNTS[-1], metavar="NODES", help="of time a node; 10,000,000 need 8 GB (all)"
     )

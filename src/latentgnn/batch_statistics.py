@@ -1,4 +1,4 @@
-"""Statistics of batch norm in training: over the nodes that take part, of all processes, and those that it learns.
+"""Statistics of batch norm in training: of the batch, over all processes if needed, and the running ones.
 
 Axes: B batch, N nodes, C channels.
 """
@@ -21,7 +21,7 @@ from latentgnn.ranks import added
 
 
 def tracks(norm: nn.Module) -> bool:
-    """Whether a batch norm learns running statistics from the batch at hand."""
+    """Whether a norm updates running statistics from the current batch."""
     return isinstance(norm, _BatchNorm) and norm.training and norm.track_running_stats and norm.running_mean is not None
 
 
@@ -49,14 +49,14 @@ def batch_affine(
 ) -> tuple[Tensor, Tensor]:
     """The scale and shift of a batch norm with these batch statistics; updates its running statistics.
 
-    With a process group, or that of a synchronised norm, the statistics are those of its processes together.
+    With a process group, or for a synchronised norm, the statistics are over all its processes.
 
     Raises:
         ValueError: a single node in the whole batch, which has no spread.
     """
     assert isinstance(norm, _BatchNorm)
     if isinstance(norm, nn.SyncBatchNorm) and synchronizes(norm):
-        # Its own group, for it may be a larger one: that of all data, and not of one input's nodes alone.
+        # Use the norm's own group: it may span all data, not only the processes that share this input's nodes.
         own = norm.process_group or group_of_all.WORLD
         assert own is not None
         group = own.group_name
@@ -75,10 +75,10 @@ def batch_affine(
 def update_running(
     norms: Sequence[_BatchNorm], means: Sequence[Tensor], inverses: Sequence[Tensor], count: int
 ) -> None:
-    """Update the running statistics of norms with one eps and one momentum, in a few calls for all.
+    """Update the running statistics of several norms of equal eps and momentum, in a few calls for all of them.
 
     Args:
-        norms: that track statistics.
+        norms: norms that track statistics.
         means: of the batch, for each norm.
         inverses: 1 / sqrt(variance + eps) of the batch, for each norm, with the biased variance.
         count: nodes of the batch.
@@ -104,7 +104,7 @@ def _update_running(norm: _BatchNorm, mean_C: Tensor, var_C: Tensor, count: Tens
     seen = norm.num_batches_tracked + 1
     share: float | Tensor = seen.to(var_C.dtype).reciprocal() if norm.momentum is None else norm.momentum
     if isinstance(count, Tensor):
-        # A batch whose mask leaves nothing has no statistics to learn from.
+        # If the mask leaves no node, there is nothing to learn from.
         share = (count > 0).to(var_C.dtype) * share
         unbiased_C = var_C * (count / (count - 1).clamp(min=1))
     else:

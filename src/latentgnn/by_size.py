@@ -1,7 +1,7 @@
-"""What a layer chooses by sizes, types and threads alone: what is held, which path, where a norm's scale stands.
+"""Choices that depend only on sizes, dtypes and threads: what is held, which path, where a norm's scale is applied.
 
-No choice depends on a stopwatch, so that a resumed run takes the same way and ends with the same bits. The thresholds
-are measured: docs/results.md.
+Nothing is timed at run time, so a resumed run takes the same path and ends with the same bits. The thresholds are
+measured: docs/results.md.
 
 Symbols: S samples, N nodes, C channels, R reduced channels.
 """
@@ -12,8 +12,8 @@ from latentgnn.config import LatentGNNConfig
 from latentgnn.counts import computed_numbers, normalized_numbers, operations_of_a_node, plain_numbers
 from latentgnn.norms import NormKind
 
-# Where everything held, the input included, is at most so much, it is held: computing it again would take longer than
-# the memory is worth; the more so for norms of a sample and of a node. As measured: docs/results.md.
+# Up to this many bytes, input included, everything is held, because recomputing costs more time than the memory is
+# worth. The limit is higher for norms over a sample or a node. Measured: docs/results.md.
 HOLD_BYTES: Mapping[NormKind, int] = {
     "affine": 22 << 20,
     "batch": 22 << 20,
@@ -21,19 +21,19 @@ HOLD_BYTES: Mapping[NormKind, int] = {
     "layer": 80 << 20,
     "rms": 80 << 20,
 }
-# Likewise on a GPU, which computes faster beside its calls. For a map of 256 x 512 x 512, 268 MB, the core took 6.1
+# The limit on a GPU, where calls cost more than arithmetic. For a map of 256 x 512 x 512, 268 MB, the core took 6.1
 # ms a step holding and 7.4 ms computing again with frozen norms, with peaks of 2.1 and 1.8 times the input; 9.6 and
-# 10.8 ms with batch norm, 11.8 and 13.1 ms with layer norm. Up to it, the plain path is taken instead of the core:
+# 10.8 ms with batch norm, 11.8 and 13.1 ms with layer norm. Up to this limit the plain path replaces the core:
 # 10.8, 13.2 and 11.9 ms a step there with batch, group and layer norm, and at smaller sizes up to half the core's
 # time, with about 6 times the input at its peak (benchmarks/results/gpu-2026-11-26-paths.md).
 HOLD_BYTES_ON_GPU = 512 << 20
-# Numbers of an input from which on the Triton kernels, as one operator, should be faster than what a compiler makes of
-# the plain path. Taken from GPU times of each side, in docs/results.md; not measured as a whole.
+# In a compiled layer, inputs of at least this many elements use the Triton kernels; smaller ones use the compiled plain
+# path. Derived from separate GPU times in docs/results.md, not measured directly.
 KERNELS_PAY_COMPILED = 1 << 23
-# Forward operations up to which the plain path is faster on a CPU: it has fewer calls. As measured: docs/results.md.
+# Up to this many forward operations, the plain path is faster on a CPU: it makes fewer calls (docs/results.md).
 SMALL_OPERATIONS = 1 << 25
-# Nodes of a small map, and numbers of an input of such, for which the plain path is faster on a CPU with several
-# threads, by the kind of norm. As measured: docs/results.md.
+# For which maps the plain path is faster on a CPU with several threads, by kind of norm: the range of nodes in a
+# sample, and the most elements of the input (docs/results.md).
 IN_COLUMNS: Mapping[NormKind, tuple[range, int]] = {
     "affine": (range(32, 401), 1 << 20),
     "batch": (range(128, 401), 5 << 17),
@@ -41,23 +41,22 @@ IN_COLUMNS: Mapping[NormKind, tuple[range, int]] = {
     "layer": (range(128, 401), 1 << 18),
     "rms": (range(128, 401), 1 << 18),
 }
-# Likewise on one thread, where less is gained; and the most numbers that the layer computes inside.
+# The same on one thread, where less is gained; and the most elements that the layer may compute inside.
 _ON_ONE_THREAD, _INSIDE_COLUMNS = (range(128, 401), 3 << 16), 1 << 20
-# Batches of larger maps: nodes of a sample from which on, and numbers of the input up to which, the plain path is
-# faster with norms of a sample and of a node; and with affine norms where no backward pass may follow. For larger ones
-# it may be faster or take twice as long, by what memory the process has; the core does not.
+# Batches of larger maps: from this many nodes in a sample, and up to this many input elements, the plain path is faster
+# for norms over a sample or a node, and for affine norms without a backward pass. Beyond, its time can double with the
+# state of the process's memory; the core's cannot.
 _BATCH_NODES, _BATCH_NUMBERS = 128, 15 << 17
-# With affine norms it takes so many samples; and where a backward pass may follow no more channels than these, and no
-# more inside than a map of few nodes may have.
+# With affine norms, only from this many samples on; and if a backward pass may follow, only up to this many channels
+# and up to `_INSIDE_COLUMNS` elements inside.
 _AFFINE_SAMPLES, _AFFINE_CHANNELS = 4, 256
-# Of a single sample, numbers up to which it is faster where no backward pass may follow.
+# Without a backward pass, the plain path is faster for a single sample of up to this many elements.
 _SINGLE_NUMBERS = 1 << 19
-# What the plain path may compute inside at once where the core works in blocks: numbers of all nodes.
+# The most elements, over all nodes, that the plain path may compute inside; unlike the core, it has no blocks.
 _INSIDE = 1 << 22
-# Numbers of an input whose channels lie innermost up to which the plain path is faster on a CPU, by the kind of norm,
-# where no backward pass may follow. Where one may, and with several threads, that is so for norms of a sample and of a
-# node from so many numbers on, or where the reductions leave no fewer channels than there are. As measured:
-# docs/results.md.
+# Channels-last inputs: without a backward pass, the plain path is faster on a CPU up to this many elements, by kind of
+# norm. With one, it is faster only with several threads and norms over a sample or a node, from `_IN_ROWS_RECORDED`
+# elements on or if the reductions do not reduce the channels (docs/results.md).
 IN_ROWS: Mapping[NormKind, int] = {
     "affine": 1 << 22,
     "batch": 1 << 21,
@@ -66,21 +65,21 @@ IN_ROWS: Mapping[NormKind, int] = {
     "rms": 1 << 23,
 }
 _IN_ROWS_RECORDED = 1 << 19
-# A batch norm's output of so few numbers is computed for its statistics, whatever its sizes.
+# Up to this many elements, batch norm's statistics are taken from the output itself, without moments.
 _SMALL_OUTPUT = 1 << 19
 
 
 def holds(
     config: LatentGNNConfig, nodes: int, element_size: int, *, norm: NormKind = "affine", on_gpu: bool = False
 ) -> bool:
-    """Whether a layer holds what it computes for the backward pass, and does not compute it again there.
+    """Whether a layer holds what it computes for the backward pass, instead of recomputing it.
 
     Args:
-        config: of the layer.
-        nodes: of all samples together.
-        element_size: bytes of a number.
-        norm: what kind the norms are.
-        on_gpu: where it computes.
+        config: the layer's options.
+        nodes: total over all samples.
+        element_size: bytes per element.
+        norm: kind of the norms.
+        on_gpu: whether the layer runs on a GPU.
 
     Example:
         >>> config = LatentGNNConfig(channels=1024, num_latents=100)
@@ -94,11 +93,11 @@ def holds(
 
 
 def plain_pays_on_gpu(config: LatentGNNConfig, nodes: int, element_size: int) -> bool:
-    """Whether a GPU may take the plain path for its fewer calls, since what that holds is not too much.
+    """Whether a GPU should take the plain path: it makes fewer calls, and does not hold too much.
 
     Args:
-        config: of the layer.
-        nodes: of all samples together.
+        config: the layer's options.
+        nodes: total over all samples.
         element_size: bytes of a number.
 
     Example:
@@ -110,21 +109,21 @@ def plain_pays_on_gpu(config: LatentGNNConfig, nodes: int, element_size: int) ->
 
 
 def kernels_pay_compiled(nodes: int, channels: int) -> bool:
-    """Whether the Triton kernels are taken by a layer that is compiled, whose calls a compiler makes cheaper.
+    """Whether a compiled layer should use the Triton kernels; a compiler makes the plain path's calls cheaper.
 
     Args:
-        nodes: of all samples together.
+        nodes: total over all samples.
         channels: C.
     """
     return nodes * channels >= KERNELS_PAY_COMPILED
 
 
 def is_small(config: LatentGNNConfig, nodes: int) -> bool:
-    """Whether an input is so small that the calls of a forward pass take longer than its operations.
+    """Whether an input is so small that a forward pass spends more time on calls than on arithmetic.
 
     Args:
-        config: of the layer.
-        nodes: of all samples together.
+        config: the layer's options.
+        nodes: total over all samples.
 
     Example:
         >>> config = LatentGNNConfig(channels=256, num_latents=64)
@@ -146,11 +145,11 @@ def columns_pay(
     """Whether the plain path is faster for an input whose nodes lie innermost.
 
     Args:
-        config: of the layer.
+        config: the layer's options.
         samples: S.
         nodes: of each.
         recorded: autograd records, so that a backward pass may follow.
-        norm: what kind the norms are.
+        norm: kind of the norms.
         threads: that compute.
 
     Example:
@@ -185,10 +184,10 @@ def rows_pay(
     """Whether the plain path is faster for an input whose channels lie innermost.
 
     Args:
-        config: of the layer.
-        nodes: of all samples together.
+        config: the layer's options.
+        nodes: total over all samples.
         recorded: autograd records, so that a backward pass may follow.
-        norm: what kind the norms are.
+        norm: kind of the norms.
         threads: that compute.
 
     Example:
@@ -208,17 +207,17 @@ def rows_pay(
 
 
 def expanded_numbers(config: LatentGNNConfig, nodes: int, norm: NormKind) -> int:
-    """Numbers a node that the output's norm is applied to, unless its statistics come from the features' moments."""
+    """Elements per node that the output's norm needs to hold; 0 if its statistics come from the features' moments."""
     features = len(config.latents) * config.reduced_channels
     return 0 if norm == "batch" and moments_pay(nodes, features, config.channels) else config.channels
 
 
 def moments_pay(nodes: int, features: int, channels: int) -> bool:
-    """Whether the output's statistics cost less by the features' moments than by the output itself.
+    """Whether it is cheaper to get the output's statistics from the features' moments than from the output.
 
-    Moments take two products of F x F, one over the nodes and one over the channels; the output's own take about six
-    passes over C numbers a node, each worth about twenty multiply-adds, as measured. Moments also take twenty calls
-    more, which a small output is not worth.
+    Moments take two products with F x F, one over the nodes and one over the channels. Statistics of the output take
+    about six passes over C elements per node, each worth about twenty multiply-adds (measured). Moments also make
+    about twenty more calls, which does not pay for a small output.
     """
     if nodes * channels <= _SMALL_OUTPUT:
         return False
@@ -226,12 +225,12 @@ def moments_pay(nodes: int, features: int, channels: int) -> bool:
 
 
 def scaling_pays(nodes: int, *, channels: int, reduced: int, features: int) -> bool:
-    """Whether the norms' scales cost less in the matrices than in what the matrices give: fewer numbers.
+    """Whether it is cheaper to scale the matrices than their outputs, because they have fewer elements.
 
     Args:
-        nodes: of all samples together.
+        nodes: total over all samples.
         channels: C.
-        reduced: rows of all reductions.
-        features: that the output is expanded from.
+        reduced: rows of all reductions together.
+        features: columns of the expansion.
     """
     return channels * (reduced + features) <= nodes * (reduced + channels)

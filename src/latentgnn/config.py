@@ -1,4 +1,4 @@
-"""What a LatentGNN layer is made of, validated once and saved as plain data."""
+"""The options of a LatentGNN layer, validated once and saved as plain data."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from latentgnn.functional import NodeScale
 from latentgnn.norms import NORMS, NormFactory
 
 _MOST_CHANNELS = 2**20
-_MOST_LATENTS = 2**16  # of a kernel, whose affinity is as large as their square
+_MOST_LATENTS = 2**16  # in one kernel; its affinity has the square of this many entries
 
 
 def _check_count(name: str, value: object, most: int = _MOST_CHANNELS) -> None:
@@ -32,19 +32,19 @@ class LatentGNNConfig:
 
     Args:
         channels: channels C of the input and the output.
-        num_latents: latents of the one kernel, or of each of several; kept as a tuple.
+        num_latents: latents in each group: one number, or one per kernel; stored as a tuple.
         reduction: C is reduced to R = C // reduction channels inside.
         symmetric: one assignment for gather and scatter instead of two.
         graph_conv: a graph convolution with a norm and a ReLU after the scatter step.
         residual: add the result, times gamma, to the input.
-        norm: callable from a channel count to a norm; a name of `latentgnn.norms.NORMS` stands for its entry.
+        norm: callable from a channel count to a norm, or a name in `latentgnn.norms.NORMS`.
         num_groups: groups of the reduced channels, each with latent graphs of its own.
-        gamma_init: where gamma starts; 0 makes the layer an identity at the start.
+        gamma_init: initial value of gamma; with 0, a new layer is an identity.
         node_scale: ``published``, or ``mean`` to make each latent a weighted mean of its nodes.
 
     Raises:
         TypeError: a field of the wrong kind.
-        ValueError: a count below one or beyond all sense, or channels that do not divide.
+        ValueError: a count below one or absurdly large, or channels that do not divide.
 
     Example:
         >>> LatentGNNConfig(channels=64, num_latents=16).num_latents
@@ -97,7 +97,7 @@ class LatentGNNConfig:
             )
         elif not callable(self.norm):
             raise TypeError(f"norm must be a callable from a channel count to a module, got {self.norm!r}")
-        # A norm that has a name goes by it, so that a configuration equals itself after being saved and loaded.
+        # Store a named norm by its name, so that a configuration equals itself after saving and loading.
         named = next((name for name, factory in NORMS.items() if self.norm == factory), self.norm)
         object.__setattr__(self, "norm", named)
 
@@ -108,7 +108,7 @@ class LatentGNNConfig:
 
     @property
     def latents(self) -> tuple[int, ...]:
-        """`num_latents` with one entry a kernel."""
+        """`num_latents` as a tuple, one entry per kernel."""
         return cast(tuple[int, ...], self.num_latents)
 
     @property
@@ -120,7 +120,7 @@ class LatentGNNConfig:
         """The fields as JSON values.
 
         Raises:
-            ValueError: a norm that is not in `latentgnn.norms.NORMS` has no name to be saved under.
+            ValueError: the norm is not in `latentgnn.norms.NORMS`, so it has no name to save.
         """
         if not isinstance(self.norm, str):
             raise ValueError(f"norm can be saved if it is one of {', '.join(NORMS)}; got {self.norm!r}")
@@ -135,7 +135,7 @@ class LatentGNNConfig:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: no JSON, or fields that are missing or unknown.
+            ValueError: invalid JSON, or missing or unknown fields.
         """
         try:
             values = json.loads(Path(path).read_text())

@@ -1,7 +1,7 @@
 """What a layer costs: parameters, operations, bytes moved, bytes held for the backward pass.
 
-Plain arithmetic on a configuration and a shape, for the core (`latentgnn.core`) with norms that are affine maps, and
-for batch norm in training what is held more. A multiply-add counts as two operations.
+Plain arithmetic on a configuration and a shape, for the core (`latentgnn.core`) with affine norms. For other norms,
+only what they hold in addition is counted. A multiply-add counts as two operations.
 
 Symbols: S samples, N nodes, C channels, R reduced channels, G groups, K kernels, D_k latents of a kernel in a group.
 """
@@ -18,15 +18,15 @@ from latentgnn.norms import NormKind
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one layer on one input.
+    """The cost of one layer on one input.
 
     Args:
-        parameters: numbers that are learnt.
-        forward_operations: of the forward pass.
-        backward_operations: of the backward pass, what it computes again included.
-        forward_bytes: that a forward pass must move between memory and processor.
-        backward_bytes: likewise for a backward pass.
-        held_bytes: that stay in memory from the forward pass to the backward pass, the input included.
+        parameters: trainable numbers.
+        forward_operations: operations of the forward pass.
+        backward_operations: operations of the backward pass, including what it recomputes.
+        forward_bytes: bytes that a forward pass must move between memory and processor.
+        backward_bytes: the same for a backward pass.
+        held_bytes: bytes kept from the forward to the backward pass, including the input.
     """
 
     parameters: int
@@ -48,11 +48,11 @@ def cost(
     """The cost of a layer.
 
     Args:
-        config: of the layer.
+        config: the layer's options.
         shape: of the input, (S, C, *spatial).
         element_size: bytes of a number.
-        norm: what kind the norms are.
-        held: whether what is computed is held for the backward pass; as `holds` says by default.
+        norm: kind of the norms.
+        held: whether what is computed is held for the backward pass; by default, `holds` decides.
 
     Raises:
         ValueError: a shape with fewer than three dimensions or other channels than the configuration's.
@@ -69,12 +69,12 @@ def cost(
     latents, ways = sum(config.latents), 1 if config.symmetric else 2
     held = holds(config, samples * nodes, element_size, norm=norm) if held is None else held
 
-    # For each node; a product's gradient takes two more of its size.
+    # Per node; the gradient of a product takes two more products of its size.
     reduce, assign, features = 2 * channels * ways * reduced, ways * 2 * reduced * latents, 2 * reduced * latents
     forward = operations_of_a_node(config)
     backward = 2 * forward + (0 if held else reduce + assign + features)
 
-    # For each sample.
+    # Per sample.
     squared = sum(2 * reduced * count * count for count in config.latents)
     convolve = sum(2 * count * reduced * (reduced // groups) for count in config.latents) if config.graph_conv else 0
     small_forward = 2 * squared + convolve
@@ -97,9 +97,9 @@ def cost(
 
 
 def floor_operations(config: LatentGNNConfig, shape: Sequence[int]) -> int:
-    """Operations of a forward pass that the algebra leaves.
+    """Operations of a forward pass that no reordering of the products saves.
 
-    U, and with graph convolution G, stands on the latents or on the nodes, whichever takes fewer operations.
+    U, or with graph convolution G, is applied to latents or to nodes, whichever takes fewer operations.
 
     Args:
         config: of an asymmetric layer with one group.
@@ -139,7 +139,7 @@ def _parameters(config: LatentGNNConfig) -> int:
 
 
 def non_local_cost(channels: int, shape: Sequence[int], *, element_size: int = 4) -> Cost:
-    """The cost of a dot-product non-local block with half the channels inside and a batch norm behind, for comparison.
+    """For comparison: the cost of a dot-product non-local block with half the channels inside and a batch norm.
 
     Its affinity of all pairs of nodes is written, read and held.
 
@@ -184,7 +184,7 @@ def table(config: LatentGNNConfig, shape: Sequence[int]) -> str:
         "held for backward": lambda cost: f"{cost.held_bytes / 2**20:,.0f} MiB",
         "held over the input": lambda cost: f"{cost.held_bytes / (4 * prod(shape)):.2f}",
     }
-    # Of the path with batch statistics, what it holds is known here, and not what it computes.
+    # For batch statistics only the held bytes are modelled, not the operations.
     known = {"training batch norm": ("parameters", "held for backward", "held over the input")}
 
     def cell(column: str, row: str) -> str:

@@ -1,4 +1,4 @@
-"""Operations and numbers of a single node, which costs and choices by size are made of.
+"""Operations and elements per node, which `cost` and `by_size` are computed from.
 
 A multiply-add counts as two operations.
 """
@@ -7,19 +7,19 @@ from latentgnn.config import LatentGNNConfig
 
 
 def operations_of_a_node(config: LatentGNNConfig) -> int:
-    """Reduction, assignment, gather, scatter and expansion; without what is done once for a sample."""
+    """Operations per node of reduction, assignment, gather, scatter and expansion, without those once per sample."""
     ways, kernels, reduced = 1 if config.symmetric else 2, len(config.latents), config.reduced_channels
     return 2 * reduced * (config.channels * (ways + kernels) + (ways + 2) * sum(config.latents))
 
 
 def computed_numbers(config: LatentGNNConfig) -> int:
-    """Numbers a node that are computed on the way: values, assignments, features."""
+    """Elements per node that are computed inside: values, assignments, features."""
     ways, latents = 1 if config.symmetric else 2, config.num_groups * sum(config.latents)
     return ways * (config.reduced_channels + latents) + len(config.latents) * config.reduced_channels
 
 
 def plain_numbers(config: LatentGNNConfig) -> int:
-    """Numbers a node that the plain path holds: what each norm, ReLU and unit length is applied to or gives, and x."""
+    """Elements per node that the plain path holds: inputs or outputs of each norm, ReLU and unit length, and x."""
     ways, latents = 1 if config.symmetric else 2, config.num_groups * sum(config.latents)
     features = len(config.latents) * config.reduced_channels
     inside = 2 * ways * config.reduced_channels + (2 * ways + 1) * latents + features * (1 + 2 * config.graph_conv)
@@ -27,7 +27,7 @@ def plain_numbers(config: LatentGNNConfig) -> int:
 
 
 def normalized_numbers(config: LatentGNNConfig) -> int:
-    """Numbers a node that norms before the output's are applied to."""
+    """Elements per node that all norms but the output's are applied to."""
     ways, latents = 1 if config.symmetric else 2, config.num_groups * sum(config.latents)
     convolved = len(config.latents) * config.reduced_channels if config.graph_conv else 0
     return ways * (config.reduced_channels + latents) + convolved

@@ -1,12 +1,12 @@
-"""The equations in as few calls as they take, for small inputs and on GPUs, where calls take much of the time.
+"""The equations in as few calls as possible, for small inputs and GPUs, where calls take much of the time.
 
-For one group. Norms that are affine maps are folded into the matrices; on a GPU, others are one call each.
-Gradients are autograd's.
+Only for one group. Affine norms are folded into the matrices; on a GPU, other norms are one call each. Autograd
+computes the gradients.
 
 Axes: B batch, N nodes, C channels, R reduced channels, D latents of one kernel, F features, O rows of matrices.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import cast as cast_type
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from latentgnn import launches, modes
 from latentgnn.config import LatentGNNConfig
 from latentgnn.functional import cast, gather, l2, mix, scatter, wide
-from latentgnn.modes import is_transformed
+from latentgnn.modes import is_traced, is_transformed
 from latentgnn.norm_calls import are_single, norm_calls
 from latentgnn.norms import are_alike, joined_affine
 from latentgnn.plain import latent_scale
@@ -25,7 +25,9 @@ from latentgnn.steps import (
     SMALL_MATRIX,
     add_,
     apply,
+    apply_each,
     apply_whole,
+    is_small_product,
     laid_out_as,
     matrices_round_alike,
     rectified_,
@@ -34,13 +36,13 @@ from latentgnn.steps import (
 
 
 def fits(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, compute: torch.dtype) -> bool:
-    """Whether a layer and an input are of the kind that this module computes, and it is worth it.
+    """Whether this module supports the layer and the input, and it pays to use it.
 
     Args:
-        layer: its parameters.
+        layer: the layer's projections.
         x_BNC: the input, (B, N, C).
         mask_BN: nodes that take part.
-        compute: type of the products over nodes.
+        compute: dtype of products over nodes.
     """
     if layer.config.num_groups > 1 or is_transformed():
         return False
@@ -53,9 +55,9 @@ def fits(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, compute: tor
 
 
 def _folds(layer: Arrangement, x_BNC: Tensor, compute: torch.dtype) -> bool:
-    """Whether norms can be folded into the matrices, and this is worth copying them.
+    """Whether the norms can be folded into the matrices, and it is worth copying the matrices for it.
 
-    It is for small matrices, where there are as many nodes as channels, and on a GPU.
+    It is worth it for small matrices, for at least as many nodes as channels, and on a GPU.
     """
     config, matrix = layer.config, layer.tensors[0]
     if layer.norm_kind != "affine" or matrix is None:
@@ -75,14 +77,14 @@ def latent_gnn(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, comput
     """The layer's output, (B, N, C), for what `fits`.
 
     Args:
-        layer: its parameters.
+        layer: the layer's projections.
         x_BNC: the input.
-        mask_BN: nodes that take part; the others come back unchanged.
-        compute: type of the products over nodes.
+        mask_BN: nodes that take part; the others are returned unchanged.
+        compute: dtype of products over nodes.
     """
     projections = _Folded(layer) if _folds(layer, x_BNC, compute) else _Normed(layer, compute)
     mask_BN1 = None if mask_BN is None else mask_BN.unsqueeze(-1)
-    # NaN too may be where nodes take no part.
+    # Nodes outside the mask may hold NaN.
     inside_BNC = x_BNC if mask_BN1 is None else x_BNC.masked_fill(~mask_BN1, 0)
     contexts = _contexts(layer.config, projections, inside_BNC, mask_BN1)
     out_BNC = projections.added(inside_BNC, _beside(contexts))
@@ -93,41 +95,43 @@ def _contexts(
     config: LatentGNNConfig, projections: "_Folded | _Normed", inside_BNC: Tensor, mask_BN1: Tensor | None
 ) -> Sequence[Tensor]:
     """O of each kernel, (B, N, R), or relu(norm(G O)); what else was computed is free then, as in the plain path."""
-    values = projections.values(inside_BNC)
-    assigns = [projections.rectified(value, config.latents) for value in values]
+    value_BNR, assigns = projections.assigned(inside_BNC, config.latents)
     contexts: list[Tensor] = []
     for kernel in zip(*assigns, strict=True):
         back_BND = to_unit_length_(kernel[-1])
         assign_BND = back_BND if config.symmetric else kernel[0]
         assign_BND = assign_BND if mask_BN1 is None else assign_BND * mask_BN1
-        latent_BDR = gather(values[0], assign_BND, latent_scale(config, assign_BND))
+        latent_BDR = gather(value_BNR, assign_BND, latent_scale(config, assign_BND))
         contexts.append(scatter(mix(latent_BDR), back_BND))
     if config.graph_conv:
-        contexts = [projections.rectified(context, [config.reduced_channels])[0] for context in contexts]
+        contexts = [projections.convolved(context) for context in contexts]
     return contexts
 
 
 class _Folded:
-    """A layer's projections, one after the other, whose norms are in their matrices."""
+    """A layer's projections in order, with the norms folded into the matrices."""
 
     def __init__(self, layer: Arrangement) -> None:
         self.ways, self.residual, self.products = len(layer.reduces), layer.gamma is not None, _products(layer)
 
-    def values(self, x_BNC: Tensor) -> Sequence[Tensor]:
-        """l2(norm(W x)) of each reduction."""
-        return to_unit_length_(apply_whole(x_BNC, *next(self.products)).unflatten(-1, (self.ways, -1))).unbind(2)
+    def assigned(self, x_BNC: Tensor, latents: Sequence[int]) -> tuple[Tensor, Sequence[Sequence[Tensor]]]:
+        """V, (B, N, R), and of each way P or Q of each kernel, (B, N, D_k), without their scales."""
+        y_BNO = apply_whole(x_BNC, *next(self.products))
+        # Ways before nodes: a sum over channels takes five times as long where its results lie in another order.
+        values_BWNR = to_unit_length_(y_BNO.unflatten(-1, (self.ways, -1)).movedim(2, 1))
+        assigns = _rectified(values_BWNR, *next(self.products))
+        return values_BWNR[:, 0], [_split(assign_BNO, latents) for assign_BNO in assigns]
 
-    def rectified(self, x_BNR: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
-        """relu(norm(W x)) of each of several matrices with so many rows."""
-        y_BNO = rectified_(apply_whole(x_BNR, *next(self.products)))
-        return [y_BNO] if len(sizes) == 1 else y_BNO.split_with_sizes(list(sizes), -1)
+    def convolved(self, context_BNR: Tensor) -> Tensor:
+        """relu(norm(G O))."""
+        return rectified_(apply_whole(context_BNR, *next(self.products)))
 
     def added(self, x_BNC: Tensor, context_BNF: Tensor) -> Tensor:
-        """x + gamma norm(U f), without x and gamma where the layer has no residual connection."""
+        """x + gamma norm(U f); without a residual connection, norm(U f)."""
         weight_CF, shift_C = next(self.products)
         innermost = x_BNC.stride(-1) != 1 and context_BNF.stride(-1) != 1
         if self.residual and innermost and launches.pay(x_BNC) and matrices_round_alike(x_BNC):
-            # A convolution's shift and the sum would each be a pass over the output.
+            # A convolution's shift, and the sum with x, would each be one more pass over the output.
             weight_BCF = weight_CF.expand(len(x_BNC), -1, -1)
             if shift_C is None:
                 return torch.baddbmm(x_BNC.mT, weight_BCF, context_BNF.mT).mT
@@ -140,24 +144,28 @@ class _Folded:
 
 
 class _Normed:
-    """A layer's projections, one after the other, with a call for each norm."""
+    """A layer's projections in order, with one call for each norm."""
 
     def __init__(self, layer: Arrangement, compute: torch.dtype) -> None:
         self.gamma, self.compute = layer.gamma, compute
-        self.weights, self.norms = _joined_matrices(layer), iter(norm_calls(layer))
+        self.weights, self.norms = _joined_matrices(layer, map(len, layer.assigns)), iter(norm_calls(layer))
         self.ways = len(layer.reduces)
 
-    def values(self, x_BNC: Tensor) -> Sequence[Tensor]:
-        """As `_Folded.values`."""
+    def assigned(self, x_BNC: Tensor, latents: Sequence[int]) -> tuple[Tensor, Sequence[Sequence[Tensor]]]:
+        """As `_Folded.assigned`."""
         y, dim = self._product(cast(x_BNC, self.compute))
         parts = [y] if self.ways == 1 else y.chunk(self.ways, dim)
-        return [l2(next(self.norms)(part, dim), -1) for part in parts]
+        values = [l2(next(self.norms)(part, dim), -1) for part in parts]
+        return values[0], [self._rectified(value, latents) for value in values]
 
-    def rectified(self, x_BNR: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
-        """As `_Folded.rectified`."""
+    def convolved(self, context_BNR: Tensor) -> Tensor:
+        """As `_Folded.convolved`."""
+        return self._rectified(context_BNR, [context_BNR.shape[-1]])[0]
+
+    def _rectified(self, x_BNR: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+        """relu(norm(W x)) of each of several matrices with so many rows, which are joined."""
         y, dim = self._product(x_BNR)
-        parts = [y] if len(sizes) == 1 else y.split_with_sizes(list(sizes), dim)
-        return [torch.relu(next(self.norms)(part, dim)) for part in parts]
+        return [torch.relu(next(self.norms)(part, dim)) for part in _split(y, sizes, dim)]
 
     def added(self, x_BNC: Tensor, context_BNF: Tensor) -> Tensor:
         """As `_Folded.added`."""
@@ -174,8 +182,25 @@ class _Normed:
         return torch.conv1d(x_BNC.mT, weight_OC.unsqueeze(-1)), 1
 
 
+def _rectified(values_BWNR: Tensor, weight_OR: Tensor, shift_O: Tensor | None) -> Sequence[Tensor]:
+    """relu(W v + shift) of each way, (B, N, D), by its own rows of the matrix; small ones of a sample in one call."""
+    samples, ways = values_BWNR.shape[:2]
+    shifts = [None] * ways if shift_O is None else shift_O.chunk(ways)
+    of_one_call = not is_traced() and values_BWNR.is_cpu and samples == 1 < ways
+    if not (of_one_call and is_small_product(values_BWNR, weight_OR)):
+        parts = zip(values_BWNR.unbind(1), weight_OR.chunk(ways), shifts, strict=True)
+        return [rectified_(apply_whole(value_BNR, weight_DR, shift_D)) for value_BNR, weight_DR, shift_D in parts]
+    shift_WD = None if shift_O is None else shift_O.view(ways, -1)
+    assign_WND = rectified_(apply_each(values_BWNR[0], weight_OR.view(ways, -1, weight_OR.shape[1]), shift_WD))
+    return assign_WND.unsqueeze(1).unbind()
+
+
+def _split(y: Tensor, sizes: Sequence[int], dim: int = -1) -> Sequence[Tensor]:
+    return [y] if len(sizes) == 1 else y.split_with_sizes(list(sizes), dim)
+
+
 def _beside(parts_BNR: Sequence[Tensor]) -> Tensor:
-    """Parts one after the other in the last dimension, in their own layout."""
+    """Parts concatenated in the last dimension, in their own memory layout."""
     if len(parts_BNR) == 1:
         return parts_BNR[0]
     if parts_BNR[0].stride(-1) == 1:
@@ -183,18 +208,18 @@ def _beside(parts_BNR: Sequence[Tensor]) -> Tensor:
     return torch.cat([part.mT for part in parts_BNR], 1).mT
 
 
-def _joined_matrices(layer: Arrangement) -> Iterator[Tensor]:
-    """The matrices in the order of the equations, joined where they see the same."""
+def _joined_matrices(layer: Arrangement, assigns: Iterable[int]) -> Iterator[Tensor]:
+    """The matrices in the order of the equations: all reductions joined, so many assignments, the others alone."""
     matrices = cast_type(list[Tensor], layer.tensors[::5])
-    joined = [len(layer.reduces), *map(len, layer.assigns), *[1] * (len(layer.convs) + 1)]
+    joined = [len(layer.reduces), *assigns, *[1] * (len(layer.convs) + 1)]
     ends = list(accumulate(joined))
     parts = [matrices[end - count : end] for end, count in zip(ends, joined, strict=True)]
     return iter(part[0] if len(part) == 1 else torch.cat(part) for part in parts)
 
 
 def _products(layer: Arrangement) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Matrices and shifts, norms and gamma in them, as `_joined_matrices` has them."""
-    weights = list(_joined_matrices(layer))
+    """Matrices and shifts, norms and gamma in them, as `_joined_matrices` has them; the assignments of all ways."""
+    weights = list(_joined_matrices(layer, [sum(map(len, layer.assigns))]))
     if layer.tensors[1] is None:
         if layer.gamma is not None:
             weights[-1] = weights[-1] * layer.gamma

@@ -1,7 +1,7 @@
 """The three steps of LatentGNN as pure functions of tensors, one equation each.
 
-Axes: B batch, N visible nodes, D latent nodes, R reduced channels. Equations have nodes last, as in docs/layer.md: V is
-(R, N), P and Q are (D, N), Z and Y are (D, R). Tensors have them before channels, so that V is ``value_BNR``.
+Axes: B batch, N visible nodes, D latent nodes, R reduced channels. The equations put nodes last, as in docs/layer.md: V
+is (R, N), P and Q are (D, N), Z and Y are (D, R). The tensors put nodes before channels: V is ``value_BNR``.
 
 Source: Zhang, Yan, He: "LatentGNN: Learning Efficient Non-local Relations for Visual Recognition", ICML 2019,
 arXiv 1905.11634, section 3.
@@ -22,50 +22,50 @@ EPS = 1e-12
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """The type for sums over nodes and for norms: float32, or float64 for float64."""
+    """The dtype for sums over nodes and for norms: float64 stays float64, everything else is float32."""
     return dtype if dtype is torch.float64 else torch.float32
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor in a type; as it is where it has it, without a call."""
+    """Convert a tensor to a dtype; a tensor that has it already is returned without a call."""
     return x if x.dtype == dtype else x.to(dtype)
 
 
 def reciprocal(size: Tensor) -> Tensor:
-    """1 / size, and 0 where size is at most `EPS`: what has no length or no weight stays zero, with zero gradients.
+    """1 / size, but 0 with a zero gradient where size is at most `EPS`, so that zero vectors stay zero.
 
     A division by max(size, EPS) gives the same values, but gradients of 1e12 at an all-zero pixel.
     """
-    # Infinity has the reciprocal 0, and lets no gradient through.
+    # `threshold` replaces small sizes by infinity: its reciprocal is 0, and it gets no gradient.
     return torch.threshold(size, EPS, math.inf).reciprocal()
 
 
 def _may_be_derived_twice(x: Tensor) -> bool:
-    """Whether autograd records what is done with a tensor, or a transform is active; a compiler has no second pass."""
+    """Whether second derivatives may be asked for: autograd records or a transform is active; not under a compiler."""
     if torch.compiler.is_compiling():
         return False
     return (x.requires_grad and torch.is_grad_enabled()) or is_in_function_transform()
 
 
 def length(x: Tensor, dim: int) -> Tensor:
-    """Euclidean length along `dim`, which is kept, in the wide type."""
+    """Euclidean length along `dim`, with `keepdim`, in the wide dtype."""
     if _may_be_derived_twice(x):
         # `vector_norm` has no second derivatives where the length is 0.
         return x.to(wide(x.dtype)).square().sum(dim, keepdim=True).clamp_min((EPS / 2) ** 2).sqrt()
     if x.is_cpu and x.stride(dim) != 1 and not torch.compiler.is_compiling():
-        # Several times as fast as `vector_norm` over what lies far apart.
+        # Several times as fast as `vector_norm` along a strided dimension.
         x = cast(x, wide(x.dtype))
         return (x * x).sum(dim, keepdim=True).sqrt()
     return torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=wide(x.dtype))
 
 
 def inverse_length(x: Tensor, dim: int) -> Tensor:
-    """1 / length along `dim`, which is kept, in the wide type; 0 for what has none, with zero gradients."""
+    """1 / length along `dim`, with `keepdim`, in the wide dtype; 0 with a zero gradient for a zero vector."""
     if launches.pay(x):
         return launches.inverse_length(x, dim, wide(x.dtype), EPS)
     if x.stride(dim) == 1 and not _may_be_derived_twice(x):
         return reciprocal(length(x, dim))
-    # As in `length`; and it has second derivatives.
+    # Faster along a strided dimension, as in `length`; and it has second derivatives.
     x = cast(x, wide(x.dtype))
     return torch.threshold((x * x).sum(dim, keepdim=True), EPS**2, math.inf).rsqrt()
 
@@ -97,10 +97,10 @@ def gather(value_BNR: Tensor, assign_BND: Tensor, scale_BD1: Tensor | None = Non
     Args:
         value_BNR: values of the visible nodes.
         assign_BND: assignment of each node to each latent, not negative.
-        scale_BD1: what the sums are multiplied by, in the wide type; ``None`` for 1.
+        scale_BD1: a factor for the sums, in the wide dtype; ``None`` means 1.
 
     Returns:
-        (B, D, R) in the wide type.
+        (B, D, R) in the wide dtype.
 
     Example:
         >>> gather(torch.ones(1, 5, 2), torch.ones(1, 5, 1))
@@ -109,7 +109,7 @@ def gather(value_BNR: Tensor, assign_BND: Tensor, scale_BD1: Tensor | None = Non
     if value_BNR.dtype == assign_BND.dtype and _is_long_sum(assign_BND, value_BNR.shape[-1]):
         sums_BDR = launches.sum_over_nodes(value_BNR, assign_BND)
     elif assign_BND.dtype == torch.float16:
-        # A product over many nodes overflows before it is divided by the nodes' weight; 1 / N keeps it in range.
+        # The sum over many nodes would overflow before it is divided; the factor 1 / sqrt(N) keeps it in range.
         nodes = max(assign_BND.shape[-2], 1)
         sums_BDR = product(assign_BND.mT, value_BNR * nodes**-0.5).float() * nodes**0.5
     else:
@@ -118,7 +118,7 @@ def gather(value_BNR: Tensor, assign_BND: Tensor, scale_BD1: Tensor | None = Non
 
 
 def _is_long_sum(assign_BND: Tensor, columns: int) -> bool:
-    """Whether a sum over nodes on a GPU is faster in parts, or may leave float16's range in one of the passes."""
+    """Whether to sum over nodes by `launches`: on a GPU, if cutting the sum is faster or float16 could overflow."""
     if not launches.pay(assign_BND) or assign_BND.dim() != 3 or assign_BND.dtype == torch.bfloat16:
         return False
     samples, nodes, latents = assign_BND.shape
@@ -126,7 +126,7 @@ def _is_long_sum(assign_BND: Tensor, columns: int) -> bool:
 
 
 def node_weight(assign_BND: Tensor, *, node_scale: NodeScale) -> Tensor:
-    """What `gather`'s sums are divided by, (B, D, 1): the assignment's length over nodes, or its sum for ``mean``."""
+    """The divisor of `gather`'s sums, (B, D, 1): the assignment's length over nodes, or its sum for ``mean``."""
     if node_scale == "mean":
         return assign_BND.sum(-2, dtype=wide(assign_BND.dtype)).unsqueeze(-1)
     return length(assign_BND, -2).mT
@@ -152,14 +152,14 @@ def affinity(latent_BDR: Tensor) -> Tensor:
 
 
 def mix(latent_BDR: Tensor) -> Tensor:
-    """Each latent takes in the others, Y = A Z: (B, D, R)."""
+    """Each latent becomes a weighted mean of all latents, Y = A Z: (B, D, R)."""
     return product(affinity(latent_BDR), latent_BDR)
 
 
 def scatter(latent_BDR: Tensor, assign_BND: Tensor) -> Tensor:
     """Latent to visible, O = Y^T Q: each node sums the latents, weighted by its assignment, (B, N, R).
 
-    Nodes are innermost in memory where they are in the assignments.
+    The result has the memory layout of the assignments: nodes or channels innermost.
     """
     if _is_long_sum(assign_BND, latent_BDR.shape[-1]):
         return launches.spread(latent_BDR, assign_BND)

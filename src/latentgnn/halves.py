@@ -1,6 +1,6 @@
-"""Gather and scatter of a layer, each alone: for whoever has only a part of the nodes of a sample at a time.
+"""A layer's gather and scatter as separate calls, for callers that have only some of a sample's nodes at a time.
 
-Between them stand the latents' sums over all nodes of a sample, which add up over any partition of these nodes.
+Between the two are the latents' sums over all nodes of a sample, which add up over any partition of the nodes.
 
 Axes: B batch, N nodes, C channels, S samples, G groups, D latents of all kernels in a group, r channels of a group.
 """
@@ -21,7 +21,7 @@ from latentgnn.samples import Nodes
 
 
 def why_not_halves(layer: Arrangement) -> str | None:
-    """Why a layer has no such halves, ``None`` if it has: norms of one node at a time, no shared nodes."""
+    """Why gather and scatter of a layer cannot be called separately; ``None`` if they can."""
     if layer.ranks is not None:
         return "its nodes are shared between processes: call latentgnn.shard_nodes(layer, None) first"
     for norm in layer.norms:
@@ -40,13 +40,13 @@ def why_not_halves(layer: Arrangement) -> str | None:
 def gather(
     layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Sequence[int] | None
 ) -> tuple[Tensor, Tensor]:
-    """The latents' sums over these nodes, (S, G, D, r), and their weights, (S, G, D), in the wide type.
+    """The latents' sums over these nodes, (S, G, D, r), and their weights, (S, G, D), in the wide dtype.
 
     Args:
         layer: its parameters; `why_not_halves` has no objection.
         x_BNC: (B, N, C), N at least 1.
         mask_BN: nodes that take part.
-        offsets: where each sample begins among the nodes of a single row, and the end; ``None`` if rows are samples.
+        offsets: boundaries of the samples in a single row of packed nodes; ``None`` if each row is a sample.
     """
     compute, without_autocast = running.products_in(x_BNC)
     with without_autocast:
@@ -68,7 +68,7 @@ def scatter(
     Args:
         layer: its parameters; `why_not_halves` has no objection.
         x_BNC: (B, N, C), N at least 1.
-        mask_BN: nodes that take part; the others come back unchanged.
+        mask_BN: nodes that take part; the others are returned unchanged.
         offsets: as `gather` has them.
         sums_SGDr: what `gather` gave, added up over all nodes.
         weights_SGD: likewise.
@@ -85,7 +85,7 @@ def scatter(
 def _plan(
     layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, compute: torch.dtype, *sums: Tensor
 ) -> Plan | None:
-    """For the core, where it can: it has no gradients here."""
+    """The core's plan; ``None`` if it cannot take the input, or gradients are needed, which it lacks here."""
     read = (x_BNC, *sums, *layer.tensors, layer.gamma)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in read):
         return None

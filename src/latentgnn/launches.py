@@ -1,8 +1,8 @@
-"""Equations that a GPU computes in fewer launches than their operations take one by one.
+"""Equations that a GPU computes in fewer kernel launches than their single operations would need.
 
-A small operation takes a GPU less time than its call takes the processor beside it, in both passes. Each class here is
-one step of autograd whose backward pass is written out; it may be differentiated again. `latentgnn.functional` takes
-them where `pay` says so.
+Launching a small operation takes longer than computing it, in both passes. Each class here is one autograd function
+with a hand-written backward pass, which can be differentiated again. `latentgnn.functional` uses them
+where `pay` says so.
 
 Axes: B batch, N visible nodes, D latent nodes, R reduced channels.
 """
@@ -16,24 +16,24 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from latentgnn import modes
 
-# A product with few rows and columns and many nodes to sum over keeps few of a GPU's processors busy, for cuBLAS gives
-# a tile of the output to each and does not cut float32 sums itself. It is cut into as many parts as give about so many
-# tiles, of so many rows and columns, each part with at least so many nodes. On an H100 the product of 150 x 16800 by
-# 16800 x 64 of two samples took 507 of 1007 microseconds of a layer's forward pass uncut.
+# A sum over many nodes with a small output keeps few multiprocessors busy: cuBLAS gives an output tile to each and does
+# not split float32 sums. It is cut into enough parts for about `_TILES` tiles of `_TILE` x `_TILE` outputs, each part
+# with at least `_FEWEST_NODES` nodes. Uncut, the product of 150 x 16800 by 16800 x 64 for two samples took 507 of the
+# 1007 microseconds of a layer's forward pass on an H100.
 _TILES = 128
 _TILE = 64
 _FEWEST_NODES = 512
 
 
 def pay(x: Tensor) -> bool:
-    """Whether a tensor is on a GPU and its operations run one by one, as PyTorch's own derivatives need."""
+    """Whether a tensor is on a GPU and its operations run eagerly, with no compiler, export, transform or subclass."""
     if not modes.is_on_gpu(x) or torch.compiler.is_compiling():
         return False
     return not (modes.is_exporting() or modes.is_transformed() or is_traceable_wrapper_subclass(cast(object, x)))
 
 
 def parts_of_sum(samples: int, rows: int, columns: int, nodes: int) -> int:
-    """In how many parts a GPU should sum over nodes, for an output of these rows and columns a sample.
+    """Into how many parts a GPU should cut a sum over nodes, for an output of rows x columns per sample.
 
     Example:
         >>> parts_of_sum(2, 150, 64, 16800), parts_of_sum(32, 150, 64, 16800), parts_of_sum(8, 100, 64, 196)
@@ -43,7 +43,7 @@ def parts_of_sum(samples: int, rows: int, columns: int, nodes: int) -> int:
     most = min(_TILES // tiles, nodes // _FEWEST_NODES) if tiles else 1
     if most < 2:
         return 1
-    # Parts of equal length leave nothing over, if there are any.
+    # Prefer a number of parts that divides the nodes, so that there is no remainder.
     return next((parts for parts in range(most, most // 2, -1) if nodes % (4 * parts) == 0), most)
 
 
@@ -72,7 +72,7 @@ def spread(latent_BDR: Tensor, assign_BND: Tensor) -> Tensor:
 
 
 def _in_type(name: str, x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A product or quotient in a type: rounded to it in the same launch, where autograd does not record."""
+    """A product or quotient in a dtype; unless autograd records, rounded in the same launch."""
     operation = getattr(torch, name)
     if x.dtype == factor.dtype == dtype or torch.is_grad_enabled():
         result: Tensor = operation(x, factor)
@@ -82,13 +82,13 @@ def _in_type(name: str, x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor
 
 
 def _threshold_length(x: Tensor, dim: int, dtype: torch.dtype, eps: float) -> Tensor:
-    # What is divided by infinity is 0, and has no gradient.
+    # Dividing by infinity gives 0, without a gradient.
     length = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=dtype)
     return torch.threshold(length, eps, math.inf)
 
 
 class _Unit(torch.autograd.Function):
-    """x / ||x|| and ||x||, infinite where it is 0; both are saved as outputs, so that they may be derived again."""
+    """x / ||x|| and ||x||, infinite for a zero vector. Both are outputs, so that they can be differentiated again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, dtype: torch.dtype, eps: float) -> tuple[Tensor, Tensor]:
@@ -152,7 +152,7 @@ class _Spread(torch.autograd.Function):
         latent_BDR = latent_BDR.to(assign_BND.dtype)
         if assign_BND.stride(-1) == 1:
             return torch.bmm(assign_BND, latent_BDR)
-        # Not as a view, which autograd would not let be changed in place.
+        # Not a view: autograd would forbid changing it in place.
         out = latent_BDR.new_empty(len(latent_BDR), latent_BDR.shape[2], assign_BND.shape[1]).mT
         torch.bmm(latent_BDR.mT, assign_BND.mT, out=out.mT)
         return out
@@ -168,7 +168,7 @@ class _Spread(torch.autograd.Function):
 def _sum(value_BNR: Tensor, assign_BND: Tensor) -> Tensor:
     samples, nodes, columns = value_BNR.shape
     if value_BNR.dtype == torch.float16:
-        # The sum itself may be out of range.
+        # The sum itself could overflow float16.
         scale = max(nodes, 1) ** 0.5
         return torch.bmm(assign_BND.mT, value_BNR / scale).float() * scale
     if value_BNR.dtype == torch.bfloat16:

@@ -24,8 +24,8 @@ class LatentKernel(nn.Module):
     """The parameters of one kernel: its assignments and its graph convolution.
 
     Args:
-        config: of the layer.
-        num_latents: latents D_k of this kernel, in each group.
+        config: the layer's options.
+        num_latents: D_k, the latents of this kernel in each group.
     """
 
     def __init__(
@@ -56,29 +56,29 @@ class LatentGNN(nn.Module):
     The affinity of all pairs of nodes is never formed, and the cost is linear in the number of nodes. Source: Zhang,
     Yan, He, ICML 2019, arXiv 1905.11634.
 
-    At the start gamma is 0 and the layer an identity, so that a trained network may be extended by it. In the first
-    step only gamma receives a gradient; the others follow as it leaves 0.
+    Gamma starts at 0, so a new layer is an identity and can be put into a trained network. In the first step only
+    gamma gets a gradient; the other parameters follow once gamma is no longer 0.
 
     With the published scaling, the result before the norm grows with the number of nodes N, like sqrt(N), or like N if
-    symmetric. A layer that meets inputs of sizes that it was not trained on may want ``node_scale="mean"``.
+    symmetric. If inputs may have other sizes than in training, use ``node_scale="mean"``.
 
     Args:
         channels: channels C of the input and the output.
-        num_latents: latents of the one kernel, or of each of several; in each group.
+        num_latents: latents in each group: one number, or a sequence with one number per kernel.
         reduction: C is reduced to C // reduction channels inside.
         symmetric: one assignment for gather and scatter instead of two.
         graph_conv: a graph convolution with a norm and a ReLU after the scatter step.
         residual: add the result, times gamma, to the input; without it, gamma is an unused buffer.
         norm: callable from a channel count to a norm: ``nn.BatchNorm1d`` or 2d, `latentgnn.norms.FrozenBatchNorm`,
             torchvision's ``FrozenBatchNorm2d``, ``nn.GroupNorm`` through a partial, ``nn.LayerNorm``, ``nn.Identity``;
-            any other module is given (B, C, N) and takes no mask. A name stands for one of `latentgnn.norms.NORMS`:
+            any other module is called with (B, C, N) and allows no mask. Or a name in `latentgnn.norms.NORMS`:
             ``batch_norm``, ``frozen_batch_norm``, ``group_norm``, ``layer_norm``, ``none``.
         num_groups: groups of the reduced channels, each with latent graphs of its own.
-        gamma_init: where gamma starts.
+        gamma_init: initial value of gamma.
         node_scale: ``published``, or ``mean`` to make each latent a weighted mean of its nodes, so that the output's
             size does not depend on the number of nodes.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         (B, C, *spatial) with one, two or three spatial dimensions, to the same shape, type and strides.
@@ -141,7 +141,7 @@ class LatentGNN(nn.Module):
         if residual:
             self.gamma: Tensor = nn.Parameter(gamma)
         else:
-            # Nothing reads it; the published layer has one all the same, and a state dict must hold all its weights.
+            # Unused, but the published layer has a gamma here too, and its state dicts must fit.
             self.register_buffer("gamma", gamma)
         self.reset_parameters()
 
@@ -187,7 +187,7 @@ class LatentGNN(nn.Module):
             device: where the layer is put.
 
         Raises:
-            UserError: there is none, it is something else, or it cannot be had.
+            UserError: there is no such model, it is something else, or it cannot be downloaded.
         """
         from latentgnn.saved import load_layer
 
@@ -198,11 +198,11 @@ class LatentGNN(nn.Module):
 
         Args:
             folder: made if it is not there.
-            overwrite: replace files of these names.
+            overwrite: replace existing files.
 
         Raises:
-            UserError: there are such files.
-            ValueError: a norm that is not in `latentgnn.norms.NORMS` has no name to be saved under.
+            UserError: the files exist, and ``overwrite`` is false.
+            ValueError: the norm is not in `latentgnn.norms.NORMS`, so it has no name to save.
 
         Example:
             >>> import tempfile
@@ -217,7 +217,7 @@ class LatentGNN(nn.Module):
         save_layer(self, folder, overwrite=overwrite)
 
     def reset_parameters(self) -> None:
-        """Draw the matrices anew, and set gamma to ``gamma_init``."""
+        """Initialize all matrices and norms again, and set gamma to ``gamma_init``."""
         for module in self.modules():
             if isinstance(module, Projection):
                 module.reset_parameters()
@@ -243,8 +243,8 @@ class LatentGNN(nn.Module):
 
         Args:
             x: (B, C, *spatial), contiguous or channels-last.
-            mask: (B, *spatial), bool. Nodes outside it take no part in the gather step nor in batch statistics, and
-                come back unchanged; what is in them never changes what comes out inside.
+            mask: (B, *spatial), bool. Nodes where it is false are left out of gather and of batch statistics and are
+                returned unchanged; their values never affect the other nodes.
 
         Returns:
             The shape, type and strides of ``x``.
@@ -265,7 +265,7 @@ class LatentGNN(nn.Module):
         return reshape(self._output(x_BNC, mask_BN).mT, x.shape)
 
     def nodes_of(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """An input and its mask, checked, as nodes: (B, N, C), a view with the input's strides, and (B, N)."""
+        """Check an input and its mask, and flatten them to nodes: (B, N, C), a view of the input, and (B, N)."""
         self._check_map(x, mask)
         return _nodes_of(x, mask)
 
@@ -291,7 +291,7 @@ class LatentGNN(nn.Module):
         return running.run(layer, x_BNC, mask_BN, offsets)
 
     def whole(self) -> dict[str, Tensor]:
-        """Parameters that are split over processes, gathered; gradients go back to the parts.
+        """The parameters that are split over processes, gathered; gradients flow back to the shards.
 
         Products of a split matrix with split nodes have wrong gradients in PyTorch.
         """
@@ -311,7 +311,7 @@ class LatentGNN(nn.Module):
         }
 
     def arrangement(self) -> Arrangement:
-        """The parameters by their places in the equations."""
+        """The layer's projections by their place in the equations."""
         reduces, assigns = [self._part("gather_reduce")], [self._parts("gather_assign")]
         if not self.config.symmetric:
             reduces.append(self._part("scatter_reduce"))
@@ -324,7 +324,7 @@ class LatentGNN(nn.Module):
         return cast(Projection, child(self, name))
 
     def _parts(self, name: str) -> list[Projection]:
-        """One of each kernel."""
+        """The projection of this name in each kernel."""
         kernels = child(self, "kernels")._modules.values()
         return [cast(Projection, child(cast(nn.Module, kernel), name)) for kernel in kernels]
 
@@ -360,9 +360,9 @@ def _nodes_of(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
 
 
 def reshape(out: Tensor, shape: Sequence[int]) -> Tensor:
-    """An output that nobody else has, in another shape, but not as a view of itself.
+    """Reshape a fresh output without making it a view.
 
-    Hooks of the module, FSDP2's above all, would be lost where an operation changes a view in place.
+    If an in-place operation changed a view, module hooks, FSDP2's in particular, would be lost.
     """
     return torch.ops.aten._unsafe_view.default(out, shape)
 

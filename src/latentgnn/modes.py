@@ -20,20 +20,20 @@ def is_exporting() -> bool:
 
 
 def is_in_function_transform() -> bool:
-    """Whether a transform of `torch.func` is active; a compiler looks after that itself."""
+    """Whether a transform of `torch.func` is active; not under a compiler, which handles transforms itself."""
     return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def is_transformed() -> bool:
-    """Whether derivatives are wanted that only PyTorch's own operations have."""
+    """Whether a transform or forward-mode differentiation is active, which only PyTorch's own operations support."""
     return is_in_function_transform() or (not torch.compiler.is_compiling() and forward_ad._current_level >= 0)
 
 
 def is_traced() -> bool:
-    """Whether what runs becomes a program or is transformed, for which the operations are to stay as they are."""
+    """Whether a compiler, an export or a transform is active, so that operations must be PyTorch's, out of place."""
     return torch.compiler.is_compiling() or is_exporting() or is_transformed()
 
 
 def is_seen() -> bool:
-    """Whether something sees each operation: what traces, and modes that count or record operations."""
+    """Whether something observes each operation: a tracer, or a mode that counts or records operations."""
     return is_traced() or torch._C._is_tracing() or is_in_torch_dispatch_mode()

@@ -1,4 +1,4 @@
-"""The norms of a layer as one call of PyTorch each, for GPUs: what is asked of a norm is asked once for all of them.
+"""A layer's norms as one PyTorch call each, for GPUs; checks are made once for all norms, not for each.
 
 Axes: B batch, N nodes, O channels of what is normalised.
 """
@@ -15,23 +15,23 @@ from latentgnn.batch_statistics import synchronizes, tracks
 from latentgnn.functional import wide
 from latentgnn.projections import Arrangement
 
-# Takes what is normalised, (B, N, O), or (B, O, N) where the dimension given is 1; gives (B, N, O).
+# Called with the input, (B, N, O) or (B, O, N), and the dimension of its channels, 2 or 1; returns (B, N, O).
 NormCall = Callable[[Tensor, int], Tensor]
 
 
 def are_single(layer: Arrangement, x_BNC: Tensor, compute: torch.dtype) -> bool:
-    """Whether each norm of a layer is one call for all nodes of an input, in the type of the products.
+    """Whether each norm of a layer is one call for all nodes of an input, in the dtype of the products.
 
     Args:
-        layer: its parameters.
+        layer: the layer's projections.
         x_BNC: the input.
-        compute: type of the products over nodes.
+        compute: dtype of products over nodes.
     """
     kind = layer.norm_kind
     if kind is None or (kind == "group" and x_BNC.stride(-1) == 1):
         return False
     types = {tensor.dtype for place in range(1, 5) for tensor in layer.tensors[place::5] if tensor is not None}
-    # Batch norms may have tensors of the wide type beside what they are applied to.
+    # A batch norm may have float32 tensors while its input is in half precision.
     if not (types <= {compute} or (kind in ("affine", "batch") and types == {wide(compute)})):
         return False
     if kind != "batch":
@@ -42,7 +42,7 @@ def are_single(layer: Arrangement, x_BNC: Tensor, compute: torch.dtype) -> bool:
 
 
 def norm_calls(layer: Arrangement) -> list[NormCall]:
-    """A call for each norm of a layer that `are_single` accepts; counts the batch where batch norms learn from it."""
+    """One call for each norm of a layer that `are_single` accepts. Also counts the batch in norms that track it."""
     counters = [
         counter
         for norm in layer.norms

@@ -1,4 +1,4 @@
-"""Norms applied to nodes: with statistics from those in a mask alone, and in one call of PyTorch where there is one.
+"""Norms applied to nodes, with statistics only from nodes in the mask, and in one PyTorch call where possible.
 
 Axes: B batch, N nodes, C channels.
 """
@@ -29,19 +29,19 @@ def normalize(
 ) -> Tensor:
     """Apply a norm to nodes, with statistics from the nodes in the mask alone.
 
-    The result is in the wide type, or where a GPU applies the norm in one call, which computes in that type inside, in
-    the type of what it is applied to.
+    The result has the wide dtype. If a GPU applies the norm in one call, it has the dtype of ``y_BNC`` instead; the
+    call itself computes in the wide dtype.
 
     Args:
-        norm: to apply.
-        y_BNC: what it is applied to.
+        norm: the norm to apply.
+        y_BNC: its input.
         mask_BN: nodes that take part.
-        group: the name of the process group whose processes hold the nodes; empty where this one holds all.
-        counted: the batch is in the norm's counter already, by `count_batch`.
-        factor: (1,), what the result is multiplied by; in the norm's weight and bias it costs nothing.
+        group: name of the process group that shares the nodes; empty if this process holds all of them.
+        counted: `count_batch` has counted this batch already.
+        factor: (1,), multiplies the result; folded into the norm's weight and bias where possible.
 
     Raises:
-        ValueError: a mask with a norm of unknown kind, whose statistics nothing is known of.
+        ValueError: a mask with a norm of an unknown kind.
     """
     as_it_is = mask_BN is None and launches.pay(y_BNC) and _reads(norm, y_BNC.dtype)
     if not as_it_is or (isinstance(norm, nn.GroupNorm) and y_BNC.stride(-1) == 1):
@@ -77,7 +77,7 @@ def normalize(
         )
     y_BNC = norm(y_BNC.mT).mT
     if factor is None and not torch.is_grad_enabled():
-        # What comes back from here may be changed in place, and the norm may keep what it gave.
+        # Callers may change the result in place, and an unknown norm may keep a reference to it.
         return y_BNC.clone()
     return _times(y_BNC, factor)
 
@@ -101,9 +101,9 @@ def _vectors(
 
 
 def _reads(norm: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether PyTorch applies a norm of a known kind to tensors of a type in one call.
+    """Whether PyTorch can apply this norm, of a known kind, to tensors of a dtype in one call.
 
-    Batch norms may have tensors of the wide type beside those of a half type.
+    A batch norm may have float32 tensors while its input is in half precision.
     """
     if isinstance(norm, nn.Identity):
         return True
@@ -115,9 +115,9 @@ def _reads(norm: nn.Module, dtype: torch.dtype) -> bool:
 
 
 def _takes_one_call(norm: _BatchNorm, y_BNC: Tensor, dtype: torch.dtype, group: str) -> bool:
-    """Whether PyTorch's batch norm may be called on a tensor like one, of a type, as it is.
+    """Whether PyTorch's batch norm can be called directly on a tensor like ``y_BNC`` of this dtype.
 
-    It knows no transforms and no parts of a batch.
+    It does not support transforms, or a batch that is shared between processes.
     """
     if torch.compiler.is_compiling() or is_transformed() or is_traceable_wrapper_subclass(cast_type(object, y_BNC)):
         return False
@@ -132,16 +132,16 @@ def _takes_one_call(norm: _BatchNorm, y_BNC: Tensor, dtype: torch.dtype, group: 
 
 
 def count_batch(norms: Sequence[nn.Module], x_BNC: Tensor, compute: torch.dtype) -> bool:
-    """Count a batch in the counters of all norms in one call, if each learns from it in one call.
+    """Add 1 to the batch counters of all norms in one call, if each will be applied in one call; say whether it did.
 
     Args:
         norms: of a layer.
         x_BNC: its input.
-        compute: type of the products over nodes.
+        compute: dtype of products over nodes.
     """
     if not launches.pay(x_BNC):
         return False
-    # Float16 is normalised as float32 where it might be out of range.
+    # Float16 is normalised as float32 where it could overflow.
     types = {compute, torch.float32} if compute == torch.float16 else {compute}
     counters = []
     for norm in norms:
@@ -162,7 +162,7 @@ def _batch_norm(norm: _BatchNorm, y_BNC: Tensor, factor: Tensor | None, *, count
     weight_C: Tensor | None = norm.weight
     bias_C: Tensor | None = norm.bias
     if factor is not None:
-        # In their own type: the wide one may stand beside a half type.
+        # In the norm's own dtype, which may be float32 although the input is in half precision.
         known = next((tensor for tensor in (weight_C, mean_C) if tensor is not None), y_BNC)
         weight_C, bias_C = _vectors(norm, y_BNC, known.dtype, factor)
     return _one_batch_norm(y_BNC, weight_C, bias_C, mean_C, var_C, batch, norm.momentum or 0.0, norm.eps)
@@ -181,7 +181,7 @@ def _one_batch_norm(
     arguments = weight_C, bias_C, mean_C, var_C, batch, momentum, eps, torch.backends.cudnn.enabled
     # Three or two dimensions: with four, PyTorch's gradients are wrong for some strides.
     if y_BNC.stride(-1) == 1:
-        # On a CPU, rows with gaps take several times as long as a copy.
+        # On a CPU, strided rows take several times as long as copying them first.
         rows_MC = (y_BNC.contiguous() if y_BNC.is_cpu else y_BNC).flatten(0, 1)
         return torch.batch_norm(rows_MC, *arguments).view(y_BNC.shape)
     return torch.batch_norm(y_BNC.mT, *arguments).mT
@@ -194,9 +194,9 @@ def _group_norm(
     if mask_BN is None and not is_traceable_wrapper_subclass(cast_type(object, y_BNC)):
         if y_BNC.stride(-1) != 1:
             return nn.functional.group_norm(y_BNC.mT, norm.num_groups, weight_C, bias_C, norm.eps).mT
-        # A compiler knows other strides of what this gives.
+        # A compiler would assume other strides for the result.
         if y_BNC.is_cpu and not is_seen():
-            # Nodes as the width of images whose channels lie innermost: many times as fast as the operations below.
+            # Nodes as the width of channels-last images: many times as fast as the operations below.
             images_BC1N = y_BNC.contiguous().mT.unsqueeze(2)
             return torch.group_norm(images_BC1N, norm.num_groups, weight_C, bias_C, norm.eps).squeeze(2).mT
     y_BNGc = y_BNC.unflatten(-1, (norm.num_groups, -1))

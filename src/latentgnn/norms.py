@@ -1,4 +1,4 @@
-"""Norms over channels: which there are, of what kind they are, and the scale and shift that some amount to.
+"""Norms over channels: their names, their kinds, and the scale and shift of those that are affine maps.
 
 Axes: B batch, N nodes, C channels.
 """
@@ -17,8 +17,8 @@ from latentgnn.modules import own_tensor
 
 NormFactory = Callable[[int], nn.Module]
 
-# What statistics norms take: those that they have (an affine map), or those of the batch, of a sample's groups of
-# channels, of a node's channels.
+# Where a norm's statistics come from: stored ones (an affine map), the batch, a sample's groups of channels, or a
+# node's channels.
 NormKind = Literal["affine", "batch", "group", "layer", "rms"]
 
 _FROZEN_STARTS = (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0))
@@ -59,7 +59,7 @@ class FrozenBatchNorm(nn.Module):
         return (x * scale_C.view(shape) + shift_C.view(shape)).to(x.dtype)
 
     def reset_parameters(self) -> None:
-        """Make it an identity, but for ``eps``; for buffers that hold nothing yet, as after ``to_empty``."""
+        """Reset to an identity (up to ``eps``); needed after ``to_empty``."""
         for name, start in _FROZEN_STARTS:
             getattr(self, name).fill_(start)
 
@@ -103,12 +103,12 @@ def affine_of_statistics(
 def affines(
     columns: Sequence[Sequence[Tensor | None]], eps: Sequence[float], dtype: torch.dtype
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    """Scale and shift of each of several norms, from the statistics that it has collected.
+    """Scale and shift of several norms, from their stored statistics.
 
     Args:
         columns: the norms' weights, biases, running means and running variances.
         eps: of each norm.
-        dtype: of the results, which are ``None`` for a norm without statistics.
+        dtype: dtype of the results; a norm without statistics gives ``None``.
     """
     if columns[0][0] is None or not are_alike(columns, eps):
         pairs = [
@@ -125,7 +125,7 @@ def affines(
 
 
 def are_alike(columns: Sequence[Sequence[Tensor | None]], eps: Sequence[float]) -> bool:
-    """Whether each of several norms has all tensors that `affines` takes, and all have one eps; or none has any."""
+    """Whether all norms have all tensors that `affines` takes and the same eps, or none has any."""
     missing = {tensor is None for column in columns for tensor in column}
     return len(missing) == 1 and (True in missing or all(each == eps[0] for each in eps))
 
@@ -133,18 +133,18 @@ def are_alike(columns: Sequence[Sequence[Tensor | None]], eps: Sequence[float]) 
 def joined_affine(
     columns: Sequence[Sequence[Tensor | None]], eps: Sequence[float], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Scale and shift of several norms that are alike, one after the other.
+    """Scale and shift of several norms that are alike, concatenated.
 
-    All norms at once: they are small, and each call costs more than its arithmetic. Arguments are those of `affines`.
+    They are computed together because a call costs more than its arithmetic. Arguments as in `affines`.
     """
-    # Statistics are not joined with what is learnt, whose gradient they would otherwise have too.
+    # Statistics stay apart from weights and biases: joined to them, they would be part of their gradients.
     weight, bias = _joined(columns[:2], dtype)
     mean, var = _joined(columns[2:], dtype)
     return affine_of_statistics(mean, var, weight, bias, eps[0])
 
 
 def _joined(columns: Sequence[Sequence[Tensor | None]], dtype: torch.dtype) -> Iterator[Tensor]:
-    """The tensors of each column one after the other."""
+    """Each column's tensors, concatenated."""
     together = torch.cat([tensor for column in columns for tensor in cast_type(list[Tensor], column)])
     return iter(cast(together, dtype).chunk(len(columns)))
 
@@ -157,24 +157,24 @@ def is_frozen(norm: nn.Module) -> bool:
 
 
 def uses_batch_statistics(norm: nn.Module) -> bool:
-    """Whether a norm takes its statistics from the batch at hand."""
+    """Whether a norm takes its statistics from the current batch."""
     return isinstance(norm, _BatchNorm) and (norm.training or own_tensor(norm, "running_mean") is None)
 
 
 def is_repeatable(norm: nn.Module) -> bool:
-    """Whether it is known that applying a norm again gives the same and changes nothing."""
+    """Whether a norm is known to give the same result again and to change no state."""
     return isinstance(norm, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm) or is_affine(norm)
 
 
 def is_affine(norm: nn.Module) -> bool:
-    """Whether a norm amounts to a scale and a shift per channel, whatever its input."""
+    """Whether a norm is a fixed scale and shift per channel, independent of its input."""
     if isinstance(norm, nn.Identity) or is_frozen(norm):
         return True
     return isinstance(norm, _BatchNorm) and not uses_batch_statistics(norm)
 
 
 def kind_of(norms: Sequence[nn.Module]) -> NormKind | None:
-    """What kind all of a layer's norms are, ``None`` if they differ or are of none that is known."""
+    """The kind of all of a layer's norms; ``None`` if they differ or the kind is unknown."""
     first = norms[0]
     if isinstance(first, _BatchNorm):
         first_takes = uses_batch_statistics(first)
@@ -190,13 +190,13 @@ def kind_of(norms: Sequence[nn.Module]) -> NormKind | None:
     for known, kind in kinds:
         if type(first) is known:
             return kind if all(type(norm) is known for norm in norms) else None
-    # Reductions are multiplied by together, and either all of them have a scale and a shift or none has.
+    # The reductions are one product, so all of them need a scale and a shift, or none.
     some_are_none = len({isinstance(norm, nn.Identity) for norm in norms}) > 1
     return "affine" if all(is_affine(norm) for norm in norms) and not some_are_none else None
 
 
 def affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """The scale and shift per channel that a norm amounts to, ``None`` where it depends on its input or has none."""
+    """The scale and shift per channel of an affine norm; ``None`` for the identity and for any other norm."""
     if isinstance(norm, nn.Identity) or not is_affine(norm):
         return None
     return affine_of_statistics(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
-"""Which path a layer takes for an input, and for the core the reason why not.
+"""Which path a layer takes for an input, and why it does not take the core.
 
-The core (`latentgnn.core`) has gradients arranged by hand, for norms that are affine maps, batch norm in training, and
-group, layer and RMS norm. The plain path (`latentgnn.plain`) is the equations as PyTorch operations, for everything
-else; `latentgnn.few_calls` has what is small and common of it.
+The core (`latentgnn.core`) has a hand-written backward pass, for affine norms, batch norm in training, and group, layer
+and RMS norm. The plain path (`latentgnn.plain`) runs the equations as PyTorch operations, for everything
+else. `latentgnn.few_calls` is a shorter version of the plain path for common layers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ from latentgnn.projections import Arrangement
 
 Memory = Literal["auto", "hold", "recompute"]
 
-# Reasons that `latentgnn.running` asks for, to tell the ways of the plain path apart.
+# `latentgnn.running` compares with these reasons, to choose between the plain path and `few_calls`.
 SMALL = "the input is so small that calls cost more than arithmetic, and the plain path has fewer"
 FEW_NODES = "the map has few enough nodes for the plain path to be faster"
 ROWS = "channels lie innermost, and the nodes are few enough for the plain path to be faster"
@@ -34,20 +34,20 @@ ON_GPU = "the input is on a GPU, where the plain path takes less time, and does 
 FEW_ON_GPU = "the input is on a GPU, where few calls take less time than the core's"
 HALF = "statistics in half precision"
 COMPILED = "a compiler fuses the plain path's operations on a GPU"
-# Nodes a scene, in the mean, from which on the plain path may take packed points, each scene by itself.
+# The plain path may take packed points, one scene at a time, if scenes have at least this many points on average.
 _LARGE_SCENES = 1024
 _memory: ContextVar[Memory] = ContextVar("latentgnn_memory", default="auto")
 
 
 @contextmanager
 def memory(choice: Memory) -> Iterator[None]:
-    """Say for the time of a ``with`` block what layers do with what the backward pass needs.
+    """Choose, within a ``with`` block, whether layers hold or recompute what the backward pass needs.
 
     Args:
-        choice: ``hold`` keeps what the forward pass computes; ``recompute`` keeps the input and little more, and
-            computes it again; both take the core where it can be had, unless a compiler traces for a GPU. ``auto``,
-            the default, holds where `latentgnn.by_size.holds` says so, and takes the plain path for small inputs and on
-            GPUs, where that does not hold too much.
+        choice: ``hold`` keeps what the forward pass computes; ``recompute`` keeps little more than the input and
+            computes the rest again. Both use the core where possible, unless a compiler traces for a GPU. ``auto``,
+            the default, holds if `latentgnn.by_size.holds` says so, and takes the plain path for small inputs and,
+            if it does not hold too much, on GPUs.
 
     Raises:
         ValueError: another choice.
@@ -68,7 +68,7 @@ def memory(choice: Memory) -> Iterator[None]:
 
 
 def holds(config: LatentGNNConfig, x_BNC: Tensor, norm: NormKind | None) -> bool:
-    """Whether what the forward pass computes is held for the backward pass; it follows from sizes alone."""
+    """Whether the forward pass holds what it computes for the backward pass; ``auto`` decides by sizes alone."""
     choice = _memory.get()
     if choice != "auto":
         return choice == "hold"
@@ -86,10 +86,10 @@ def why_not_core(
     """Why a layer cannot take the core for an input, ``None`` if it can.
 
     Args:
-        layer: its parameters.
+        layer: the layer's projections.
         x_BNC: the input.
         mask_BN: nodes that take part.
-        compute: type of the products over nodes.
+        compute: dtype of products over nodes.
         offsets: of packed points.
     """
     if is_exporting():
@@ -123,13 +123,13 @@ def why_not_core(
 def _why_small(
     layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, compute: torch.dtype
 ) -> str | None:
-    """Why an input is too small for the core to be faster: measured on CPUs, for all nodes of plain tensors."""
+    """Why an input is too small for the core to be faster; only for plain tensors on a CPU, without a mask."""
     # In PyTorch 2.11, Dynamo cannot read a context variable.
     if torch.compiler.is_compiling() or mask_BN is not None or x_BNC.device.type != "cpu":
         return None
     if _memory.get() != "auto":
         return None
-    if layer.ranks is not None:  # processes with parts of other sizes must make the same sums
+    if layer.ranks is not None:  # all processes must take the same path, and others may hold parts of other sizes
         return None
     traced = is_in_torch_dispatch_mode() or not node.has_values(x_BNC)
     if traced or not is_plain(x_BNC) or not compute == x_BNC.dtype == wide(compute):
@@ -151,7 +151,7 @@ def _why_small(
 
 
 def _has_large_scenes(kind: NormKind | None, x_BNC: Tensor, offsets: Tensor) -> bool:
-    """Whether packed points are of a kind that the plain path takes faster, scene by scene, where they are small."""
+    """Whether packed points have norms and scenes for which the plain path, scene by scene, may be faster."""
     if kind not in ("batch", "layer", "rms") or nodes_innermost(x_BNC):
         return False
     return x_BNC.shape[1] >= _LARGE_SCENES * (len(offsets) - 1)
@@ -160,9 +160,9 @@ def _has_large_scenes(kind: NormKind | None, x_BNC: Tensor, offsets: Tensor) -> 
 def _why_on_gpu(
     layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, compute: torch.dtype
 ) -> str | None:
-    """Why the plain path is faster on a GPU: it has fewer calls than the core without the Triton kernels.
+    """Why the plain path is faster on a GPU: it makes fewer calls than the core without Triton kernels.
 
-    Not for packed points, which it takes apart.
+    Never for packed points, because the plain path loops over the scenes.
     """
     if not modes.is_on_gpu(x_BNC) or layer.ranks is not None:
         return None
@@ -177,7 +177,7 @@ def _why_on_gpu(
     if _memory.get() != "auto" or is_in_torch_dispatch_mode() or not node.has_values(x_BNC) or not is_plain(x_BNC):
         return None
     few = few_calls.fits(layer, x_BNC, mask_BN, compute)
-    # Folded norms are not applied to anything that would be held.
+    # Folded norms hold nothing for the backward pass.
     folded = few and layer.norm_kind == "affine" and compute == wide(compute)
     if folded or by_size.plain_pays_on_gpu(layer.config, nodes, x_BNC.element_size()):
         return FEW_ON_GPU if few else ON_GPU
@@ -199,7 +199,7 @@ def _has_kernels(layer: Arrangement, x_BNC: Tensor, compute: torch.dtype) -> boo
     )
     if why_not is not None:
         return False
-    # A compiler cannot trace what asks for the device; the operator asks again.
+    # A compiler cannot trace the query of the device; the operator makes it at run time.
     return torch.compiler.is_compiling() or kernels.why_not_device(x_BNC.device, compute, width) is None
 
 

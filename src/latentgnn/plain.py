@@ -1,7 +1,7 @@
 """The equations as PyTorch operations over all nodes: any norm, any transform, exported programs.
 
-Gradients are autograd's, of any order and in any mode. Where much would be held for the backward pass, the forward
-pass is run again there instead, if its norms allow it.
+Autograd computes the gradients, of any order and in any mode. If too much would be held for the backward pass, the
+forward pass is run again there, provided the norms allow it.
 
 Axes: B batch, N nodes, C channels, R reduced channels, G groups, r = R / G, D latents of one kernel, S samples (B, or
 the scenes of packed points). Tensors over nodes are (B, N, channels) whatever their strides.
@@ -48,14 +48,14 @@ from latentgnn.steps import (
 
 
 def latent_gnn(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, *, recompute: bool) -> Tensor:
-    """The layer's output for nodes in the last dimension but one.
+    """The layer's output, with nodes in the second-to-last dimension.
 
     Args:
         layer: the parameters.
         x_BNC: input.
-        nodes: which take part; the others come back unchanged.
-        compute: type of the products over nodes; what is summed over nodes and every norm is at least float32.
-        recompute: hold the input alone for the backward pass where the norms allow it, and run the layer again there.
+        nodes: the nodes that take part; the others are returned unchanged.
+        compute: dtype of products over nodes; sums over nodes and norms are in float32 at least.
+        recompute: hold only the input for the backward pass and run the layer again there, if the norms allow it.
 
     Returns:
         (B, N, C) in the input's type.
@@ -72,7 +72,7 @@ def latent_gnn(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.d
 def _recomputed(
     layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, state: Sequence[Tensor]
 ) -> Tensor:
-    """`_output`, computed again in the backward pass from what it reads, ``state``, which must not have changed."""
+    """`_output`, run again in the backward pass; ``state``, all tensors that it reads, must not change until then."""
     versions = [tensor._version for tensor in state]
 
     def run(x_BNC: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def _output(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtyp
 def _contexts(
     config: LatentGNNConfig, steps: Steps, inside_BNC: Tensor, nodes: Nodes, compute: torch.dtype
 ) -> Sequence[Tensor]:
-    """O of each kernel, (B, N, R); what else was computed is free for the output then, where nothing is recorded."""
+    """O of each kernel, (B, N, R). Unless autograd records, everything else is freed on return."""
     values = values_of(config, steps.reduces, inside_BNC, nodes, compute)
     pairs = [assignments(config, steps, index, values, nodes, compute) for index in range(len(config.latents))]
     contexts = []
@@ -147,22 +147,22 @@ def scattered(
 
 
 def _inside(x_BNC: Tensor, nodes: Nodes) -> Tensor:
-    """Zeros where nodes take no part: NaN too may be there."""
+    """Zeros at nodes outside the mask, which may hold NaN."""
     return x_BNC if nodes.mask_BN is None else x_BNC.masked_fill(~nodes.mask_BN.unsqueeze(-1), 0)
 
 
 def values_of(
     config: LatentGNNConfig, reduces: Sequence[Step], x_BNC: Tensor, nodes: Nodes, compute: torch.dtype
 ) -> Sequence[Tensor]:
-    """V, and unless symmetric L, as the steps given say: (B, N, G, r); of an input that is 0 outside its mask."""
+    """V, and with a second step also L, (B, N, G, r). The input must be 0 outside its mask."""
     if len(reduces) > 1 and not is_traced() and is_large(reduces[0].weight, x_BNC.shape[0] * x_BNC.shape[1]):
-        # To join the matrices would take longer than a product more.
+        # Joining the matrices would take longer than a second product.
         return [value for step in reduces for value in values_of(config, [step], x_BNC, nodes, compute)]
     groups = config.num_groups
     weight_RC = torch.cat([step.weight for step in reduces]) if len(reduces) > 1 else reduces[0].weight
     scale = None
     if compute == torch.float16:
-        # Rows longer than 1 may take a sum over channels out of float16's range.
+        # With rows longer than 1, a sum over channels could overflow float16.
         scale = torch.linalg.vector_norm(weight_RC.detach().float(), dim=1).amax().clamp_min(1)
         weight_RC = (weight_RC / scale).to(compute)
     raw = apply(cast(x_BNC, compute), weight_RC)
@@ -203,7 +203,7 @@ def _weights(assign_BNGD: Tensor, node_scale: NodeScale) -> Tensor:
 
 
 def latent_scale(config: LatentGNNConfig, assign_BGND: Tensor) -> Tensor | None:
-    """What the sums of a kernel are multiplied by, (B, G, D_k, 1): P's scale over nodes; ``None`` where that is 1."""
+    """The factor of a kernel's sums, P's scale over nodes, (B, G, D_k, 1); ``None`` if it is 1."""
     if config.symmetric and config.node_scale == "published":
         return None
     return inverse_node_weight(assign_BGND, node_scale=config.node_scale)
@@ -212,7 +212,7 @@ def latent_scale(config: LatentGNNConfig, assign_BGND: Tensor) -> Tensor | None:
 def _latents(
     config: LatentGNNConfig, value_BNGr: Tensor, assigns_BNGD: Sequence[Tensor], nodes: Nodes
 ) -> Iterator[list[Tensor]]:
-    """Z of each kernel: of each part of `Nodes.split`, in the form of `_graphs`."""
+    """Z of each kernel: a list with one tensor for each part of `Nodes.split`, shaped as `_graphs` does."""
     values = [_graphs(value) for value in nodes.split(value_BNGr)]
     assigns = [_graphs(part) for assign_BNGD in assigns_BNGD for part in nodes.split(assign_BNGD)]
     latents = [gather(value, assign) for value, assign in zip(values * len(assigns_BNGD), assigns, strict=True)]
@@ -228,7 +228,7 @@ def _latents(
 def _latents_of_all(
     config: LatentGNNConfig, latents: Sequence[Tensor], assigns: Sequence[Tensor], group: str
 ) -> list[Tensor]:
-    """Z of the nodes of all processes, from the sums over those of this one."""
+    """Z over the nodes of all processes, from the sums over this process's nodes."""
     if config.symmetric and config.node_scale == "published":
         return added(latents, group)
     # Lengths do not add up over processes, their squares do.
@@ -272,15 +272,15 @@ def _expanded(
     context_BNF = contexts[0] if len(contexts) == 1 else torch.cat(list(contexts), -1)
     del contexts
     expanded_BNC = apply(context_BNF, steps.expand.weight)
-    # Where nothing is recorded, nobody else has it: an output and its norm beside it are much memory as they are.
+    # Unless autograd records, this frees the features: the output and its norm need much memory by themselves.
     del context_BNF
     out_BNC = normalized(steps.expand, expanded_BNC, nodes, layer.gamma)
     if layer.gamma is not None:
-        # Sums of two layouts take several times as long. Not in a half type, for gamma's gradient sums small numbers.
+        # Adding two layouts takes several times as long. Not in half precision: gamma's gradient sums small values.
         out_BNC = add_(laid_out_as(x_BNC, out_BNC), inside_BNC)
     out_BNC = cast(out_BNC, x_BNC.dtype)
     out_BNC = out_BNC if nodes.mask_BN is None else torch.where(nodes.mask_BN.unsqueeze(-1), out_BNC, x_BNC)
-    # A map comes back in its own order of strides, whatever the norms and the mask made of it.
+    # Return the input's order of strides, whatever the norms and the mask did to it.
     return laid_out_as(x_BNC, out_BNC)
 
 
@@ -290,7 +290,7 @@ def _grouped(x_BNF: Tensor, groups: int) -> Tensor:
 
 
 def _graphs(x_BNGr: Tensor) -> Tensor:
-    """A group is one more graph, (B, G, N, r); with a single group, (B, N, r), whose products cost less to call."""
+    """Groups as a batch dimension, (B, G, N, r); or (B, N, r) for one group, for which products have cheaper calls."""
     return x_BNGr.squeeze(2) if x_BNGr.shape[2] == 1 else x_BNGr.transpose(1, 2)
 
 

@@ -16,11 +16,11 @@ from latentgnn.tracing import as_one_node
 
 
 class PackedLatentGNN(LatentGNN):
-    """`LatentGNN` for sets of points: scenes of any sizes one after another, or tokens with channels last.
+    """`LatentGNN` for sets of points: scenes of any size, one after another, or tokens with channels last.
 
-    Each scene exchanges context within itself, as if it were alone in the batch, without padding and at a cost linear
-    in the points of all. Only batch norm in training takes its statistics over the points of all scenes, as it does
-    over the pixels of all images. Parameters, state dict and arguments are those of `LatentGNN`.
+    Points exchange context only within their scene. There is no padding, and the cost is linear in the number of
+    points. Only batch norm in training mixes scenes: its statistics are over all points, as they are over all pixels
+    of a batch of images. Parameters, state dict and arguments are those of `LatentGNN`.
 
     Example:
         >>> layer = PackedLatentGNN(32, num_latents=8)
@@ -45,15 +45,15 @@ class PackedLatentGNN(LatentGNN):
         """Add to every point the context of all points of its scene.
 
         Args:
-            x: (T, C), the points of all scenes; (B, N, C), tokens of which each sample has the same number; or a
-                nested tensor (B, jagged, C), which has its own offsets.
-            offsets: (S + 1,), where each scene begins, and T at the end, as in ``torch.nested``; Pointcept's, which
-                leaves out the leading 0, is taken as well. A scene may be empty.
-            batch: (T,), the scene of each point, sorted or not, as in PyG. Packed points take one of the two; those of
-                a single scene are tokens, ``x[None]``.
-            num_scenes: how many scenes there are, S, with ``batch``: those without points count. Needed where nodes are
-                shared between processes, none of which sees all scenes; otherwise ``batch`` says it.
-            mask: (B, N), bool, for tokens: those outside it take no part and come back unchanged.
+            x: (T, C), the points of all scenes; (B, N, C), tokens; or a nested tensor (B, jagged, C), which has its
+                own offsets.
+            offsets: (S + 1,), where each scene begins, and T at the end, as in ``torch.nested``; Pointcept's form,
+                without the leading 0, works too. A scene may be empty.
+            batch: (T,), the scene of each point, sorted or not, as in PyG. Packed points need ``offsets`` or ``batch``;
+                a single scene can also be passed as tokens, ``x[None]``.
+            num_scenes: the number of scenes S, empty ones included; only with ``batch``. Needed if processes share the
+                nodes, because no process sees every scene.
+            mask: (B, N), bool, for tokens: where it is false, tokens are left out and returned unchanged.
 
         Returns:
             The shape and type of ``x``, with the points in the same order.
@@ -86,7 +86,7 @@ class PackedLatentGNN(LatentGNN):
     def points_of(
         self, x: Tensor, offsets: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """An input, its mask and offsets, checked, as nodes: (B, N, C), and (B, N) or (S + 1,), from 0 on."""
+        """Check an input, its mask and its offsets: nodes (B, N, C), the mask (B, N), and offsets (S + 1,) from 0."""
         self._check_points(x, offsets, None, mask, None)
         return _nodes_of(x, offsets, mask)
 
@@ -124,7 +124,7 @@ class PackedLatentGNN(LatentGNN):
     def _spread(
         self, x: Tensor, dimension: int, offsets: Tensor | None, batch: Tensor | None, num_scenes: int | None
     ) -> Tensor:
-        """Of points that a DTensor spreads over processes, while offsets and batch name those of all."""
+        """The output for points that a DTensor spreads over processes; offsets and batch count all points."""
 
         def call(own: Tensor, part: Callable[[Tensor, int], Tensor]) -> Tensor:
             if offsets is not None:
@@ -171,13 +171,13 @@ def _check_index(index: Tensor, name: str) -> None:
 
 
 def checked_offsets(offsets: Tensor, points: int) -> Tensor:
-    """Offsets with the leading 0, on the CPU, where they are read one by one."""
+    """Check offsets, add a missing leading 0, and move them to the CPU, where they are read."""
     _check_index(offsets, "offsets")
     if not has_values(offsets):
         return torch.nn.functional.pad(offsets.to(torch.int64), (1, 0))
     offsets = offsets.detach().to("cpu", torch.int64)
     if torch.compiler.is_compiling():
-        # Whether they begin with 0 is not known here; if they do, the first scene is an empty one.
+        # The first value is unknown here, so a 0 is always added; if there was one, the first scene is empty.
         return torch.nn.functional.pad(offsets, (1, 0))
     if offsets[0] != 0:
         offsets = torch.nn.functional.pad(offsets, (1, 0))
@@ -186,7 +186,7 @@ def checked_offsets(offsets: Tensor, points: int) -> Tensor:
 
 
 def scenes(batch: Tensor, points: int, count: int | None, *, shared: bool) -> tuple[Tensor | None, Tensor]:
-    """The order that puts the points of each scene together (``None`` if they are), and the offsets."""
+    """The permutation that sorts points by scene (``None`` if they are sorted), and the offsets."""
     _check_index(batch, "batch")
     if len(batch) != points:
         raise ValueError(f"batch must name the scene of each of the {points} points, got {len(batch)} entries")

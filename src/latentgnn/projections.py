@@ -1,4 +1,4 @@
-"""What a layer is made of: matrices with a norm after each, and how they are arranged."""
+"""The matrices of a layer, each with the norm after it, and their places in the equations."""
 
 import math
 from collections.abc import Sequence
@@ -37,11 +37,11 @@ class Projection(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
         self.norm = _made(norm, out_features)
         if device is not None or dtype is not None:
-            # Not without need: in FakeTensorMode, modules cannot be moved.
+            # Only if asked for: modules cannot be moved under FakeTensorMode.
             self.norm.to(device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
-        """Start as PyTorch's convolutions do; the norm as its own kind does."""
+        """Initialize the matrix as PyTorch's convolutions do, and the norm by its own method."""
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         reset = getattr(self.norm, "reset_parameters", None)
         if callable(reset):
@@ -73,23 +73,23 @@ def _made(norm: NormFactory, channels: int) -> nn.Module:
 
 
 class Arrangement:
-    """The projections of a layer by their place in the equations, and what they hold at the time.
+    """The projections of a layer by their place in the equations, with the tensors they hold now.
 
     Args:
-        config: of the layer.
+        config: the layer's options.
         reduces: W of gather and, unless symmetric, of scatter.
-        assigns: Psi of every kernel, likewise for each way.
-        convs: G of every kernel, if there are any.
+        assigns: Psi of every kernel, for gather and, unless symmetric, for scatter.
+        convs: G of every kernel; empty without graph convolution.
         expand: U.
-        gamma: of the residual connection, ``None`` without.
+        gamma: ``None`` without a residual connection.
         ranks: the processes that hold the nodes, ``None`` where this one holds all.
 
     Attributes:
         projections: all of them, in the order of the arguments.
         norms: the norm of each.
-        tensors: of each the matrix, and what its norm has: weight, bias, running mean and running variance.
-        norm_kind: what kind all norms are, ``None`` if they differ or are of none that is known.
-        eps: of each norm.
+        tensors: five per projection: its matrix, and its norm's weight, bias, running mean and running variance.
+        norm_kind: the kind of all norms; ``None`` if they differ or the kind is unknown.
+        eps: eps of each norm.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Arrangement:
         self.eps = [getattr(norm, "eps", 0.0) for norm in self.norms]
 
     def fingerprint(self) -> str:
-        """Of all that the output depends on, beside the input; not of statistics that norms in training take anew."""
+        """A hash of all that the output depends on, except the input; without running statistics that are not used."""
         config, tensors = self.config, [*self.tensors, self.gamma]
         for index, norm in enumerate(self.norms):
             if uses_batch_statistics(norm):
@@ -126,11 +126,11 @@ class Arrangement:
         for tensor in tensors:
             digest.update(repr(None if tensor is None else (tensor.dtype, tensor.shape)).encode())
             if tensor is not None:
-                # Of a copy: memory that NumPy has seen cannot be resized, and FSDP2 frees a parameter's so.
+                # Hash a copy: memory that NumPy has seen cannot be resized, and FSDP2 frees parameters by resizing.
                 digest.update(bytes_of(tensor.detach().clone()))
         return digest.hexdigest()
 
 
 def bytes_of(x: Tensor) -> memoryview:
-    """A tensor's numbers."""
+    """The bytes of a tensor's data."""
     return x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

@@ -1,4 +1,4 @@
-"""A layer's output by the path that it takes (`latentgnn.paths`), on whatever nodes it is given."""
+"""Runs a layer on its nodes, by the path that `latentgnn.paths` chooses."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -26,11 +26,11 @@ def run(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tens
     """The layer's output by the path that it takes.
 
     Args:
-        layer: its parameters.
-        x_BNC: input, (B, N, C) whatever its strides.
-        mask_BN: nodes that take part; the others come back unchanged.
-        offsets: (S + 1,), where each sample begins among the nodes of a single row, and the end; ``None`` if rows are
-            samples.
+        layer: the layer's projections.
+        x_BNC: input, (B, N, C) any strides.
+        mask_BN: nodes that take part; the others are returned unchanged.
+        offsets: (S + 1,), boundaries of the samples in a single row of packed nodes; ``None`` if each row is a
+            sample.
 
     Returns:
         (B, N, C) in the input's type.
@@ -43,15 +43,15 @@ def run(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tens
             return _empty(layer, x_BNC, offsets, compute)
         traced = torch.compiler.is_compiling() or is_exporting()
         if modes.is_on_gpu(x_BNC) and not traced and x_BNC.shape[1] == 1:
-            # A single node may have any stride, and cuBLAS refuses some.
+            # The stride of a single node is arbitrary, and cuBLAS refuses some strides.
             x_BNC = x_BNC.clone(memory_format=torch.contiguous_format)
         return _by_path(layer, x_BNC, mask_BN, offsets, compute)
 
 
 def products_in(x_BNC: Tensor) -> tuple[torch.dtype, AbstractContextManager[None]]:
-    """The type of the products over nodes, and a context in which they are to be computed.
+    """The dtype of products over nodes, and a context to compute them in.
 
-    Autocast chooses no types in it, so that sums over nodes stay in float32.
+    The context turns autocast off, so that sums over nodes stay in float32.
     """
     device = x_BNC.device.type
     if x_BNC.is_meta or not torch.is_autocast_enabled(device) or x_BNC.dtype == torch.float64:
@@ -67,20 +67,20 @@ def _by_path(
         return _core(layer, x_BNC, mask_BN, offsets, compute)
     if why_not == paths.FEW_ON_GPU:
         return few_calls.latent_gnn(layer, x_BNC, mask_BN, compute)
-    # These are taken only where all is held.
+    # For these reasons, everything is held anyway.
     held = why_not in (paths.FEW_NODES, paths.ROWS, paths.ON_GPU)
     recompute = not held and _recomputes(layer, x_BNC)
     few = why_not in (paths.SMALL, paths.FEW_NODES, paths.ROWS, paths.COMPILED) and not recompute
-    # Batch norm cannot be computed again, and so the plain path would hold as much.
+    # The plain path would hold as much, because batch norm cannot be recomputed.
     few = few or (why_not == paths.HALF and layer.norm_kind == "batch")
-    # It knows no scenes.
+    # `few_calls` does not support packed scenes.
     if few and offsets is None and few_calls.fits(layer, x_BNC, mask_BN, compute):
         return few_calls.latent_gnn(layer, x_BNC, mask_BN, compute)
     return plain.latent_gnn(layer, x_BNC, nodes_of(x_BNC, mask_BN, offsets, layer.ranks), compute, recompute=recompute)
 
 
 def nodes_of(x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, ranks: Ranks | None = None) -> Nodes:
-    """An input's nodes as the plain path takes them."""
+    """The `Nodes` of an input, for the plain path."""
     group = ranks.group if ranks else ""
     if offsets is None:
         return Nodes(mask_BN, group=group)
@@ -92,14 +92,14 @@ def nodes_of(x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, rank
 def _recomputes(layer: Arrangement, x_BNC: Tensor) -> bool:
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
-    # Processes with parts of other sizes might not, and all of them must make the same sums.
+    # All processes must make the same sums, and others may hold parts of other sizes.
     if is_transformed() or layer.ranks is not None:
         return False
     return not paths.holds(layer.config, x_BNC, None)
 
 
 def _check_ranks(layer: Arrangement, ranks: Ranks, x_BNC: Tensor, offsets: Tensor | None, compute: torch.dtype) -> None:
-    """Refuse what processes cannot share, and compare with the others at the first call."""
+    """Refuse layers that processes cannot share; at the first call, check that all processes agree."""
     config = layer.config
     if is_exporting():
         raise ValueError("a layer whose nodes are shared cannot be exported; call shard_nodes(layer, None) first")
@@ -128,10 +128,10 @@ def _check_ranks(layer: Arrangement, ranks: Ranks, x_BNC: Tensor, offsets: Tenso
 
 
 def _empty(layer: Arrangement, x_BNC: Tensor, offsets: Tensor | None, compute: torch.dtype) -> Tensor:
-    """No nodes give no nodes, and zero gradients."""
+    """The output for an input without nodes: empty, with zero gradients."""
     samples = x_BNC.shape[0] if offsets is None else len(offsets) - 1
     if layer.ranks is not None and samples:
-        # Other processes have some, and wait for this one's sums: those of a node that takes no part.
+        # Other processes have nodes and wait for this one's sums, so it runs one node that is masked out.
         rows = x_BNC.shape[0]
         one_BNC = torch.cat([x_BNC, x_BNC.new_zeros(rows, 1, x_BNC.shape[2])], 1)
         none_BN = torch.zeros(rows, 1, dtype=torch.bool, device=x_BNC.device)
@@ -161,7 +161,7 @@ def _core(
 
 
 def plan_of(layer: Arrangement, kind: NormKind, compute: torch.dtype, *, holds: bool) -> Plan:
-    """What kind of layer it is for the core."""
+    """The core's plan of a layer."""
     config, norms = layer.config, layer.norms
     return Plan(
         groups=config.num_groups,
@@ -182,7 +182,7 @@ def plan_of(layer: Arrangement, kind: NormKind, compute: torch.dtype, *, holds: 
 
 def _eps(norm: nn.Module, dtype: torch.dtype) -> float:
     eps = getattr(norm, "eps", 0.0)
-    # RMS norm's default.
+    # ``None`` is RMS norm's default.
     return torch.finfo(dtype).eps if eps is None else eps
 
 

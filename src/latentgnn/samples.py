@@ -17,10 +17,10 @@ class Nodes:
 
     Args:
         mask_BN: nodes that take part; ``None`` for all.
-        offsets: where each sample begins among the nodes of a single row, and the end; ``None`` if rows are samples.
-        group: the name of the process group whose processes hold the nodes; empty where this one holds all.
-        member_SN: instead of the offsets where these are not known in advance, which nodes of a single row belong to
-            each sample; what is done for each sample is then done for all nodes, S times as often as needed.
+        offsets: boundaries of the samples in a single row of packed nodes; ``None`` if each row is a sample.
+        group: name of the process group that shares the nodes; empty if this process holds all of them.
+        member_SN: replaces the offsets if their values are not known in advance: which nodes of the row belong to each
+            sample. Every step then runs on all nodes for each sample, S times the work needed.
     """
 
     mask_BN: Tensor | None = None
@@ -34,7 +34,7 @@ class Nodes:
         return self.offsets is not None or self.member_SN is not None
 
     def split(self, x_BNF: Tensor) -> list[Tensor]:
-        """Parts whose rows are samples: all at once, or one for each scene; nodes are in the second dimension."""
+        """Split a tensor, with nodes in dimension 1, into parts whose rows are samples: one part, or one per scene."""
         if self.member_SN is not None:
             return [torch.where(_like(self.member_SN, x_BNF), x_BNF, 0)]
         if self.offsets is None:
@@ -42,7 +42,7 @@ class Nodes:
         return [x_BNF[:, first:last] for first, last in pairwise(self.offsets)]
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
-        """The rows that `split` took apart."""
+        """Undo `split`."""
         if self.member_SN is not None:
             return torch.where(_like(self.member_SN, parts[0]), parts[0], 0).sum(0, keepdim=True)
         return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)

@@ -1,4 +1,4 @@
-"""A layer's matrices and norms as the plain path applies them, one after the other.
+"""A layer's matrices and norms, as the plain path applies them.
 
 Axes: B batch, N nodes, C and O channels before and after a matrix, F features, R reduced channels.
 """
@@ -26,8 +26,8 @@ class Step(NamedTuple):
 
     Args:
         weight: the matrix.
-        norm: that follows it.
-        counted: the batch is in the norm's counter already.
+        norm: the norm after it.
+        counted: the norm has counted this batch already.
     """
 
     weight: Tensor
@@ -40,8 +40,8 @@ class Steps(NamedTuple):
 
     Args:
         reduces: W of gather and, unless symmetric, of scatter.
-        assigns: Psi of every kernel, likewise for each way.
-        convs: G of every kernel, if there are any.
+        assigns: Psi of every kernel, for gather and, unless symmetric, for scatter.
+        convs: G of every kernel; empty without graph convolution.
         expand: U.
     """
 
@@ -51,19 +51,19 @@ class Steps(NamedTuple):
     expand: Step
 
 
-# Numbers of a matrix up to which copying it costs no more than the call that this saves.
+# Copying a matrix of up to this many elements costs no more than the call that it saves.
 SMALL_MATRIX = 1 << 16
-# On a CPU, multiply-adds below which a batched product is faster than a convolution, and than a product by oneDNN of a
-# single sample. As measured: docs/results.md.
-_SMALL_PRODUCT = 1 << 23
-# Numbers from which on new memory is worth asking what else may read the old.
+# On a CPU, multiply-adds below which a batched product is faster than a convolution; and, where nothing is recorded,
+# than a product by oneDNN of a single sample. Measured: docs/results.md.
+_SMALL_PRODUCT, _SMALL_SINGLE = 1 << 23, 1 << 22
+# From this many elements on, it pays to check whether a tensor's memory can be reused.
 _MUCH_MEMORY = 1 << 16
-# Where channels lie innermost, rows and multiply-adds from which on a convolution is faster than a matrix product.
+# Channels last: from this many rows and multiply-adds on, a convolution is faster than a matrix product.
 _MANY_ROWS, _LARGE_PRODUCT = 128, 1 << 22
 
 
 def steps_of(layer: Arrangement, compute: torch.dtype, *, counted: bool = False) -> Steps:
-    """The projections of a layer, with matrices in the type of the products."""
+    """The projections of a layer, with matrices in the dtype of the products."""
     kernels, ways = len(layer.config.latents), len(layer.reduces)
     weights = [cast(weight, compute) for weight in cast_type(list[Tensor], layer.tensors[::5])]
     steps = [Step(weight, norm, counted) for weight, norm in zip(weights, layer.norms, strict=True)]
@@ -72,17 +72,17 @@ def steps_of(layer: Arrangement, compute: torch.dtype, *, counted: bool = False)
 
 
 def is_large(weight_OC: Tensor, nodes: int) -> bool:
-    """Whether a matrix has more numbers than its product with so many nodes, and too many to be copied."""
+    """Whether a matrix is larger than its product for this many nodes, and too large to copy."""
     return weight_OC.shape[1] > nodes and weight_OC.numel() > SMALL_MATRIX
 
 
 def projected(step: Step, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, groups: int = 1) -> Tensor:
-    """norm(W x), in the type of the products."""
+    """norm(W x), in the dtype of the products."""
     return cast(normalized(step, apply(x_BNC, step.weight, groups), nodes), compute)
 
 
 def apply(x_BNC: Tensor, weight_OC: Tensor, groups: int = 1) -> Tensor:
-    """x W^T; with groups, each group of rows of W takes a group of channels."""
+    """x W^T; with groups, each group of rows of W is applied to one group of channels."""
     if groups == 1 and x_BNC.dtype == wide(x_BNC.dtype) and not is_traced() and (x_BNC.is_cpu or launches.pay(x_BNC)):
         return apply_whole(x_BNC, weight_OC)
     if x_BNC.stride(-1) != 1 and not is_exporting():
@@ -101,31 +101,43 @@ def apply_whole(x_BNC: Tensor, weight_OC: Tensor, shift_O: Tensor | None = None)
     if onednn and not _records(x_BNC, weight_OC, shift_O):
         if x_BNC.is_contiguous():
             return outer(x_BNC.flatten(0, 1), weight_OC, shift_O).view(*x_BNC.shape[:2], -1)
-        if x_BNC.stride(-1) != 1 and len(x_BNC) == 1 and weight_OC.shape[0] * x_BNC.numel() >= _SMALL_PRODUCT:
+        if x_BNC.stride(-1) != 1 and len(x_BNC) == 1 and weight_OC.shape[0] * x_BNC.numel() >= _SMALL_SINGLE:
             y_ON = outer(weight_OC, x_BNC[0])
             return (y_ON if shift_O is None else y_ON.add_(shift_O.unsqueeze(1))).mT.unsqueeze(0)
     if x_BNC.stride(-1) == 1:
         convolves = not matrices_round_alike(x_BNC) if on_gpu else onednn and _is_worth_a_layout(x_BNC, weight_OC)
         if traced or not convolves:
             return F.linear(x_BNC, weight_OC, shift_O)
-        # Nodes as the width of images whose channels lie innermost.
+        # Nodes as the width of channels-last images.
         y_BO1N = torch.conv2d(x_BNC.mT.unsqueeze(2), weight_OC[:, :, None, None], shift_O)
         return y_BO1N.squeeze(2).mT
     x_BCN = x_BNC.mT
     if torch.compiler.is_compiling():
-        # PyTorch 2.11's compiler takes no part of a vector for a convolution's shift; it joins the sum by itself.
+        # PyTorch 2.11's compiler rejects a slice of a vector as a convolution's bias; it fuses the sum anyway.
         y_BON = torch.conv1d(x_BCN, weight_OC.unsqueeze(-1))
         return (y_BON if shift_O is None else y_BON + shift_O.unsqueeze(1)).mT
-    if on_gpu or weight_OC.shape[0] * x_BCN.numel() >= _SMALL_PRODUCT:
+    if on_gpu or not is_small_product(x_BNC, weight_OC):
         return torch.conv1d(x_BCN, weight_OC.unsqueeze(-1), shift_O).mT
-    weight_BOC = weight_OC.expand(x_BCN.shape[0], -1, -1)
-    if shift_O is None:
-        return torch.bmm(weight_BOC, x_BCN).mT
-    return torch.baddbmm(shift_O.unsqueeze(1), weight_BOC, x_BCN).mT
+    return apply_each(x_BNC, weight_OC.expand(len(x_BNC), -1, -1), None if shift_O is None else shift_O.unsqueeze(0))
+
+
+def apply_each(x_BNC: Tensor, weight_BOC: Tensor, shift_BO: Tensor | None) -> Tensor:
+    """x W^T + shift, each sample by a matrix and a shift of its own, as a batched product; one shift may do for all."""
+    if x_BNC.stride(-1) == 1:
+        left, right, shift = x_BNC, weight_BOC.mT, None if shift_BO is None else shift_BO.unsqueeze(1)
+    else:
+        left, right, shift = weight_BOC, x_BNC.mT, None if shift_BO is None else shift_BO.unsqueeze(2)
+    y = torch.bmm(left, right) if shift is None else torch.baddbmm(shift, left, right)
+    return y if x_BNC.stride(-1) == 1 else y.mT
+
+
+def is_small_product(x: Tensor, weight_OC: Tensor) -> bool:
+    """Whether a product of a matrix and so many numbers is faster in a batch than as a convolution, on a CPU."""
+    return weight_OC.shape[0] * x.numel() < _SMALL_PRODUCT
 
 
 def _is_worth_a_layout(x_BNC: Tensor, weight_OC: Tensor) -> bool:
-    """Whether rows are multiplied faster by a convolution, which lays its matrix out anew."""
+    """Whether a convolution multiplies rows faster, although it must reorder its matrix."""
     nodes = x_BNC.shape[0] * x_BNC.shape[1]
     return x_BNC.is_contiguous() and nodes >= _MANY_ROWS and weight_OC.numel() * nodes >= _LARGE_PRODUCT
 
@@ -135,34 +147,34 @@ def _records(*tensors: Tensor | None) -> bool:
 
 
 def rectified_(new: Tensor) -> Tensor:
-    """relu of a tensor that nothing else reads; in its memory where that may be."""
+    """relu of a tensor that nothing else reads, in place where allowed."""
     return torch.relu_(new) if _may_be_changed(new) else torch.relu(new)
 
 
 def to_unit_length_(new: Tensor) -> Tensor:
-    """`l2` of the last dimension of a tensor that nothing else reads; in its memory where that may be."""
+    """`l2` along the last dimension of a tensor that nothing else reads, in place where allowed."""
     if _may_be_changed(new) and new.dtype == wide(new.dtype):
         return new.mul_(inverse_length(new, -1))
     return l2(new, -1)
 
 
 def add_(new: Tensor, x: Tensor) -> Tensor:
-    """x + new, where nothing else reads ``new``; in its memory where that may be."""
+    """x + new, where nothing else reads ``new``; in place where allowed."""
     return new.add_(x) if _may_be_changed(new) and new.dtype == x.dtype else x + new
 
 
 def _may_be_changed(new: Tensor) -> bool:
-    """Whether autograd records nothing; on a CPU, where new memory often costs more than what is computed into it."""
+    """Whether a tensor may be changed in place; only on a CPU, where new memory often costs more than arithmetic."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or new.numel() < _MUCH_MEMORY:
         return False
     return new.is_cpu and is_plain(new) and not is_seen()
 
 
 def matrices_round_alike(x: Tensor) -> bool:
-    """Whether a GPU's convolutions of a tensor and its matrix products have one precision.
+    """Whether convolutions and matrix products of a tensor have the same precision on a GPU.
 
-    PyTorch lets convolutions of float32 round to TF32 and matrix products not, unless it is told otherwise: what the
-    published layer writes as a convolution is faster as one, and may round like one.
+    By default, PyTorch lets float32 convolutions round to TF32, but not matrix products. The published layer's
+    projections are convolutions, so they may run as convolutions here, which is faster, and round like them.
     """
     if x.dtype != torch.float32:
         return True
@@ -172,15 +184,15 @@ def matrices_round_alike(x: Tensor) -> bool:
 
 
 def laid_out_as(x_BNC: Tensor, out_BNC: Tensor) -> Tensor:
-    """A tensor with nodes or channels innermost in memory, whichever are in another."""
-    # A compiler's strides may be symbols, and it lays out by itself.
+    """The output in the memory layout of ``x_BNC``, nodes or channels innermost."""
+    # Under a compiler strides may be symbolic, and it chooses layouts itself.
     if torch.compiler.is_compiling() or (x_BNC.stride(-1) != 1) == (out_BNC.stride(-1) != 1):
         return out_BNC
     return out_BNC.contiguous() if x_BNC.stride(-1) == 1 else out_BNC.mT.contiguous().mT
 
 
 def normalized(step: Step, x_BNF: Tensor, nodes: Nodes, factor: Tensor | None = None) -> Tensor:
-    """A step's norm over the nodes of each sample, times a factor; a batch norm over those of all."""
+    """A step's norm times a factor; over the nodes of each sample, or for batch norm over all nodes."""
     norm = step.norm
     if not nodes.are_packed or not _differs_by_sample(norm):
         return normalize(norm, x_BNF, nodes.mask_BN, nodes.group, counted=step.counted, factor=factor)

@@ -31,7 +31,7 @@ class LatentSums:
         sums: of values by assignments, (S, G, D, r), float64, on the CPU.
         weights: what they will be divided by, (S, G, D), likewise.
         layer: a fingerprint of the layer's options and weights.
-        compute: the type of the products over nodes, such as ``float32``.
+        compute: the dtype of the products over nodes, such as ``float32``.
         counts: of each chunk, its nodes, int64.
         checksums: of each chunk, int64; none where chunks are not checked.
     """

@@ -1,1 +1,1 @@
-"""The fast path: blocks of nodes, gradients arranged by hand; for which norms, `latentgnn.paths` says."""
+"""The fast path: blocks of nodes and a hand-written backward pass; `latentgnn.paths` says for which norms."""

@@ -14,12 +14,12 @@ from latentgnn.core.routines import for_onednn, is_turned, outer, takes_onednn
 from latentgnn.core.scaling import scaled_
 from latentgnn.functional import cast
 
-# An output of fewer numbers than this is computed as a whole: the allocator keeps up to 32 MB, and so it mostly lies in
-# memory that was used before. Where it cannot be, and there are fewer features than this, writing it takes as long as
-# computing it, and MKL adds it in one pass.
+# An output of fewer elements than this is computed in one call: the allocator keeps up to 32 MB, so it mostly reuses
+# memory. If one call is not possible and there are fewer features than this, writing takes as long as computing, and
+# MKL adds in one pass.
 _MANY_OUTPUTS = 1 << 23
 _FEW_FEATURES = 64
-# So many numbers of an output are made at once where a sum follows, so that they are still in a cache then.
+# If a sum follows, this many elements of an output are computed at a time, so that they are still in a cache.
 NUMBERS_AT_ONCE = 1 << 19
 
 
@@ -31,9 +31,9 @@ def add_projection(
     shift_C: Tensor | None,
     out_sTC: Tensor | None,
 ) -> Tensor:
-    """base + (x W^T) * scale + shift, with ``None`` for ones and zeros; ``base`` may be ``out``.
+    """base + (x W^T) * scale + shift, where ``None`` leaves a term out; ``base`` may be ``out``.
 
-    It is written to ``out``, or without that to new memory in the layout of ``base``.
+    It is written to ``out``, or if that is ``None`` to new memory in the layout of ``base``.
     """
     samples, nodes, features = x_sTK.shape
     channels = matrix_CK.shape[0]
@@ -53,9 +53,9 @@ def add_projection(
         _add_batch(base_sTC, x_sTK, cast(matrix_CK, x_sTK.dtype), shift_C, out_sTC)
         return out_sTC
     if nodes_innermost(x_sTK) and not is_turned(matrix_CK, samples * nodes):
-        # Once for all parts, whose left matrix it is.
+        # Once here, instead of once for each part below.
         matrix_CK = matrix_CK.contiguous()
-    # In parts, whose product is still in a cache when the base is added.
+    # In parts, so that each product is still in a cache when the base is added.
     length = max(NUMBERS_AT_ONCE // channels, 256)
     together = max(length // nodes, 1)
     for first in range(0, samples, together):
@@ -72,7 +72,7 @@ def add_projection(
 
 
 def _is_one_call(base_sTC: Tensor, x_sTK: Tensor) -> bool:
-    """Whether all of an output is one product: dense, not much, and of one sample where nodes are innermost."""
+    """Whether one product can give the whole output: dense, small enough, and one sample if nodes are innermost."""
     if base_sTC.numel() >= _MANY_OUTPUTS or base_sTC.dtype != x_sTK.dtype:
         return False
     if nodes_innermost(x_sTK):
@@ -81,7 +81,7 @@ def _is_one_call(base_sTC: Tensor, x_sTK: Tensor) -> bool:
 
 
 def _add_whole(base_sTC: Tensor, x_sTK: Tensor, matrix_CK: Tensor, shift_C: Tensor | None) -> Tensor:
-    """base + x W^T + shift in new memory, for what `_is_one_call` says."""
+    """base + x W^T + shift in new memory, where `_is_one_call` is true."""
     if nodes_innermost(x_sTK):
         out_CT = _plus(base_sTC[0].mT, matrix_CK, x_sTK[0], None)
         return not_a_view(from_columns(out_CT if shift_C is None else out_CT.add_(shift_C.unsqueeze(1)), 1))
@@ -125,7 +125,7 @@ def _add_batch(
 def add_project_back(
     base_sTC: Tensor | None, grad_sTO: Tensor, matrices_RC: Sequence[Tensor], out_sTC: Tensor | None
 ) -> Tensor:
-    """base + g W, for the matrices of `project_all`; as `add_projection`, also in where it is written."""
+    """base + g W, for the matrices of `project_all`; written where `add_projection` would write it."""
     channels = matrices_RC[0].shape[1]
     if len(matrices_RC) > 1 and grad_sTO.shape[0] * grad_sTO.shape[1] >= channels // 2:
         matrices_RC = [torch.cat(list(matrices_RC))]

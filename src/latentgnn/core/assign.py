@@ -56,7 +56,7 @@ def assignments_backward(
     plan: Plan,
     record: Record,
 ) -> Tensor:
-    """From the gradient of Psi V after its norm to that of V, (s, G, T, r); adds to those of Psi and its norm."""
+    """The gradient of V, (s, G, T, r), from that of norm(Psi V); adds to the gradients of Psi and its norm."""
     assert record.unit is not None
     assert gradients.assigns is not None
     assert gradients.assign_vectors is not None

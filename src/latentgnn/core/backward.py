@@ -1,7 +1,7 @@
 """The layer backward: scatter over all blocks, mix, gather over all blocks.
 
-What a block computed on the way is held, or computed again: all of it from the input and the latents' sums; with batch
-norm in training from what each norm was applied to.
+What a block computed in the forward pass is held or recomputed: from the input and the latents' sums, or with batch
+norm in training from the inputs of the norms.
 
 Axes: B batch, N nodes, C channels, S samples, G groups, R reduced channels, D latents of all kernels in a group, r
 channels of a group.
@@ -40,12 +40,12 @@ def backward(
 
     Args:
         grad_BNC: of the output.
-        x_BNC: as `forward` had it, like all that follow.
+        x_BNC: as `forward` had it, like the arguments below.
         mask_BN: nodes that take part.
         offsets: of the samples.
         tensors: parameters and statistics.
         state: from `forward`.
-        plan: of the layer.
+        plan: the layer's plan.
         needs_x: whether the input needs a gradient.
         needs: whether each of the tensors does.
     """
@@ -59,7 +59,7 @@ def backward(
     given, gradients = Input.of(x_BNC, mask_BN, offsets, matrices, plan), Gradients.nothing(mixing.to_features, plan)
     records = [replace(record) for record in state.records] or [Record() for _ in given.todo]
     whole = given.is_one_block
-    # As in the forward pass: new memory may come from a call that adds to it.
+    # As in the forward pass: the call that adds the base may allocate the result.
     alone = x_BNC.shape[0] == 1 or not nodes_innermost(x_BNC)
     alone = alone and whole and plan.residual and grad_BNC.stride() == x_BNC.stride()
     grad_x_BNC = None if alone or not needs_x else empty_like_layout(x_BNC, x_BNC.shape[-1])
@@ -77,7 +77,7 @@ def backward(
         memory_sTC=memory_sTC,
     )
     assert gradients.features is not None
-    # Here they are summed over all nodes; mixing needs nothing else of them.
+    # Sums over this process's nodes, added up; the backward pass of mixing needs nothing else.
     features = over_ranks([cast(grad, wide(plan.compute)) for grad in gradients.features], plan)
     grad_sums, grad_weights, grad_convs = mixing.gradients(features)
     grad_x_BNC = gather_nodes_backward(

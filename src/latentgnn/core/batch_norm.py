@@ -13,7 +13,7 @@ from latentgnn.core.nodes import Block
 from latentgnn.core.scaling import scaled, scaled_
 from latentgnn.core.statistics import Statistics
 
-# From so many numbers on, sums of PyTorch's are faster than its batch norm, which is a single call.
+# From this many elements on, separate sums are faster than PyTorch's batch norm in one call.
 _MANY_NUMBERS = 1 << 17
 
 
@@ -37,7 +37,7 @@ class OfBatch:
     def _normalize_channels(
         self, x_sFT: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, *, keep: bool
     ) -> tuple[Tensor, Statistics]:
-        # Sums along what lies next to one another: several times as fast on a CPU as PyTorch's batch norm.
+        # Sums along contiguous memory: several times as fast on a CPU as PyTorch's batch norm.
         count = x_sFT.shape[0] * x_sFT.shape[2]
         mean_F = _over_samples(x_sFT.sum(2)).div_(count)
         centred_sFT = x_sFT - mean_F.unsqueeze(1) if keep else x_sFT.sub_(mean_F.unsqueeze(1))
@@ -60,7 +60,7 @@ class OfBatch:
 
 
 def batch_norm_again(raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, statistics: Statistics) -> Tensor:
-    """Batch norm with statistics that are known: the one norm whose input may be held without its output."""
+    """Batch norm with known statistics: recomputes its output where only its input was held."""
     assert statistics.mean is not None
     scale_F = _times(statistics.inverse, weight_F)
     shift_F = -statistics.mean * scale_F
@@ -79,7 +79,7 @@ def _channels_second(x_sTF: Tensor, like_sTF: Tensor) -> Tensor:
 
 
 def _nodes_second(x: Tensor, like_sTF: Tensor) -> Tensor:
-    """Back from `_channels_second`."""
+    """Undo `_channels_second`."""
     if x.dim() == 2:
         return x.view(like_sTF.shape)
     return from_columns(x[0], len(like_sTF)) if len(x) == 1 else x.mT

@@ -1,8 +1,8 @@
 """The last step of scatter, out = x + norm(U f): forward, and its backward beside it.
 
-A norm that is an affine map is folded into U. Batch norm in training may take its statistics from the moments of f;
-otherwise norms over the nodes are computed for some channels at a time, whose numbers are still in a cache for the
-norm, the sum with x and the gradients; they are held only where all is.
+An affine norm is folded into U. Batch norm in training may take its statistics from the moments of f. Otherwise batch
+and group norm are computed for some channels at a time, so that these are still in a cache for the norm, the sum with x
+and the gradients; they are held only if everything is.
 
 Axes: s rows of the input, T nodes, C channels, F features of all kernels (K * R); c channels of a part.
 """
@@ -22,7 +22,7 @@ from latentgnn.core.records import Gradients, Record, add, add_pair
 from latentgnn.core.statistics import Norm, OfSample
 from latentgnn.functional import cast, wide
 
-# Fewer channels are no product worth a call.
+# A product of fewer channels is not worth its call.
 _LEAST_CHANNELS = 64
 
 
@@ -36,7 +36,7 @@ def expand(
     record: Record,
     out_sTC: Tensor | None,
 ) -> Tensor:
-    """The output of a block, written to ``out`` where that is given."""
+    """The output of a block, written to ``out`` if given."""
     assert record.feature is not None
     base_sTC = x_sTC if plan.residual else None
     if vectors is None:
@@ -84,7 +84,7 @@ def expand_backward(
     *,
     needs_expand: bool,
 ) -> Tensor:
-    """From the gradient of a block's output to that of the features, (s, T, F); adds to those of U and its norm."""
+    """The gradient of the features, (s, T, F), from that of a block's output; adds to those of U and its norm."""
     assert record.feature is not None
     if vectors is not None:
         if _takes_moments(grad_sTC, record.feature, plan):
@@ -108,7 +108,7 @@ def _takes_moments(x_sTC: Tensor, feature_sTF: Tensor, plan: Plan) -> bool:
 
 
 def _channel_parts(x_sTC: Tensor, plan: Plan) -> list[tuple[slice, Norm]]:
-    """Channels that are expanded at once, and their norm."""
+    """The channels to expand at a time, each with its norm."""
     norm, channels = plan.norm_at(-1), x_sTC.shape[2]
     if plan.norm not in ("batch", "group"):
         return [(slice(0, channels), norm)]

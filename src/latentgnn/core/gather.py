@@ -31,23 +31,23 @@ from latentgnn.functional import cast, inverse_length, wide
 def values(
     block: Block, x_sTC: Tensor, matrices: Matrices, vectors: Vectors | None, plan: Plan, record: Record
 ) -> None:
-    """V and L of a block, or one of them: one product with the reductions that are given, and unit length."""
+    """V and L of a block, or one of them: one product with the given reductions, scaled to unit length."""
     u_sTR, shift_R, down, ways = record.raw, matrices.reduce_shift, None, len(matrices.reduces)
     if u_sTR is None:
         weights: Sequence[Tensor] = matrices.reduces
         if plan.compute == torch.float16:
-            # Rows longer than 1 may take a sum over channels out of float16's range; unit length comes next anyway.
+            # With rows longer than 1, a sum over channels could overflow float16; unit length removes the factor again.
             lengths = [torch.linalg.vector_norm(weight_RC, dim=1).amax() for weight_RC in weights]
             down = torch.stack(lengths).amax().clamp_min(1).reciprocal()
             weights = [weight_RC * down for weight_RC in weights]
             shift_R = None if shift_R is None else shift_R * down
         weights = [cast(weight_RC, plan.compute) for weight_RC in weights]
-        # A shift goes with the product where the scale is in the matrices already.
+        # If the scale is in the matrices already, the shift is added by the product.
         u_sTR = project_all(x_sTC, weights, shift_R if matrices.reduce_scale is None else None)
     if vectors is not None:
         weight_R, bias_R = vectors.reduce
         if record.raw_statistics is None:
-            # Mostly there are fewer channels to bring together here than in the input.
+            # Made contiguous here, and not in the input, because there are usually fewer channels.
             record.raw = u_sTR = u_sTR.contiguous() if plan.in_rows else u_sTR
             u_sTR, record.raw_statistics = plan.norm_at(0, ways).normalize(u_sTR, weight_R, bias_R, block)
         else:
@@ -65,9 +65,9 @@ def values(
 
 
 def _memory_of_ways(unit_sHTr: Tensor, plan: Plan) -> Tensor:
-    """Where V and L may be written: their own memory, or new memory where channels lie innermost.
+    """Where to write V and L: in place, or in new memory if channels are innermost.
 
-    There V and L lie between one another, and each product with one of them would need a copy.
+    In that layout V and L are interleaved, and each product with one of them would need a copy.
     """
     samples, parts, nodes, channels = unit_sHTr.shape
     if parts == 1 or plan.groups > 1 or nodes_innermost(unit_sHTr):
@@ -78,7 +78,7 @@ def _memory_of_ways(unit_sHTr: Tensor, plan: Plan) -> Tensor:
 def gather_assignments(
     block: Block, valid_sT1: Tensor | None, matrices: Matrices, vectors: Vectors | None, plan: Plan, record: Record
 ) -> None:
-    """P of a block; if symmetric it is Q too."""
+    """P of a block; in a symmetric layer it is also Q."""
     assign_sGTD = assignments(0, block, matrices, vectors, plan, record)
     if valid_sT1 is not None:
         assign_sGTD.mul_(valid_sT1.unsqueeze(1))
@@ -89,7 +89,7 @@ def gather_assignments(
 
 
 def sums(block: Block, record: Record, plan: Plan) -> tuple[Tensor, Tensor | None]:
-    """A block's sums of values by assignments, (S, G, D, r), and what they will be divided by, (S, G, D)."""
+    """A block's sums of values by assignments, (S, G, D, r), and their divisors, (S, G, D)."""
     assert record.unit is not None
     assert record.gather_assign is not None
     values_sGTr = block.each_sample(of_way(record.unit, 0, plan), 2)
@@ -130,20 +130,20 @@ def gather_backward(
     plan: Plan,
     record: Record,
 ) -> Tensor:
-    """From the gradients of the latents' sums, and of scatter's L, to that of W x, (s, T, ways * R).
+    """The gradient of W x, (s, T, ways * R), from those of the latents' sums and of scatter's L.
 
-    With norms that are affine maps, it is the gradient of W x times its scale.
+    With affine norms, it is the gradient of W x after its scale.
 
     Args:
         block: the block.
         valid_sT1: which of its nodes take part.
-        grad_scatter_sGTr: of L if asymmetric; of relu(norm(Psi V)) before its unit length, (s, G, T, D), if symmetric.
-        grad_sums_SGDr: of the sums.
-        grad_weights_SGD: of what they are divided by.
-        matrices: of the layer.
-        vectors: of norms with statistics.
-        gradients: added to.
-        plan: of the layer.
+        grad_scatter_sGTr: gradient of L if asymmetric; gradient of Q, (s, G, T, D), if symmetric.
+        grad_sums_SGDr: gradient of the sums.
+        grad_weights_SGD: gradient of their divisors.
+        matrices: the layer's matrices.
+        vectors: weights and biases of norms with statistics.
+        gradients: the gradients to add to.
+        plan: the layer's plan.
         record: of the block.
     """
     assert record.unit is not None
@@ -167,7 +167,7 @@ def gather_backward(
     if plan.symmetric:
         assert record.assign_scales is not None
         assert grad_scatter_sGTr is not None
-        # Q is P: the gradients of both meet before the unit length.
+        # Q is P: add both gradients, then go back through the unit length.
         grad_assign = grad_assign.to(wide(plan.compute)).add_(grad_scatter_sGTr)
         grad_assign = assign_unit_backward(grad_assign, assign_sGTD, record.assign_scales, plan)
     rectifier_backward_(grad_assign, assign_sGTD)

@@ -1,6 +1,6 @@
 """Gather over all blocks of nodes: forward, and its backward beside it.
 
-It ends with sums over nodes, `Gathered`. Whoever has other nodes of the same samples adds theirs there.
+It ends with sums over nodes, `Gathered`; sums over other nodes of the same samples can be added to them.
 
 Axes: B batch, N nodes, C channels, S samples, G groups, D latents of all kernels in a group, r channels of a group.
 """
@@ -25,12 +25,12 @@ from latentgnn.functional import cast, wide
 
 @dataclass
 class Gathered:
-    """What gather leaves.
+    """The result of gather.
 
     Args:
         sums: of values by assignments, (S, G, D, r).
-        weights: what they are divided by, (S, G, D): sums of squared assignments, or of assignments.
-        waiting: what scatter needs of each block.
+        weights: their divisors, (S, G, D): sums of squared assignments, or of assignments.
+        waiting: what scatter needs from each block.
     """
 
     sums: Tensor
@@ -39,13 +39,13 @@ class Gathered:
 
     @classmethod
     def nothing(cls, given: Input, matrices: Matrices, plan: Plan) -> "Gathered":
-        """Of no nodes."""
+        """Zero sums, before any block is added."""
         shape = (given.samples, plan.groups, sum(plan.latents), matrices.reduces[0].shape[0] // plan.groups)
         dtype = wide(plan.compute)
         return cls(given.x_BNC.new_zeros(shape, dtype=dtype), given.x_BNC.new_zeros(shape[:-1], dtype=dtype), [])
 
     def add(self, block: Block, sums_SGDr: Tensor, weights_SGD: Tensor | None) -> None:
-        """Add those of a block."""
+        """Add the sums of a block."""
         self.sums[block.samples].add_(sums_SGDr)
         if weights_SGD is not None:
             self.weights[block.samples].add_(weights_SGD)
@@ -58,11 +58,11 @@ def gather_nodes(
 
     Args:
         given: the nodes.
-        matrices: of the layer.
-        vectors: of norms with statistics.
-        plan: of the layer.
-        holds: all that is computed waits, and not only what scatter needs.
-        memory_BNC: like the input, free until scatter writes the output to it.
+        matrices: the layer's matrices.
+        vectors: weights and biases of norms with statistics.
+        plan: the layer's plan.
+        holds: keep everything that a block computed, not only what scatter needs.
+        memory_BNC: scratch memory like the input, free until scatter writes the output to it.
     """
     alone, found = len(given.todo) == 1, None
     for block in given.todo:
@@ -83,7 +83,7 @@ def gather_nodes(
 
 
 def _for_scatter(record: Record, plan: Plan) -> Record:
-    """What waits for scatter where little is to be held: the values, or in a symmetric layer the assignments."""
+    """The little that scatter needs if nothing else is held: L, or in a symmetric layer the assignments."""
     if plan.symmetric:
         return Record(scatter_assign=record.scatter_assign, assign_scales=record.assign_scales)
     assert record.unit is not None
@@ -107,23 +107,23 @@ def gather_nodes_backward(
     memory_sTC: Tensor | None,
     grad_x_BNC: Tensor | None,
 ) -> Tensor | None:
-    """From the gradients of the latents' sums and of what scatter began with to that of the input.
+    """The gradient of the input, from those of the latents' sums and of scatter's inputs.
 
     Args:
-        grad_BNC: of the output, which a residual layer's input has a part in.
-        grads_scatter: from `scatter_nodes_backward`; it is empty afterwards.
+        grad_BNC: gradient of the output; in a residual layer, also part of the input's gradient.
+        grads_scatter: from `scatter_nodes_backward`; emptied here.
         grad_sums_SGDr: of the sums over all nodes.
-        grad_weights_SGD: of what they are divided by.
+        grad_weights_SGD: gradient of their divisors.
         given: the nodes.
-        records: of each block; they are let go of.
-        matrices: of the layer.
-        vectors: of norms with statistics.
-        gradients: added to.
-        plan: of the layer.
+        records: one per block; cleared here.
+        matrices: the layer's matrices.
+        vectors: weights and biases of norms with statistics.
+        gradients: the gradients to add to.
+        plan: the layer's plan.
         needs_reduce: whether gradients of the reductions, or of what they were folded from, are wanted.
         needs_x: whether that of the input is.
-        memory_sTC: free memory like the input, if that is one block.
-        grad_x_BNC: what to write to; ``None`` makes new memory.
+        memory_sTC: scratch memory like the input, if that is one block.
+        grad_x_BNC: where to write; ``None`` allocates memory.
     """
     grads_scatter.reverse()
     for block, record in zip(given.todo, records, strict=True):
@@ -158,6 +158,6 @@ def gather_nodes_backward(
 
 
 def _release(record: Record) -> None:
-    """Let go of a block's tensors."""
+    """Free a block's tensors."""
     for name in vars(record):
         setattr(record, name, None)

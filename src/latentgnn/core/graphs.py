@@ -1,4 +1,4 @@
-"""Tensors over the nodes of a block, seen as graphs: a sample and a group are a graph.
+"""Tensors over the nodes of a block, viewed as graphs: one graph for each sample and group.
 
 Axes: s rows of the input, T nodes, C channels, G groups, H = ways * G (gather's groups before scatter's), r channels
 of a group, D latents of all kernels in a group.
@@ -16,7 +16,7 @@ from latentgnn.core.products import project_each
 
 
 def to_graphs(x_sTF: Tensor, groups: int) -> Tensor:
-    """A view (s, T, G * r) as (s, G, T, r): a group is one more graph."""
+    """View (s, T, G * r) as (s, G, T, r)."""
     if groups == 1:
         return x_sTF.unsqueeze(1)
     samples, nodes, channels = x_sTF.shape
@@ -24,7 +24,7 @@ def to_graphs(x_sTF: Tensor, groups: int) -> Tensor:
 
 
 def to_nodes(x_sGTr: Tensor) -> Tensor:
-    """(s, G, T, r) as (s, T, G * r), with nodes innermost where they are."""
+    """(s, G, T, r) as (s, T, G * r), in the same memory layout."""
     if x_sGTr.shape[1] == 1:
         return x_sGTr.squeeze(1)
     if nodes_innermost(x_sGTr):
@@ -33,7 +33,7 @@ def to_nodes(x_sGTr: Tensor) -> Tensor:
 
 
 def graphs_of(x_sGTr: Tensor) -> Tensor:
-    """(s, G, T, r) as (s * G, T, r), with nodes innermost where they are."""
+    """(s, G, T, r) as (s * G, T, r), in the same memory layout."""
     if x_sGTr.shape[1] == 1:
         return x_sGTr.squeeze(1)
     if nodes_innermost(x_sGTr):
@@ -58,7 +58,7 @@ def of_kernel(assign_sGTD: Tensor, kernel: slice, plan: Plan) -> Tensor:
 
 
 def of_samples(matrix_S: Tensor, block: Block) -> list[Tensor]:
-    """A block's part of a tensor over all samples, cut to go with `Block.each_sample`."""
+    """A block's part of a tensor over all samples, split as `Block.each_sample` splits nodes."""
     own_S = matrix_S if block.whole else matrix_S[block.samples]
     several = block.bounds is not None and len(block.bounds) > 2
     return list(own_S.split(1)) if several else [own_S]
@@ -74,7 +74,7 @@ def product(x_sGTK: Tensor, matrix_sGOK: Tensor) -> Tensor:
 
 
 def cat(parts: Sequence[Tensor], dim: int) -> Tensor:
-    """Tensors over nodes as one, with nodes innermost where they are; ``dim`` counts from the front."""
+    """Concatenate tensors over nodes in their memory layout; ``dim`` is not negative."""
     if len(parts) == 1:
         return parts[0]
     nodes = parts[0].dim() - 2

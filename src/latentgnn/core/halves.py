@@ -1,6 +1,6 @@
-"""Gather and scatter of the core, each alone: what lies between them is computed elsewhere, or has other nodes' part.
+"""The core's gather and scatter as separate calls; between them, the caller may add sums over other nodes.
 
-There is no backward pass here; `latentgnn.plain` has one.
+These have no backward pass; the plain path's have.
 
 Axes: B batch, N nodes, C channels, S samples, G groups, D latents of all kernels in a group, r channels of a group.
 """
@@ -28,9 +28,9 @@ def gather(
     Args:
         x_BNC: input.
         mask_BN: nodes that take part.
-        offsets: where each sample begins among the nodes of a single row, and the end; ``None`` if rows are samples.
+        offsets: boundaries of the samples in a single row of packed nodes; ``None`` if each row is a sample.
         tensors: as `Parts.of` takes them.
-        plan: of the layer.
+        plan: the layer's plan.
     """
     matrices, vectors = _of_way(0, x_BNC, tensors, plan)
     given = Input.of(x_BNC, mask_BN, offsets, matrices, plan)
@@ -55,12 +55,12 @@ def scatter(
 
     Args:
         x_BNC: input.
-        mask_BN: nodes that take part; the others come back unchanged.
+        mask_BN: nodes that take part; the others are returned unchanged.
         offsets: as `gather` has them.
         sums_SGDr: over all nodes.
         weights_SGD: likewise.
         tensors: as `Parts.of` takes them.
-        plan: of the layer.
+        plan: the layer's plan.
     """
     matrices, vectors = _of_way(1, x_BNC, tensors, plan)
     mixing = Mixing.of(sums_SGDr, weights_SGD, matrices.convs, plan, records=False)

@@ -22,8 +22,8 @@ class Input:
 
     Args:
         x_BNC: input; a transposed view is as good as a contiguous tensor.
-        mask_BN: nodes that take part; the others come back unchanged.
-        todo: its blocks.
+        mask_BN: nodes that take part; the others are returned unchanged.
+        todo: the blocks to compute.
     """
 
     x_BNC: Tensor
@@ -34,14 +34,14 @@ class Input:
     def of(
         cls, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Sequence[int] | None, matrices: Matrices, plan: Plan
     ) -> "Input":
-        """Cut as it suits the machine.
+        """Cut an input into blocks that suit the machine.
 
         Args:
             x_BNC: input.
             mask_BN: nodes that take part.
-            offsets: where each sample begins among the nodes of a single row, and the end; ``None``: rows are samples.
-            matrices: of the layer.
-            plan: of the layer.
+            offsets: boundaries of the samples in a single row of packed nodes; ``None`` if each row is a sample.
+            matrices: the layer's matrices.
+            plan: the layer's plan.
         """
         if plan.norm == "batch":
             return cls(x_BNC, mask_BN, blocks(x_BNC, offsets, None))
@@ -49,7 +49,7 @@ class Input:
         numbers = 3 * reduced + 2 * latents + (x_BNC.shape[2] if plan.norm in ("layer", "rms") else 0)
         most = nodes_per_block(x_BNC.device, numbers)
         if plan.norm == "group":
-            # Samples are not cut: the statistics are over all nodes of one.
+            # Samples stay whole, because group norm's statistics are over all nodes of a sample.
             largest = x_BNC.shape[1] if offsets is None else max(last - first for first, last in pairwise(offsets))
             most = max(most, largest)
         return cls(x_BNC, mask_BN, blocks(x_BNC, offsets, most))
@@ -66,12 +66,12 @@ class Input:
 
 
 def in_products(x_BNC: Tensor, block: Block, valid_sT1: Tensor | None, matrices: Matrices, plan: Plan) -> Tensor:
-    """A block of the input, or of the output's gradient, in the type of the products.
+    """A block of the input, or of the output's gradient, in the dtype of the products.
 
-    There are zeros where nodes take no part: NaN too may be there.
+    Nodes outside the mask become 0: they may hold NaN.
     """
     x_sTC = cast(block.of(x_BNC), plan.compute)
     if plan.in_rows and sum(len(matrix_RC) for matrix_RC in matrices.reduces) >= x_sTC.shape[2]:
-        # Norms over a node's channels want them together, and the reductions leave no fewer than there are here.
+        # Norms over a node's channels need them contiguous, and the reductions do not have fewer channels.
         x_sTC = x_sTC.contiguous()
     return x_sTC if valid_sT1 is None else torch.where(valid_sT1, x_sTC, 0)

@@ -1,7 +1,7 @@
 """How tensors over nodes lie in memory: nodes or channels innermost, samples apart or side by side.
 
-Where nodes lie innermost, what is computed for several samples on a CPU has the nodes of all of them side by side in
-memory, (channels, s * T): what is done to each node is then one matrix product, and not one for each sample.
+If nodes are innermost, results for several samples on a CPU have the nodes of all samples side by side in memory,
+(channels, s * T), so that a projection is one matrix product instead of one per sample.
 
 Axes: s rows of the input, T nodes, M = s * T, C channels.
 """
@@ -15,24 +15,24 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-# Samples are put side by side up to so many nodes: more are as fast by themselves, and need no copy.
+# Samples are put side by side up to this many nodes in all; larger ones are as fast one by one, without a copy.
 _NODES_AT_ONCE = 2048
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether a tensor is of PyTorch's own kind: a DTensor, say, has no oneDNN products and no memory of its own."""
+    """Whether a tensor is a plain tensor; a DTensor, for example, has no oneDNN products and no storage of its own."""
     return type(x) in (Tensor, nn.Parameter)
 
 
 def nodes_innermost(x_sTC: Tensor) -> bool:
-    """Whether a tensor's nodes lie next to one another in memory, as in a contiguous (B, C, N)."""
+    """Whether nodes are innermost in memory, as in a contiguous (B, C, N)."""
     return x_sTC.stride(-1) != 1 or (x_sTC.shape[-1] == 1 and x_sTC.shape[-2] > 1 and x_sTC.stride(-2) == 1)
 
 
 def empty_like_layout(x_sTC: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
-    """New memory (s, T, channels), dense, with nodes innermost where they are in ``x_sTC``."""
+    """New dense memory, (s, T, channels), in the layout of ``x_sTC``."""
     samples, nodes, _ = x_sTC.shape
-    # Not as a view of something transposed: autograd refuses operations in place on views that a function returned.
+    # Not a transposed view: autograd forbids in-place operations on views that a function returned.
     strides = (nodes * channels, 1, nodes) if nodes_innermost(x_sTC) else (nodes * channels, channels, 1)
     return with_pages(x_sTC.new_empty_strided((samples, nodes, channels), strides, dtype=dtype))
 
@@ -48,7 +48,7 @@ def from_columns(x_CM: Tensor, samples: int) -> Tensor:
 
 
 def laid_out_like(x_sTC: Tensor, like_sTC: Tensor) -> Tensor:
-    """A dense tensor with nodes innermost where they are in ``like``: what is not is turned about in one copy."""
+    """A dense tensor in the layout of ``like``, nodes or channels innermost; at most one copy."""
     innermost = nodes_innermost(like_sTC)
     if nodes_innermost(x_sTC) == innermost:
         return x_sTC
@@ -56,16 +56,16 @@ def laid_out_like(x_sTC: Tensor, like_sTC: Tensor) -> Tensor:
 
 
 def lie_together(x_sTC: Tensor) -> bool:
-    """Whether the nodes of all samples follow one another, so that `columns` is a view."""
+    """Whether the nodes of all samples are side by side in memory, so that `columns` is a view."""
     return x_sTC.shape[0] == 1 or x_sTC.stride(0) == x_sTC.shape[1] * x_sTC.stride(1)
 
 
 def side_by_side(x_sTC: Tensor, memory_sTC: Tensor | None) -> Tensor:
-    """The same numbers with the nodes of all samples side by side, where several products of a few nodes follow.
+    """The same tensor with the nodes of all samples side by side, if there are few; several products will read it.
 
     Args:
-        x_sTC: the tensor; it comes back as it is where it is large, lies so already, or has channels innermost.
-        memory_sTC: of the same shape and dense, to write to what is needed until it gets its own numbers.
+        x_sTC: the tensor; returned as it is if it is large, side by side already, or has channels innermost.
+        memory_sTC: dense scratch memory of the same shape, which may be written to.
     """
     samples, nodes, channels = x_sTC.shape
     if x_sTC.device.type != "cpu" or not is_plain(x_sTC) or samples * nodes > _NODES_AT_ONCE:
@@ -81,19 +81,19 @@ def side_by_side(x_sTC: Tensor, memory_sTC: Tensor | None) -> Tensor:
 
 
 def sample_parts(x_sTC: Tensor) -> Iterator[slice]:
-    """Samples that are put side by side at once."""
+    """The samples to put side by side at a time."""
     together = x_sTC.shape[0] if lie_together(x_sTC) else max(_NODES_AT_ONCE // max(x_sTC.shape[1], 1), 1)
     return (slice(first, first + together) for first in range(0, x_sTC.shape[0], together))
 
 
 def not_a_view(new: Tensor) -> Tensor:
-    """A view of new memory as a tensor of its own: autograd refuses operations in place on views from a function."""
+    """A view of new memory as a tensor that is no view: autograd forbids in-place operations on a function's views."""
     if type(new) is not Tensor:
         return new
     return new.new_empty(0).set_(new.untyped_storage(), new.storage_offset(), new.shape, new.stride())
 
 
-# Smaller tensors have few pages, and mostly lie in memory that was used before.
+# Smaller tensors have few pages, and mostly reuse memory.
 _LARGE = 4 << 20
 _PAGE, _HUGE_PAGE = mmap.PAGESIZE, 2 << 20
 _MADV_HUGEPAGE, _MADV_POPULATE_WRITE = 14, 23
@@ -112,10 +112,10 @@ def _madvise() -> Callable[[int, int, int], int] | None:
 
 
 def with_pages(tensor: Tensor) -> Tensor:
-    """Have Linux give a large new CPU tensor its pages at once, huge ones if it can, and return it.
+    """Ask Linux to map a large new CPU tensor's pages at once, as huge pages if possible; returns the tensor.
 
-    The first touch of each page of fresh memory costs more than reading and writing it, and threads that meet in a
-    fresh huge page wait for one another. Where the system does not follow, nothing changes.
+    The first touch of a page costs more than reading and writing it, and threads that touch the same new huge page wait
+    for each other. If the system ignores the request, nothing changes.
     """
     size = tensor.numel() * tensor.element_size()
     if size < _LARGE or tensor.device.type != "cpu" or type(tensor) is not Tensor:

@@ -1,4 +1,4 @@
-"""Unit length, rectifiers and sums over nodes, and the way back through them.
+"""Unit length and ReLU over a block's nodes: in place forward, and backward.
 
 Axes: s rows of the input, T nodes, C channels, G groups, H = ways * G (gather's groups before scatter's), r channels
 of a group, D latents of all kernels in a group.
@@ -13,7 +13,7 @@ from latentgnn.functional import cast, inverse_length
 
 
 def unit_backward(grad: Tensor, unit: Tensor, scale: Tensor) -> Tensor:
-    """From the gradient of rows of unit length to that of what they were, in the wide type."""
+    """The gradient of rows before they got unit length, from that after; in the wide dtype."""
     grad, unit = cast(grad, scale.dtype), cast(unit, scale.dtype)
     along = (grad * unit).sum(-1, keepdim=True)
     return torch.addcmul(grad, unit, along, value=-1).mul_(scale)
@@ -25,7 +25,7 @@ def rectifier_backward_(grad: Tensor, value: Tensor) -> Tensor:
 
 
 def to_unit_length_(assign_sGTD: Tensor, plan: Plan) -> list[Tensor]:
-    """Divide each kernel's assignments by their length over its latents, in place; what they were multiplied by."""
+    """Scale each kernel's assignments to unit length over its latents, in place; returns the factors."""
     scales = []
     for kernel in plan.kernels:
         part = of_kernel(assign_sGTD, kernel, plan)
@@ -35,7 +35,7 @@ def to_unit_length_(assign_sGTD: Tensor, plan: Plan) -> list[Tensor]:
 
 
 def assign_unit_backward(grad_sGTD: Tensor, assign_sGTD: Tensor, scales: list[Tensor], plan: Plan) -> Tensor:
-    """From the gradient of assignments of unit length to that of what they were, in the type of the products."""
+    """The gradient of assignments before they got unit length, from that after; in the ddtype of the products."""
     parts = [
         cast(unit_backward(grad_sGTD[..., kernel], assign_sGTD[..., kernel], scale), plan.compute)
         for kernel, scale in zip(plan.kernels, scales, strict=True)

@@ -14,7 +14,7 @@ from latentgnn.functional import EPS, mix, reciprocal
 
 
 def mixed(sums_SGDr: Tensor, weights_SGD: Tensor, plan: Plan) -> list[Tensor]:
-    """Y of each kernel, (S, G, D_k, r), from gather's sums and what they are divided by."""
+    """Y of each kernel, (S, G, D_k, r), from gather's sums and their divisors."""
     latent_SGDr = sums_SGDr
     if plan.node_scale == "mean":
         latent_SGDr = sums_SGDr * reciprocal(weights_SGD).unsqueeze(-1)
@@ -27,7 +27,7 @@ def mixed(sums_SGDr: Tensor, weights_SGD: Tensor, plan: Plan) -> list[Tensor]:
 
 
 def scatter_matrices(sums_SGDr: Tensor, weights_SGD: Tensor, convs: Sequence[Tensor], plan: Plan) -> list[Tensor]:
-    """What takes each kernel's assignments to features, Y^T or with graph convolution G Y^T: (S, G, r, D_k)."""
+    """The matrix from assignments to features of each kernel, (S, G, r, D_k): Y^T, or with graph convolution G Y^T."""
     latents = mixed(sums_SGDr, weights_SGD, plan)
     if not plan.graph_conv:
         return [latent_SGDr.mT for latent_SGDr in latents]

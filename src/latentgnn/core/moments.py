@@ -23,9 +23,9 @@ class Moments(NamedTuple):
 
 
 def moments(feature_sTF: Tensor) -> tuple[Moments, Tensor]:
-    """The features' moments, and the features less their mean.
+    """The features' moments, and the centred features.
 
-    They are centred first: E[f^2] - E[f]^2 would lose every digit, as a mean is often ten times its spread.
+    Features are centred first: E[f^2] - E[f]^2 would lose all precision, because means are often ten times the spread.
     """
     count = max(feature_sTF.shape[0] * feature_sTF.shape[1], 1)
     mean_F = feature_sTF.sum((0, 1)) / count

@@ -1,4 +1,4 @@
-"""The core as one node of autograd, and where a compiler or a dispatch mode traces as an operator.
+"""The core as one autograd function, or as a PyTorch operator under a compiler or a dispatch mode.
 
 Axes: B batch, N nodes, C channels, S samples.
 """
@@ -20,7 +20,7 @@ from latentgnn.core.records import Record
 
 
 class BatchStatistics:
-    """What the norms of a layer in training took from the batch, in the layout of the products that they follow.
+    """The batch statistics that a layer's norms took, in the layout of the products before them.
 
     Args:
         reduce: of the reductions.
@@ -44,14 +44,14 @@ def has_values(tensor: Tensor) -> bool:
 def run(
     x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, tensors: Sequence[Tensor | None], plan: Plan
 ) -> tuple[Tensor, BatchStatistics | None]:
-    """The layer's output, (B, N, C), and with batch norm in training what the norms took from the batch.
+    """The layer's output, (B, N, C), and with batch norm in training the batch statistics.
 
     Args:
         x_BNC: input.
         mask_BN: nodes that take part.
-        offsets: (S + 1,), where each sample begins among the nodes of a single row, and the end.
+        offsets: (S + 1,), boundaries of the samples in a single row of packed nodes.
         tensors: as `latentgnn.core.parameters.Parts.of` takes them.
-        plan: of the layer.
+        plan: the layer's plan.
     """
     if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or not has_values(x_BNC):
         given = [tensor for tensor in tensors if tensor is not None]
@@ -85,7 +85,7 @@ class _Core(torch.autograd.Function):
         out_BNC, state = passes.forward(x_BNC, mask_BN, bounds, tensors, plan, keep=True)
         if plan.norm == "batch":
             statistics.append(BatchStatistics(state.records[0]))
-        # Saved, so that saved-tensor hooks see them, and an operation in place between the passes raises.
+        # Saved through autograd, so that saved-tensor hooks see them and in-place changes between the passes raise.
         held: list[Tensor] = []
         ctx.structure = [record.stored(held) for record in state.records]
         ctx.save_for_backward(x_BNC, mask_BN, state.sums, state.weights, *tensors, *held)
@@ -99,7 +99,7 @@ class _Core(torch.autograd.Function):
         tensors, held = rest[: ctx.count], rest[ctx.count :]
         records = [Record.restored(places, held) for places in ctx.structure]
         needs_x, *needs = ctx.needs_input_grad[4:]
-        # Who calls for gradients inside autocast still gets them in the types of the forward pass.
+        # A backward pass inside autocast still uses the forward pass's dtypes.
         with torch.no_grad(), torch.autocast(x_BNC.device.type, enabled=False):
             grad_x_BNC, grads = backward(
                 grad_BNC,
@@ -113,7 +113,7 @@ class _Core(torch.autograd.Function):
                 needs=needs,
             )
         if torch.is_grad_enabled():
-            # With create_graph=True: the gradients are right, but may not be differentiated again.
+            # With create_graph=True, the gradients are right but cannot be differentiated again.
             known = [grad for grad in (grad_x_BNC, *grads) if grad is not None]
             anchors = [tensor for tensor in (grad_BNC, x_BNC, *tensors) if tensor is not None]
             refused = iter(_Refuse.apply(len(anchors), *anchors, *known)) if known else iter(())

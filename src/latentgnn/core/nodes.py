@@ -1,6 +1,6 @@
 """Which nodes take part, of which sample, in which blocks.
 
-A block is what is computed at once: some samples whole, some nodes of one sample, or consecutive scenes of packed
+A block is the unit of computation: some whole samples, some nodes of one sample, or consecutive scenes of packed
 points. Inside a block, tensors over nodes are (s, T, channels) or (s, G, T, channels) whatever their strides: where
 the input's nodes lie innermost in memory, so do those of all that is computed from it.
 
@@ -16,15 +16,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-# Where the system does not tell, what processors of recent years have at least.
+# The least that recent processors have; used if the system does not say.
 _USUAL_CACHE = 1 << 20
-# An accelerator hides nothing behind a small block; only the largest inputs are cut, so that memory stays bounded.
+# On an accelerator small blocks have no advantage; only the largest inputs are cut, to bound the memory.
 _ACCELERATOR_BYTES = 1 << 31
 
 
 @dataclass(frozen=True)
 class Block:
-    """Where a block lies.
+    """The position of a block in the input.
 
     Args:
         rows: of the input.
@@ -50,25 +50,25 @@ class Block:
         return None if mask_BN is None else self.of(mask_BN).unsqueeze(-1)
 
     def each_sample(self, x: Tensor, dim: int) -> list[Tensor]:
-        """The parts of a block's tensor that belong to one sample each, where there are several in a row."""
+        """A block's tensor, split by sample if several samples share a row."""
         if self.bounds is None or len(self.bounds) == 2:
             return [x]
         return [x.narrow(dim, first, last - first) for first, last in pairwise(self.bounds)]
 
 
 def check_offsets(offsets: Sequence[int], points: int) -> None:
-    """Refuse offsets that leave points out."""
+    """Refuse offsets that do not rise from 0 to the number of points."""
     if offsets[0] != 0 or offsets[-1] != points or any(last < first for first, last in pairwise(offsets)):
         shown = list(offsets) if len(offsets) <= 8 else [*offsets[:4], "...", *offsets[-3:]]
         raise ValueError(f"offsets must rise from 0 to the number of points, {points}; got {shown}")
 
 
 def bounds_of(offsets: Tensor | None, x_BNC: Tensor) -> list[int] | None:
-    """Offsets as numbers, checked."""
+    """Offsets as a list of ints, checked."""
     if offsets is None:
         return None
     bounds = offsets.tolist()
-    # The layer checks them too, and adds a leading 0, but cannot where a compiler traces it.
+    # The layer checks them too, but cannot read their values while a compiler traces it.
     check_offsets(bounds, x_BNC.shape[1])
     return bounds
 
@@ -91,7 +91,7 @@ def blocks(x_BNC: Tensor, offsets: Sequence[int] | None, most: int | None) -> li
 
 
 def _packed(offsets: Sequence[int], most: int) -> Iterator[Block]:
-    """Consecutive scenes as long as they fit together, and parts of those that do not fit alone."""
+    """As many consecutive scenes as fit into a block; scenes that do not fit are cut."""
     row, sample, last_sample = slice(0, 1), 0, len(offsets) - 1
     while sample < last_sample:
         first, end = offsets[sample], sample + 1
@@ -114,9 +114,9 @@ def _cut(first: int, last: int, most: int) -> Iterator[slice]:
 
 
 def nodes_per_block(device: torch.device, numbers: int) -> int:
-    """How many nodes a block should have at most, where ``numbers`` are computed for each."""
+    """The most nodes that a block should have, if ``numbers`` elements are computed per node."""
     if device.type == "cpu":
-        # As measured: what a block computes lies about in the caches of the cores; smaller blocks cost more calls.
+        # Measured: a block's results then roughly fit the cores' caches; smaller blocks would make more calls.
         return max(3 * _core_cache_bytes() * torch.get_num_threads() // (4 * numbers), 256)
     return max(_ACCELERATOR_BYTES // (4 * numbers), 256)
 

@@ -27,7 +27,7 @@ NO_SECOND_DERIVATIVES = (
 )
 
 _library = torch.library.Library("latentgnn", "DEF")
-# PyTorch passes gradients on to a list of tensors, but not to one with gaps; `present` says where these are.
+# PyTorch gives gradients to a list of tensors, but not to one that contains ``None``; `present` marks the gaps.
 _LAYER = "Tensor x, Tensor? mask, Tensor? offsets, Tensor[] tensors, bool[] present"
 _library.define(f"forward({_LAYER}, {SCHEMA}) -> (Tensor, Tensor, Tensor)")
 _library.define(
@@ -102,7 +102,7 @@ def _backward(
 
 @contextmanager
 def _above_autograd() -> Iterator[None]:
-    """Let autograd record again: operators run below it, and gradients of mixing and folding are autograd's."""
+    """Turn autograd back on: operators run below it, but mixing and folding get their gradients from it."""
     include, exclude = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
     for name in ("AutogradFunctionality", "ADInplaceOrView", "AutogradOther"):
         exclude = exclude.remove(getattr(torch._C.DispatchKey, name))

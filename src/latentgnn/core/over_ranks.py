@@ -1,4 +1,4 @@
-"""What processes that share the nodes add up: the latents' sums, and on the way back the gradients of the features.
+"""What processes that share the nodes add up: the latents' sums, and in the backward pass the features' gradients.
 
 Nothing else passes between them, whatever the number of nodes.
 """
@@ -17,5 +17,5 @@ def over_ranks(tensors: Sequence[Tensor], plan: Plan) -> list[Tensor]:
 
 
 def share_of_rank(grads: Sequence[Tensor | None], plan: Plan) -> list[Tensor | None]:
-    """Of gradients that all processes have whole, parts that add up to them, as those of other parameters do."""
+    """Divide gradients that every process has in full, so that they add up over processes as other gradients do."""
     return [None if grad is None else grad / plan.ranks for grad in grads] if plan.group else list(grads)

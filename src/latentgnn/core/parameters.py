@@ -1,4 +1,4 @@
-"""A layer's numbers in the form in which the core multiplies by them.
+"""A layer's parameters, in the form that the core multiplies by.
 
 Axes: C channels, R reduced channels, G groups, r = R / G, D latents of all kernels in a group, K kernels, F features
 that the output is expanded from (K * R).
@@ -45,14 +45,14 @@ class Parts(NamedTuple):
 
 
 class Matrices(NamedTuple):
-    """What the core multiplies by, in the wide type.
+    """The matrices that the core multiplies by, and their shifts, in the wide dtype.
 
-    Norms that are affine maps, and gamma, are folded in; what other norms have stays outside, as `Vectors`.
+    Affine norms and gamma are folded in; weights and biases of other norms are in `Vectors`.
 
     Args:
-        reduces: (R, C) of each way, as they are, like the expansion: they are large, and `for_nodes` scales them or
-            leaves that to what they are multiplied into.
-        reduce_scale: (ways * R,), or ``None`` for ones, like all that follow.
+        reduces: (R, C) of each way, unscaled like the expansion: they are large, and `for_nodes` decides whether to
+            scale them or their outputs.
+        reduce_scale: (ways * R,), or ``None`` for ones; below, ``None`` means ones or zeros too.
         reduce_shift: (ways * R,).
         assigns: (G, D, r) of each way.
         assign_shifts: (G * D,) of each way.
@@ -75,7 +75,7 @@ class Matrices(NamedTuple):
     expand_shift: Tensor | None
 
     def for_nodes(self, nodes: int, plan: Plan) -> "Matrices":
-        """With the scales in the matrices, where that is less work than scaling what so many nodes give."""
+        """With the scales in the matrices, if that is less work than scaling the outputs for this many nodes."""
         if self.expand_scale is None or plan.compute != wide(plan.compute):
             return self
         reduced = sum(len(matrix) for matrix in self.reduces)
@@ -89,7 +89,7 @@ class Matrices(NamedTuple):
         return self._replace(reduces=reduces, reduce_scale=None, expand=expand, expand_scale=None)
 
     def of_way(self, way: int, plan: Plan) -> "Matrices":
-        """With the reduction of gather (0) or scatter (1) alone; the same where they share it."""
+        """With only the reduction of gather (0) or scatter (1); unchanged if they share it."""
         if plan.symmetric:
             return self
         scale, shift = _part(self.reduce_scale, way), _part(self.reduce_shift, way)
@@ -97,7 +97,7 @@ class Matrices(NamedTuple):
 
 
 class Vectors(NamedTuple):
-    """Weights and biases of norms with statistics, (weight, bias), in the layout of the products they follow."""
+    """Pairs (weight, bias) of norms with statistics, in the layout of the products before them."""
 
     reduce: tuple[Tensor | None, Tensor | None]
     assigns: Sequence[tuple[Tensor | None, Tensor | None]]
@@ -105,13 +105,13 @@ class Vectors(NamedTuple):
     expand: tuple[Tensor | None, Tensor | None]
 
     def of_way(self, way: int, plan: Plan) -> "Vectors":
-        """With those of the reduction of gather (0) or scatter (1) alone; the same where they share it."""
+        """With only those of the reduction of gather (0) or scatter (1); unchanged if they share it."""
         weight, bias = self.reduce
         return self if plan.symmetric else self._replace(reduce=(_part(weight, way), _part(bias, way)))
 
 
 def fold(parts: Parts, plan: Plan) -> Matrices:
-    """The layer's matrices; with gradients, where autograd records."""
+    """Fold a layer's projections into matrices; differentiable."""
     dtype, ways, kernels = wide(plan.compute), plan.ways, len(plan.latents)
     flat = [*parts.reduces, *(part for way in parts.assigns for part in way), *parts.convs, parts.expand]
     nothing: list[Tensor | None] = [None] * len(flat)
@@ -145,7 +145,7 @@ def fold(parts: Parts, plan: Plan) -> Matrices:
 
 
 def vectors(parts: Parts, plan: Plan) -> Vectors:
-    """Weights and biases of norms with statistics; with gradients, where autograd records."""
+    """Weights and biases of norms with statistics; differentiable."""
 
     def pair(projected: Sequence[NormedMatrix], join: Callable[[Sequence[Tensor | None]], Tensor | None]):  # type: ignore[no-untyped-def]
         return join([part.weight for part in projected]), join([part.bias for part in projected])
@@ -165,7 +165,7 @@ def vectors(parts: Parts, plan: Plan) -> Vectors:
 
 
 def latent_vector(parts: Sequence[Tensor | None], plan: Plan) -> Tensor | None:
-    """Vectors over the latents of each kernel as one, (G * D,), in which a group's latents lie together."""
+    """Vectors over the latents of each kernel joined to one, (G * D,), grouped by channel group."""
     if len(parts) == 1:
         return parts[0]
     split = [None if part is None else part.unflatten(0, (plan.groups, -1)) for part in parts]
@@ -174,14 +174,14 @@ def latent_vector(parts: Sequence[Tensor | None], plan: Plan) -> Tensor | None:
 
 
 def split_latent_vector(vector_GD: Tensor, plan: Plan) -> list[Tensor]:
-    """What `latent_vector` joined."""
+    """Undo `latent_vector`."""
     if len(plan.latents) == 1:
         return [vector_GD]
     return [part.flatten() for part in vector_GD.unflatten(0, (plan.groups, -1)).split(list(plan.latents), 1)]
 
 
 def joined(parts: Sequence[Tensor | None], dim: int) -> Tensor | None:
-    """One tensor of all parts, ``None`` if they are."""
+    """The parts that are not ``None``, concatenated; ``None`` if all are."""
     known = [part for part in parts if part is not None]
     return _cat(known, dim) if known else None
 

@@ -22,14 +22,14 @@ from latentgnn.functional import l2
 
 @dataclass
 class State:
-    """What the backward pass starts from, beside input and parameters.
+    """What the backward pass needs besides input and parameters.
 
     Args:
         sums: of values by assignments, (S, G, D, r).
-        weights: what they are divided by, (S, G, D): sums of squared assignments, or of assignments.
-        records: of each block, where they are held.
-        folding: with autograd's record, where all is held.
-        mixing: likewise.
+        weights: their divisors, (S, G, D): sums of squared assignments, or of assignments.
+        records: one per block, if held.
+        folding: with autograd's graph, if everything is held.
+        mixing: the same.
     """
 
     sums: Tensor
@@ -52,10 +52,10 @@ def forward(
 
     Args:
         x_BNC: input; a transposed view is as good as a contiguous tensor.
-        mask_BN: nodes that take part; the others come back unchanged.
-        offsets: where each sample begins among the nodes of a single row, and the end; ``None`` if rows are samples.
+        mask_BN: nodes that take part; the others are returned unchanged.
+        offsets: boundaries of the samples in a single row of packed nodes; ``None`` if each row is a sample.
         tensors: as `Parts.of` takes them.
-        plan: of the layer.
+        plan: the layer's plan.
         keep: a backward pass will follow.
 
     Returns:
@@ -72,7 +72,7 @@ def forward(
     matrices, vectors = folding.matrices, folding.vectors
     given = Input.of(x_BNC, mask_BN, offsets, matrices, plan)
     matrices = matrices.for_nodes(x_BNC.shape[0] * x_BNC.shape[1], plan)
-    # The output may be new memory from a call that adds the input to it.
+    # One call may add the input and allocate the output.
     alone = given.is_one_block and plan.residual and x_BNC.dtype == plan.compute
     alone = alone and (x_BNC.shape[0] == 1 or plan.in_rows or not nodes_innermost(x_BNC))
     out_BNC = None if alone else empty_like_layout(x_BNC, x_BNC.shape[-1])
@@ -94,7 +94,7 @@ def why_not_kernels(x_BNC: Tensor, tensors: Sequence[Tensor | None], plan: Plan)
     Args:
         x_BNC: input.
         tensors: as `forward` takes them.
-        plan: of the layer.
+        plan: the layer's plan.
     """
     matrix = tensors[0]
     assert matrix is not None
@@ -130,7 +130,7 @@ def _forward_by_kernels(
     records = []
     if keep and plan.holds:
         records = [Record(raw=saved.raw, unit=saved.unit, to_feature=saved.to_feature, feature=saved.feature)]
-    # Already divided by the weights.
+    # Here ``sums`` are the latents Z themselves, already divided by the weights.
     return out_BNC, State(saved.latent.unsqueeze(1), saved.weights.unsqueeze(1), records)
 
 

@@ -1,4 +1,4 @@
-"""What a layer is, apart from its numbers, and how it is to be computed.
+"""The structure of a layer, without its parameters, and how to compute it.
 
 Axes: G groups, D_k latents of a kernel in a group.
 """
@@ -19,7 +19,7 @@ from latentgnn.norms import NormKind
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What kind of layer it is, and how it is to be computed.
+    """The structure of a layer, and how to compute it.
 
     Args:
         groups: G.
@@ -28,12 +28,12 @@ class Plan:
         graph_conv: scatter ends in a graph convolution.
         residual: the input is added to the output.
         node_scale: what the latents' sums are divided by.
-        norm: what kind the norms are: ``affine`` for those that are an affine map, or whose statistics they take.
+        norm: kind of the norms: ``affine`` for an affine map, otherwise where their statistics come from.
         eps: of each projection's norm, in the order of `Parts`.
         norm_groups: of each projection's group norm, likewise; empty for other norms.
-        compute: type of the products over nodes.
-        holds: what the blocks compute is held for the backward pass, and not computed again there.
-        group: the name of the process group whose processes hold the nodes; empty where this one holds all.
+        compute: dtype of products over nodes.
+        holds: what the blocks compute is held for the backward pass, not recomputed.
+        group: name of the process group that shares the nodes; empty if this process holds all of them.
         ranks: how many these are.
     """
 
@@ -53,16 +53,16 @@ class Plan:
 
     @property
     def takes_statistics(self) -> bool:
-        """Whether the norms take statistics from what they are applied to."""
+        """Whether the norms take statistics from their inputs."""
         return self.norm != "affine"
 
     @property
     def in_rows(self) -> bool:
-        """Whether the norms are over each node's channels, which are then to lie next to one another inside."""
+        """Whether the norms are over each node's channels, which then must be contiguous inside."""
         return self.norm in ("layer", "rms")
 
     def norm_at(self, place: int, parts: int = 1) -> Norm:
-        """The norm with statistics of its own behind the projection at a place, in the order of `Parts`.
+        """The norm after the projection at an index in the order of `Parts`; only for norms that take statistics.
 
         Args:
             place: of the projection.
@@ -75,17 +75,17 @@ class Plan:
         return OfNode(self.eps[place], parts, centres=self.norm == "layer")
 
     def assign_norm(self, way: int) -> Norm:
-        """The norm behind the assignments of gather (0) or scatter (1)."""
+        """The norm after the assignments of gather (0) or scatter (1)."""
         return self.norm_at(self.ways + way * len(self.latents))
 
     @property
     def conv_norm(self) -> Norm:
-        """The norm behind the graph convolutions."""
+        """The norm after the graph convolutions."""
         return self.norm_at(-1 - len(self.latents))
 
     @property
     def ways(self) -> int:
-        """How many reductions and assignments there are: one if gather and scatter share them."""
+        """The number of reductions, and of assignments: 1 if gather and scatter share them, otherwise 2."""
         return 1 if self.symmetric else 2
 
     @cached_property
@@ -102,7 +102,7 @@ class Plan:
 
     @staticmethod
     def of(groups: int, latents: Sequence[int], *rest: Any) -> "Plan":
-        """From what `arguments` gave; operators hold nothing, and take no statistics."""
+        """Undo `arguments`; operators hold nothing and only have affine norms."""
         symmetric, graph_conv, residual, node_scale, eps, compute, group, ranks = rest
         return Plan(
             groups=groups,

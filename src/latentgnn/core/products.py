@@ -14,12 +14,12 @@ from latentgnn.functional import cast, wide
 
 
 def _by_samples(x_sTC: Tensor) -> bool:
-    """Whether samples that lie apart are better multiplied in a batch than put side by side first."""
+    """Whether to multiply samples that are not side by side as a batch, instead of copying them together."""
     return x_sTC.device.type != "cpu" and not lie_together(x_sTC)
 
 
 def project(x_sTC: Tensor, matrix_OC: Tensor, shift_O: Tensor | None = None) -> Tensor:
-    """x W^T + shift, (s, T, O), with nodes innermost where they are in ``x``."""
+    """x W^T + shift, (s, T, O), in the memory layout of ``x``."""
     samples, nodes, channels = x_sTC.shape
     if not nodes_innermost(x_sTC):
         return outer(x_sTC.reshape(-1, channels), matrix_OC, shift_O).view(samples, nodes, matrix_OC.shape[0])
@@ -48,13 +48,13 @@ def project_back(grad_sTO: Tensor, matrix_OC: Tensor) -> Tensor:
 
 
 def project_all(x_sTC: Tensor, matrices_RC: Sequence[Tensor], shift_R: Tensor | None = None) -> Tensor:
-    """x W^T + shift for matrices below one another, (s, T, rows of all)."""
+    """x W^T + shift for stacked matrices, (s, T, rows of all)."""
     if len(matrices_RC) == 1:
         return project(x_sTC, matrices_RC[0], shift_R)
     samples, nodes, channels = x_sTC.shape
     if samples * nodes >= channels // 2:
         return project(x_sTC, torch.cat(list(matrices_RC)), shift_R)
-    # Few nodes: the matrices are the larger part, and to join them would take longer than what it saves.
+    # With few nodes, joining the matrices would take longer than it saves.
     if shift_R is not None:
         return project_all(x_sTC, matrices_RC).add_(shift_R)
     if not nodes_innermost(x_sTC):
@@ -66,7 +66,7 @@ def project_all(x_sTC: Tensor, matrices_RC: Sequence[Tensor], shift_R: Tensor | 
 
 
 def project_each(x_ETK: Tensor, matrix_EOK: Tensor) -> Tensor:
-    """x W^T with a matrix for each graph, (E, T, O), with nodes innermost where they are in ``x``."""
+    """x W^T with a matrix for each graph, (E, T, O), in the memory layout of ``x``."""
     graphs, nodes, _ = x_ETK.shape
     if graphs == 1:
         return project(x_ETK, matrix_EOK[0])
@@ -79,9 +79,9 @@ def project_each(x_ETK: Tensor, matrix_EOK: Tensor) -> Tensor:
 
 
 def contract(left_ETF: Tensor, right_ETK: Tensor) -> Tensor:
-    """left^T right, the sum over the nodes of each graph, (E, F, K), in the wide type."""
+    """left^T right, the sum over the nodes of each graph, (E, F, K), in the wide dtype."""
     if left_ETF.dtype == torch.float16:
-        # Sums over many nodes leave float16's range; 1 / sqrt(T) keeps them inside.
+        # A sum over many nodes could overflow float16; the factor 1 / sqrt(T) keeps it in range.
         root = max(left_ETF.shape[1], 1) ** 0.5
         return torch.bmm(left_ETF.mT, right_ETK * (1 / root)).float() * root
     if left_ETF.shape[0] == 1:
@@ -90,7 +90,7 @@ def contract(left_ETF: Tensor, right_ETK: Tensor) -> Tensor:
 
 
 def contract_all(left_sTF: Tensor, right_sTK: Tensor) -> Tensor:
-    """left^T right, the sum over the nodes of all rows, (F, K), in the wide type."""
+    """left^T right, the sum over the nodes of all rows, (F, K), in the wide dtype."""
     if left_sTF.dtype == torch.float16:
         return contract(left_sTF, right_sTK).sum(0)
     dtype = wide(left_sTF.dtype)

@@ -1,7 +1,7 @@
-"""Folding and mixing with autograd's record: small tensors, whose gradients are autograd's.
+"""Folding and mixing under autograd: they work on small tensors, so autograd computes their gradients.
 
-Where a layer holds what it computes, the record of the forward pass serves the backward pass; otherwise that makes it
-again.
+If a layer holds what it computes, the backward pass uses the graph that the forward pass recorded; otherwise it records
+the graph again.
 
 Axes: S samples, G groups, D latents of all kernels in a group, r channels of a group.
 """
@@ -23,14 +23,14 @@ from latentgnn.functional import cast
 
 @dataclass
 class Folding:
-    """What the core multiplies by, and the tensors that it was folded from.
+    """The matrices that the core multiplies by, and the tensors that they were folded from.
 
     Args:
-        leaves: of the layer's tensors, which autograd's record ends at.
-        folded: what they were folded into.
-        folded_vectors: likewise, of norms with statistics.
-        matrices: ``folded`` without a record.
-        vectors: ``folded_vectors`` without one.
+        leaves: the layer's tensors, detached: the leaves of autograd's graph.
+        folded: the matrices that they were folded into.
+        folded_vectors: weights and biases of norms with statistics.
+        matrices: ``folded``, detached.
+        vectors: ``folded_vectors``, detached.
     """
 
     leaves: list[Tensor | None]
@@ -41,7 +41,7 @@ class Folding:
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor | None], needs: Sequence[bool], plan: Plan) -> "Folding":
-        """With gradients for the tensors that need one."""
+        """Fold under autograd, with gradients for the tensors that need one."""
         leaves = [
             None if tensor is None else tensor.detach().requires_grad_(need)
             for tensor, need in zip(tensors, needs, strict=True)
@@ -54,13 +54,13 @@ class Folding:
 
     @classmethod
     def without_record(cls, tensors: Sequence[Tensor | None], plan: Plan) -> "Folding":
-        """Without gradients."""
+        """Fold without autograd."""
         parts = Parts.of(tensors, plan)
         folded, folded_vectors = fold(parts, plan), vectors(parts, plan) if plan.takes_statistics else None
         return cls([], folded, folded_vectors, folded, folded_vectors)
 
     def gradients(self, gradients: Gradients, grad_convs: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Of the layer's tensors, from those of what the core multiplied by; ``None`` for what needs none."""
+        """Gradients of the layer's tensors, from those of the folded matrices; ``None`` where none is needed."""
         outputs, grads_of_outputs = _folded_gradients(self.folded, self.folded_vectors, grad_convs, gradients)
         wanted = [leaf for leaf in self.leaves if leaf is not None and leaf.requires_grad]
         grads = iter(gradients_of(outputs, wanted, grads_of_outputs))
@@ -71,14 +71,14 @@ class Folding:
 
 @dataclass
 class Mixing:
-    """What takes each kernel's assignments to features, and what it was computed from.
+    """Each kernel's matrix from assignments to features, and what it was computed from.
 
     Args:
         sums: of values by assignments, (S, G, D, r).
-        weights: what they are divided by, (S, G, D).
+        weights: their divisors, (S, G, D).
         convs: of the graph convolutions.
-        to_features: of each kernel, (S, G, r, D_k).
-        multiplied: ``to_features`` without a record, in the type of the products.
+        to_features: one matrix per kernel, (S, G, r, D_k).
+        multiplied: ``to_features``, detached and in the ddtype of the products.
     """
 
     sums: Tensor
@@ -89,7 +89,7 @@ class Mixing:
 
     @classmethod
     def of(cls, sums: Tensor, weights: Tensor, convs: Sequence[Tensor], plan: Plan, *, records: bool) -> "Mixing":
-        """With gradients for all of them where it ``records``."""
+        """Mix; under autograd if ``records``."""
         sums, weights = sums.detach().requires_grad_(records), weights.detach().requires_grad_(records)
         own = [conv.detach().requires_grad_(records) for conv in convs]
         with torch.set_grad_enabled(records), _kept():
@@ -97,7 +97,7 @@ class Mixing:
         return cls(sums, weights, own, to_features, [cast(matrix.detach(), plan.compute) for matrix in to_features])
 
     def gradients(self, grad_features: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-        """Of the sums, the weights and the graph convolutions, from that of ``to_features`` over all nodes."""
+        """Gradients of the sums, the weights and the graph convolutions, from that of ``to_features``."""
         grad_sums, grad_weights, *grad_convs = gradients_of(
             self.to_features, [self.sums, self.weights, *self.convs], grad_features
         )
@@ -107,12 +107,12 @@ class Mixing:
 
 
 def _kept() -> saved_tensors_hooks:
-    """Record past whatever hooks there are: activation checkpointing would run the layer again for each record."""
+    """Override outer saved-tensor hooks: activation checkpointing would run the layer again for each graph."""
     return saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
 
 
 def _detached(fields: Sequence[Any]) -> list[Any]:
-    """The fields of `Matrices` or `Vectors`, tensors or sequences of them, without autograd's record."""
+    """The fields of `Matrices` or `Vectors`, tensors or sequences of them, detached."""
     detached: list[Any] = []
     for field in fields:
         if field is None or isinstance(field, Tensor):
@@ -125,7 +125,7 @@ def _detached(fields: Sequence[Any]) -> list[Any]:
 def gradients_of(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], grads: Sequence[Tensor]
 ) -> Sequence[Tensor | None]:
-    """Of inputs, from those of outputs, as often as it is asked for."""
+    """Gradients of inputs from those of outputs; can be called repeatedly."""
     recorded = [
         (output, cast(grad, output.dtype)) for output, grad in zip(outputs, grads, strict=True) if output.requires_grad
     ]
@@ -141,7 +141,7 @@ def _folded_gradients(
     grad_convs: Sequence[Tensor | None],
     gradients: Gradients,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """What the core multiplied by, as autograd recorded it, and its gradients."""
+    """The folded tensors in autograd's graph that have gradients, and these gradients."""
     pairs: list[tuple[Tensor | None, Tensor | None]] = []
     if gradients.reduce is not None:
         pairs += _unscaled(gradients.reduce, folded.reduces, folded.reduce_scale)
@@ -171,9 +171,9 @@ def _folded_gradients(
 def _unscaled(
     grad_RC: Tensor, matrices: Sequence[Tensor], scale_R: Tensor | None
 ) -> list[tuple[Tensor, Tensor | None]]:
-    """From the gradient of matrices below one another, times a scale, to those of the matrices and of the scale.
+    """Gradients of stacked matrices and of their scale, from that of the scaled matrices.
 
-    By hand, and in place, for they are the largest of what is learnt.
+    By hand and in place, because these are the largest parameters.
     """
     grads = grad_RC.split([matrix.shape[0] for matrix in matrices])
     if scale_R is None:

@@ -17,24 +17,24 @@ from latentgnn.core.statistics import Statistics
 
 @dataclass
 class Record:
-    """What a block has computed; what its backward pass needs, or will compute again.
+    """What a block has computed; the backward pass recomputes what is ``None``.
 
     Args:
         raw: W x of every way before a norm with statistics, (s, T, ways * R).
-        raw_statistics: that the norm took.
-        unit: V, and after it L, of unit length, (s, H, T, r); L alone where the rest was let go.
-        scale: what they were multiplied by, (s, H, T, 1).
+        raw_statistics: statistics of that norm.
+        unit: V and then L, of unit length, (s, H, T, r); only L if V was freed.
+        scale: the factor to unit length, (s, H, T, 1).
         assigned: Psi V of each way before a norm with statistics, (s, T, G * D).
-        assigned_statistics: that the norms took.
+        assigned_statistics: statistics of these norms.
         gather_assign: P, (s, G, T, D); if symmetric of unit length over each kernel's latents.
-        scatter_assign: Q, likewise, of unit length.
-        assign_scales: what each kernel's part of Q was multiplied by, (s, G, T, 1).
+        scatter_assign: Q, (s, G, T, D), of unit length over each kernel's latents.
+        assign_scales: the factor to unit length of each kernel's part of Q, (s, G, T, 1).
         convolved: G O of all kernels before a norm with statistics, (s, T, K * R).
-        convolved_statistics: that the norm took.
-        to_feature: what takes assignments to features, (S, D, R); of the Triton kernels.
+        convolved_statistics: statistics of that norm.
+        to_feature: the matrix from assignments to features, (S, D, R); only of the Triton kernels.
         feature: what the output is expanded from, (s, T, F).
         expanded: f U^T of each part of its channels before a norm with statistics.
-        expanded_statistics: that the norms took.
+        expanded_statistics: statistics of these norms.
     """
 
     raw: Tensor | None = None
@@ -54,12 +54,12 @@ class Record:
     expanded_statistics: list[Statistics] | None = None
 
     def stored(self, tensors: list[Tensor]) -> dict[str, Any]:
-        """Put what is there at the end of a list; where each went, for `restored`."""
+        """Append the tensors to a list; returns their places in it, for `restored`."""
         return {name: _store(value, tensors) for name, value in vars(self).items() if value is not None}
 
     @classmethod
     def restored(cls, places: dict[str, Any], tensors: Sequence[Tensor]) -> "Record":
-        """What `stored` put into a list."""
+        """Undo `stored`."""
         return cls(**{name: _restore(place, tensors) for name, place in places.items()})
 
 
@@ -82,14 +82,14 @@ def _restore(place: Any, tensors: Sequence[Tensor]) -> Any:
 
 @dataclass
 class Gradients:
-    """Of what the core multiplies by, added up over blocks, in the wide type.
+    """Gradients of what the core multiplies by, summed over blocks, in the wide dtype.
 
     Args:
         reduce: (ways * R, C), of the reductions times their scale.
-        reduce_vectors: of scale and shift folded in, of which only the shift's is here, (None, shift); of a batch
-            norm's weight and bias.
+        reduce_vectors: with affine norms (None, gradient of the shift); otherwise gradients of the norm's weight and
+            bias.
         assigns: (G, D, r) of each way.
-        assign_vectors: likewise, of each way.
+        assign_vectors: the same for each way.
         features: of each kernel's matrix from assignments to features, (S, G, r, D_k).
         conv_vectors: of the graph convolution's norm, (K * R,).
         expand: (C, F), of the expansion times its scale.
@@ -109,11 +109,11 @@ class Gradients:
 
     @classmethod
     def nothing(cls, to_features: Sequence[Tensor], plan: Plan) -> "Gradients":
-        """Of no blocks yet.
+        """Zero gradients, before any block.
 
         Args:
             to_features: of each kernel, the matrix from assignments to features, (S, G, r, D_k).
-            plan: of the layer.
+            plan: the layer's plan.
         """
         return cls(
             assigns=[None] * plan.ways,
@@ -127,11 +127,11 @@ class Gradients:
 def add_pair(
     total: tuple[Tensor | None, Tensor | None], part: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """`add` for a weight and a bias, either of which may not be there."""
+    """`add` for a weight and a bias; either may be ``None``."""
     weight, bias = (old if new is None else add(old, new) for old, new in zip(total, part, strict=True))
     return weight, bias
 
 
 def add(total: Tensor | None, part: Tensor) -> Tensor:
-    """total + part, where the first part starts the total."""
+    """total + part; the first part becomes the total."""
     return part if total is None else total.add_(part)

@@ -1,8 +1,8 @@
 """Products of two matrices, by the routine that this machine runs fastest.
 
-On a CPU, PyTorch's matrix product is MKL. On AMD's processors with AVX-512 oneDNN is faster, as a linear map of dense
-matrices. Which routine runs depends on the processor, the type and the sizes alone, so that a resumed run takes the
-same and ends with the same bits.
+On a CPU, PyTorch's matrix product is MKL's. With AVX-512, oneDNN's linear map of dense matrices is used where it is
+faster (measured on AMD). The choice depends only on the processor, the dtype and the sizes, so a resumed run makes the
+same choice and ends with the same bits.
 
 Axes: P rows of the left matrix, Q of the right one, K columns of both.
 """
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from latentgnn.core.layouts import is_plain
 
-# oneDNN takes over from so many multiply-adds on, as measured: below, its call costs more than it saves.
+# From this many multiply-adds on, oneDNN is used; below, its call costs more than it saves (measured).
 _MANY_OPERATIONS = 1 << 21
-# Outputs up to which MKL is faster at sums over rows, for it needs no copies.
+# Up to this many outputs, MKL is faster at sums over rows, because it needs no copies.
 _SMALL_SUM = 96 * 96
 
 
@@ -33,7 +33,7 @@ def takes_onednn(left_PK: Tensor, outputs: int) -> bool:
 
 
 def is_turned(left_PK: Tensor, outputs: int) -> bool:
-    """Whether a product is so much smaller than its left matrix, a transposed one, that it is turned about instead."""
+    """Whether to compute the transposed product: the left matrix is transposed and much larger than the output."""
     return left_PK.stride(1) != 1 and 4 * outputs <= min(left_PK.shape)
 
 

@@ -21,6 +21,6 @@ def scaled_(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
 def _lies_along(x: Tensor, scale: Tensor) -> bool:
     """Whether a scale lies along what is innermost in x.
 
-    Otherwise PyTorch computes `addcmul`, which then has two broadcast operands, one number at a time on a CPU.
+    Otherwise `addcmul` has two broadcast operands, and PyTorch computes it one element at a time on a CPU.
     """
     return x.device.type != "cpu" or (x.stride(-1) == 1 and scale.shape[-1] == x.shape[-1])

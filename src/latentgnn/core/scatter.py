@@ -31,15 +31,15 @@ def features(
     plan: Plan,
     record: Record,
 ) -> None:
-    """What the output of a block is expanded from.
+    """The features of a block, which its output is expanded from.
 
     Args:
         block: the block.
         valid_sT1: which of its nodes take part.
-        to_features: of each kernel, (S, G, r, D_k), in the type of the products.
-        matrices: of the layer.
-        vectors: of norms with statistics.
-        plan: of the layer.
+        to_features: one matrix per kernel, (S, G, r, D_k), in the dtype of the products.
+        matrices: the layer's matrices.
+        vectors: weights and biases of norms with statistics.
+        plan: the layer's plan.
         record: of the block.
     """
     if record.scatter_assign is None:
@@ -84,9 +84,9 @@ def scatter_backward(
     *,
     needs_expand: bool,
 ) -> Tensor:
-    """From the gradient of a block's output to that of L, (s, G, T, r); adds to those of what the core multiplies by.
+    """The gradient of L, (s, G, T, r), from that of a block's output; adds to the gradients of the matrices.
 
-    In a symmetric layer it ends at Q, (s, G, T, D), which is P too.
+    In a symmetric layer, it returns the gradient of Q, (s, G, T, D), instead.
     """
     assert record.feature is not None
     assert record.scatter_assign is not None

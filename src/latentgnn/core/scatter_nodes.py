@@ -1,7 +1,7 @@
 """Scatter over all blocks of nodes: forward, and its backward beside it.
 
-The backward pass ends with a sum over nodes, the gradient of the matrices from assignments to features. Whoever has
-other nodes of the same samples adds theirs there.
+The backward pass ends with a sum over nodes, the gradient of the matrices from assignments to features; sums over other
+nodes of the same samples can be added to it.
 
 Axes: B batch, N nodes, C channels, S samples, G groups, r channels of a group, D_k latents of a kernel in a group.
 """
@@ -36,13 +36,13 @@ def scatter_nodes(
 
     Args:
         given: the nodes.
-        waiting: of each block, from `gather_nodes`; it is empty afterwards.
-        to_features: of each kernel, (S, G, r, D_k), in the type of the products.
-        matrices: of the layer.
-        vectors: of norms with statistics.
-        plan: of the layer.
+        waiting: one record per block, from `gather_nodes`; emptied here.
+        to_features: one matrix per kernel, (S, G, r, D_k), in the dtype of the products.
+        matrices: the layer's matrices.
+        vectors: weights and biases of norms with statistics.
+        plan: the layer's plan.
         keep: a backward pass will follow.
-        out_BNC: what to write to; ``None`` makes new memory.
+        out_BNC: where to write; ``None`` allocates memory.
     """
     records: list[Record] = []
     for block in reversed(given.todo):  # what was read last may still be in a cache
@@ -87,19 +87,19 @@ def scatter_nodes_backward(
     needs_expand: bool,
     memory_sTC: Tensor | None,
 ) -> list[Tensor]:
-    """From the gradient of the output to those of what each block's scatter began with, as `scatter_backward` has them.
+    """The gradient that `scatter_backward` returns for each block, from the gradient of the output.
 
     Args:
         grad_BNC: of the output.
         given: the nodes.
-        records: of each block; what is not in one is computed again.
-        to_features: of each kernel, (S, G, r, D_k), in the type of the products.
-        matrices: of the layer.
-        vectors: of norms with statistics.
-        gradients: added to; ``gradients.features`` is complete afterwards.
-        plan: of the layer.
+        records: one per block; what is missing in one is recomputed.
+        to_features: one matrix per kernel, (S, G, r, D_k), in the dtype of the products.
+        matrices: the layer's matrices.
+        vectors: weights and biases of norms with statistics.
+        gradients: the gradients to add to; ``gradients.features`` is complete afterwards.
+        plan: the layer's plan.
         needs_expand: whether gradients of the expansion, or of what it was folded from, are wanted.
-        memory_sTC: free memory like the input, if that is one block.
+        memory_sTC: scratch memory like the input, if that is one block.
     """
     grads = []
     for block, record in zip(given.todo, records, strict=True):

@@ -1,4 +1,4 @@
-"""Norms that take statistics from what they are applied to: a sample's groups of channels, a node's channels.
+"""Norms that take statistics from their input: group norm, layer norm and RMS norm.
 
 Each computes its output, and the gradients through output and statistics.
 
@@ -19,7 +19,7 @@ from latentgnn.core.scaling import scaled_
 
 
 class Statistics(NamedTuple):
-    """What a norm took: mean, where there is one, and inverse standard deviation."""
+    """A norm's statistics: the mean (``None`` for RMS norm) and the inverse standard deviation."""
 
     mean: Tensor | None
     inverse: Tensor
@@ -34,7 +34,7 @@ class Norm(Protocol):
     def normalize(
         self, raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, block: Block, *, keep: bool = True
     ) -> tuple[Tensor, Statistics]:
-        """The norm, in new memory or where ``keep`` is false perhaps in that of ``raw``; and the statistics it took."""
+        """The norm of ``raw`` and its statistics; unless ``keep``, it may overwrite ``raw``."""
 
     def backward(
         self, grad_sTF: Tensor, raw_sTF: Tensor, weight_F: Tensor | None, statistics: Statistics, block: Block
@@ -99,7 +99,7 @@ class OfSample:
 def _channels_first(x_sTF: Tensor, *, innermost: bool | None = None) -> Tensor:
     """(s, F, T) where nodes lie innermost; otherwise (s, F, 1, T) in PyTorch's channels-last order.
 
-    That order is for CPUs alone: elsewhere, PyTorch's group norm reads numbers in the order of their dimensions.
+    Channels-last order is only for CPUs; elsewhere PyTorch's group norm ignores it.
     """
     if not x_sTF.is_cpu or (nodes_innermost(x_sTF) if innermost is None else innermost):
         return x_sTF.mT.contiguous()
@@ -107,7 +107,7 @@ def _channels_first(x_sTF: Tensor, *, innermost: bool | None = None) -> Tensor:
 
 
 def _channels_last(x: Tensor, raw_sTF: Tensor) -> Tensor:
-    """Back from `_channels_first`, in the layout of what was normalised."""
+    """Undo `_channels_first`, in the layout of ``raw``."""
     if x.dim() == 4:
         return x.squeeze(2).mT
     return x.mT if nodes_innermost(raw_sTF) else x.mT.contiguous()
@@ -129,8 +129,8 @@ class OfNode:
 
     Args:
         eps: added to the variance, or to the mean of squares.
-        parts: of the channels, each normalised by itself.
-        centres: the mean is taken off first: layer norm.
+        parts: number of equal parts of the channels, each normalised separately.
+        centres: whether the mean is subtracted first, as in layer norm.
     """
 
     eps: float
@@ -162,7 +162,7 @@ class OfNode:
         if self.centres and self.parts == 1:
             wanted = [True, weight_F is not None, weight_F is not None]
             given = (grad_sTF.contiguous(), raw, raw.shape[-1:], statistics.mean, statistics.inverse)
-            # In the bias's place, whose numbers are not read, only that it is there.
+            # The weight stands in for the bias: only its presence matters, not its values.
             return torch.ops.aten.native_layer_norm_backward(*given, weight_F, weight_F, wanted)
         if self.centres:
             unit = torch.sub(raw, statistics.mean).mul_(statistics.inverse)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Triton kernels for the layer on a GPU, forward and backward, and why a layer does not take them.
+"""Triton kernels for the layer on a GPU, forward and backward, and why a layer cannot use them.
 
 Between the reduction and the expansion, PyTorch's operations make some twenty passes over tensors of R or D numbers a
 node (norms, lengths, rectifiers, sums), each a call of its own. Here `gather` reads the reduced channels once and
@@ -16,9 +16,9 @@ import torch
 from latentgnn.kernels.sizes import WIDEST, padded, shared_bytes
 from latentgnn.norms import NormKind
 
-# The types of devices that Triton compiles for.
+# The device types that the kernels support.
 DEVICES = ("cuda",)
-# The first whose matrix units multiply float32 and bfloat16.
+# The first compute capability whose tensor cores multiply TF32 and bfloat16.
 _CAPABILITY = (8, 0)
 
 
@@ -33,17 +33,17 @@ def why_not_layer(
     norm: NormKind | None,
     shared: bool,
 ) -> str | None:
-    """Why a layer cannot take the kernels, ``None`` if it can; a compiler may trace it.
+    """Why a layer cannot use the kernels; ``None`` if it can. Compilers can trace this.
 
     Args:
         device: of the input.
-        compute: type of the products over nodes.
+        compute: dtype of products over nodes.
         latents: of each kernel of the layer.
         width: reduced channels of a group.
         groups: of channels.
         symmetric: gather and scatter share their assignments.
-        norm: what kind the norms are.
-        shared: several processes hold the nodes.
+        norm: kind of the norms.
+        shared: whether several processes share the nodes.
 
     Example:
         >>> kind = {"groups": 1, "symmetric": False, "norm": "affine", "shared": False}
@@ -68,7 +68,7 @@ def why_not_layer(
 
 
 def why_not_device(device: torch.device, compute: torch.dtype, width: int) -> str | None:
-    """Why a device cannot run the kernels for so many reduced channels, or must not; ``None`` if it can."""
+    """Why a device cannot or must not run the kernels for this many reduced channels; ``None`` if it can."""
     if _is_switched_off():
         return "LATENTGNN_TRITON=0 is set in the environment"
     if not _has_triton():
@@ -78,7 +78,7 @@ def why_not_device(device: torch.device, compute: torch.dtype, width: int) -> st
 
 @cache
 def _is_switched_off() -> bool:
-    # Asked once: a backward pass must go the way of its forward pass.
+    # Read once: a backward pass must take the path of its forward pass.
     return os.environ.get("LATENTGNN_TRITON", "1") == "0"
 
 

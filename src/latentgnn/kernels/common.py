@@ -1,4 +1,4 @@
-"""What the kernels do alike: norms, values of unit length, which nodes there are, and how float32 is multiplied.
+"""Functions that the kernels share: norms, unit length, ranges of nodes, and the precision of float32 products.
 
 Axes: N nodes of a block, F channels of a row, I and O channels before and after a matrix, S samples.
 """
@@ -15,7 +15,7 @@ EPS2 = EPS**2
 
 @triton.jit  # type: ignore[untyped-decorator]
 def load_vector(vector, index, inside, OTHERWISE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Numbers of a vector in float32, or the same number everywhere where there is no vector."""
+    """Load elements of a vector as float32; a constant if there is no vector."""
     if vector is None:
         numbers = tl.full(index.shape, OTHERWISE, tl.float32)
     else:
@@ -25,7 +25,7 @@ def load_vector(vector, index, inside, OTHERWISE: tl.constexpr):  # type: ignore
 
 @triton.jit
 def load_affine(weight, bias, mean, var, eps, index, inside):  # type: ignore[no-untyped-def]
-    """What a norm multiplies by and adds, from the statistics that it has collected; 1 and 0 without any."""
+    """Scale and shift of a norm, from its stored statistics; 1 and 0 without statistics."""
     scale, shift = load_vector(weight, index, inside, 1.0), load_vector(bias, index, inside, 0.0)
     if var is not None:
         scale = scale / tl.sqrt(tl.load(var + index, mask=inside, other=1.0).to(tl.float32) + eps)
@@ -35,7 +35,7 @@ def load_affine(weight, bias, mean, var, eps, index, inside):  # type: ignore[no
 
 @triton.jit  # type: ignore[untyped-decorator]
 def load_matrix(row_O, inside_O, columns, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A matrix, given where its rows begin."""
+    """Load a matrix from pointers to its rows."""
     column = tl.arange(0, BLOCK)
     inside_OI = inside_O[:, None] & (column < columns)[None, :]
     return tl.load(row_O[:, None] + column[None, :], mask=inside_OI, other=0.0)
@@ -43,7 +43,7 @@ def load_matrix(row_O, inside_O, columns, BLOCK: tl.constexpr):  # type: ignore[
 
 @triton.jit
 def nodes_of(bounds, sample, nodes):  # type: ignore[no-untyped-def]
-    """Where a sample's nodes begin in its row, and how many they are."""
+    """The first node of a sample in its row, and the number of its nodes."""
     if bounds is None:
         first, count = sample * 0, sample * 0 + nodes
     else:
@@ -54,7 +54,7 @@ def nodes_of(bounds, sample, nodes):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def place_of(n_N, r_R, node_stride, channel_stride):  # type: ignore[no-untyped-def]
-    """Where numbers of nodes lie; nodes of all channels may be more than 32 bits count."""
+    """Offsets of nodes by channels in memory; in 64 bits, because large inputs exceed 32."""
     return n_N.to(tl.int64)[:, None] * node_stride + r_R.to(tl.int64)[None, :] * channel_stride
 
 
@@ -77,10 +77,10 @@ def rectified(x):  # type: ignore[no-untyped-def]
 def load_unit(  # type: ignore[no-untyped-def]
     u, up, place_NR, inside_NR, scale_R, shift_R, inside_R, valid_N, EPS2: tl.constexpr
 ):
-    """W x, its norm in unit length, and what that was multiplied by, of some nodes."""
+    """For some nodes: W x, its norm at unit length, and the factor to unit length."""
     u_NR = tl.load(u + place_NR, mask=inside_NR, other=0.0).to(tl.float32)
     if up is not None:
-        # In float16 it was computed from smaller weights.
+        # In float16, W was scaled down to avoid an overflow.
         u_NR *= tl.load(up).to(tl.float32)
     y_NR = tl.where(inside_R[None, :], u_NR * scale_R[None, :] + shift_R[None, :], 0.0)
     inverse_N = inverse_length(y_NR, valid_N, EPS2)
@@ -89,13 +89,13 @@ def load_unit(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def inverse_root(squares_N, valid_N, EPS2: tl.constexpr):  # type: ignore[no-untyped-def]
-    """1 over lengths, from their squares, and 0 for rows that have none or take no part."""
+    """1 / length, from squared lengths; 0 for zero rows and nodes outside the mask."""
     return tl.where(squares_N > EPS2, 1.0 / tl.sqrt(tl.maximum(squares_N, EPS2)), squares_N * 0.0) * valid_N
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def inverse_weight(weight, MEAN: tl.constexpr, EPS: tl.constexpr, EPS2: tl.constexpr):  # type: ignore[no-untyped-def]
-    """What latents' sums are multiplied by: 1 over sums of assignments, or over lengths from their squares."""
+    """The factor of latents' sums: 1 / sum of assignments, or 1 / length from its square."""
     if MEAN:
         inverse = tl.where(weight > EPS, 1.0 / tl.maximum(weight, EPS), weight * 0.0)
     else:
@@ -117,7 +117,7 @@ def before_unit(grad_NF, unit_NF, inverse_N):  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def product(x_NI, matrix_IO, kind: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
-    """x W of numbers cast to a type, in float32."""
+    """x W, with both operands cast to a dtype and summed in float32."""
     return tl.dot(x_NI.to(kind), matrix_IO.to(kind), input_precision=PRECISION)
 
 
@@ -125,7 +125,7 @@ def product(x_NI, matrix_IO, kind: tl.constexpr, PRECISION: tl.constexpr):  # ty
 def assigned(  # type: ignore[no-untyped-def]
     l_NR, psi, weight, bias, mean, var, eps, d_D, latents, width, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr
 ):
-    """Psi, Psi L, its norm, and the norm's scale, for some latents; zeros for latents that there are not."""
+    """Psi, Psi L, its norm, and the norm's scale, for some latents; zeros past the last latent."""
     inside_D = d_D < latents
     scale_D, shift_D = load_affine(weight, bias, mean, var, eps, d_D, inside_D)
     psi_DR = load_matrix(psi + d_D * width, inside_D, width, BLOCK_R)
@@ -134,16 +134,16 @@ def assigned(  # type: ignore[no-untyped-def]
 
 
 def sums_in() -> str:
-    """How float32 is multiplied in sums over nodes and in mixing: as PyTorch's matrix products are allowed to.
+    """Precision of float32 products in sums over nodes and in mixing: as PyTorch's setting for matrix products says.
 
-    Where they are to be exact, a product is three of TF32, which is as exact and several times as fast as the
-    processor's own float32.
+    If TF32 is not allowed, a product is computed as three TF32 products, which is as exact as float32 and several times
+    as fast.
     """
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
 def projections_in() -> str:
-    """Likewise in projections: as PyTorch's convolutions are allowed to, for that is what they are."""
+    """The same for projections, by PyTorch's setting for convolutions, because they are 1x1 convolutions."""
     return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "tf32x3"  # type: ignore[attr-defined]
 
 

@@ -16,7 +16,7 @@ from latentgnn.kernels.sizes import padded
 from latentgnn.kernels.weights import Projected
 
 _CHANNELS, _NODES = 128, 32
-# So many programs for each multiprocessor.
+# Programs per multiprocessor.
 _PROGRAMS = 2
 
 
@@ -44,8 +44,8 @@ def contract_kernel(  # type: ignore[no-untyped-def]
     BLOCK_O: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """For some rows' nodes, or a part of one row's, some channels of both; behind them may be the sums of ``right``."""
-    # Of one grid alone, for the others have 65,535 programs at most.
+    """A tile of left^T right over some rows, or a part of one row's nodes; with TOTALS also the sums of ``right``."""
+    # One grid dimension only, because the others are limited to 65,535 programs.
     program, blocks_O, blocks_C = tl.program_id(0), tl.cdiv(outputs, BLOCK_O), tl.cdiv(channels, BLOCK_C)
     block_O, part = program % blocks_O, (program // (blocks_O * blocks_C)).to(tl.int64)
     o_O = block_O * BLOCK_O + tl.arange(0, BLOCK_O)
@@ -115,19 +115,19 @@ def expand_gradients_kernel(  # type: ignore[no-untyped-def]
 
 
 def contract(left_BNO: Tensor, right_BNC: Tensor, *, totals: bool = False) -> Tensor:
-    """left^T right over all nodes, (O, C) in float32, and behind it a row of the sums of ``right`` where asked for.
+    """left^T right over all nodes, (O, C) in float32; with ``totals`` one more row, the sums of ``right``.
 
     Args:
-        left_BNO: whatever its strides, like ``right``.
-        right_BNC: in the same type.
-        totals: give the sums of ``right`` too.
+        left_BNO: any strides, like ``right``.
+        right_BNC: in the same dtype.
+        totals: also return the sums of ``right``.
     """
     batch, nodes, outputs = left_BNO.shape
     channels = right_BNC.shape[2]
     block = min(padded(outputs), 128)
     tiles = triton.cdiv(outputs, block) * triton.cdiv(channels, _CHANNELS)
     wanted = max(_PROGRAMS * multiprocessors(left_BNO.device) // tiles, 1)
-    # Each part has sums of its own, which for many rows of a few nodes would take more memory than these.
+    # Each part stores its own sums; one part per row would need more memory than many rows of a few nodes.
     rows_of_part = triton.cdiv(batch, wanted)
     splits = max(wanted // batch, 1)
     nodes_of_split = max(triton.cdiv(triton.cdiv(nodes, splits), _NODES), 4) * _NODES

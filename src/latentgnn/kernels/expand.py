@@ -112,13 +112,13 @@ def add_product(
     *,
     residual: bool,
 ) -> None:
-    """Write gamma norm(f matrix^T), with the base added where it is a residual, and the base for other nodes.
+    """Write gamma norm(f matrix^T), plus the base if ``residual``; nodes outside the mask get the base.
 
     Args:
-        base_BNC: whatever its strides and its type, like all tensors over nodes.
+        base_BNC: any strides and its type, like all tensors over nodes.
         valid_BN: which nodes take part, in bytes; ``None`` for all.
-        f_BNK: features, in the type of the products.
-        matrix_CK: whatever its strides.
+        f_BNK: features, in the dtype of the products.
+        matrix_CK: any strides.
         norm: after the product; ``None`` without one.
         gamma: (1,); ``None`` for 1.
         out_BNC: written to.
@@ -126,7 +126,7 @@ def add_product(
     """
     batch, nodes, inner = f_BNK.shape
     base = base_BNC if residual or valid_BN is not None else None
-    # As measured (docs/results.md): larger blocks leave fewer programs to wait for memory.
+    # Measured (docs/results.md): with larger blocks, too few programs are left to hide the wait for memory.
     block = 32 if f_BNK.dtype == torch.float32 else 64
     blocks, channels = triton.cdiv(nodes, block), matrix_CK.shape[0]
     add_product_kernel[blocks * batch, triton.cdiv(channels, _CHANNELS)](
@@ -157,7 +157,7 @@ def add_product(
 
 
 def scaled(projected: Projected, gamma: Tensor | None) -> Tensor:
-    """A matrix with the scale of the norm after it, and gamma, in it, transposed: (I, O).
+    """A matrix times the scale of its norm and gamma, transposed: (I, O).
 
     Args:
         projected: the matrix, (O, I), and the norm.

@@ -60,7 +60,7 @@ def gather_kernel(  # type: ignore[no-untyped-def]
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """For some latents of one sample, and a part of its nodes, Z and behind it what it will be divided by.
+    """For some latents of one sample and a part of its nodes: sums, and in the last column their divisor.
 
     Backward: the gradients of Psi, then those of the scale and of the shift of the norm after it.
     """
@@ -193,7 +193,7 @@ def gather_values_kernel(  # type: ignore[no-untyped-def]
 
 
 def gather(way: Way, *, mean: bool) -> Tensor:
-    """Sums of values by assignments over the nodes of each sample, and behind them what they will be divided by.
+    """Sums of values by assignments over the nodes of each sample, and in the last column their divisors.
 
     Args:
         way: gather's.
@@ -216,7 +216,7 @@ def gather_backward(
         grad_weights_SD: of what they are divided by.
         grad_raw_BNR: written to; with the strides of W x.
         mean: as `gather` had it.
-        learns: the reduction's norm does.
+        learns: whether the reduction's norm needs gradients.
 
     Returns:
         (D, R), (D,), (D,), (R,) and (R,) in float32; ``None`` for the last two where they are not learnt.

@@ -1,7 +1,7 @@
 """Latent to latent, A = softmax(z z^T) with z = l2(Z), Y = A Z, and what takes assignments to features, Y or Y G^T.
 
-Rows of the affinity are computed some at a time, and again in the backward pass. There, the sum over a row of A times
-its gradient is Y times its own.
+Rows of the affinity are computed some at a time, and again in the backward pass. There, the sum over a row of A dA
+equals the sum of Y dY.
 
 Axes: S samples, D and M latents of a block, R reduced channels.
 """
@@ -20,7 +20,7 @@ _ROWS = 16
 
 
 def _columns(width: int, latents: int) -> int:
-    """Columns of the affinity that a program takes at a time: what registers hold beside."""
+    """Columns of the affinity that a program takes at a time, limited by registers."""
     return max(min(4096 // padded(width), padded(latents), 64), 16)
 
 
@@ -45,7 +45,7 @@ def mix_kernel(  # type: ignore[no-untyped-def]
 ):
     """What takes assignments to features, of some latents of one sample.
 
-    Backward: Y, its gradient, and of each row of A the sum of what it was divided by, and its sum times its gradient.
+    Backward: Y, its gradient, and for each row of A the softmax's denominator and the sum of Y dY.
     """
     sample = tl.program_id(0).to(tl.int64)
     m_M, r_R = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_R)
@@ -58,7 +58,7 @@ def mix_kernel(  # type: ignore[no-untyped-def]
         unit_DR = load_matrix(unit + row_D, inside_D, width, BLOCK_R)
         z_DR = load_matrix(latent + row_D, inside_D, width, BLOCK_R)
         cosine_MD = tl.dot(unit_MR, tl.trans(unit_DR), input_precision=PRECISION)
-        # Cosines are at most 1, so that their exponentials need no maximum taken away.
+        # Cosines are at most 1, so the softmax need not subtract a maximum.
         weight_MD = tl.where(inside_D[None, :], tl.exp(cosine_MD), 0.0)
         total_M += tl.sum(weight_MD, 1)
         y_MR += tl.dot(weight_MD, z_DR, input_precision=PRECISION)
@@ -112,7 +112,7 @@ def mix_backward_kernel(  # type: ignore[no-untyped-def]
 ):
     """The gradients of the sums of some latents of one sample, and of what they were divided by.
 
-    The logarithm of A is symmetric before it is normalised: its gradients are those of a row and of a column.
+    The matrix of cosines is symmetric, so each gets a gradient from its row and from its column of A.
     """
     sample = tl.program_id(0).to(tl.int64)
     m_M, r_R = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_R)
@@ -143,7 +143,7 @@ def mix_backward_kernel(  # type: ignore[no-untyped-def]
     grad_MR += before_unit(grad_unit_MR, unit_MR, inverse_length(z_MR, inside_M.to(tl.float32), EPS2))
     weight_M = tl.load(weights + row_M, mask=inside_M, other=0.0)
     inverse_M = inverse_weight(weight_M, MEAN, EPS, EPS2)
-    # Of a length, from its square.
+    # Unless MEAN, the weight is a squared length.
     along_M = -tl.sum(grad_MR * z_MR, 1) * inverse_M * (1.0 if MEAN else 0.5 * inverse_M)
     place_MR, inside_MR = (row_M * width)[:, None] + r_R[None, :], inside_M[:, None] & (r_R < width)[None, :]
     tl.store(grad_sums + place_MR, grad_MR * inverse_M[:, None], mask=inside_MR)

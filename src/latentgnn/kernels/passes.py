@@ -1,6 +1,6 @@
 """The layer forward and backward by the kernels, as `latentgnn.core.passes` and `latentgnn.core.backward` do it.
 
-The reductions, and the features' gradient, are PyTorch's convolutions; all else is the kernels'.
+The reductions and the features' gradient are PyTorch convolutions; the kernels do everything else.
 
 Axes: B batch, N nodes, C channels, R reduced channels, S samples, D latents.
 """
@@ -31,9 +31,9 @@ class _Layer:
 
     Args:
         rows: the nodes.
-        x_BNC: in the type of the products, zero where nodes take no part.
+        x_BNC: in the dtype of the products, zero where nodes take no part.
         reduce: both reductions' matrices below one another, (2 R, C).
-        up: what their product with x is multiplied by.
+        up: the factor that their product with x is multiplied by; only in float16.
         reduces: their norms.
         assigns: of gather and scatter.
         conv: ``None`` without a graph convolution.
@@ -100,13 +100,13 @@ class _Layer:
 
 
 def masked(x_BNC: Tensor, mask_BN: Tensor | None) -> Tensor:
-    """Zeros where nodes take no part: NaN too may be there."""
+    """Zeros at nodes outside the mask, which may hold NaN."""
     return x_BNC if mask_BN is None else torch.where(mask_BN.unsqueeze(-1), x_BNC, 0)
 
 
 def convolved(x_BNC: Tensor, matrix_OC: Tensor) -> Tensor:
     """x W^T, (B, N, O), by PyTorch's convolution."""
-    # As a map of one row: for one of one column, NVIDIA's library may take ten times as long.
+    # As a map with one row: with one column, cuDNN may take ten times as long.
     return torch.conv2d(x_BNC.mT.unsqueeze(2), matrix_OC[:, :, None, None]).squeeze(2).mT
 
 
@@ -117,8 +117,8 @@ class Saved:
     Args:
         latent: Z, (S, D, R).
         unit: z, likewise.
-        weights: what the sums were divided by, (S, D).
-        to_feature: what takes assignments to features, (S, D, R); ``None`` to compute it again, like what follows.
+        weights: divisors of the sums, (S, D).
+        to_feature: the matrix from assignments to features, (S, D, R). This and the next two: ``None`` to recompute.
         raw: W x of both reductions, (B, N, 2 R).
         feature: what the output is expanded from, (B, N, R).
     """
@@ -141,11 +141,11 @@ def forward(
     """The layer's output, (B, N, C) in the input's type and order of strides, and what its backward pass starts from.
 
     Args:
-        x_BNC: input, whatever its strides.
-        mask_BN: nodes that take part; the others come back unchanged.
-        offsets: where each sample begins among the nodes of a single row, and the end; ``None`` if rows are samples.
+        x_BNC: input, any strides.
+        mask_BN: nodes that take part; the others are returned unchanged.
+        offsets: boundaries of the samples in a single row of packed nodes; ``None`` if each row is a sample.
         tensors: as `latentgnn.core.parameters.Parts.of` takes them.
-        plan: of the layer.
+        plan: the layer's plan.
     """
     with torch.cuda.device_of(x_BNC):
         x_BNC = _in_memory(x_BNC)
@@ -190,7 +190,7 @@ def backward(
         offsets: of the samples.
         tensors: parameters and statistics.
         saved: from `forward`.
-        plan: of the layer.
+        plan: the layer's plan.
         needs_x: whether the input needs a gradient.
         needs: whether each of the tensors does.
     """
@@ -257,11 +257,11 @@ def backward(
 
 
 def _in_memory(x_BNC: Tensor) -> Tensor:
-    """A tensor whose numbers are those in its memory: PyTorch may keep the sign of an imaginary part as a bit."""
+    """Resolve PyTorch's lazy negation, which the imaginary part of a conjugate has and the kernels would not see."""
     return x_BNC.resolve_neg()
 
 
 def _up(matrices: Sequence[Tensor | None]) -> Tensor:
-    """The longest row, 1 at least: without it, a sum over channels might leave float16's range."""
+    """The length of the longest row, at least 1; divided by it, sums over channels do not overflow float16."""
     lengths = [torch.linalg.vector_norm(matrix.float(), dim=1).amax() for matrix in matrices if matrix is not None]
     return torch.stack(lengths).amax().clamp_min(1).unsqueeze(0)

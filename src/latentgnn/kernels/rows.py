@@ -1,4 +1,4 @@
-"""The nodes of a layer's input as the kernels find them: of maps, of packed points, with and without a mask.
+"""The nodes of a layer's input as the kernels see them: maps or packed points, with or without a mask.
 
 Axes: B rows of the input, N nodes of a row, S samples.
 """
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from latentgnn.kernels.common import bytes_of
 
-# So many programs for each multiprocessor keep it busy while others wait for memory.
+# Programs per multiprocessor, so that it stays busy while some wait for memory.
 _PROGRAMS = 4
-# Scenes of unequal size are cut into up to so many times as many parts as scenes of one size.
+# Scenes of unequal size may be cut into this many times as many parts as scenes of equal size.
 _UNEQUAL = 4
 
 
@@ -27,7 +27,7 @@ class Rows:
         samples: S.
         nodes: N.
         most: nodes of the largest sample.
-        valid: (B, N), which take part, in bytes; ``None`` for all.
+        valid: (B, N), which nodes take part, as bytes; ``None`` for all.
         bounds: (S + 1,), where each sample begins in the only row, and the end; ``None`` if rows are samples.
     """
 
@@ -69,7 +69,7 @@ class Rows:
         programs, largest = _PROGRAMS * multiprocessors(device), max(self.most, 1)
         splits = programs // max(self.samples * blocks, 1)
         if self.bounds is not None:
-            # Small scenes end early, and leave their programs to the largest; but each part has sums of its own.
+            # Small scenes finish early and leave the GPU to the largest; but each part needs memory for its sums.
             splits = min(programs * largest // max(self.nodes * blocks, 1), _UNEQUAL * max(splits, 1))
         splits = max(splits, 1)
         nodes = max(-(-max(self.most, 1) // splits), 1)
@@ -79,5 +79,5 @@ class Rows:
 
 @cache
 def multiprocessors(device: torch.device) -> int:
-    """How many a device has; a few where the kernels are interpreted."""
+    """The number of multiprocessors of a device; 2 if the kernels are interpreted."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2

@@ -1,7 +1,7 @@
 """Latent to visible, L = l2(norm(W x)), Q = l2(relu(norm(Psi L))), f = Q Y or relu(norm(Q Y G^T)); and back.
 
-Q's length is over all latents, which are taken some at a time: features are summed from assignments of any length,
-and divided by it afterwards. The backward pass computes L and Q again. Each program adds up a part of a sample's
+Q's length is over all latents, but only some are computed at a time: features are summed from unscaled assignments, and
+divided by the length at the end. The backward pass computes L and Q again. Each program adds up a part of a sample's
 nodes; the parts are summed by PyTorch, always in the same order.
 
 Axes: S samples, N nodes of a block, R reduced channels, D latents of a block.
@@ -77,8 +77,8 @@ def scatter_kernel(  # type: ignore[no-untyped-def]
 ):
     """Features of a part of a sample's nodes; for those that take no part, finite numbers.
 
-    Backward: their gradients give those of W x, and of the norms before and after; in their place come the gradients
-    of Q Y G^T, and two numbers a node of which `matrices_kernel` makes the gradients of Q.
+    Backward: computes the gradients of W x and of both norms from those of the features. Overwrites the latter with the
+    gradients of Q Y G^T, and writes two numbers per node from which `matrices_kernel` gets the gradients of Q.
     """
     sample, split = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     r_R = tl.arange(0, BLOCK_R)
@@ -139,8 +139,8 @@ def scatter_kernel(  # type: ignore[no-untyped-def]
                 conv_shift_grad_R += tl.sum(grad_NR, 0)
                 grad_NR *= conv_scale_R[None, :]
                 tl.store(feature + place_feature_NR, grad_NR.to(feature.dtype.element_ty), mask=inside_NR)
-            # Q is divided by its length, so that its gradient loses what lies along Q: that part is the same for all
-            # latents, and is known only when all have been seen.
+            # Q has unit length, so the part of its gradient along Q is removed. That part is known only after all
+            # latents, so both parts are summed separately.
             across_NR, along_NR = tl.zeros((BLOCK_N, BLOCK_R), tl.float32), tl.zeros((BLOCK_N, BLOCK_R), tl.float32)
             for first_latent in range(0, latents, BLOCK_D):
                 d_D = first_latent + tl.arange(0, BLOCK_D)
@@ -163,7 +163,7 @@ def scatter_kernel(  # type: ignore[no-untyped-def]
                 grad_ND = tl.where(s_ND > 0, grad_ND * scale_D[None, :], 0.0)
                 across_NR += product(grad_ND, psi_DR, kind, PROJECTIONS)
                 along_NR += product(rectified(s_ND) * scale_D[None, :], psi_DR, kind, PROJECTIONS)
-            # Q Y of unit length, times its gradient, is Q times its own.
+            # The sum of f df over channels equals the sum of Q dQ over latents.
             dot_N = tl.sum(f_NR * grad_NR, 1)
             tl.store(lengths + 2 * n_N, inverse_q_N, mask=inside_N)
             tl.store(lengths + 2 * n_N + 1, dot_N, mask=inside_N)
@@ -189,9 +189,9 @@ def scatter(way: Way, to_feature_SDR: Tensor, conv: Projected | None, feature_BN
 
     Args:
         way: scatter's.
-        to_feature_SDR: from `mix`, in the type of the products.
+        to_feature_SDR: from `mix`, in the dtype of the products.
         conv: the graph convolution's norm; ``None`` without one.
-        feature_BNR: written to, whatever its strides.
+        feature_BNR: written to, any strides.
     """
     _over_nodes(way, to_feature_SDR, conv, feature_BNR, None, None)
 
@@ -211,9 +211,9 @@ def scatter_backward(
         way: scatter's.
         to_feature_SDR: from `mix`.
         conv: the graph convolution's norm.
-        grad_feature_BNR: of the features, whatever its strides; with a graph convolution it is written over.
+        grad_feature_BNR: of the features, any strides; with a graph convolution it is written over.
         grad_raw_BNR: written to; with the strides of W x.
-        learns: the norms of the reduction and of the graph convolution do.
+        learns: whether the norm of the reduction or of the graph convolution needs gradients.
 
     Returns:
         In float32, of what `mix` gave, (S, D, R); of Psi, (D, R), of scale and shift of the assignment's norm, (D,), of

@@ -1,7 +1,7 @@
 """Scatter backward: the gradients of Psi, of its norm, and of what takes assignments to features.
 
-They are sums over all nodes, for some latents in each program, of what `latentgnn.kernels.scatter` leaves: gradients of
-Q Y G^T, and of each node 1 / |Q| and the product of Q with its gradient.
+Each program sums over nodes for some latents. It reads what `latentgnn.kernels.scatter` wrote: gradients of Q Y G^T,
+and for each node 1 / |Q| and the product of Q with its gradient.
 
 Axes: S samples, N nodes of a block, R reduced channels, D latents of a block.
 """
@@ -130,7 +130,7 @@ def matrix_gradients(
     Args:
         way: scatter's.
         to_feature_SDR: from `mix`.
-        grad_feature_BNR: of Q Y G^T, whatever its strides.
+        grad_feature_BNR: of Q Y G^T, any strides.
         lengths_BN2: of each node 1 / |Q|, and Q times its gradient.
     """
     rows, numbers = way.rows, way.latents * way.width

@@ -1,14 +1,14 @@
-"""How much of a layer a program of the kernels holds at once, and which layers that leaves out; plain arithmetic."""
+"""How much of a layer a program of the kernels holds, and which layers are too wide for it; plain arithmetic."""
 
 from dataclasses import dataclass
 from typing import Any
 
-# Reduced channels of a node, as they are rounded up: all of them are held at once.
+# The most reduced channels, rounded up to a power of two: a program holds all of a node's.
 WIDEST = 256
 
 
 def padded(size: int) -> int:
-    """The power of two that Triton's products take: 16 at least.
+    """Rounded up to a power of two, at least 16, as Triton's products need.
 
     Example:
         >>> padded(3), padded(64), padded(150)
@@ -53,7 +53,7 @@ class Sizes:
     def of(cls, width: int) -> "Sizes":
         """For a layer with so many reduced channels."""
         channels = padded(width)
-        # As measured (docs/results.md): what registers do not hold of a block's rows, memory has to.
+        # Measured (docs/results.md): with more nodes, registers would spill to memory.
         return cls(
             nodes=max(min(2048 // channels, 64), 16),
             channels=channels,
@@ -62,7 +62,7 @@ class Sizes:
         )
 
     def options(self) -> dict[str, Any]:
-        """How the kernels are compiled; said in full because what Triton does without being asked changes."""
+        """Compiler options of the kernels; all are given because Triton's defaults change."""
         return {
             "BLOCK_N": self.nodes,
             "BLOCK_R": self.channels,

@@ -1,4 +1,4 @@
-"""What gather and scatter each start from, in the order in which their kernels take it."""
+"""The inputs that gather's and scatter's kernels have in common, in the order of their arguments."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,14 +15,14 @@ from latentgnn.kernels.weights import Projected
 
 @dataclass(frozen=True)
 class Way:
-    """From the reduced channels of all nodes to gather's or scatter's assignments.
+    """The inputs of gather or of scatter: reduced channels of all nodes, and what turns them into assignments.
 
     Args:
-        raw_BNR: W x of the way's reduction, whatever its strides.
+        raw_BNR: W x of the way's reduction, any strides.
         up: what that is multiplied by, (1,); ``None`` for 1.
         rows: the nodes.
         reduce: the reduction's norm.
-        assign: Psi, (D, R) in the type of the products, and its norm.
+        assign: Psi, (D, R) in the dtype of the products, and its norm.
     """
 
     raw_BNR: Tensor
@@ -64,7 +64,7 @@ class Way:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The last arguments that are numbers."""
+        """R and D, in the order of the kernels' arguments."""
         return self.width, self.latents
 
     @property
@@ -81,5 +81,5 @@ class Way:
         return self.rows.splits(self.raw_BNR.device, blocks, self.sizes.nodes)
 
     def new(self, *shape: int) -> Tensor:
-        """Memory for float32."""
+        """New float32 memory."""
         return self.raw_BNR.new_empty(shape, dtype=torch.float32)

@@ -22,9 +22,9 @@ class Projected(NamedTuple):
 
     @classmethod
     def of(cls, five: Sequence[Tensor | None], eps: float, dtype: torch.dtype) -> "Projected":
-        """From the five tensors of a projection, with the matrix in the type of the products.
+        """From the five tensors of a projection, with the matrix in the dtype of the products.
 
-        A norm without statistics is none. Kernels read vectors as they lie in memory, one number behind the other.
+        A norm without stored statistics is ignored. Vectors become contiguous, because the kernels ignore strides.
         """
         matrix, *norm = five
         assert matrix is not None
@@ -35,7 +35,7 @@ class Projected(NamedTuple):
     def norm_gradients(
         self, scale_O: Tensor | None, shift_O: Tensor | None, *, needs: Sequence[bool]
     ) -> list[Tensor | None]:
-        """Of the norm's four tensors, from those of what it multiplies by and adds.
+        """Gradients of the norm's four tensors, from those of its scale and shift.
 
         Args:
             scale_O: of what it multiplies by; ``None`` where none is needed, like ``shift_O``.
