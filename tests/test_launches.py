@@ -23,6 +23,7 @@ from latentgnn import (
 )
 from latentgnn.counts import plain_numbers
 from latentgnn.norms import NormFactory, group_norm
+from latentgnn.ranks import Ranks
 
 
 @pytest.fixture
@@ -286,6 +287,17 @@ def test_pytorchs_compiler_takes_folded_norms() -> None:
     layer, x = make_layer("graph_conv", "frozen").float(), torch.randn(2, 32, 9, 11)
     out = torch.compile(layer, fullgraph=True)(x)
     assert relative_error(out, reference.forward(layer, x)) < 2e-5
+
+
+@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.LayerNorm, FrozenBatchNorm])
+def test_nodes_of_several_processes_take_no_path_that_sums_over_one(norm: NormFactory) -> None:
+    layer = LatentGNN(32, num_latents=4, norm=norm).arrangement()
+    layer.ranks = Ranks("nodes", 2)
+    x_BNC = torch.randn(1, 1600, 32)
+    for compute in (torch.bfloat16, torch.float16, torch.float32):
+        assert paths.choose(layer, x_BNC, None, compute).path != "few_calls"
+        assert not few_calls.fits(layer, x_BNC, None, compute)
 
 
 def _taken(layer: LatentGNN, x: Tensor, patch: pytest.MonkeyPatch, *others: Tensor) -> str:

@@ -1,8 +1,10 @@
 import copy
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torch.multiprocessing as mp
 from sweep import make_input, make_layer, relative_error
@@ -10,6 +12,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from latentgnn import FrozenBatchNorm, LatentGNN
+from latentgnn.batch_statistics import update_running
 from latentgnn.norms import NORMS, group_norm
 
 
@@ -112,3 +115,30 @@ def test_untouched_by_deepcopy() -> None:
     layer = make_layer("two_kernels")
     x = make_input(1, 32, 6)
     assert torch.equal(copy.deepcopy(layer)(x), layer(x))
+
+
+class _Shifted(nn.LayerNorm):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + 1
+
+
+class _Renamed(nn.LayerNorm):
+    pass
+
+
+def test_norms_that_compute_something_else_than_their_base_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"_Shifted derives from a norm of PyTorch's.*has a forward of its own"):
+        LatentGNN(16, num_latents=3, norm=_Shifted)
+    x = torch.randn(1, 16, 3, 4)
+    for norm in (_Renamed, partial(timm.layers.LayerNorm2d, eps=1e-5)):
+        layer, plain = (LatentGNN(16, num_latents=3, norm=each, gamma_init=0.5) for each in (norm, nn.LayerNorm))
+        plain.load_state_dict(layer.state_dict())
+        torch.testing.assert_close(layer(x), plain(x))
+
+
+def test_running_variances_are_never_negative() -> None:
+    """They are taken from the inverse standard deviation, less eps: rounding gave -9e-13 for equal nodes."""
+    norm = nn.BatchNorm1d(3, momentum=1.0)
+    equal = torch.full((3,), norm.eps).rsqrt()
+    update_running([norm], [torch.zeros(3)], [equal.nextafter(equal + 1)], 100)
+    assert norm.running_var.min() == 0

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from latentgnn import FrozenBatchNorm, LatentGNN, PackedLatentGNN
 from latentgnn.core import inputs
+from latentgnn.paths import memory
+from latentgnn.ranks import Ranks
 
 SIZES = [7, 1, 40, 3]
 
@@ -137,9 +139,40 @@ def test_the_state_dict_is_that_of_the_layer_for_maps() -> None:
         ({"mask": torch.ones(10, dtype=torch.bool)}, ValueError, "a mask is for tokens"),
         ({"x": torch.randn(1, 10, 16), "offsets": torch.tensor([0, 10])}, ValueError, "take a mask"),
         ({"x": torch.randn(1, 10, 16), "mask": torch.ones(10).bool()}, ValueError, r"\(B, N\) = \(1, 10\)"),
+        ({"x": torch.randn(1, 10, 16), "num_scenes": 1}, ValueError, "num_scenes are for packed points"),
+        (
+            {"x": torch.nested.nested_tensor([torch.ones(3, 16)], layout=torch.jagged), "num_scenes": 1},
+            ValueError,
+            "has its own offsets; offsets, batch, num_scenes",
+        ),
     ],
 )
 def test_bad_input_is_told(arguments: dict[str, Tensor], error: type[Exception], message: str) -> None:
     layer = PackedLatentGNN(16, num_latents=4)
     with pytest.raises(error, match=message):
         layer(**{"x": torch.randn(10, 16), **arguments})
+
+
+@pytest.mark.parametrize("offsets", [[0, 0, 600], [0, 300, 300, 600], [0, 600, 600]])
+def test_empty_scenes_beside_few_points_of_large_matrices(offsets: list[int]) -> None:
+    """The output's scale is applied to the output then, in blocks of a scene."""
+    torch.manual_seed(0)
+    layer = PackedLatentGNN(512, num_latents=(50,) * 8, reduction=1, norm=FrozenBatchNorm, gamma_init=0.5)
+    for norm in layer.norms:
+        norm.weight.uniform_(0.5, 1.5)
+    results = []
+    for bounds in (offsets, sorted(set(offsets))):
+        x = torch.linspace(-1, 1, 600 * 512).sin().view(600, 512).requires_grad_()
+        with memory("hold"):
+            out = layer(x, torch.tensor(bounds))
+        out.square().sum().backward()
+        results.append((out.detach(), x.grad))
+    torch.testing.assert_close(*results)
+
+
+def test_shared_nodes_need_a_leading_zero() -> None:
+    """Without it, a process that has no points of the first scene could not be told from one scene less."""
+    layer = PackedLatentGNN(16, num_latents=4, norm=FrozenBatchNorm)
+    layer._ranks = Ranks("none", 1, agreed=True)
+    with pytest.raises(ValueError, match=r"offsets must have a 0 in front.*got \[3, 10\]"):
+        layer(torch.randn(10, 16), torch.tensor([3, 10]))

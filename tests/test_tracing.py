@@ -104,3 +104,16 @@ def test_the_layer_alone_is_no_network():
     ):
         fx.symbolic_trace(layer)
     assert as_one_node(layer, torch.zeros(1, 16, 2, 2), mask=None) is None
+
+
+def test_the_number_of_scenes_is_traced():
+    class Scenes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = PackedLatentGNN(16, num_latents=3)
+
+        def forward(self, x, batch):
+            return self.layer(x, batch=batch, num_scenes=2)
+
+    (call,) = [node for node in fx.symbolic_trace(Scenes()).graph.nodes if node.op == "call_module"]
+    assert call.kwargs["num_scenes"] == 2

@@ -83,7 +83,9 @@ def update_running(
         inverses: 1 / sqrt(variance + eps) of the batch, for each norm, with the biased variance.
         count: nodes of the batch.
     """
-    variances_C, sizes = torch.cat(list(inverses)).pow_(-2).sub_(norms[0].eps), [len(mean) for mean in means]
+    # Rounding may leave less than 0 where all nodes are equal.
+    variances_C = torch.cat(list(inverses)).pow_(-2).sub_(norms[0].eps).clamp_min_(0)
+    sizes = [len(mean) for mean in means]
     if norms[0].momentum is None:
         for norm, mean_C, var_C in zip(norms, means, variances_C.split(sizes), strict=True):
             _update_running(norm, mean_C, var_C, count)

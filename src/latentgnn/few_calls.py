@@ -44,7 +44,8 @@ def fits(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, compute: tor
         mask_BN: nodes that take part.
         compute: dtype of products over nodes.
     """
-    if layer.config.num_groups > 1 or is_transformed():
+    # It makes no sums over processes.
+    if layer.ranks is not None or layer.config.num_groups > 1 or is_transformed():
         return False
     if _folds(layer, x_BNC, compute):
         return True

@@ -50,7 +50,7 @@ def gather(
     """
     compute, without_autocast = running.products_in(x_BNC)
     with without_autocast:
-        if (plan := _plan(layer, x_BNC, mask_BN, compute)) is None:
+        if (plan := _plan(layer, x_BNC, mask_BN, offsets, compute)) is None:
             return plain.gathered(layer, x_BNC, Nodes(mask_BN, offsets), compute)
         return core.gather(x_BNC, mask_BN, offsets, [*layer.tensors, layer.gamma], plan)
 
@@ -76,20 +76,25 @@ def scatter(
     compute, without_autocast = running.products_in(x_BNC)
     with without_autocast:
         sums_SGDr, weights_SGD = cast(sums_SGDr, wide(compute)), cast(weights_SGD, wide(compute))
-        if (plan := _plan(layer, x_BNC, mask_BN, compute, sums_SGDr, weights_SGD)) is not None:
+        if (plan := _plan(layer, x_BNC, mask_BN, offsets, compute, sums_SGDr, weights_SGD)) is not None:
             return core.scatter(x_BNC, mask_BN, offsets, sums_SGDr, weights_SGD, [*layer.tensors, layer.gamma], plan)
         latents = mixed(sums_SGDr, weights_SGD, running.plan_of(layer, "affine", compute, holds=False))
         return plain.scattered(layer, x_BNC, Nodes(mask_BN, offsets), compute, latents)
 
 
 def _plan(
-    layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, compute: torch.dtype, *sums: Tensor
+    layer: Arrangement,
+    x_BNC: Tensor,
+    mask_BN: Tensor | None,
+    offsets: Sequence[int] | None,
+    compute: torch.dtype,
+    *sums: Tensor,
 ) -> Plan | None:
     """The core's plan; ``None`` if it cannot take the input, or gradients are needed, which it lacks here."""
     read = (x_BNC, *sums, *layer.tensors, layer.gamma)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in read):
         return None
-    if paths.why_not_core(layer, x_BNC, mask_BN, compute) is not None:
+    if paths.why_not_core(layer, x_BNC, mask_BN, compute, offsets) is not None:
         return None
     kind = layer.norm_kind
     assert kind is not None

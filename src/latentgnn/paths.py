@@ -5,10 +5,10 @@ and RMS norm. The plain path (`latentgnn.plain`) runs the equations as PyTorch o
 else. `latentgnn.few_calls` is a shorter version of the plain path for common layers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +26,7 @@ from latentgnn.projections import Arrangement
 
 Memory = Literal["auto", "hold", "recompute"]
 
-# `latentgnn.running` compares with these reasons, to choose between the plain path and `few_calls`.
-SMALL = "the input is so small that calls cost more than arithmetic, and the plain path has fewer"
-FEW_NODES = "the map has few enough nodes for the plain path to be faster"
-ROWS = "channels lie innermost, and the nodes are few enough for the plain path to be faster"
-ON_GPU = "the input is on a GPU, where the plain path takes less time, and does not hold too much"
-FEW_ON_GPU = "the input is on a GPU, where few calls take less time than the core's"
-HALF = "statistics in half precision"
-COMPILED = "a compiler fuses the plain path's operations on a GPU"
+_HALF = "statistics in half precision"
 # The plain path may take packed points, one scene at a time, if scenes have at least this many points on average.
 _LARGE_SCENES = 1024
 _memory: ContextVar[Memory] = ContextVar("latentgnn_memory", default="auto")
@@ -76,28 +69,96 @@ def holds(config: LatentGNNConfig, x_BNC: Tensor, norm: NormKind | None) -> bool
     return by_size.holds(config, nodes, x_BNC.element_size(), norm=norm or "affine", on_gpu=on_gpu)
 
 
-def why_not_core(
+class Choice(NamedTuple):
+    """The path that a layer takes for an input.
+
+    Args:
+        path: the core, the plain path, or its shorter version.
+        holds: whether what the backward pass needs is held; otherwise it is recomputed there.
+        why_not_core: the reason, ``None`` for the core.
+    """
+
+    path: Literal["core", "plain", "few_calls"]
+    holds: bool
+    why_not_core: str | None
+
+
+class _Call(NamedTuple):
+    """A layer and its input, as `choose` takes them."""
+
+    layer: Arrangement
+    x_BNC: Tensor
+    mask_BN: Tensor | None
+    compute: torch.dtype
+    offsets: Sized | None
+
+
+def choose(
     layer: Arrangement,
     x_BNC: Tensor,
     mask_BN: Tensor | None,
     compute: torch.dtype,
-    offsets: Tensor | None = None,
-) -> str | None:
-    """Why a layer cannot take the core for an input, ``None`` if it can.
+    offsets: Sized | None = None,
+) -> Choice:
+    """The path that a layer takes for an input.
 
     Args:
         layer: the layer's projections.
         x_BNC: the input.
         mask_BN: nodes that take part.
         compute: dtype of products over nodes.
-        offsets: of packed points.
+        offsets: (S + 1,), of packed points.
     """
+    call = _Call(layer, x_BNC, mask_BN, compute, offsets)
     if is_exporting():
-        return "exported programs must run where this library is not installed"
-    if small := _why_small(layer, x_BNC, mask_BN, offsets, compute):
-        return small
-    if faster := _why_on_gpu(layer, x_BNC, mask_BN, offsets, compute):
+        return Choice("plain", True, "exported programs must run where this library is not installed")
+    faster = _if_small(call) or _if_on_gpu(call)
+    if faster is not None:
         return faster
+    why_not = _why_not(call)
+    if why_not is None:
+        compiled = torch.compiler.is_compiling()
+        held = torch.is_grad_enabled() and not compiled and holds(layer.config, x_BNC, layer.norm_kind)
+        return Choice("core", held, None)
+    if why_not == _HALF and layer.norm_kind == "batch" and _has_few_calls(call):
+        # The plain path would hold as much, because batch norm cannot be recomputed.
+        return Choice("few_calls", True, why_not)
+    return Choice("plain", not _recomputes(call), why_not)
+
+
+def why_not_core(
+    layer: Arrangement,
+    x_BNC: Tensor,
+    mask_BN: Tensor | None,
+    compute: torch.dtype,
+    offsets: Sized | None = None,
+) -> str | None:
+    """Why a layer does not take the core for an input, ``None`` if it does. Arguments are those of `choose`."""
+    return choose(layer, x_BNC, mask_BN, compute, offsets).why_not_core
+
+
+def _plain_or_shorter(call: _Call, why_not: str, *, holds: bool = True) -> Choice:
+    return Choice("few_calls" if holds and _has_few_calls(call) else "plain", holds, why_not)
+
+
+def _has_few_calls(call: _Call) -> bool:
+    # `few_calls` does not support packed scenes.
+    return call.offsets is None and few_calls.fits(call.layer, call.x_BNC, call.mask_BN, call.compute)
+
+
+def _recomputes(call: _Call) -> bool:
+    """Whether the plain path runs again in the backward pass."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    # All processes must make the same sums, and others may hold parts of other sizes.
+    if is_transformed() or call.layer.ranks is not None:
+        return False
+    return not holds(call.layer.config, call.x_BNC, None)
+
+
+def _why_not(call: _Call) -> str | None:
+    """Why the core cannot compute an input, or why a compiler does better."""
+    layer, x_BNC, mask_BN, compute, _ = call
     if is_transformed():
         return "a transform of torch.func is active, or forward-mode derivatives are being computed"
     norms, kind = layer.norms, layer.norm_kind
@@ -110,7 +171,7 @@ def why_not_core(
     if is_traceable_wrapper_subclass(cast(object, x_BNC)):
         return "statistics of nodes that are spread over devices, as in a DTensor"
     if compute not in (torch.float32, torch.float64) or x_BNC.dtype != compute:
-        return HALF
+        return _HALF
     if len({norm.eps for norm in norms}) > 1:
         return "norms that differ in eps"
     if any(len({tensor is None for tensor in layer.tensors[place::5]}) > 1 for place in (1, 2)):
@@ -120,10 +181,9 @@ def why_not_core(
     return _why_not_batch(norms, x_BNC, mask_BN) if kind == "batch" else _why_not_sample(kind, layer, mask_BN)
 
 
-def _why_small(
-    layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, compute: torch.dtype
-) -> str | None:
-    """Why an input is too small for the core to be faster; only for plain tensors on a CPU, without a mask."""
+def _if_small(call: _Call) -> Choice | None:
+    """The plain path if an input is too small for the core to be faster; for plain tensors on a CPU, without a mask."""
+    layer, x_BNC, mask_BN, compute, offsets = call
     # In PyTorch 2.11, Dynamo cannot read a context variable.
     if torch.compiler.is_compiling() or mask_BN is not None or x_BNC.device.type != "cpu":
         return None
@@ -138,32 +198,33 @@ def _why_small(
     if offsets is not None and not _has_large_scenes(layer.norm_kind, x_BNC, offsets):
         return None
     if offsets is None and by_size.is_small(layer.config, samples * nodes):
-        return SMALL
+        small = "the input is so small that calls cost more than arithmetic, and the plain path has fewer"
+        return _plain_or_shorter(call, small, holds=not _recomputes(call))
     recorded, kind, threads = torch.is_grad_enabled(), layer.norm_kind, torch.get_num_threads()
     if recorded and not holds(layer.config, x_BNC, kind):
         return None
     if not nodes_innermost(x_BNC):
-        pays = by_size.rows_pay(layer.config, samples * nodes, recorded=recorded, norm=kind, threads=threads)
-        return ROWS if pays else None
-    if by_size.columns_pay(layer.config, samples, nodes, recorded=recorded, norm=kind, threads=threads):
-        return FEW_NODES
+        if by_size.rows_pay(layer.config, samples * nodes, recorded=recorded, norm=kind, threads=threads):
+            why_not = "channels lie innermost, and the nodes are few enough for the plain path to be faster"
+            return _plain_or_shorter(call, why_not)
+    elif by_size.columns_pay(layer.config, samples, nodes, recorded=recorded, norm=kind, threads=threads):
+        return _plain_or_shorter(call, "the map has few enough nodes for the plain path to be faster")
     return None
 
 
-def _has_large_scenes(kind: NormKind | None, x_BNC: Tensor, offsets: Tensor) -> bool:
+def _has_large_scenes(kind: NormKind | None, x_BNC: Tensor, offsets: Sized) -> bool:
     """Whether packed points have norms and scenes for which the plain path, scene by scene, may be faster."""
     if kind not in ("batch", "layer", "rms") or nodes_innermost(x_BNC):
         return False
     return x_BNC.shape[1] >= _LARGE_SCENES * (len(offsets) - 1)
 
 
-def _why_on_gpu(
-    layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, compute: torch.dtype
-) -> str | None:
-    """Why the plain path is faster on a GPU: it makes fewer calls than the core without Triton kernels.
+def _if_on_gpu(call: _Call) -> Choice | None:
+    """The plain path if it is faster on a GPU: it makes fewer calls than the core without Triton kernels.
 
     Never for packed points, because the plain path loops over the scenes.
     """
+    layer, x_BNC, _, compute, offsets = call
     if not modes.is_on_gpu(x_BNC) or layer.ranks is not None:
         return None
     nodes = x_BNC.shape[0] * x_BNC.shape[1]
@@ -173,15 +234,18 @@ def _why_on_gpu(
     if offsets is not None:
         return None
     if torch.compiler.is_compiling():
-        return COMPILED
+        return _plain_or_shorter(call, "a compiler fuses the plain path's operations on a GPU")
     if _memory.get() != "auto" or is_in_torch_dispatch_mode() or not node.has_values(x_BNC) or not is_plain(x_BNC):
         return None
-    few = few_calls.fits(layer, x_BNC, mask_BN, compute)
+    few = _has_few_calls(call)
     # Folded norms hold nothing for the backward pass.
     folded = few and layer.norm_kind == "affine" and compute == wide(compute)
-    if folded or by_size.plain_pays_on_gpu(layer.config, nodes, x_BNC.element_size()):
-        return FEW_ON_GPU if few else ON_GPU
-    return None
+    if not folded and not by_size.plain_pays_on_gpu(layer.config, nodes, x_BNC.element_size()):
+        return None
+    if few:
+        return Choice("few_calls", True, "the input is on a GPU, where few calls take less time than the core's")
+    why_not = "the input is on a GPU, where the plain path takes less time, and does not hold too much"
+    return Choice("plain", True, why_not)
 
 
 def _has_kernels(layer: Arrangement, x_BNC: Tensor, compute: torch.dtype) -> bool:

@@ -1,6 +1,6 @@
 """The layer for sets of points: packed scenes, and tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -64,9 +64,9 @@ class PackedLatentGNN(LatentGNN):
                 offsets that do not rise from 0 to T.
         """
         if isinstance(cast(object, x), fx.Proxy):
-            return cast(Tensor, as_one_node(self, x, offsets=offsets, batch=batch, mask=mask))
+            return cast(Tensor, as_one_node(self, x, offsets=offsets, batch=batch, num_scenes=num_scenes, mask=mask))
         if isinstance(x, Tensor) and x.is_nested:
-            return self._jagged(x, offsets, batch, mask)
+            return self._jagged(x, (offsets, batch, num_scenes, mask))
         self._check_points(x, offsets, batch, mask, num_scenes)
         spread = mesh_dimension(x, range(x.dim() - 2, x.dim() - 1))
         if spread is not None and x.dim() == 3:
@@ -106,7 +106,9 @@ class PackedLatentGNN(LatentGNN):
             )
         if x.dim() == 3:
             if offsets is not None or batch is not None or num_scenes is not None:
-                raise ValueError(f"offsets and batch are for packed points (T, C); tokens {tuple(x.shape)} take a mask")
+                raise ValueError(
+                    f"offsets, batch and num_scenes are for packed points (T, C); tokens {tuple(x.shape)} take a mask"
+                )
             if mask is not None:
                 check_mask(mask, x, tuple(x.shape[:2]), "(B, N)")
             return
@@ -120,6 +122,8 @@ class PackedLatentGNN(LatentGNN):
             )
         if offsets is not None and num_scenes is not None:
             raise ValueError("num_scenes goes with batch; offsets say how many scenes there are")
+        if offsets is not None and self._ranks is not None:
+            _check_shared(offsets)
 
     def _spread(
         self, x: Tensor, dimension: int, offsets: Tensor | None, batch: Tensor | None, num_scenes: int | None
@@ -138,9 +142,11 @@ class PackedLatentGNN(LatentGNN):
 
         return by_parts(self, x, dimension, call)
 
-    def _jagged(self, x: Tensor, offsets: Tensor | None, batch: Tensor | None, mask: Tensor | None) -> Tensor:
-        if any(argument is not None for argument in (offsets, batch, mask)):
-            raise ValueError("a nested tensor has its own offsets; offsets, batch and mask are for other inputs")
+    def _jagged(self, x: Tensor, others: Sequence[object]) -> Tensor:
+        if any(argument is not None for argument in others):
+            raise ValueError(
+                "a nested tensor has its own offsets; offsets, batch, num_scenes and mask are for other inputs"
+            )
         if x.layout != torch.jagged or x.dim() != 3:
             raise ValueError(
                 f"nested tensors must be (B, jagged, {self.config.channels}) with layout=torch.jagged; got "
@@ -168,6 +174,16 @@ def _check_index(index: Tensor, name: str) -> None:
         )
     if index.dim() != 1 or (index.numel() == 0 and name == "offsets"):
         raise ValueError(f"{name} must have one dimension and at least one entry, got {tuple(index.shape)}")
+
+
+def _check_shared(offsets: Tensor) -> None:
+    """Refuse Pointcept's offsets for shared nodes: a process without points of the first scene has a 0 there too."""
+    _check_index(offsets, "offsets")
+    if has_values(offsets) and not torch.compiler.is_compiling() and offsets[0] != 0:
+        raise ValueError(
+            f"offsets must have a 0 in front, (S + 1,), if processes share the nodes; got {offsets.tolist()}: without "
+            "it, a process that has no points of the first scene would count one scene less"
+        )
 
 
 def checked_offsets(offsets: Tensor, points: int) -> Tensor:

@@ -6,11 +6,15 @@ from hashlib import blake2b
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from latentgnn.config import LatentGNNConfig
 from latentgnn.modules import child, own_tensor
 from latentgnn.norms import NormFactory, NormKind, kind_of, norm_tensors, uses_batch_statistics
 from latentgnn.ranks import Ranks
+
+# Packages whose subclasses of PyTorch's norms compute what their bases do; some for another layout, or in float32.
+_SAME_ARITHMETIC = ("torch", "torchvision", "timm")
 
 
 class Projection(nn.Module):
@@ -66,10 +70,24 @@ def _made(norm: NormFactory, channels: int) -> nn.Module:
         ) from error
     if not isinstance(module, nn.Module):
         raise TypeError(f"norm must give a module for a channel count, got {type(module).__name__}")
+    if _has_own_forward(module):
+        raise TypeError(
+            f"{type(module).__name__} derives from a norm of PyTorch's, whose arithmetic the layer computes without "
+            "calling the module, but has a forward of its own; pass PyTorch's class, or a module that does not derive "
+            "from one"
+        )
     # The layer has its own activations, and computes a norm's arithmetic without calling the module.
     if not isinstance(getattr(module, "act", None), nn.Identity | None):
         raise TypeError(f"norm must be a norm alone, but {type(module).__name__} has the activation {module.act}")
     return module
+
+
+def _has_own_forward(norm: nn.Module) -> bool:
+    """Whether a norm derives from one of PyTorch's and may compute something else."""
+    if not isinstance(norm, _NormBase | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm | nn.Identity):
+        return False
+    owner = next(kind for kind in type(norm).__mro__ if "forward" in vars(kind))
+    return owner.__module__.partition(".")[0] not in _SAME_ARITHMETIC
 
 
 class Arrangement:

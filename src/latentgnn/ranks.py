@@ -8,13 +8,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from hashlib import blake2b
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# Bytes of what each process tells the others once.
-_TOLD = 1024
+# Bytes of the facts, and of their digest, that each process sends to the others once.
+_TOLD, _DIGEST = 1024, 16
 # Seconds that the others have to answer, once a sum has failed.
 _GRACE = 5
 
@@ -152,16 +153,18 @@ def agree(ranks: Ranks, facts: Mapping[str, object], device: torch.device) -> No
     from torch._C._distributed_c10d import _resolve_process_group
 
     name: Any = ranks.group
-    text = json.dumps(facts).encode()[:_TOLD].ljust(_TOLD)
-    own = torch.tensor(list(text), dtype=torch.uint8, device=device)
+    text = json.dumps(facts).encode()
+    # The digest is of all facts, also of those that are cut off behind it.
+    sent = blake2b(text, digest_size=_DIGEST).digest() + text[:_TOLD].ljust(_TOLD)
+    own = torch.tensor(list(sent), dtype=torch.uint8, device=device)
     rows = [torch.empty_like(own) for _ in range(ranks.count)]
     try:
         torch.distributed.all_gather(rows, own, group=_resolve_process_group(name))
     except RuntimeError as error:
         raise RuntimeError(_explained(ranks.group, error)) from error
-    told = [bytes(row.tolist()).decode().rstrip() for row in rows]
+    told = [bytes(row.tolist()) for row in rows]
     if len(set(told)) > 1:
-        raise ValueError(_difference(told))
+        raise ValueError(_difference([each[_DIGEST:].decode().rstrip() for each in told]))
     ranks.agreed = True
 
 

@@ -62,21 +62,13 @@ def products_in(x_BNC: Tensor) -> tuple[torch.dtype, AbstractContextManager[None
 def _by_path(
     layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, compute: torch.dtype
 ) -> Tensor:
-    why_not = paths.why_not_core(layer, x_BNC, mask_BN, compute, offsets)
-    if why_not is None:
-        return _core(layer, x_BNC, mask_BN, offsets, compute)
-    if why_not == paths.FEW_ON_GPU:
+    path, holds, _ = paths.choose(layer, x_BNC, mask_BN, compute, offsets)
+    if path == "core":
+        return _core(layer, x_BNC, mask_BN, offsets, compute, holds=holds)
+    if path == "few_calls":
         return few_calls.latent_gnn(layer, x_BNC, mask_BN, compute)
-    # For these reasons, everything is held anyway.
-    held = why_not in (paths.FEW_NODES, paths.ROWS, paths.ON_GPU)
-    recompute = not held and _recomputes(layer, x_BNC)
-    few = why_not in (paths.SMALL, paths.FEW_NODES, paths.ROWS, paths.COMPILED) and not recompute
-    # The plain path would hold as much, because batch norm cannot be recomputed.
-    few = few or (why_not == paths.HALF and layer.norm_kind == "batch")
-    # `few_calls` does not support packed scenes.
-    if few and offsets is None and few_calls.fits(layer, x_BNC, mask_BN, compute):
-        return few_calls.latent_gnn(layer, x_BNC, mask_BN, compute)
-    return plain.latent_gnn(layer, x_BNC, nodes_of(x_BNC, mask_BN, offsets, layer.ranks), compute, recompute=recompute)
+    nodes = nodes_of(x_BNC, mask_BN, offsets, layer.ranks)
+    return plain.latent_gnn(layer, x_BNC, nodes, compute, recompute=not holds)
 
 
 def nodes_of(x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, ranks: Ranks | None = None) -> Nodes:
@@ -87,15 +79,6 @@ def nodes_of(x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, rank
     if is_exporting() or not node.has_values(offsets):
         return Nodes(mask_BN, group=group, member_SN=members(offsets.to(x_BNC.device), x_BNC.shape[1]))
     return Nodes(mask_BN, offsets.tolist(), group)
-
-
-def _recomputes(layer: Arrangement, x_BNC: Tensor) -> bool:
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return False
-    # All processes must make the same sums, and others may hold parts of other sizes.
-    if is_transformed() or layer.ranks is not None:
-        return False
-    return not paths.holds(layer.config, x_BNC, None)
 
 
 def _check_ranks(layer: Arrangement, ranks: Ranks, x_BNC: Tensor, offsets: Tensor | None, compute: torch.dtype) -> None:
@@ -145,15 +128,20 @@ def _empty(layer: Arrangement, x_BNC: Tensor, offsets: Tensor | None, compute: t
 
 
 def _core(
-    layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, compute: torch.dtype
+    layer: Arrangement,
+    x_BNC: Tensor,
+    mask_BN: Tensor | None,
+    offsets: Tensor | None,
+    compute: torch.dtype,
+    *,
+    holds: bool,
 ) -> Tensor:
     kind, tensors = layer.norm_kind, [*layer.tensors, layer.gamma]
     assert kind is not None
     if kind == "batch":
         for index in range(0, len(tensors) - 1, 5):
             tensors[index + 3] = tensors[index + 4] = None
-    held = torch.is_grad_enabled() and not torch.compiler.is_compiling() and paths.holds(layer.config, x_BNC, kind)
-    plan = plan_of(layer, kind, compute, holds=held)
+    plan = plan_of(layer, kind, compute, holds=holds)
     out_BNC, statistics = node.run(x_BNC, mask_BN, offsets, tensors, plan)
     if statistics is not None:
         _learn(layer, statistics, plan, x_BNC.shape[0] * x_BNC.shape[1])

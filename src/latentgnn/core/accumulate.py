@@ -57,7 +57,8 @@ def add_projection(
         matrix_CK = matrix_CK.contiguous()
     # In parts, so that each product is still in a cache when the base is added.
     length = max(NUMBERS_AT_ONCE // channels, 256)
-    together = max(length // nodes, 1)
+    # An empty scene of packed points is a block without nodes.
+    together = max(length // max(nodes, 1), 1)
     for first in range(0, samples, together):
         for start in range(0, nodes, length):
             part = slice(first, first + together), slice(start, start + length)

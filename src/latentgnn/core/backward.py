@@ -16,7 +16,7 @@ from latentgnn.core.gather_nodes import gather_nodes_backward
 from latentgnn.core.inputs import Input
 from latentgnn.core.layouts import empty_like_layout, nodes_innermost
 from latentgnn.core.over_ranks import over_ranks, share_of_rank
-from latentgnn.core.passes import State, backward_by_kernels, why_not_kernels
+from latentgnn.core.passes import State, backward_by_kernels
 from latentgnn.core.plan import Plan
 from latentgnn.core.recorded import Folding, Mixing
 from latentgnn.core.records import Gradients, Record
@@ -49,7 +49,7 @@ def backward(
         needs_x: whether the input needs a gradient.
         needs: whether each of the tensors does.
     """
-    if why_not_kernels(x_BNC, tensors, plan) is None:
+    if state.by_triton:
         return backward_by_kernels(
             grad_BNC, x_BNC, mask_BN, offsets, tensors, state, plan, needs_x=needs_x, needs=needs
         )

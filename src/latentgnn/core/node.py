@@ -90,7 +90,7 @@ class _Core(torch.autograd.Function):
         ctx.structure = [record.stored(held) for record in state.records]
         ctx.save_for_backward(x_BNC, mask_BN, state.sums, state.weights, *tensors, *held)
         ctx.plan, ctx.bounds, ctx.count = plan, bounds, len(tensors)
-        ctx.folding, ctx.mixing = state.folding, state.mixing
+        ctx.folding, ctx.mixing, ctx.by_triton = state.folding, state.mixing, state.by_triton
         return out_BNC
 
     @staticmethod
@@ -107,7 +107,7 @@ class _Core(torch.autograd.Function):
                 mask_BN,
                 ctx.bounds,
                 tensors,
-                passes.State(sums, weights, records, ctx.folding, ctx.mixing),
+                passes.State(sums, weights, records, ctx.folding, ctx.mixing, ctx.by_triton),
                 ctx.plan,
                 needs_x=needs_x,
                 needs=needs,

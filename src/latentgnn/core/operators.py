@@ -79,6 +79,8 @@ def _backward(
     *plan: Any,
 ) -> list[Tensor]:
     tensors, wanted = _with_gaps(given, present), [bool(need) for need in _with_gaps(needs, present)]
+    decoded = Plan.of(*plan)
+    state = passes.State(sums, weights, [], by_triton=passes.why_not_kernels(x, tensors, decoded) is None)
     with torch.autocast(x.device.type, enabled=False), _above_autograd():
         grad_x, grads = backward(
             grad,
@@ -86,8 +88,8 @@ def _backward(
             mask,
             bounds_of(offsets, x),
             tensors,
-            passes.State(sums, weights, []),
-            Plan.of(*plan),
+            state,
+            decoded,
             needs_x=needs_x,
             needs=wanted,
         )

@@ -30,6 +30,7 @@ class State:
         records: one per block, if held.
         folding: with autograd's graph, if everything is held.
         mixing: the same.
+        by_triton: Triton kernels computed it; ``sums`` are the latents Z then, already divided by the weights.
     """
 
     sums: Tensor
@@ -37,6 +38,7 @@ class State:
     records: list[Record]
     folding: Folding | None = None
     mixing: Mixing | None = None
+    by_triton: bool = False
 
 
 def forward(
@@ -130,8 +132,7 @@ def _forward_by_kernels(
     records = []
     if keep and plan.holds:
         records = [Record(raw=saved.raw, unit=saved.unit, to_feature=saved.to_feature, feature=saved.feature)]
-    # Here ``sums`` are the latents Z themselves, already divided by the weights.
-    return out_BNC, State(saved.latent.unsqueeze(1), saved.weights.unsqueeze(1), records)
+    return out_BNC, State(saved.latent.unsqueeze(1), saved.weights.unsqueeze(1), records, by_triton=True)
 
 
 def backward_by_kernels(
