@@ -354,7 +354,7 @@ def test_scenes_stay_apart_in_half_precision(norm: NormFactory) -> None:
 def test_a_cpu_takes_nothing_of_it() -> None:
     x = torch.randn(2, 5, 3, requires_grad=True)
     assert not modes.is_on_gpu(x)
-    assert not launches.pay(x)
+    assert not modes.is_eager_on_gpu(x)
 
 
 @pytest.mark.parametrize(

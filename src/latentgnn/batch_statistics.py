@@ -4,7 +4,7 @@ Axes: B batch, N nodes, C channels.
 """
 
 from collections.abc import Sequence
-from typing import cast as cast_type
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,8 @@ from torch.distributed import get_world_size, is_initialized
 from torch.distributed import group as group_of_all
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from latentgnn import launches
-from latentgnn.functional import cast, wide
-from latentgnn.modes import is_in_function_transform
+from latentgnn.functional import to_dtype, wide
+from latentgnn.modes import is_eager_on_gpu, is_in_function_transform
 from latentgnn.modules import own_tensor
 from latentgnn.norms import affine_of_statistics
 from latentgnn.ranks import added
@@ -93,9 +92,9 @@ def update_running(
     torch._foreach_add_([norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None], 1)
     unbiased = variances_C.mul_(count / max(count - 1, 1)).split(sizes)
     for name, batch in (("running_mean", means), ("running_var", unbiased)):
-        running = [cast_type(Tensor, own_tensor(norm, name)) for norm in norms]
+        running = [cast(Tensor, own_tensor(norm, name)) for norm in norms]
         torch._foreach_lerp_(
-            running, [cast(value, old.dtype) for value, old in zip(batch, running, strict=True)], norms[0].momentum
+            running, [to_dtype(value, old.dtype) for value, old in zip(batch, running, strict=True)], norms[0].momentum
         )
 
 
@@ -111,11 +110,11 @@ def _update_running(norm: _BatchNorm, mean_C: Tensor, var_C: Tensor, count: Tens
         unbiased_C = var_C * (count / (count - 1).clamp(min=1))
     else:
         unbiased_C = var_C * (count / max(count - 1, 1))
-    if launches.pay(mean_C):
+    if is_eager_on_gpu(mean_C):
         # One call for each, instead of four.
         for running_C, batch_C in ((norm.running_mean, mean_C), (norm.running_var, unbiased_C)):
-            weight = cast(share, running_C.dtype) if isinstance(share, Tensor) else share
-            running_C.lerp_(cast(batch_C, running_C.dtype), weight)
+            weight = to_dtype(share, running_C.dtype) if isinstance(share, Tensor) else share
+            running_C.lerp_(to_dtype(batch_C, running_C.dtype), weight)
         norm.num_batches_tracked.add_(1)
         return
     try:

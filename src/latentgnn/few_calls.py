@@ -8,15 +8,16 @@ Axes: B batch, N nodes, C channels, R reduced channels, D latents of one kernel,
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import cast as cast_type
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from latentgnn import launches, modes
+from latentgnn import modes
 from latentgnn.config import LatentGNNConfig
-from latentgnn.functional import cast, gather, l2, mix, scatter, wide
-from latentgnn.modes import is_traced, is_transformed
+from latentgnn.core.layouts import cat, cat_nodes, laid_out_like
+from latentgnn.functional import gather, l2, mix, scatter, to_dtype, wide
+from latentgnn.modes import is_eager_on_gpu, is_traced, is_transformed
 from latentgnn.norm_calls import are_single, norm_calls
 from latentgnn.norms import are_alike, joined_affine
 from latentgnn.plain import latent_scale
@@ -28,7 +29,6 @@ from latentgnn.steps import (
     apply_each,
     apply_whole,
     is_small_product,
-    laid_out_as,
     matrices_round_alike,
     rectified_,
     to_unit_length_,
@@ -50,7 +50,7 @@ def fits(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, compute: tor
     if _folds(layer, x_BNC, compute):
         return True
     # Sums over channels may leave float16's range before a norm.
-    if not launches.pay(x_BNC) or compute == torch.float16:
+    if not is_eager_on_gpu(x_BNC) or compute == torch.float16:
         return False
     return (mask_BN is None or layer.norm_kind not in ("batch", "group")) and are_single(layer, x_BNC, compute)
 
@@ -88,7 +88,7 @@ def latent_gnn(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, comput
     # Nodes outside the mask may hold NaN.
     inside_BNC = x_BNC if mask_BN1 is None else x_BNC.masked_fill(~mask_BN1, 0)
     contexts = _contexts(layer.config, projections, inside_BNC, mask_BN1)
-    out_BNC = projections.added(inside_BNC, _beside(contexts))
+    out_BNC = projections.added(inside_BNC, cat_nodes(contexts, 2))
     return out_BNC if mask_BN1 is None else torch.where(mask_BN1, out_BNC, x_BNC)
 
 
@@ -131,14 +131,14 @@ class _Folded:
         """x + gamma norm(U f); without a residual connection, norm(U f)."""
         weight_CF, shift_C = next(self.products)
         innermost = x_BNC.stride(-1) != 1 and context_BNF.stride(-1) != 1
-        if self.residual and innermost and launches.pay(x_BNC) and matrices_round_alike(x_BNC):
+        if self.residual and innermost and is_eager_on_gpu(x_BNC) and matrices_round_alike(x_BNC):
             # A convolution's shift, and the sum with x, would each be one more pass over the output.
             weight_BCF = weight_CF.expand(len(x_BNC), -1, -1)
             if shift_C is None:
                 return torch.baddbmm(x_BNC.mT, weight_BCF, context_BNF.mT).mT
             return (x_BNC.mT + shift_C.unsqueeze(1)).baddbmm_(weight_BCF, context_BNF.mT).mT
         # A kernel of a single latent may have lost the order of the input's strides.
-        out_BNC = laid_out_as(x_BNC, apply_whole(context_BNF, weight_CF, shift_C))
+        out_BNC = laid_out_like(apply_whole(context_BNF, weight_CF, shift_C), x_BNC)
         if not self.residual:
             return out_BNC
         return add_(out_BNC, x_BNC)
@@ -154,7 +154,7 @@ class _Normed:
 
     def assigned(self, x_BNC: Tensor, latents: Sequence[int]) -> tuple[Tensor, Sequence[Sequence[Tensor]]]:
         """As `_Folded.assigned`."""
-        y, dim = self._product(cast(x_BNC, self.compute))
+        y, dim = self._product(to_dtype(x_BNC, self.compute))
         parts = [y] if self.ways == 1 else y.chunk(self.ways, dim)
         values = [l2(next(self.norms)(part, dim), -1) for part in parts]
         return values[0], [self._rectified(value, latents) for value in values]
@@ -171,13 +171,13 @@ class _Normed:
     def added(self, x_BNC: Tensor, context_BNF: Tensor) -> Tensor:
         """As `_Folded.added`."""
         y, dim = self._product(context_BNF)
-        out_BNC = laid_out_as(x_BNC, next(self.norms)(y, dim))
+        out_BNC = laid_out_like(next(self.norms)(y, dim), x_BNC)
         out_BNC = out_BNC if self.gamma is None else torch.addcmul(x_BNC, self.gamma, out_BNC)
-        return cast(out_BNC, x_BNC.dtype)
+        return to_dtype(out_BNC, x_BNC.dtype)
 
     def _product(self, x_BNC: Tensor) -> tuple[Tensor, int]:
         """W x, and the dimension of its channels: 1 where nodes lie innermost."""
-        weight_OC = cast(next(self.weights), self.compute)
+        weight_OC = to_dtype(next(self.weights), self.compute)
         if x_BNC.stride(-1) == 1:
             return apply(x_BNC, weight_OC), 2
         return torch.conv1d(x_BNC.mT, weight_OC.unsqueeze(-1)), 1
@@ -200,22 +200,13 @@ def _split(y: Tensor, sizes: Sequence[int], dim: int = -1) -> Sequence[Tensor]:
     return [y] if len(sizes) == 1 else y.split_with_sizes(list(sizes), dim)
 
 
-def _beside(parts_BNR: Sequence[Tensor]) -> Tensor:
-    """Parts concatenated in the last dimension, in their own memory layout."""
-    if len(parts_BNR) == 1:
-        return parts_BNR[0]
-    if parts_BNR[0].stride(-1) == 1:
-        return torch.cat(list(parts_BNR), -1)
-    return torch.cat([part.mT for part in parts_BNR], 1).mT
-
-
 def _joined_matrices(layer: Arrangement, assigns: Iterable[int]) -> Iterator[Tensor]:
     """The matrices in the order of the equations: all reductions joined, so many assignments, the others alone."""
-    matrices = cast_type(list[Tensor], layer.tensors[::5])
+    matrices = cast(list[Tensor], layer.tensors[::5])
     joined = [len(layer.reduces), *assigns, *[1] * (len(layer.convs) + 1)]
     ends = list(accumulate(joined))
     parts = [matrices[end - count : end] for end, count in zip(ends, joined, strict=True)]
-    return iter(part[0] if len(part) == 1 else torch.cat(part) for part in parts)
+    return iter(cat(part) for part in parts)
 
 
 def _products(layer: Arrangement) -> Iterator[tuple[Tensor, Tensor | None]]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from latentgnn import launches
-from latentgnn.modes import is_exporting, is_in_function_transform
+from latentgnn.modes import is_eager_on_gpu, is_exporting, is_in_function_transform
 
 NodeScale = Literal["published", "mean"]
 
@@ -26,7 +26,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype is torch.float64 else torch.float32
 
 
-def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+def to_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Convert a tensor to a dtype; a tensor that has it already is returned without a call."""
     return x if x.dtype == dtype else x.to(dtype)
 
@@ -54,19 +54,19 @@ def length(x: Tensor, dim: int) -> Tensor:
         return x.to(wide(x.dtype)).square().sum(dim, keepdim=True).clamp_min((EPS / 2) ** 2).sqrt()
     if x.is_cpu and x.stride(dim) != 1 and not torch.compiler.is_compiling():
         # Several times as fast as `vector_norm` along a strided dimension.
-        x = cast(x, wide(x.dtype))
+        x = to_dtype(x, wide(x.dtype))
         return (x * x).sum(dim, keepdim=True).sqrt()
     return torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=wide(x.dtype))
 
 
 def inverse_length(x: Tensor, dim: int) -> Tensor:
     """1 / length along `dim`, with `keepdim`, in the wide dtype; 0 with a zero gradient for a zero vector."""
-    if launches.pay(x):
+    if is_eager_on_gpu(x):
         return launches.inverse_length(x, dim, wide(x.dtype), EPS)
     if x.stride(dim) == 1 and not _may_be_derived_twice(x):
         return reciprocal(length(x, dim))
     # Faster along a strided dimension, as in `length`; and it has second derivatives.
-    x = cast(x, wide(x.dtype))
+    x = to_dtype(x, wide(x.dtype))
     return torch.threshold((x * x).sum(dim, keepdim=True), EPS**2, math.inf).rsqrt()
 
 
@@ -78,9 +78,9 @@ def l2(x: Tensor, dim: int) -> Tensor:
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
-    if launches.pay(x):
+    if is_eager_on_gpu(x):
         return launches.unit(x, dim, wide(x.dtype), EPS)
-    return cast(x * inverse_length(x, dim), x.dtype)
+    return to_dtype(x * inverse_length(x, dim), x.dtype)
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -114,12 +114,12 @@ def gather(value_BNR: Tensor, assign_BND: Tensor, scale_BD1: Tensor | None = Non
         sums_BDR = product(assign_BND.mT, value_BNR * nodes**-0.5).float() * nodes**0.5
     else:
         sums_BDR = product(assign_BND.mT, value_BNR)
-    return cast(sums_BDR, wide(value_BNR.dtype)) if scale_BD1 is None else sums_BDR * scale_BD1
+    return to_dtype(sums_BDR, wide(value_BNR.dtype)) if scale_BD1 is None else sums_BDR * scale_BD1
 
 
 def _is_long_sum(assign_BND: Tensor, columns: int) -> bool:
     """Whether to sum over nodes by `launches`: on a GPU, if cutting the sum is faster or float16 could overflow."""
-    if not launches.pay(assign_BND) or assign_BND.dim() != 3 or assign_BND.dtype == torch.bfloat16:
+    if not is_eager_on_gpu(assign_BND) or assign_BND.dim() != 3 or assign_BND.dtype == torch.bfloat16:
         return False
     samples, nodes, latents = assign_BND.shape
     return assign_BND.dtype == torch.float16 or launches.parts_of_sum(samples, latents, columns, nodes) > 1
@@ -134,7 +134,7 @@ def node_weight(assign_BND: Tensor, *, node_scale: NodeScale) -> Tensor:
 
 def inverse_node_weight(assign_BND: Tensor, *, node_scale: NodeScale) -> Tensor:
     """1 / `node_weight`, 0 where that is 0."""
-    if node_scale == "published" and launches.pay(assign_BND):
+    if node_scale == "published" and is_eager_on_gpu(assign_BND):
         return inverse_length(assign_BND, -2).mT
     return reciprocal(node_weight(assign_BND, node_scale=node_scale))
 
@@ -163,7 +163,7 @@ def scatter(latent_BDR: Tensor, assign_BND: Tensor) -> Tensor:
     """
     if _is_long_sum(assign_BND, latent_BDR.shape[-1]):
         return launches.spread(latent_BDR, assign_BND)
-    latent_BDR = cast(latent_BDR, assign_BND.dtype)
+    latent_BDR = to_dtype(latent_BDR, assign_BND.dtype)
     if is_exporting() or assign_BND.stride(-1) == 1:
         return product(assign_BND, latent_BDR)
     return product(latent_BDR.mT, assign_BND.mT).mT

@@ -8,14 +8,14 @@ Axes: B batch, N nodes, C channels, S samples, G groups, D latents of all kernel
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from latentgnn import paths, plain, running
 from latentgnn.core import halves as core
 from latentgnn.core.mix import mixed
 from latentgnn.core.plan import Plan
-from latentgnn.functional import cast, wide
-from latentgnn.norms import is_affine, uses_batch_statistics
+from latentgnn.functional import to_dtype, wide
+from latentgnn.norms import is_per_node, uses_batch_statistics
 from latentgnn.projections import Arrangement
 from latentgnn.samples import Nodes
 
@@ -25,7 +25,7 @@ def why_not_halves(layer: Arrangement) -> str | None:
     if layer.ranks is not None:
         return "its nodes are shared between processes: call latentgnn.shard_nodes(layer, None) first"
     for norm in layer.norms:
-        if is_affine(norm) or isinstance(norm, nn.LayerNorm | nn.RMSNorm):
+        if is_per_node(norm):
             continue
         name = type(norm).__name__
         if uses_batch_statistics(norm):
@@ -75,7 +75,7 @@ def scatter(
     """
     compute, without_autocast = running.products_in(x_BNC)
     with without_autocast:
-        sums_SGDr, weights_SGD = cast(sums_SGDr, wide(compute)), cast(weights_SGD, wide(compute))
+        sums_SGDr, weights_SGD = to_dtype(sums_SGDr, wide(compute)), to_dtype(weights_SGD, wide(compute))
         if (plan := _plan(layer, x_BNC, mask_BN, offsets, compute, sums_SGDr, weights_SGD)) is not None:
             return core.scatter(x_BNC, mask_BN, offsets, sums_SGDr, weights_SGD, [*layer.tensors, layer.gamma], plan)
         latents = mixed(sums_SGDr, weights_SGD, running.plan_of(layer, "affine", compute, holds=False))

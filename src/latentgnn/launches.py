@@ -2,19 +2,16 @@
 
 Launching a small operation takes longer than computing it, in both passes. Each class here is one autograd function
 with a hand-written backward pass, which can be differentiated again. `latentgnn.functional` uses them
-where `pay` says so.
+where `latentgnn.modes.is_eager_on_gpu` says so.
 
 Axes: B batch, N visible nodes, D latent nodes, R reduced channels.
 """
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-
-from latentgnn import modes
 
 # A sum over many nodes with a small output keeps few multiprocessors busy: cuBLAS gives an output tile to each and does
 # not split float32 sums. It is cut into enough parts for about `_TILES` tiles of `_TILE` x `_TILE` outputs, each part
@@ -23,13 +20,6 @@ from latentgnn import modes
 _TILES = 128
 _TILE = 64
 _FEWEST_NODES = 512
-
-
-def pay(x: Tensor) -> bool:
-    """Whether a tensor is on a GPU and its operations run eagerly, with no compiler, export, transform or subclass."""
-    if not modes.is_on_gpu(x) or torch.compiler.is_compiling():
-        return False
-    return not (modes.is_exporting() or modes.is_transformed() or is_traceable_wrapper_subclass(cast(object, x)))
 
 
 def parts_of_sum(samples: int, rows: int, columns: int, nodes: int) -> int:

@@ -1,9 +1,11 @@
 """Where the layer runs: on which kind of device, and which of PyTorch's modes are active."""
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode, is_traceable_wrapper_subclass
 
 
 def is_on_gpu(x: Tensor) -> bool:
@@ -37,3 +39,10 @@ def is_traced() -> bool:
 def is_seen() -> bool:
     """Whether something observes each operation: a tracer, or a mode that counts or records operations."""
     return is_traced() or torch._C._is_tracing() or is_in_torch_dispatch_mode()
+
+
+def is_eager_on_gpu(x: Tensor) -> bool:
+    """Whether a tensor is on a GPU and its operations run eagerly, with no compiler, export, transform or subclass."""
+    if not is_on_gpu(x) or torch.compiler.is_compiling():
+        return False
+    return not (is_exporting() or is_transformed() or is_traceable_wrapper_subclass(cast(object, x)))

@@ -4,17 +4,16 @@ Axes: B batch, N nodes, C channels.
 """
 
 from collections.abc import Sequence
-from typing import cast as cast_type
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from latentgnn import launches
 from latentgnn.batch_statistics import batch_affine, batch_statistics, synchronizes, tracks
-from latentgnn.functional import cast, wide
-from latentgnn.modes import is_seen, is_transformed
+from latentgnn.functional import to_dtype, wide
+from latentgnn.modes import is_eager_on_gpu, is_seen, is_transformed
 from latentgnn.norms import affine, is_frozen, norm_tensors, uses_batch_statistics
 
 
@@ -43,16 +42,16 @@ def normalize(
     Raises:
         ValueError: a mask with a norm of an unknown kind.
     """
-    as_it_is = mask_BN is None and launches.pay(y_BNC) and _reads(norm, y_BNC.dtype)
+    as_it_is = mask_BN is None and is_eager_on_gpu(y_BNC) and _reads(norm, y_BNC.dtype)
     if not as_it_is or (isinstance(norm, nn.GroupNorm) and y_BNC.stride(-1) == 1):
-        y_BNC = cast(y_BNC, wide(y_BNC.dtype))
+        y_BNC = to_dtype(y_BNC, wide(y_BNC.dtype))
     if isinstance(norm, nn.Identity):
         return _times(y_BNC, factor)
     if mask_BN is None and isinstance(norm, _BatchNorm) and _takes_one_call(norm, y_BNC, y_BNC.dtype, group):
         return _batch_norm(norm, y_BNC, factor, counted=counted)
     if as_it_is and is_frozen(norm):
         weight_C, bias_C, mean_C, var_C = norm_tensors(norm)
-        eps = cast_type(float, norm.eps)
+        eps = cast(float, norm.eps)
         return _times(_one_batch_norm(y_BNC, weight_C, bias_C, mean_C, var_C, False, 0.0, eps), factor)
     if isinstance(norm, nn.LayerNorm):
         return nn.functional.layer_norm(
@@ -83,7 +82,7 @@ def normalize(
 
 
 def _times(x: Tensor, factor: Tensor | None) -> Tensor:
-    return x if factor is None else x * cast(factor, x.dtype)
+    return x if factor is None else x * to_dtype(factor, x.dtype)
 
 
 def _vectors(
@@ -95,7 +94,7 @@ def _vectors(
         # Dense: PyTorch's batch norm of rows has wrong gradients for a weight of stride 0.
         weight_C = factor.new_ones(y_BNC.shape[-1])
     weight_C, bias_C = (
-        None if vector is None else _times(cast(vector, dtype), factor) for vector in (weight_C, bias_C)
+        None if vector is None else _times(to_dtype(vector, dtype), factor) for vector in (weight_C, bias_C)
     )
     return weight_C, bias_C
 
@@ -119,12 +118,12 @@ def _takes_one_call(norm: _BatchNorm, y_BNC: Tensor, dtype: torch.dtype, group: 
 
     It does not support transforms, or a batch that is shared between processes.
     """
-    if torch.compiler.is_compiling() or is_transformed() or is_traceable_wrapper_subclass(cast_type(object, y_BNC)):
+    if torch.compiler.is_compiling() or is_transformed() or is_traceable_wrapper_subclass(cast(object, y_BNC)):
         return False
     if synchronizes(norm):
         return False
     alike = norm.weight is None or norm.weight.dtype == dtype
-    if not alike and not (launches.pay(y_BNC) and _reads(norm, dtype)):
+    if not alike and not (is_eager_on_gpu(y_BNC) and _reads(norm, dtype)):
         return False
     if not uses_batch_statistics(norm):
         return True
@@ -139,7 +138,7 @@ def count_batch(norms: Sequence[nn.Module], x_BNC: Tensor, compute: torch.dtype)
         x_BNC: its input.
         compute: dtype of products over nodes.
     """
-    if not launches.pay(x_BNC):
+    if not is_eager_on_gpu(x_BNC):
         return False
     # Float16 is normalised as float32 where it could overflow.
     types = {compute, torch.float32} if compute == torch.float16 else {compute}
@@ -191,7 +190,7 @@ def _group_norm(
     norm: nn.GroupNorm, y_BNC: Tensor, mask_BN: Tensor | None, weight_C: Tensor | None, bias_C: Tensor | None
 ) -> Tensor:
     # PyTorch's backward pass of group norm takes a DTensor's shape for that of its part.
-    if mask_BN is None and not is_traceable_wrapper_subclass(cast_type(object, y_BNC)):
+    if mask_BN is None and not is_traceable_wrapper_subclass(cast(object, y_BNC)):
         if y_BNC.stride(-1) != 1:
             return nn.functional.group_norm(y_BNC.mT, norm.num_groups, weight_C, bias_C, norm.eps).mT
         # A compiler would assume other strides for the result.

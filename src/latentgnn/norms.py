@@ -5,14 +5,13 @@ Axes: B batch, N nodes, C channels.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal
-from typing import cast as cast_type
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from latentgnn.functional import cast, wide
+from latentgnn.functional import to_dtype, wide
 from latentgnn.modules import own_tensor
 
 NormFactory = Callable[[int], nn.Module]
@@ -92,12 +91,12 @@ def affine_of_statistics(
     mean_C: Tensor, var_C: Tensor, weight_C: Tensor | None, bias_C: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
     dtype = wide(mean_C.dtype)
-    scale_C = torch.rsqrt(cast(var_C, dtype) + eps)
+    scale_C = torch.rsqrt(to_dtype(var_C, dtype) + eps)
     if weight_C is not None:
         scale_C = scale_C * weight_C
     if bias_C is None:
         return scale_C, -mean_C * scale_C
-    return scale_C, torch.addcmul(cast(bias_C, dtype), cast(mean_C, dtype), scale_C, value=-1)
+    return scale_C, torch.addcmul(to_dtype(bias_C, dtype), to_dtype(mean_C, dtype), scale_C, value=-1)
 
 
 def affines(
@@ -114,12 +113,12 @@ def affines(
         pairs = [
             (None, None)
             if mean is None or var is None
-            else affine_of_statistics(cast(mean, dtype), cast(var, dtype), weight, bias, each)
+            else affine_of_statistics(to_dtype(mean, dtype), to_dtype(var, dtype), weight, bias, each)
             for weight, bias, mean, var, each in zip(*columns, eps, strict=True)
         ]
         scales, shifts = zip(*pairs, strict=True)
         return list(scales), list(shifts)
-    sizes = [cast_type(Tensor, weight).shape[0] for weight in columns[0]]
+    sizes = [cast(Tensor, weight).shape[0] for weight in columns[0]]
     scale, shift = joined_affine(columns, eps, dtype)
     return list(torch.split_with_sizes(scale, sizes)), list(torch.split_with_sizes(shift, sizes))
 
@@ -145,8 +144,8 @@ def joined_affine(
 
 def _joined(columns: Sequence[Sequence[Tensor | None]], dtype: torch.dtype) -> Iterator[Tensor]:
     """Each column's tensors, concatenated."""
-    together = torch.cat([tensor for column in columns for tensor in cast_type(list[Tensor], column)])
-    return iter(cast(together, dtype).chunk(len(columns)))
+    together = torch.cat([tensor for column in columns for tensor in cast(list[Tensor], column)])
+    return iter(to_dtype(together, dtype).chunk(len(columns)))
 
 
 def is_frozen(norm: nn.Module) -> bool:
@@ -171,6 +170,11 @@ def is_affine(norm: nn.Module) -> bool:
     if isinstance(norm, nn.Identity) or is_frozen(norm):
         return True
     return isinstance(norm, _BatchNorm) and not uses_batch_statistics(norm)
+
+
+def is_per_node(norm: nn.Module) -> bool:
+    """Whether a norm treats each node by itself."""
+    return is_affine(norm) or isinstance(norm, nn.LayerNorm | nn.RMSNorm)
 
 
 def kind_of(norms: Sequence[nn.Module]) -> NormKind | None:

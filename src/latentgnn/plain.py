@@ -15,15 +15,16 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from latentgnn.config import LatentGNNConfig
+from latentgnn.core.layouts import cat, laid_out_like
 from latentgnn.functional import (
     EPS,
     NodeScale,
-    cast,
     gather,
     inverse_node_weight,
     mix,
     node_weight,
     scatter,
+    to_dtype,
     wide,
 )
 from latentgnn.modes import is_exporting, is_traced
@@ -38,7 +39,6 @@ from latentgnn.steps import (
     add_,
     apply,
     is_large,
-    laid_out_as,
     normalized,
     projected,
     rectified_,
@@ -159,16 +159,16 @@ def values_of(
         # Joining the matrices would take longer than a second product.
         return [value for step in reduces for value in values_of(config, [step], x_BNC, nodes, compute)]
     groups = config.num_groups
-    weight_RC = torch.cat([step.weight for step in reduces]) if len(reduces) > 1 else reduces[0].weight
+    weight_RC = cat([step.weight for step in reduces])
     scale = None
     if compute == torch.float16:
         # With rows longer than 1, a sum over channels could overflow float16.
         scale = torch.linalg.vector_norm(weight_RC.detach().float(), dim=1).amax().clamp_min(1)
         weight_RC = (weight_RC / scale).to(compute)
-    raw = apply(cast(x_BNC, compute), weight_RC)
+    raw = apply(to_dtype(x_BNC, compute), weight_RC)
     raw = raw if scale is None else raw.float() * scale
     return [
-        cast(to_unit_length_(_grouped(normalized(step, value, nodes), groups)), compute)
+        to_dtype(to_unit_length_(_grouped(normalized(step, value, nodes), groups)), compute)
         for step, value in zip(reduces, raw.chunk(len(reduces), -1), strict=True)
     ]
 
@@ -269,7 +269,7 @@ def _expanded(
             rectified_(projected(step, context, nodes, compute, groups))
             for step, context in zip(steps.convs, contexts, strict=True)
         ]
-    context_BNF = contexts[0] if len(contexts) == 1 else torch.cat(list(contexts), -1)
+    context_BNF = cat(contexts, -1)
     del contexts
     expanded_BNC = apply(context_BNF, steps.expand.weight)
     # Unless autograd records, this frees the features: the output and its norm need much memory by themselves.
@@ -277,11 +277,11 @@ def _expanded(
     out_BNC = normalized(steps.expand, expanded_BNC, nodes, layer.gamma)
     if layer.gamma is not None:
         # Adding two layouts takes several times as long. Not in half precision: gamma's gradient sums small values.
-        out_BNC = add_(laid_out_as(x_BNC, out_BNC), inside_BNC)
-    out_BNC = cast(out_BNC, x_BNC.dtype)
+        out_BNC = add_(laid_out_like(out_BNC, x_BNC), inside_BNC)
+    out_BNC = to_dtype(out_BNC, x_BNC.dtype)
     out_BNC = out_BNC if nodes.mask_BN is None else torch.where(nodes.mask_BN.unsqueeze(-1), out_BNC, x_BNC)
     # Return the input's order of strides, whatever the norms and the mask did to it.
-    return laid_out_as(x_BNC, out_BNC)
+    return laid_out_like(out_BNC, x_BNC)
 
 
 def _grouped(x_BNF: Tensor, groups: int) -> Tensor:

@@ -16,7 +16,7 @@ from latentgnn.core.parameters import joined, split_latent_vector
 from latentgnn.core.plan import Plan
 from latentgnn.core.statistics import Statistics
 from latentgnn.modes import is_exporting, is_transformed
-from latentgnn.norms import NormKind, is_affine
+from latentgnn.norms import NormKind, is_per_node
 from latentgnn.projections import Arrangement
 from latentgnn.ranks import Ranks, agree
 from latentgnn.samples import Nodes, members
@@ -87,7 +87,7 @@ def _check_ranks(layer: Arrangement, ranks: Ranks, x_BNC: Tensor, offsets: Tenso
     if is_exporting():
         raise ValueError("a layer whose nodes are shared cannot be exported; call shard_nodes(layer, None) first")
     for norm in layer.norms:
-        if not (is_affine(norm) or isinstance(norm, _BatchNorm | nn.LayerNorm | nn.RMSNorm)):
+        if not (is_per_node(norm) or isinstance(norm, _BatchNorm)):
             raise ValueError(
                 f"{type(norm).__name__} takes statistics over all nodes of a sample, which several processes hold: a "
                 "layer whose nodes are shared takes batch norm, frozen batch norm, layer norm, RMS norm or none"

@@ -10,6 +10,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from latentgnn.core.layouts import cat
+
 
 @dataclass(frozen=True)
 class Nodes:
@@ -45,7 +47,7 @@ class Nodes:
         """Undo `split`."""
         if self.member_SN is not None:
             return torch.where(_like(self.member_SN, parts[0]), parts[0], 0).sum(0, keepdim=True)
-        return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
+        return cat(parts, 1)
 
 
 def members(offsets: Tensor, nodes: int) -> Tensor:

@@ -4,19 +4,20 @@ Axes: B batch, N nodes, C and O channels before and after a matrix, F features, 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
-from typing import cast as cast_type
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from latentgnn import launches, modes
+from latentgnn import modes
 from latentgnn.core.layouts import is_plain
 from latentgnn.core.routines import outer, takes_onednn
-from latentgnn.functional import cast, inverse_length, l2, wide
-from latentgnn.modes import is_exporting, is_seen, is_traced
+from latentgnn.functional import inverse_length, l2, to_dtype, wide
+from latentgnn.modes import is_eager_on_gpu, is_exporting, is_seen, is_traced
 from latentgnn.normalizing import normalize
+from latentgnn.norms import is_per_node
 from latentgnn.projections import Arrangement
 from latentgnn.samples import Nodes
 
@@ -65,7 +66,7 @@ _MANY_ROWS, _LARGE_PRODUCT = 128, 1 << 22
 def steps_of(layer: Arrangement, compute: torch.dtype, *, counted: bool = False) -> Steps:
     """The projections of a layer, with matrices in the dtype of the products."""
     kernels, ways = len(layer.config.latents), len(layer.reduces)
-    weights = [cast(weight, compute) for weight in cast_type(list[Tensor], layer.tensors[::5])]
+    weights = [to_dtype(weight, compute) for weight in cast(list[Tensor], layer.tensors[::5])]
     steps = [Step(weight, norm, counted) for weight, norm in zip(weights, layer.norms, strict=True)]
     assigns = [steps[ways + way * kernels : ways + (way + 1) * kernels] for way in range(ways)]
     return Steps(steps[:ways], assigns, steps[ways + ways * kernels : -1], steps[-1])
@@ -78,12 +79,13 @@ def is_large(weight_OC: Tensor, nodes: int) -> bool:
 
 def projected(step: Step, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, groups: int = 1) -> Tensor:
     """norm(W x), in the dtype of the products."""
-    return cast(normalized(step, apply(x_BNC, step.weight, groups), nodes), compute)
+    return to_dtype(normalized(step, apply(x_BNC, step.weight, groups), nodes), compute)
 
 
 def apply(x_BNC: Tensor, weight_OC: Tensor, groups: int = 1) -> Tensor:
     """x W^T; with groups, each group of rows of W is applied to one group of channels."""
-    if groups == 1 and x_BNC.dtype == wide(x_BNC.dtype) and not is_traced() and (x_BNC.is_cpu or launches.pay(x_BNC)):
+    whole = groups == 1 and x_BNC.dtype == wide(x_BNC.dtype) and not is_traced()
+    if whole and (x_BNC.is_cpu or is_eager_on_gpu(x_BNC)):
         return apply_whole(x_BNC, weight_OC)
     if x_BNC.stride(-1) != 1 and not is_exporting():
         return torch.conv1d(x_BNC.mT, weight_OC.unsqueeze(-1), groups=groups).mT
@@ -183,24 +185,12 @@ def matrices_round_alike(x: Tensor) -> bool:
     return (conv == "tf32") == (matmul == "tf32")
 
 
-def laid_out_as(x_BNC: Tensor, out_BNC: Tensor) -> Tensor:
-    """The output in the memory layout of ``x_BNC``, nodes or channels innermost."""
-    # Under a compiler strides may be symbolic, and it chooses layouts itself.
-    if torch.compiler.is_compiling() or (x_BNC.stride(-1) != 1) == (out_BNC.stride(-1) != 1):
-        return out_BNC
-    return out_BNC.contiguous() if x_BNC.stride(-1) == 1 else out_BNC.mT.contiguous().mT
-
-
 def normalized(step: Step, x_BNF: Tensor, nodes: Nodes, factor: Tensor | None = None) -> Tensor:
     """A step's norm times a factor; over the nodes of each sample, or for batch norm over all nodes."""
     norm = step.norm
-    if not nodes.are_packed or not _differs_by_sample(norm):
+    if not nodes.are_packed or is_per_node(norm) or isinstance(norm, _BatchNorm):
         return normalize(norm, x_BNF, nodes.mask_BN, nodes.group, counted=step.counted, factor=factor)
     parts = nodes.split(x_BNF)
     if nodes.member_SN is not None:
         return nodes.joined([normalize(norm, part, nodes.member_SN, factor=factor) for part in parts])
     return nodes.joined([normalize(norm, part, None, factor=factor) for part in parts if part.shape[1] > 0])
-
-
-def _differs_by_sample(norm: nn.Module) -> bool:
-    return not isinstance(norm, nn.Identity | nn.LayerNorm | nn.RMSNorm | nn.modules.batchnorm._BatchNorm)

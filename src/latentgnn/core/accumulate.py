@@ -12,7 +12,7 @@ from latentgnn.core.layouts import empty_like_layout, from_columns, laid_out_lik
 from latentgnn.core.products import project
 from latentgnn.core.routines import for_onednn, is_turned, outer, takes_onednn
 from latentgnn.core.scaling import scaled_
-from latentgnn.functional import cast
+from latentgnn.functional import to_dtype
 
 # An output of fewer elements than this is computed in one call: the allocator keeps up to 32 MB, so it mostly reuses
 # memory. If one call is not possible and there are fewer features than this, writing takes as long as computing, and
@@ -50,7 +50,7 @@ def add_projection(
     # With few nodes the matrix is larger than the output, and scaling it takes longer.
     if not onednn and (scale_C is None or samples * nodes >= features or x_sTK.dtype != scale_C.dtype):
         matrix_CK = matrix_CK if scale_C is None else matrix_CK * scale_C.unsqueeze(1)
-        _add_batch(base_sTC, x_sTK, cast(matrix_CK, x_sTK.dtype), shift_C, out_sTC)
+        _add_batch(base_sTC, x_sTK, to_dtype(matrix_CK, x_sTK.dtype), shift_C, out_sTC)
         return out_sTC
     if nodes_innermost(x_sTK) and not is_turned(matrix_CK, samples * nodes):
         # Once here, instead of once for each part below.
@@ -102,7 +102,7 @@ def _add_batch(
     base_sTC: Tensor | None, x_sTK: Tensor, matrix_CK: Tensor, shift_C: Tensor | None, out_sTC: Tensor
 ) -> None:
     """out = base + x W^T + shift, in one call where the types are alike."""
-    shift_C = None if shift_C is None else cast(shift_C, x_sTK.dtype)
+    shift_C = None if shift_C is None else to_dtype(shift_C, x_sTK.dtype)
     if base_sTC is None:
         out_sTC.copy_(project(x_sTK, matrix_CK, shift_C))
         return

@@ -13,7 +13,7 @@ from latentgnn.core.parameters import Matrices, Vectors
 from latentgnn.core.plan import Plan
 from latentgnn.core.products import contract, contract_all, project, project_back, project_each, sum_of_nodes
 from latentgnn.core.records import Gradients, Record, add, add_pair
-from latentgnn.functional import cast, wide
+from latentgnn.functional import to_dtype, wide
 
 
 def assignments(
@@ -28,8 +28,8 @@ def assignments(
         assert record.assigned_statistics is not None
         y_sTF = batch_norm_again(raw_sTF, *vectors.assigns[way], record.assigned_statistics[way])
         return to_graphs(y_sTF, plan.groups).relu_()
-    matrix_GDr, shift_F = cast(matrices.assigns[way], plan.compute), matrices.assign_shifts[way]
-    shift_F = None if shift_F is None else cast(shift_F, plan.compute)
+    matrix_GDr, shift_F = to_dtype(matrices.assigns[way], plan.compute), matrices.assign_shifts[way]
+    shift_F = None if shift_F is None else to_dtype(shift_F, plan.compute)
     if plan.groups == 1:
         y_sGTD = project(value_sGTr.squeeze(1), matrix_GDr[0], shift_F).unsqueeze(1)
     else:
@@ -77,7 +77,7 @@ def assignments_backward(
     if plan.groups == 1:
         outer_GDr = contract_all(grad_sGTD.squeeze(1), value_sGTr.squeeze(1)).unsqueeze(0)
         gradients.assigns[way] = add(gradients.assigns[way], outer_GDr)
-        return project_back(grad_sGTD.squeeze(1), cast(matrices.assigns[way][0], plan.compute)).unsqueeze(1)
+        return project_back(grad_sGTD.squeeze(1), to_dtype(matrices.assigns[way][0], plan.compute)).unsqueeze(1)
     outer_EDr = contract(graphs_of(grad_sGTD), graphs_of(value_sGTr))
     gradients.assigns[way] = add(gradients.assigns[way], outer_EDr.unflatten(0, (samples, -1)).sum(0))
     matrix_ErD = matrices.assigns[way].mT.to(plan.compute).repeat(samples, 1, 1)

@@ -21,7 +21,7 @@ from latentgnn.core.plan import Plan
 from latentgnn.core.recorded import Folding, Mixing
 from latentgnn.core.records import Gradients, Record
 from latentgnn.core.scatter_nodes import scatter_nodes_backward
-from latentgnn.functional import cast, wide
+from latentgnn.functional import to_dtype, wide
 
 
 def backward(
@@ -78,7 +78,7 @@ def backward(
     )
     assert gradients.features is not None
     # Sums over this process's nodes, added up; the backward pass of mixing needs nothing else.
-    features = over_ranks([cast(grad, wide(plan.compute)) for grad in gradients.features], plan)
+    features = over_ranks([to_dtype(grad, wide(plan.compute)) for grad in gradients.features], plan)
     grad_sums, grad_weights, grad_convs = mixing.gradients(features)
     grad_x_BNC = gather_nodes_backward(
         grad_BNC,

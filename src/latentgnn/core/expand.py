@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentgnn.by_size import moments_pay
 from latentgnn.core.accumulate import NUMBERS_AT_ONCE, add_projection
-from latentgnn.core.layouts import empty_like_layout, laid_out_like, not_a_view
+from latentgnn.core.layouts import cat, empty_like_layout, laid_out_like, not_a_view
 from latentgnn.core.moments import Moments, expansion, moments
 from latentgnn.core.nodes import Block
 from latentgnn.core.parameters import Matrices, Vectors
@@ -20,7 +20,7 @@ from latentgnn.core.plan import Plan
 from latentgnn.core.products import contract_all, project, project_back, sum_of_nodes
 from latentgnn.core.records import Gradients, Record, add, add_pair
 from latentgnn.core.statistics import Norm, OfSample
-from latentgnn.functional import cast, wide
+from latentgnn.functional import to_dtype, wide
 
 # A product of fewer channels is not worth its call.
 _LEAST_CHANNELS = 64
@@ -96,10 +96,10 @@ def expand_backward(
         gradients.expand_shift = add(gradients.expand_shift, sum_of_nodes(grad_sTC, wide(plan.compute)))
     matrix_CF, scale_C = matrices.expand, matrices.expand_scale
     if scale_C is not None and grad_sTC.shape[0] * grad_sTC.shape[1] < record.feature.shape[-1]:
-        grad_sTC = cast(grad_sTC * scale_C, plan.compute)
+        grad_sTC = to_dtype(grad_sTC * scale_C, plan.compute)
     elif scale_C is not None:
         matrix_CF = matrix_CF * scale_C.unsqueeze(1)
-    return project_back(grad_sTC, cast(matrix_CF, plan.compute))
+    return project_back(grad_sTC, to_dtype(matrix_CF, plan.compute))
 
 
 def _takes_moments(x_sTC: Tensor, feature_sTF: Tensor, plan: Plan) -> bool:
@@ -154,7 +154,7 @@ def _through_parts(
         product_sTF = project_back(grad_sTc, matrix_cF)
         grad_sTF = product_sTF if grad_sTF is None else grad_sTF.add_(product_sTF)
     assert grad_sTF is not None
-    gradients.expand = add(gradients.expand, outers[0] if len(outers) == 1 else torch.cat(outers))
+    gradients.expand = add(gradients.expand, cat(outers))
     columns = ([vector for vector in column if vector is not None] for column in zip(*pairs, strict=True))
     gradients.expand_vectors = add_pair(
         gradients.expand_vectors, [torch.cat(column) if column else None for column in columns]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from latentgnn.core.assign import assignments, assignments_backward
 from latentgnn.core.batch_norm import batch_norm_again
-from latentgnn.core.graphs import cat, graphs_of, of_samples, of_way, product, split_graphs, to_graphs, to_nodes
-from latentgnn.core.layouts import nodes_innermost
+from latentgnn.core.graphs import graphs_of, of_samples, of_way, product, split_graphs, to_graphs, to_nodes
+from latentgnn.core.layouts import cat, cat_nodes, nodes_innermost
 from latentgnn.core.lengths import (
     assign_unit_backward,
     rectifier_backward_,
@@ -25,7 +25,7 @@ from latentgnn.core.plan import Plan
 from latentgnn.core.products import contract, project_all, sum_of_nodes
 from latentgnn.core.records import Gradients, Record, add_pair
 from latentgnn.core.scaling import scaled_
-from latentgnn.functional import cast, inverse_length, wide
+from latentgnn.functional import inverse_length, to_dtype, wide
 
 
 def values(
@@ -41,7 +41,7 @@ def values(
             down = torch.stack(lengths).amax().clamp_min(1).reciprocal()
             weights = [weight_RC * down for weight_RC in weights]
             shift_R = None if shift_R is None else shift_R * down
-        weights = [cast(weight_RC, plan.compute) for weight_RC in weights]
+        weights = [to_dtype(weight_RC, plan.compute) for weight_RC in weights]
         # If the scale is in the matrices already, the shift is added by the product.
         u_sTR = project_all(x_sTC, weights, shift_R if matrices.reduce_scale is None else None)
     if vectors is not None:
@@ -53,7 +53,7 @@ def values(
         else:
             u_sTR = batch_norm_again(u_sTR, weight_R, bias_R, record.raw_statistics)
     elif matrices.reduce_scale is not None:
-        u_sTR = scaled_(cast(u_sTR, matrices.reduce_scale.dtype), matrices.reduce_scale, shift_R)
+        u_sTR = scaled_(to_dtype(u_sTR, matrices.reduce_scale.dtype), matrices.reduce_scale, shift_R)
     unit_sHTr = to_graphs(u_sTR, ways * plan.groups)
     record.scale = inverse_length(unit_sHTr, -1)
     if unit_sHTr.dtype == plan.compute:
@@ -99,15 +99,11 @@ def sums(block: Block, record: Record, plan: Plan) -> tuple[Tensor, Tensor | Non
         for assign, value in zip(assigns_sGTD, values_sGTr, strict=True)
     ]
     if plan.symmetric and plan.node_scale == "published":
-        return _together(parts), None
+        return cat(parts), None
     dtype = wide(plan.compute)
     if plan.node_scale == "mean":
-        return _together(parts), _together([assign.sum(2, dtype=dtype) for assign in assigns_sGTD])
-    return _together(parts), _together([_column_squares(assign, dtype) for assign in assigns_sGTD])
-
-
-def _together(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return cat(parts), cat([assign.sum(2, dtype=dtype) for assign in assigns_sGTD])
+    return cat(parts), cat([_column_squares(assign, dtype) for assign in assigns_sGTD])
 
 
 def _column_squares(x_sGTD: Tensor, dtype: torch.dtype) -> Tensor:
@@ -151,11 +147,11 @@ def gather_backward(
     assert record.gather_assign is not None
     value_sGTr, assign_sGTD = of_way(record.unit, 0, plan), record.gather_assign
     pairs = zip(block.each_sample(value_sGTr, 2), of_samples(grad_sums_SGDr, block), strict=True)
-    grad_assign = cat([product(value, cast(grad, plan.compute)) for value, grad in pairs], 2)
+    grad_assign = cat_nodes([product(value, to_dtype(grad, plan.compute)) for value, grad in pairs], 2)
     if plan.node_scale == "mean":
         pairs = zip(block.each_sample(grad_assign, 2), of_samples(grad_weights_SGD, block), strict=True)
         for part, grad in pairs:
-            part.add_(cast(grad, plan.compute).unsqueeze(2))
+            part.add_(to_dtype(grad, plan.compute).unsqueeze(2))
     elif not plan.symmetric:
         for part, assign, grad in zip(
             block.each_sample(grad_assign, 2),
@@ -163,7 +159,7 @@ def gather_backward(
             of_samples(grad_weights_SGD, block),
             strict=True,
         ):
-            part.addcmul_(assign, cast(grad, plan.compute).unsqueeze(2), value=2)
+            part.addcmul_(assign, to_dtype(grad, plan.compute).unsqueeze(2), value=2)
     if plan.symmetric:
         assert record.assign_scales is not None
         assert grad_scatter_sGTr is not None
@@ -174,13 +170,13 @@ def gather_backward(
     grad_value_sGTr = assignments_backward(0, block, grad_assign, matrices, vectors, gradients, plan, record)
     pairs = zip(block.each_sample(assign_sGTD, 2), of_samples(grad_sums_SGDr, block), strict=True)
     grad_value_sGTr = grad_value_sGTr.add_(
-        cat([product(assign, cast(grad.mT, plan.compute)) for assign, grad in pairs], 2)
+        cat_nodes([product(assign, to_dtype(grad.mT, plan.compute)) for assign, grad in pairs], 2)
     )
     grads = [grad_value_sGTr]
     if not plan.symmetric:
         assert grad_scatter_sGTr is not None
         grads.append(grad_scatter_sGTr)
-    grad_sHTr = cat(grads, 1)
+    grad_sHTr = cat_nodes(grads, 1)
     grad_sHTr = unit_backward(grad_sHTr, record.unit, record.scale)
     if valid_sT1 is not None:
         grad_sHTr.mul_(valid_sT1.unsqueeze(1))
@@ -189,7 +185,7 @@ def gather_backward(
         if matrices.reduce_shift is not None:
             shift_R = sum_of_nodes(grad_sTR, grad_sTR.dtype)
             gradients.reduce_vectors = add_pair(gradients.reduce_vectors, (None, shift_R))
-        return cast(grad_sTR, plan.compute)
+        return to_dtype(grad_sTR, plan.compute)
     assert record.raw is not None
     assert record.raw_statistics is not None
     grad_sTR, *pair = plan.norm_at(0, plan.ways).backward(

@@ -20,7 +20,7 @@ from latentgnn.core.parameters import Matrices, Vectors
 from latentgnn.core.plan import Plan
 from latentgnn.core.products import contract_all
 from latentgnn.core.records import Gradients, Record
-from latentgnn.functional import cast, wide
+from latentgnn.functional import to_dtype, wide
 
 
 @dataclass
@@ -147,8 +147,8 @@ def gather_nodes_backward(
         if needs_x:
             base_sTC, out_sTC = block.of(grad_BNC), None if grad_x_BNC is None else block.of(grad_x_BNC)
             if matrices.reduce_scale is not None:
-                grad_sTR = cast(grad_sTR * matrices.reduce_scale, plan.compute)
-            reduces = [cast(matrix, plan.compute) for matrix in matrices.reduces]
+                grad_sTR = to_dtype(grad_sTR * matrices.reduce_scale, plan.compute)
+            reduces = [to_dtype(matrix, plan.compute) for matrix in matrices.reduces]
             written_sTC = add_project_back(base_sTC if plan.residual else None, grad_sTR, reduces, out_sTC)
             if valid_sT1 is not None and not plan.residual:
                 written_sTC.copy_(torch.where(valid_sT1, written_sTC, base_sTC))

@@ -4,9 +4,6 @@ Axes: s rows of the input, T nodes, C channels, G groups, H = ways * G (gather's
 of a group, D latents of all kernels in a group.
 """
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 
 from latentgnn.core.layouts import nodes_innermost
@@ -71,14 +68,3 @@ def product(x_sGTK: Tensor, matrix_sGOK: Tensor) -> Tensor:
         return project_each(x_sGTK.squeeze(1), matrix_sGOK.squeeze(1)).unsqueeze(1)
     y_ETO = project_each(graphs_of(x_sGTK), matrix_sGOK.flatten(0, 1))
     return y_ETO.unflatten(0, (samples, groups))
-
-
-def cat(parts: Sequence[Tensor], dim: int) -> Tensor:
-    """Concatenate tensors over nodes in their memory layout; ``dim`` is not negative."""
-    if len(parts) == 1:
-        return parts[0]
-    nodes = parts[0].dim() - 2
-    if not nodes_innermost(parts[0]):
-        return torch.cat(list(parts), dim)
-    turned = {nodes: nodes + 1, nodes + 1: nodes}.get(dim, dim)
-    return torch.cat([part.mT for part in parts], turned).mT

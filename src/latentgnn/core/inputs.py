@@ -13,7 +13,7 @@ from torch import Tensor
 from latentgnn.core.nodes import Block, blocks, nodes_per_block
 from latentgnn.core.parameters import Matrices
 from latentgnn.core.plan import Plan
-from latentgnn.functional import cast
+from latentgnn.functional import to_dtype
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def in_products(x_BNC: Tensor, block: Block, valid_sT1: Tensor | None, matrices:
 
     Nodes outside the mask become 0: they may hold NaN.
     """
-    x_sTC = cast(block.of(x_BNC), plan.compute)
+    x_sTC = to_dtype(block.of(x_BNC), plan.compute)
     if plan.in_rows and sum(len(matrix_RC) for matrix_RC in matrices.reduces) >= x_sTC.shape[2]:
         # Norms over a node's channels need them contiguous, and the reductions do not have fewer channels.
         x_sTC = x_sTC.contiguous()

@@ -6,14 +6,12 @@ If nodes are innermost, results for several samples on a CPU have the nodes of a
 Axes: s rows of the input, T nodes, M = s * T, C channels.
 """
 
-import ctypes
-import mmap
-import sys
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from latentgnn.core.pages import with_pages
 
 # Samples are put side by side up to this many nodes in all; larger ones are as fast one by one, without a copy.
 _NODES_AT_ONCE = 2048
@@ -29,12 +27,12 @@ def nodes_innermost(x_sTC: Tensor) -> bool:
     return x_sTC.stride(-1) != 1 or (x_sTC.shape[-1] == 1 and x_sTC.shape[-2] > 1 and x_sTC.stride(-2) == 1)
 
 
-def empty_like_layout(x_sTC: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
+def empty_like_layout(x_sTC: Tensor, channels: int) -> Tensor:
     """New dense memory, (s, T, channels), in the layout of ``x_sTC``."""
     samples, nodes, _ = x_sTC.shape
     # Not a transposed view: autograd forbids in-place operations on views that a function returned.
     strides = (nodes * channels, 1, nodes) if nodes_innermost(x_sTC) else (nodes * channels, channels, 1)
-    return with_pages(x_sTC.new_empty_strided((samples, nodes, channels), strides, dtype=dtype))
+    return with_pages(x_sTC.new_empty_strided((samples, nodes, channels), strides))
 
 
 def columns(x_sTC: Tensor) -> Tensor:
@@ -48,11 +46,25 @@ def from_columns(x_CM: Tensor, samples: int) -> Tensor:
 
 
 def laid_out_like(x_sTC: Tensor, like_sTC: Tensor) -> Tensor:
-    """A dense tensor in the layout of ``like``, nodes or channels innermost; at most one copy."""
-    innermost = nodes_innermost(like_sTC)
-    if nodes_innermost(x_sTC) == innermost:
+    """A tensor in the layout of ``like``, nodes or channels innermost; at most one copy."""
+    # A compiler's strides may be symbols, and it lays out by itself.
+    if torch.compiler.is_compiling() or nodes_innermost(x_sTC) == nodes_innermost(like_sTC):
         return x_sTC
-    return x_sTC.mT.contiguous().mT if innermost else x_sTC.contiguous()
+    return x_sTC.mT.contiguous().mT if nodes_innermost(like_sTC) else x_sTC.contiguous()
+
+
+def cat(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Concatenate tensors; a single one as it is."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
+
+
+def cat_nodes(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Concatenate tensors over nodes, (..., T, K), in their memory layout; ``dim`` is not negative."""
+    nodes = parts[0].dim() - 2
+    if len(parts) == 1 or not nodes_innermost(parts[0]):
+        return cat(parts, dim)
+    turned = {nodes: nodes + 1, nodes + 1: nodes}.get(dim, dim)
+    return torch.cat([part.mT for part in parts], turned).mT
 
 
 def lie_together(x_sTC: Tensor) -> bool:
@@ -91,40 +103,3 @@ def not_a_view(new: Tensor) -> Tensor:
     if type(new) is not Tensor:
         return new
     return new.new_empty(0).set_(new.untyped_storage(), new.storage_offset(), new.shape, new.stride())
-
-
-# Smaller tensors have few pages, and mostly reuse memory.
-_LARGE = 4 << 20
-_PAGE, _HUGE_PAGE = mmap.PAGESIZE, 2 << 20
-_MADV_HUGEPAGE, _MADV_POPULATE_WRITE = 14, 23
-
-
-@cache
-def _madvise() -> Callable[[int, int, int], int] | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    try:
-        function = ctypes.CDLL(None, use_errno=True).madvise
-    except (AttributeError, OSError):
-        return None
-    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return function
-
-
-def with_pages(tensor: Tensor) -> Tensor:
-    """Ask Linux to map a large new CPU tensor's pages at once, as huge pages if possible; returns the tensor.
-
-    The first touch of a page costs more than reading and writing it, and threads that touch the same new huge page wait
-    for each other. If the system ignores the request, nothing changes.
-    """
-    size = tensor.numel() * tensor.element_size()
-    if size < _LARGE or tensor.device.type != "cpu" or type(tensor) is not Tensor:
-        return tensor
-    madvise = _madvise()
-    if madvise is not None:
-        for page, advice in ((_HUGE_PAGE, _MADV_HUGEPAGE), (_PAGE, _MADV_POPULATE_WRITE)):
-            first = -(-tensor.data_ptr() // page) * page
-            length = (tensor.data_ptr() + size - first) // page * page
-            if length > 0:
-                madvise(first, length, advice)
-    return tensor

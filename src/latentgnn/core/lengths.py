@@ -7,14 +7,15 @@ of a group, D latents of all kernels in a group.
 import torch
 from torch import Tensor
 
-from latentgnn.core.graphs import cat, of_kernel
+from latentgnn.core.graphs import of_kernel
+from latentgnn.core.layouts import cat_nodes
 from latentgnn.core.plan import Plan
-from latentgnn.functional import cast, inverse_length
+from latentgnn.functional import inverse_length, to_dtype
 
 
 def unit_backward(grad: Tensor, unit: Tensor, scale: Tensor) -> Tensor:
     """The gradient of rows before they got unit length, from that after; in the wide dtype."""
-    grad, unit = cast(grad, scale.dtype), cast(unit, scale.dtype)
+    grad, unit = to_dtype(grad, scale.dtype), to_dtype(unit, scale.dtype)
     along = (grad * unit).sum(-1, keepdim=True)
     return torch.addcmul(grad, unit, along, value=-1).mul_(scale)
 
@@ -37,7 +38,7 @@ def to_unit_length_(assign_sGTD: Tensor, plan: Plan) -> list[Tensor]:
 def assign_unit_backward(grad_sGTD: Tensor, assign_sGTD: Tensor, scales: list[Tensor], plan: Plan) -> Tensor:
     """The gradient of assignments before they got unit length, from that after; in the ddtype of the products."""
     parts = [
-        cast(unit_backward(grad_sGTD[..., kernel], assign_sGTD[..., kernel], scale), plan.compute)
+        to_dtype(unit_backward(grad_sGTD[..., kernel], assign_sGTD[..., kernel], scale), plan.compute)
         for kernel, scale in zip(plan.kernels, scales, strict=True)
     ]
-    return cat(parts, 3)
+    return cat_nodes(parts, 3)

@@ -7,12 +7,12 @@ that the output is expanded from (K * R).
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from latentgnn.by_size import scaling_pays
+from latentgnn.core.layouts import cat
 from latentgnn.core.plan import Plan
-from latentgnn.functional import cast, wide
+from latentgnn.functional import to_dtype, wide
 from latentgnn.norms import affines
 
 
@@ -118,10 +118,10 @@ def fold(parts: Parts, plan: Plan) -> Matrices:
     _, *columns = zip(*flat, strict=True)
     scales, shifts = (nothing, nothing) if plan.takes_statistics else affines(columns, plan.eps, dtype)
     if parts.gamma is not None and not plan.takes_statistics:
-        gamma, scale, shift = cast(parts.gamma, dtype), scales[-1], shifts[-1]
+        gamma, scale, shift = to_dtype(parts.gamma, dtype), scales[-1], shifts[-1]
         scales[-1] = gamma.expand(parts.expand.matrix.shape[0]) if scale is None else scale * gamma
         shifts[-1] = _times(shift, gamma)
-    matrices = [cast(part.matrix, dtype) for part in flat]
+    matrices = [to_dtype(part.matrix, dtype) for part in flat]
     of_ways = [slice(ways + way * kernels, ways + (way + 1) * kernels) for way in range(ways)]
     convs = slice(ways + ways * kernels, len(flat) - 1)
 
@@ -134,7 +134,7 @@ def fold(parts: Parts, plan: Plan) -> Matrices:
         reduces=matrices[:ways],
         reduce_scale=joined(scales[:ways], 0),
         reduce_shift=joined(shifts[:ways], 0),
-        assigns=[_cat(scaled(way), 1) for way in of_ways],
+        assigns=[cat(scaled(way), 1) for way in of_ways],
         assign_shifts=[latent_vector(shifts[way], plan) for way in of_ways],
         convs=scaled(convs),
         conv_shifts=shifts[convs],
@@ -183,16 +183,12 @@ def split_latent_vector(vector_GD: Tensor, plan: Plan) -> list[Tensor]:
 def joined(parts: Sequence[Tensor | None], dim: int) -> Tensor | None:
     """The parts that are not ``None``, concatenated; ``None`` if all are."""
     known = [part for part in parts if part is not None]
-    return _cat(known, dim) if known else None
+    return cat(known, dim) if known else None
 
 
 def _part(vector_R: Tensor | None, way: int) -> Tensor | None:
     """Gather's (0) or scatter's (1) part of a vector over both reductions."""
     return None if vector_R is None else vector_R.chunk(2)[way]
-
-
-def _cat(parts: Sequence[Tensor], dim: int) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
 def _times(x: Tensor | None, factor: Tensor) -> Tensor | None:

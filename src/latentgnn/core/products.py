@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latentgnn.core.layouts import columns, from_columns, lie_together, nodes_innermost, sample_parts
 from latentgnn.core.routines import outer, takes_onednn
-from latentgnn.functional import cast, wide
+from latentgnn.functional import to_dtype, wide
 
 
 def _by_samples(x_sTC: Tensor) -> bool:
@@ -86,7 +86,7 @@ def contract(left_ETF: Tensor, right_ETK: Tensor) -> Tensor:
         return torch.bmm(left_ETF.mT, right_ETK * (1 / root)).float() * root
     if left_ETF.shape[0] == 1:
         return contract_all(left_ETF, right_ETK).unsqueeze(0)
-    return cast(torch.bmm(left_ETF.mT, right_ETK), wide(left_ETF.dtype))
+    return to_dtype(torch.bmm(left_ETF.mT, right_ETK), wide(left_ETF.dtype))
 
 
 def contract_all(left_sTF: Tensor, right_sTK: Tensor) -> Tensor:
@@ -95,13 +95,13 @@ def contract_all(left_sTF: Tensor, right_sTK: Tensor) -> Tensor:
         return contract(left_sTF, right_sTK).sum(0)
     dtype = wide(left_sTF.dtype)
     if _by_samples(left_sTF) or _by_samples(right_sTK):
-        return cast(torch.bmm(left_sTF.mT, right_sTK), dtype).sum(0)
+        return to_dtype(torch.bmm(left_sTF.mT, right_sTK), dtype).sum(0)
     if lie_together(left_sTF) and lie_together(right_sTK):
-        return cast(outer(columns(left_sTF), columns(right_sTK)), dtype)
+        return to_dtype(outer(columns(left_sTF), columns(right_sTK)), dtype)
     total_FK: Tensor | None = None
     apart = right_sTK if lie_together(left_sTF) else left_sTF
     for part in sample_parts(apart):
-        product_FK = cast(outer(columns(left_sTF[part]), columns(right_sTK[part])), dtype)
+        product_FK = to_dtype(outer(columns(left_sTF[part]), columns(right_sTK[part])), dtype)
         total_FK = product_FK if total_FK is None else total_FK.add_(product_FK)
     assert total_FK is not None
     return total_FK

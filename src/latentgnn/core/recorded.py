@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from latentgnn.core.layouts import cat
 from latentgnn.core.mix import scatter_matrices
 from latentgnn.core.parameters import Matrices, Parts, Vectors, fold, vectors
 from latentgnn.core.plan import Plan
 from latentgnn.core.records import Gradients
-from latentgnn.functional import cast
+from latentgnn.functional import to_dtype
 
 
 @dataclass
@@ -94,7 +95,7 @@ class Mixing:
         own = [conv.detach().requires_grad_(records) for conv in convs]
         with torch.set_grad_enabled(records), _kept():
             to_features = scatter_matrices(sums, weights, own, plan)
-        return cls(sums, weights, own, to_features, [cast(matrix.detach(), plan.compute) for matrix in to_features])
+        return cls(sums, weights, own, to_features, [to_dtype(matrix.detach(), plan.compute) for matrix in to_features])
 
     def gradients(self, grad_features: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         """Gradients of the sums, the weights and the graph convolutions, from that of ``to_features``."""
@@ -127,7 +128,9 @@ def gradients_of(
 ) -> Sequence[Tensor | None]:
     """Gradients of inputs from those of outputs; can be called repeatedly."""
     recorded = [
-        (output, cast(grad, output.dtype)) for output, grad in zip(outputs, grads, strict=True) if output.requires_grad
+        (output, to_dtype(grad, output.dtype))
+        for output, grad in zip(outputs, grads, strict=True)
+        if output.requires_grad
     ]
     if not recorded or not inputs:
         return [None] * len(inputs)
@@ -181,10 +184,10 @@ def _unscaled(
     pairs: list[tuple[Tensor, Tensor | None]] = []
     if scale_R.requires_grad:
         sums = [torch.linalg.vecdot(grad, matrix.detach()) for grad, matrix in zip(grads, matrices, strict=True)]
-        pairs.append((scale_R, sums[0] if len(sums) == 1 else torch.cat(sums)))
+        pairs.append((scale_R, cat(sums)))
     grad_RC.mul_(scale_R.detach().unsqueeze(1))
     return [*pairs, *zip(matrices, grads, strict=True)]
 
 
 def _as_given(grad: Tensor | None, leaf: Tensor) -> Tensor:
-    return torch.zeros_like(leaf) if grad is None else cast(grad, leaf.dtype)
+    return torch.zeros_like(leaf) if grad is None else to_dtype(grad, leaf.dtype)

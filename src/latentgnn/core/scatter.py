@@ -6,20 +6,20 @@ a group, F features of all kernels (K * R).
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from latentgnn.core.assign import assignments, assignments_backward
 from latentgnn.core.batch_norm import batch_norm_again
 from latentgnn.core.expand import expand_backward
-from latentgnn.core.graphs import cat, graphs_of, of_kernel, of_samples, product, split_graphs, to_graphs, to_nodes
+from latentgnn.core.graphs import graphs_of, of_kernel, of_samples, product, split_graphs, to_graphs, to_nodes
+from latentgnn.core.layouts import cat, cat_nodes
 from latentgnn.core.lengths import assign_unit_backward, rectifier_backward_, to_unit_length_
 from latentgnn.core.nodes import Block
 from latentgnn.core.parameters import Matrices, Vectors
 from latentgnn.core.plan import Plan
 from latentgnn.core.products import contract, sum_of_nodes
 from latentgnn.core.records import Gradients, Record, add_pair
-from latentgnn.functional import cast, wide
+from latentgnn.functional import to_dtype, wide
 
 
 def features(
@@ -59,15 +59,15 @@ def features(
             of_samples(matrix_SGrD, block),
             strict=True,
         )
-        parts.append(to_nodes(cat([product(assign, matrix) for assign, matrix in each], 2)))
-    feature_sTF = cat(parts, 2)
+        parts.append(to_nodes(cat_nodes([product(assign, matrix) for assign, matrix in each], 2)))
+    feature_sTF = cat_nodes(parts, 2)
     if plan.graph_conv:
         if vectors is not None:
             record.convolved = feature_sTF
             feature_sTF, record.convolved_statistics = plan.conv_norm.normalize(feature_sTF, *vectors.conv, block)
         elif matrices.conv_shifts[0] is not None:
             shifts = [shift for shift in matrices.conv_shifts if shift is not None]
-            feature_sTF.add_(cast(shifts[0] if len(shifts) == 1 else torch.cat(shifts), feature_sTF.dtype))
+            feature_sTF.add_(to_dtype(cat(shifts), feature_sTF.dtype))
         feature_sTF.relu_()
     record.feature = feature_sTF
 
@@ -120,13 +120,13 @@ def scatter_backward(
         ):
             outers.append(split_graphs(contract(graphs_of(grad), graphs_of(assign)), plan))
             products.append(product(grad, matrix.mT))
-        outer_sGrD = outers[0] if len(outers) == 1 else torch.cat(outers)
+        outer_sGrD = cat(outers)
         if block.whole:
             gradients.features[index] = outer_sGrD
         else:
             gradients.features[index][block.samples].add_(outer_sGrD)
-        grads.append(cat(products, 2))
-    grad_sGTD = cat(grads, 3)
+        grads.append(cat_nodes(products, 2))
+    grad_sGTD = cat_nodes(grads, 3)
     if plan.symmetric:
         return grad_sGTD
     grad_sGTD = assign_unit_backward(grad_sGTD, record.scatter_assign, record.assign_scales, plan)

@@ -5,14 +5,13 @@ Each computes its output, and the gradients through output and statistics.
 Axes: s rows of the input, T nodes, F channels of what is normalised, S samples of a block.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from latentgnn.core.layouts import nodes_innermost
+from latentgnn.core.layouts import cat, cat_nodes, nodes_innermost
 from latentgnn.core.nodes import Block
 from latentgnn.core.products import sum_of_nodes
 from latentgnn.core.scaling import scaled_
@@ -70,7 +69,7 @@ class OfSample:
             parts.append(_channels_last(y, raw))
             means.append(mean)
             inverses.append(inverse)
-        return _cat_nodes(parts), Statistics(_cat(means), _cat(inverses))
+        return cat_nodes(parts, 1), Statistics(cat(means), cat(inverses))
 
     def backward(
         self, grad_sTF: Tensor, raw_sTF: Tensor, weight_F: Tensor | None, statistics: Statistics, block: Block
@@ -93,7 +92,7 @@ class OfSample:
             parts.append(_channels_last(grad_x, raw))
             if weight_F is not None:
                 totals = [new if total is None else total + new for total, new in zip(totals, grads, strict=True)]
-        return _cat_nodes(parts), totals[0], totals[1]
+        return cat_nodes(parts, 1), totals[0], totals[1]
 
 
 def _channels_first(x_sTF: Tensor, *, innermost: bool | None = None) -> Tensor:
@@ -111,16 +110,6 @@ def _channels_last(x: Tensor, raw_sTF: Tensor) -> Tensor:
     if x.dim() == 4:
         return x.squeeze(2).mT
     return x.mT if nodes_innermost(raw_sTF) else x.mT.contiguous()
-
-
-def _cat(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
-
-
-def _cat_nodes(parts: Sequence[Tensor]) -> Tensor:
-    if len(parts) == 1:
-        return parts[0]
-    return torch.cat([part.mT for part in parts], 2).mT if nodes_innermost(parts[0]) else torch.cat(list(parts), 1)
 
 
 @dataclass(frozen=True)

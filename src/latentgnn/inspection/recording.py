@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.stateless import _reparametrize_module
 
 from latentgnn import functional, plain, running
@@ -19,7 +19,7 @@ from latentgnn.core.node import has_values
 from latentgnn.core.nodes import blocks, nodes_per_block
 from latentgnn.functional import wide
 from latentgnn.layer import LatentGNN
-from latentgnn.norms import is_affine
+from latentgnn.norms import is_per_node
 from latentgnn.points import PackedLatentGNN, checked_offsets, scenes
 from latentgnn.steps import steps_of
 
@@ -189,7 +189,7 @@ def _over_nodes(
     values = empty(width)
     assigns = [(p := empty(count), p if config.symmetric else empty(count)) for count in config.latents]
     norms = [projection.norm for projection in (*parts.reduces, *(part for way in parts.assigns for part in way))]
-    by_node = all(is_affine(norm) or isinstance(norm, nn.LayerNorm | nn.RMSNorm) for norm in norms)
+    by_node = all(map(is_per_node, norms))
     numbers = config.channels + 4 * (config.reduced_channels + groups * sum(config.latents))
     most = nodes_per_block(x_BNC.device, numbers) if by_node else None
     # Norms that see one node at a time need not know which sample it belongs to.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from latentgnn.core.layouts import empty_like_layout
 from latentgnn.core.plan import Plan
-from latentgnn.functional import cast
+from latentgnn.functional import to_dtype
 from latentgnn.kernels.contract import contract, expand_gradients
 from latentgnn.kernels.expand import add_product, scaled
 from latentgnn.kernels.gather import gather, gather_backward
@@ -64,7 +64,7 @@ class _Layer:
         projected = [Projected.of(five, eps, plan.compute) for five, eps in zip(fives, plan.eps, strict=True)]
         return cls(
             rows=Rows.of(x_BNC, mask_BN, offsets),
-            x_BNC=masked(cast(x_BNC, plan.compute), mask_BN),
+            x_BNC=masked(to_dtype(x_BNC, plan.compute), mask_BN),
             reduce=torch.cat([part.matrix for part in projected[:2]]),
             up=_up([five[0] for five in fives[:2]]) if plan.compute == torch.float16 else None,
             reduces=projected[:2],
@@ -203,7 +203,7 @@ def backward(
         raw_BNR = layer.reduced() if saved.raw is None else saved.raw
         of_gather, of_scatter = layer.ways(raw_BNR)
         feature_BNR = layer.features(of_scatter, to_feature_SDR) if saved.feature is None else saved.feature
-        inside_BNC = masked(cast(grad_BNC, plan.compute), mask_BN)
+        inside_BNC = masked(to_dtype(grad_BNC, plan.compute), mask_BN)
         grads_expand: Sequence[Tensor | None] = [None] * 6
         if any(needs[-6:]):
             matrix, *vectors, of_gamma = expand_gradients(feature_BNR, inside_BNC, layer.expand, layer.gamma)
@@ -251,7 +251,7 @@ def backward(
         *grads_expand,
     ]
     return grad_x_BNC, [
-        cast(grad, tensor.dtype) if need and tensor is not None and grad is not None else None
+        to_dtype(grad, tensor.dtype) if need and tensor is not None and grad is not None else None
         for grad, tensor, need in zip(grads, tensors, needs, strict=True)
     ]
 
