@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentgnn import LatentGNN, functional
+from latentgnn import LatentGNN, functional, numerics
 from latentgnn.errors import require
 from latentgnn.projections import Projection
 
@@ -155,13 +155,13 @@ class Unmixed(LatentGNN):
         (kernel,) = self.kernel_list
         nodes = x.flatten(2)
         way = [(self.gather_reduce, kernel.gather_assign), (self.scatter_reduce, kernel.scatter_assign)]
-        values = [functional.l2(_projected(reduce, nodes).mT, -1) for reduce, _ in way]
+        values = [numerics.l2(_projected(reduce, nodes).mT, -1) for reduce, _ in way]
         gathers, scatters = (
             torch.relu(_projected(assign, value.mT)).mT for (_, assign), value in zip(way, values, strict=True)
         )
         weight = functional.node_weight(gathers, node_scale=self.config.node_scale)
-        latents = functional.gather(values[0], gathers) * functional.reciprocal(weight)
-        context = functional.scatter(latents, functional.l2(scatters, -1))
+        latents = functional.gather(values[0], gathers) * numerics.reciprocal(weight)
+        context = functional.scatter(latents, numerics.l2(scatters, -1))
         return x + self.gamma * _projected(self.expand, context.mT).view_as(x)
 
 

@@ -13,6 +13,17 @@ PACKAGE = Path(latentgnn.__file__).parent
 # Imports that close a circle today, as (importing module, imported module). Take an entry out once it is mended.
 KNOWN_CIRCLES: frozenset[tuple[str, str]] = frozenset({})
 
+# The layer from the top down: what is in a row imports from its own row or from one below it.
+ROWS = (
+    ("layer", "points"),
+    ("running", "halves"),
+    ("paths",),
+    ("plain", "few_calls", "steps", "norm_calls", "core", "kernels"),
+    ("normalizing", "batch_statistics"),
+    ("functional",),
+    ("norms", "numerics", "launches"),
+)
+
 # What the modules of a part must not import; parts are packages or modules, and `LAYER` is all outside them.
 TASKS, TRAINING, CONFIGURATION = "latentgnn.tasks", "latentgnn.training", "latentgnn.configuration"
 COMMAND_LINE, INSERTION, LAYER = "latentgnn.cli", "latentgnn.insertion", "the layer"
@@ -124,6 +135,21 @@ def test_arrows_point_downwards(imports: Imports) -> None:
         if module not in ("latentgnn", "latentgnn.__main__")
         for name in sorted(names)
         if part_of(name) in FORBIDDEN.get(part_of(module), ())
+    ]
+    assert upwards == []
+
+
+def test_rows_of_the_layer_point_downwards(imports: Imports) -> None:
+    def row_of(module: str) -> int | None:
+        name = module.removeprefix("latentgnn.").partition(".")[0]
+        return next((index for index, row in enumerate(ROWS) if name in row), None)
+
+    assert {name for row in ROWS for name in row} <= {path.stem for path in PACKAGE.iterdir()}
+    upwards = [
+        f"{module} imports {name}"
+        for module, names in imports.items()
+        for name in sorted(names)
+        if (own := row_of(module)) is not None and (other := row_of(name)) is not None and other < own
     ]
     assert upwards == []
 

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.measure import held_bytes
 from latentgnn import FrozenBatchNorm, LatentGNN, LatentGNNConfig
 from latentgnn.cli import main
-from latentgnn.core import node
+from latentgnn.core import autograd
 from latentgnn.cost import cost, non_local_cost, table
 from latentgnn.paths import memory
 
@@ -50,7 +50,7 @@ def test_operations_are_those_that_pytorch_counts(
 def _eager() -> Iterator[None]:
     """Under a dispatch mode the layer is an operator; here the counter is to see what is inside."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(node, "is_in_torch_dispatch_mode", lambda: False)
+        patch.setattr(autograd, "is_in_torch_dispatch_mode", lambda: False)
         yield
 
 

@@ -12,10 +12,10 @@ from torch.distributed import get_world_size, is_initialized
 from torch.distributed import group as group_of_all
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from latentgnn.functional import to_dtype, wide
 from latentgnn.modes import is_eager_on_gpu, is_in_function_transform
 from latentgnn.modules import own_tensor
 from latentgnn.norms import affine_of_statistics
+from latentgnn.numerics import to_dtype, wide
 from latentgnn.ranks import added
 
 

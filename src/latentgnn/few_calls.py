@@ -16,10 +16,11 @@ from torch import Tensor
 from latentgnn import modes
 from latentgnn.config import LatentGNNConfig
 from latentgnn.core.layouts import cat, cat_nodes, laid_out_like
-from latentgnn.functional import gather, l2, mix, scatter, to_dtype, wide
+from latentgnn.functional import gather, mix, scatter
 from latentgnn.modes import is_eager_on_gpu, is_traced, is_transformed
 from latentgnn.norm_calls import are_single, norm_calls
 from latentgnn.norms import are_alike, joined_affine
+from latentgnn.numerics import l2, to_dtype, wide
 from latentgnn.plain import latent_scale
 from latentgnn.projections import Arrangement
 from latentgnn.steps import (

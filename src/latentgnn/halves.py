@@ -14,8 +14,8 @@ from latentgnn import paths, plain, running
 from latentgnn.core import halves as core
 from latentgnn.core.mix import mixed
 from latentgnn.core.plan import Plan
-from latentgnn.functional import to_dtype, wide
 from latentgnn.norms import is_per_node, uses_batch_statistics
+from latentgnn.numerics import to_dtype, wide
 from latentgnn.projections import Arrangement
 from latentgnn.samples import Nodes
 

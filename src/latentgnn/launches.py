@@ -161,8 +161,6 @@ def _sum(value_BNR: Tensor, assign_BND: Tensor) -> Tensor:
         # The sum itself could overflow float16.
         scale = max(nodes, 1) ** 0.5
         return torch.bmm(assign_BND.mT, value_BNR / scale).float() * scale
-    if value_BNR.dtype == torch.bfloat16:
-        return torch.bmm(assign_BND.mT, value_BNR).float()
     parts = parts_of_sum(samples, assign_BND.shape[2], columns, nodes)
     if parts == 1:
         return torch.bmm(assign_BND.mT, value_BNR)

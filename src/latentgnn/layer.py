@@ -1,6 +1,7 @@
 """The LatentGNN layer as a module: parameters, shapes and errors; `latentgnn.running` runs it."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -106,7 +107,7 @@ class LatentGNN(nn.Module):
         symmetric: bool = False,
         graph_conv: bool = False,
         residual: bool = True,
-        norm: NormFactory | str = nn.BatchNorm1d,
+        norm: NormFactory | str = "batch_norm",
         num_groups: int = 1,
         gamma_init: float = 0.0,
         node_scale: NodeScale = "published",
@@ -154,20 +155,8 @@ class LatentGNN(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> Self:
         """The layer that a configuration describes."""
-        return cls(
-            config.channels,
-            num_latents=config.latents,
-            reduction=config.reduction,
-            symmetric=config.symmetric,
-            graph_conv=config.graph_conv,
-            residual=config.residual,
-            norm=config.norm_factory,
-            num_groups=config.num_groups,
-            gamma_init=config.gamma_init,
-            node_scale=config.node_scale,
-            device=device,
-            dtype=dtype,
-        )
+        options = {field.name: getattr(config, field.name) for field in fields(config)}
+        return cls(options.pop("channels"), **options, device=device, dtype=dtype)
 
     @classmethod
     def from_pretrained(
@@ -218,9 +207,8 @@ class LatentGNN(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialize all matrices and norms again, and set gamma to ``gamma_init``."""
-        for module in self.modules():
-            if isinstance(module, Projection):
-                module.reset_parameters()
+        for projection in self.projections:
+            projection.reset_parameters()
         nn.init.constant_(self.gamma, self.config.gamma_init)
 
     @property

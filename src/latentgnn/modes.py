@@ -4,6 +4,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode, is_traceable_wrapper_subclass
 
@@ -11,6 +12,11 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode, is_traceable
 def is_on_gpu(x: Tensor) -> bool:
     """Whether a tensor is on a GPU, where a call often costs more than its arithmetic."""
     return x.is_cuda
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether a tensor has numbers: those on the meta device and in FakeTensorMode have only a shape."""
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
 def is_exporting() -> bool:

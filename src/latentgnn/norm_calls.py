@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from latentgnn.batch_statistics import synchronizes, tracks
-from latentgnn.functional import wide
+from latentgnn.numerics import wide
 from latentgnn.projections import Arrangement
 
 # Called with the input, (B, N, O) or (B, O, N), and the dimension of its channels, 2 or 1; returns (B, N, O).

@@ -12,9 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from latentgnn.batch_statistics import batch_affine, batch_statistics, synchronizes, tracks
-from latentgnn.functional import to_dtype, wide
 from latentgnn.modes import is_eager_on_gpu, is_seen, is_transformed
 from latentgnn.norms import affine, is_frozen, norm_tensors, uses_batch_statistics
+from latentgnn.numerics import to_dtype, wide
 
 
 def normalize(

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from latentgnn.functional import to_dtype, wide
 from latentgnn.modules import own_tensor
+from latentgnn.numerics import to_dtype, wide
 
 NormFactory = Callable[[int], nn.Module]
 

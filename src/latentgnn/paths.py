@@ -17,11 +17,10 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode, is_traceable
 from latentgnn import by_size, few_calls, kernels, modes
 from latentgnn.batch_statistics import synchronizes
 from latentgnn.config import LatentGNNConfig
-from latentgnn.core import node
 from latentgnn.core.layouts import is_plain, nodes_innermost
-from latentgnn.functional import wide
-from latentgnn.modes import is_exporting, is_transformed
+from latentgnn.modes import has_values, is_exporting, is_transformed
 from latentgnn.norms import NormKind
+from latentgnn.numerics import wide
 from latentgnn.projections import Arrangement
 
 Memory = Literal["auto", "hold", "recompute"]
@@ -166,7 +165,7 @@ def _why_not(call: _Call) -> str | None:
         return None
     if kind is None:
         return "norms of several kinds, or of a kind that the core does not know"
-    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or not node.has_values(x_BNC):
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or not has_values(x_BNC):
         return "a compiler fuses norms that take statistics better"
     if is_traceable_wrapper_subclass(cast(object, x_BNC)):
         return "statistics of nodes that are spread over devices, as in a DTensor"
@@ -191,7 +190,7 @@ def _if_small(call: _Call) -> Choice | None:
         return None
     if layer.ranks is not None:  # all processes must take the same path, and others may hold parts of other sizes
         return None
-    traced = is_in_torch_dispatch_mode() or not node.has_values(x_BNC)
+    traced = is_in_torch_dispatch_mode() or not has_values(x_BNC)
     if traced or not is_plain(x_BNC) or not compute == x_BNC.dtype == wide(compute):
         return None
     samples, nodes, _ = x_BNC.shape
@@ -235,7 +234,7 @@ def _if_on_gpu(call: _Call) -> Choice | None:
         return None
     if torch.compiler.is_compiling():
         return _plain_or_shorter(call, "a compiler fuses the plain path's operations on a GPU")
-    if _memory.get() != "auto" or is_in_torch_dispatch_mode() or not node.has_values(x_BNC) or not is_plain(x_BNC):
+    if _memory.get() != "auto" or is_in_torch_dispatch_mode() or not has_values(x_BNC) or not is_plain(x_BNC):
         return None
     few = _has_few_calls(call)
     # Folded norms hold nothing for the backward pass.

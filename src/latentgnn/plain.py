@@ -16,20 +16,11 @@ from torch.utils.checkpoint import checkpoint
 
 from latentgnn.config import LatentGNNConfig
 from latentgnn.core.layouts import cat, laid_out_like
-from latentgnn.functional import (
-    EPS,
-    NodeScale,
-    gather,
-    inverse_node_weight,
-    mix,
-    node_weight,
-    scatter,
-    to_dtype,
-    wide,
-)
+from latentgnn.functional import NodeScale, gather, inverse_node_weight, mix, node_weight, scatter
 from latentgnn.modes import is_exporting, is_traced
 from latentgnn.normalizing import count_batch
 from latentgnn.norms import is_repeatable
+from latentgnn.numerics import EPS, to_dtype, wide
 from latentgnn.projections import Arrangement
 from latentgnn.ranks import added
 from latentgnn.samples import Nodes

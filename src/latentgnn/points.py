@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, fx
 from torch._C._functorch import is_batchedtensor
 
-from latentgnn.core.node import has_values
 from latentgnn.core.nodes import check_offsets
 from latentgnn.dtensors import by_parts, first_node, mesh_dimension
 from latentgnn.layer import LatentGNN, check_mask, reshape
-from latentgnn.modes import is_exporting
+from latentgnn.modes import has_values, is_exporting
 from latentgnn.tracing import as_one_node
 
 

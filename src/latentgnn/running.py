@@ -11,11 +11,11 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from latentgnn import few_calls, modes, paths, plain
 from latentgnn.batch_statistics import tracks, update_running
-from latentgnn.core import node
+from latentgnn.core import autograd
 from latentgnn.core.parameters import joined, split_latent_vector
 from latentgnn.core.plan import Plan
 from latentgnn.core.statistics import Statistics
-from latentgnn.modes import is_exporting, is_transformed
+from latentgnn.modes import has_values, is_exporting, is_transformed
 from latentgnn.norms import NormKind, is_per_node
 from latentgnn.projections import Arrangement
 from latentgnn.ranks import Ranks, agree
@@ -76,7 +76,7 @@ def nodes_of(x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, rank
     group = ranks.group if ranks else ""
     if offsets is None:
         return Nodes(mask_BN, group=group)
-    if is_exporting() or not node.has_values(offsets):
+    if is_exporting() or not has_values(offsets):
         return Nodes(mask_BN, group=group, member_SN=members(offsets.to(x_BNC.device), x_BNC.shape[1]))
     return Nodes(mask_BN, offsets.tolist(), group)
 
@@ -92,7 +92,7 @@ def _check_ranks(layer: Arrangement, ranks: Ranks, x_BNC: Tensor, offsets: Tenso
                 f"{type(norm).__name__} takes statistics over all nodes of a sample, which several processes hold: a "
                 "layer whose nodes are shared takes batch norm, frozen batch norm, layer norm, RMS norm or none"
             )
-    if torch.compiler.is_compiling() or ranks.agreed or is_transformed() or not node.has_values(x_BNC):
+    if torch.compiler.is_compiling() or ranks.agreed or is_transformed() or not has_values(x_BNC):
         return
     read = [x_BNC, layer.gamma, *layer.tensors]
     facts = {
@@ -142,7 +142,7 @@ def _core(
         for index in range(0, len(tensors) - 1, 5):
             tensors[index + 3] = tensors[index + 4] = None
     plan = plan_of(layer, kind, compute, holds=holds)
-    out_BNC, statistics = node.run(x_BNC, mask_BN, offsets, tensors, plan)
+    out_BNC, statistics = autograd.run(x_BNC, mask_BN, offsets, tensors, plan)
     if statistics is not None:
         _learn(layer, statistics, plan, x_BNC.shape[0] * x_BNC.shape[1])
     return out_BNC
@@ -174,7 +174,7 @@ def _eps(norm: nn.Module, dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps if eps is None else eps
 
 
-def _learn(layer: Arrangement, statistics: node.BatchStatistics, plan: Plan, count: int) -> None:
+def _learn(layer: Arrangement, statistics: autograd.BatchStatistics, plan: Plan, count: int) -> None:
     """Update the running statistics of batch norms in training."""
     means: list[Tensor] = []
     inverses: list[Tensor] = []
@@ -183,7 +183,7 @@ def _learn(layer: Arrangement, statistics: node.BatchStatistics, plan: Plan, cou
         if found is not None:
             assert found.mean is not None
             means.extend(split(found.mean))
-            inverses.extend(split(found.inverse))
+            inverses.extend(split(found.inverse_std))
 
     take(statistics.reduce, lambda vector: vector.chunk(len(layer.reduces)))
     for found in statistics.assigns:
@@ -191,7 +191,7 @@ def _learn(layer: Arrangement, statistics: node.BatchStatistics, plan: Plan, cou
     take(statistics.conv, lambda vector: vector.chunk(len(layer.convs)))
     parts = statistics.expand
     means.append(cast(Tensor, joined([part.mean for part in parts], 0)))
-    inverses.append(cast(Tensor, joined([part.inverse for part in parts], 0)))
+    inverses.append(cast(Tensor, joined([part.inverse_std for part in parts], 0)))
     learning = [
         (norm, mean, inverse) for norm, mean, inverse in zip(layer.norms, means, inverses, strict=True) if tracks(norm)
     ]

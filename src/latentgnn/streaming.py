@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from latentgnn import halves
 from latentgnn.errors import UserError
-from latentgnn.functional import wide
 from latentgnn.layer import LatentGNN, reshape
+from latentgnn.numerics import wide
 from latentgnn.points import PackedLatentGNN
 from latentgnn.projections import Arrangement, bytes_of
 from latentgnn.running import products_in

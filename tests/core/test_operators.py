@@ -8,7 +8,7 @@ from sweep import CONFIGS
 from torch import Tensor
 
 from latentgnn import FrozenBatchNorm, LatentGNN, PackedLatentGNN
-from latentgnn.core import node
+from latentgnn.core import autograd
 
 INPUTS: dict[str, tuple[type[LatentGNN], tuple[int, ...], tuple[Tensor, ...]]] = {
     "map": (LatentGNN, (2, 16, 3, 5), ()),
@@ -27,7 +27,7 @@ def arguments_of(layer: LatentGNN, *given: Any, monkeypatch: pytest.MonkeyPatch)
     operator = torch.ops.latentgnn.forward
     with monkeypatch.context() as patch:
         patch.setattr(torch.ops.latentgnn, "forward", lambda *values: calls.append(values) or operator(*values))
-        patch.setattr(node, "is_in_torch_dispatch_mode", lambda: True)
+        patch.setattr(autograd, "is_in_torch_dispatch_mode", lambda: True)
         layer(*given)
     (arguments,) = calls
     return arguments

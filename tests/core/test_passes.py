@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from benchmarks.measure import held_bytes
 from latentgnn import FrozenBatchNorm, LatentGNN, reference
-from latentgnn.core import inputs, layouts, node, passes
+from latentgnn.core import autograd, inputs, layouts, passes
 from latentgnn.paths import memory
 
 AFFINE_NORMS = {"frozen": FrozenBatchNorm, "evaluation": nn.BatchNorm1d, "none": nn.Identity}
@@ -226,7 +226,7 @@ def test_the_operators_are_registered_as_pytorch_asks(
     layer = LatentGNN(
         16, num_latents=(3, 2), symmetric=symmetric, graph_conv=graph_conv, norm=FrozenBatchNorm, gamma_init=1.0
     )
-    monkeypatch.setattr(node, "is_in_torch_dispatch_mode", lambda: True)
+    monkeypatch.setattr(autograd, "is_in_torch_dispatch_mode", lambda: True)
     layer(torch.randn(2, 16, 6, 5, requires_grad=True), torch.rand(2, 6, 5) > 0.2)
     monkeypatch.undo()
     ((x, mask, offsets, tensors, present, *plan),) = calls

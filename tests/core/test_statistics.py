@@ -17,7 +17,7 @@ from benchmarks.measure import held_bytes
 from latentgnn import LatentGNN, PackedLatentGNN, reference
 from latentgnn.core import batch_norm, expand, inputs, layouts
 from latentgnn.core.nodes import Block
-from latentgnn.core.statistics import OfSample
+from latentgnn.core.statistics import GroupNorm
 from latentgnn.norms import group_norm
 from latentgnn.paths import memory, why_not_core
 
@@ -181,7 +181,7 @@ class _GroupNorms(TorchDispatchMode):
 def test_on_a_gpu_group_norm_gets_what_it_can_read(innermost: bool) -> None:
     everything = slice(None)
     block = Block(everything, everything, everything, bounds=(0, 3, 7))
-    norm = OfSample(1e-5, 2)
+    norm = GroupNorm(1e-5, 2)
     with FakeTensorMode(), _GroupNorms() as seen:
         raw, weight, bias = (torch.empty(shape, device="cuda") for shape in [(1, 7, 4), (4,), (4,)])
         raw = torch.empty(1, 4, 7, device="cuda").mT if innermost else raw

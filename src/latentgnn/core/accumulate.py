@@ -12,7 +12,7 @@ from latentgnn.core.layouts import empty_like_layout, from_columns, laid_out_lik
 from latentgnn.core.products import project
 from latentgnn.core.routines import for_onednn, is_turned, outer, takes_onednn
 from latentgnn.core.scaling import scaled_
-from latentgnn.functional import to_dtype
+from latentgnn.numerics import to_dtype
 
 # An output of fewer elements than this is computed in one call: the allocator keeps up to 32 MB, so it mostly reuses
 # memory. If one call is not possible and there are fewer features than this, writing takes as long as computing, and

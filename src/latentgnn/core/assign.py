@@ -13,7 +13,7 @@ from latentgnn.core.parameters import Matrices, Vectors
 from latentgnn.core.plan import Plan
 from latentgnn.core.products import contract, contract_all, project, project_back, project_each, sum_of_nodes
 from latentgnn.core.records import Gradients, Record, add, add_pair
-from latentgnn.functional import to_dtype, wide
+from latentgnn.numerics import to_dtype, wide
 
 
 def assignments(

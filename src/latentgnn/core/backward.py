@@ -12,16 +12,16 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from latentgnn.core.folding import Folding, Mixing
 from latentgnn.core.gather_nodes import gather_nodes_backward
 from latentgnn.core.inputs import Input
 from latentgnn.core.layouts import empty_like_layout, nodes_innermost
 from latentgnn.core.over_ranks import over_ranks, share_of_rank
 from latentgnn.core.passes import State, backward_by_kernels
 from latentgnn.core.plan import Plan
-from latentgnn.core.recorded import Folding, Mixing
 from latentgnn.core.records import Gradients, Record
 from latentgnn.core.scatter_nodes import scatter_nodes_backward
-from latentgnn.functional import to_dtype, wide
+from latentgnn.numerics import to_dtype, wide
 
 
 def backward(

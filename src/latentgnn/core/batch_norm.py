@@ -18,7 +18,7 @@ _MANY_NUMBERS = 1 << 17
 
 
 @dataclass(frozen=True)
-class OfBatch:
+class TrainingBatchNorm:
     """Batch norm in training: each channel over all nodes of the batch, which are one block."""
 
     eps: float
@@ -54,7 +54,7 @@ class OfBatch:
         x, grad = _channels_second(raw_sTF, raw_sTF), _channels_second(grad_sTF, raw_sTF)
         # Three or two dimensions: with four, PyTorch's gradients are wrong for some strides.
         grad_x, grad_weight_F, grad_bias_F = torch.ops.aten.native_batch_norm_backward(
-            grad, x, weight_F, None, None, statistics.mean, statistics.inverse, True, self.eps, wanted
+            grad, x, weight_F, None, None, statistics.mean, statistics.inverse_std, True, self.eps, wanted
         )
         return _nodes_second(grad_x, raw_sTF), grad_weight_F, grad_bias_F
 
@@ -62,7 +62,7 @@ class OfBatch:
 def batch_norm_again(raw_sTF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, statistics: Statistics) -> Tensor:
     """Batch norm with known statistics: recomputes its output where only its input was held."""
     assert statistics.mean is not None
-    scale_F = _times(statistics.inverse, weight_F)
+    scale_F = _times(statistics.inverse_std, weight_F)
     shift_F = -statistics.mean * scale_F
     return scaled(raw_sTF, scale_F, shift_F if bias_F is None else shift_F + bias_F)
 

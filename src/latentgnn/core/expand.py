@@ -19,8 +19,8 @@ from latentgnn.core.parameters import Matrices, Vectors
 from latentgnn.core.plan import Plan
 from latentgnn.core.products import contract_all, project, project_back, sum_of_nodes
 from latentgnn.core.records import Gradients, Record, add, add_pair
-from latentgnn.core.statistics import Norm, OfSample
-from latentgnn.functional import to_dtype, wide
+from latentgnn.core.statistics import GroupNorm, Norm
+from latentgnn.numerics import to_dtype, wide
 
 # A product of fewer channels is not worth its call.
 _LEAST_CHANNELS = 64
@@ -109,10 +109,10 @@ def _takes_moments(x_sTC: Tensor, feature_sTF: Tensor, plan: Plan) -> bool:
 
 def _channel_parts(x_sTC: Tensor, plan: Plan) -> list[tuple[slice, Norm]]:
     """The channels to expand at a time, each with its norm."""
-    norm, channels = plan.norm_at(-1), x_sTC.shape[2]
+    norm, channels = plan.norm_of(-1), x_sTC.shape[2]
     if plan.norm not in ("batch", "group"):
         return [(slice(0, channels), norm)]
-    groups = norm.groups if isinstance(norm, OfSample) else channels
+    groups = norm.groups if isinstance(norm, GroupNorm) else channels
     width = max(NUMBERS_AT_ONCE // (x_sTC.shape[0] * x_sTC.shape[1]), _LEAST_CHANNELS)
     pieces = -(-channels // width)
     together = max(-(-groups // pieces), 1)
@@ -120,7 +120,7 @@ def _channel_parts(x_sTC: Tensor, plan: Plan) -> list[tuple[slice, Norm]]:
     for first in range(0, groups, together):
         count = min(together, groups - first)
         part = slice(first * channels // groups, (first + count) * channels // groups)
-        parts.append((part, OfSample(norm.eps, count) if isinstance(norm, OfSample) else norm))
+        parts.append((part, GroupNorm(norm.eps, count) if isinstance(norm, GroupNorm) else norm))
     return parts
 
 

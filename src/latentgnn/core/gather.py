@@ -25,7 +25,7 @@ from latentgnn.core.plan import Plan
 from latentgnn.core.products import contract, project_all, sum_of_nodes
 from latentgnn.core.records import Gradients, Record, add_pair
 from latentgnn.core.scaling import scaled_
-from latentgnn.functional import inverse_length, to_dtype, wide
+from latentgnn.numerics import inverse_length, to_dtype, wide
 
 
 def values(
@@ -49,7 +49,7 @@ def values(
         if record.raw_statistics is None:
             # Made contiguous here, and not in the input, because there are usually fewer channels.
             record.raw = u_sTR = u_sTR.contiguous() if plan.in_rows else u_sTR
-            u_sTR, record.raw_statistics = plan.norm_at(0, ways).normalize(u_sTR, weight_R, bias_R, block)
+            u_sTR, record.raw_statistics = plan.norm_of(0, ways).normalize(u_sTR, weight_R, bias_R, block)
         else:
             u_sTR = batch_norm_again(u_sTR, weight_R, bias_R, record.raw_statistics)
     elif matrices.reduce_scale is not None:
@@ -188,7 +188,7 @@ def gather_backward(
         return to_dtype(grad_sTR, plan.compute)
     assert record.raw is not None
     assert record.raw_statistics is not None
-    grad_sTR, *pair = plan.norm_at(0, plan.ways).backward(
+    grad_sTR, *pair = plan.norm_of(0, plan.ways).backward(
         grad_sTR, record.raw, vectors.reduce[0], record.raw_statistics, block
     )
     gradients.reduce_vectors = add_pair(gradients.reduce_vectors, pair)

@@ -20,7 +20,7 @@ from latentgnn.core.parameters import Matrices, Vectors
 from latentgnn.core.plan import Plan
 from latentgnn.core.products import contract_all
 from latentgnn.core.records import Gradients, Record
-from latentgnn.functional import to_dtype, wide
+from latentgnn.numerics import to_dtype, wide
 
 
 @dataclass

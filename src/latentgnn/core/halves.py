@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from latentgnn.core.folding import Folding, Mixing
 from latentgnn.core.gather import gather_assignments, values
 from latentgnn.core.gather_nodes import Gathered, gather_nodes
 from latentgnn.core.inputs import Input, in_products
 from latentgnn.core.layouts import empty_like_layout
 from latentgnn.core.parameters import Matrices, Vectors
 from latentgnn.core.plan import Plan
-from latentgnn.core.recorded import Folding, Mixing
 from latentgnn.core.records import Record
 from latentgnn.core.scatter_nodes import scatter_nodes
 

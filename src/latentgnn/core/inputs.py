@@ -13,7 +13,7 @@ from torch import Tensor
 from latentgnn.core.nodes import Block, blocks, nodes_per_block
 from latentgnn.core.parameters import Matrices
 from latentgnn.core.plan import Plan
-from latentgnn.functional import to_dtype
+from latentgnn.numerics import to_dtype
 
 
 @dataclass(frozen=True)

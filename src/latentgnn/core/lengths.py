@@ -10,7 +10,7 @@ from torch import Tensor
 from latentgnn.core.graphs import of_kernel
 from latentgnn.core.layouts import cat_nodes
 from latentgnn.core.plan import Plan
-from latentgnn.functional import inverse_length, to_dtype
+from latentgnn.numerics import inverse_length, to_dtype
 
 
 def unit_backward(grad: Tensor, unit: Tensor, scale: Tensor) -> Tensor:

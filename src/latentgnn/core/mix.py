@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from latentgnn.core.plan import Plan
-from latentgnn.functional import EPS, mix, reciprocal
+from latentgnn.functional import mix
+from latentgnn.numerics import EPS, reciprocal
 
 
 def mixed(sums_SGDr: Tensor, weights_SGD: Tensor, plan: Plan) -> list[Tensor]:

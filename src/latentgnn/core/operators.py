@@ -19,7 +19,7 @@ from latentgnn.core.layouts import empty_like_layout
 from latentgnn.core.nodes import bounds_of
 from latentgnn.core.plan import SCHEMA, Plan
 from latentgnn.cost import cost
-from latentgnn.functional import wide
+from latentgnn.numerics import wide
 
 NO_SECOND_DERIVATIVES = (
     "LatentGNN's fast path has no second derivatives: call the layer inside torch.func.grad or torch.func.vjp, which "

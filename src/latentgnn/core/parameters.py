@@ -12,8 +12,8 @@ from torch import Tensor
 from latentgnn.by_size import scaling_pays
 from latentgnn.core.layouts import cat
 from latentgnn.core.plan import Plan
-from latentgnn.functional import to_dtype, wide
 from latentgnn.norms import affines
+from latentgnn.numerics import to_dtype, wide
 
 
 class NormedMatrix(NamedTuple):

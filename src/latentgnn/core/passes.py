@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from latentgnn import kernels
+from latentgnn.core.folding import Folding, Mixing
 from latentgnn.core.gather_nodes import gather_nodes
 from latentgnn.core.inputs import Input
 from latentgnn.core.layouts import empty_like_layout, is_plain, nodes_innermost
 from latentgnn.core.over_ranks import over_ranks
 from latentgnn.core.plan import Plan
-from latentgnn.core.recorded import Folding, Mixing
 from latentgnn.core.records import Record
 from latentgnn.core.scatter_nodes import scatter_nodes
-from latentgnn.functional import l2
+from latentgnn.numerics import l2
 
 
 @dataclass

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from latentgnn.core.batch_norm import OfBatch
-from latentgnn.core.statistics import Norm, OfNode, OfSample
+from latentgnn.core.batch_norm import TrainingBatchNorm
+from latentgnn.core.statistics import GroupNorm, NodeNorm, Norm
 from latentgnn.functional import NodeScale
 from latentgnn.norms import NormKind
 
@@ -61,7 +61,7 @@ class Plan:
         """Whether the norms are over each node's channels, which then must be contiguous inside."""
         return self.norm in ("layer", "rms")
 
-    def norm_at(self, place: int, parts: int = 1) -> Norm:
+    def norm_of(self, place: int, parts: int = 1) -> Norm:
         """The norm after the projection at an index in the order of `Parts`; only for norms that take statistics.
 
         Args:
@@ -69,19 +69,19 @@ class Plan:
             parts: how many projections of equal size were joined to one.
         """
         if self.norm == "batch":
-            return OfBatch(self.eps[place])
+            return TrainingBatchNorm(self.eps[place])
         if self.norm == "group":
-            return OfSample(self.eps[place], self.norm_groups[place] * parts)
-        return OfNode(self.eps[place], parts, centres=self.norm == "layer")
+            return GroupNorm(self.eps[place], self.norm_groups[place] * parts)
+        return NodeNorm(self.eps[place], parts, centres=self.norm == "layer")
 
     def assign_norm(self, way: int) -> Norm:
         """The norm after the assignments of gather (0) or scatter (1)."""
-        return self.norm_at(self.ways + way * len(self.latents))
+        return self.norm_of(self.ways + way * len(self.latents))
 
     @property
     def conv_norm(self) -> Norm:
         """The norm after the graph convolutions."""
-        return self.norm_at(-1 - len(self.latents))
+        return self.norm_of(-1 - len(self.latents))
 
     @property
     def ways(self) -> int:

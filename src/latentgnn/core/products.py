@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latentgnn.core.layouts import columns, from_columns, lie_together, nodes_innermost, sample_parts
 from latentgnn.core.routines import outer, takes_onednn
-from latentgnn.functional import to_dtype, wide
+from latentgnn.numerics import to_dtype, wide
 
 
 def _by_samples(x_sTC: Tensor) -> bool:

@@ -19,7 +19,7 @@ from latentgnn.core.parameters import Matrices, Vectors
 from latentgnn.core.plan import Plan
 from latentgnn.core.products import contract, sum_of_nodes
 from latentgnn.core.records import Gradients, Record, add_pair
-from latentgnn.functional import to_dtype, wide
+from latentgnn.numerics import to_dtype, wide
 
 
 def features(

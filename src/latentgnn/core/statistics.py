@@ -21,7 +21,7 @@ class Statistics(NamedTuple):
     """A norm's statistics: the mean (``None`` for RMS norm) and the inverse standard deviation."""
 
     mean: Tensor | None
-    inverse: Tensor
+    inverse_std: Tensor
 
 
 class Norm(Protocol):
@@ -42,7 +42,7 @@ class Norm(Protocol):
 
 
 @dataclass(frozen=True)
-class OfSample:
+class GroupNorm:
     """Group norm: groups of channels over all nodes of a sample, whose nodes are in one block.
 
     Args:
@@ -86,7 +86,7 @@ class OfSample:
             if raw.shape[1] == 0:
                 continue
             grad_x, *grads = torch.ops.aten.native_group_norm_backward(
-                *(_channels_first(grad, innermost=innermost), x, statistics.mean[own], statistics.inverse[own]),
+                *(_channels_first(grad, innermost=innermost), x, statistics.mean[own], statistics.inverse_std[own]),
                 *(weight_F, x.shape[0], x.shape[1], raw.shape[1], self.groups, wanted),
             )
             parts.append(_channels_last(grad_x, raw))
@@ -113,7 +113,7 @@ def _channels_last(x: Tensor, raw_sTF: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class OfNode:
+class NodeNorm:
     """Layer norm and RMS norm: channels of each node, which lie next to one another.
 
     Args:
@@ -139,7 +139,7 @@ class OfNode:
         else:
             squares = torch.linalg.vector_norm(raw, dim=-1, keepdim=True).square_()
             statistics = Statistics(None, squares.div_(raw.shape[-1]).add_(self.eps).rsqrt_())
-            unit = raw * statistics.inverse if keep else raw.mul_(statistics.inverse)
+            unit = raw * statistics.inverse_std if keep else raw.mul_(statistics.inverse_std)
         y_sTF = unit.view(raw_sTF.shape)
         return y_sTF if weight_F is None else scaled_(y_sTF, weight_F, bias_F), statistics
 
@@ -150,13 +150,13 @@ class OfNode:
         grad_weight_F = grad_bias_F = None
         if self.centres and self.parts == 1:
             wanted = [True, weight_F is not None, weight_F is not None]
-            given = (grad_sTF.contiguous(), raw, raw.shape[-1:], statistics.mean, statistics.inverse)
+            given = (grad_sTF.contiguous(), raw, raw.shape[-1:], statistics.mean, statistics.inverse_std)
             # The weight stands in for the bias: only its presence matters, not its values.
             return torch.ops.aten.native_layer_norm_backward(*given, weight_F, weight_F, wanted)
         if self.centres:
-            unit = torch.sub(raw, statistics.mean).mul_(statistics.inverse)  # type: ignore[arg-type]
+            unit = torch.sub(raw, statistics.mean).mul_(statistics.inverse_std)  # type: ignore[arg-type]
         else:
-            unit = raw * statistics.inverse
+            unit = raw * statistics.inverse_std
         if weight_F is not None:
             grad_weight_F = sum_of_nodes(grad_sTF * unit.view(raw_sTF.shape), grad_sTF.dtype)
             grad_bias_F = sum_of_nodes(grad_sTF, grad_sTF.dtype)
@@ -164,11 +164,11 @@ class OfNode:
         grad = self._split(grad_sTF.contiguous())
         if self.centres:
             grad, *_ = torch.ops.aten.native_layer_norm_backward(
-                grad, raw, raw.shape[-1:], statistics.mean, statistics.inverse, None, None, [True, False, False]
+                grad, raw, raw.shape[-1:], statistics.mean, statistics.inverse_std, None, None, [True, False, False]
             )
         else:
             along = (grad * unit).mean(-1, keepdim=True)
-            grad = torch.addcmul(grad, unit, along, value=-1).mul_(statistics.inverse)
+            grad = torch.addcmul(grad, unit, along, value=-1).mul_(statistics.inverse_std)
         return grad.view(raw_sTF.shape), grad_weight_F, grad_bias_F
 
     def _split(self, x_sTF: Tensor) -> Tensor:

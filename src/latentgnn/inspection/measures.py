@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from latentgnn.functional import reciprocal
 from latentgnn.inspection.recording import SeenKernel
+from latentgnn.numerics import reciprocal
 
 DEAD = 1e-3
 """A latent is dead if its part of all nodes' scatter assignments is below this, over an equal part 1 / D."""

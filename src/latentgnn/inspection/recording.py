@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn.utils.stateless import _reparametrize_module
 
 from latentgnn import functional, plain, running
-from latentgnn.core.node import has_values
 from latentgnn.core.nodes import blocks, nodes_per_block
-from latentgnn.functional import wide
 from latentgnn.layer import LatentGNN
+from latentgnn.modes import has_values
 from latentgnn.norms import is_per_node
+from latentgnn.numerics import wide
 from latentgnn.points import PackedLatentGNN, checked_offsets, scenes
 from latentgnn.steps import steps_of
 

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from latentgnn.functional import EPS
+from latentgnn.numerics import EPS
 
 EPS2 = EPS**2
 

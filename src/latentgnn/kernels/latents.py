@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from latentgnn.functional import EPS
 from latentgnn.kernels.common import EPS2, inverse_root, inverse_weight, load_matrix
 from latentgnn.kernels.sizes import padded
+from latentgnn.numerics import EPS
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from latentgnn.functional import EPS
 from latentgnn.kernels.common import EPS2, before_unit, inverse_length, inverse_weight, load_matrix, sums_in
 from latentgnn.kernels.sizes import padded
+from latentgnn.numerics import EPS
 
 # Rows of the affinity that a program computes.
 _ROWS = 16

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from latentgnn.core.layouts import empty_like_layout
 from latentgnn.core.plan import Plan
-from latentgnn.functional import to_dtype
 from latentgnn.kernels.contract import contract, expand_gradients
 from latentgnn.kernels.expand import add_product, scaled
 from latentgnn.kernels.gather import gather, gather_backward
@@ -23,6 +22,7 @@ from latentgnn.kernels.rows import Rows
 from latentgnn.kernels.scatter import scatter, scatter_backward
 from latentgnn.kernels.way import Way
 from latentgnn.kernels.weights import Projected
+from latentgnn.numerics import to_dtype
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from latentgnn.core.mix import scatter_matrices
 from latentgnn.core.parameters import Matrices, Parts, Vectors, fold, vectors
 from latentgnn.core.plan import Plan
 from latentgnn.core.records import Gradients
-from latentgnn.functional import to_dtype
+from latentgnn.numerics import to_dtype
 
 
 @dataclass

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from latentgnn.core import passes
@@ -17,6 +16,7 @@ from latentgnn.core.nodes import bounds_of
 from latentgnn.core.operators import NO_SECOND_DERIVATIVES
 from latentgnn.core.plan import Plan
 from latentgnn.core.records import Record
+from latentgnn.modes import has_values
 
 
 class BatchStatistics:
@@ -34,11 +34,6 @@ class BatchStatistics:
         self.assigns = record.assigned_statistics or []
         self.conv = record.convolved_statistics
         self.expand = record.expanded_statistics or []
-
-
-def has_values(tensor: Tensor) -> bool:
-    """Whether a tensor has numbers: those on the meta device and in FakeTensorMode have only a shape."""
-    return not (tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
 def run(
