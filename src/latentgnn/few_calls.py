@@ -8,7 +8,6 @@ Axes: B batch, N nodes, C channels, R reduced channels, D latents of one kernel,
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -61,18 +60,14 @@ def _folds(layer: Arrangement, x_BNC: Tensor, compute: torch.dtype) -> bool:
 
     It is worth it for small matrices, for at least as many nodes as channels, and on a GPU.
     """
-    config, matrix = layer.config, layer.tensors[0]
-    if layer.norm_kind != "affine" or matrix is None:
+    config, matrix = layer.config, layer.matrices[0]
+    if layer.norm_kind != "affine":
         return False
     if not compute == matrix.dtype == x_BNC.dtype == wide(compute):
         return False
     rows = max(config.channels * len(config.latents), *config.latents)
     worth_it = rows * config.reduced_channels <= SMALL_MATRIX or x_BNC.shape[0] * x_BNC.shape[1] >= config.channels
-    return (worth_it or modes.is_on_gpu(x_BNC)) and are_alike(_norm_columns(layer), layer.eps)
-
-
-def _norm_columns(layer: Arrangement) -> list[list[Tensor | None]]:
-    return [layer.tensors[place::5] for place in range(1, 5)]
+    return (worth_it or modes.is_on_gpu(x_BNC)) and are_alike(layer.norm_columns, layer.eps)
 
 
 def latent_gnn(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, compute: torch.dtype) -> Tensor:
@@ -203,21 +198,20 @@ def _split(y: Tensor, sizes: Sequence[int], dim: int = -1) -> Sequence[Tensor]:
 
 def _joined_matrices(layer: Arrangement, assigns: Iterable[int]) -> Iterator[Tensor]:
     """The matrices in the order of the equations: all reductions joined, so many assignments, the others alone."""
-    matrices = cast(list[Tensor], layer.tensors[::5])
     joined = [len(layer.reduces), *assigns, *[1] * (len(layer.convs) + 1)]
     ends = list(accumulate(joined))
-    parts = [matrices[end - count : end] for end, count in zip(ends, joined, strict=True)]
+    parts = [layer.matrices[end - count : end] for end, count in zip(ends, joined, strict=True)]
     return iter(cat(part) for part in parts)
 
 
 def _products(layer: Arrangement) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Matrices and shifts, norms and gamma in them, as `_joined_matrices` has them; the assignments of all ways."""
     weights = list(_joined_matrices(layer, [sum(map(len, layer.assigns))]))
-    if layer.tensors[1] is None:
+    if layer.norm_columns[0][0] is None:
         if layer.gamma is not None:
             weights[-1] = weights[-1] * layer.gamma
         return zip(weights, [None] * len(weights), strict=True)
-    scale_O, shift_O = joined_affine(_norm_columns(layer), layer.eps, weights[0].dtype)
+    scale_O, shift_O = joined_affine(layer.norm_columns, layer.eps, weights[0].dtype)
     rows = [weight.shape[0] for weight in weights]
     scales, shifts = list(scale_O.unsqueeze(1).split_with_sizes(rows)), list(shift_O.split_with_sizes(rows))
     if layer.gamma is not None:

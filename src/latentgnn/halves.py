@@ -52,7 +52,7 @@ def gather(
     with without_autocast:
         if (plan := _plan(layer, x_BNC, mask_BN, offsets, compute)) is None:
             return plain.gathered(layer, x_BNC, Nodes(mask_BN, offsets), compute)
-        return core.gather(x_BNC, mask_BN, offsets, [*layer.tensors, layer.gamma], plan)
+        return core.gather(x_BNC, mask_BN, offsets, layer.flat(), plan)
 
 
 def scatter(
@@ -77,7 +77,7 @@ def scatter(
     with without_autocast:
         sums_SGDr, weights_SGD = to_dtype(sums_SGDr, wide(compute)), to_dtype(weights_SGD, wide(compute))
         if (plan := _plan(layer, x_BNC, mask_BN, offsets, compute, sums_SGDr, weights_SGD)) is not None:
-            return core.scatter(x_BNC, mask_BN, offsets, sums_SGDr, weights_SGD, [*layer.tensors, layer.gamma], plan)
+            return core.scatter(x_BNC, mask_BN, offsets, sums_SGDr, weights_SGD, layer.flat(), plan)
         latents = mixed(sums_SGDr, weights_SGD, running.plan_of(layer, "affine", compute, holds=False))
         return plain.scattered(layer, x_BNC, Nodes(mask_BN, offsets), compute, latents)
 
@@ -91,7 +91,7 @@ def _plan(
     *sums: Tensor,
 ) -> Plan | None:
     """The core's plan; ``None`` if it cannot take the input, or gradients are needed, which it lacks here."""
-    read = (x_BNC, *sums, *layer.tensors, layer.gamma)
+    read = (x_BNC, *sums, *layer.flat())
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in read):
         return None
     if paths.why_not_core(layer, x_BNC, mask_BN, compute, offsets) is not None:

@@ -273,7 +273,7 @@ class LatentGNN(nn.Module):
 
     def _output(self, x_BNC: Tensor, mask_BN: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
         layer = self.arrangement()
-        if any(type(matrix) is not nn.Parameter for matrix in layer.tensors[::5]) and (whole := self.whole()):
+        if any(type(matrix) is not nn.Parameter for matrix in layer.matrices) and (whole := self.whole()):
             with _reparametrize_module(self, whole):
                 return running.run(self.arrangement(), x_BNC, mask_BN, offsets)
         return running.run(layer, x_BNC, mask_BN, offsets)

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from latentgnn.batch_statistics import synchronizes, tracks
 from latentgnn.numerics import wide
-from latentgnn.projections import Arrangement
+from latentgnn.projections import Arrangement, NormedMatrix
 
 # Called with the input, (B, N, O) or (B, O, N), and the dimension of its channels, 2 or 1; returns (B, N, O).
 NormCall = Callable[[Tensor, int], Tensor]
@@ -30,7 +30,7 @@ def are_single(layer: Arrangement, x_BNC: Tensor, compute: torch.dtype) -> bool:
     kind = layer.norm_kind
     if kind is None or (kind == "group" and x_BNC.stride(-1) == 1):
         return False
-    types = {tensor.dtype for place in range(1, 5) for tensor in layer.tensors[place::5] if tensor is not None}
+    types = {tensor.dtype for column in layer.norm_columns for tensor in column if tensor is not None}
     # A batch norm may have float32 tensors while its input is in half precision.
     if not (types <= {compute} or (kind in ("affine", "batch") and types == {wide(compute)})):
         return False
@@ -50,12 +50,11 @@ def norm_calls(layer: Arrangement) -> list[NormCall]:
     ]
     if counters:
         torch._foreach_add_(cast(list[Tensor], counters), 1)
-    tensors = layer.tensors
-    return [_call(layer, norm, tensors[5 * index + 1 : 5 * index + 5]) for index, norm in enumerate(layer.norms)]
+    return [_call(layer, norm, part) for norm, part in zip(layer.norms, layer.parts, strict=True)]
 
 
-def _call(layer: Arrangement, norm: nn.Module, tensors: Sequence[Tensor | None]) -> NormCall:
-    weight_O, bias_O, mean_O, var_O = tensors
+def _call(layer: Arrangement, norm: nn.Module, part: NormedMatrix) -> NormCall:
+    _, weight_O, bias_O, mean_O, var_O = part
     if layer.norm_kind == "group":
         return partial(_group_norm, (cast(nn.GroupNorm, norm).num_groups, weight_O, bias_O, norm.eps))
     if layer.norm_kind == "layer":

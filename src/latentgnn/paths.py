@@ -173,7 +173,7 @@ def _why_not(call: _Call) -> str | None:
         return _HALF
     if len({norm.eps for norm in norms}) > 1:
         return "norms that differ in eps"
-    if any(len({tensor is None for tensor in layer.tensors[place::5]}) > 1 for place in (1, 2)):
+    if any(len({tensor is None for tensor in column}) > 1 for column in layer.norm_columns[:2]):
         return "norms of which some have weights and some not"
     if kind == "batch" and layer.ranks is not None:
         return "batch statistics of several processes"

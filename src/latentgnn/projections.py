@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from hashlib import blake2b
+from typing import Any, NamedTuple, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from latentgnn.config import LatentGNNConfig
 from latentgnn.modules import child, own_tensor
 from latentgnn.norms import NormFactory, NormKind, kind_of, norm_tensors, uses_batch_statistics
 from latentgnn.ranks import Ranks
+
+T = TypeVar("T")
 
 # Packages whose subclasses of PyTorch's norms compute what their bases do; some for another layout, or in float32.
 _SAME_ARITHMETIC = ("torch", "torchvision", "timm")
@@ -90,6 +93,27 @@ def _has_own_forward(norm: nn.Module) -> bool:
     return owner.__module__.partition(".")[0] not in _SAME_ARITHMETIC
 
 
+class NormedMatrix(NamedTuple):
+    """The tensors of a matrix and of the norm after it; ``None`` for what the norm does not have."""
+
+    matrix: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor | None
+    var: Tensor | None
+
+    @classmethod
+    def each(cls, flat: Sequence[Tensor | None]) -> list[Self]:
+        """From the tensors of several, one after the other."""
+        return [cls._make(part) for part in split_parts(flat)]
+
+
+def split_parts(flat: Sequence[T]) -> list[Sequence[T]]:
+    """The five values of each projection, from those of all of them, one after the other."""
+    size = len(NormedMatrix._fields)
+    return [flat[first : first + size] for first in range(0, len(flat), size)]
+
+
 class Arrangement:
     """The projections of a layer by their place in the equations, with the tensors they hold now.
 
@@ -105,7 +129,9 @@ class Arrangement:
     Attributes:
         projections: all of them, in the order of the arguments.
         norms: the norm of each.
-        tensors: five per projection: its matrix, and its norm's weight, bias, running mean and running variance.
+        parts: the tensors of each.
+        matrices: of each.
+        norm_columns: the weights, the biases, the running means and the running variances of the norms.
         norm_kind: the kind of all norms; ``None`` if they differ or the kind is unknown.
         eps: eps of each norm.
     """
@@ -124,18 +150,27 @@ class Arrangement:
         self.reduces, self.assigns, self.convs, self.expand = reduces, assigns, convs, expand
         self.projections = [*reduces, *(part for way in assigns for part in way), *convs, expand]
         self.norms = [child(projection, "norm") for projection in self.projections]
-        self.tensors: list[Tensor | None] = []
-        for projection, norm in zip(self.projections, self.norms, strict=True):
-            self.tensors += [own_tensor(projection, "weight"), *norm_tensors(norm)]
+        self.parts = [
+            NormedMatrix(cast(Tensor, own_tensor(projection, "weight")), *norm_tensors(norm))
+            for projection, norm in zip(self.projections, self.norms, strict=True)
+        ]
+        columns: list[list[Any]] = [list(column) for column in zip(*self.parts, strict=True)]
+        self.matrices: list[Tensor] = columns[0]
+        self.norm_columns: list[list[Tensor | None]] = columns[1:]
         self.norm_kind: NormKind | None = kind_of(self.norms)
         self.eps = [getattr(norm, "eps", 0.0) for norm in self.norms]
 
+    def flat(self, *, statistics: bool = True) -> list[Tensor | None]:
+        """The tensors of all projections one after the other, and gamma; on demand without running statistics."""
+        parts = self.parts if statistics else [part._replace(mean=None, var=None) for part in self.parts]
+        return [*(tensor for part in parts for tensor in part), self.gamma]
+
     def fingerprint(self) -> str:
         """A hash of all that the output depends on, except the input; without running statistics that are not used."""
-        config, tensors = self.config, [*self.tensors, self.gamma]
-        for index, norm in enumerate(self.norms):
-            if uses_batch_statistics(norm):
-                tensors[5 * index + 3] = tensors[5 * index + 4] = None
+        config, tensors = self.config, list[Tensor | None]()
+        for part, norm in zip(self.parts, self.norms, strict=True):
+            tensors += part._replace(mean=None, var=None) if uses_batch_statistics(norm) else part
+        tensors.append(self.gamma)
         told = [
             *(config.channels, config.latents, config.reduction, config.symmetric, config.graph_conv, config.residual),
             *(config.num_groups, config.node_scale, self.norm_kind, self.eps),

@@ -94,7 +94,7 @@ def _check_ranks(layer: Arrangement, ranks: Ranks, x_BNC: Tensor, offsets: Tenso
             )
     if torch.compiler.is_compiling() or ranks.agreed or is_transformed() or not has_values(x_BNC):
         return
-    read = [x_BNC, layer.gamma, *layer.tensors]
+    read = [x_BNC, *layer.flat()]
     facts = {
         "channels": config.channels,
         "reduced channels": config.reduced_channels,
@@ -136,13 +136,10 @@ def _core(
     *,
     holds: bool,
 ) -> Tensor:
-    kind, tensors = layer.norm_kind, [*layer.tensors, layer.gamma]
+    kind = layer.norm_kind
     assert kind is not None
-    if kind == "batch":
-        for index in range(0, len(tensors) - 1, 5):
-            tensors[index + 3] = tensors[index + 4] = None
     plan = plan_of(layer, kind, compute, holds=holds)
-    out_BNC, statistics = autograd.run(x_BNC, mask_BN, offsets, tensors, plan)
+    out_BNC, statistics = autograd.run(x_BNC, mask_BN, offsets, layer.flat(statistics=kind != "batch"), plan)
     if statistics is not None:
         _learn(layer, statistics, plan, x_BNC.shape[0] * x_BNC.shape[1])
     return out_BNC

@@ -4,7 +4,7 @@ Axes: B batch, N nodes, C and O channels before and after a matrix, F features, 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +66,7 @@ _MANY_ROWS, _LARGE_PRODUCT = 128, 1 << 22
 def steps_of(layer: Arrangement, compute: torch.dtype, *, counted: bool = False) -> Steps:
     """The projections of a layer, with matrices in the dtype of the products."""
     kernels, ways = len(layer.config.latents), len(layer.reduces)
-    weights = [to_dtype(weight, compute) for weight in cast(list[Tensor], layer.tensors[::5])]
+    weights = [to_dtype(weight, compute) for weight in layer.matrices]
     steps = [Step(weight, norm, counted) for weight, norm in zip(weights, layer.norms, strict=True)]
     assigns = [steps[ways + way * kernels : ways + (way + 1) * kernels] for way in range(ways)]
     return Steps(steps[:ways], assigns, steps[ways + ways * kernels : -1], steps[-1])

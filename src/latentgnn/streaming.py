@@ -181,7 +181,7 @@ def _layer(layer: LatentGNN) -> Arrangement:
     if not isinstance(layer, LatentGNN):
         raise TypeError(f"expected a LatentGNN or PackedLatentGNN, got {type(layer).__name__}")
     own = layer.arrangement()
-    if any(is_traceable_wrapper_subclass(tensor) for tensor in own.tensors if tensor is not None):
+    if any(is_traceable_wrapper_subclass(tensor) for tensor in own.flat() if tensor is not None):
         raise TypeError(f"{type(layer).__name__} has parameters that are split over processes: put them together first")
     if own.ranks is not None and own.ranks.count > 1:
         raise TypeError(

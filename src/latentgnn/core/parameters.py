@@ -14,16 +14,7 @@ from latentgnn.core.layouts import cat
 from latentgnn.core.plan import Plan
 from latentgnn.norms import affines
 from latentgnn.numerics import to_dtype, wide
-
-
-class NormedMatrix(NamedTuple):
-    """The tensors of a matrix and of the norm after it; ``None`` for what the norm does not have."""
-
-    matrix: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    mean: Tensor | None
-    var: Tensor | None
+from latentgnn.projections import NormedMatrix
 
 
 class Parts(NamedTuple):
@@ -37,11 +28,11 @@ class Parts(NamedTuple):
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor | None], plan: Plan) -> "Parts":
-        """From a flat sequence: the five tensors of each projection in the order of the fields, and gamma."""
-        fives = [NormedMatrix(*tensors[i : i + 5]) for i in range(0, len(tensors) - 1, 5)]  # type: ignore[arg-type]
+        """From what `latentgnn.projections.Arrangement.flat` gives."""
+        normed = NormedMatrix.each(tensors[:-1])
         ways, kernels = plan.ways, len(plan.latents)
-        assigns = [fives[ways + way * kernels : ways + (way + 1) * kernels] for way in range(ways)]
-        return cls(fives[:ways], assigns, fives[ways + ways * kernels : -1], fives[-1], tensors[-1])
+        assigns = [normed[ways + way * kernels : ways + (way + 1) * kernels] for way in range(ways)]
+        return cls(normed[:ways], assigns, normed[ways + ways * kernels : -1], normed[-1], tensors[-1])
 
 
 class Matrices(NamedTuple):

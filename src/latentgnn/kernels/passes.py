@@ -7,6 +7,7 @@ Axes: B batch, N nodes, C channels, R reduced channels, S samples, D latents.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from latentgnn.kernels.scatter import scatter, scatter_backward
 from latentgnn.kernels.way import Way
 from latentgnn.kernels.weights import Projected
 from latentgnn.numerics import to_dtype
+from latentgnn.projections import NormedMatrix, split_parts
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,13 @@ class _Layer:
         tensors: Sequence[Tensor | None],
         plan: Plan,
     ) -> "_Layer":
-        fives = [tensors[place : place + 5] for place in range(0, len(tensors) - 1, 5)]
-        projected = [Projected.of(five, eps, plan.compute) for five, eps in zip(fives, plan.eps, strict=True)]
+        normed = NormedMatrix.each(tensors[:-1])
+        projected = [Projected.of(part, eps, plan.compute) for part, eps in zip(normed, plan.eps, strict=True)]
         return cls(
             rows=Rows.of(x_BNC, mask_BN, offsets),
             x_BNC=masked(to_dtype(x_BNC, plan.compute), mask_BN),
             reduce=torch.cat([part.matrix for part in projected[:2]]),
-            up=_up([five[0] for five in fives[:2]]) if plan.compute == torch.float16 else None,
+            up=_up([part.matrix for part in normed[:2]]) if plan.compute == torch.float16 else None,
             reduces=projected[:2],
             assigns=projected[2:4],
             conv=projected[4] if plan.graph_conv else None,
@@ -169,6 +171,16 @@ def forward(
     return out_BNC, Saved(latent_SDR, unit_SDR, weights_SD, to_feature_SDR, raw_BNR, feature_BNR)
 
 
+class _Needs(NamedTuple):
+    """Which tensors of a projection need gradients; the fields are those of `NormedMatrix`."""
+
+    matrix: bool
+    weight: bool
+    bias: bool
+    mean: bool
+    var: bool
+
+
 def backward(
     grad_BNC: Tensor,
     x_BNC: Tensor,
@@ -204,10 +216,11 @@ def backward(
         of_gather, of_scatter = layer.ways(raw_BNR)
         feature_BNR = layer.features(of_scatter, to_feature_SDR) if saved.feature is None else saved.feature
         inside_BNC = masked(to_dtype(grad_BNC, plan.compute), mask_BN)
+        need_v, need_l, need_psi_v, need_psi_l, *need_convs, need_expand = map(_Needs._make, split_parts(needs[:-1]))
         grads_expand: Sequence[Tensor | None] = [None] * 6
-        if any(needs[-6:]):
+        if any(need_expand) or needs[-1]:
             matrix, *vectors, of_gamma = expand_gradients(feature_BNR, inside_BNC, layer.expand, layer.gamma)
-            grads_expand = [matrix, *layer.expand.norm_gradients(*vectors, needs=needs[-6:-1]), of_gamma]
+            grads_expand = [matrix, *layer.expand.norm_gradients(*vectors, needs=need_expand), of_gamma]
         grad_feature_BNR = convolved(inside_BNC, scaled(layer.expand, layer.gamma))
 
         mean, grad_raw_BNR = plan.node_scale == "mean", torch.empty_like(raw_BNR)
@@ -218,13 +231,13 @@ def backward(
             layer.conv,
             grad_feature_BNR,
             grad_scatter,
-            learns=any(needs[6:8]) or (layer.conv is not None and any(needs[21:23])),
+            learns=any(need.weight or need.bias for need in (need_l, *need_convs)),
         )
         grad_sums, grad_weights, grad_conv = mix_backward(
             saved.latent, saved.unit, saved.weights, layer.conv_matrix, grad_to_feature, plan.compute, mean=mean
         )
         grad_psi_v, *vectors_v = gather_backward(
-            of_gather, grad_sums, grad_weights, grad_gather, mean=mean, learns=any(needs[1:3])
+            of_gather, grad_sums, grad_weights, grad_gather, mean=mean, learns=need_v.weight or need_v.bias
         )
         grad_x_BNC = None
         if needs_x:
@@ -240,14 +253,14 @@ def backward(
                 residual=plan.residual,
             )
         grad_reduces: Sequence[Tensor | None] = (None, None)
-        if needs[0] or needs[5]:
+        if need_v.matrix or need_l.matrix:
             grad_reduces = contract(grad_raw_BNR, layer.x_BNC).chunk(2)
     grads = [
-        *(grad_reduces[0], *layer.reduces[0].norm_gradients(*vectors_v[2:], needs=needs[:5])),
-        *(grad_reduces[1], *layer.reduces[1].norm_gradients(*vectors_l[2:4], needs=needs[5:10])),
-        *(grad_psi_v, *layer.assigns[0].norm_gradients(*vectors_v[:2], needs=needs[10:15])),
-        *(grad_psi_l, *layer.assigns[1].norm_gradients(*vectors_l[:2], needs=needs[15:20])),
-        *([] if layer.conv is None else [grad_conv, *layer.conv.norm_gradients(*vectors_l[4:], needs=needs[20:25])]),
+        *(grad_reduces[0], *layer.reduces[0].norm_gradients(*vectors_v[2:], needs=need_v)),
+        *(grad_reduces[1], *layer.reduces[1].norm_gradients(*vectors_l[2:4], needs=need_l)),
+        *(grad_psi_v, *layer.assigns[0].norm_gradients(*vectors_v[:2], needs=need_psi_v)),
+        *(grad_psi_l, *layer.assigns[1].norm_gradients(*vectors_l[:2], needs=need_psi_l)),
+        *([] if layer.conv is None else [grad_conv, *layer.conv.norm_gradients(*vectors_l[4:], needs=need_convs[0])]),
         *grads_expand,
     ]
     return grad_x_BNC, [
