@@ -23,8 +23,8 @@ def core_for_small_inputs(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     """Let the layer take the core for the tests' tiny inputs too, as it does for a user's larger ones."""
     if "small_inputs" not in request.keywords:
         monkeypatch.setattr("latentgnn.by_size.SMALL_OPERATIONS", 0)
-        monkeypatch.setattr("latentgnn.by_size.IN_COLUMNS", {})
-        monkeypatch.setattr("latentgnn.by_size.IN_ROWS", {})
+        monkeypatch.setattr("latentgnn.by_size.CHANNELS_FIRST", {})
+        monkeypatch.setattr("latentgnn.by_size.CHANNELS_LAST", {})
 
 
 @pytest.fixture(scope="session")

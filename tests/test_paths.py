@@ -152,15 +152,15 @@ def test_how_few_nodes_follows_from_the_kind_of_norm(
     norm: NormKind, samples: int, channels: int, nodes: int, pays: bool
 ) -> None:
     config = LatentGNNConfig(channels=channels, num_latents=32)
-    assert by_size.columns_pay(config, samples, nodes, recorded=True, norm=norm) is pays
+    assert by_size.channels_first_pays(config, samples, nodes, recorded=True, norm=norm) is pays
 
 
 def test_one_thread_has_less_to_gain() -> None:
     config = LatentGNNConfig(channels=256, num_latents=32)
-    assert by_size.columns_pay(config, 4, 32 * 32, recorded=False, threads=2)
-    assert not by_size.columns_pay(config, 4, 32 * 32, recorded=False, threads=1)
-    assert by_size.rows_pay(config, 8 * 32 * 32, recorded=True, norm="layer", threads=2)
-    assert not by_size.rows_pay(config, 8 * 32 * 32, recorded=True, norm="layer", threads=1)
+    assert by_size.channels_first_pays(config, 4, 32 * 32, recorded=False, threads=2)
+    assert not by_size.channels_first_pays(config, 4, 32 * 32, recorded=False, threads=1)
+    assert by_size.channels_last_pays(config, 8 * 32 * 32, recorded=True, norm="layer", threads=2)
+    assert not by_size.channels_last_pays(config, 8 * 32 * 32, recorded=True, norm="layer", threads=1)
 
 
 @pytest.mark.parametrize(
@@ -181,12 +181,12 @@ def test_how_few_rows_follows_from_the_kind_of_norm(
     norm: NormKind | None, channels: int, nodes: int, recorded: bool, pays: bool
 ) -> None:
     config = LatentGNNConfig(channels=channels, num_latents=32)
-    assert by_size.rows_pay(config, nodes, recorded=recorded, norm=norm) is pays
+    assert by_size.channels_last_pays(config, nodes, recorded=recorded, norm=norm) is pays
 
 
 def test_rows_of_unreduced_channels_take_the_plain_path_in_both_passes() -> None:
     config = LatentGNNConfig(channels=32, num_latents=32, reduction=1)
-    assert by_size.rows_pay(config, 25 * 16 * 16, recorded=True, norm="layer")
+    assert by_size.channels_last_pays(config, 25 * 16 * 16, recorded=True, norm="layer")
 
 
 @pytest.mark.parametrize("norm", [FrozenBatchNorm, nn.BatchNorm1d, no_norm, group_norm, nn.LayerNorm, nn.RMSNorm])
@@ -206,7 +206,7 @@ def test_rows_give_what_the_reference_gives(norm: NormFactory, samples: int, mon
     most = 2e-5 * float(expected.detach().abs().max())
     torch.testing.assert_close(out.double(), expected.detach(), rtol=0, atol=most)
     # The plain path's own gradients, whose products are convolutions here.
-    monkeypatch.setattr(by_size, "rows_pay", lambda *arguments, **named: True)
+    monkeypatch.setattr(by_size, "channels_last_pays", lambda *arguments, **named: True)
     x.requires_grad_()
     assert "channels lie innermost" in (_why_not(layer, x.flatten(2).mT) or "")
     got = torch.autograd.grad((layer(x) * weight).sum(), [x, *layer.parameters()])
@@ -293,8 +293,8 @@ def test_what_a_norm_of_your_own_gave_is_not_changed() -> None:
 def test_an_input_of_which_much_is_computed_inside_is_not_small(norm: NormKind) -> None:
     config = LatentGNNConfig(channels=16, num_latents=256, reduction=2)
     for samples, nodes in [(1, 1 << 15), (4, 1 << 14)]:
-        assert not by_size.rows_pay(config, samples * nodes, recorded=False, norm=norm)
-        assert not by_size.columns_pay(config, samples, nodes, recorded=False, norm=norm)
+        assert not by_size.channels_last_pays(config, samples * nodes, recorded=False, norm=norm)
+        assert not by_size.channels_first_pays(config, samples, nodes, recorded=False, norm=norm)
 
 
 def test_a_traced_layer_has_pytorchs_own_operations() -> None:

@@ -34,7 +34,7 @@ KERNELS_PAY_COMPILED = 1 << 23
 SMALL_OPERATIONS = 1 << 25
 # For which maps the plain path is faster on a CPU with several threads, by kind of norm: the range of nodes in a
 # sample, and the most elements of the input (docs/results.md).
-IN_COLUMNS: Mapping[NormKind, tuple[range, int]] = {
+CHANNELS_FIRST: Mapping[NormKind, tuple[range, int]] = {
     "affine": (range(32, 401), 1 << 20),
     "batch": (range(128, 401), 5 << 17),
     "group": (range(32, 401), 1 << 20),
@@ -42,29 +42,29 @@ IN_COLUMNS: Mapping[NormKind, tuple[range, int]] = {
     "rms": (range(128, 401), 1 << 18),
 }
 # The same on one thread, where less is gained; and the most elements that the layer may compute inside.
-_ON_ONE_THREAD, _INSIDE_COLUMNS = (range(128, 401), 3 << 16), 1 << 20
+_ON_ONE_THREAD, _INSIDE_CHANNELS_FIRST = (range(128, 401), 3 << 16), 1 << 20
 # Batches of larger maps: from this many nodes in a sample, and up to this many input elements, the plain path is faster
 # for norms over a sample or a node, and for affine norms without a backward pass. Beyond, its time can double with the
 # state of the process's memory; the core's cannot.
 _BATCH_NODES, _BATCH_NUMBERS = 128, 15 << 17
 # With affine norms, only from this many samples on; and if a backward pass may follow, only up to this many channels
-# and up to `_INSIDE_COLUMNS` elements inside.
+# and up to `_INSIDE_CHANNELS_FIRST` elements inside.
 _AFFINE_SAMPLES, _AFFINE_CHANNELS = 4, 256
 # Without a backward pass, the plain path is faster for a single sample of up to this many elements.
 _SINGLE_NUMBERS = 1 << 19
 # The most elements, over all nodes, that the plain path may compute inside; unlike the core, it has no blocks.
 _INSIDE = 1 << 22
 # Channels-last inputs: without a backward pass, the plain path is faster on a CPU up to this many elements, by kind of
-# norm. With one, it is faster only with several threads and norms over a sample or a node, from `_IN_ROWS_RECORDED`
+# norm. With one, it is faster only with several threads and norms over a sample or a node, from `_CHANNELS_LAST_RECORDED`
 # elements on or if the reductions do not reduce the channels (docs/results.md).
-IN_ROWS: Mapping[NormKind, int] = {
+CHANNELS_LAST: Mapping[NormKind, int] = {
     "affine": 1 << 22,
     "batch": 1 << 21,
     "group": 1 << 23,
     "layer": 1 << 23,
     "rms": 1 << 23,
 }
-_IN_ROWS_RECORDED = 1 << 19
+_CHANNELS_LAST_RECORDED = 1 << 19
 # Up to this many elements, batch norm's statistics are taken from the output itself, without moments.
 _SMALL_OUTPUT = 1 << 19
 
@@ -133,7 +133,7 @@ def is_small(config: LatentGNNConfig, nodes: int) -> bool:
     return nodes * operations_of_a_node(config) <= SMALL_OPERATIONS
 
 
-def columns_pay(
+def channels_first_pays(
     config: LatentGNNConfig,
     samples: int,
     nodes: int,
@@ -154,13 +154,13 @@ def columns_pay(
 
     Example:
         >>> config = LatentGNNConfig(channels=512, num_latents=100)
-        >>> columns_pay(config, 1, 14 * 14, recorded=True), columns_pay(config, 1, 28 * 28, recorded=True)
+        >>> channels_first_pays(config, 1, 14 * 14, recorded=True), channels_first_pays(config, 1, 28 * 28, recorded=True)
         (True, False)
     """
     kind: NormKind | None = "affine" if norm == "group" and samples == 1 else norm
     rows, numbers = samples * nodes, samples * nodes * config.channels
     inside = rows * computed_numbers(config)
-    if kind is None or kind not in IN_COLUMNS or inside > _INSIDE:
+    if kind is None or kind not in CHANNELS_FIRST or inside > _INSIDE:
         return False
     if samples == 1 and threads > 1 and not recorded:
         return numbers <= _SINGLE_NUMBERS
@@ -170,15 +170,15 @@ def columns_pay(
         several_affine = kind == "affine" and samples >= _AFFINE_SAMPLES
         if kind in ("group", "layer", "rms") or (several_affine and not recorded):
             return numbers <= _BATCH_NUMBERS
-        if several_affine and config.channels <= _AFFINE_CHANNELS and inside <= _INSIDE_COLUMNS:
+        if several_affine and config.channels <= _AFFINE_CHANNELS and inside <= _INSIDE_CHANNELS_FIRST:
             return numbers <= _BATCH_NUMBERS
-        if kind == "batch" and numbers <= IN_COLUMNS[kind][1]:
+        if kind == "batch" and numbers <= CHANNELS_FIRST[kind][1]:
             return True
-    few, most = IN_COLUMNS[kind] if threads > 1 or kind == "group" else _ON_ONE_THREAD
-    return nodes in few and numbers <= most and inside <= _INSIDE_COLUMNS
+    few, most = CHANNELS_FIRST[kind] if threads > 1 or kind == "group" else _ON_ONE_THREAD
+    return nodes in few and numbers <= most and inside <= _INSIDE_CHANNELS_FIRST
 
 
-def rows_pay(
+def channels_last_pays(
     config: LatentGNNConfig, nodes: int, *, recorded: bool, norm: NormKind | None = "affine", threads: int = 2
 ) -> bool:
     """Whether the plain path is faster for an input whose channels lie innermost.
@@ -192,17 +192,19 @@ def rows_pay(
 
     Example:
         >>> config = LatentGNNConfig(channels=256, num_latents=64)
-        >>> rows_pay(config, 8 * 32 * 32, recorded=False), rows_pay(config, 8 * 32 * 32, recorded=True)
+        >>> channels_last_pays(config, 8 * 32 * 32, recorded=False), channels_last_pays(config, 8 * 32 * 32, recorded=True)
         (True, False)
     """
     numbers = nodes * config.channels
-    if norm is None or numbers > IN_ROWS.get(norm, 0) or nodes * computed_numbers(config) > _INSIDE:
+    if norm is None or numbers > CHANNELS_LAST.get(norm, 0) or nodes * computed_numbers(config) > _INSIDE:
         return False
     if not recorded:
         return True
     reduced = config.reduced_channels * (1 if config.symmetric else 2)
     return (
-        threads > 1 and norm not in ("affine", "batch") and (numbers >= _IN_ROWS_RECORDED or reduced >= config.channels)
+        threads > 1
+        and norm not in ("affine", "batch")
+        and (numbers >= _CHANNELS_LAST_RECORDED or reduced >= config.channels)
     )
 
 

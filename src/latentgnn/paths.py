@@ -203,10 +203,10 @@ def _if_small(call: _Call) -> Choice | None:
     if recorded and not holds(layer.config, x_BNC, kind):
         return None
     if not nodes_innermost(x_BNC):
-        if by_size.rows_pay(layer.config, samples * nodes, recorded=recorded, norm=kind, threads=threads):
+        if by_size.channels_last_pays(layer.config, samples * nodes, recorded=recorded, norm=kind, threads=threads):
             why_not = "channels lie innermost, and the nodes are few enough for the plain path to be faster"
             return _plain_or_shorter(call, why_not)
-    elif by_size.columns_pay(layer.config, samples, nodes, recorded=recorded, norm=kind, threads=threads):
+    elif by_size.channels_first_pays(layer.config, samples, nodes, recorded=recorded, norm=kind, threads=threads):
         return _plain_or_shorter(call, "the map has few enough nodes for the plain path to be faster")
     return None
 
