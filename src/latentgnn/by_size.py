@@ -55,8 +55,8 @@ _SINGLE_NUMBERS = 1 << 19
 # The most elements, over all nodes, that the plain path may compute inside; unlike the core, it has no blocks.
 _INSIDE = 1 << 22
 # Channels-last inputs: without a backward pass, the plain path is faster on a CPU up to this many elements, by kind of
-# norm. With one, it is faster only with several threads and norms over a sample or a node, from `_CHANNELS_LAST_RECORDED`
-# elements on or if the reductions do not reduce the channels (docs/results.md).
+# norm. With one, it is faster only with several threads and norms over a sample or a node, from
+# `_CHANNELS_LAST_RECORDED` elements on or if the reductions do not reduce the channels (docs/results.md).
 CHANNELS_LAST: Mapping[NormKind, int] = {
     "affine": 1 << 22,
     "batch": 1 << 21,
@@ -154,8 +154,8 @@ def channels_first_pays(
 
     Example:
         >>> config = LatentGNNConfig(channels=512, num_latents=100)
-        >>> channels_first_pays(config, 1, 14 * 14, recorded=True), channels_first_pays(config, 1, 28 * 28, recorded=True)
-        (True, False)
+        >>> [channels_first_pays(config, 1, nodes, recorded=True) for nodes in (14 * 14, 28 * 28)]
+        [True, False]
     """
     kind: NormKind | None = "affine" if norm == "group" and samples == 1 else norm
     rows, numbers = samples * nodes, samples * nodes * config.channels
@@ -192,8 +192,8 @@ def channels_last_pays(
 
     Example:
         >>> config = LatentGNNConfig(channels=256, num_latents=64)
-        >>> channels_last_pays(config, 8 * 32 * 32, recorded=False), channels_last_pays(config, 8 * 32 * 32, recorded=True)
-        (True, False)
+        >>> [channels_last_pays(config, 8 * 32 * 32, recorded=recorded) for recorded in (False, True)]
+        [True, False]
     """
     numbers = nodes * config.channels
     if norm is None or numbers > CHANNELS_LAST.get(norm, 0) or nodes * computed_numbers(config) > _INSIDE:
