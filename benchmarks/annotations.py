@@ -3,14 +3,13 @@
 python -m benchmarks.annotations [--images 10000,100000,1000000] [--beside FOLDER/src]
 """
 
-import argparse
 import json
 import resource
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.child import run_child
-from benchmarks.options import RESULTS, header, positive
+from benchmarks.options import header, positive, program, result_stem, run, save_results, write_results
 from benchmarks.report import markdown_table
-from latentgnn.errors import UserError
-from latentgnn.files import write_json, write_text
 
 OBJECTS = 5
 """Objects per image."""
@@ -197,17 +194,13 @@ def markdown(report: Mapping[str, Any]) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     """Measure, and write ``annotations-DATE`` as JSON and Markdown.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
-
-    Returns:
-        The exit code.
+        argv: command-line arguments.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.annotations", description=__doc__, allow_abbrev=False)
+    parser = program("annotations", __doc__, out=True)
     parser.add_argument(
         "--images",
         type=lambda text: [positive(number) for number in text.split(",")],
@@ -222,18 +215,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--scratch", type=Path, metavar="FOLDER", help="for the sets, kept there (a temporary one)")
     parser.add_argument("--add-to", type=Path, metavar="FILE", help="put the measurements to those of this JSON file")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     parser.add_argument("--measure", nargs=2, metavar=("FILE", "START"), help="one measurement, as JSON, and no file")
     given = parser.parse_args(argv)
     if given.measure:
         print(json.dumps(measure(Path(given.measure[0]), given.measure[1])))
-        return 0
+        return
     report = header("benchmarks.annotations", argv, device="cpu", dtype="float32", threads=None)
     report["measured"] = []
     if given.add_to is not None:
         earlier = json.loads(given.add_to.read_text())
         report |= {"before": [*earlier.get("before", []), earlier["command"]], "measured": earlier["measured"]}
-    stem = given.out / f"annotations-{report['date'][:10]}"
+    stem = result_stem(given.out, "annotations", report)
     scratch = given.scratch or Path(tempfile.mkdtemp(prefix="latentgnn-"))
     try:
         for images in given.images:
@@ -248,18 +240,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for side, source in sides.items():
                     measured = run_child("benchmarks.annotations", ["--measure", str(path), start], source=source)
                     report["measured"].append({"images": images, "side": side, "start": start, **measured})
-                    write_json(stem.with_suffix(".json"), report)
-                    write_text(stem.with_suffix(".md"), markdown(report))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+                    save_results(stem, report, markdown(report))
     finally:
         if given.scratch is None:
             shutil.rmtree(scratch)
     print(markdown(report))
-    print(f"written to {stem}.json and .md")
-    return 0
+    write_results(stem, report, markdown(report))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -7,20 +7,21 @@ once on the test split. Finished runs in the work folder are kept and stopped on
 run again. ``--report`` only writes the result files of the runs that exist, and says which are missing.
 """
 
-import argparse
 import json
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.options import program, run, write_results
 from benchmarks.study_costs import costs
 from benchmarks.study_report import compare, interval
 from latentgnn import load_run
 from latentgnn.cli import main as latentgnn
-from latentgnn.files import write_json, write_text
+from latentgnn.errors import UserError
 from latentgnn.tasks.segmentation.programs import Logits
 from latentgnn.training.environment import environment
 
@@ -80,7 +81,7 @@ def write_report(out: Path, work: Path, seeds: Sequence[int], settings: Sequence
     runs = read(work, seeds)
     missing = [f"{side} seed {seed}" for side in SIDES for seed in seeds if seed not in {r["seed"] for r in runs[side]}]
     if not all(runs.values()):
-        raise SystemExit(f"{work}: no run is finished of one side; missing: {', '.join(missing)}")
+        raise UserError(f"{work}: no run is finished of one side; missing: {', '.join(missing)}")
     scores = [*MEANS, *(name for name in runs["latentgnn"][0]["scores"] if name.startswith("IoU/"))]
     compared = compare(runs, ["no block"], scores)
     shown = table(compared, list(SIDES))
@@ -90,7 +91,6 @@ def write_report(out: Path, work: Path, seeds: Sequence[int], settings: Sequence
     # Paths describe a machine and not the figures.
     about: dict[str, Any] = {name: value for name, value in environment().items() if name != "folder"}
     values = {"missing": missing, "compared": compared, "runs": runs}
-    write_json(out.with_suffix(".json"), {**about, "command": command, **values})
     half = ""
     if len(runs["latentgnn"]) > 1:
         _, low, high = interval([run["scores"]["mIoU"] for run in runs["latentgnn"]])
@@ -99,12 +99,16 @@ def write_report(out: Path, work: Path, seeds: Sequence[int], settings: Sequence
     absent = f" Missing: {', '.join(missing)}." if missing else ""
     made = f"`{command}`, {about['cpu']['model']}, torch {about['packages']['torch']}"
     text = f"# CamVid\n\n{made}. Differences are paired by seed, with Student's interval.{half}{absent}\n\n{shown}\n"
-    write_text(out.with_suffix(".md"), text)
+    write_results(out, {**about, "command": command, **values}, text)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Train what is missing, print the table, and write it with all figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str]) -> None:
+    """Train what is missing, print the table, and write it with all figures.
+
+    Args:
+        argv: command-line arguments.
+    """
+    parser = program("camvid", __doc__)
     parser.add_argument("folder", type=Path, help="CamVid with images/ and labels/ of the splits train, val and test")
     parser.add_argument("--work", type=Path, default=Path("runs/camvid"), help="where the runs lie")
     parser.add_argument("--out", type=Path, required=True, help="the result files' name without its end")
@@ -123,4 +127,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

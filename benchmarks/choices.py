@@ -16,16 +16,14 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.options import RESULTS, header, names_of, positive, program
+from benchmarks.options import header, names_of, positive, program, result_stem, run, save_results, write_results
 from latentgnn import FrozenBatchNorm, LatentGNN, insert, norms
-from latentgnn.files import write_json, write_text
 from latentgnn.norms import NormFactory
 
 FAMILIES, OBJECTS, SIDE, WIDTH = 4, 4, 12, 64
@@ -256,45 +254,39 @@ def measure(groups: Iterable[str], *, seeds: Sequence[int], steps: int) -> dict[
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     """Measure, and write the result files.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
-
-    Returns:
-        The exit code.
+        argv: command-line arguments.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = program("choices", __doc__)
+    parser = program("choices", __doc__, out=True)
     parser.add_argument(
         "--groups", type=lambda text: names_of(GROUPS, text), default=list(GROUPS), metavar="NAME,NAME", help="(all)"
     )
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="how many (3)")
     parser.add_argument("--steps", type=positive, default=300, metavar="N", help="of each training (300)")
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="of torch (1)")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
     head = header("benchmarks.choices", argv, device="cpu", dtype="float32", threads=given.threads)
-    path = given.out / f"choices-{head['date'][:10]}.json"
+    stem = result_stem(given.out, "choices", head)
+    path = stem.with_name(f"{stem.name}.json")
     report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for group in given.groups:
         begin = time.perf_counter()
         rows = measure([group], seeds=range(given.seeds), steps=given.steps)[group]
         report[group] = {**head, "steps": given.steps, "seconds": round(time.perf_counter() - begin), "rows": rows}
         print(f"{table(group, rows)}\n", flush=True)
-        write_json(path, report)
+        save_results(stem, report)
     parts = [
         f"{table(group, part['rows'])}\n\n```json\n"
         + json.dumps({name: value for name, value in part.items() if name != "rows"}, indent=2)
         + "\n```"
         for group, part in report.items()
     ]
-    write_text(path.with_suffix(".md"), "# What the choices around a block do\n\n" + "\n\n".join(parts) + "\n")
-    print(f"written to {path}")
-    return 0
+    write_results(stem, report, "# What the choices around a block do\n\n" + "\n\n".join(parts) + "\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

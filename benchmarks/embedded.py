@@ -18,12 +18,10 @@ import torch
 from torch import nn
 
 from benchmarks.contexts import GlobalContext
-from benchmarks.options import RESULTS, header, names_of, numbers, positive, program
+from benchmarks.options import header, names_of, numbers, positive, program, result_stem, run, write_results
 from latentgnn.attachment import attach
 from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import parse_config, plain_data
-from latentgnn.errors import UserError
-from latentgnn.files import write_json, write_text
 from latentgnn.tasks.detection.config import DetectionConfig
 from latentgnn.tasks.detection.context_set import write_context_set
 from latentgnn.tasks.detection.model import build_detector
@@ -116,43 +114,32 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     """Train what is missing, and write the result files.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
-
-    Returns:
-        The exit code.
+        argv: command-line arguments.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = program("embedded", __doc__)
+    parser = program("embedded", __doc__, out=True)
     parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="where the runs are kept")
     parser.add_argument("--sides", type=lambda text: names_of(SIDES, text), default=list(SIDES), help="(all)")
     parser.add_argument("--seeds", type=numbers, default=(0, 1), metavar="N,N", help="(0,1)")
     parser.add_argument("--steps", type=positive, default=300, metavar="N", help="of each training (300)")
     parser.add_argument("--threads", type=positive, default=2, metavar="N", help="of torch (2)")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
     command = ["--runs", "FOLDER", "--sides", ",".join(given.sides), "--seeds", ",".join(map(str, given.seeds))]
     command += ["--steps", str(given.steps), "--threads", str(given.threads)]
     head = header("benchmarks.embedded", command, device="cpu", dtype="float32", threads=given.threads)
-    try:
-        for seed in given.seeds:
-            for side in given.sides:
-                if not is_finished(run_folder(given.runs, side, seed), given.steps):
-                    train(side, seed=seed, steps=given.steps, folder=given.runs)
-        runs = finished(given.runs, given.seeds)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    path = given.out / f"embedded-{head['date'][:10]}.json"
-    write_json(path, {**head, "runs": runs})
-    write_text(path.with_suffix(".md"), f"# The embedded set\n\nCommand: `{head['command']}`\n\n{table(runs)}\n")
-    print(f"{table(runs)}\nwritten to {path}")
-    return 0
+    for seed in given.seeds:
+        for side in given.sides:
+            if not is_finished(run_folder(given.runs, side, seed), given.steps):
+                train(side, seed=seed, steps=given.steps, folder=given.runs)
+    runs = finished(given.runs, given.seeds)
+    print(table(runs))
+    text = f"# The embedded set\n\nCommand: `{head['command']}`\n\n{table(runs)}\n"
+    write_results(result_stem(given.out, "embedded", head), {**head, "runs": runs}, text)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -11,13 +11,14 @@ again.
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks.options import program, run, write_results
 from latentgnn.cli import main as latentgnn
-from latentgnn.files import write_json, write_text
 from latentgnn.training.environment import environment
 
 MERGED = "{2: ground, 3: vegetation, 4: vegetation, 5: vegetation, 6: building, 1: unclassified}"
@@ -72,9 +73,13 @@ def table(results: Mapping[int, Mapping[str, Mapping[str, float]]], sides: Itera
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print the table, and write it with all figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str]) -> None:
+    """Measure, print the table, and write it with all figures.
+
+    Args:
+        argv: command-line arguments.
+    """
+    parser = program("finetuning", __doc__)
     parser.add_argument("folder", type=Path, help="with LAZ tiles in train/ and val/, ASPRS classes 0 to 6")
     parser.add_argument("--work", type=Path, default=Path("runs/finetuning"), help="where the runs lie")
     parser.add_argument("--out", type=Path, required=True, help="the result files' name without its end")
@@ -89,10 +94,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = f"python -m benchmarks.finetuning FOLDER --seeds {' '.join(map(str, arguments.seeds))} {numbers}"
     # Paths describe a machine and not the figures.
     about: dict[str, Any] = {name: value for name, value in environment().items() if name != "folder"}
-    write_json(arguments.out.with_suffix(".json"), {**about, "command": command, "seeds": results})
     text = f"`{command}`, {about['cpu']['model']}, torch {about['packages']['torch']}"
-    write_text(arguments.out.with_suffix(".md"), f"{text}\n\n{shown}\n")
+    write_results(arguments.out, {**about, "command": command, "seeds": results}, f"{text}\n\n{shown}\n")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

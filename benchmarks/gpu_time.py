@@ -7,13 +7,13 @@ Prints two tables, the mean of three runs after a warm-up, and writes nothing.
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.options import program, require_device
+from benchmarks.options import program, require_device, run
 from benchmarks.pair import forward_of, step_of
 from benchmarks.peers import LAYER, SIDES, Refused, make_input, make_layer, make_side
 from benchmarks.report import markdown_table
@@ -86,14 +86,11 @@ def profiled(call: Callable[[], object], runs: int = RUNS) -> str:
     return table(profiler.events() or [], runs)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     """Print the kernels of one side.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
-
-    Returns:
-        The exit code.
+        argv: command-line arguments.
     """
     parser = program("gpu_time", __doc__)
     parser.add_argument("--shape", required=True, choices=[*SHAPES, *SQUARES], metavar="NAME")
@@ -106,20 +103,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if mode not in MODES[given.norm]:
         parser.error(f"--mode: {given.norm} norm is measured in {', '.join(MODES[given.norm])}; got {mode}")
     case = Case(given.shape, given.norm, mode, "contiguous", "cuda", given.dtype)
+    require_device(case.device)
     try:
-        require_device(case.device)
         module = make_side(given.side, make_layer(case), case).module
-    except (UserError, Refused) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except Refused as error:
+        raise UserError(f"{given.side}: {error}") from error
     x = make_input(case)
     with torch.no_grad():
         forward = profiled(forward_of(module, x))
     step = profiled(step_of(module, x.requires_grad_(), torch.randn_like(x)))
     for what, made in (("forward pass", forward), ("step", step)):
         print(f"{given.side}, {case.name} {case.dtype}, {what}, a mean of {RUNS} runs:\n\n{made}\n")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -22,11 +22,10 @@ import numpy as np
 import torch
 
 from benchmarks.child import run_child
-from benchmarks.options import RESULTS, header, positive
+from benchmarks.options import header, positive, program, result_stem, run, write_results
 from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import parse_config, plain_data
 from latentgnn.errors import UserError
-from latentgnn.files import write_json, write_text
 from latentgnn.tasks.classes import class_names
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
 from latentgnn.tasks.pointcloud.features import feature_columns
@@ -126,10 +125,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program with command-line arguments."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str]) -> None:
+    """Measure, and write the result files.
+
+    Args:
+        argv: command-line arguments.
+    """
+    parser = program("large_scans", __doc__, out=True)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="LAZ files of adjacent tiles")
     parser.add_argument("--points", default="1000000,10000000", metavar="N,N", help="(1000000,10000000)")
     parser.add_argument("--tiles", type=float, default=200.0, metavar="METRES", help="side of a tile (200)")
@@ -137,12 +139,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scratch", type=Path, metavar="FOLDER", help="for the scans and results (a temporary one)")
     parser.add_argument("--name", default="", metavar="NAME", help="added to the result files' names")
     parser.add_argument("--one", type=Path, nargs=2, metavar=("SCAN", "OUT"), help=argparse.SUPPRESS)
-    given, settings = parser.parse_known_args(arguments)
+    given, settings = parser.parse_known_args(argv)
     config = _config(settings)
     if given.one:
         tiles = given.tiles or None
         print(json.dumps(predict(given.one[0], given.one[1], config, tiles=tiles)))
-        return 0
+        return
     sources = sorted(given.folder.rglob("*.laz"))
     if not sources:
         raise UserError(f"{given.folder}: there are no LAZ files")
@@ -155,13 +157,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 rows.append(row)
                 print(table([row]).splitlines()[-1], flush=True)
             scan.unlink()
-    result = header("benchmarks.large_scans", arguments, device="cpu", dtype="float32", threads=None)
-    name = f"large-scans-{result['date'][:10]}{given.name and '-' + given.name}"
+    result = header("benchmarks.large_scans", argv, device="cpu", dtype="float32", threads=None)
     result |= {"data": plain_data(config.data), "tiles": given.tiles, "rows": rows}
-    write_json(RESULTS / f"{name}.json", result)
     about = f"`{result['command']}`, {result['processor']}, torch {result['torch']}, {result['date'][:10]}"
-    write_text(RESULTS / f"{name}.md", f"# Scans larger than memory\n\n{about}\n\n{table(rows)}")
-    return 0
+    text = f"# Scans larger than memory\n\n{about}\n\n{table(rows)}"
+    write_results(result_stem(given.out, "large-scans", result, given.name), result, text)
 
 
 def _measured(scan: Path, points: int, given: argparse.Namespace, settings: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -192,7 +192,4 @@ def _network(config: PointCloudConfig) -> PointNetwork:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except UserError as error:
-        raise SystemExit(f"large_scans: {error}") from None
+    sys.exit(run(main))

@@ -16,7 +16,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -25,8 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.options import RESULTS, header, positive
-from latentgnn.files import write_json, write_text
+from benchmarks.options import header, positive, program, result_stem, run, write_results
 
 SIDES = [
     {"processes": processes, "strategy": strategy, "activation_checkpointing": on}
@@ -91,7 +89,7 @@ def measure(model: str, size: int, batch: int, steps: int, side: dict[str, Any])
     return {"megabytes": (_kilobytes("VmHWM") - before) / 1000}
 
 
-def run(side: dict[str, Any], settings: dict[str, Any]) -> dict[str, float]:
+def measure_alone(side: dict[str, Any], settings: dict[str, Any]) -> dict[str, float]:
     """Measure a side in its own processes."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
@@ -135,29 +133,33 @@ def _kilobytes(name: str) -> int:
     return int(found[1])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str]) -> None:
+    """Measure, and write the result files.
+
+    Args:
+        argv: command-line arguments.
+    """
+    parser = program("memory_settings", __doc__, out=True)
     parser.add_argument("--model", default="resnet101", help="a name of torchvision's")
     parser.add_argument("--size", type=positive, default=224, help="side of the images")
     parser.add_argument("--batch", type=positive, default=8, help="images a process")
     parser.add_argument("--steps", type=positive, default=1, help="steps that are measured")
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.child is not None:
         print(json.dumps(measure(**json.loads(arguments.child))))
         return
     rows = []
     settings = {name: getattr(arguments, name) for name in ("model", "size", "batch", "steps")}
     for side in SIDES:
-        rows.append({**settings, **side, **run(side, settings)})
+        rows.append({**settings, **side, **measure_alone(side, settings)})
         print(rows[-1], flush=True)
-    about = header("benchmarks.memory_settings", sys.argv[1:], device="cpu", dtype="float32", threads=1) | settings
-    name = f"memory-settings-{time.strftime('%Y-%m-%d')}-{arguments.model}"
-    write_json(RESULTS / f"{name}.json", {**about, "rows": rows})
+    about = header("benchmarks.memory_settings", argv, device="cpu", dtype="float32", threads=1) | settings
     shown = "\n".join(f"- {key}: {value}" for key, value in about.items())
-    write_text(RESULTS / f"{name}.md", f"# Memory of a training step\n\n{shown}\n\n{table(rows)}\n")
     print(table(rows))
+    text = f"# Memory of a training step\n\n{shown}\n\n{table(rows)}\n"
+    write_results(result_stem(arguments.out, "memory-settings", about, arguments.model), {**about, "rows": rows}, text)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -1,10 +1,11 @@
-"""Options that the programs here share, and the header of their result files."""
+"""What the programs here share: options, how errors are told, and the names and headers of result files."""
 
 import argparse
 import difflib
 import platform
 import shlex
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,24 +13,46 @@ from typing import Any
 import torch
 
 from latentgnn.errors import UserError
+from latentgnn.files import write_json, write_text
 from latentgnn.machine import processor_name
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def program(name: str, description: str | None) -> argparse.ArgumentParser:
+def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Run a program, and tell errors of the user and of the operating system in one line.
+
+    Args:
+        main: the program; it takes the command-line arguments and returns an exit code, ``None`` for 0.
+        argv: the command-line arguments; ``None`` for those of the process.
+
+    Returns:
+        The exit code; 1 after such an error.
+    """
+    try:
+        return main(list(sys.argv[1:] if argv is None else argv)) or 0
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+
+
+def program(name: str, description: str | None, *, out: bool = False) -> argparse.ArgumentParser:
     """The argument parser of a program here; options cannot be abbreviated.
 
     Args:
-        name: of its module.
-        description: its docstring, shown as it stands.
+        name: the name of the program's module.
+        description: the module's docstring, shown as it stands.
+        out: whether the program has an option ``--out``, the folder of its result files.
     """
-    return argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}",
         description=description,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    if out:
+        parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
+    return parser
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -165,3 +188,44 @@ def header(program: str, arguments: Iterable[str], *, device: str, dtype: str, t
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def result_stem(out: Path, name: str, head: Mapping[str, Any], *labels: str) -> Path:
+    """The path of a program's result files without their ending: name, date in UTC, and labels.
+
+    Args:
+        out: the folder of result files.
+        name: what the files' names begin with.
+        head: the result's header, from `header`.
+        *labels: what the names end with; empty ones are left out.
+
+    Example:
+        >>> result_stem(Path("results"), "layer", {"date": "2026-11-26T12:00:00+00:00"}, "cpu", "").as_posix()
+        'results/layer-2026-11-26-cpu'
+    """
+    return out / "-".join([name, head["date"][:10], *filter(None, labels)])
+
+
+def save_results(stem: Path, report: Any, markdown: str | None = None) -> None:
+    """Write a result as ``.json``, and as ``.md`` if there is a page of it.
+
+    Args:
+        stem: the path without an ending.
+        report: the result.
+        markdown: the page; ``None`` for none.
+    """
+    write_json(stem.with_name(f"{stem.name}.json"), report)
+    if markdown is not None:
+        write_text(stem.with_name(f"{stem.name}.md"), markdown)
+
+
+def write_results(stem: Path, report: Any, markdown: str | None = None) -> None:
+    """Write a result as `save_results` does, and print where.
+
+    Args:
+        stem: the path without an ending.
+        report: the result.
+        markdown: the page; ``None`` for none.
+    """
+    save_results(stem, report, markdown)
+    print(f"written to {stem}.json{'' if markdown is None else ' and .md'}", flush=True)

@@ -3,11 +3,10 @@
 python -m benchmarks.pair --shape C4 --norm batch --mode training --sides latentgnn,published
 """
 
-import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.floors import Rates, floor_seconds
 from benchmarks.measure import LEAST_SECONDS, device_seconds, held_bytes, peak_bytes, ratio, synchronize, take_turns
-from benchmarks.options import add_run_options, require_device
+from benchmarks.options import add_run_options, program, require_device, run
 from benchmarks.peers import (
     LAYER,
     SIDES,
@@ -31,7 +30,6 @@ from benchmarks.peers import (
 from benchmarks.shapes import MODES, SHAPES, SQUARES, Case
 from latentgnn import LatentGNN
 from latentgnn.cost import floor_operations
-from latentgnn.errors import UserError
 
 
 def compare(
@@ -204,16 +202,13 @@ def step_of(module: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], object]:
     return step
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     """Measure one pair.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
-
-    Returns:
-        The exit code.
+        argv: command-line arguments.
     """
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pair", allow_abbrev=False)
+    parser = program("pair", __doc__)
     parser.add_argument("--shape", required=True, choices=[*SHAPES, *SQUARES], metavar="NAME")
     parser.add_argument("--norm", default="batch", choices=list(MODES), help="(batch)")
     parser.add_argument("--mode", choices=["evaluation", "training"], help="(the norm's first)")
@@ -230,14 +225,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     case = Case(arguments.shape, arguments.norm, mode, arguments.layout, arguments.device, arguments.dtype)
     if case.layout not in case.input.layouts:
         parser.error(f"--layout: {case.shape} can be {', '.join(case.input.layouts)}; got {case.layout}")
-    try:
-        require_device(case.device)
-        print(json.dumps(compare_alone(case, (sides[0], sides[1]), arguments.rounds, arguments.threads)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    require_device(case.device)
+    print(json.dumps(compare_alone(case, (sides[0], sides[1]), arguments.rounds, arguments.threads)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

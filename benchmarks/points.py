@@ -4,7 +4,6 @@ python -m benchmarks.points packed alike        packed scenes against the same s
 python -m benchmarks.points per-node 1000000    time a node
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import LEAST_SECONDS, ratio, take_turns
-from benchmarks.options import positive
+from benchmarks.options import positive, program, run
 from latentgnn import FrozenBatchNorm, LatentGNN, PackedLatentGNN
 from latentgnn.errors import UserError
 
@@ -94,16 +93,13 @@ def per_node(count: int, *, rounds: int, channels: int = CHANNELS, latents: int 
     return {"nodes": count, "nanoseconds": 1e9 * statistics.median(taken) / count}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     """Measure one set of points.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
-
-    Returns:
-        The exit code.
+        argv: command-line arguments.
     """
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.points", allow_abbrev=False)
+    parser = program("points", __doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
     packed = kinds.add_parser("packed", allow_abbrev=False)
     packed.add_argument("scenes", choices=list(SCENES))
@@ -115,17 +111,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if given.threads is not None:
         torch.set_num_threads(given.threads)
-    try:
-        if given.kind == "packed":
-            result: dict[str, Any] = packed_against_padded(SCENES[given.scenes], rounds=given.rounds)
-        else:
-            result = dict(per_node(given.count, rounds=given.rounds))
-        print(json.dumps(result))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if given.kind == "packed":
+        result: dict[str, Any] = packed_against_padded(SCENES[given.scenes], rounds=given.rounds)
+    else:
+        result = dict(per_node(given.count, rounds=given.rounds))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -15,7 +15,7 @@ from pathlib import Path
 from time import monotonic
 
 from benchmarks.child import COMPILERS, MOST_SECONDS, PAIR, run_forked, start_server
-from benchmarks.options import minutes, names_of, positive, program, require_device
+from benchmarks.options import minutes, names_of, positive, program, require_device, run
 from benchmarks.pair import run_once
 from benchmarks.shapes import MODES, SHAPES, Case, cases
 from latentgnn.errors import UserError
@@ -68,11 +68,11 @@ def prepare(
         return {job_name(*job): reason for job, reason in reasons if reason is not None}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
     """Prepare the chosen inputs.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
+        argv: command-line arguments.
 
     Returns:
         The exit code: 1 where something failed.
@@ -88,11 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=minutes, default=inf, metavar="MINUTES", help="end all after them (none)")
     parser.add_argument("--record", type=Path, metavar="FILE", help="list there what was prepared, as JSON (nowhere)")
     given = parser.parse_args(argv)
-    try:
-        require_device(given.device)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    require_device(given.device)
 
     # Input by input: if time runs out, the first inputs are complete.
     jobs = [
@@ -114,4 +110,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,11 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.child import ROOT
-from benchmarks.options import RESULTS, header, names_of, positive, program
+from benchmarks.options import header, names_of, positive, program, result_stem, run, save_results, write_results
 from benchmarks.report import markdown_table
 from latentgnn import LatentGNNConfig, PackedLatentGNN, shard_nodes
 from latentgnn.cost import cost
 from latentgnn.errors import UserError
-from latentgnn.files import write_json, write_text
 
 PARTS = ("bytes", "all_reduce", "throughput", "memory")
 CONFIG = LatentGNNConfig(channels=256, num_latents=64, graph_conv=True, norm="frozen_batch_norm", gamma_init=0.5)
@@ -232,46 +231,35 @@ def markdown(report: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     """Measure the chosen parts on the CPU, and write ``sharding-DATE-cpu`` as JSON and Markdown.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
-
-    Returns:
-        The exit code.
+        argv: command-line arguments.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = program("sharding", __doc__)
+    parser = program("sharding", __doc__, out=True)
     parts = partial(names_of, PARTS)
     parser.add_argument("--parts", type=parts, default="all", metavar="NAME,..", help=f"{', '.join(PARTS)} (all)")
     parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="measurements of each (7)")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     given = parser.parse_args(argv)
     report = header("benchmarks.sharding", argv, device="cpu", dtype="float32", threads=1)
     report["layer"] = layer_of_measurements()
-    stem = given.out / f"sharding-{report['date'][:10]}-cpu"
-    try:
-        for part in given.parts:
-            if part == "bytes":
-                report[part] = in_processes(2, 1, counted_bytes)[0]
-            elif part == "all_reduce":
-                report[part] = in_processes(2, 1, partial(timed_all_reduces, given.rounds))[0]
-                report["latency_seconds"] = report[part][0]["seconds"]
-                report["bytes_per_second"] = report[part][-1]["bytes"] / report[part][-1]["seconds"]
-            elif part == "throughput":
-                report[part] = throughput(given.rounds)
-            else:
-                report[part] = memory()
-            write_json(stem.with_suffix(".json"), report)
-            write_text(stem.with_suffix(".md"), markdown(report))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    stem = result_stem(given.out, "sharding", report, "cpu")
+    for part in given.parts:
+        if part == "bytes":
+            report[part] = in_processes(2, 1, counted_bytes)[0]
+        elif part == "all_reduce":
+            report[part] = in_processes(2, 1, partial(timed_all_reduces, given.rounds))[0]
+            report["latency_seconds"] = report[part][0]["seconds"]
+            report["bytes_per_second"] = report[part][-1]["bytes"] / report[part][-1]["seconds"]
+        elif part == "throughput":
+            report[part] = throughput(given.rounds)
+        else:
+            report[part] = memory()
+        save_results(stem, report, markdown(report))
     print(markdown(report))
-    print(f"written to {stem}.json and .md")
-    return 0
+    write_results(stem, report, markdown(report))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

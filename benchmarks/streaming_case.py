@@ -3,11 +3,10 @@
 python -m benchmarks.streaming_case streaming 100000 --folder FOLDER
 """
 
-import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.options import positive
+from benchmarks.options import positive, program, run
 from latentgnn import FrozenBatchNorm, PackedLatentGNN
 from latentgnn.arrays import apply_to_file
 from latentgnn.errors import UserError
@@ -127,16 +126,13 @@ def measure(mode: str, nodes: int, folder: Path, rounds: int) -> dict[str, Any]:
     return {"mode": mode, "nodes": nodes, "nanoseconds": each, "resident": resident("VmHWM"), "before": before}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     """Measure a case, and print it as JSON.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
-
-    Returns:
-        The exit code.
+        argv: command-line arguments.
     """
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.streaming_case", allow_abbrev=False)
+    parser = program("streaming_case", __doc__)
     parser.add_argument("mode", choices=MODES)
     parser.add_argument("nodes", type=positive)
     parser.add_argument("--folder", type=Path, required=True)
@@ -146,8 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     print(json.dumps(measure(given.mode, given.nodes, given.folder, given.rounds)))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

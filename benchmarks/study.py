@@ -28,12 +28,12 @@ import torch
 from torch import nn
 
 from benchmarks import study_report
-from benchmarks.options import RESULTS, header, positive, program
+from benchmarks.options import header, positive, program, result_stem, run, write_results
 from benchmarks.questions import Question
 from benchmarks.study_costs import costs, take_times
 from benchmarks.study_rates import FACTORS, parameter_groups
 from latentgnn.errors import UserError
-from latentgnn.files import write_json, write_text
+from latentgnn.files import write_json
 from latentgnn.reading import read_json, read_yaml
 
 # Packages that blocks and networks of the studies here come from.
@@ -335,13 +335,11 @@ def write_report(study: Study, plans: Sequence[Mapping[str, Any]], given: argpar
         "runs": runs,
     }
     print(study_report.tables(report))
-    path = given.out / f"study-{study.name}-{report['date'][:10]}.json"
-    write_json(path, report)
-    write_text(path.with_suffix(".md"), study_report.markdown(report))
-    study_report.plot(report, path.with_suffix(".svg"))
+    stem = result_stem(given.out, f"study-{study.name}", report)
+    study_report.plot(report, stem.with_name(f"{stem.name}.svg"))
     if report["times"]:
-        study_report.plot_times(report, path.with_name(f"{path.stem}-times.svg"))
-    print(f"written to {path}")
+        study_report.plot_times(report, stem.with_name(f"{stem.name}-times.svg"))
+    write_results(stem, report, study_report.markdown(report))
 
 
 def part_of(text: str) -> tuple[int, int]:
@@ -363,17 +361,13 @@ def part_of(text: str) -> tuple[int, int]:
     return int(first), int(count)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     """Run what is missing, and report on all that is there.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
-
-    Returns:
-        The exit code.
+        argv: command-line arguments.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = program("study", __doc__)
+    parser = program("study", __doc__, out=True)
     parser.add_argument("study", type=Path, help="a study's file")
     parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="where the runs are kept")
     parser.add_argument("--processes", type=positive, default=1, metavar="N", help="runs at a time, a thread each (1)")
@@ -381,23 +375,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no run afterwards (no limit)")
     parser.add_argument("--time", type=positive, metavar="N", help="time the variants, N times each, on one thread")
     parser.add_argument("--data", metavar="FOLDER", help="the question's option `folder`, which is not reported")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     given = parser.parse_args(argv)
-    try:
-        study = read_study(given.study)
-        check_names(study)
-        plans = plan(study, given.runs)
-        run_missing(
-            study, given.runs, data=given.data, processes=given.processes, seconds=given.seconds, part=given.part
-        )
-        if given.time:
-            time_variants(study, given.runs, data=given.data, rounds=given.time)
-        write_report(study, plans, given)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    study = read_study(given.study)
+    check_names(study)
+    plans = plan(study, given.runs)
+    run_missing(study, given.runs, data=given.data, processes=given.processes, seconds=given.seconds, part=given.part)
+    if given.time:
+        time_variants(study, given.runs, data=given.data, rounds=given.time)
+    write_report(study, plans, given)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

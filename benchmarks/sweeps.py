@@ -3,23 +3,21 @@
 python -m benchmarks.sweeps [--parts nodes,packed,per-node]
 """
 
-import argparse
 import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from benchmarks.child import run_child
 from benchmarks.layer import run_pair
-from benchmarks.options import RESULTS, header, names_of, positive
+from benchmarks.options import header, names_of, positive, program, result_stem, run, save_results, write_results
 from benchmarks.points import CHANNELS, COUNTS, LATENTS, SCENES
 from benchmarks.report import input_mebibytes, markdown_table, spread
 from benchmarks.shapes import SQUARES, Case
-from latentgnn.errors import UserError, require
-from latentgnn.files import write_bytes, write_json, write_text
+from latentgnn.errors import require
+from latentgnn.files import write_bytes
 
 PARTS = ("nodes", "packed", "per-node")
 PEERS = ("published", "attention", "latent queries")
@@ -123,17 +121,13 @@ def markdown(report: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     """Measure the chosen parts on the CPU, and write ``sweeps-DATE-cpu`` as JSON, Markdown and PNG.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
-
-    Returns:
-        The exit code.
+        argv: command-line arguments.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sweeps", description=__doc__, allow_abbrev=False)
+    parser = program("sweeps", __doc__, out=True)
     names = partial(partial, names_of)
     parser.add_argument(
         "--parts", type=names(PARTS), default="all", metavar="NAME,..", help=f"{', '.join(PARTS)} (all)"
@@ -143,31 +137,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--most", type=positive, default=COUNTS[-1], metavar="NODES", help="of time a node; 10,000,000 need 8 GB (all)"
     )
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     given = parser.parse_args(argv)
     report = header("benchmarks.sweeps", argv, device="cpu", dtype="float32", threads=given.threads)
-    stem = given.out / f"sweeps-{report['date'][:10]}-cpu"
+    stem = result_stem(given.out, "sweeps", report, "cpu")
     common = ["--rounds", str(given.rounds)]
     common += [] if given.threads is None else ["--threads", str(given.threads)]
-    try:
-        for part in given.parts:
-            if part == "nodes":
-                report[part] = by_nodes(PEERS, rounds=given.rounds, threads=given.threads)
-                write_bytes(stem.with_suffix(".png"), plot(report[part]))
-            elif part == "packed":
-                report[part] = [run_child("benchmarks.points", ["packed", name, *common]) for name in SCENES]
-            else:
-                counts = [count for count in COUNTS if count <= given.most]
-                report[part] = [run_child("benchmarks.points", ["per-node", str(count), *common]) for count in counts]
-            write_json(stem.with_suffix(".json"), report)
-            write_text(stem.with_suffix(".md"), markdown(report))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    for part in given.parts:
+        if part == "nodes":
+            report[part] = by_nodes(PEERS, rounds=given.rounds, threads=given.threads)
+            write_bytes(stem.with_suffix(".png"), plot(report[part]))
+        elif part == "packed":
+            report[part] = [run_child("benchmarks.points", ["packed", name, *common]) for name in SCENES]
+        else:
+            counts = [count for count in COUNTS if count <= given.most]
+            report[part] = [run_child("benchmarks.points", ["per-node", str(count), *common]) for count in counts]
+        save_results(stem, report, markdown(report))
     print(markdown(report))
-    print(f"written to {stem}.json and .md")
-    return 0
+    write_results(stem, report, markdown(report))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))
