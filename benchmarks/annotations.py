@@ -4,7 +4,6 @@ python -m benchmarks.annotations [--images 10000,100000,1000000] [--beside FOLDE
 """
 
 import json
-import resource
 import shutil
 import sys
 import tempfile
@@ -17,8 +16,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.child import run_child
+from benchmarks.memory import private_bytes, process_bytes
 from benchmarks.options import header, positive, program, result_stem, run, save_results, write_results
-from benchmarks.report import markdown_table
+from benchmarks.report import header_block, markdown_table
 
 OBJECTS = 5
 """Objects per image."""
@@ -103,13 +103,13 @@ def measure(path: Path, start: str) -> dict[str, Any]:
     from latentgnn.tasks.detection.sound_sets import load_split
     from latentgnn.training.loading import batches, make_loader
 
-    before = resident_bytes()
+    before = process_bytes("VmRSS")
     began = time.process_time()
     annotations = load_split(path, path.parent)
     training_set = CocoTrainingSet(annotations, augment=AugmentConfig(), seed=0)
     opened = time.process_time()
-    held = resident_bytes() - before
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    held = process_bytes("VmRSS") - before
+    peak = process_bytes("VmHWM") - before
     keys = np.random.default_rng(0).integers(0, len(training_set), (BATCHES, BATCH))
     order = [[(0, index) for index in batch] for batch in keys.tolist()]
     loader = make_loader(
@@ -135,22 +135,6 @@ def measure(path: Path, start: str) -> dict[str, Any]:
     }
 
 
-def resident_bytes() -> int:
-    """This process's resident memory in bytes (Linux)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def private_bytes(process: int) -> int:
-    """Bytes of memory that a process shares with no other (Linux).
-
-    Args:
-        process: its number.
-    """
-    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-    sizes = dict(line.split(":", 1) for line in lines[1:])
-    return 1024 * sum(int(sizes[name].split()[0]) for name in ("Private_Clean", "Private_Dirty"))
-
-
 def _children() -> list[int]:
     """The loading processes; Python's helper processes are not among them."""
     from multiprocessing import active_children
@@ -164,7 +148,6 @@ def markdown(report: Mapping[str, Any]) -> str:
     Args:
         report: as written to JSON.
     """
-    head = {key: value for key, value in report.items() if key != "measured"}
     rows = [
         [
             f"{one['images']:,}",
@@ -182,7 +165,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         "\n\n".join(
             [
                 "# Annotations over the number of images",
-                f"```json\n{json.dumps(head, indent=2)}\n```",
+                header_block(report, ["measured"]),
                 f"{OBJECTS} objects an image. Open: the processor's time to read and check all records and image "
                 f"files. First batch: from then to the first of {WORKERS} loading processes. Peak and opened: memory "
                 "that the main process takes, at most and after opening, beyond what it had before. A worker: memory "

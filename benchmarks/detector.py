@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.child import run_forked, start_server
-from benchmarks.measure import LEAST_SECONDS, ratio, take_turns
+from benchmarks.measure import LEAST_SECONDS, ratio, step_of, take_turns
 from benchmarks.options import (
     add_run_options,
     header,
@@ -54,7 +54,7 @@ def measure(
         rounds: measurements per side.
         device: where.
         dtype: of autocast; float32 for none.
-        least_seconds: the least duration of a measurement.
+        least_seconds: the least duration of a measurement; smaller in tests.
     """
     height, width = size
     batch = [torch.rand(3, height, width, device=device) for _ in range(images)]
@@ -63,20 +63,19 @@ def measure(
     box = torch.tensor([[width // 4, height // 4, width // 2, height // 2]], dtype=torch.float32, device=device)
     target = {"boxes": box, "labels": torch.ones(1, dtype=torch.int64, device=device), "masks": mask}
 
-    def step_of(model: nn.Module) -> Callable[[], object]:
-        def step() -> None:
-            model.zero_grad(set_to_none=True)
+    def step(model: nn.Module) -> Callable[[], None]:
+        def loss() -> Tensor:
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
                 losses: dict[str, Tensor] = model(batch, [target] * images)
-            torch.stack(list(losses.values())).sum().backward()
+            return torch.stack(list(losses.values())).sum()
 
-        return step
+        return step_of(loss, model.parameters())
 
     models = []
     for one in (config, dataclasses.replace(config, blocks={})):
         torch.manual_seed(0)
         models.append(build_detector(one, CLASSES).to(device).train())
-    taken = take_turns([step_of(model) for model in models], rounds=rounds, device=device, least_seconds=least_seconds)
+    taken = take_turns([step(model) for model in models], rounds=rounds, device=device, least_seconds=least_seconds)
     return {
         "detector": config.detector,
         "backbone": config.backbone,

@@ -19,6 +19,8 @@ from torch import nn
 
 from benchmarks.contexts import GlobalContext
 from benchmarks.options import header, names_of, numbers, positive, program, result_stem, run, write_results
+from benchmarks.report import detection_title, markdown_table
+from benchmarks.runs import run_folder
 from latentgnn.attachment import attach
 from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import parse_config, plain_data
@@ -70,17 +72,12 @@ def train(side: str, *, seed: int, steps: int, folder: Path) -> None:
     write_context_set(data, train=recipe.embedded_train, val=recipe.embedded_val, size=recipe.embedded_size)
     sets = DetectionSet(config.data)
     train_set, val_set = (load(sets.reading(split), on_fault="stop", whole=True) for split in ("train", "val"))
-    path = run_folder(folder, side, seed)
+    path = run_folder(folder, f"{side}-{seed}")
     path.mkdir(parents=True, exist_ok=True)
     run = RunFolder(path, plain_data(config))
     task = DetectionTask(build(config, side), config, train=train_set, val=val_set)
     with run.held():
         fit(task, config.training, run, resume=True)
-
-
-def run_folder(folder: Path, side: str, seed: int) -> Path:
-    """The folder of a run."""
-    return folder / f"{side.replace(' ', '-')}-{seed}"
 
 
 def is_finished(run: Path, steps: int) -> bool:
@@ -94,7 +91,7 @@ def finished(folder: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
     runs = []
     for side in SIDES:
         for seed in seeds:
-            metrics = RunFolder(run_folder(folder, side, seed)).metrics()
+            metrics = RunFolder(run_folder(folder, f"{side}-{seed}")).metrics()
             if metrics is not None:
                 figures = {name: round(metrics["metrics"][name], 4) for name in FIGURES}
                 runs.append({"side": side, "seed": seed, "steps": metrics["step"], **figures})
@@ -103,15 +100,13 @@ def finished(folder: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
 
 def table(runs: Sequence[Mapping[str, Any]]) -> str:
     """A row a side, its seeds one after the other, in Markdown."""
-    names = [name.replace("bbox/", "box ").replace("segm/", "mask ") for name in FIGURES]
-    lines = [f"| | seeds | {' | '.join(names)} |", f"| --- | --- |{' --- |' * len(names)}"]
+    rows = []
     for side in SIDES:
         of_side = [run for run in runs if run["side"] == side]
         if of_side:
             seeds = ", ".join(str(run["seed"]) for run in of_side)
-            cells = (", ".join(f"{run[name]:.3f}" for run in of_side) for name in FIGURES)
-            lines.append(f"| {side} | {seeds} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rows.append([side, seeds, *(", ".join(f"{one[name]:.3f}" for one in of_side) for name in FIGURES)])
+    return markdown_table(["", "seeds", *map(detection_title, FIGURES)], rows)
 
 
 def main(argv: list[str]) -> None:
@@ -133,7 +128,7 @@ def main(argv: list[str]) -> None:
     head = header("benchmarks.embedded", command, device="cpu", dtype="float32", threads=given.threads)
     for seed in given.seeds:
         for side in given.sides:
-            if not is_finished(run_folder(given.runs, side, seed), given.steps):
+            if not is_finished(run_folder(given.runs, f"{side}-{seed}"), given.steps):
                 train(side, seed=seed, steps=given.steps, folder=given.runs)
     runs = finished(given.runs, given.seeds)
     print(table(runs))

@@ -11,7 +11,6 @@ import json
 import os
 import random
 import shlex
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.options import header, numbers, positive, program, result_stem, run, write_results
+from benchmarks.report import detection_title, header_block, markdown_table, mean_and_range
+from benchmarks.runs import run_folder
 from latentgnn.cli import main as latentgnn_main
 from latentgnn.configuration.recipes import load_recipe, merge, to_yaml
 from latentgnn.configuration.settings import parse_config, plain_data
@@ -114,7 +115,7 @@ def measure(
                     data=replace(base.data, train_annotations=str(chosen)),
                     training=replace(base.training, seed=seed),
                 )
-                figures = how.train(config, folder / f"{count}-{seed}-{side.replace(' ', '-').replace(',', '')}")
+                figures = how.train(config, run_folder(folder, f"{count}-{seed}-{side}"))
                 report["runs"].append({"images": count, "seed": seed, "side": side, **figures})
                 print(json.dumps(report["runs"][-1]), flush=True)
     return report
@@ -146,27 +147,19 @@ class How:
         if done.returncode:
             raise UserError(f"{shlex.join(command)} failed: {done.stderr.strip()}")
         metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["metrics"]
-        return _shown(metrics)
-
-
-def _shown(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(metrics[name], 4) for name in _FIGURES}
+        return {name: round(metrics[name], 4) for name in _FIGURES}
 
 
 def table(report: Mapping[str, Any]) -> str:
     """Means over the seeds, with the least and the largest, in Markdown."""
-    names = [name.replace("bbox/", "box ").replace("segm/", "mask ") for name in _FIGURES]
-    lines = [f"| images | | {' | '.join(names)} |", f"| --- | --- |{' --- |' * len(names)}"]
-    rows: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    runs: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for one in report["runs"]:
-        rows.setdefault((one["images"], one["side"]), []).append(one)
-    for (count, side), runs in rows.items():
-        cells = []
-        for name in _FIGURES:
-            values = [one[name] for one in runs]
-            cells.append(f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
-        lines.append(f"| {count} | {side} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        runs.setdefault((one["images"], one["side"]), []).append(one)
+    rows = [
+        [str(count), side, *(mean_and_range([one[name] for one in of_side]) for name in _FIGURES)]
+        for (count, side), of_side in runs.items()
+    ]
+    return markdown_table(["images", "", *map(detection_title, _FIGURES)], rows)
 
 
 def main(argv: list[str]) -> None:
@@ -198,8 +191,7 @@ def main(argv: list[str]) -> None:
             how=how,
         )
     print(table(report))
-    head = {name: value for name, value in report.items() if name != "runs"}
-    text = f"# Fine-tuning on few images\n\n```json\n{json.dumps(head, indent=2)}\n```\n\n{table(report)}\n"
+    text = f"# Fine-tuning on few images\n\n{header_block(report, ['runs'])}\n\n{table(report)}\n"
     write_results(result_stem(given.out, "few-images", report), report, text)
 
 

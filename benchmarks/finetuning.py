@@ -15,11 +15,10 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from benchmarks.options import program, run, write_results
-from latentgnn.cli import main as latentgnn
-from latentgnn.training.environment import environment
+from benchmarks.report import markdown_table
+from benchmarks.runs import header_line, run_folder, runs_header, train
 
 MERGED = "{2: ground, 3: vegetation, 4: vegetation, 5: vegetation, 6: building, 1: unclassified}"
 SIDES = {"from scratch": (), "fine-tuned": ("--model.weights", "{pretrained}")}
@@ -31,12 +30,9 @@ def tiles(folder: Path) -> tuple[list[str], list[str]]:
     return names[:-1], names[-1:]
 
 
-def train(run: Path, options: Sequence[str]) -> dict[str, float]:
+def figures(run: Path, options: Sequence[str]) -> dict[str, float]:
     """The figures of a run; it is trained first unless it is finished."""
-    if not (run / "metrics.json").exists():
-        arguments = ["--resume", str(run)] if (run / "config.yaml").exists() else [*options, "--out", str(run)]
-        if code := latentgnn(["train", *arguments]):
-            raise SystemExit(code)
+    train(run, options)
     metrics: dict[str, float] = json.loads((run / "metrics.json").read_text())["metrics"]
     return metrics
 
@@ -52,11 +48,11 @@ def measure(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, flo
 
     before = arguments.work / f"pretrained-{seed}"
     options = [*common, *steps(arguments.pretraining_steps), "--data.train", json.dumps(many)]
-    found = {"pretrained": train(before, options)}
+    found = {"pretrained": figures(before, options)}
     for title, start in SIDES.items():
         options = [*common, *steps(arguments.steps), "--data.train", json.dumps(one), "--data.classes", MERGED]
         options += [text.format(pretrained=before) for text in start]
-        found[title] = train(arguments.work / f"{title.replace(' ', '-')}-{seed}", options)
+        found[title] = figures(run_folder(arguments.work, f"{title}-{seed}"), options)
     return found
 
 
@@ -65,12 +61,12 @@ def table(results: Mapping[int, Mapping[str, Mapping[str, float]]], sides: Itera
     seeds = list(results)
     classes = [name for name in results[seeds[0]]["fine-tuned"] if name.startswith("IoU/")]
     head = [f"mIoU (seeds {', '.join(map(str, seeds))})", *(name.removeprefix("IoU/") for name in classes), "accuracy"]
-    lines = [f"| | {' | '.join(head)} |", "| --- " * (len(head) + 1) + "|"]
+    rows = []
     for side in sides:
         own = ", ".join(f"{results[seed][side]['mIoU']:.3f}" for seed in seeds)
         means = [mean(results[seed][side][name] for seed in seeds) for name in ("mIoU", *classes, "OA")]
-        lines.append(f"| {side} | {means[0]:.3f} ({own}) | {' | '.join(f'{value:.3f}' for value in means[1:])} |")
-    return "\n".join(lines)
+        rows.append([side, f"{means[0]:.3f} ({own})", *(f"{value:.3f}" for value in means[1:])])
+    return markdown_table(["", *head], rows)
 
 
 def main(argv: list[str]) -> None:
@@ -92,10 +88,8 @@ def main(argv: list[str]) -> None:
     print(shown)
     numbers = f"--pretraining-steps {arguments.pretraining_steps} --steps {arguments.steps}"
     command = f"python -m benchmarks.finetuning FOLDER --seeds {' '.join(map(str, arguments.seeds))} {numbers}"
-    # Paths describe a machine and not the figures.
-    about: dict[str, Any] = {name: value for name, value in environment().items() if name != "folder"}
-    text = f"`{command}`, {about['cpu']['model']}, torch {about['packages']['torch']}"
-    write_results(arguments.out, {**about, "command": command, "seeds": results}, f"{text}\n\n{shown}\n")
+    about = runs_header(command)
+    write_results(arguments.out, {**about, "seeds": results}, f"{header_line(about)}\n\n{shown}\n")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ import numpy as np
 import torch
 
 from benchmarks.child import run_child
+from benchmarks.memory import process_bytes
 from benchmarks.options import header, positive, program, result_stem, run, write_results
+from benchmarks.report import markdown_table, table_row
 from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import parse_config, plain_data
 from latentgnn.errors import UserError
@@ -32,7 +34,11 @@ from latentgnn.tasks.pointcloud.features import feature_columns
 from latentgnn.tasks.pointcloud.model import PointNetwork, build_point_network
 from latentgnn.tasks.pointcloud.prediction import Tiles, predict_files
 
-_CHUNK = 1_000_000
+TITLES = (
+    *("points", "read", "peak, MB", "of it before, MB", "seconds", "of all cores"),
+    *("points a second", "of these"),
+)
+NUMBERS = [title for title in TITLES if title not in ("read", "of these")]
 
 
 def write_repeated(path: Path, sources: Sequence[Path], points: int) -> None:
@@ -74,7 +80,7 @@ def predict(path: Path, out: Path, config: PointCloudConfig, *, tiles: float | N
         memory, in bytes, before and after.
     """
     model = _network(config)
-    before, start, busy = peak(), time.perf_counter(), time.process_time()
+    before, start, busy = process_bytes("VmHWM"), time.perf_counter(), time.process_time()
     ended: dict[str, float] = {}
     lines: list[str] = []
 
@@ -95,34 +101,23 @@ def predict(path: Path, out: Path, config: PointCloudConfig, *, tiles: float | N
         "processor_seconds": time.process_time() - busy,
         "steps": steps,
         "peak_before": before,
-        "peak": peak(),
+        "peak": process_bytes("VmHWM"),
         "said": lines,
     }
 
 
-def peak() -> int:
-    """The most resident memory that this process has had, in bytes, as Linux counts it."""
-    # Not `ru_maxrss`, which starts at the parent's memory.
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise UserError("this program needs Linux, which counts a process's peak of memory in /proc/self/status")
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as Markdown; the last column is reading, sorting, segmenting and writing."""
-    lines = [
-        "| points | read | peak, MB | of it before, MB | seconds | of all cores | points a second | of these |",
-        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """The cells of a row; the last are the seconds of reading, sorting, segmenting and writing."""
+    return [
+        f"{row['points']:,}",
+        row["read"],
+        f"{row['peak'] / 1e6:,.0f}",
+        f"{row['peak_before'] / 1e6:,.0f}",
+        f"{row['seconds']:.0f}",
+        f"{row['processor_seconds']:.0f}",
+        f"{row['points'] / row['seconds']:,.0f}",
+        ", ".join(f"{seconds:.0f}" for seconds in row["steps"].values()),
     ]
-    for row in rows:
-        steps = ", ".join(f"{seconds:.0f}" for seconds in row["steps"].values())
-        rate = row["points"] / row["seconds"]
-        lines.append(
-            f"| {row['points']:,} | {row['read']} | {row['peak'] / 1e6:,.0f} | {row['peak_before'] / 1e6:,.0f} | "
-            f"{row['seconds']:.0f} | {row['processor_seconds']:.0f} | {rate:,.0f} | {steps} |"
-        )
-    return "\n".join(lines) + "\n"
 
 
 def main(argv: list[str]) -> None:
@@ -155,12 +150,13 @@ def main(argv: list[str]) -> None:
             write_repeated(scan, sources, points)
             for row in _measured(scan, points, given, settings):
                 rows.append(row)
-                print(table([row]).splitlines()[-1], flush=True)
+                print(table_row(cells(row)), flush=True)
             scan.unlink()
     result = header("benchmarks.large_scans", argv, device="cpu", dtype="float32", threads=None)
     result |= {"data": plain_data(config.data), "tiles": given.tiles, "rows": rows}
     about = f"`{result['command']}`, {result['processor']}, torch {result['torch']}, {result['date'][:10]}"
-    text = f"# Scans larger than memory\n\n{about}\n\n{table(rows)}"
+    table = markdown_table(TITLES, [cells(row) for row in rows], right=NUMBERS)
+    text = f"# Scans larger than memory\n\n{about}\n\n{table}\n"
     write_results(result_stem(given.out, "large-scans", result, given.name), result, text)
 
 

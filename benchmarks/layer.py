@@ -205,7 +205,7 @@ def measure(
             found = [{"failed": str(error)}]
         took = monotonic() - began
         pairs.append({**asdict(case), **told, "peer": peer, "took": took, **report.pooled(found)})
-        print(report.markdown_table(report.pair_row(pairs[-1]), []).splitlines()[0], flush=True)
+        print(report.table_row(report.pair_row(pairs[-1])), flush=True)
         result["means"] = report.means(pairs)
         result["not_begun"] = total - len(pairs)
         # After every row, so that a stopped run keeps its results.

@@ -12,7 +12,6 @@ counted. Prints and writes ``memory-settings-DATE-MODEL.json`` and ``.md``.
 import argparse
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -24,7 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.memory import process_bytes
 from benchmarks.options import header, positive, program, result_stem, run, write_results
+from benchmarks.report import markdown_table
 
 SIDES = [
     {"processes": processes, "strategy": strategy, "activation_checkpointing": on}
@@ -73,7 +74,7 @@ def measure(model: str, size: int, batch: int, steps: int, side: dict[str, Any])
     )
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.rand(batch, 3, size, size, generator=generator), torch.arange(batch)
-    before = _kilobytes("VmRSS")
+    before = process_bytes("VmRSS")
     task: Any = Classification(get_model(model, weights=None))
     several = partial(sharding_strategy, task.model, task.units()) if side["strategy"] == "fsdp" else None
     fabric = make_fabric(config, [], several=several)
@@ -86,7 +87,7 @@ def measure(model: str, size: int, batch: int, steps: int, side: dict[str, Any])
     for _ in range(steps):
         learning.take(batches)
     disconnect()
-    return {"megabytes": (_kilobytes("VmHWM") - before) / 1000}
+    return {"megabytes": (process_bytes("VmHWM") - before) / 1e6}
 
 
 def measure_alone(side: dict[str, Any], settings: dict[str, Any]) -> dict[str, float]:
@@ -110,27 +111,17 @@ def measure_alone(side: dict[str, Any], settings: dict[str, Any]) -> dict[str, f
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown, beside the plain setting of as many processes."""
-    lines = [
-        "| model | processes | strategy | activation checkpointing | memory, MB | of the plain setting's |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    head = ["model", "processes", "strategy", "activation checkpointing", "memory, MB", "of the plain setting's"]
+    cells = []
     # The first of each is the plain one.
     plain = {(row["model"], row["processes"]): row for row in reversed(rows)}
     for row in rows:
         beside = plain[row["model"], row["processes"]]
         strategy = row["strategy"] if row["processes"] > 1 else "-"
         again = "yes" if row["activation_checkpointing"] else "no"
-        lines.append(
-            f"| {row['model']} | {row['processes']} | {strategy} | {again} "
-            f"| {row['megabytes']:.0f} | {row['megabytes'] / beside['megabytes']:.2f} |"
-        )
-    return "\n".join(lines)
-
-
-def _kilobytes(name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1])
+        megabytes = [f"{row['megabytes']:.0f}", f"{row['megabytes'] / beside['megabytes']:.2f}"]
+        cells.append([row["model"], str(row["processes"]), strategy, again, *megabytes])
+    return markdown_table(head, cells)
 
 
 def main(argv: list[str]) -> None:

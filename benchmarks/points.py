@@ -41,9 +41,9 @@ def packed_against_padded(
     Args:
         sizes: points of each scene.
         rounds: measurements per side.
-        channels: C.
-        latents: D.
-        least_seconds: the least duration of a measurement.
+        channels: C; smaller in tests.
+        latents: D; smaller in tests.
+        least_seconds: the least duration of a measurement; smaller in tests.
 
     Raises:
         UserError: the two do not give the same.
@@ -82,8 +82,8 @@ def per_node(count: int, *, rounds: int, channels: int = CHANNELS, latents: int 
     Args:
         count: number of nodes.
         rounds: measurements.
-        channels: C.
-        latents: D.
+        channels: C; smaller in tests.
+        latents: D; smaller in tests.
     """
     torch.manual_seed(0)
     layer = LatentGNN(channels, num_latents=latents, norm=FrozenBatchNorm, gamma_init=0.5)

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.options import header, names_of, program, result_stem, run, write_results
 from benchmarks.report import markdown_table
+from benchmarks.study_costs import counted
 from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import parse_config
 from latentgnn.tasks.classes import class_names
@@ -61,13 +61,9 @@ def network(recipe: str, *, blocks: bool) -> tuple[nn.Module, Program]:
 
 def costs(recipe: str, *, blocks: bool) -> dict[str, int]:
     """Parameters of a recipe's network, and operations of its program's first example; a multiply-add is two."""
-    model, program = network(recipe, blocks=blocks)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        program.network(**program.samples[0])
-    return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "operations": counter.get_total_flops(),
-    }
+    model, exported = network(recipe, blocks=blocks)
+    with torch.no_grad():
+        return counted(model, lambda: exported.network(**exported.samples[0]))
 
 
 def table(report: dict[str, dict[str, dict[str, int]]]) -> str:

@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -25,8 +24,9 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.child import ROOT
+from benchmarks.measure import seconds
 from benchmarks.options import header, names_of, positive, program, result_stem, run, save_results, write_results
-from benchmarks.report import markdown_table
+from benchmarks.report import header_block, markdown_table
 from latentgnn import LatentGNNConfig, PackedLatentGNN, shard_nodes
 from latentgnn.cost import cost
 from latentgnn.errors import UserError
@@ -104,19 +104,16 @@ def timed_steps(rounds: int) -> list[dict[str, Any]]:
     rows = []
     for nodes in TIMED:
         forward, step = _step(nodes)
-        seconds = {"forward_seconds": _seconds(forward, rounds), "step_seconds": _seconds(step, rounds)}
-        rows.append({"nodes": nodes, **seconds})
+        taken = {"forward_seconds": _seconds_of_all(forward, rounds), "step_seconds": _seconds_of_all(step, rounds)}
+        rows.append({"nodes": nodes, **taken})
     return rows
 
 
-def _seconds(call: Callable[[], Any], rounds: int, repeats: int = 1) -> float:
+def _seconds_of_all(call: Callable[[], Any], rounds: int, repeats: int = 1) -> float:
     taken = []
     for turn in range(rounds + 2):
         dist.barrier()
-        start = time.perf_counter()
-        for _ in range(repeats):
-            call()
-        own = torch.tensor((time.perf_counter() - start) / repeats, dtype=torch.float64)
+        own = torch.tensor(seconds(call, torch.device("cpu"), repeats), dtype=torch.float64)
         dist.all_reduce(own, op=dist.ReduceOp.MAX)
         if turn >= 2:
             taken.append(float(own))
@@ -133,7 +130,7 @@ def timed_all_reduces(rounds: int) -> list[dict[str, float]]:
     for size in BYTES:
         buffer = torch.ones(size // 4)
         repeats = max(min(200, (1 << 22) // size), 2)
-        found.append({"bytes": size, "seconds": _seconds(partial(dist.all_reduce, buffer), rounds, repeats)})
+        found.append({"bytes": size, "seconds": _seconds_of_all(partial(dist.all_reduce, buffer), rounds, repeats)})
     return found
 
 
@@ -200,8 +197,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     Args:
         report: as written to JSON.
     """
-    head = {key: value for key, value in report.items() if key not in PARTS}
-    parts = ["# Nodes shared between processes of one machine", f"```json\n{json.dumps(head, indent=2)}\n```"]
+    parts = ["# Nodes shared between processes of one machine", header_block(report, PARTS)]
     if "bytes" in report:
         rows = [[f"{one['nodes']:,}", str(one["forward"]), str(one["step"])] for one in report["bytes"]]
         parts += ["Bytes of each all-reduce:", markdown_table(["nodes", "forward", "step"], rows)]

@@ -5,7 +5,6 @@ python -m benchmarks.streaming [--nodes 100000,1000000,10000000,100000000]
 At 10^8 nodes of 32 channels two float16 arrays of 6.4 GB are on the disk for some minutes.
 """
 
-import io
 import json
 import sys
 import tempfile
@@ -16,7 +15,8 @@ from typing import Any
 
 from benchmarks.child import run_child
 from benchmarks.options import header, positive, program, result_stem, run, write_results
-from benchmarks.report import markdown_table
+from benchmarks.report import header_block, markdown_table, png
+from benchmarks.scaling_plots import draw_streaming
 from benchmarks.streaming_case import CHANNELS, LATENTS, MODES, REDUCTION
 from latentgnn.errors import require
 from latentgnn.files import write_bytes
@@ -38,22 +38,12 @@ def plot(cases: Sequence[Mapping[str, Any]]) -> bytes:
 
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     memory, times = figure.subplots(1, 2)
-    for mode in MODES:
-        own = [case for case in cases if case["mode"] == mode]
-        nodes = [case["nodes"] for case in own]
-        label = "in chunks, disk to disk" if mode == "streaming" else "in memory"
-        memory.loglog(nodes, [case["resident"] for case in own], marker="o", label=label)
-        times.loglog(nodes, [case["nanoseconds"]["all"] for case in own], marker="o", label=label)
+    draw_streaming((memory, times), cases)
     memory.axhline(BAR_RESIDENT, color="black", lw=1, ls=":")
-    memory.set_title("resident memory, MiB")
-    times.set_title("time a node, ns")
     for axes in (memory, times):
-        axes.set_xlabel("nodes")
         axes.grid(visible=True, which="major", alpha=0.3)
         axes.legend(fontsize=8)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=120)
-    return stream.getvalue()
+    return png(figure)
 
 
 def bars(cases: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -77,7 +67,6 @@ def markdown(report: Mapping[str, Any]) -> str:
     Args:
         report: as written to JSON.
     """
-    head = {key: value for key, value in report.items() if key != "cases"}
     rows = [
         [
             f"{case['nodes']:,}",
@@ -90,7 +79,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     return "\n\n".join(
         [
             "# A layer over arrays larger than memory",
-            f"```json\n{json.dumps(head, indent=2)}\n```",
+            header_block(report, ["cases"]),
             f"{CHANNELS} channels, {LATENTS} latents, reduction {REDUCTION}, float32 with frozen norms; arrays are "
             "float16. In chunks: both sweeps, from a file to a file. In memory: from an array to an array, with the "
             "conversions.",

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.memory import process_bytes
 from benchmarks.options import positive, program, run
 from latentgnn import FrozenBatchNorm, PackedLatentGNN
 from latentgnn.arrays import apply_to_file
-from latentgnn.errors import UserError
 
 CHANNELS, LATENTS, REDUCTION = 32, 64, 4
 MODES = ("streaming", "memory")
@@ -48,16 +48,6 @@ def make_array(path: Path, nodes: int) -> None:
         for index, first in enumerate(range(0, nodes, _ROWS)):
             rows = part[: nodes - first] * np.float32(1 + index / 1000)
             file.write(rows.astype(np.float16).data.cast("B"))
-
-
-def resident(name: str) -> float:
-    """This process's memory in MiB, from the system.
-
-    Args:
-        name: ``VmRSS``, resident now, or ``VmHWM``, the most so far.
-    """
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1]) / 1024
 
 
 def stream(source: Path, target: Path) -> dict[str, float]:
@@ -96,7 +86,7 @@ def in_memory(source: Path, layer: PackedLatentGNN) -> Callable[[], dict[str, fl
 
 
 def measure(mode: str, nodes: int, folder: Path, rounds: int) -> dict[str, Any]:
-    """Time and memory of a case.
+    """Time of a case, and resident memory in MiB.
 
     Args:
         mode: of `MODES`.
@@ -104,8 +94,6 @@ def measure(mode: str, nodes: int, folder: Path, rounds: int) -> dict[str, Any]:
         folder: for the arrays; existing ones are used.
         rounds: measurements, after one on fewer nodes that does not count.
     """
-    if not Path("/proc/self/status").exists():
-        raise UserError("resident memory is read from /proc, which this system does not have: measure on Linux")
     source, target = folder / f"{nodes}.npy", folder / "out.npy"
     for count in (min(nodes, 3 * _ROWS), nodes):
         if not (path := folder / f"{count}.npy").exists():
@@ -117,13 +105,14 @@ def measure(mode: str, nodes: int, folder: Path, rounds: int) -> dict[str, Any]:
         target.unlink()
     else:
         in_memory(small, make_layer())()
-    before, seconds = resident("VmRSS"), []
+    before, seconds = process_bytes("VmRSS"), []
     run = in_memory(source, make_layer()) if mode == "memory" else lambda: stream(source, target)
     for _ in range(rounds):
         seconds.append(run())
         target.unlink(missing_ok=True)
     each = {part: 1e9 * median(one[part] for one in seconds) / nodes for part in seconds[0]}
-    return {"mode": mode, "nodes": nodes, "nanoseconds": each, "resident": resident("VmHWM"), "before": before}
+    memory = {"resident": process_bytes("VmHWM") / 2**20, "before": before / 2**20}
+    return {"mode": mode, "nodes": nodes, "nanoseconds": each, **memory}
 
 
 def main(argv: list[str]) -> None:

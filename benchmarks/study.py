@@ -30,6 +30,7 @@ from torch import nn
 from benchmarks import study_report
 from benchmarks.options import header, positive, program, result_stem, run, write_results
 from benchmarks.questions import Question
+from benchmarks.runs import run_folder
 from benchmarks.study_costs import costs, take_times
 from benchmarks.study_rates import FACTORS, parameter_groups
 from latentgnn.errors import UserError
@@ -230,7 +231,7 @@ def finished(study: Study, folder: Path) -> dict[str, dict[int, dict[str, Any]]]
     """
     runs: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in study.variants}
     for variant, seed in study.runs():
-        path = run_folder(folder, variant, seed) / "run.json"
+        path = run_folder(folder, variant, f"seed-{seed}") / "run.json"
         if not path.exists():
             continue
         run = read_json(path, "run")
@@ -238,11 +239,6 @@ def finished(study: Study, folder: Path) -> dict[str, dict[int, dict[str, Any]]]
             raise UserError(f"{path.parent}: this run was made otherwise; give other --runs, or move the folder away")
         runs[variant][seed] = run
     return runs
-
-
-def run_folder(folder: Path, variant: str, seed: int) -> Path:
-    """The folder of a run."""
-    return folder / variant.replace("/", "-").replace(" ", "-") / f"seed-{seed}"
 
 
 def run_missing(
@@ -264,10 +260,13 @@ def run_missing(
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         while missing and time.monotonic() - begin < seconds:
             together, missing = missing[:processes], missing[processes:]
-            futures = [pool.submit(train, study, *run, run_folder(folder, *run), data) for run in together]
-            for run, future in zip(together, futures, strict=True):
+            futures = [
+                pool.submit(train, study, variant, seed, run_folder(folder, variant, f"seed-{seed}"), data)
+                for variant, seed in together
+            ]
+            for (variant, seed), future in zip(together, futures, strict=True):
                 future.result()
-                print(f"{run[0]}, seed {run[1]}", flush=True)
+                print(f"{variant}, seed {seed}", flush=True)
 
 
 def time_variants(study: Study, folder: Path, *, data: str | None, rounds: int) -> None:

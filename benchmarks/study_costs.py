@@ -3,26 +3,45 @@
 import statistics
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import held_bytes, take_turns
+from benchmarks.measure import held_bytes, step_of, take_turns
 from benchmarks.questions import Question
 from latentgnn.machine import processor_name
 
 
-def costs(network: nn.Module, x: Tensor) -> dict[str, float]:
-    """Parameters, operations of a forward pass a sample (two a multiply-add), bytes held for the backward pass."""
+def counted(network: nn.Module, forward: Callable[[], object]) -> dict[str, int]:
+    """Parameters of a network, and operations of a call; a multiply-add is two.
+
+    Args:
+        network: the network whose parameters are counted.
+        forward: the call.
+    """
     with FlopCounterMode(display=False) as counter:
-        network(x)
+        forward()
     return {
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "operations": counter.get_total_flops() / len(x),
-        "held_bytes": held_bytes(network, x, network) / len(x),
+        "operations": counter.get_total_flops(),
     }
+
+
+def costs(network: nn.Module, x: Tensor) -> dict[str, float]:
+    """Parameters; operations of a forward pass per sample; bytes per sample that are held for the backward pass.
+
+    The network is evaluated as it is given.
+
+    Args:
+        network: the network.
+        x: a batch.
+    """
+    found = counted(network, partial(network, x))
+    held = held_bytes(network, x, network)
+    return {**found, "operations": found["operations"] / len(x), "held_bytes": held / len(x)}
 
 
 def take_times(question: Question, networks: Mapping[str, nn.Module], rounds: int) -> dict[str, Any]:
@@ -39,15 +58,16 @@ def take_times(question: Question, networks: Mapping[str, nn.Module], rounds: in
     torch.set_num_threads(1)
     ((x, target),) = question.batches(0, 1)
 
-    def step_of(network: nn.Module) -> Callable[[], object]:
+    def learn_of(network: nn.Module) -> Callable[[], object]:
         optimizer = torch.optim.AdamW(network.parameters(), lr=0.0)
 
-        def step() -> None:
-            optimizer.zero_grad()
-            question.loss(network.train()(x), target).backward()
+        step = step_of(lambda: question.loss(network.train()(x), target), network.parameters())
+
+        def learn() -> None:
+            step()
             optimizer.step()
 
-        return step
+        return learn
 
     def forward_of(network: nn.Module) -> Callable[[], object]:
         @torch.no_grad()
@@ -57,7 +77,7 @@ def take_times(question: Question, networks: Mapping[str, nn.Module], rounds: in
         return forward
 
     taken = {}
-    for what, call_of in (("step", step_of), ("forward", forward_of)):
+    for what, call_of in (("step", learn_of), ("forward", forward_of)):
         calls = [call_of(network) for network in networks.values()]
         taken[what] = take_turns(calls, rounds=rounds, device=torch.device("cpu"))
     return {

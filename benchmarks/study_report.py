@@ -1,12 +1,11 @@
 """The report of a study: means and spread, paired differences with intervals, costs; as tables and plots."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import markdown_table
+from benchmarks.report import header_block, markdown_table
 from latentgnn.errors import require
 from latentgnn.files import replacing
 
@@ -137,7 +136,6 @@ def markdown(report: Mapping[str, Any]) -> str:
         if report["times"]
         else "is a median on a machine that others may use too"
     )
-    shown = {name: value for name, value in report.items() if name not in ("compared", "runs", "missing", "times")}
     return f"""# Study: {report["name"]}
 
 Differences are paired by seed, with Student's 95% interval; bold where it leaves out 0. Operations and memory held for
@@ -146,9 +144,7 @@ Intervals are of one comparison each and not corrected for how many there are. {
 
 {tables(report)}
 
-```json
-{json.dumps(shown, indent=2)}
-```
+{header_block(report, ("compared", "runs", "missing", "times"))}
 """
 
 

@@ -3,8 +3,6 @@
 python -m benchmarks.sweeps [--parts nodes,packed,per-node]
 """
 
-import io
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,7 +12,7 @@ from benchmarks.child import run_child
 from benchmarks.layer import run_pair
 from benchmarks.options import header, names_of, positive, program, result_stem, run, save_results, write_results
 from benchmarks.points import CHANNELS, COUNTS, LATENTS, SCENES
-from benchmarks.report import input_mebibytes, markdown_table, spread
+from benchmarks.report import header_block, input_mebibytes, markdown_table, png, spread
 from benchmarks.shapes import SQUARES, Case
 from latentgnn.errors import require
 from latentgnn.files import write_bytes
@@ -72,9 +70,7 @@ def plot(pairs: Sequence[Mapping[str, Any]]) -> bytes:
     for axes in (forward, step):
         axes.axhline(1, color="black", lw=1)
     held.legend(fontsize=8)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=120)
-    return stream.getvalue()
+    return png(figure)
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -83,8 +79,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     Args:
         report: as written to JSON.
     """
-    head = {key: value for key, value in report.items() if key not in PARTS}
-    parts = ["# The layer over the number of nodes", f"```json\n{json.dumps(head, indent=2)}\n```"]
+    parts = ["# The layer over the number of nodes", header_block(report, PARTS)]
     if "nodes" in report:
         rows = []
         for pair in report["nodes"]:

@@ -2,7 +2,11 @@
 
 import dataclasses
 import doctest
+import mmap
+import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -10,7 +14,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import floors, gpu_time, layer, measure, options, peers, prepare, report, shapes, study, study_report
+from benchmarks import (
+    floors,
+    gpu_time,
+    layer,
+    measure,
+    memory,
+    options,
+    peers,
+    prepare,
+    report,
+    runs,
+    shapes,
+    study,
+    study_report,
+)
 from benchmarks.shapes import MODES, SHAPES, SQUARES, Case, Shape, cases
 from latentgnn import LatentGNN, PackedLatentGNN, reference
 from latentgnn.cost import floor_operations
@@ -316,6 +334,42 @@ def test_held_and_peak_bytes_are_counted() -> None:
         assert measure.peak_bytes(lambda: x.clone().add_(1), x) == pytest.approx(2 * size, rel=0.02)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_this_processs_memory_is_read() -> None:
+    before, most = memory.process_bytes("VmRSS"), memory.process_bytes("VmHWM")
+    assert 10e6 < before <= most
+    with mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as held:
+        for page in range(0, len(held), mmap.PAGESIZE):
+            held[page] = 1
+        assert memory.process_bytes("VmRSS") - before > 60e6
+        assert memory.process_bytes("VmHWM") >= memory.process_bytes("VmRSS") > memory.private_bytes(os.getpid()) > 60e6
+
+
+def test_no_two_names_share_the_folder_of_a_run(tmp_path: Path) -> None:
+    names = ["a b", "a-b", "a/b", "a%20b", "a_b.c-d", "a, b"]
+    folders = {runs.run_folder(tmp_path, name) for name in names}
+    assert len(folders) == len(names)
+    assert {folder.parent for folder in folders} == {tmp_path}
+    # Others keep their names.
+    assert runs.run_folder(tmp_path, "a_b.c-d") == tmp_path / "a_b.c-d"
+
+
+def test_a_step_begins_without_gradients() -> None:
+    x = torch.ones(3, requires_grad=True)
+    of_output = measure.step_of(lambda: 2 * x, [x], torch.tensor([1.0, 2.0, 3.0]))
+    for _ in range(2):
+        of_output()
+        assert x.grad is not None
+        assert x.grad.tolist() == [2, 4, 6]
+    measure.step_of(lambda: (3 * x).sum(), [x])()
+    assert x.grad.tolist() == [3, 3, 3]
+
+
+def test_tables_in_markdown() -> None:
+    table = report.markdown_table(["", "name", "number"], [["a", "", "1"]], right=["number"])
+    assert table.splitlines() == ["| | name | number |", "| --- | --- | ---: |", "| a |  | 1 |"]
+
+
 def test_the_kernels_of_a_run_are_summed_by_name_and_sorted_by_time() -> None:
     def event(name: str, microseconds: float, device: str = "CUDA") -> Any:
         return SimpleNamespace(name=name, device_type=SimpleNamespace(name=device), device_time=microseconds)
@@ -371,7 +425,7 @@ def test_kernels_are_profiled_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(
     "module",
-    [floors, gpu_time, layer, measure, options, prepare, report, shapes, study, study_report],
+    [floors, gpu_time, layer, measure, options, prepare, report, runs, shapes, study, study_report],
     ids=lambda module: module.__name__,
 )
 def test_examples_give_what_they_show(module: ModuleType) -> None:

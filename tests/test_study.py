@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks import contexts, questions, study, study_report
 from benchmarks.options import run
 from benchmarks.questions import Pairs
+from benchmarks.runs import run_folder
 from latentgnn import LatentGNN
 from latentgnn.errors import UserError
 from tests.pages import ROOT, blocks
@@ -61,7 +62,7 @@ def test_stops_go_on_and_all_runs_are_reported(tmp_path: Path, capsys: pytest.Ca
     assert json.loads((runs / "plan-small.json").read_text())[0]["runs"] == 0
     plan = study.read_study(file)
     (first, *_) = plan.runs()
-    study.train(plan, *first, study.run_folder(runs, *first), None)
+    study.train(plan, *first, run_folder(runs, "none", "seed-0"), None)
     before = (runs / "none" / "seed-0" / "run.json").read_bytes()
     assert run(study.main, argv) == 0
     assert (runs / "none" / "seed-0" / "run.json").read_bytes() == before
@@ -101,7 +102,7 @@ def test_times_stand_beside_the_runs(tmp_path: Path, capsys: pytest.CaptureFixtu
     file.write_text(STUDY)
     argv = [str(file), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
     plan = study.read_study(file)
-    study.train(plan, "none", 0, study.run_folder(tmp_path / "runs", "none", 0), None)
+    study.train(plan, "none", 0, run_folder(tmp_path / "runs", "none", "seed-0"), None)
     assert run(study.main, [*argv, "--seconds", "0", "--time", "2"]) == 0
     assert "ms a step, alone" in capsys.readouterr().out
     (path,) = tmp_path.glob("study-small-*.json")
@@ -124,7 +125,7 @@ def test_two_programs_share_the_runs(tmp_path: Path) -> None:
     argv = [str(file), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
     assert run(study.main, [*argv, "--part", "2/3"]) == 0
     made = {(path.parts[-3], path.parts[-2]) for path in tmp_path.glob("runs/*/*/run.json")}
-    assert made == {("two-latents", "seed-0"), ("two-latents", "seed-1")}
+    assert made == {("two%20latents", "seed-0"), ("two%20latents", "seed-1")}
     (path,) = tmp_path.glob("study-small-*.json")
     assert len(json.loads(path.read_text())["missing"]) == 4
 
