@@ -17,7 +17,7 @@ from PIL import Image
 
 from benchmarks.child import run_child
 from benchmarks.memory import private_bytes, process_bytes
-from benchmarks.options import header, positive, program, result_stem, run, save_results, write_results
+from benchmarks.options import header, positive, positives, program, result_stem, run, save_results, write_results
 from benchmarks.report import header_block, markdown_table
 
 OBJECTS = 5
@@ -186,7 +186,7 @@ def main(argv: list[str]) -> None:
     parser = program("annotations", __doc__, out=True)
     parser.add_argument(
         "--images",
-        type=lambda text: [positive(number) for number in text.split(",")],
+        type=positives,
         default=[10_000, 100_000, 1_000_000],
         metavar="N,..",
         help="images of the sets; a million take 2.5 GB of disk (10000,100000,1000000)",

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.options import header, names_of, positive, program, result_stem, run, save_results, write_results
+from benchmarks.options import header, names_from, positive, program, result_stem, run, save_results, write_results
 from benchmarks.report import header_block, markdown_table, mean_and_range
 from benchmarks.study_rates import grouped
 from latentgnn import FrozenBatchNorm, LatentGNN, insert, norms
@@ -262,9 +262,7 @@ def main(argv: list[str]) -> None:
         argv: command-line arguments.
     """
     parser = program("choices", __doc__, out=True)
-    parser.add_argument(
-        "--groups", type=lambda text: names_of(GROUPS, text), default=list(GROUPS), metavar="NAME,NAME", help="(all)"
-    )
+    parser.add_argument("--groups", type=names_from(GROUPS), default=list(GROUPS), metavar="NAME,NAME", help="(all)")
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="how many (3)")
     parser.add_argument("--steps", type=positive, default=300, metavar="N", help="of each training (300)")
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="of torch (1)")

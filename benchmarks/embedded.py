@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from benchmarks.contexts import GlobalContext
-from benchmarks.options import header, names_of, numbers, positive, program, result_stem, run, write_results
+from benchmarks.options import header, names_from, numbers, positive, program, result_stem, run, write_results
 from benchmarks.report import detection_title, markdown_table
 from benchmarks.runs import run_folder
 from latentgnn.attachment import attach
@@ -117,7 +117,7 @@ def main(argv: list[str]) -> None:
     """
     parser = program("embedded", __doc__, out=True)
     parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="where the runs are kept")
-    parser.add_argument("--sides", type=lambda text: names_of(SIDES, text), default=list(SIDES), help="(all)")
+    parser.add_argument("--sides", type=names_from(SIDES), default=list(SIDES), help="(all)")
     parser.add_argument("--seeds", type=numbers, default=(0, 1), metavar="N,N", help="(0,1)")
     parser.add_argument("--steps", type=positive, default=300, metavar="N", help="of each training (300)")
     parser.add_argument("--threads", type=positive, default=2, metavar="N", help="of torch (2)")

@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from math import inf, isfinite
 from pathlib import Path
@@ -24,7 +23,7 @@ import torch
 
 from benchmarks.child import COMPILERS, PAIR, ROOT, start_server
 from benchmarks.layer import LAYERS
-from benchmarks.options import RESULTS, minutes, names_of, names_or_none, positive, program, run
+from benchmarks.options import RESULTS, minutes, names_from, positive, program, run
 from benchmarks.shapes import MODES, SHAPES
 from latentgnn.errors import UserError
 
@@ -226,18 +225,17 @@ def main(argv: list[str]) -> int:
     """
     parser = program("gpu", __doc__, out=True)
     parser.prog = "benchmarks/gpu"
-    names = partial(partial, names_of)
 
     def add(name: str, known: Sequence[str], default: Sequence[str], what: str) -> None:
         chosen = ",".join(default)
-        parser.add_argument(name, type=names(known), default=chosen, metavar="NAME,..", help=f"{what} ({chosen})")
+        parser.add_argument(name, type=names_from(known), default=chosen, metavar="NAME,..", help=f"{what} ({chosen})")
 
     add("--only", PARTS, PARTS, "parts")
     add("--shapes", list(SHAPES), MEASURED, "inputs of the layer")
     chosen = ",".join(COMPILED)
     parser.add_argument(
         "--compiled",
-        type=partial(names_or_none, SHAPES),
+        type=names_from(SHAPES, or_none=True),
         default=chosen,
         metavar="NAME,..",
         help=f"those of them at which compiled sides run, or none ({chosen})",

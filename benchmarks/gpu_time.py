@@ -15,8 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measure import step_of
-from benchmarks.options import program, require_device, run
-from benchmarks.pair import add_case_options, mode_of
+from benchmarks.options import add_case_options, mode_of, program, require_device, run
 from benchmarks.peers import LAYER, SIDES, Refused, make_input, make_layer, make_side
 from benchmarks.report import markdown_table
 from benchmarks.shapes import Case

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.child import run_child
 from benchmarks.memory import process_bytes
-from benchmarks.options import header, positive, program, result_stem, run, write_results
+from benchmarks.options import header, positives, program, result_stem, run, write_results
 from benchmarks.report import markdown_table, table_row
 from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import parse_config, plain_data
@@ -128,7 +128,9 @@ def main(argv: list[str]) -> None:
     """
     parser = program("large_scans", __doc__, out=True)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="LAZ files of adjacent tiles")
-    parser.add_argument("--points", default="1000000,10000000", metavar="N,N", help="(1000000,10000000)")
+    parser.add_argument(
+        "--points", type=positives, default="1000000,10000000", metavar="N,N", help="(1000000,10000000)"
+    )
     parser.add_argument("--tiles", type=float, default=200.0, metavar="METRES", help="side of a tile (200)")
     parser.add_argument("--whole-up-to", type=int, default=0, metavar="N", help="points that are also read whole (0)")
     parser.add_argument("--scratch", type=Path, metavar="FOLDER", help="for the scans and results (a temporary one)")
@@ -145,7 +147,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{given.folder}: there are no LAZ files")
     rows = []
     with tempfile.TemporaryDirectory(dir=given.scratch, prefix="large-scans-") as scratch:
-        for points in map(positive, given.points.split(",")):
+        for points in given.points:
             scan = Path(scratch) / f"{points}.laz"
             write_repeated(scan, sources, points)
             for row in _measured(scan, points, given, settings):

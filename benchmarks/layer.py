@@ -6,7 +6,6 @@ python -m benchmarks.layer [--shapes C3,C4] [--norms batch,frozen] [--peers publ
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from functools import partial
 from math import inf
 from pathlib import Path
 from time import monotonic
@@ -18,8 +17,7 @@ from benchmarks.options import (
     add_run_options,
     header,
     minutes,
-    names_of,
-    names_or_none,
+    names_from,
     positive,
     program,
     require_device,
@@ -158,9 +156,9 @@ def measure(
     threads: int | None,
     head: dict[str, Any],
     stem: Path,
-    literal_once: bool = False,
-    limit: float = inf,
-    left_out: int = 0,
+    literal_once: bool,
+    limit: float,
+    left_out: int,
 ) -> dict[str, Any]:
     """Measure a table, print its rows, and write it after each of them.
 
@@ -228,21 +226,24 @@ def main(argv: list[str]) -> int:
         The exit code: 1 where something failed.
     """
     parser = program("layer", __doc__, out=True)
-    names = partial(partial, names_of)
     others = [side for side in SIDES if side not in LAYERS]
-    parser.add_argument("--shapes", type=names(SHAPES), default="all", metavar="NAME,..", help="(all)")
+    parser.add_argument("--shapes", type=names_from(SHAPES), default="all", metavar="NAME,..", help="(all)")
     parser.add_argument(
-        "--norms", type=names(MODES), default="all", metavar="NAME,..", help=f"{', '.join(MODES)} (all)"
+        "--norms", type=names_from(MODES), default="all", metavar="NAME,..", help=f"{', '.join(MODES)} (all)"
     )
     parser.add_argument(
-        "--modes", type=names(MODES["batch"]), default="all", metavar="NAME,..", help="of batch norm (all)"
+        "--modes", type=names_from(MODES["batch"]), default="all", metavar="NAME,..", help="of batch norm (all)"
     )
     layouts = ("contiguous", "channels-last")
     parser.add_argument(
-        "--layouts", type=names(layouts), default="contiguous", metavar="NAME,..", help="of maps (contiguous)"
+        "--layouts", type=names_from(layouts), default="contiguous", metavar="NAME,..", help="of maps (contiguous)"
     )
     parser.add_argument(
-        "--peers", type=names(others), default="published", metavar="NAME,..", help=f"{', '.join(others)} (published)"
+        "--peers",
+        type=names_from(others),
+        default="published",
+        metavar="NAME,..",
+        help=f"{', '.join(others)} (published)",
     )
     parser.add_argument(
         "--first", default=LAYERS[0], choices=LAYERS, help=f"what peers are compared with ({LAYERS[0]})"
@@ -252,7 +253,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument(
         "--compiled",
-        type=partial(names_or_none, SHAPES),
+        type=names_from(SHAPES, or_none=True),
         default="all",
         metavar="NAME,..",
         help="inputs at which compiled sides run, or none (all)",

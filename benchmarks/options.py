@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.shapes import MODES, SHAPES, SQUARES
 from latentgnn.errors import UserError
 from latentgnn.files import write_json, write_text
 from latentgnn.machine import processor_name
@@ -67,6 +68,31 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="(float32)")
 
 
+def add_case_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose an input, a norm and a mode.
+
+    Args:
+        parser: the parser that takes them.
+    """
+    parser.add_argument("--shape", required=True, choices=[*SHAPES, *SQUARES], metavar="NAME")
+    parser.add_argument("--norm", default="batch", choices=list(MODES), help="(batch)")
+    parser.add_argument("--mode", choices=["evaluation", "training"], help="(the norm's first)")
+
+
+def mode_of(parser: argparse.ArgumentParser, given: argparse.Namespace) -> str:
+    """The mode that was chosen, or the norm's first.
+
+    Args:
+        parser: the parser, which refuses a mode that the norm is not measured in.
+        given: the options of `add_case_options`.
+    """
+    modes = MODES[given.norm]
+    mode: str = given.mode or modes[0]
+    if mode not in modes:
+        parser.error(f"--mode: {given.norm} norm is measured in {', '.join(modes)}; got {mode}")
+    return mode
+
+
 def positive(text: str) -> int:
     """An option's value as a whole number, at least 1.
 
@@ -101,6 +127,18 @@ def minutes(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number of minutes above 0, got {text!r}")
     return 60 * value
+
+
+def positives(text: str) -> list[int]:
+    """An option's value as whole numbers from 1 on, with commas between.
+
+    Args:
+        text: the value as given.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+    """
+    return [positive(part) for part in text.split(",")]
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -155,17 +193,22 @@ def names_of(known: Iterable[str], text: str) -> list[str]:
     return names
 
 
-def names_or_none(known: Iterable[str], text: str) -> list[str]:
-    """An option's value as `names_of` reads it, where ``none`` stands for no name.
+def names_from(known: Iterable[str], *, or_none: bool = False) -> Callable[[str], list[str]]:
+    """A function that reads an option's value as `names_of` does, for `argparse`.
 
     Args:
         known: the names that there are.
-        text: as given.
+        or_none: whether the value ``none`` stands for no name.
 
-    Raises:
-        argparse.ArgumentTypeError: a name that is not known, with those that are.
+    Example:
+        >>> names_from(["C3", "C4"])("all"), names_from(["C3", "C4"], or_none=True)("none")
+        (['C3', 'C4'], [])
     """
-    return [] if text == "none" else names_of(known, text)
+
+    def read(text: str) -> list[str]:
+        return [] if or_none and text == "none" else names_of(known, text)
+
+    return read
 
 
 def header(program: str, arguments: Iterable[str], *, device: str, dtype: str, threads: int | None) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 python -m benchmarks.pair --shape C4 --norm batch --mode training --sides latentgnn,published
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -25,7 +24,7 @@ from benchmarks.measure import (
     synchronize,
     take_turns,
 )
-from benchmarks.options import add_run_options, program, require_device, run
+from benchmarks.options import add_case_options, add_run_options, mode_of, program, require_device, run
 from benchmarks.peers import (
     LAYER,
     SIDES,
@@ -38,7 +37,7 @@ from benchmarks.peers import (
     make_layer,
     make_side,
 )
-from benchmarks.shapes import MODES, SHAPES, SQUARES, Case
+from benchmarks.shapes import Case
 from latentgnn import LatentGNN
 from latentgnn.cost import floor_operations
 
@@ -186,31 +185,6 @@ def _check(case: Case, sides: dict[str, Side], layer: LatentGNN, x: Tensor) -> N
                 side.module.eval()
                 check_context(name, side.module, x)
                 side.module.train(case.mode == "training")
-
-
-def add_case_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose an input, a norm and a mode.
-
-    Args:
-        parser: the parser that takes them.
-    """
-    parser.add_argument("--shape", required=True, choices=[*SHAPES, *SQUARES], metavar="NAME")
-    parser.add_argument("--norm", default="batch", choices=list(MODES), help="(batch)")
-    parser.add_argument("--mode", choices=["evaluation", "training"], help="(the norm's first)")
-
-
-def mode_of(parser: argparse.ArgumentParser, given: argparse.Namespace) -> str:
-    """The mode that was chosen, or the norm's first.
-
-    Args:
-        parser: the parser, which refuses a mode that the norm is not measured in.
-        given: the options of `add_case_options`.
-    """
-    modes = MODES[given.norm]
-    mode: str = given.mode or modes[0]
-    if mode not in modes:
-        parser.error(f"--mode: {given.norm} norm is measured in {', '.join(modes)}; got {mode}")
-    return mode
 
 
 def main(argv: list[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.options import header, names_of, program, result_stem, run, write_results
+from benchmarks.options import header, names_from, program, result_stem, run, write_results
 from benchmarks.report import markdown_table
 from benchmarks.study_costs import counted
 from latentgnn.configuration.recipes import load_recipe
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
         argv: command-line arguments.
     """
     parser = program("recipe_costs", __doc__, out=True)
-    parser.add_argument("--recipes", type=lambda text: names_of(RECIPES, text), default=list(RECIPES), help="(all)")
+    parser.add_argument("--recipes", type=names_from(RECIPES), default=list(RECIPES), help="(all)")
     given = parser.parse_args(argv)
     head = header("benchmarks.recipe_costs", argv, device="cpu", dtype="float32", threads=None)
     report = {

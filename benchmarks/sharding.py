@@ -25,7 +25,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.child import ROOT
 from benchmarks.measure import seconds
-from benchmarks.options import header, names_of, positive, program, result_stem, run, save_results, write_results
+from benchmarks.options import header, names_from, positive, program, result_stem, run, save_results, write_results
 from benchmarks.report import header_block, markdown_table
 from latentgnn import LatentGNNConfig, PackedLatentGNN, shard_nodes
 from latentgnn.cost import cost
@@ -38,6 +38,8 @@ COUNTED = (1_000, 10_000, 100_000)
 TIMED = (4_096, 65_536, 262_144)
 # Processes, and threads of each.
 LAYOUTS = ((1, 1), (1, 2), (2, 1))
+# Of the image whose step is measured for its memory.
+HEIGHT, WIDTH = 1024, 1024
 BYTES = tuple(1 << power for power in range(8, 25, 2))
 
 
@@ -151,12 +153,8 @@ def throughput(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def memory(height: int = 1024, width: int = 1024) -> list[dict[str, Any]]:
+def memory() -> list[dict[str, Any]]:
     """Memory that a step of ``examples/sharded_strips.py`` adds in each process.
-
-    Args:
-        height: of the image.
-        width: of the image.
 
     Raises:
         UserError: the example failed.
@@ -164,13 +162,13 @@ def memory(height: int = 1024, width: int = 1024) -> list[dict[str, Any]]:
     rows = []
     for processes in (1, 2, 4):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        command += ["examples/sharded_strips.py", f"--height={height}", f"--width={width}", "--no-check"]
+        command += ["examples/sharded_strips.py", f"--height={HEIGHT}", f"--width={WIDTH}", "--no-check"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         found = re.findall(r"process \d+ of \d+: (\d+) rows, (\d+) MiB", done.stdout)
         if done.returncode or len(found) != processes:
             raise UserError(f"{' '.join(command[1:])} ended with code {done.returncode}:\n{done.stderr[-2000:]}")
         each = [int(mebibytes) for _, mebibytes in found]
-        rows.append({"processes": processes, "height": height, "width": width, "mebibytes": each})
+        rows.append({"processes": processes, "height": HEIGHT, "width": WIDTH, "mebibytes": each})
     return rows
 
 
@@ -234,8 +232,9 @@ def main(argv: list[str]) -> None:
         argv: command-line arguments.
     """
     parser = program("sharding", __doc__, out=True)
-    parts = partial(names_of, PARTS)
-    parser.add_argument("--parts", type=parts, default="all", metavar="NAME,..", help=f"{', '.join(PARTS)} (all)")
+    parser.add_argument(
+        "--parts", type=names_from(PARTS), default="all", metavar="NAME,..", help=f"{', '.join(PARTS)} (all)"
+    )
     parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="measurements of each (7)")
     given = parser.parse_args(argv)
     report = header("benchmarks.sharding", argv, device="cpu", dtype="float32", threads=1)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.child import run_child
-from benchmarks.options import header, positive, program, result_stem, run, write_results
+from benchmarks.options import header, positive, positives, program, result_stem, run, write_results
 from benchmarks.report import header_block, markdown_table, png
 from benchmarks.scaling_plots import draw_streaming
 from benchmarks.streaming_case import CHANNELS, LATENTS, MODES, REDUCTION
@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
     parser = program("streaming", __doc__, out=True)
     parser.add_argument(
         "--nodes",
-        type=lambda text: [positive(part) for part in text.split(",")],
+        type=positives,
         default=list(COUNTS),
         metavar="N,..",
         help="10^5 to 10^8",

@@ -11,13 +11,15 @@ from latentgnn.files import replacing
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 
+# Of the intervals.
+LEVEL = 0.95
 
-def interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
-    """The mean of paired differences, and Student's confidence interval of it.
+
+def interval(differences: Sequence[float]) -> tuple[float, float, float]:
+    """The mean of paired differences, and Student's confidence interval of it, of `LEVEL`.
 
     Args:
         differences: one a pair, at least two.
-        level: of confidence.
 
     Returns:
         Mean, lower and upper end.
@@ -32,7 +34,7 @@ def interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, 
 
     mean = statistics.mean(differences)
     error = statistics.stdev(differences) / len(differences) ** 0.5
-    reach = float(t.ppf((1 + level) / 2, len(differences) - 1)) * error
+    reach = float(t.ppf((1 + LEVEL) / 2, len(differences) - 1)) * error
     return mean, mean - reach, mean + reach
 
 

@@ -5,12 +5,11 @@ python -m benchmarks.sweeps [--parts nodes,packed,per-node]
 
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from benchmarks.child import run_child
 from benchmarks.layer import run_pair
-from benchmarks.options import header, names_of, positive, program, result_stem, run, save_results, write_results
+from benchmarks.options import header, names_from, positive, program, result_stem, run, save_results, write_results
 from benchmarks.points import CHANNELS, COUNTS, LATENTS, SCENES
 from benchmarks.report import header_block, input_mebibytes, markdown_table, png, spread
 from benchmarks.shapes import SQUARES, Case
@@ -21,18 +20,17 @@ PARTS = ("nodes", "packed", "per-node")
 PEERS = ("published", "attention", "latent queries")
 
 
-def by_nodes(peers: Sequence[str], *, rounds: int, threads: int | None) -> list[dict[str, Any]]:
-    """Each peer beside the layer at square maps of growing size, with frozen norms.
+def by_nodes(*, rounds: int, threads: int | None) -> list[dict[str, Any]]:
+    """Each of `PEERS` beside the layer at square maps of growing size, with frozen norms.
 
     Args:
-        peers: names of `benchmarks.peers.SIDES`.
         rounds: measurements of each side.
         threads: number of torch threads.
     """
     results = []
     for name, shape in SQUARES.items():
         case = Case(name, norm="frozen", mode="training")
-        for peer in peers:
+        for peer in PEERS:
             measured = run_pair(case, ("latentgnn", peer), rounds=rounds, threads=threads)
             results.append({"nodes": shape.nodes, "size": shape.size, "peer": peer, **measured})
     return results
@@ -123,9 +121,8 @@ def main(argv: list[str]) -> None:
         argv: command-line arguments.
     """
     parser = program("sweeps", __doc__, out=True)
-    names = partial(partial, names_of)
     parser.add_argument(
-        "--parts", type=names(PARTS), default="all", metavar="NAME,..", help=f"{', '.join(PARTS)} (all)"
+        "--parts", type=names_from(PARTS), default="all", metavar="NAME,..", help=f"{', '.join(PARTS)} (all)"
     )
     parser.add_argument("--rounds", type=positive, default=5, metavar="N", help="measurements of each side (5)")
     parser.add_argument("--threads", type=positive, metavar="N", help="number of torch threads (torch's default)")
@@ -139,7 +136,7 @@ def main(argv: list[str]) -> None:
     common += [] if given.threads is None else ["--threads", str(given.threads)]
     for part in given.parts:
         if part == "nodes":
-            report[part] = by_nodes(PEERS, rounds=given.rounds, threads=given.threads)
+            report[part] = by_nodes(rounds=given.rounds, threads=given.threads)
             write_bytes(stem.with_suffix(".png"), plot(report[part]))
         elif part == "packed":
             report[part] = [run_child("benchmarks.points", ["packed", name, *common]) for name in SCENES]

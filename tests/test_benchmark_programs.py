@@ -48,7 +48,6 @@ TINY = {"tiny": Shape(2, 16, (6, 5), (5,), everyday=True), "tiny-line": Shape(1,
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs know tiny inputs only, and measure pairs in this process, for no longer than they must."""
     monkeypatch.setattr(shapes, "SHAPES", TINY)
-    monkeypatch.setattr(pair, "SHAPES", TINY)
     monkeypatch.setattr(layer, "SHAPES", TINY)
     monkeypatch.setattr(layer, "run_forked", in_process)
     monkeypatch.setattr(layer, "start_server", lambda modules: None)
