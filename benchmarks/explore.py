@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.explore_page import browser, served
 from benchmarks.options import header, positive, program, result_stem, run, write_results
 from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import parse_config
@@ -26,7 +27,6 @@ from latentgnn.tasks.detection.config import DetectionConfig
 from latentgnn.tasks.detection.exploring import DetectorExplorer
 from latentgnn.tasks.detection.loading import ImageTransform, TrainedDetector
 from latentgnn.tasks.detection.model import build_detector
-from tests.tasks.explore.pages import browser, served
 
 WIDTH, HEIGHT = 1344, 800
 _SETTINGS = [

@@ -1,5 +1,6 @@
 """What the benchmarks measure with: inputs, peers, floors, bytes. No test here looks at a time."""
 
+import ast
 import dataclasses
 import doctest
 import mmap
@@ -332,6 +333,18 @@ def test_held_and_peak_bytes_are_counted() -> None:
     with torch.no_grad():
         assert measure.peak_bytes(lambda: (x + 1) + 1, x) == pytest.approx(3 * size, rel=0.02)
         assert measure.peak_bytes(lambda: x.clone().add_(1), x) == pytest.approx(2 * size, rel=0.02)
+
+
+def test_no_program_needs_the_tests() -> None:
+    imported: dict[str, list[str]] = {}
+    for path in Path(shapes.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported.setdefault(path.name, []).extend(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                imported.setdefault(path.name, []).append(str(node.module))
+    assert [name for name, modules in imported.items() if any(one.split(".")[0] == "tests" for one in modules)] == []
+    assert "latentgnn" in imported["shapes.py"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
