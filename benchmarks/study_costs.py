@@ -1,7 +1,8 @@
 """What a study's variants cost: counted once a run, and timed side by side on a machine that does nothing else."""
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -31,17 +32,36 @@ def counted(network: nn.Module, forward: Callable[[], object]) -> dict[str, int]
 
 
 def costs(network: nn.Module, x: Tensor) -> dict[str, float]:
-    """Parameters; operations of a forward pass per sample; bytes per sample that are held for the backward pass.
+    """Parameters; operations of a forward pass per sample; bytes per sample held for a training step's backward pass.
 
-    The network is evaluated as it is given.
+    Operations are those of the mode that the network is in, bytes those of training mode, whatever the mode.
+
+    Args:
+        network: the network; afterwards its modes and buffers, such as running statistics, are as before.
+        x: a batch.
+    """
+    with left_as_it_was(network):
+        found = counted(network, partial(network, x))
+        held = held_bytes(network.train(), x, network)
+    return {**found, "operations": found["operations"] / len(x), "held_bytes": held / len(x)}
+
+
+@contextmanager
+def left_as_it_was(network: nn.Module) -> Iterator[None]:
+    """Give a network its modes and the values of its buffers back after a ``with`` block.
 
     Args:
         network: the network.
-        x: a batch.
     """
-    found = counted(network, partial(network, x))
-    held = held_bytes(network, x, network)
-    return {**found, "operations": found["operations"] / len(x), "held_bytes": held / len(x)}
+    modes = {module: module.training for module in network.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for buffer, before in buffers:
+            buffer.copy_(before)
 
 
 def take_times(question: Question, networks: Mapping[str, nn.Module], rounds: int) -> dict[str, Any]:

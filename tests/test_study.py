@@ -1,5 +1,6 @@
 """A study of blocks: what variants share, what a run is, what comes out of runs."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from benchmarks import contexts, questions, study, study_report
+from benchmarks import contexts, measure, questions, study, study_costs, study_report
 from benchmarks.options import run
 from benchmarks.questions import Pairs
 from benchmarks.runs import run_folder
@@ -117,6 +118,38 @@ def test_times_stand_beside_the_runs(tmp_path: Path, capsys: pytest.CaptureFixtu
     file.write_text(STUDY.replace("num_latents: 2", "num_latents: 4"))
     assert run(study.main, [*argv, "--seconds", "0"]) == 1
     assert "give --time again" in capsys.readouterr().err
+
+
+class SquaresInTraining(torch.nn.Module):
+    """Holds its input for the backward pass in training alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x if self.training else 2 * x
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_held_is_that_of_a_training_step(training: bool) -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(4, 4), SquaresInTraining()).train(training)
+    # Both hold their inputs, 4 elements of float32 per sample each.
+    assert study_costs.costs(network, torch.randn(8, 4)) == {"parameters": 20, "operations": 32, "held_bytes": 32}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_costs_leave_batch_norms_as_they_were(training: bool) -> None:
+    question = Pairs(**PAIRS)
+    network = study.build(question, PEERS["latentgnn"], 0).train(training)
+    network.get_submodule("stages.0.0").eval()
+    modes = {name: module.training for name, module in network.named_modules()}
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    x, _ = next(question.batches(0, 1))
+    found = study_costs.costs(network, x)
+    trained, evaluated = copy.deepcopy(network).train(), copy.deepcopy(network).eval()
+    assert found["held_bytes"] * len(x) == measure.held_bytes(trained, x, trained)
+    assert found["held_bytes"] * len(x) > measure.held_bytes(evaluated, x, evaluated)
+    assert {name: module.training for name, module in network.named_modules()} == modes
+    assert {"stages.0.0.1.num_batches_tracked", "stages.0.0.1.running_mean"} <= state.keys()
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, state[name]), name
 
 
 def test_two_programs_share_the_runs(tmp_path: Path) -> None:
