@@ -11,9 +11,7 @@ counted. Prints and writes ``memory-settings-DATE-MODEL.json`` and ``.md``.
 
 import argparse
 import json
-import os
 import socket
-import subprocess
 import sys
 from functools import partial
 from itertools import repeat
@@ -23,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.child import run_together
 from benchmarks.memory import process_bytes
 from benchmarks.options import header, positive, program, result_stem, run, write_results
 from benchmarks.report import markdown_table
@@ -91,21 +90,18 @@ def measure(model: str, size: int, batch: int, steps: int, side: dict[str, Any])
 
 
 def measure_alone(side: dict[str, Any], settings: dict[str, Any]) -> dict[str, float]:
-    """Measure a side in its own processes."""
+    """Measure a side in processes of its own.
+
+    Raises:
+        UserError: one of them failed.
+    """
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
-    started = []
-    for rank in range(side["processes"]):
-        around = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": str(rank), "OMP_NUM_THREADS": "1"}
-        around["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
-        argv = [sys.executable, "-m", "benchmarks.memory_settings", "--child", json.dumps({**settings, "side": side})]
-        started.append(subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env={**os.environ, **around}))
-    results = []
-    for process in started:
-        text, _ = process.communicate()
-        if process.returncode:
-            raise SystemExit(f"a process of {side} ended with {process.returncode}")
-        results.append(json.loads(text.splitlines()[-1]))
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    common["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
+    environments = [{**common, "NODE_RANK": str(rank)} for rank in range(side["processes"])]
+    child = ["--child", json.dumps({**settings, "side": side})]
+    results = run_together("benchmarks.memory_settings", child, environments)
     return {name: max(result[name] for result in results) for name in results[0]}
 
 

@@ -102,6 +102,34 @@ def test_a_child_that_fails_is_told_with_what_it_said() -> None:
         child.run_child("benchmarks.pair", ["--shape", "C33"])
 
 
+TOGETHER = """
+import json, os, sys, time
+rank = int(os.environ["RANK"])
+if sys.argv[1] == "fail" and rank == 0:
+    open(os.environ["PIDS"] + "/0", "w").write(str(os.getpid()))
+    time.sleep(120)
+if sys.argv[1] == "fail":
+    while not os.path.exists(os.environ["PIDS"] + "/0"):
+        time.sleep(0.01)
+    raise SystemExit("this is why")
+print("before")
+print(json.dumps({"rank": rank}))
+"""
+
+
+def test_processes_that_run_together_end_when_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "together_here.py").write_text(TOGETHER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    environments = [{"RANK": str(rank), "PIDS": str(tmp_path)} for rank in range(2)]
+    assert child.run_together("together_here", ["run"], environments) == [{"rank": 0}, {"rank": 1}]
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"ended with code 1:\nthis is why"):
+        child.run_together("together_here", ["fail"], environments)
+    assert time.monotonic() - began < 60
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "0").read_text()), 0)
+
+
 def test_a_function_runs_in_a_process_of_its_own() -> None:
     assert child.run_forked(os.getpid) != os.getpid()
     # Forked from a process that has called CUDA, it could not use it.
