@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.child import COMPILERS, PAIR, ROOT, start_server
 from benchmarks.layer import LAYERS
-from benchmarks.options import RESULTS, minutes, names_from, positive, program, run
+from benchmarks.options import RESULTS, add_names_option, minutes, positive, program, run
 from benchmarks.shapes import MODES, SHAPES
 from latentgnn.errors import UserError
 
@@ -226,22 +226,12 @@ def main(argv: list[str]) -> int:
     parser = program("gpu", __doc__, out=True)
     parser.prog = "benchmarks/gpu"
 
-    def add(name: str, known: Sequence[str], default: Sequence[str], what: str) -> None:
-        chosen = ",".join(default)
-        parser.add_argument(name, type=names_from(known), default=chosen, metavar="NAME,..", help=f"{what} ({chosen})")
-
-    add("--only", PARTS, PARTS, "parts")
-    add("--shapes", list(SHAPES), MEASURED, "inputs of the layer")
-    chosen = ",".join(COMPILED)
-    parser.add_argument(
-        "--compiled",
-        type=names_from(SHAPES, or_none=True),
-        default=chosen,
-        metavar="NAME,..",
-        help=f"those of them at which compiled sides run, or none ({chosen})",
-    )
-    add("--norms", list(MODES), NORMS, "norms of the layer")
-    add("--dtypes", DTYPES, DTYPES, "types of the layer and of the detector")
+    add_names_option(parser, "--only", PARTS, "parts", default=",".join(PARTS))
+    add_names_option(parser, "--shapes", SHAPES, "inputs of the layer", default=",".join(MEASURED))
+    compiled = "those of them at which compiled sides run, or none"
+    add_names_option(parser, "--compiled", SHAPES, compiled, default=",".join(COMPILED), or_none=True)
+    add_names_option(parser, "--norms", MODES, "norms of the layer", default=",".join(NORMS))
+    add_names_option(parser, "--dtypes", DTYPES, "types of the layer and of the detector", default=",".join(DTYPES))
     parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="measurements of each side (7)")
     parser.add_argument("--limit", type=minutes, default=inf, metavar="MINUTES", help="begin no row after them (none)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and run none")

@@ -14,10 +14,10 @@ from typing import Any
 from benchmarks import report
 from benchmarks.child import COMPILERS, PAIR, run_forked, start_server
 from benchmarks.options import (
+    add_names_option,
     add_run_options,
     header,
     minutes,
-    names_from,
     positive,
     program,
     require_device,
@@ -26,7 +26,8 @@ from benchmarks.options import (
     save_results,
 )
 from benchmarks.pair import compare_alone
-from benchmarks.peers import SIDES, is_compiled
+from benchmarks.peer_checks import is_compiled
+from benchmarks.peers import SIDES
 from benchmarks.prepare import job_name
 from benchmarks.report import SlowPeer
 from benchmarks.shapes import MODES, SHAPES, Case, cases
@@ -227,37 +228,18 @@ def main(argv: list[str]) -> int:
     """
     parser = program("layer", __doc__, out=True)
     others = [side for side in SIDES if side not in LAYERS]
-    parser.add_argument("--shapes", type=names_from(SHAPES), default="all", metavar="NAME,..", help="(all)")
-    parser.add_argument(
-        "--norms", type=names_from(MODES), default="all", metavar="NAME,..", help=f"{', '.join(MODES)} (all)"
-    )
-    parser.add_argument(
-        "--modes", type=names_from(MODES["batch"]), default="all", metavar="NAME,..", help="of batch norm (all)"
-    )
-    layouts = ("contiguous", "channels-last")
-    parser.add_argument(
-        "--layouts", type=names_from(layouts), default="contiguous", metavar="NAME,..", help="of maps (contiguous)"
-    )
-    parser.add_argument(
-        "--peers",
-        type=names_from(others),
-        default="published",
-        metavar="NAME,..",
-        help=f"{', '.join(others)} (published)",
-    )
+    add_names_option(parser, "--shapes", SHAPES)
+    add_names_option(parser, "--norms", MODES, ", ".join(MODES))
+    add_names_option(parser, "--modes", MODES["batch"], "of batch norm")
+    add_names_option(parser, "--layouts", ("contiguous", "channels-last"), "of maps", default="contiguous")
+    add_names_option(parser, "--peers", others, ", ".join(others), default="published")
     parser.add_argument(
         "--first", default=LAYERS[0], choices=LAYERS, help=f"what peers are compared with ({LAYERS[0]})"
     )
     parser.add_argument(
         "--processes", type=positive, default=1, metavar="N", help="for each pair, one after another (1)"
     )
-    parser.add_argument(
-        "--compiled",
-        type=names_from(SHAPES, or_none=True),
-        default="all",
-        metavar="NAME,..",
-        help="inputs at which compiled sides run, or none (all)",
-    )
+    add_names_option(parser, "--compiled", SHAPES, "inputs at which compiled sides run, or none", or_none=True)
     parser.add_argument(
         "--literal",
         default="every",

@@ -60,7 +60,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that all measurements have in common: rounds, threads, device and type.
 
     Args:
-        parser: that takes them.
+        parser: the parser that takes them.
     """
     parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="measurements of each side (7)")
     parser.add_argument("--threads", type=positive, metavar="N", help="number of torch threads (torch's default)")
@@ -97,7 +97,7 @@ def positive(text: str) -> int:
     """An option's value as a whole number, at least 1.
 
     Args:
-        text: as given.
+        text: the value as given.
 
     Raises:
         argparse.ArgumentTypeError: anything else.
@@ -111,7 +111,7 @@ def minutes(text: str) -> float:
     """An option's value as a time in minutes, returned in seconds.
 
     Args:
-        text: as given.
+        text: the value as given.
 
     Raises:
         argparse.ArgumentTypeError: no number above 0.
@@ -145,7 +145,7 @@ def numbers(text: str) -> tuple[int, ...]:
     """An option's value as whole numbers with commas between.
 
     Args:
-        text: as given.
+        text: the value as given.
 
     Raises:
         argparse.ArgumentTypeError: anything else.
@@ -174,7 +174,7 @@ def names_of(known: Iterable[str], text: str) -> list[str]:
 
     Args:
         known: the names that there are.
-        text: as given; ``all`` for all of them.
+        text: the value as given; ``all`` for all of them.
 
     Raises:
         argparse.ArgumentTypeError: a name that is not known, with those that are.
@@ -211,14 +211,37 @@ def names_from(known: Iterable[str], *, or_none: bool = False) -> Callable[[str]
     return read
 
 
+def add_names_option(
+    parser: argparse.ArgumentParser,
+    option: str,
+    known: Iterable[str],
+    what: str = "",
+    *,
+    default: str = "all",
+    or_none: bool = False,
+) -> None:
+    """Add an option whose value is names with commas between.
+
+    Args:
+        parser: the parser that takes it.
+        option: the option's name.
+        known: the names that there are.
+        what: the help.
+        default: the value without the option.
+        or_none: whether the value ``none`` stands for no name.
+    """
+    read = names_from(known, or_none=or_none)
+    parser.add_argument(option, type=read, default=default, metavar="NAME,..", help=f"{what} ({default})".lstrip())
+
+
 def header(program: str, arguments: Iterable[str], *, device: str, dtype: str, threads: int | None) -> dict[str, Any]:
     """The header of a result file: command, date, hardware and versions.
 
     Args:
         program: the module.
-        arguments: that it was given.
+        arguments: the arguments that it was given.
         device: ``cpu`` or ``cuda``.
-        dtype: a type's name.
+        dtype: the name of a dtype.
         threads: number of torch threads; ``None`` for torch's default.
     """
     return {

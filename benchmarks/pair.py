@@ -25,14 +25,12 @@ from benchmarks.measure import (
     take_turns,
 )
 from benchmarks.options import add_case_options, add_run_options, mode_of, program, require_device, run
+from benchmarks.peer_checks import check, check_context, full_precision
 from benchmarks.peers import (
     LAYER,
     SIDES,
     Refused,
     Side,
-    check,
-    check_context,
-    full_precision,
     make_input,
     make_layer,
     make_side,

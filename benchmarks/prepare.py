@@ -14,7 +14,7 @@ from pathlib import Path
 from time import monotonic
 
 from benchmarks.child import COMPILERS, MOST_SECONDS, PAIR, run_forked, start_server
-from benchmarks.options import minutes, names_from, positive, program, require_device, run
+from benchmarks.options import add_names_option, minutes, positive, program, require_device, run
 from benchmarks.pair import run_once
 from benchmarks.shapes import MODES, SHAPES, Case, cases
 from latentgnn.errors import UserError
@@ -77,9 +77,9 @@ def main(argv: list[str]) -> int:
         The exit code: 1 where something failed.
     """
     parser = program("prepare", __doc__)
-    parser.add_argument("--shapes", type=names_from(SHAPES), default="all", metavar="NAME,..", help="(all)")
-    parser.add_argument("--norms", type=names_from(MODES), default="all", metavar="NAME,..", help="(all)")
-    parser.add_argument("--dtypes", type=names_from(DTYPES), default="float32", metavar="NAME,..", help="(float32)")
+    add_names_option(parser, "--shapes", SHAPES)
+    add_names_option(parser, "--norms", MODES)
+    add_names_option(parser, "--dtypes", DTYPES, default="float32")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="(cpu)")
     parser.add_argument("--threads", type=positive, metavar="N", help="number of torch threads (torch's default)")
     parser.add_argument("--processes", type=positive, default=os.cpu_count() or 1, metavar="N", help="(one a core)")

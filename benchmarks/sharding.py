@@ -25,7 +25,16 @@ from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.child import ROOT
 from benchmarks.measure import seconds
-from benchmarks.options import header, names_from, positive, program, result_stem, run, save_results, write_results
+from benchmarks.options import (
+    add_names_option,
+    header,
+    positive,
+    program,
+    result_stem,
+    run,
+    save_results,
+    write_results,
+)
 from benchmarks.report import header_block, markdown_table
 from latentgnn import LatentGNNConfig, PackedLatentGNN, shard_nodes
 from latentgnn.cost import cost
@@ -232,9 +241,7 @@ def main(argv: list[str]) -> None:
         argv: command-line arguments.
     """
     parser = program("sharding", __doc__, out=True)
-    parser.add_argument(
-        "--parts", type=names_from(PARTS), default="all", metavar="NAME,..", help=f"{', '.join(PARTS)} (all)"
-    )
+    add_names_option(parser, "--parts", PARTS, ", ".join(PARTS))
     parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="measurements of each (7)")
     given = parser.parse_args(argv)
     report = header("benchmarks.sharding", argv, device="cpu", dtype="float32", threads=1)

@@ -9,7 +9,16 @@ from typing import Any
 
 from benchmarks.child import run_child
 from benchmarks.layer import run_pair
-from benchmarks.options import header, names_from, positive, program, result_stem, run, save_results, write_results
+from benchmarks.options import (
+    add_names_option,
+    header,
+    positive,
+    program,
+    result_stem,
+    run,
+    save_results,
+    write_results,
+)
 from benchmarks.points import CHANNELS, COUNTS, LATENTS, SCENES
 from benchmarks.report import header_block, input_mebibytes, markdown_table, png, spread
 from benchmarks.shapes import SQUARES, Case
@@ -121,9 +130,7 @@ def main(argv: list[str]) -> None:
         argv: command-line arguments.
     """
     parser = program("sweeps", __doc__, out=True)
-    parser.add_argument(
-        "--parts", type=names_from(PARTS), default="all", metavar="NAME,..", help=f"{', '.join(PARTS)} (all)"
-    )
+    add_names_option(parser, "--parts", PARTS, ", ".join(PARTS))
     parser.add_argument("--rounds", type=positive, default=5, metavar="N", help="measurements of each side (5)")
     parser.add_argument("--threads", type=positive, metavar="N", help="number of torch threads (torch's default)")
     parser.add_argument(

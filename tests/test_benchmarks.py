@@ -22,6 +22,7 @@ from benchmarks import (
     measure,
     memory,
     options,
+    peer_checks,
     peers,
     prepare,
     report,
@@ -124,9 +125,9 @@ def test_every_side_runs_at_a_map(name: str) -> None:
     x = peers.make_input(case)[:1]
     side = peers.make_side(name, layer, case)
     with torch.no_grad():
-        peers.check(name, side, x, layer(x))
+        peer_checks.check(name, side, x, layer(x))
         if not side.exact:
-            peers.check_context(name, side.module.eval(), x)
+            peer_checks.check_context(name, side.module.eval(), x)
 
 
 def test_sides_that_an_input_is_not_for_say_why() -> None:
@@ -156,12 +157,12 @@ class Fewer(nn.Module):
 def test_a_wrong_side_is_not_timed() -> None:
     x = torch.randn(1, 4, 6, 6)
     with pytest.raises(UserError, match="differs by"):
-        peers.check("double", peers.Side(Double(), exact=True), x, x)
-    peers.check("double", peers.Side(Double(), exact=False), x, x)
+        peer_checks.check("double", peers.Side(Double(), exact=True), x, x)
+    peer_checks.check("double", peers.Side(Double(), exact=False), x, x)
     with pytest.raises(UserError, match="not finite and of shape"):
-        peers.check("fewer", peers.Side(Fewer(), exact=False), x, x)
+        peer_checks.check("fewer", peers.Side(Fewer(), exact=False), x, x)
     with pytest.raises(UserError, match="does not feel the last"), torch.no_grad():
-        peers.check_context("convolution", nn.Conv2d(4, 4, 3, padding=1), x)
+        peer_checks.check_context("convolution", nn.Conv2d(4, 4, 3, padding=1), x)
 
 
 def permissions() -> tuple[str, ...]:
@@ -188,9 +189,9 @@ def test_sides_are_checked_in_full_precision_and_compiled_ones_as_they_are_timed
     x = torch.randn(1, 4, 6, 6)
     eager, compiled = Seen(), Seen()
     with pytest.raises(UserError, match=r"differs by 1\.0e-02"):
-        peers.check("published", peers.Side(eager, exact=True), x, x)
+        peer_checks.check("published", peers.Side(eager, exact=True), x, x)
     with pytest.raises(UserError, match=r"differs by 1\.0e-02"):
-        peers.check("compiled published", peers.Side(compiled, exact=True), x, x)
+        peer_checks.check("compiled published", peers.Side(compiled, exact=True), x, x)
     assert "tf32" not in eager.permitted[0]
     assert compiled.permitted == [before]
     assert permissions() == before
@@ -203,10 +204,10 @@ def test_what_an_output_may_differ_by() -> None:
         dtype, device = torch.float32, torch.device("cuda")
 
     gpu: Any = OnGpu()
-    assert peers.tolerance("published", x) == peers.tolerance("compiled published", x) == 1e-4
-    assert peers.tolerance("published", gpu) == 1e-4
-    assert peers.tolerance("compiled published", gpu) == 2e-2
-    assert peers.tolerance("published", x.bfloat16()) == 5e-2
+    assert peer_checks.tolerance("published", x) == peer_checks.tolerance("compiled published", x) == 1e-4
+    assert peer_checks.tolerance("published", gpu) == 1e-4
+    assert peer_checks.tolerance("compiled published", gpu) == 2e-2
+    assert peer_checks.tolerance("published", x.bfloat16()) == 5e-2
 
 
 def test_packed_scenes_do_not_mix() -> None:
