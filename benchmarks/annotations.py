@@ -3,14 +3,12 @@
 python -m benchmarks.annotations [--images 10000,100000,1000000] [--beside FOLDER/src]
 """
 
-import argparse
 import json
-import resource
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.child import run_child
-from benchmarks.options import RESULTS, header, positive
-from benchmarks.report import markdown_table
-from latentgnn.errors import UserError
-from latentgnn.files import write_json, write_text
+from benchmarks.memory import private_bytes, process_bytes
+from benchmarks.options import header, positive, positives, program, result_stem, run, save_results, write_results
+from benchmarks.report import header_block, markdown_table
 
 OBJECTS = 5
 """Objects per image."""
@@ -106,13 +103,13 @@ def measure(path: Path, start: str) -> dict[str, Any]:
     from latentgnn.tasks.detection.sound_sets import load_split
     from latentgnn.training.loading import batches, make_loader
 
-    before = resident_bytes()
+    before = process_bytes("VmRSS")
     began = time.process_time()
     annotations = load_split(path, path.parent)
     training_set = CocoTrainingSet(annotations, augment=AugmentConfig(), seed=0)
     opened = time.process_time()
-    held = resident_bytes() - before
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    held = process_bytes("VmRSS") - before
+    peak = process_bytes("VmHWM") - before
     keys = np.random.default_rng(0).integers(0, len(training_set), (BATCHES, BATCH))
     order = [[(0, index) for index in batch] for batch in keys.tolist()]
     loader = make_loader(
@@ -138,22 +135,6 @@ def measure(path: Path, start: str) -> dict[str, Any]:
     }
 
 
-def resident_bytes() -> int:
-    """This process's resident memory in bytes (Linux)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def private_bytes(process: int) -> int:
-    """Bytes of memory that a process shares with no other (Linux).
-
-    Args:
-        process: its number.
-    """
-    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-    sizes = dict(line.split(":", 1) for line in lines[1:])
-    return 1024 * sum(int(sizes[name].split()[0]) for name in ("Private_Clean", "Private_Dirty"))
-
-
 def _children() -> list[int]:
     """The loading processes; Python's helper processes are not among them."""
     from multiprocessing import active_children
@@ -167,7 +148,6 @@ def markdown(report: Mapping[str, Any]) -> str:
     Args:
         report: as written to JSON.
     """
-    head = {key: value for key, value in report.items() if key != "measured"}
     rows = [
         [
             f"{one['images']:,}",
@@ -185,7 +165,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         "\n\n".join(
             [
                 "# Annotations over the number of images",
-                f"```json\n{json.dumps(head, indent=2)}\n```",
+                header_block(report, ["measured"]),
                 f"{OBJECTS} objects an image. Open: the processor's time to read and check all records and image "
                 f"files. First batch: from then to the first of {WORKERS} loading processes. Peak and opened: memory "
                 "that the main process takes, at most and after opening, beyond what it had before. A worker: memory "
@@ -197,20 +177,16 @@ def markdown(report: Mapping[str, Any]) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     """Measure, and write ``annotations-DATE`` as JSON and Markdown.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
-
-    Returns:
-        The exit code.
+        argv: command-line arguments.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.annotations", description=__doc__, allow_abbrev=False)
+    parser = program("annotations", __doc__, out=True)
     parser.add_argument(
         "--images",
-        type=lambda text: [positive(number) for number in text.split(",")],
+        type=positives,
         default=[10_000, 100_000, 1_000_000],
         metavar="N,..",
         help="images of the sets; a million take 2.5 GB of disk (10000,100000,1000000)",
@@ -222,18 +198,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--scratch", type=Path, metavar="FOLDER", help="for the sets, kept there (a temporary one)")
     parser.add_argument("--add-to", type=Path, metavar="FILE", help="put the measurements to those of this JSON file")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     parser.add_argument("--measure", nargs=2, metavar=("FILE", "START"), help="one measurement, as JSON, and no file")
     given = parser.parse_args(argv)
     if given.measure:
         print(json.dumps(measure(Path(given.measure[0]), given.measure[1])))
-        return 0
+        return
     report = header("benchmarks.annotations", argv, device="cpu", dtype="float32", threads=None)
     report["measured"] = []
     if given.add_to is not None:
         earlier = json.loads(given.add_to.read_text())
         report |= {"before": [*earlier.get("before", []), earlier["command"]], "measured": earlier["measured"]}
-    stem = given.out / f"annotations-{report['date'][:10]}"
+    stem = result_stem(given.out, "annotations", report)
     scratch = given.scratch or Path(tempfile.mkdtemp(prefix="latentgnn-"))
     try:
         for images in given.images:
@@ -248,18 +223,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for side, source in sides.items():
                     measured = run_child("benchmarks.annotations", ["--measure", str(path), start], source=source)
                     report["measured"].append({"images": images, "side": side, "start": start, **measured})
-                    write_json(stem.with_suffix(".json"), report)
-                    write_text(stem.with_suffix(".md"), markdown(report))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+                    save_results(stem, report, markdown(report))
     finally:
         if given.scratch is None:
             shutil.rmtree(scratch)
     print(markdown(report))
-    print(f"written to {stem}.json and .md")
-    return 0
+    write_results(stem, report, markdown(report))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -11,13 +11,14 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
-from time import monotonic
-from typing import Any, TypeVar
+from time import monotonic, sleep
+from typing import IO, Any, TypeVar
 
 from latentgnn.errors import UserError
 
@@ -27,6 +28,8 @@ _SHOWN = 2000
 # Default limit of a process in seconds, and the seconds it has to end after its answer.
 MOST_SECONDS = 600.0
 _TO_END = 10.0
+# Seconds between two looks at processes that run together.
+_TO_LOOK = 0.1
 
 # What pairs import, and what compiling imports. Modules that a server imports must not compute or call CUDA when they
 # are imported: thread pools and CUDA do not survive a fork.
@@ -49,17 +52,78 @@ def run_child(module: str, arguments: Sequence[str], *, source: Path | None = No
     Raises:
         UserError: it failed; with the end of its output.
     """
-    command = [sys.executable, "-m", module, *arguments]
-    # The root, so that the package is found from any working directory.
-    path = os.pathsep.join(filter(None, [str(source or ""), str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+        _command(module, arguments), cwd=ROOT, env=_environment(source), capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip()[-_SHOWN:]
-        raise UserError(f"python -m {module} {' '.join(arguments)} ended with code {done.returncode}:\n{said}")
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        raise _ended(module, arguments, done.returncode, done.stderr or done.stdout)
+    return _answered(done.stdout)
+
+
+def run_together(
+    module: str, arguments: Sequence[str], environments: Sequence[Mapping[str, str]]
+) -> list[dict[str, Any]]:
+    """Run a program in several processes at once, and read the JSON object that each prints last.
+
+    When one fails, the others are ended: they would wait for it.
+
+    Args:
+        module: a module of this package with a command line.
+        arguments: the arguments of all processes.
+        environments: the variables of each process, beside those of this one.
+
+    Raises:
+        UserError: one failed; with the end of its output.
+    """
+    command = _command(module, arguments)
+    with ExitStack() as stack:
+        started: list[tuple[subprocess.Popen[str], IO[str], IO[str]]] = []
+        for variables in environments:
+            said: IO[str] = stack.enter_context(tempfile.TemporaryFile("w+"))
+            errors: IO[str] = stack.enter_context(tempfile.TemporaryFile("w+"))
+            process = subprocess.Popen(
+                command, cwd=ROOT, env={**_environment(), **variables}, stdout=said, stderr=errors, text=True
+            )
+            stack.callback(_end, process)
+            started.append((process, said, errors))
+        while any(process.poll() is None for process, _, _ in started):
+            if any(process.poll() for process, _, _ in started):
+                break
+            sleep(_TO_LOOK)
+        for process, said, errors in started:
+            if process.poll():
+                raise _ended(module, arguments, process.returncode, _read(errors) or _read(said))
+        return [_answered(_read(said)) for _, said, _ in started]
+
+
+def _command(module: str, arguments: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", module, *arguments]
+
+
+def _environment(source: Path | None = None) -> dict[str, str]:
+    # The root, so that the package is found from any working directory.
+    path = os.pathsep.join(filter(None, [str(source or ""), str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def _ended(module: str, arguments: Sequence[str], code: int, said: str) -> UserError:
+    end = said.strip()[-_SHOWN:]
+    return UserError(f"python -m {module} {' '.join(arguments)} ended with code {code}:\n{end}")
+
+
+def _answered(said: str) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
     return result
+
+
+def _read(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
 
 
 def start_server(modules: Sequence[str]) -> None:

@@ -16,19 +16,21 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.options import RESULTS, header, names_of, positive, program
+from benchmarks.options import header, names_from, positive, program, result_stem, run, save_results, write_results
+from benchmarks.report import header_block, markdown_table, mean_and_range
+from benchmarks.study_rates import grouped
 from latentgnn import FrozenBatchNorm, LatentGNN, insert, norms
-from latentgnn.files import write_json, write_text
 from latentgnn.norms import NormFactory
 
 FAMILIES, OBJECTS, SIDE, WIDTH = 4, 4, 12, 64
+# Maps per training step.
+BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,28 +164,26 @@ def network(choice: Choice) -> nn.Sequential:
 
 
 def groups_of(model: nn.Module, choice: Choice) -> list[dict[str, Any]]:
-    """The optimizer's groups: the network, the blocks without gamma, and gamma."""
-    kinds: dict[str, list[Tensor]] = {"network": [], "block": [], "gamma": []}
-    for name, parameter in model.named_parameters():
-        kinds["gamma" if name.endswith(".gamma") else "block" if ".latentgnn." in name else "network"].append(parameter)
-    of_gamma = choice.block_factor if choice.gamma_factor is None else choice.gamma_factor
-    factors = {"network": 1.0, "block": choice.block_factor, "gamma": of_gamma}
-    decays = {"gamma": choice.decay if choice.gamma_decay is None else choice.gamma_decay}
-    return [
-        {"params": members, "lr": choice.rate * factors[kind], "weight_decay": decays.get(kind, choice.decay)}
-        for kind, members in kinds.items()
-        if members
-    ]
+    """A network's parameters with the rates and the weight decay of a choice, for an optimizer of torch."""
+    gamma_factor = choice.block_factor if choice.gamma_factor is None else choice.gamma_factor
+    gamma_decay = choice.decay if choice.gamma_decay is None else choice.gamma_decay
+
+    def settings(name: str) -> dict[str, float]:
+        if name.endswith(".gamma"):
+            return {"lr": choice.rate * gamma_factor, "weight_decay": gamma_decay}
+        factor = choice.block_factor if ".latentgnn." in name else 1.0
+        return {"lr": choice.rate * factor, "weight_decay": choice.decay}
+
+    return grouped(model, settings)
 
 
-def fitted(choice: Choice, *, seed: int, steps: int, batch: int = 16) -> nn.Sequential:
+def fitted(choice: Choice, *, seed: int, steps: int) -> nn.Sequential:
     """Train one network, and return it in evaluation mode.
 
     Args:
         choice: how.
         seed: of the network and the maps.
         steps: of training; the rate falls to 0 along half a cosine.
-        batch: maps a step.
     """
     torch.manual_seed(seed)
     model = network(choice)
@@ -194,7 +194,7 @@ def fitted(choice: Choice, *, seed: int, steps: int, batch: int = 16) -> nn.Sequ
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
-        x, said = maps(batch, generator=generator, local=choice.local)
+        x, said = maps(BATCH, generator=generator, local=choice.local)
         loss = F.cross_entropy(model(x), said, ignore_index=-1)
         optimizer.zero_grad()
         loss.backward()
@@ -237,15 +237,14 @@ def train(choice: Choice, *, seed: int, steps: int) -> dict[str, Any]:
 
 def table(group: str, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """A group's means over the seeds, with minimum and maximum, as a Markdown table."""
-    lines = [f"| {group} | accuracy | gamma | change |", "| --- | --- | --- | --- |"]
+    lines = []
     for title, runs in rows.items():
-        right = [run["accuracy"] for run in runs]
-        cells = [f"{statistics.mean(right):.3f} ({min(right):.3f} to {max(right):.3f})"]
+        cells = [title, mean_and_range([one["accuracy"] for one in runs])]
         for name in ("gamma", "change"):
             columns = list(zip(*(run[name] for run in runs), strict=True))
             cells.append(", ".join(f"{statistics.mean(map(abs, column)):.2f}" for column in columns))
-        lines.append(f"| {title} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table([group, "accuracy", "gamma", "change"], lines)
 
 
 def measure(groups: Iterable[str], *, seeds: Sequence[int], steps: int) -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -256,45 +255,32 @@ def measure(groups: Iterable[str], *, seeds: Sequence[int], steps: int) -> dict[
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     """Measure, and write the result files.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
-
-    Returns:
-        The exit code.
+        argv: command-line arguments.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = program("choices", __doc__)
-    parser.add_argument(
-        "--groups", type=lambda text: names_of(GROUPS, text), default=list(GROUPS), metavar="NAME,NAME", help="(all)"
-    )
+    parser = program("choices", __doc__, out=True)
+    parser.add_argument("--groups", type=names_from(GROUPS), default=list(GROUPS), metavar="NAME,NAME", help="(all)")
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="how many (3)")
     parser.add_argument("--steps", type=positive, default=300, metavar="N", help="of each training (300)")
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="of torch (1)")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
     head = header("benchmarks.choices", argv, device="cpu", dtype="float32", threads=given.threads)
-    path = given.out / f"choices-{head['date'][:10]}.json"
+    stem = result_stem(given.out, "choices", head)
+    path = stem.with_name(f"{stem.name}.json")
     report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for group in given.groups:
         begin = time.perf_counter()
         rows = measure([group], seeds=range(given.seeds), steps=given.steps)[group]
         report[group] = {**head, "steps": given.steps, "seconds": round(time.perf_counter() - begin), "rows": rows}
         print(f"{table(group, rows)}\n", flush=True)
-        write_json(path, report)
-    parts = [
-        f"{table(group, part['rows'])}\n\n```json\n"
-        + json.dumps({name: value for name, value in part.items() if name != "rows"}, indent=2)
-        + "\n```"
-        for group, part in report.items()
-    ]
-    write_text(path.with_suffix(".md"), "# What the choices around a block do\n\n" + "\n\n".join(parts) + "\n")
-    print(f"written to {path}")
-    return 0
+        save_results(stem, report)
+    parts = [f"{table(group, part['rows'])}\n\n{header_block(part, ['rows'])}" for group, part in report.items()]
+    write_results(stem, report, "# What the choices around a block do\n\n" + "\n\n".join(parts) + "\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

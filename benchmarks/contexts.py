@@ -119,15 +119,14 @@ class GlobalContext(nn.Module):
 
     Args:
         channels: C.
-        reduction: C over the channels inside.
     """
 
-    def __init__(self, channels: int, reduction: int = 1) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         require("timm", extra="detection")
         from timm.layers.global_context import GlobalContext as Block
 
-        self.block = Block(channels, fuse_add=True, fuse_scale=False, rd_ratio=1 / reduction, rd_divisor=1)
+        self.block = Block(channels, fuse_add=True, fuse_scale=False, rd_ratio=1, rd_divisor=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.block(x))

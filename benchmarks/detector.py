@@ -3,22 +3,27 @@
 python -m benchmarks.detector [--device cuda] [--dtype bfloat16]
 """
 
-import argparse
 import dataclasses
 import statistics
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.child import run_forked, start_server
-from benchmarks.measure import LEAST_SECONDS, ratio, take_turns
-from benchmarks.options import RESULTS, add_run_options, header, positive, require_device
-from latentgnn.errors import UserError
-from latentgnn.files import write_json
+from benchmarks.measure import LEAST_SECONDS, ratio, step_of, take_turns
+from benchmarks.options import (
+    add_run_options,
+    header,
+    positive,
+    program,
+    require_device,
+    result_stem,
+    run,
+    write_results,
+)
 from latentgnn.tasks.blocks import BlockConfig
 from latentgnn.tasks.detection.config import ModelConfig
 from latentgnn.tasks.detection.model import build_detector
@@ -49,7 +54,7 @@ def measure(
         rounds: measurements per side.
         device: where.
         dtype: of autocast; float32 for none.
-        least_seconds: the least duration of a measurement.
+        least_seconds: the least duration of a measurement; smaller in tests.
     """
     height, width = size
     batch = [torch.rand(3, height, width, device=device) for _ in range(images)]
@@ -58,20 +63,19 @@ def measure(
     box = torch.tensor([[width // 4, height // 4, width // 2, height // 2]], dtype=torch.float32, device=device)
     target = {"boxes": box, "labels": torch.ones(1, dtype=torch.int64, device=device), "masks": mask}
 
-    def step_of(model: nn.Module) -> Callable[[], object]:
-        def step() -> None:
-            model.zero_grad(set_to_none=True)
+    def step(model: nn.Module) -> Callable[[], None]:
+        def loss() -> Tensor:
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
                 losses: dict[str, Tensor] = model(batch, [target] * images)
-            torch.stack(list(losses.values())).sum().backward()
+            return torch.stack(list(losses.values())).sum()
 
-        return step
+        return step_of(loss, model.parameters())
 
     models = []
     for one in (config, dataclasses.replace(config, blocks={})):
         torch.manual_seed(0)
         models.append(build_detector(one, CLASSES).to(device).train())
-    taken = take_turns([step_of(model) for model in models], rounds=rounds, device=device, least_seconds=least_seconds)
+    taken = take_turns([step(model) for model in models], rounds=rounds, device=device, least_seconds=least_seconds)
     return {
         "detector": config.detector,
         "backbone": config.backbone,
@@ -101,38 +105,25 @@ def measure_alone(images: int, rounds: int, device: str, dtype: str, threads: in
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     """Measure Mask R-CNN R-50 with the paper's blocks, and write ``detector-DATE-DEVICE.json``.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
-
-    Returns:
-        The exit code.
+        argv: command-line arguments.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.detector", description=__doc__, allow_abbrev=False)
+    parser = program("detector", __doc__, out=True)
     parser.add_argument("--images", type=positive, default=2, metavar="N", help="in a batch (2)")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     add_run_options(parser)
     given = parser.parse_args(argv)
-    try:
-        require_device(given.device)
-        report = header("benchmarks.detector", argv, device=given.device, dtype=given.dtype, threads=given.threads)
-        start_server(["benchmarks.detector"])
-        report |= run_forked(measure_alone, given.images, given.rounds, given.device, given.dtype, given.threads)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    parts = ["detector", report["date"][:10], given.device]
-    parts += [given.dtype] if given.dtype != "float32" else []
-    path = given.out / f"{'-'.join(parts)}.json"
-    write_json(path, report)
+    require_device(given.device)
+    report = header("benchmarks.detector", argv, device=given.device, dtype=given.dtype, threads=given.threads)
+    start_server(["benchmarks.detector"])
+    report |= run_forked(measure_alone, given.images, given.rounds, given.device, given.dtype, given.threads)
     factor = report["with_over_without"]["median"]
     print(f"a step takes {1e3 * report['step_seconds']:.1f} ms with blocks, {factor:.2f} times as long as without")
-    print(f"written to {path}")
-    return 0
+    dtype = given.dtype if given.dtype != "float32" else ""
+    write_results(result_stem(given.out, "detector", report, given.device, dtype), report)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 from benchmarks.contexts import GlobalContext
-from benchmarks.options import RESULTS, header, names_of, numbers, positive, program
+from benchmarks.options import header, names_from, numbers, positive, program, result_stem, run, write_results
+from benchmarks.report import detection_title, markdown_table
+from benchmarks.runs import run_folder
 from latentgnn.attachment import attach
 from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import parse_config, plain_data
-from latentgnn.errors import UserError
-from latentgnn.files import write_json, write_text
 from latentgnn.tasks.detection.config import DetectionConfig
 from latentgnn.tasks.detection.context_set import write_context_set
 from latentgnn.tasks.detection.model import build_detector
@@ -72,17 +72,12 @@ def train(side: str, *, seed: int, steps: int, folder: Path) -> None:
     write_context_set(data, train=recipe.embedded_train, val=recipe.embedded_val, size=recipe.embedded_size)
     sets = DetectionSet(config.data)
     train_set, val_set = (load(sets.reading(split), on_fault="stop", whole=True) for split in ("train", "val"))
-    path = run_folder(folder, side, seed)
+    path = run_folder(folder, f"{side}-{seed}")
     path.mkdir(parents=True, exist_ok=True)
     run = RunFolder(path, plain_data(config))
     task = DetectionTask(build(config, side), config, train=train_set, val=val_set)
     with run.held():
         fit(task, config.training, run, resume=True)
-
-
-def run_folder(folder: Path, side: str, seed: int) -> Path:
-    """The folder of a run."""
-    return folder / f"{side.replace(' ', '-')}-{seed}"
 
 
 def is_finished(run: Path, steps: int) -> bool:
@@ -96,7 +91,7 @@ def finished(folder: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
     runs = []
     for side in SIDES:
         for seed in seeds:
-            metrics = RunFolder(run_folder(folder, side, seed)).metrics()
+            metrics = RunFolder(run_folder(folder, f"{side}-{seed}")).metrics()
             if metrics is not None:
                 figures = {name: round(metrics["metrics"][name], 4) for name in FIGURES}
                 runs.append({"side": side, "seed": seed, "steps": metrics["step"], **figures})
@@ -105,54 +100,41 @@ def finished(folder: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
 
 def table(runs: Sequence[Mapping[str, Any]]) -> str:
     """A row a side, its seeds one after the other, in Markdown."""
-    names = [name.replace("bbox/", "box ").replace("segm/", "mask ") for name in FIGURES]
-    lines = [f"| | seeds | {' | '.join(names)} |", f"| --- | --- |{' --- |' * len(names)}"]
+    rows = []
     for side in SIDES:
         of_side = [run for run in runs if run["side"] == side]
         if of_side:
             seeds = ", ".join(str(run["seed"]) for run in of_side)
-            cells = (", ".join(f"{run[name]:.3f}" for run in of_side) for name in FIGURES)
-            lines.append(f"| {side} | {seeds} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rows.append([side, seeds, *(", ".join(f"{one[name]:.3f}" for one in of_side) for name in FIGURES)])
+    return markdown_table(["", "seeds", *map(detection_title, FIGURES)], rows)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     """Train what is missing, and write the result files.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
-
-    Returns:
-        The exit code.
+        argv: command-line arguments.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = program("embedded", __doc__)
+    parser = program("embedded", __doc__, out=True)
     parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="where the runs are kept")
-    parser.add_argument("--sides", type=lambda text: names_of(SIDES, text), default=list(SIDES), help="(all)")
+    parser.add_argument("--sides", type=names_from(SIDES), default=list(SIDES), help="(all)")
     parser.add_argument("--seeds", type=numbers, default=(0, 1), metavar="N,N", help="(0,1)")
     parser.add_argument("--steps", type=positive, default=300, metavar="N", help="of each training (300)")
     parser.add_argument("--threads", type=positive, default=2, metavar="N", help="of torch (2)")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
     command = ["--runs", "FOLDER", "--sides", ",".join(given.sides), "--seeds", ",".join(map(str, given.seeds))]
     command += ["--steps", str(given.steps), "--threads", str(given.threads)]
     head = header("benchmarks.embedded", command, device="cpu", dtype="float32", threads=given.threads)
-    try:
-        for seed in given.seeds:
-            for side in given.sides:
-                if not is_finished(run_folder(given.runs, side, seed), given.steps):
-                    train(side, seed=seed, steps=given.steps, folder=given.runs)
-        runs = finished(given.runs, given.seeds)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    path = given.out / f"embedded-{head['date'][:10]}.json"
-    write_json(path, {**head, "runs": runs})
-    write_text(path.with_suffix(".md"), f"# The embedded set\n\nCommand: `{head['command']}`\n\n{table(runs)}\n")
-    print(f"{table(runs)}\nwritten to {path}")
-    return 0
+    for seed in given.seeds:
+        for side in given.sides:
+            if not is_finished(run_folder(given.runs, f"{side}-{seed}"), given.steps):
+                train(side, seed=seed, steps=given.steps, folder=given.runs)
+    runs = finished(given.runs, given.seeds)
+    print(table(runs))
+    text = f"# The embedded set\n\nCommand: `{head['command']}`\n\n{table(runs)}\n"
+    write_results(result_stem(given.out, "embedded", head), {**head, "runs": runs}, text)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -8,10 +8,8 @@ the second picture after it, an upper bound, because it includes the browser's o
 ``explore-DATE.json``.
 """
 
-import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -20,16 +18,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.options import RESULTS, header, positive
+from benchmarks.explore_page import browser, served
+from benchmarks.options import header, positive, program, result_stem, run, write_results
 from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import parse_config
-from latentgnn.files import write_json
 from latentgnn.inspection import capture
 from latentgnn.tasks.detection.config import DetectionConfig
 from latentgnn.tasks.detection.exploring import DetectorExplorer
 from latentgnn.tasks.detection.loading import ImageTransform, TrainedDetector
 from latentgnn.tasks.detection.model import build_detector
-from tests.tasks.explore.pages import browser, served
 
 WIDTH, HEIGHT = 1344, 800
 _SETTINGS = [
@@ -47,16 +44,16 @@ _MEASURE = """() => {
 }"""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
+def main(argv: list[str]) -> None:
+    """Measure, and write ``explore-DATE.json``.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
+        argv: command-line arguments.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.explore", description="From pointer to picture.")
+    parser = program("explore", __doc__, out=True)
     parser.add_argument("--moves", type=positive, default=60, metavar="N", help="of the pointer (60)")
-    moves = parser.parse_args(arguments).moves
+    given = parser.parse_args(argv)
+    moves = given.moves
     config = parse_config(DetectionConfig, load_recipe("mask_rcnn_r50_c3"), _SETTINGS)
     torch.manual_seed(0)
     model = build_detector(replace(config.model, weights_backbone=None), 3).eval()
@@ -96,11 +93,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         },
         "largest_error_of_the_row": float(np.abs(np.array(weights) - row).max() / row.max()),
     }
-    result = header("benchmarks.explore", arguments, device="cpu", dtype="float32", threads=None) | found
-    write_json(RESULTS / f"explore-{result['date'][:10]}.json", result)
     print(found)
-    return 0
+    head = header("benchmarks.explore", argv, device="cpu", dtype="float32", threads=None)
+    write_results(result_stem(given.out, "explore", head), head | found)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(run(main))

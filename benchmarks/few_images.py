@@ -11,7 +11,6 @@ import json
 import os
 import random
 import shlex
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.options import RESULTS, header, numbers, positive, program
+from benchmarks.options import header, numbers, positive, program, result_stem, run, write_results
+from benchmarks.report import detection_title, header_block, markdown_table, mean_and_range
+from benchmarks.runs import run_folder
 from latentgnn.cli import main as latentgnn_main
 from latentgnn.configuration.recipes import load_recipe, merge, to_yaml
 from latentgnn.configuration.settings import parse_config, plain_data
@@ -114,7 +115,7 @@ def measure(
                     data=replace(base.data, train_annotations=str(chosen)),
                     training=replace(base.training, seed=seed),
                 )
-                figures = how.train(config, folder / f"{count}-{seed}-{side.replace(' ', '-').replace(',', '')}")
+                figures = how.train(config, run_folder(folder, f"{count}-{seed}-{side}"))
                 report["runs"].append({"images": count, "seed": seed, "side": side, **figures})
                 print(json.dumps(report["runs"][-1]), flush=True)
     return report
@@ -146,74 +147,53 @@ class How:
         if done.returncode:
             raise UserError(f"{shlex.join(command)} failed: {done.stderr.strip()}")
         metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["metrics"]
-        return _shown(metrics)
-
-
-def _shown(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(metrics[name], 4) for name in _FIGURES}
+        return {name: round(metrics[name], 4) for name in _FIGURES}
 
 
 def table(report: Mapping[str, Any]) -> str:
     """Means over the seeds, with the least and the largest, in Markdown."""
-    names = [name.replace("bbox/", "box ").replace("segm/", "mask ") for name in _FIGURES]
-    lines = [f"| images | | {' | '.join(names)} |", f"| --- | --- |{' --- |' * len(names)}"]
-    rows: dict[tuple[int, str], list[dict[str, Any]]] = {}
-    for run in report["runs"]:
-        rows.setdefault((run["images"], run["side"]), []).append(run)
-    for (count, side), runs in rows.items():
-        cells = []
-        for name in _FIGURES:
-            values = [run[name] for run in runs]
-            cells.append(f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
-        lines.append(f"| {count} | {side} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    runs: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for one in report["runs"]:
+        runs.setdefault((one["images"], one["side"]), []).append(one)
+    rows = [
+        [str(count), side, *(mean_and_range([one[name] for one in of_side]) for name in _FIGURES)]
+        for (count, side), of_side in runs.items()
+    ]
+    return markdown_table(["images", "", *map(detection_title, _FIGURES)], rows)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     """Measure, and write the result files.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
-
-    Returns:
-        The exit code.
+        argv: command-line arguments.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["--train"]:
-        return latentgnn_main(["train", "--config", argv[1], "--out", argv[2]])
-    parser = program("few_images", __doc__)
+        sys.exit(latentgnn_main(["train", "--config", argv[1], "--out", argv[2]]))
+    parser = program("few_images", __doc__, out=True)
     parser.add_argument("data", type=Path, metavar="FOLDER", help="nuclei in COCO format")
     parser.add_argument("--images", type=numbers, default=(10, 50), metavar="N,N", help="training images (10,50)")
     parser.add_argument("--seeds", type=numbers, default=(0, 1, 2), metavar="N,N", help="(0,1,2)")
     parser.add_argument("--steps", type=positive, default=150, metavar="N", help="of each training (150)")
     parser.add_argument("--first-steps", type=positive, default=300, metavar="N", help="of the first one (300)")
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="of each training (1)")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     given = parser.parse_args(argv)
     how = How(threads=given.threads, through=shlex.split(os.environ.get("BENCHMARKS_THROUGH", "")))
     report = header("benchmarks.few_images", argv, device="cpu", dtype="float32", threads=given.threads)
-    try:
-        with tempfile.TemporaryDirectory(prefix="few-images-") as folder:
-            report |= measure(
-                given.data,
-                images=given.images,
-                seeds=given.seeds,
-                steps=given.steps,
-                first_steps=given.first_steps,
-                folder=Path(folder),
-                how=how,
-            )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    path = given.out / f"few-images-{report['date'][:10]}.json"
-    write_json(path, report)
-    head = {name: value for name, value in report.items() if name != "runs"}
-    text = f"# Fine-tuning on few images\n\n```json\n{json.dumps(head, indent=2)}\n```\n\n{table(report)}\n"
-    write_text(path.with_suffix(".md"), text)
-    print(f"{table(report)}\nwritten to {path}")
-    return 0
+    with tempfile.TemporaryDirectory(prefix="few-images-") as folder:
+        report |= measure(
+            given.data,
+            images=given.images,
+            seeds=given.seeds,
+            steps=given.steps,
+            first_steps=given.first_steps,
+            folder=Path(folder),
+            how=how,
+        )
+    print(table(report))
+    text = f"# Fine-tuning on few images\n\n{header_block(report, ['runs'])}\n\n{table(report)}\n"
+    write_results(result_stem(given.out, "few-images", report), report, text)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -11,14 +11,14 @@ again.
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
-from latentgnn.cli import main as latentgnn
-from latentgnn.files import write_json, write_text
-from latentgnn.training.environment import environment
+from benchmarks.options import program, run, write_results
+from benchmarks.report import markdown_table
+from benchmarks.runs import header_line, run_folder, runs_header, train
 
 MERGED = "{2: ground, 3: vegetation, 4: vegetation, 5: vegetation, 6: building, 1: unclassified}"
 SIDES = {"from scratch": (), "fine-tuned": ("--model.weights", "{pretrained}")}
@@ -30,12 +30,9 @@ def tiles(folder: Path) -> tuple[list[str], list[str]]:
     return names[:-1], names[-1:]
 
 
-def train(run: Path, options: Sequence[str]) -> dict[str, float]:
+def figures(run: Path, options: Sequence[str]) -> dict[str, float]:
     """The figures of a run; it is trained first unless it is finished."""
-    if not (run / "metrics.json").exists():
-        arguments = ["--resume", str(run)] if (run / "config.yaml").exists() else [*options, "--out", str(run)]
-        if code := latentgnn(["train", *arguments]):
-            raise SystemExit(code)
+    train(run, options)
     metrics: dict[str, float] = json.loads((run / "metrics.json").read_text())["metrics"]
     return metrics
 
@@ -51,11 +48,11 @@ def measure(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, flo
 
     before = arguments.work / f"pretrained-{seed}"
     options = [*common, *steps(arguments.pretraining_steps), "--data.train", json.dumps(many)]
-    found = {"pretrained": train(before, options)}
+    found = {"pretrained": figures(before, options)}
     for title, start in SIDES.items():
         options = [*common, *steps(arguments.steps), "--data.train", json.dumps(one), "--data.classes", MERGED]
         options += [text.format(pretrained=before) for text in start]
-        found[title] = train(arguments.work / f"{title.replace(' ', '-')}-{seed}", options)
+        found[title] = figures(run_folder(arguments.work, f"{title}-{seed}"), options)
     return found
 
 
@@ -64,17 +61,21 @@ def table(results: Mapping[int, Mapping[str, Mapping[str, float]]], sides: Itera
     seeds = list(results)
     classes = [name for name in results[seeds[0]]["fine-tuned"] if name.startswith("IoU/")]
     head = [f"mIoU (seeds {', '.join(map(str, seeds))})", *(name.removeprefix("IoU/") for name in classes), "accuracy"]
-    lines = [f"| | {' | '.join(head)} |", "| --- " * (len(head) + 1) + "|"]
+    rows = []
     for side in sides:
         own = ", ".join(f"{results[seed][side]['mIoU']:.3f}" for seed in seeds)
         means = [mean(results[seed][side][name] for seed in seeds) for name in ("mIoU", *classes, "OA")]
-        lines.append(f"| {side} | {means[0]:.3f} ({own}) | {' | '.join(f'{value:.3f}' for value in means[1:])} |")
-    return "\n".join(lines)
+        rows.append([side, f"{means[0]:.3f} ({own})", *(f"{value:.3f}" for value in means[1:])])
+    return markdown_table(["", *head], rows)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print the table, and write it with all figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str]) -> None:
+    """Measure, print the table, and write it with all figures.
+
+    Args:
+        argv: command-line arguments.
+    """
+    parser = program("finetuning", __doc__)
     parser.add_argument("folder", type=Path, help="with LAZ tiles in train/ and val/, ASPRS classes 0 to 6")
     parser.add_argument("--work", type=Path, default=Path("runs/finetuning"), help="where the runs lie")
     parser.add_argument("--out", type=Path, required=True, help="the result files' name without its end")
@@ -87,12 +88,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(shown)
     numbers = f"--pretraining-steps {arguments.pretraining_steps} --steps {arguments.steps}"
     command = f"python -m benchmarks.finetuning FOLDER --seeds {' '.join(map(str, arguments.seeds))} {numbers}"
-    # Paths describe a machine and not the figures.
-    about: dict[str, Any] = {name: value for name, value in environment().items() if name != "folder"}
-    write_json(arguments.out.with_suffix(".json"), {**about, "command": command, "seeds": results})
-    text = f"`{command}`, {about['cpu']['model']}, torch {about['packages']['torch']}"
-    write_text(arguments.out.with_suffix(".md"), f"{text}\n\n{shown}\n")
+    about = runs_header(command)
+    write_results(arguments.out, {**about, "seeds": results}, f"{header_line(about)}\n\n{shown}\n")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

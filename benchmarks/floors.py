@@ -4,31 +4,20 @@ The rates are measured in the same process: of the fastest of several routines f
 precision settings, and of a large copy.
 """
 
-import time
 from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 
+from benchmarks.measure import seconds
+
 # A routine this many times slower than the best is not measured again.
 _SLOW = 4
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _least_seconds(call: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
+def _least_seconds(call: Callable[[], object], device: torch.device) -> float:
     call()
-    taken = []
-    for _ in range(repeats):
-        _synchronize(device)
-        start = time.perf_counter()
-        call()
-        _synchronize(device)
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+    return min(seconds(call, device) for _ in range(3))
 
 
 class Rates:
@@ -37,7 +26,7 @@ class Rates:
     Args:
         device: where.
         dtype: of the numbers.
-        scale: divides every size; 1 but for tests.
+        scale: divides every size; larger in tests.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, *, scale: int = 1) -> None:

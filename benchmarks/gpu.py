@@ -6,7 +6,6 @@ First the tables without compiled sides, and a detector's step; then the tests; 
 processes compile in parallel, and their tables. A time limit is spent in this order.
 """
 
-import argparse
 import os
 import shlex
 import signal
@@ -14,16 +13,17 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from math import inf, isfinite
 from pathlib import Path
 from threading import Timer
 from time import monotonic
 
+import torch
+
 from benchmarks.child import COMPILERS, PAIR, ROOT, start_server
 from benchmarks.layer import LAYERS
-from benchmarks.options import RESULTS, minutes, names_of, names_or_none, positive, require_device
+from benchmarks.options import RESULTS, add_names_option, minutes, positive, program, run
 from benchmarks.shapes import MODES, SHAPES
 from latentgnn.errors import UserError
 
@@ -170,7 +170,7 @@ def run_tests(step: Step, log: Path, limit: float = inf) -> int:
     return process.returncode
 
 
-def run(step: Step, limit: float = inf) -> int:
+def run_step(step: Step, limit: float = inf) -> int:
     """Run one of this package's commands in this process, and return its exit code; it times in other processes.
 
     Args:
@@ -180,12 +180,7 @@ def run(step: Step, limit: float = inf) -> int:
     arguments = [*step.arguments]
     if step.rows and isfinite(limit):
         arguments += ["--limit", f"{max(limit, 1) / 60:.3f}"]
-    try:
-        code: int = import_module(step.module).main(arguments)
-    except UserError as error:
-        print(error, file=sys.stderr, flush=True)
-        return 1
-    return code
+    return run(import_module(step.module).main, arguments)
 
 
 def run_all(steps: Sequence[Step], *, log: Path, limit: float = inf) -> list[Step]:
@@ -212,49 +207,33 @@ def run_all(steps: Sequence[Step], *, log: Path, limit: float = inf) -> list[Ste
             code = run_tests(step, log, end - began)
         else:
             left = sum(one.rows for one in steps[position:] if one.compiled == step.compiled)
-            code = run(step, (end - began) * step.rows / max(left, 1))
+            code = run_step(step, (end - began) * step.rows / max(left, 1))
         if code != 0:
             failed.append(step)
         print(f"  {monotonic() - began:.0f} s", flush=True)
     return failed
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
     """Run the plan.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
+        argv: command-line arguments.
 
     Returns:
         The exit code: 1 where a command failed.
     """
-    parser = argparse.ArgumentParser(
-        prog="benchmarks/gpu",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    names = partial(partial, names_of)
+    parser = program("gpu", __doc__, out=True)
+    parser.prog = "benchmarks/gpu"
 
-    def add(name: str, known: Sequence[str], default: Sequence[str], what: str) -> None:
-        chosen = ",".join(default)
-        parser.add_argument(name, type=names(known), default=chosen, metavar="NAME,..", help=f"{what} ({chosen})")
-
-    add("--only", PARTS, PARTS, "parts")
-    add("--shapes", list(SHAPES), MEASURED, "inputs of the layer")
-    chosen = ",".join(COMPILED)
-    parser.add_argument(
-        "--compiled",
-        type=partial(names_or_none, SHAPES),
-        default=chosen,
-        metavar="NAME,..",
-        help=f"those of them at which compiled sides run, or none ({chosen})",
-    )
-    add("--norms", list(MODES), NORMS, "norms of the layer")
-    add("--dtypes", DTYPES, DTYPES, "types of the layer and of the detector")
+    add_names_option(parser, "--only", PARTS, "parts", default=",".join(PARTS))
+    add_names_option(parser, "--shapes", SHAPES, "inputs of the layer", default=",".join(MEASURED))
+    compiled = "those of them at which compiled sides run, or none"
+    add_names_option(parser, "--compiled", SHAPES, compiled, default=",".join(COMPILED), or_none=True)
+    add_names_option(parser, "--norms", MODES, "norms of the layer", default=",".join(NORMS))
+    add_names_option(parser, "--dtypes", DTYPES, "types of the layer and of the detector", default=",".join(DTYPES))
     parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="measurements of each side (7)")
     parser.add_argument("--limit", type=minutes, default=inf, metavar="MINUTES", help="begin no row after them (none)")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and run none")
     given = parser.parse_args(argv)
     steps = plan(
@@ -269,11 +248,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.dry_run:
         print("\n".join(map(str, steps)))
         return 0
-    try:
-        require_device("cuda")
-    except UserError:
-        print("error: PyTorch sees no CUDA device here; --dry-run prints what would be run", file=sys.stderr)
-        return 1
+    if not torch.cuda.is_available():
+        raise UserError("PyTorch sees no CUDA device here; --dry-run prints what would be run")
     modules = {step.module for step in steps} - {TESTS}
     start_server([PAIR, *([COMPILERS] if PREPARE in modules else []), *(modules & {DETECTOR})])
     for module in modules:
@@ -286,4 +262,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

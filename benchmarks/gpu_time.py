@@ -7,17 +7,18 @@ Prints two tables, the mean of three runs after a warm-up, and writes nothing.
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.options import program, require_device
-from benchmarks.pair import forward_of, step_of
+from benchmarks.measure import step_of
+from benchmarks.options import add_case_options, mode_of, program, require_device, run
 from benchmarks.peers import LAYER, SIDES, Refused, make_input, make_layer, make_side
 from benchmarks.report import markdown_table
-from benchmarks.shapes import MODES, SHAPES, SQUARES, Case
+from benchmarks.shapes import Case
 from latentgnn.errors import UserError
 
 RUNS = 3
@@ -57,7 +58,7 @@ def table(events: Iterable[Event], runs: int) -> str:
 
     Args:
         events: of the profiler, of all runs; their times are in microseconds.
-        runs: that there were.
+        runs: the number of runs; fewer in tests.
     """
     taken: dict[str, list[float]] = {}
     for event in events:
@@ -70,56 +71,46 @@ def table(events: Iterable[Event], runs: int) -> str:
     return markdown_table(["kernel", "calls", "microseconds"], [*rows, ["together", *total]])
 
 
-def profiled(call: Callable[[], object], runs: int = RUNS) -> str:
-    """The table of a call.
+def profiled(call: Callable[[], object]) -> str:
+    """The table of a call, the mean of `RUNS`.
 
     Args:
         call: what is profiled, after one untimed call.
-        runs: number of runs to average.
     """
     call()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
-        for _ in range(runs):
+        for _ in range(RUNS):
             call()
         torch.cuda.synchronize()
-    return table(profiler.events() or [], runs)
+    return table(profiler.events() or [], RUNS)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     """Print the kernels of one side.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
-
-    Returns:
-        The exit code.
+        argv: command-line arguments.
     """
     parser = program("gpu_time", __doc__)
-    parser.add_argument("--shape", required=True, choices=[*SHAPES, *SQUARES], metavar="NAME")
-    parser.add_argument("--norm", default="batch", choices=list(MODES), help="(batch)")
-    parser.add_argument("--mode", choices=["evaluation", "training"], help="(the norm's last)")
+    add_case_options(parser)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="(float32)")
     parser.add_argument("--side", default=LAYER, choices=SIDES, metavar="NAME", help=f"{', '.join(SIDES)} ({LAYER})")
     given = parser.parse_args(argv)
-    mode = given.mode or MODES[given.norm][-1]
-    if mode not in MODES[given.norm]:
-        parser.error(f"--mode: {given.norm} norm is measured in {', '.join(MODES[given.norm])}; got {mode}")
-    case = Case(given.shape, given.norm, mode, "contiguous", "cuda", given.dtype)
+    case = Case(given.shape, given.norm, mode_of(parser, given), "contiguous", "cuda", given.dtype)
+    require_device(case.device)
     try:
-        require_device(case.device)
         module = make_side(given.side, make_layer(case), case).module
-    except (UserError, Refused) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except Refused as error:
+        raise UserError(f"{given.side}: {error}") from error
     x = make_input(case)
     with torch.no_grad():
-        forward = profiled(forward_of(module, x))
-    step = profiled(step_of(module, x.requires_grad_(), torch.randn_like(x)))
+        forward = profiled(partial(module, x))
+    x.requires_grad_()
+    step = profiled(step_of(partial(module, x), [x, *module.parameters()], torch.randn_like(x)))
     for what, made in (("forward pass", forward), ("step", step)):
         print(f"{given.side}, {case.name} {case.dtype}, {what}, a mean of {RUNS} runs:\n\n{made}\n")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

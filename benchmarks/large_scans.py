@@ -13,7 +13,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,23 @@ import numpy as np
 import torch
 
 from benchmarks.child import run_child
-from benchmarks.options import RESULTS, header, positive
+from benchmarks.memory import process_bytes
+from benchmarks.options import header, positives, program, result_stem, run, write_results
+from benchmarks.report import markdown_table, table_row
 from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import parse_config, plain_data
 from latentgnn.errors import UserError
-from latentgnn.files import write_json, write_text
 from latentgnn.tasks.classes import class_names
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
 from latentgnn.tasks.pointcloud.features import feature_columns
 from latentgnn.tasks.pointcloud.model import PointNetwork, build_point_network
 from latentgnn.tasks.pointcloud.prediction import Tiles, predict_files
 
-_CHUNK = 1_000_000
+TITLES = (
+    *("points", "read", "peak, MB", "of it before, MB", "seconds", "of all cores"),
+    *("points a second", "of these"),
+)
+NUMBERS = [title for title in TITLES if title not in ("read", "of these")]
 
 
 def write_repeated(path: Path, sources: Sequence[Path], points: int) -> None:
@@ -75,7 +80,7 @@ def predict(path: Path, out: Path, config: PointCloudConfig, *, tiles: float | N
         memory, in bytes, before and after.
     """
     model = _network(config)
-    before, start, busy = peak(), time.perf_counter(), time.process_time()
+    before, start, busy = process_bytes("VmHWM"), time.perf_counter(), time.process_time()
     ended: dict[str, float] = {}
     lines: list[str] = []
 
@@ -96,72 +101,65 @@ def predict(path: Path, out: Path, config: PointCloudConfig, *, tiles: float | N
         "processor_seconds": time.process_time() - busy,
         "steps": steps,
         "peak_before": before,
-        "peak": peak(),
+        "peak": process_bytes("VmHWM"),
         "said": lines,
     }
 
 
-def peak() -> int:
-    """The most resident memory that this process has had, in bytes, as Linux counts it."""
-    # Not `ru_maxrss`, which starts at the parent's memory.
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise UserError("this program needs Linux, which counts a process's peak of memory in /proc/self/status")
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as Markdown; the last column is reading, sorting, segmenting and writing."""
-    lines = [
-        "| points | read | peak, MB | of it before, MB | seconds | of all cores | points a second | of these |",
-        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """The cells of a row; the last are the seconds of reading, sorting, segmenting and writing."""
+    return [
+        f"{row['points']:,}",
+        row["read"],
+        f"{row['peak'] / 1e6:,.0f}",
+        f"{row['peak_before'] / 1e6:,.0f}",
+        f"{row['seconds']:.0f}",
+        f"{row['processor_seconds']:.0f}",
+        f"{row['points'] / row['seconds']:,.0f}",
+        ", ".join(f"{seconds:.0f}" for seconds in row["steps"].values()),
     ]
-    for row in rows:
-        steps = ", ".join(f"{seconds:.0f}" for seconds in row["steps"].values())
-        rate = row["points"] / row["seconds"]
-        lines.append(
-            f"| {row['points']:,} | {row['read']} | {row['peak'] / 1e6:,.0f} | {row['peak_before'] / 1e6:,.0f} | "
-            f"{row['seconds']:.0f} | {row['processor_seconds']:.0f} | {rate:,.0f} | {steps} |"
-        )
-    return "\n".join(lines) + "\n"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program with command-line arguments."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str]) -> None:
+    """Measure, and write the result files.
+
+    Args:
+        argv: command-line arguments.
+    """
+    parser = program("large_scans", __doc__, out=True)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="LAZ files of adjacent tiles")
-    parser.add_argument("--points", default="1000000,10000000", metavar="N,N", help="(1000000,10000000)")
+    parser.add_argument(
+        "--points", type=positives, default="1000000,10000000", metavar="N,N", help="(1000000,10000000)"
+    )
     parser.add_argument("--tiles", type=float, default=200.0, metavar="METRES", help="side of a tile (200)")
     parser.add_argument("--whole-up-to", type=int, default=0, metavar="N", help="points that are also read whole (0)")
     parser.add_argument("--scratch", type=Path, metavar="FOLDER", help="for the scans and results (a temporary one)")
     parser.add_argument("--name", default="", metavar="NAME", help="added to the result files' names")
     parser.add_argument("--one", type=Path, nargs=2, metavar=("SCAN", "OUT"), help=argparse.SUPPRESS)
-    given, settings = parser.parse_known_args(arguments)
+    given, settings = parser.parse_known_args(argv)
     config = _config(settings)
     if given.one:
         tiles = given.tiles or None
         print(json.dumps(predict(given.one[0], given.one[1], config, tiles=tiles)))
-        return 0
+        return
     sources = sorted(given.folder.rglob("*.laz"))
     if not sources:
         raise UserError(f"{given.folder}: there are no LAZ files")
     rows = []
     with tempfile.TemporaryDirectory(dir=given.scratch, prefix="large-scans-") as scratch:
-        for points in map(positive, given.points.split(",")):
+        for points in given.points:
             scan = Path(scratch) / f"{points}.laz"
             write_repeated(scan, sources, points)
             for row in _measured(scan, points, given, settings):
                 rows.append(row)
-                print(table([row]).splitlines()[-1], flush=True)
+                print(table_row(cells(row)), flush=True)
             scan.unlink()
-    result = header("benchmarks.large_scans", arguments, device="cpu", dtype="float32", threads=None)
-    name = f"large-scans-{result['date'][:10]}{given.name and '-' + given.name}"
+    result = header("benchmarks.large_scans", argv, device="cpu", dtype="float32", threads=None)
     result |= {"data": plain_data(config.data), "tiles": given.tiles, "rows": rows}
-    write_json(RESULTS / f"{name}.json", result)
     about = f"`{result['command']}`, {result['processor']}, torch {result['torch']}, {result['date'][:10]}"
-    write_text(RESULTS / f"{name}.md", f"# Scans larger than memory\n\n{about}\n\n{table(rows)}")
-    return 0
+    table = markdown_table(TITLES, [cells(row) for row in rows], right=NUMBERS)
+    text = f"# Scans larger than memory\n\n{about}\n\n{table}\n"
+    write_results(result_stem(given.out, "large-scans", result, given.name), result, text)
 
 
 def _measured(scan: Path, points: int, given: argparse.Namespace, settings: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -192,7 +190,4 @@ def _network(config: PointCloudConfig) -> PointNetwork:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except UserError as error:
-        raise SystemExit(f"large_scans: {error}") from None
+    sys.exit(run(main))

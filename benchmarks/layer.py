@@ -3,12 +3,9 @@
 python -m benchmarks.layer [--shapes C3,C4] [--norms batch,frozen] [--peers published,attention]
 """
 
-import argparse
-import json
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from functools import partial
 from math import inf
 from pathlib import Path
 from time import monotonic
@@ -17,22 +14,25 @@ from typing import Any
 from benchmarks import report
 from benchmarks.child import COMPILERS, PAIR, run_forked, start_server
 from benchmarks.options import (
-    RESULTS,
+    add_names_option,
     add_run_options,
     header,
     minutes,
-    names_of,
-    names_or_none,
     positive,
+    program,
     require_device,
+    result_stem,
+    run,
+    save_results,
 )
 from benchmarks.pair import compare_alone
-from benchmarks.peers import SIDES, is_compiled
+from benchmarks.peer_checks import is_compiled
+from benchmarks.peers import SIDES
 from benchmarks.prepare import job_name
 from benchmarks.report import SlowPeer
 from benchmarks.shapes import MODES, SHAPES, Case, cases
 from latentgnn.errors import UserError
-from latentgnn.files import write_json, write_text
+from latentgnn.reading import read_json
 
 LAYERS = ("latentgnn", "compiled latentgnn")
 
@@ -157,9 +157,9 @@ def measure(
     threads: int | None,
     head: dict[str, Any],
     stem: Path,
-    literal_once: bool = False,
-    limit: float = inf,
-    left_out: int = 0,
+    literal_once: bool,
+    limit: float,
+    left_out: int,
 ) -> dict[str, Any]:
     """Measure a table, print its rows, and write it after each of them.
 
@@ -204,12 +204,11 @@ def measure(
             found = [{"failed": str(error)}]
         took = monotonic() - began
         pairs.append({**asdict(case), **told, "peer": peer, "took": took, **report.pooled(found)})
-        print(report.markdown_table(report.pair_row(pairs[-1]), []).splitlines()[0], flush=True)
+        print(report.table_row(report.pair_row(pairs[-1])), flush=True)
         result["means"] = report.means(pairs)
         result["not_begun"] = total - len(pairs)
         # After every row, so that a stopped run keeps its results.
-        write_json(stem.with_suffix(".json"), result)
-        write_text(stem.with_suffix(".md"), report.layer_markdown(result))
+        save_results(stem, result, report.layer_markdown(result))
     if result["means"]:
         print("\ngeometric means over the everyday inputs, all modes together:\n")
         print(report.markdown_table(report.MEAN_HEAD, report.mean_rows(result["means"])))
@@ -218,46 +217,29 @@ def measure(
     return result
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
     """Measure the chosen inputs.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
+        argv: command-line arguments.
 
     Returns:
         The exit code: 1 where something failed.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.layer", description=__doc__, allow_abbrev=False)
-    names = partial(partial, names_of)
+    parser = program("layer", __doc__, out=True)
     others = [side for side in SIDES if side not in LAYERS]
-    parser.add_argument("--shapes", type=names(SHAPES), default="all", metavar="NAME,..", help="(all)")
-    parser.add_argument(
-        "--norms", type=names(MODES), default="all", metavar="NAME,..", help=f"{', '.join(MODES)} (all)"
-    )
-    parser.add_argument(
-        "--modes", type=names(MODES["batch"]), default="all", metavar="NAME,..", help="of batch norm (all)"
-    )
-    layouts = ("contiguous", "channels-last")
-    parser.add_argument(
-        "--layouts", type=names(layouts), default="contiguous", metavar="NAME,..", help="of maps (contiguous)"
-    )
-    parser.add_argument(
-        "--peers", type=names(others), default="published", metavar="NAME,..", help=f"{', '.join(others)} (published)"
-    )
+    add_names_option(parser, "--shapes", SHAPES)
+    add_names_option(parser, "--norms", MODES, ", ".join(MODES))
+    add_names_option(parser, "--modes", MODES["batch"], "of batch norm")
+    add_names_option(parser, "--layouts", ("contiguous", "channels-last"), "of maps", default="contiguous")
+    add_names_option(parser, "--peers", others, ", ".join(others), default="published")
     parser.add_argument(
         "--first", default=LAYERS[0], choices=LAYERS, help=f"what peers are compared with ({LAYERS[0]})"
     )
     parser.add_argument(
         "--processes", type=positive, default=1, metavar="N", help="for each pair, one after another (1)"
     )
-    parser.add_argument(
-        "--compiled",
-        type=partial(names_or_none, SHAPES),
-        default="all",
-        metavar="NAME,..",
-        help="inputs at which compiled sides run, or none (all)",
-    )
+    add_names_option(parser, "--compiled", SHAPES, "inputs at which compiled sides run, or none", or_none=True)
     parser.add_argument(
         "--literal",
         default="every",
@@ -272,39 +254,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--limit", type=minutes, default=inf, metavar="MINUTES", help="begin no row after them (none)")
     parser.add_argument("--label", default="", metavar="WORD", help="in the result files' names, to keep tables apart")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     add_run_options(parser)
     given = parser.parse_args(argv)
-    try:
-        require_device(given.device)
-        head = header("benchmarks.layer", argv, device=given.device, dtype=given.dtype, threads=given.threads)
-        parts = ["layer", head["date"][:10], given.device]
-        parts += [given.label] if given.label else []
-        parts += [given.dtype] if given.dtype != "float32" else []
-        parts += ["compiled"] if given.first != LAYERS[0] else []
-        chosen = cases(given.shapes, given.norms, given.modes, given.layouts, device=given.device, dtype=given.dtype)
-        rows = rows_of(chosen, first=given.first, peers=given.peers, compiled=given.compiled)
-        total = len(rows)
-        if given.prepared is not None:
-            rows = prepared_rows(rows, first=given.first, prepared=set(json.loads(given.prepared.read_text())))
-        start_server([PAIR, COMPILERS] if any(map(is_compiled, (given.first, *given.peers))) else [PAIR])
-        result = measure(
-            rows,
-            first=given.first,
-            rounds=given.rounds,
-            processes=given.processes,
-            threads=given.threads,
-            head=head,
-            stem=given.out / "-".join(parts),
-            literal_once=given.literal == "once",
-            limit=given.limit,
-            left_out=total - len(rows),
-        )
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    require_device(given.device)
+    head = header("benchmarks.layer", argv, device=given.device, dtype=given.dtype, threads=given.threads)
+    dtype = given.dtype if given.dtype != "float32" else ""
+    compiled = "compiled" if given.first != LAYERS[0] else ""
+    stem = result_stem(given.out, "layer", head, given.device, given.label, dtype, compiled)
+    chosen = cases(given.shapes, given.norms, given.modes, given.layouts, device=given.device, dtype=given.dtype)
+    rows = rows_of(chosen, first=given.first, peers=given.peers, compiled=given.compiled)
+    total = len(rows)
+    if given.prepared is not None:
+        rows = prepared_rows(rows, first=given.first, prepared=set(read_json(given.prepared, "list")))
+    start_server([PAIR, COMPILERS] if any(map(is_compiled, (given.first, *given.peers))) else [PAIR])
+    result = measure(
+        rows,
+        first=given.first,
+        rounds=given.rounds,
+        processes=given.processes,
+        threads=given.threads,
+        head=head,
+        stem=stem,
+        literal_once=given.literal == "once",
+        limit=given.limit,
+        left_out=total - len(rows),
+    )
     return int(any("failed" in pair for pair in result["pairs"]))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

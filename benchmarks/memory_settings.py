@@ -11,12 +11,8 @@ counted. Prints and writes ``memory-settings-DATE-MODEL.json`` and ``.md``.
 
 import argparse
 import json
-import os
-import re
 import socket
-import subprocess
 import sys
-import time
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -25,8 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.options import RESULTS, header, positive
-from latentgnn.files import write_json, write_text
+from benchmarks.child import run_together
+from benchmarks.memory import process_bytes
+from benchmarks.options import header, positive, program, result_stem, run, write_results
+from benchmarks.report import markdown_table
 
 SIDES = [
     {"processes": processes, "strategy": strategy, "activation_checkpointing": on}
@@ -75,7 +73,7 @@ def measure(model: str, size: int, batch: int, steps: int, side: dict[str, Any])
     )
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.rand(batch, 3, size, size, generator=generator), torch.arange(batch)
-    before = _kilobytes("VmRSS")
+    before = process_bytes("VmRSS")
     task: Any = Classification(get_model(model, weights=None))
     several = partial(sharding_strategy, task.model, task.units()) if side["strategy"] == "fsdp" else None
     fabric = make_fabric(config, [], several=several)
@@ -88,76 +86,67 @@ def measure(model: str, size: int, batch: int, steps: int, side: dict[str, Any])
     for _ in range(steps):
         learning.take(batches)
     disconnect()
-    return {"megabytes": (_kilobytes("VmHWM") - before) / 1000}
+    return {"megabytes": (process_bytes("VmHWM") - before) / 1e6}
 
 
-def run(side: dict[str, Any], settings: dict[str, Any]) -> dict[str, float]:
-    """Measure a side in its own processes."""
+def measure_alone(side: dict[str, Any], settings: dict[str, Any]) -> dict[str, float]:
+    """Measure a side in processes of its own.
+
+    Raises:
+        UserError: one of them failed.
+    """
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
-    started = []
-    for rank in range(side["processes"]):
-        around = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": str(rank), "OMP_NUM_THREADS": "1"}
-        around["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
-        argv = [sys.executable, "-m", "benchmarks.memory_settings", "--child", json.dumps({**settings, "side": side})]
-        started.append(subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env={**os.environ, **around}))
-    results = []
-    for process in started:
-        text, _ = process.communicate()
-        if process.returncode:
-            raise SystemExit(f"a process of {side} ended with {process.returncode}")
-        results.append(json.loads(text.splitlines()[-1]))
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    common["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
+    environments = [{**common, "NODE_RANK": str(rank)} for rank in range(side["processes"])]
+    child = ["--child", json.dumps({**settings, "side": side})]
+    results = run_together("benchmarks.memory_settings", child, environments)
     return {name: max(result[name] for result in results) for name in results[0]}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown, beside the plain setting of as many processes."""
-    lines = [
-        "| model | processes | strategy | activation checkpointing | memory, MB | of the plain setting's |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    head = ["model", "processes", "strategy", "activation checkpointing", "memory, MB", "of the plain setting's"]
+    cells = []
     # The first of each is the plain one.
     plain = {(row["model"], row["processes"]): row for row in reversed(rows)}
     for row in rows:
         beside = plain[row["model"], row["processes"]]
         strategy = row["strategy"] if row["processes"] > 1 else "-"
         again = "yes" if row["activation_checkpointing"] else "no"
-        lines.append(
-            f"| {row['model']} | {row['processes']} | {strategy} | {again} "
-            f"| {row['megabytes']:.0f} | {row['megabytes'] / beside['megabytes']:.2f} |"
-        )
-    return "\n".join(lines)
+        megabytes = [f"{row['megabytes']:.0f}", f"{row['megabytes'] / beside['megabytes']:.2f}"]
+        cells.append([row["model"], str(row["processes"]), strategy, again, *megabytes])
+    return markdown_table(head, cells)
 
 
-def _kilobytes(name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1])
+def main(argv: list[str]) -> None:
+    """Measure, and write the result files.
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    Args:
+        argv: command-line arguments.
+    """
+    parser = program("memory_settings", __doc__, out=True)
     parser.add_argument("--model", default="resnet101", help="a name of torchvision's")
     parser.add_argument("--size", type=positive, default=224, help="side of the images")
     parser.add_argument("--batch", type=positive, default=8, help="images a process")
     parser.add_argument("--steps", type=positive, default=1, help="steps that are measured")
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.child is not None:
         print(json.dumps(measure(**json.loads(arguments.child))))
         return
     rows = []
     settings = {name: getattr(arguments, name) for name in ("model", "size", "batch", "steps")}
     for side in SIDES:
-        rows.append({**settings, **side, **run(side, settings)})
+        rows.append({**settings, **side, **measure_alone(side, settings)})
         print(rows[-1], flush=True)
-    about = header("benchmarks.memory_settings", sys.argv[1:], device="cpu", dtype="float32", threads=1) | settings
-    name = f"memory-settings-{time.strftime('%Y-%m-%d')}-{arguments.model}"
-    write_json(RESULTS / f"{name}.json", {**about, "rows": rows})
+    about = header("benchmarks.memory_settings", argv, device="cpu", dtype="float32", threads=1) | settings
     shown = "\n".join(f"- {key}: {value}" for key, value in about.items())
-    write_text(RESULTS / f"{name}.md", f"# Memory of a training step\n\n{shown}\n\n{table(rows)}\n")
     print(table(rows))
+    text = f"# Memory of a training step\n\n{shown}\n\n{table(rows)}\n"
+    write_results(result_stem(arguments.out, "memory-settings", about, arguments.model), {**about, "rows": rows}, text)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

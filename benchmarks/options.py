@@ -1,42 +1,66 @@
-"""Options that the programs here share, and the header of their result files."""
+"""What the programs here share: options, how errors are told, and the names and headers of result files."""
 
 import argparse
 import difflib
 import platform
 import shlex
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.shapes import MODES, SHAPES, SQUARES
 from latentgnn.errors import UserError
+from latentgnn.files import write_json, write_text
 from latentgnn.machine import processor_name
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def program(name: str, description: str | None) -> argparse.ArgumentParser:
+def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Run a program, and tell errors of the user and of the operating system in one line.
+
+    Args:
+        main: the program; it takes the command-line arguments and returns an exit code, ``None`` for 0.
+        argv: the command-line arguments; ``None`` for those of the process.
+
+    Returns:
+        The exit code; 1 after such an error.
+    """
+    try:
+        return main(list(sys.argv[1:] if argv is None else argv)) or 0
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+
+
+def program(name: str, description: str | None, *, out: bool = False) -> argparse.ArgumentParser:
     """The argument parser of a program here; options cannot be abbreviated.
 
     Args:
-        name: of its module.
-        description: its docstring, shown as it stands.
+        name: the name of the program's module.
+        description: the module's docstring, shown as it stands.
+        out: whether the program has an option ``--out``, the folder of its result files.
     """
-    return argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}",
         description=description,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    if out:
+        parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
+    return parser
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that all measurements have in common: rounds, threads, device and type.
 
     Args:
-        parser: that takes them.
+        parser: the parser that takes them.
     """
     parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="measurements of each side (7)")
     parser.add_argument("--threads", type=positive, metavar="N", help="number of torch threads (torch's default)")
@@ -44,11 +68,36 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="(float32)")
 
 
+def add_case_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose an input, a norm and a mode.
+
+    Args:
+        parser: the parser that takes them.
+    """
+    parser.add_argument("--shape", required=True, choices=[*SHAPES, *SQUARES], metavar="NAME")
+    parser.add_argument("--norm", default="batch", choices=list(MODES), help="(batch)")
+    parser.add_argument("--mode", choices=["evaluation", "training"], help="(the norm's first)")
+
+
+def mode_of(parser: argparse.ArgumentParser, given: argparse.Namespace) -> str:
+    """The mode that was chosen, or the norm's first.
+
+    Args:
+        parser: the parser, which refuses a mode that the norm is not measured in.
+        given: the options of `add_case_options`.
+    """
+    modes = MODES[given.norm]
+    mode: str = given.mode or modes[0]
+    if mode not in modes:
+        parser.error(f"--mode: {given.norm} norm is measured in {', '.join(modes)}; got {mode}")
+    return mode
+
+
 def positive(text: str) -> int:
     """An option's value as a whole number, at least 1.
 
     Args:
-        text: as given.
+        text: the value as given.
 
     Raises:
         argparse.ArgumentTypeError: anything else.
@@ -62,7 +111,7 @@ def minutes(text: str) -> float:
     """An option's value as a time in minutes, returned in seconds.
 
     Args:
-        text: as given.
+        text: the value as given.
 
     Raises:
         argparse.ArgumentTypeError: no number above 0.
@@ -80,11 +129,23 @@ def minutes(text: str) -> float:
     return 60 * value
 
 
+def positives(text: str) -> list[int]:
+    """An option's value as whole numbers from 1 on, with commas between.
+
+    Args:
+        text: the value as given.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+    """
+    return [positive(part) for part in text.split(",")]
+
+
 def numbers(text: str) -> tuple[int, ...]:
     """An option's value as whole numbers with commas between.
 
     Args:
-        text: as given.
+        text: the value as given.
 
     Raises:
         argparse.ArgumentTypeError: anything else.
@@ -113,7 +174,7 @@ def names_of(known: Iterable[str], text: str) -> list[str]:
 
     Args:
         known: the names that there are.
-        text: as given; ``all`` for all of them.
+        text: the value as given; ``all`` for all of them.
 
     Raises:
         argparse.ArgumentTypeError: a name that is not known, with those that are.
@@ -132,17 +193,45 @@ def names_of(known: Iterable[str], text: str) -> list[str]:
     return names
 
 
-def names_or_none(known: Iterable[str], text: str) -> list[str]:
-    """An option's value as `names_of` reads it, where ``none`` stands for no name.
+def names_from(known: Iterable[str], *, or_none: bool = False) -> Callable[[str], list[str]]:
+    """A function that reads an option's value as `names_of` does, for `argparse`.
 
     Args:
         known: the names that there are.
-        text: as given.
+        or_none: whether the value ``none`` stands for no name.
 
-    Raises:
-        argparse.ArgumentTypeError: a name that is not known, with those that are.
+    Example:
+        >>> names_from(["C3", "C4"])("all"), names_from(["C3", "C4"], or_none=True)("none")
+        (['C3', 'C4'], [])
     """
-    return [] if text == "none" else names_of(known, text)
+
+    def read(text: str) -> list[str]:
+        return [] if or_none and text == "none" else names_of(known, text)
+
+    return read
+
+
+def add_names_option(
+    parser: argparse.ArgumentParser,
+    option: str,
+    known: Iterable[str],
+    what: str = "",
+    *,
+    default: str = "all",
+    or_none: bool = False,
+) -> None:
+    """Add an option whose value is names with commas between.
+
+    Args:
+        parser: the parser that takes it.
+        option: the option's name.
+        known: the names that there are.
+        what: the help.
+        default: the value without the option.
+        or_none: whether the value ``none`` stands for no name.
+    """
+    read = names_from(known, or_none=or_none)
+    parser.add_argument(option, type=read, default=default, metavar="NAME,..", help=f"{what} ({default})".lstrip())
 
 
 def header(program: str, arguments: Iterable[str], *, device: str, dtype: str, threads: int | None) -> dict[str, Any]:
@@ -150,9 +239,9 @@ def header(program: str, arguments: Iterable[str], *, device: str, dtype: str, t
 
     Args:
         program: the module.
-        arguments: that it was given.
+        arguments: the arguments that it was given.
         device: ``cpu`` or ``cuda``.
-        dtype: a type's name.
+        dtype: the name of a dtype.
         threads: number of torch threads; ``None`` for torch's default.
     """
     return {
@@ -165,3 +254,44 @@ def header(program: str, arguments: Iterable[str], *, device: str, dtype: str, t
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def result_stem(out: Path, name: str, head: Mapping[str, Any], *labels: str) -> Path:
+    """The path of a program's result files without their ending: name, date in UTC, and labels.
+
+    Args:
+        out: the folder of result files.
+        name: what the files' names begin with.
+        head: the result's header, from `header`.
+        *labels: what the names end with; empty ones are left out.
+
+    Example:
+        >>> result_stem(Path("results"), "layer", {"date": "2026-11-26T12:00:00+00:00"}, "cpu", "").as_posix()
+        'results/layer-2026-11-26-cpu'
+    """
+    return out / "-".join([name, head["date"][:10], *filter(None, labels)])
+
+
+def save_results(stem: Path, report: Any, markdown: str | None = None) -> None:
+    """Write a result as ``.json``, and as ``.md`` if there is a page of it.
+
+    Args:
+        stem: the path without an ending.
+        report: the result.
+        markdown: the page; ``None`` for none.
+    """
+    write_json(stem.with_name(f"{stem.name}.json"), report)
+    if markdown is not None:
+        write_text(stem.with_name(f"{stem.name}.md"), markdown)
+
+
+def write_results(stem: Path, report: Any, markdown: str | None = None) -> None:
+    """Write a result as `save_results` does, and print where.
+
+    Args:
+        stem: the path without an ending.
+        report: the result.
+        markdown: the page; ``None`` for none.
+    """
+    save_results(stem, report, markdown)
+    print(f"written to {stem}.json{'' if markdown is None else ' and .md'}", flush=True)

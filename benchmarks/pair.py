@@ -3,35 +3,41 @@
 python -m benchmarks.pair --shape C4 --norm batch --mode training --sides latentgnn,published
 """
 
-import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.floors import Rates, floor_seconds
-from benchmarks.measure import LEAST_SECONDS, device_seconds, held_bytes, peak_bytes, ratio, synchronize, take_turns
-from benchmarks.options import add_run_options, require_device
+from benchmarks.measure import (
+    LEAST_SECONDS,
+    device_seconds,
+    held_bytes,
+    peak_bytes,
+    ratio,
+    step_of,
+    synchronize,
+    take_turns,
+)
+from benchmarks.options import add_case_options, add_run_options, mode_of, program, require_device, run
+from benchmarks.peer_checks import check, check_context, full_precision
 from benchmarks.peers import (
     LAYER,
     SIDES,
     Refused,
     Side,
-    check,
-    check_context,
-    full_precision,
     make_input,
     make_layer,
     make_side,
 )
-from benchmarks.shapes import MODES, SHAPES, SQUARES, Case
+from benchmarks.shapes import Case
 from latentgnn import LatentGNN
 from latentgnn.cost import floor_operations
-from latentgnn.errors import UserError
 
 
 def compare(
@@ -48,8 +54,8 @@ def compare(
         case: the input, norm, mode and layout.
         sides: two names of `benchmarks.peers.SIDES`; ratios are of the second's time over the first's.
         rounds: measurements per side.
-        least_seconds: the least duration of a measurement.
-        rates: what the floor is measured with; made for the case's device and type if not given.
+        least_seconds: the least duration of a measurement; smaller in tests.
+        rates: what the floor is measured with; ``None`` for those of the case's device and type; smaller in tests.
 
     Returns:
         The ratios of a forward pass and of a step (forward and backward), the floor, and of each side its seconds, on a
@@ -82,7 +88,7 @@ def compare(
     modules = [side.module for side in built.values()]
     with torch.no_grad():
         forwards = take_turns(
-            [forward_of(module, x) for module in modules],
+            [partial(module, x) for module in modules],
             rounds=rounds,
             device=device,
             least_seconds=least_seconds,
@@ -90,9 +96,11 @@ def compare(
         )
     x.requires_grad_()
     grad = torch.randn_like(x)
-    steps = take_turns(
-        [step_of(module, x, grad) for module in modules], rounds=rounds, device=device, least_seconds=least_seconds
-    )
+
+    def step(module: nn.Module) -> Callable[[], None]:
+        return step_of(partial(module, x), [x, *module.parameters()], grad)
+
+    steps = take_turns([step(module) for module in modules], rounds=rounds, device=device, least_seconds=least_seconds)
     floors = [
         floor_seconds(operations, size, rate, bandwidth) for rate, bandwidth in zip(products, bandwidths, strict=True)
     ]
@@ -109,7 +117,7 @@ def compare(
     plain = x.detach()
     for index, (name, module) in enumerate(zip(sides, modules, strict=True)):
         with torch.no_grad():
-            peak = peak_bytes(forward_of(module, plain), plain)
+            peak = peak_bytes(partial(module, plain), plain)
         result["sides"][name] = {
             "forward_seconds": statistics.median(forwards[index]),
             "step_seconds": statistics.median(steps[index]),
@@ -119,8 +127,8 @@ def compare(
         }
         if device.type == "cuda":
             with torch.no_grad():
-                forward = device_seconds(forward_of(module, plain))
-            busy = {"forward_device_seconds": forward, "step_device_seconds": device_seconds(step_of(module, x, grad))}
+                forward = device_seconds(partial(module, plain))
+            busy = {"forward_device_seconds": forward, "step_device_seconds": device_seconds(step(module))}
             result["sides"][name] |= busy
     return result
 
@@ -160,7 +168,7 @@ def run_once(case: Case, side: str, threads: int | None) -> None:
     with torch.no_grad():
         module(x)
     x.requires_grad_()
-    step_of(module, x, torch.randn_like(x))()
+    step_of(partial(module, x), [x, *module.parameters()], torch.randn_like(x))()
     held_bytes(module, x, module)
     synchronize(x.device)
 
@@ -177,46 +185,14 @@ def _check(case: Case, sides: dict[str, Side], layer: LatentGNN, x: Tensor) -> N
                 side.module.train(case.mode == "training")
 
 
-def forward_of(module: nn.Module, x: Tensor) -> Callable[[], object]:
-    """A forward pass, as it is timed.
-
-    Args:
-        module: a side.
-        x: its input.
-    """
-    return lambda: module(x)
-
-
-def step_of(module: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], object]:
-    """A step, forward and backward, as it is timed.
-
-    Args:
-        module: a side.
-        x: its input, which takes a gradient.
-        grad: of its output.
-    """
-
-    def step() -> None:
-        module.zero_grad(set_to_none=True)
-        x.grad = None
-        module(x).backward(grad)
-
-    return step
-
-
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     """Measure one pair.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
-
-    Returns:
-        The exit code.
+        argv: command-line arguments.
     """
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pair", allow_abbrev=False)
-    parser.add_argument("--shape", required=True, choices=[*SHAPES, *SQUARES], metavar="NAME")
-    parser.add_argument("--norm", default="batch", choices=list(MODES), help="(batch)")
-    parser.add_argument("--mode", choices=["evaluation", "training"], help="(the norm's first)")
+    parser = program("pair", __doc__)
+    add_case_options(parser)
     parser.add_argument("--layout", default="contiguous", choices=["contiguous", "channels-last"], help="(contiguous)")
     parser.add_argument("--sides", default="latentgnn,published", metavar="A,B", help=f"two of {', '.join(SIDES)}")
     add_run_options(parser)
@@ -224,20 +200,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     sides = tuple(arguments.sides.split(","))
     if len(sides) != 2 or not set(sides) <= set(SIDES):
         parser.error(f"--sides: expected two of {', '.join(SIDES)}, with a comma between; got {arguments.sides!r}")
-    mode = arguments.mode or MODES[arguments.norm][0]
-    if mode not in MODES[arguments.norm]:
-        parser.error(f"--mode: {arguments.norm} norm is measured in {', '.join(MODES[arguments.norm])}; got {mode}")
+    mode = mode_of(parser, arguments)
     case = Case(arguments.shape, arguments.norm, mode, arguments.layout, arguments.device, arguments.dtype)
     if case.layout not in case.input.layouts:
         parser.error(f"--layout: {case.shape} can be {', '.join(case.input.layouts)}; got {case.layout}")
-    try:
-        require_device(case.device)
-        print(json.dumps(compare_alone(case, (sides[0], sides[1]), arguments.rounds, arguments.threads)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    require_device(case.device)
+    print(json.dumps(compare_alone(case, (sides[0], sides[1]), arguments.rounds, arguments.threads)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.choices import FAMILIES, SIDE, Choice, fitted, maps
-from benchmarks.options import RESULTS, header, positive, program
+from benchmarks.options import RESULTS, header, positive, program, result_stem, run, write_results
 from latentgnn import capture
-from latentgnn.files import write_json
 
 STATIC = RESULTS.parents[1] / "docs" / "static"
 COLOURS = ("#2e86ab", "#d1495b", "#edae49", "#3a7d44")
@@ -81,16 +80,12 @@ def draw(name: str, x: Tensor, panels: Sequence[tuple[str, Tensor | None, int | 
     plt.close(made)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     """Train, and write pictures and figures.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
-
-    Returns:
-        The exit code.
+        argv: command-line arguments.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
     parser = program("pictures", __doc__)
     parser.add_argument("--steps", type=positive, default=300, metavar="N", help="of the training (300)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for all of it (docs/static, benchmarks/results)")
@@ -116,10 +111,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         draw("how-gather.svg", x[0], [("the map", None, None), *gather], pictures)
         rows = [(f"an object of family {i + 1}", affinity[node], node) for i, node in enumerate(firsts)]
         draw("how-rows.svg", x[0], rows, pictures)
-    write_json((given.out or RESULTS) / f"pictures-{head['date'][:10]}.json", {**head, "steps": given.steps, **figures})
     print(figures)
-    return 0
+    stem = result_stem(given.out or RESULTS, "pictures", head)
+    write_results(stem, {**head, "steps": given.steps, **figures})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

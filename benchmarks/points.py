@@ -4,7 +4,6 @@ python -m benchmarks.points packed alike        packed scenes against the same s
 python -m benchmarks.points per-node 1000000    time a node
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import LEAST_SECONDS, ratio, take_turns
-from benchmarks.options import positive
+from benchmarks.options import positive, program, run
 from latentgnn import FrozenBatchNorm, LatentGNN, PackedLatentGNN
 from latentgnn.errors import UserError
 
@@ -42,9 +41,9 @@ def packed_against_padded(
     Args:
         sizes: points of each scene.
         rounds: measurements per side.
-        channels: C.
-        latents: D.
-        least_seconds: the least duration of a measurement.
+        channels: C; smaller in tests.
+        latents: D; smaller in tests.
+        least_seconds: the least duration of a measurement; smaller in tests.
 
     Raises:
         UserError: the two do not give the same.
@@ -83,8 +82,8 @@ def per_node(count: int, *, rounds: int, channels: int = CHANNELS, latents: int 
     Args:
         count: number of nodes.
         rounds: measurements.
-        channels: C.
-        latents: D.
+        channels: C; smaller in tests.
+        latents: D; smaller in tests.
     """
     torch.manual_seed(0)
     layer = LatentGNN(channels, num_latents=latents, norm=FrozenBatchNorm, gamma_init=0.5)
@@ -94,16 +93,13 @@ def per_node(count: int, *, rounds: int, channels: int = CHANNELS, latents: int 
     return {"nodes": count, "nanoseconds": 1e9 * statistics.median(taken) / count}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     """Measure one set of points.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
-
-    Returns:
-        The exit code.
+        argv: command-line arguments.
     """
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.points", allow_abbrev=False)
+    parser = program("points", __doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
     packed = kinds.add_parser("packed", allow_abbrev=False)
     packed.add_argument("scenes", choices=list(SCENES))
@@ -115,17 +111,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if given.threads is not None:
         torch.set_num_threads(given.threads)
-    try:
-        if given.kind == "packed":
-            result: dict[str, Any] = packed_against_padded(SCENES[given.scenes], rounds=given.rounds)
-        else:
-            result = dict(per_node(given.count, rounds=given.rounds))
-        print(json.dumps(result))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if given.kind == "packed":
+        result: dict[str, Any] = packed_against_padded(SCENES[given.scenes], rounds=given.rounds)
+    else:
+        result = dict(per_node(given.count, rounds=given.rounds))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -9,13 +9,12 @@ import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from math import inf
 from pathlib import Path
 from time import monotonic
 
 from benchmarks.child import COMPILERS, MOST_SECONDS, PAIR, run_forked, start_server
-from benchmarks.options import minutes, names_of, positive, program, require_device
+from benchmarks.options import add_names_option, minutes, positive, program, require_device, run
 from benchmarks.pair import run_once
 from benchmarks.shapes import MODES, SHAPES, Case, cases
 from latentgnn.errors import UserError
@@ -68,31 +67,26 @@ def prepare(
         return {job_name(*job): reason for job, reason in reasons if reason is not None}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
     """Prepare the chosen inputs.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
+        argv: command-line arguments.
 
     Returns:
         The exit code: 1 where something failed.
     """
     parser = program("prepare", __doc__)
-    names = partial(partial, names_of)
-    parser.add_argument("--shapes", type=names(SHAPES), default="all", metavar="NAME,..", help="(all)")
-    parser.add_argument("--norms", type=names(MODES), default="all", metavar="NAME,..", help="(all)")
-    parser.add_argument("--dtypes", type=names(DTYPES), default="float32", metavar="NAME,..", help="(float32)")
+    add_names_option(parser, "--shapes", SHAPES)
+    add_names_option(parser, "--norms", MODES)
+    add_names_option(parser, "--dtypes", DTYPES, default="float32")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="(cpu)")
     parser.add_argument("--threads", type=positive, metavar="N", help="number of torch threads (torch's default)")
     parser.add_argument("--processes", type=positive, default=os.cpu_count() or 1, metavar="N", help="(one a core)")
     parser.add_argument("--limit", type=minutes, default=inf, metavar="MINUTES", help="end all after them (none)")
     parser.add_argument("--record", type=Path, metavar="FILE", help="list there what was prepared, as JSON (nowhere)")
     given = parser.parse_args(argv)
-    try:
-        require_device(given.device)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    require_device(given.device)
 
     # Input by input: if time runs out, the first inputs are complete.
     jobs = [
@@ -114,4 +108,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

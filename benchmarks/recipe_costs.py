@@ -7,20 +7,17 @@ body, the pyramid and the dense heads. Writes ``recipe-costs-DATE.json`` and ``.
 """
 
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.options import RESULTS, header, names_of, program
+from benchmarks.options import header, names_from, program, result_stem, run, write_results
 from benchmarks.report import markdown_table
+from benchmarks.study_costs import counted
 from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import parse_config
-from latentgnn.files import write_json, write_text
 from latentgnn.tasks.classes import class_names
 from latentgnn.tasks.detection.model import build_detector
 from latentgnn.tasks.detection.programs import detector_program
@@ -64,13 +61,9 @@ def network(recipe: str, *, blocks: bool) -> tuple[nn.Module, Program]:
 
 def costs(recipe: str, *, blocks: bool) -> dict[str, int]:
     """Parameters of a recipe's network, and operations of its program's first example; a multiply-add is two."""
-    model, program = network(recipe, blocks=blocks)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        program.network(**program.samples[0])
-    return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "operations": counter.get_total_flops(),
-    }
+    model, exported = network(recipe, blocks=blocks)
+    with torch.no_grad():
+        return counted(model, lambda: exported.network(**exported.samples[0]))
 
 
 def table(report: dict[str, dict[str, dict[str, int]]]) -> str:
@@ -85,30 +78,23 @@ def table(report: dict[str, dict[str, dict[str, int]]]) -> str:
     return markdown_table(["recipe", "parameters", "with blocks", "", "operations", "with blocks", ""], rows)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     """Count, and write the result files.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
-
-    Returns:
-        The exit code.
+        argv: command-line arguments.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = program("recipe_costs", __doc__)
-    parser.add_argument("--recipes", type=lambda text: names_of(RECIPES, text), default=list(RECIPES), help="(all)")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
+    parser = program("recipe_costs", __doc__, out=True)
+    parser.add_argument("--recipes", type=names_from(RECIPES), default=list(RECIPES), help="(all)")
     given = parser.parse_args(argv)
     head = header("benchmarks.recipe_costs", argv, device="cpu", dtype="float32", threads=None)
     report = {
         recipe: {side: costs(recipe, blocks=side == "with") for side in ("with", "without")} for recipe in given.recipes
     }
-    path = given.out / f"recipe-costs-{head['date'][:10]}.json"
-    write_json(path, {**head, "recipes": report})
-    write_text(path.with_suffix(".md"), f"# What blocks cost\n\nCommand: `{head['command']}`\n\n{table(report)}\n")
-    print(f"{table(report)}\nwritten to {path}")
-    return 0
+    print(table(report))
+    text = f"# What blocks cost\n\nCommand: `{head['command']}`\n\n{table(report)}\n"
+    write_results(result_stem(given.out, "recipe-costs", head), {**head, "recipes": report}, text)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -1,9 +1,10 @@
-"""Results of pairs: pooled, averaged, and as Markdown."""
+"""Results as Markdown; those of pairs also pooled and averaged."""
 
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import prod
-from statistics import geometric_mean, median
+from statistics import geometric_mean, mean, median
 from typing import Any
 
 from latentgnn.errors import UserError
@@ -89,12 +90,18 @@ def means(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table_row(cells: Sequence[str]) -> str:
+    """A row of a table in Markdown."""
+    return f"| {' | '.join(cells)} |"
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[str] = ()) -> str:
     """A table in Markdown.
 
     Args:
         head: the columns' titles.
-        rows: of as many cells.
+        rows: rows of as many cells.
+        right: the titles of the columns that are aligned right.
 
     Example:
         >>> print(markdown_table(["a", "b"], [["1", "2"]]))
@@ -102,7 +109,47 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         | --- | --- |
         | 1 | 2 |
     """
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+    titles = "|" + "".join(f" {title} |" if title else " |" for title in head)
+    alignment = table_row(["---:" if title in right else "---" for title in head])
+    return "\n".join([titles, alignment, *map(table_row, rows)])
+
+
+def header_block(report: Mapping[str, Any], without: Collection[str] = ()) -> str:
+    """A report's values as a block of JSON in Markdown.
+
+    Args:
+        report: the values.
+        without: the keys that are left out.
+    """
+    shown = {key: value for key, value in report.items() if key not in without}
+    return f"```json\n{json.dumps(shown, indent=2)}\n```"
+
+
+def mean_and_range(values: Sequence[float]) -> str:
+    """The mean of values, with the least and the largest in brackets.
+
+    Example:
+        >>> mean_and_range([0.1, 0.2, 0.6])
+        '0.300 (0.100 to 0.600)'
+    """
+    return f"{mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def png(figure: Any) -> bytes:
+    """A figure of matplotlib as a PNG file."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=120)
+    return stream.getvalue()
+
+
+def detection_title(figure: str) -> str:
+    """The title of a column with a detector's figure.
+
+    Example:
+        >>> detection_title("segm/AP50")
+        'mask AP50'
+    """
+    return figure.replace("bbox/", "box ").replace("segm/", "mask ")
 
 
 def spread(ratio: Mapping[str, float]) -> str:
@@ -174,7 +221,6 @@ def layer_markdown(report: Mapping[str, Any]) -> str:
     Args:
         report: as written to JSON.
     """
-    head = {key: value for key, value in report.items() if key not in ("pairs", "means", "literal", "not_begun")}
     shapes = {
         pair["shape"]: f"{tuple(pair['size'])} with {' + '.join(map(str, pair['latents']))} latents"
         + (", graph convolution" if pair["graph_conv"] else "")
@@ -184,7 +230,7 @@ def layer_markdown(report: Mapping[str, Any]) -> str:
     gpu = report["gpu"] is not None
     parts = [
         "# The layer beside its peers",
-        f"```json\n{json.dumps(head, indent=2)}\n```",
+        header_block(report, ("pairs", "means", "literal", "not_begun")),
         "Ratios are the peer's time over the layer's, the median of the rounds (least to largest): above 1 the layer "
         "is faster. Times, floors and memory are the layer's, with the peer's in brackets."
         + (" GPU time is what the GPU is busy for a call; the rest waits for launches." if gpu else ""),

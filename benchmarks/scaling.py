@@ -8,13 +8,13 @@ How the projection is computed: see `benchmarks.projection`.
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.child import ROOT
-from benchmarks.options import RESULTS, program
+from benchmarks.options import RESULTS, program, run
 from benchmarks.projection import Results
 from benchmarks.scaling_plots import plots
 from benchmarks.scaling_tables import (
@@ -106,32 +106,24 @@ def page_with_tables(page: str, results: Results) -> str:
     return re.sub(r"<!-- table (?P<name>[\w-]+) -->\n.*?<!-- end -->", table, page, flags=re.DOTALL)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     """Write the tables into docs/scaling.md and the plots beside it.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
-
-    Returns:
-        The exit code.
+        argv: command-line arguments.
     """
     parser = program("scaling", __doc__)
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     parser.add_argument("--page", type=Path, default=PAGE, metavar="FILE", help="(docs/scaling.md)")
     given = parser.parse_args(argv)
-    try:
-        results = latest(given.results)
-        page = page_with_tables(given.page.read_text(), results)
-        pictures = plots(results)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    results = latest(given.results)
+    page = page_with_tables(given.page.read_text(), results)
+    pictures = plots(results)
     write_text(given.page, page)
     for name, picture in pictures.items():
         write_bytes(given.page.with_name(f"{given.page.stem}-{name}.svg"), picture)
     print(f"written to {given.page}, with {len(pictures)} plots")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -40,7 +40,7 @@ def plots(results: Results) -> dict[str, bytes]:
     if "annotations" in results:
         draw("annotations", 2, lambda axes: _draw_annotations(axes, results["annotations"]["measured"]))
     if "streaming" in results:
-        draw("streaming", 2, lambda axes: _draw_streaming(axes, results["streaming"]["cases"]))
+        draw("streaming", 2, lambda axes: draw_streaming(axes, results["streaming"]["cases"]))
     if "sharding" in results:
         draw("sharding", 2, lambda axes: _draw_sharding(axes, results["sharding"]))
         draw("projection", 3, lambda axes: _draw_projection(axes, projections(results)))
@@ -60,7 +60,13 @@ def _draw_annotations(axes: Any, measured: Sequence[Mapping[str, Any]]) -> None:
         axes[place].set(title=f"{title}, MB", xlabel="images")
 
 
-def _draw_streaming(axes: Any, cases: Sequence[Mapping[str, Any]]) -> None:
+def draw_streaming(axes: Any, cases: Sequence[Mapping[str, Any]]) -> None:
+    """Draw resident memory, and time per node, against the number of nodes.
+
+    Args:
+        axes: two axes of matplotlib.
+        cases: the cases, as `benchmarks.streaming_case` gives them.
+    """
     for mode, label in (("streaming", "in chunks, from disk to disk"), ("memory", "in memory")):
         own = [case for case in cases if case["mode"] == mode]
         nodes = [case["nodes"] for case in own]

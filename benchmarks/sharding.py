@@ -14,8 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,21 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.child import ROOT
-from benchmarks.options import RESULTS, header, names_of, positive, program
-from benchmarks.report import markdown_table
+from benchmarks.measure import seconds
+from benchmarks.options import (
+    add_names_option,
+    header,
+    positive,
+    program,
+    result_stem,
+    run,
+    save_results,
+    write_results,
+)
+from benchmarks.report import header_block, markdown_table
 from latentgnn import LatentGNNConfig, PackedLatentGNN, shard_nodes
 from latentgnn.cost import cost
 from latentgnn.errors import UserError
-from latentgnn.files import write_json, write_text
 
 PARTS = ("bytes", "all_reduce", "throughput", "memory")
 CONFIG = LatentGNNConfig(channels=256, num_latents=64, graph_conv=True, norm="frozen_batch_norm", gamma_init=0.5)
@@ -39,6 +47,8 @@ COUNTED = (1_000, 10_000, 100_000)
 TIMED = (4_096, 65_536, 262_144)
 # Processes, and threads of each.
 LAYOUTS = ((1, 1), (1, 2), (2, 1))
+# Of the image whose step is measured for its memory.
+HEIGHT, WIDTH = 1024, 1024
 BYTES = tuple(1 << power for power in range(8, 25, 2))
 
 
@@ -105,19 +115,16 @@ def timed_steps(rounds: int) -> list[dict[str, Any]]:
     rows = []
     for nodes in TIMED:
         forward, step = _step(nodes)
-        seconds = {"forward_seconds": _seconds(forward, rounds), "step_seconds": _seconds(step, rounds)}
-        rows.append({"nodes": nodes, **seconds})
+        taken = {"forward_seconds": _seconds_of_all(forward, rounds), "step_seconds": _seconds_of_all(step, rounds)}
+        rows.append({"nodes": nodes, **taken})
     return rows
 
 
-def _seconds(call: Callable[[], Any], rounds: int, repeats: int = 1) -> float:
+def _seconds_of_all(call: Callable[[], Any], rounds: int, repeats: int = 1) -> float:
     taken = []
     for turn in range(rounds + 2):
         dist.barrier()
-        start = time.perf_counter()
-        for _ in range(repeats):
-            call()
-        own = torch.tensor((time.perf_counter() - start) / repeats, dtype=torch.float64)
+        own = torch.tensor(seconds(call, torch.device("cpu"), repeats), dtype=torch.float64)
         dist.all_reduce(own, op=dist.ReduceOp.MAX)
         if turn >= 2:
             taken.append(float(own))
@@ -134,7 +141,7 @@ def timed_all_reduces(rounds: int) -> list[dict[str, float]]:
     for size in BYTES:
         buffer = torch.ones(size // 4)
         repeats = max(min(200, (1 << 22) // size), 2)
-        found.append({"bytes": size, "seconds": _seconds(partial(dist.all_reduce, buffer), rounds, repeats)})
+        found.append({"bytes": size, "seconds": _seconds_of_all(partial(dist.all_reduce, buffer), rounds, repeats)})
     return found
 
 
@@ -155,12 +162,8 @@ def throughput(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def memory(height: int = 1024, width: int = 1024) -> list[dict[str, Any]]:
+def memory() -> list[dict[str, Any]]:
     """Memory that a step of ``examples/sharded_strips.py`` adds in each process.
-
-    Args:
-        height: of the image.
-        width: of the image.
 
     Raises:
         UserError: the example failed.
@@ -168,13 +171,13 @@ def memory(height: int = 1024, width: int = 1024) -> list[dict[str, Any]]:
     rows = []
     for processes in (1, 2, 4):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        command += ["examples/sharded_strips.py", f"--height={height}", f"--width={width}", "--no-check"]
+        command += ["examples/sharded_strips.py", f"--height={HEIGHT}", f"--width={WIDTH}", "--no-check"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         found = re.findall(r"process \d+ of \d+: (\d+) rows, (\d+) MiB", done.stdout)
         if done.returncode or len(found) != processes:
             raise UserError(f"{' '.join(command[1:])} ended with code {done.returncode}:\n{done.stderr[-2000:]}")
         each = [int(mebibytes) for _, mebibytes in found]
-        rows.append({"processes": processes, "height": height, "width": width, "mebibytes": each})
+        rows.append({"processes": processes, "height": HEIGHT, "width": WIDTH, "mebibytes": each})
     return rows
 
 
@@ -201,8 +204,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     Args:
         report: as written to JSON.
     """
-    head = {key: value for key, value in report.items() if key not in PARTS}
-    parts = ["# Nodes shared between processes of one machine", f"```json\n{json.dumps(head, indent=2)}\n```"]
+    parts = ["# Nodes shared between processes of one machine", header_block(report, PARTS)]
     if "bytes" in report:
         rows = [[f"{one['nodes']:,}", str(one["forward"]), str(one["step"])] for one in report["bytes"]]
         parts += ["Bytes of each all-reduce:", markdown_table(["nodes", "forward", "step"], rows)]
@@ -232,46 +234,34 @@ def markdown(report: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     """Measure the chosen parts on the CPU, and write ``sharding-DATE-cpu`` as JSON and Markdown.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
-
-    Returns:
-        The exit code.
+        argv: command-line arguments.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = program("sharding", __doc__)
-    parts = partial(names_of, PARTS)
-    parser.add_argument("--parts", type=parts, default="all", metavar="NAME,..", help=f"{', '.join(PARTS)} (all)")
+    parser = program("sharding", __doc__, out=True)
+    add_names_option(parser, "--parts", PARTS, ", ".join(PARTS))
     parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="measurements of each (7)")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     given = parser.parse_args(argv)
     report = header("benchmarks.sharding", argv, device="cpu", dtype="float32", threads=1)
     report["layer"] = layer_of_measurements()
-    stem = given.out / f"sharding-{report['date'][:10]}-cpu"
-    try:
-        for part in given.parts:
-            if part == "bytes":
-                report[part] = in_processes(2, 1, counted_bytes)[0]
-            elif part == "all_reduce":
-                report[part] = in_processes(2, 1, partial(timed_all_reduces, given.rounds))[0]
-                report["latency_seconds"] = report[part][0]["seconds"]
-                report["bytes_per_second"] = report[part][-1]["bytes"] / report[part][-1]["seconds"]
-            elif part == "throughput":
-                report[part] = throughput(given.rounds)
-            else:
-                report[part] = memory()
-            write_json(stem.with_suffix(".json"), report)
-            write_text(stem.with_suffix(".md"), markdown(report))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    stem = result_stem(given.out, "sharding", report, "cpu")
+    for part in given.parts:
+        if part == "bytes":
+            report[part] = in_processes(2, 1, counted_bytes)[0]
+        elif part == "all_reduce":
+            report[part] = in_processes(2, 1, partial(timed_all_reduces, given.rounds))[0]
+            report["latency_seconds"] = report[part][0]["seconds"]
+            report["bytes_per_second"] = report[part][-1]["bytes"] / report[part][-1]["seconds"]
+        elif part == "throughput":
+            report[part] = throughput(given.rounds)
+        else:
+            report[part] = memory()
+        save_results(stem, report, markdown(report))
     print(markdown(report))
-    print(f"written to {stem}.json and .md")
-    return 0
+    write_results(stem, report, markdown(report))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -5,8 +5,6 @@ python -m benchmarks.streaming [--nodes 100000,1000000,10000000,100000000]
 At 10^8 nodes of 32 channels two float16 arrays of 6.4 GB are on the disk for some minutes.
 """
 
-import argparse
-import io
 import json
 import sys
 import tempfile
@@ -16,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.child import run_child
-from benchmarks.options import RESULTS, header, positive
-from benchmarks.report import markdown_table
+from benchmarks.options import header, positive, positives, program, result_stem, run, write_results
+from benchmarks.report import header_block, markdown_table, png
+from benchmarks.scaling_plots import draw_streaming
 from benchmarks.streaming_case import CHANNELS, LATENTS, MODES, REDUCTION
-from latentgnn.errors import UserError, require
-from latentgnn.files import write_bytes, write_json, write_text
+from latentgnn.errors import require
+from latentgnn.files import write_bytes
 
 COUNTS = (100_000, 1_000_000, 10_000_000, 100_000_000)
 MOST_IN_MEMORY = 10_000_000
@@ -39,22 +38,12 @@ def plot(cases: Sequence[Mapping[str, Any]]) -> bytes:
 
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     memory, times = figure.subplots(1, 2)
-    for mode in MODES:
-        own = [case for case in cases if case["mode"] == mode]
-        nodes = [case["nodes"] for case in own]
-        label = "in chunks, disk to disk" if mode == "streaming" else "in memory"
-        memory.loglog(nodes, [case["resident"] for case in own], marker="o", label=label)
-        times.loglog(nodes, [case["nanoseconds"]["all"] for case in own], marker="o", label=label)
+    draw_streaming((memory, times), cases)
     memory.axhline(BAR_RESIDENT, color="black", lw=1, ls=":")
-    memory.set_title("resident memory, MiB")
-    times.set_title("time a node, ns")
     for axes in (memory, times):
-        axes.set_xlabel("nodes")
         axes.grid(visible=True, which="major", alpha=0.3)
         axes.legend(fontsize=8)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=120)
-    return stream.getvalue()
+    return png(figure)
 
 
 def bars(cases: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -78,7 +67,6 @@ def markdown(report: Mapping[str, Any]) -> str:
     Args:
         report: as written to JSON.
     """
-    head = {key: value for key, value in report.items() if key != "cases"}
     rows = [
         [
             f"{case['nodes']:,}",
@@ -91,7 +79,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     return "\n\n".join(
         [
             "# A layer over arrays larger than memory",
-            f"```json\n{json.dumps(head, indent=2)}\n```",
+            header_block(report, ["cases"]),
             f"{CHANNELS} channels, {LATENTS} latents, reduction {REDUCTION}, float32 with frozen norms; arrays are "
             "float16. In chunks: both sweeps, from a file to a file. In memory: from an array to an array, with the "
             "conversions.",
@@ -103,20 +91,16 @@ def markdown(report: Mapping[str, Any]) -> str:
 PARTS = ("all", "gather", "scatter")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     """Measure, and write ``streaming-DATE-cpu`` as JSON, Markdown and PNG.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
-
-    Returns:
-        The exit code.
+        argv: command-line arguments.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.streaming", description=__doc__, allow_abbrev=False)
+    parser = program("streaming", __doc__, out=True)
     parser.add_argument(
         "--nodes",
-        type=lambda text: [positive(part) for part in text.split(",")],
+        type=positives,
         default=list(COUNTS),
         metavar="N,..",
         help="10^5 to 10^8",
@@ -125,7 +109,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=positive, metavar="N", help="number of torch threads (torch's default)")
     parser.add_argument("--folder", type=Path, metavar="FOLDER", help="for the arrays, which stay (a temporary one)")
     parser.add_argument("--add-to", type=Path, metavar="FILE", help="put new cases to those of this JSON file")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     given = parser.parse_args(argv)
     report = header("benchmarks.streaming", argv, device="cpu", dtype="float32", threads=given.threads)
     cases: list[dict[str, Any]] = []
@@ -133,27 +116,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         earlier = json.loads(given.add_to.read_text())
         cases, report["before"] = earlier["cases"], [*earlier.get("before", []), earlier["command"]]
     threads = [] if given.threads is None else ["--threads", str(given.threads)]
-    try:
-        with tempfile.TemporaryDirectory() if given.folder is None else nullcontext(given.folder.resolve()) as folder:
-            for nodes in given.nodes:
-                rounds = given.rounds if nodes <= MOST_IN_MEMORY else 1
-                for mode in MODES if nodes <= MOST_IN_MEMORY else MODES[:1]:
-                    arguments = [mode, str(nodes), "--folder", str(folder), "--rounds", str(rounds), *threads]
-                    cases.append(run_child("benchmarks.streaming_case", arguments))
-                    print(json.dumps(cases[-1]), flush=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with tempfile.TemporaryDirectory() if given.folder is None else nullcontext(given.folder.resolve()) as folder:
+        for nodes in given.nodes:
+            rounds = given.rounds if nodes <= MOST_IN_MEMORY else 1
+            for mode in MODES if nodes <= MOST_IN_MEMORY else MODES[:1]:
+                arguments = [mode, str(nodes), "--folder", str(folder), "--rounds", str(rounds), *threads]
+                cases.append(run_child("benchmarks.streaming_case", arguments))
+                print(json.dumps(cases[-1]), flush=True)
     cases.sort(key=lambda case: (case["mode"], case["nodes"]))
     report |= {"bars": bars(cases), "cases": cases}
-    stem = given.out / f"streaming-{report['date'][:10]}-cpu"
-    write_json(stem.with_suffix(".json"), report)
-    write_text(stem.with_suffix(".md"), markdown(report))
+    stem = result_stem(given.out, "streaming", report, "cpu")
     write_bytes(stem.with_suffix(".png"), plot(cases))
     print(markdown(report))
-    print(f"written to {stem}.json, .md and .png")
-    return 0
+    write_results(stem, report, markdown(report))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -3,11 +3,10 @@
 python -m benchmarks.streaming_case streaming 100000 --folder FOLDER
 """
 
-import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.options import positive
+from benchmarks.memory import process_bytes
+from benchmarks.options import positive, program, run
 from latentgnn import FrozenBatchNorm, PackedLatentGNN
 from latentgnn.arrays import apply_to_file
-from latentgnn.errors import UserError
 
 CHANNELS, LATENTS, REDUCTION = 32, 64, 4
 MODES = ("streaming", "memory")
@@ -49,16 +48,6 @@ def make_array(path: Path, nodes: int) -> None:
         for index, first in enumerate(range(0, nodes, _ROWS)):
             rows = part[: nodes - first] * np.float32(1 + index / 1000)
             file.write(rows.astype(np.float16).data.cast("B"))
-
-
-def resident(name: str) -> float:
-    """This process's memory in MiB, from the system.
-
-    Args:
-        name: ``VmRSS``, resident now, or ``VmHWM``, the most so far.
-    """
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1]) / 1024
 
 
 def stream(source: Path, target: Path) -> dict[str, float]:
@@ -97,7 +86,7 @@ def in_memory(source: Path, layer: PackedLatentGNN) -> Callable[[], dict[str, fl
 
 
 def measure(mode: str, nodes: int, folder: Path, rounds: int) -> dict[str, Any]:
-    """Time and memory of a case.
+    """Time of a case, and resident memory in MiB.
 
     Args:
         mode: of `MODES`.
@@ -105,8 +94,6 @@ def measure(mode: str, nodes: int, folder: Path, rounds: int) -> dict[str, Any]:
         folder: for the arrays; existing ones are used.
         rounds: measurements, after one on fewer nodes that does not count.
     """
-    if not Path("/proc/self/status").exists():
-        raise UserError("resident memory is read from /proc, which this system does not have: measure on Linux")
     source, target = folder / f"{nodes}.npy", folder / "out.npy"
     for count in (min(nodes, 3 * _ROWS), nodes):
         if not (path := folder / f"{count}.npy").exists():
@@ -118,25 +105,23 @@ def measure(mode: str, nodes: int, folder: Path, rounds: int) -> dict[str, Any]:
         target.unlink()
     else:
         in_memory(small, make_layer())()
-    before, seconds = resident("VmRSS"), []
+    before, seconds = process_bytes("VmRSS"), []
     run = in_memory(source, make_layer()) if mode == "memory" else lambda: stream(source, target)
     for _ in range(rounds):
         seconds.append(run())
         target.unlink(missing_ok=True)
     each = {part: 1e9 * median(one[part] for one in seconds) / nodes for part in seconds[0]}
-    return {"mode": mode, "nodes": nodes, "nanoseconds": each, "resident": resident("VmHWM"), "before": before}
+    memory = {"resident": process_bytes("VmHWM") / 2**20, "before": before / 2**20}
+    return {"mode": mode, "nodes": nodes, "nanoseconds": each, **memory}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     """Measure a case, and print it as JSON.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
-
-    Returns:
-        The exit code.
+        argv: command-line arguments.
     """
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.streaming_case", allow_abbrev=False)
+    parser = program("streaming_case", __doc__)
     parser.add_argument("mode", choices=MODES)
     parser.add_argument("nodes", type=positive)
     parser.add_argument("--folder", type=Path, required=True)
@@ -146,8 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     print(json.dumps(measure(given.mode, given.nodes, given.folder, given.rounds)))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

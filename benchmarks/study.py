@@ -10,14 +10,13 @@ blocks and data.
 """
 
 import argparse
-import importlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
@@ -28,105 +27,18 @@ import torch
 from torch import nn
 
 from benchmarks import study_report
-from benchmarks.options import RESULTS, header, positive, program
+from benchmarks.options import header, positive, program, result_stem, run, write_results
 from benchmarks.questions import Question
+from benchmarks.runs import run_folder
 from benchmarks.study_costs import costs, take_times
+from benchmarks.study_file import Study, check_names, find, read_study
 from benchmarks.study_rates import FACTORS, parameter_groups
 from latentgnn.errors import UserError
-from latentgnn.files import write_json, write_text
-from latentgnn.reading import read_json, read_yaml
+from latentgnn.files import write_json
+from latentgnn.reading import read_json
 
 # Packages that blocks and networks of the studies here come from.
 PEERS = ("timm", "neuraloperator")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """What is compared: the contents of a study file.
-
-    Args:
-        name: of the result files.
-        data: ``module:Name`` of a question, see `benchmarks.questions.Question`.
-        options: of the question.
-        variants: a block each, ``block: module:Name`` and its options, called with the number of channels; or
-            ``network: module:Name``, called with its options alone, in place of the question's; or neither. Factors of
-            a block's rate are beside them, see `benchmarks.study_rates`.
-        expected: the expectation before the first run, and why.
-        against: the variants that the others are compared with.
-        seeds: how many, from 0 on.
-        steps: of training.
-        rate: AdamW's, which falls to 0 along half a cosine.
-        decay: weight decay.
-    """
-
-    name: str
-    data: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    variants: Mapping[str, Mapping[str, Any]]
-    expected: str = ""
-    against: Sequence[str] = ("none",)
-    seeds: int = 5
-    steps: int = 1000
-    rate: float = 2e-3
-    decay: float = 1e-4
-
-    def __post_init__(self) -> None:
-        if missing := [name for name in self.against if name not in self.variants]:
-            raise UserError(f"against: there is no variant {missing[0]!r}; there are {', '.join(self.variants)}")
-
-    def runs(self) -> list[tuple[str, int]]:
-        """Every variant and seed, seed by seed, so that a stopped study still has complete pairs."""
-        return [(name, seed) for seed in range(self.seeds) for name in self.variants]
-
-    def training(self, variant: str) -> dict[str, Any]:
-        """All that decides a run of a variant beside its seed."""
-        shared = {key: getattr(self, key) for key in ("data", "options", "steps", "rate", "decay")}
-        return {"variant": self.variants[variant], **shared}
-
-
-def read_study(path: Path) -> Study:
-    """A study from its file.
-
-    Raises:
-        UserError: it is no study.
-    """
-    read = read_yaml(path, "study")
-    try:
-        return Study(**read)
-    except TypeError as error:
-        known = ", ".join(Study.__dataclass_fields__)
-        raise UserError(f"{path}: {error}; a study has {known}") from error
-
-
-def find(name: str) -> Callable[..., Any]:
-    """What ``module:Name`` names.
-
-    Raises:
-        UserError: there is no such thing.
-    """
-    module, _, attribute = name.partition(":")
-    try:
-        found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{name!r}: {error}; expected module:Name of something that can be imported") from error
-    return found
-
-
-def check_names(study: Study) -> None:
-    """Find every block and network before anything runs.
-
-    Args:
-        study: that names them.
-
-    Raises:
-        UserError: one is not there.
-    """
-    for name, variant in study.variants.items():
-        for named in (variant[key] for key in ("block", "network") if key in variant):
-            try:
-                find(named)
-            except UserError as error:
-                raise UserError(f"variant {name!r}: {error}") from error
 
 
 def build(question: Question, variant: Mapping[str, Any], seed: int) -> nn.Module:
@@ -230,7 +142,7 @@ def finished(study: Study, folder: Path) -> dict[str, dict[int, dict[str, Any]]]
     """
     runs: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in study.variants}
     for variant, seed in study.runs():
-        path = run_folder(folder, variant, seed) / "run.json"
+        path = run_folder(folder, variant, f"seed-{seed}") / "run.json"
         if not path.exists():
             continue
         run = read_json(path, "run")
@@ -238,11 +150,6 @@ def finished(study: Study, folder: Path) -> dict[str, dict[int, dict[str, Any]]]
             raise UserError(f"{path.parent}: this run was made otherwise; give other --runs, or move the folder away")
         runs[variant][seed] = run
     return runs
-
-
-def run_folder(folder: Path, variant: str, seed: int) -> Path:
-    """The folder of a run."""
-    return folder / variant.replace("/", "-").replace(" ", "-") / f"seed-{seed}"
 
 
 def run_missing(
@@ -264,10 +171,13 @@ def run_missing(
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         while missing and time.monotonic() - begin < seconds:
             together, missing = missing[:processes], missing[processes:]
-            futures = [pool.submit(train, study, *run, run_folder(folder, *run), data) for run in together]
-            for run, future in zip(together, futures, strict=True):
+            futures = [
+                pool.submit(train, study, variant, seed, run_folder(folder, variant, f"seed-{seed}"), data)
+                for variant, seed in together
+            ]
+            for (variant, seed), future in zip(together, futures, strict=True):
                 future.result()
-                print(f"{run[0]}, seed {run[1]}", flush=True)
+                print(f"{variant}, seed {seed}", flush=True)
 
 
 def time_variants(study: Study, folder: Path, *, data: str | None, rounds: int) -> None:
@@ -335,13 +245,11 @@ def write_report(study: Study, plans: Sequence[Mapping[str, Any]], given: argpar
         "runs": runs,
     }
     print(study_report.tables(report))
-    path = given.out / f"study-{study.name}-{report['date'][:10]}.json"
-    write_json(path, report)
-    write_text(path.with_suffix(".md"), study_report.markdown(report))
-    study_report.plot(report, path.with_suffix(".svg"))
+    stem = result_stem(given.out, f"study-{study.name}", report)
+    study_report.plot(report, stem.with_name(f"{stem.name}.svg"))
     if report["times"]:
-        study_report.plot_times(report, path.with_name(f"{path.stem}-times.svg"))
-    print(f"written to {path}")
+        study_report.plot_times(report, stem.with_name(f"{stem.name}-times.svg"))
+    write_results(stem, report, study_report.markdown(report))
 
 
 def part_of(text: str) -> tuple[int, int]:
@@ -363,17 +271,13 @@ def part_of(text: str) -> tuple[int, int]:
     return int(first), int(count)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     """Run what is missing, and report on all that is there.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
-
-    Returns:
-        The exit code.
+        argv: command-line arguments.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = program("study", __doc__)
+    parser = program("study", __doc__, out=True)
     parser.add_argument("study", type=Path, help="a study's file")
     parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="where the runs are kept")
     parser.add_argument("--processes", type=positive, default=1, metavar="N", help="runs at a time, a thread each (1)")
@@ -381,23 +285,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no run afterwards (no limit)")
     parser.add_argument("--time", type=positive, metavar="N", help="time the variants, N times each, on one thread")
     parser.add_argument("--data", metavar="FOLDER", help="the question's option `folder`, which is not reported")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     given = parser.parse_args(argv)
-    try:
-        study = read_study(given.study)
-        check_names(study)
-        plans = plan(study, given.runs)
-        run_missing(
-            study, given.runs, data=given.data, processes=given.processes, seconds=given.seconds, part=given.part
-        )
-        if given.time:
-            time_variants(study, given.runs, data=given.data, rounds=given.time)
-        write_report(study, plans, given)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    study = read_study(given.study)
+    check_names(study)
+    plans = plan(study, given.runs)
+    run_missing(study, given.runs, data=given.data, processes=given.processes, seconds=given.seconds, part=given.part)
+    if given.time:
+        time_variants(study, given.runs, data=given.data, rounds=given.time)
+    write_report(study, plans, given)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -1,6 +1,6 @@
-"""Learning rates of a block's own in a study, as factors of the network's."""
+"""Learning rates of a block's own, as factors of the network's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -33,8 +33,22 @@ def parameter_groups(
     named = dict(network.named_parameters())
     if "gamma_factor" in variant and not all(gamma in named for gamma in gammas):
         raise UserError(f"gamma_factor: {variant['block']} has no parameter gamma; leave it out, or take block_factor")
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in named.items():
+
+    def settings(name: str) -> dict[str, float]:
         factor = of_gamma if name in gammas else of_block if name.startswith(tuple(blocks)) else 1.0
-        groups.setdefault(factor, []).append(parameter)
-    return [{"params": members, "lr": rate * factor} for factor, members in groups.items()]
+        return {"lr": rate * factor}
+
+    return grouped(network, settings)
+
+
+def grouped(network: nn.Module, settings: Callable[[str], Mapping[str, float]]) -> list[dict[str, Any]]:
+    """A network's parameters by their settings, for an optimizer of torch.
+
+    Args:
+        network: the network.
+        settings: the optimizer's settings for the parameter of a name.
+    """
+    groups: dict[tuple[tuple[str, float], ...], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        groups.setdefault(tuple(settings(name).items()), []).append(parameter)
+    return [{"params": members, **dict(chosen)} for chosen, members in groups.items()]

@@ -1,24 +1,25 @@
 """The report of a study: means and spread, paired differences with intervals, costs; as tables and plots."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import markdown_table
+from benchmarks.report import header_block, markdown_table
 from latentgnn.errors import require
 from latentgnn.files import replacing
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 
+# Of the intervals.
+LEVEL = 0.95
 
-def interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
-    """The mean of paired differences, and Student's confidence interval of it.
+
+def interval(differences: Sequence[float]) -> tuple[float, float, float]:
+    """The mean of paired differences, and Student's confidence interval of it, of `LEVEL`.
 
     Args:
         differences: one a pair, at least two.
-        level: of confidence.
 
     Returns:
         Mean, lower and upper end.
@@ -33,7 +34,7 @@ def interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, 
 
     mean = statistics.mean(differences)
     error = statistics.stdev(differences) / len(differences) ** 0.5
-    reach = float(t.ppf((1 + level) / 2, len(differences) - 1)) * error
+    reach = float(t.ppf((1 + LEVEL) / 2, len(differences) - 1)) * error
     return mean, mean - reach, mean + reach
 
 
@@ -137,7 +138,6 @@ def markdown(report: Mapping[str, Any]) -> str:
         if report["times"]
         else "is a median on a machine that others may use too"
     )
-    shown = {name: value for name, value in report.items() if name not in ("compared", "runs", "missing", "times")}
     return f"""# Study: {report["name"]}
 
 Differences are paired by seed, with Student's 95% interval; bold where it leaves out 0. Operations and memory held for
@@ -146,9 +146,7 @@ Intervals are of one comparison each and not corrected for how many there are. {
 
 {tables(report)}
 
-```json
-{json.dumps(shown, indent=2)}
-```
+{header_block(report, ("compared", "runs", "missing", "times"))}
 """
 
 

@@ -3,40 +3,43 @@
 python -m benchmarks.sweeps [--parts nodes,packed,per-node]
 """
 
-import argparse
-import io
-import json
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from benchmarks.child import run_child
 from benchmarks.layer import run_pair
-from benchmarks.options import RESULTS, header, names_of, positive
+from benchmarks.options import (
+    add_names_option,
+    header,
+    positive,
+    program,
+    result_stem,
+    run,
+    save_results,
+    write_results,
+)
 from benchmarks.points import CHANNELS, COUNTS, LATENTS, SCENES
-from benchmarks.report import input_mebibytes, markdown_table, spread
+from benchmarks.report import header_block, input_mebibytes, markdown_table, png, spread
 from benchmarks.shapes import SQUARES, Case
-from latentgnn.errors import UserError, require
-from latentgnn.files import write_bytes, write_json, write_text
+from latentgnn.errors import require
+from latentgnn.files import write_bytes
 
 PARTS = ("nodes", "packed", "per-node")
 PEERS = ("published", "attention", "latent queries")
 
 
-def by_nodes(peers: Sequence[str], *, rounds: int, threads: int | None) -> list[dict[str, Any]]:
-    """Each peer beside the layer at square maps of growing size, with frozen norms.
+def by_nodes(*, rounds: int, threads: int | None) -> list[dict[str, Any]]:
+    """Each of `PEERS` beside the layer at square maps of growing size, with frozen norms.
 
     Args:
-        peers: names of `benchmarks.peers.SIDES`.
         rounds: measurements of each side.
         threads: number of torch threads.
     """
     results = []
     for name, shape in SQUARES.items():
         case = Case(name, norm="frozen", mode="training")
-        for peer in peers:
+        for peer in PEERS:
             measured = run_pair(case, ("latentgnn", peer), rounds=rounds, threads=threads)
             results.append({"nodes": shape.nodes, "size": shape.size, "peer": peer, **measured})
     return results
@@ -74,9 +77,7 @@ def plot(pairs: Sequence[Mapping[str, Any]]) -> bytes:
     for axes in (forward, step):
         axes.axhline(1, color="black", lw=1)
     held.legend(fontsize=8)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=120)
-    return stream.getvalue()
+    return png(figure)
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -85,8 +86,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     Args:
         report: as written to JSON.
     """
-    head = {key: value for key, value in report.items() if key not in PARTS}
-    parts = ["# The layer over the number of nodes", f"```json\n{json.dumps(head, indent=2)}\n```"]
+    parts = ["# The layer over the number of nodes", header_block(report, PARTS)]
     if "nodes" in report:
         rows = []
         for pair in report["nodes"]:
@@ -123,51 +123,37 @@ def markdown(report: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     """Measure the chosen parts on the CPU, and write ``sweeps-DATE-cpu`` as JSON, Markdown and PNG.
 
     Args:
-        argv: command-line arguments; ``None`` for those of the process.
-
-    Returns:
-        The exit code.
+        argv: command-line arguments.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sweeps", description=__doc__, allow_abbrev=False)
-    names = partial(partial, names_of)
-    parser.add_argument(
-        "--parts", type=names(PARTS), default="all", metavar="NAME,..", help=f"{', '.join(PARTS)} (all)"
-    )
+    parser = program("sweeps", __doc__, out=True)
+    add_names_option(parser, "--parts", PARTS, ", ".join(PARTS))
     parser.add_argument("--rounds", type=positive, default=5, metavar="N", help="measurements of each side (5)")
     parser.add_argument("--threads", type=positive, metavar="N", help="number of torch threads (torch's default)")
     parser.add_argument(
         "--most", type=positive, default=COUNTS[-1], metavar="NODES", help="of time a node; 10,000,000 need 8 GB (all)"
     )
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(benchmarks/results)")
     given = parser.parse_args(argv)
     report = header("benchmarks.sweeps", argv, device="cpu", dtype="float32", threads=given.threads)
-    stem = given.out / f"sweeps-{report['date'][:10]}-cpu"
+    stem = result_stem(given.out, "sweeps", report, "cpu")
     common = ["--rounds", str(given.rounds)]
     common += [] if given.threads is None else ["--threads", str(given.threads)]
-    try:
-        for part in given.parts:
-            if part == "nodes":
-                report[part] = by_nodes(PEERS, rounds=given.rounds, threads=given.threads)
-                write_bytes(stem.with_suffix(".png"), plot(report[part]))
-            elif part == "packed":
-                report[part] = [run_child("benchmarks.points", ["packed", name, *common]) for name in SCENES]
-            else:
-                counts = [count for count in COUNTS if count <= given.most]
-                report[part] = [run_child("benchmarks.points", ["per-node", str(count), *common]) for count in counts]
-            write_json(stem.with_suffix(".json"), report)
-            write_text(stem.with_suffix(".md"), markdown(report))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    for part in given.parts:
+        if part == "nodes":
+            report[part] = by_nodes(rounds=given.rounds, threads=given.threads)
+            write_bytes(stem.with_suffix(".png"), plot(report[part]))
+        elif part == "packed":
+            report[part] = [run_child("benchmarks.points", ["packed", name, *common]) for name in SCENES]
+        else:
+            counts = [count for count in COUNTS if count <= given.most]
+            report[part] = [run_child("benchmarks.points", ["per-node", str(count), *common]) for count in counts]
+        save_results(stem, report, markdown(report))
     print(markdown(report))
-    print(f"written to {stem}.json and .md")
-    return 0
+    write_results(stem, report, markdown(report))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

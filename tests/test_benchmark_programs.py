@@ -32,6 +32,7 @@ from benchmarks import (
     sweeps,
 )
 from benchmarks.floors import Rates
+from benchmarks.options import run
 from benchmarks.peers import Side
 from benchmarks.shapes import MODES, Case, Shape
 from latentgnn import LatentGNN
@@ -47,7 +48,6 @@ TINY = {"tiny": Shape(2, 16, (6, 5), (5,), everyday=True), "tiny-line": Shape(1,
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs know tiny inputs only, and measure pairs in this process, for no longer than they must."""
     monkeypatch.setattr(shapes, "SHAPES", TINY)
-    monkeypatch.setattr(pair, "SHAPES", TINY)
     monkeypatch.setattr(layer, "SHAPES", TINY)
     monkeypatch.setattr(layer, "run_forked", in_process)
     monkeypatch.setattr(layer, "start_server", lambda modules: None)
@@ -100,6 +100,34 @@ def test_a_pair_runs_in_a_process_of_its_own() -> None:
 def test_a_child_that_fails_is_told_with_what_it_said() -> None:
     with pytest.raises(UserError, match=r"ended with code 2(.|\n)*C33"):
         child.run_child("benchmarks.pair", ["--shape", "C33"])
+
+
+TOGETHER = """
+import json, os, sys, time
+rank = int(os.environ["RANK"])
+if sys.argv[1] == "fail" and rank == 0:
+    open(os.environ["PIDS"] + "/0", "w").write(str(os.getpid()))
+    time.sleep(120)
+if sys.argv[1] == "fail":
+    while not os.path.exists(os.environ["PIDS"] + "/0"):
+        time.sleep(0.01)
+    raise SystemExit("this is why")
+print("before")
+print(json.dumps({"rank": rank}))
+"""
+
+
+def test_processes_that_run_together_end_when_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "together_here.py").write_text(TOGETHER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    environments = [{"RANK": str(rank), "PIDS": str(tmp_path)} for rank in range(2)]
+    assert child.run_together("together_here", ["run"], environments) == [{"rank": 0}, {"rank": 1}]
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"ended with code 1:\nthis is why"):
+        child.run_together("together_here", ["fail"], environments)
+    assert time.monotonic() - began < 60
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "0").read_text()), 0)
 
 
 def test_a_function_runs_in_a_process_of_its_own() -> None:
@@ -162,7 +190,7 @@ def test_the_table_is_written_and_printed(
     # Times of tiny inputs say nothing.
     monkeypatch.setattr(report, "LITERAL_MARGIN", 1e9)
     argv = ["--shapes", "tiny", "--norms", "batch,layer", "--peers", "published,attention", "--rounds", "1"]
-    assert layer.main([*argv, "--processes", "2", "--layouts", "all", "--out", str(tmp_path)]) == 0
+    assert run(layer.main, [*argv, "--processes", "2", "--layouts", "all", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "| tiny | batch | training | channels-last | published |" in printed
     assert "| published | batch | contiguous | 2 |" in printed
@@ -199,7 +227,7 @@ def test_a_row_with_a_slow_literal_peer_is_refused(
         return ratios(forward, step)
 
     monkeypatch.setattr(layer, "run_forked", slow)
-    assert layer.main(["--shapes", "tiny", "--norms", "frozen", "--out", str(tmp_path)]) == 0
+    assert run(layer.main, ["--shapes", "tiny", "--norms", "frozen", "--out", str(tmp_path)]) == 0
     assert asked == [("published", "reference")] * layer.LITERAL_ATTEMPTS
     (path,) = tmp_path.glob("*.json")
     (pair,) = json.loads(path.read_text())["pairs"]
@@ -228,14 +256,14 @@ def test_the_literal_peer_can_be_checked_once_an_input(
 ) -> None:
     asked = []
 
-    def run(_: object, case: Case, sides: tuple[str, str], *__: object) -> dict[str, Any]:
+    def answer(_: object, case: Case, sides: tuple[str, str], *__: object) -> dict[str, Any]:
         if sides != ("published", "reference"):
             return compare(case, sides)
         asked.append(case.name)
         return ratios(forward, 1.0)
 
-    monkeypatch.setattr(layer, "run_forked", run)
-    assert layer.main(["--shapes", "tiny", "--norms", "batch,frozen", *once, "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(layer, "run_forked", answer)
+    assert run(layer.main, ["--shapes", "tiny", "--norms", "batch,frozen", *once, "--out", str(tmp_path)]) == 0
     assert len(asked) == times * (1 if forward == 1 else layer.LITERAL_ATTEMPTS)
     pairs = json.loads(next(tmp_path.glob("*.json")).read_text())["pairs"]
     assert [("refused" in pair, "forward_ratio" in pair) for pair in pairs] == [(forward < 1, forward == 1)] * 3
@@ -245,14 +273,14 @@ def test_the_literal_peer_can_be_checked_once_an_input(
 def test_a_row_whose_process_fails_says_so_and_the_rest_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run(_: object, case: Case, sides: tuple[str, str], *__: object) -> dict[str, Any]:
+    def answer(_: object, case: Case, sides: tuple[str, str], *__: object) -> dict[str, Any]:
         if case.mode == "evaluation":
             raise UserError("it ended with code -9:\nand said this")
         return compare(case, sides)
 
-    monkeypatch.setattr(layer, "run_forked", run)
+    monkeypatch.setattr(layer, "run_forked", answer)
     argv = ["--shapes", "tiny", "--norms", "batch", "--peers", "attention", "--rounds", "1", "--out", str(tmp_path)]
-    assert layer.main(argv) == 1
+    assert run(layer.main, argv) == 1
     assert "tiny batch evaluation contiguous, attention: it ended with code -9" in capsys.readouterr().err
     (path,) = tmp_path.glob("*.json")
     written = json.loads(path.read_text())
@@ -269,14 +297,14 @@ def test_a_row_whose_process_fails_says_so_and_the_rest_goes_on(
 def test_no_row_is_begun_after_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
 
-    def run(*_: object) -> dict[str, Any]:
+    def answer(*_: object) -> dict[str, Any]:
         now[0] += 50
         return {"refused": "no"}
 
-    monkeypatch.setattr(layer, "run_forked", run)
+    monkeypatch.setattr(layer, "run_forked", answer)
     monkeypatch.setattr(layer, "monotonic", lambda: now[0])
     argv = ["--shapes", "tiny", "--norms", "all", "--peers", "attention", "--limit", "1.5", "--out", str(tmp_path)]
-    assert layer.main(argv) == 0
+    assert run(layer.main, argv) == 0
     (path,) = tmp_path.glob("*.json")
     written = json.loads(path.read_text())
     assert (len(written["pairs"]), written["not_begun"]) == (2, 3)
@@ -373,7 +401,7 @@ def test_sweeps_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(sweeps, "run_pair", pairs)
     monkeypatch.setattr(sweeps, "run_child", child_of_points)
-    assert sweeps.main(["--most", "100000", "--out", str(tmp_path)]) == 0
+    assert run(sweeps.main, ["--most", "100000", "--out", str(tmp_path)]) == 0
     (text,) = (path.read_text() for path in tmp_path.glob("sweeps-*-cpu.md"))
     assert "| 256 | published | 2.00 (2.00 to 2.00) | 3.00 (3.00 to 3.00) | 1000.00 ms |" in text
     assert "| 256 | attention | not run: too large |" in text
@@ -463,7 +491,7 @@ def test_the_gpu_plans_tables_are_written_to_files_of_their_own(
     monkeypatch.setattr(layer, "measure", note)
     (tmp_path / gpu.PREPARED).write_text("[]")
     tables = [step for step in gpu.plan(["layer"], out=tmp_path) if step.module == gpu.LAYER]
-    assert [gpu.run(step, 90) for step in tables] == [0] * 6
+    assert [gpu.run_step(step, 90) for step in tables] == [0] * 6
     assert len(set(stems)) == 6
 
 
@@ -473,7 +501,7 @@ def test_the_gpu_plans_commands_can_be_read(
     # Each is taken by its program, which then finds no GPU.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for step in [*gpu.plan(["layer", "detector"]), *gpu.plan(["layer"], compiled=[])]:
-        assert gpu.run(step, 90) == 1
+        assert gpu.run_step(step, 90) == 1
         assert "no CUDA device" in capsys.readouterr().err
 
 
@@ -498,7 +526,7 @@ def test_the_gpu_script_prints_its_plan() -> None:
 def test_the_gpu_script_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(gpu, "run_all", lambda *_, **__: pytest.fail("nothing may run"))
-    assert gpu.main([]) == 1
+    assert run(gpu.main, []) == 1
     assert "--dry-run prints what would be run" in capsys.readouterr().err
 
 
@@ -508,21 +536,21 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
     done: list[tuple[str, float]] = []
     now = [0.0]
 
-    def run(step: gpu.Step, limit: float) -> int:
+    def run_step(step: gpu.Step, limit: float) -> int:
         done.append((step.module, limit))
         now[0] += 40
         return int(step.module in (gpu.PREPARE, gpu.TESTS))
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu, "start_server", lambda modules: None)
-    monkeypatch.setattr(gpu, "run_tests", lambda step, log, limit: run(step, limit))
-    monkeypatch.setattr(gpu, "run", run)
+    monkeypatch.setattr(gpu, "run_tests", lambda step, log, limit: run_step(step, limit))
+    monkeypatch.setattr(gpu, "run_step", run_step)
     monkeypatch.setattr(gpu, "monotonic", lambda: now[0])
     return done
 
 
 def test_the_gpu_script_runs_to_its_end(ran: list[tuple[str, float]], capsys: pytest.CaptureFixture[str]) -> None:
-    assert gpu.main(["--limit", "10", "--only", "layer,tests", "--compiled", "C4"]) == 1
+    assert run(gpu.main, ["--limit", "10", "--only", "layer,tests", "--compiled", "C4"]) == 1
     assert [module for module, _ in ran] == [gpu.LAYER, gpu.LAYER, gpu.TESTS, gpu.PREPARE, *[gpu.LAYER] * 4]
     # Tables without compiled sides share all that is left, the preparation and the other tables what these leave.
     left = [600 - 40 * step for step in range(8)]
@@ -535,7 +563,7 @@ def test_the_gpu_script_runs_to_its_end(ran: list[tuple[str, float]], capsys: py
 def test_the_gpu_script_begins_nothing_after_its_limit(
     ran: list[tuple[str, float]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert gpu.main(["--limit", "2", "--compiled", "C4", "--dtypes", "float32"]) == 1
+    assert run(gpu.main, ["--limit", "2", "--compiled", "C4", "--dtypes", "float32"]) == 1
     assert [module for module, _ in ran] == [gpu.LAYER, gpu.DETECTOR, gpu.TESTS]
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("not begun within the limit: ")]
     assert [line.split()[7] for line in lines] == [gpu.PREPARE, gpu.LAYER, gpu.LAYER]
@@ -589,9 +617,9 @@ def test_tests_in_several_processes_tell_each_failure_when_it_happens(
 def test_a_limited_step_is_told_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[list[str]] = []
     monkeypatch.setattr(layer, "main", lambda arguments: given.append(arguments) or 0)
-    assert gpu.run(gpu.Step(gpu.LAYER, ("--rounds", "1"), rows=1), 90) == 0
-    assert gpu.run(gpu.Step(gpu.LAYER, ("--rounds", "1")), 90) == 0
-    assert gpu.run(gpu.Step(gpu.LAYER, ("--rounds", "1"), rows=1)) == 0
+    assert gpu.run_step(gpu.Step(gpu.LAYER, ("--rounds", "1"), rows=1), 90) == 0
+    assert gpu.run_step(gpu.Step(gpu.LAYER, ("--rounds", "1")), 90) == 0
+    assert gpu.run_step(gpu.Step(gpu.LAYER, ("--rounds", "1"), rows=1)) == 0
     assert given == [["--rounds", "1", "--limit", "1.500"], ["--rounds", "1"], ["--rounds", "1"]]
 
 
@@ -600,18 +628,18 @@ def test_sides_are_prepared_once_each_and_failures_are_told(
 ) -> None:
     asked = []
 
-    def run(function: object, case: Case, side: str, threads: int | None, *, seconds: float) -> None:
+    def answer(function: object, case: Case, side: str, threads: int | None, *, seconds: float) -> None:
         assert function is pair.run_once
         assert seconds == child.MOST_SECONDS
         asked.append((case.shape, case.dtype, case.mode, side))
         if side == "compiled published" and case.shape == "C4":
             raise UserError("the compiler is not there")
 
-    monkeypatch.setattr(prepare, "run_forked", run)
+    monkeypatch.setattr(prepare, "run_forked", answer)
     monkeypatch.setattr(prepare, "start_server", lambda modules: None)
     record = tmp_path / "made" / "prepared.json"
     argv = "--shapes C3,C4 --norms batch --dtypes float32,bfloat16 --processes 1 --record"
-    assert prepare.main([*argv.split(), str(record)]) == 1
+    assert run(prepare.main, [*argv.split(), str(record)]) == 1
     assert asked == [
         (shape, dtype, mode, side)
         for shape in ("C3", "C4")
@@ -655,10 +683,10 @@ def test_rows_that_are_not_prepared_are_left_out(
     options = ["--shapes", "tiny", "--norms", "batch", "--peers", "compiled published", "--prepared", str(record)]
     argv = [*options, "--out", str(tmp_path / "out")]
     # The list is not there: that is no list without names.
-    assert layer.main(argv) == 1
+    assert run(layer.main, argv) == 1
     assert str(record) in capsys.readouterr().err
     record.write_text(json.dumps(names[1:]))
-    assert layer.main(argv) == 0
+    assert run(layer.main, argv) == 0
     assert "1 of 2 rows in" in capsys.readouterr().out
     (path,) = (tmp_path / "out").glob("*.json")
     written = json.loads(path.read_text())
@@ -666,7 +694,7 @@ def test_rows_that_are_not_prepared_are_left_out(
     assert "1 more rows were not begun." in path.with_suffix(".md").read_text()
     # Of both sides, one is not prepared.
     path.unlink()
-    assert layer.main([*argv, "--first", "compiled latentgnn"]) == 0
+    assert run(layer.main, [*argv, "--first", "compiled latentgnn"]) == 0
     assert "0 of 2 rows in 0 s, nothing written" in capsys.readouterr().out
     assert not list((tmp_path / "out").glob("*.json"))
 
@@ -678,7 +706,7 @@ def test_kernels_are_shown_of_a_forward_pass_and_of_a_step(
         gpu_time.main(["--shape", "C3", "--norm", "frozen", "--mode", "evaluation"])
     assert "is measured in training" in capsys.readouterr().err
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu_time.main(["--shape", "C3"]) == 1
+    assert run(gpu_time.main, ["--shape", "C3"]) == 1
     assert "no CUDA device" in capsys.readouterr().err
     recorded: list[bool] = []
 
@@ -697,7 +725,7 @@ def test_kernels_are_shown_of_a_forward_pass_and_of_a_step(
     monkeypatch.setattr(gpu_time, "make_input", lambda case: torch.ones(2, 5))
     monkeypatch.setattr(gpu_time, "make_side", lambda name, layer, case: Side(module, exact=False))
     monkeypatch.setattr(gpu_time, "profiled", profiled)
-    assert gpu_time.main(["--shape", "C3", "--norm", "frozen", "--dtype", "bfloat16"]) == 0
+    assert run(gpu_time.main, ["--shape", "C3", "--norm", "frozen", "--dtype", "bfloat16"]) == 0
     printed = capsys.readouterr().out
     named = "latentgnn, C3 frozen training contiguous bfloat16"
     for number, what in ((1, "forward pass"), (2, "step")):
@@ -738,6 +766,24 @@ def test_the_header_says_what_it_was_made_with() -> None:
     assert head["processor"] == processor_name()
     assert head["threads"] == 3
     assert head["torch"] == torch.__version__
+
+
+def test_a_users_error_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(argv: list[str]) -> None:
+        raise UserError(f"{argv}: no")
+
+    assert run(refuse, ["--x"]) == 1
+    assert capsys.readouterr().err == "error: ['--x']: no\n"
+    assert run(lambda argv: None, []) == 0
+    assert run(lambda argv: 3, []) == 3
+
+
+def test_results_are_written_where_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stem = options.result_stem(tmp_path, "layer", {"date": "2026-01-02T03:04:05+00:00"}, "", "version-1.2")
+    options.write_results(stem, {"figure": 1}, "# Page\n")
+    assert capsys.readouterr().out == f"written to {tmp_path / 'layer-2026-01-02-version-1.2'}.json and .md\n"
+    assert json.loads((tmp_path / "layer-2026-01-02-version-1.2.json").read_text()) == {"figure": 1}
+    assert (tmp_path / "layer-2026-01-02-version-1.2.md").read_text() == "# Page\n"
 
 
 def test_the_processors_name_is_one_line() -> None:
@@ -795,7 +841,7 @@ def test_sides_of_the_embedded_set_start_alike_and_have_their_block_after_c4(tmp
 def test_a_training_on_the_embedded_set_that_cannot_be_is_told_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert embedded.main(["--runs", str(tmp_path), "--steps", "2", "--threads", "1", "--out", str(tmp_path)]) == 1
+    assert run(embedded.main, ["--runs", str(tmp_path), "--steps", "2", "--threads", "1", "--out", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith("error: schedule.warmup_steps: expected fewer than all 2 steps")
 
 
@@ -831,9 +877,9 @@ def test_large_scans_are_repeated_and_predicted_both_ways(
         return result
 
     monkeypatch.setattr(large_scans, "run_child", in_this_process)
-    monkeypatch.setattr(large_scans, "RESULTS", tmp_path)
     argv = [str(tmp_path / "tiles"), "--points", "1000", "--whole-up-to", "1000", "--tiles", "20", "--name", "x"]
-    assert large_scans.main([*argv, "--scratch", str(tmp_path), "--data.overlap", "0"]) == 0
+    argv += ["--out", str(tmp_path)]
+    assert run(large_scans.main, [*argv, "--scratch", str(tmp_path), "--data.overlap", "0"]) == 0
     (path,) = tmp_path.glob("large-scans-*-x.json")
     whole, tiled = json.loads(path.read_text())["rows"]
     assert (whole["read"], tiled["read"]) == ("whole", "by tiles")
@@ -846,7 +892,7 @@ def test_large_scans_are_repeated_and_predicted_both_ways(
 def test_the_cost_of_a_recipes_blocks_is_that_of_the_layers_arithmetic(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert recipe_costs.main(["--recipes", "camvid_small", "--out", str(tmp_path)]) == 0
+    assert run(recipe_costs.main, ["--recipes", "camvid_small", "--out", str(tmp_path)]) == 0
     (file,) = tmp_path.glob("recipe-costs-*.json")
     sides = json.loads(file.read_text())["recipes"]["camvid_small"]
     model, program = recipe_costs.network("camvid_small", blocks=True)

@@ -1,8 +1,13 @@
 """What the benchmarks measure with: inputs, peers, floors, bytes. No test here looks at a time."""
 
+import ast
 import dataclasses
 import doctest
+import mmap
+import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -10,7 +15,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import floors, gpu_time, layer, measure, options, peers, prepare, report, shapes, study, study_report
+from benchmarks import (
+    floors,
+    gpu_time,
+    layer,
+    measure,
+    memory,
+    options,
+    peer_checks,
+    peers,
+    prepare,
+    report,
+    runs,
+    shapes,
+    study,
+    study_report,
+)
 from benchmarks.shapes import MODES, SHAPES, SQUARES, Case, Shape, cases
 from latentgnn import LatentGNN, PackedLatentGNN, reference
 from latentgnn.cost import floor_operations
@@ -105,9 +125,9 @@ def test_every_side_runs_at_a_map(name: str) -> None:
     x = peers.make_input(case)[:1]
     side = peers.make_side(name, layer, case)
     with torch.no_grad():
-        peers.check(name, side, x, layer(x))
+        peer_checks.check(name, side, x, layer(x))
         if not side.exact:
-            peers.check_context(name, side.module.eval(), x)
+            peer_checks.check_context(name, side.module.eval(), x)
 
 
 def test_sides_that_an_input_is_not_for_say_why() -> None:
@@ -137,12 +157,12 @@ class Fewer(nn.Module):
 def test_a_wrong_side_is_not_timed() -> None:
     x = torch.randn(1, 4, 6, 6)
     with pytest.raises(UserError, match="differs by"):
-        peers.check("double", peers.Side(Double(), exact=True), x, x)
-    peers.check("double", peers.Side(Double(), exact=False), x, x)
+        peer_checks.check("double", peers.Side(Double(), exact=True), x, x)
+    peer_checks.check("double", peers.Side(Double(), exact=False), x, x)
     with pytest.raises(UserError, match="not finite and of shape"):
-        peers.check("fewer", peers.Side(Fewer(), exact=False), x, x)
+        peer_checks.check("fewer", peers.Side(Fewer(), exact=False), x, x)
     with pytest.raises(UserError, match="does not feel the last"), torch.no_grad():
-        peers.check_context("convolution", nn.Conv2d(4, 4, 3, padding=1), x)
+        peer_checks.check_context("convolution", nn.Conv2d(4, 4, 3, padding=1), x)
 
 
 def permissions() -> tuple[str, ...]:
@@ -169,9 +189,9 @@ def test_sides_are_checked_in_full_precision_and_compiled_ones_as_they_are_timed
     x = torch.randn(1, 4, 6, 6)
     eager, compiled = Seen(), Seen()
     with pytest.raises(UserError, match=r"differs by 1\.0e-02"):
-        peers.check("published", peers.Side(eager, exact=True), x, x)
+        peer_checks.check("published", peers.Side(eager, exact=True), x, x)
     with pytest.raises(UserError, match=r"differs by 1\.0e-02"):
-        peers.check("compiled published", peers.Side(compiled, exact=True), x, x)
+        peer_checks.check("compiled published", peers.Side(compiled, exact=True), x, x)
     assert "tf32" not in eager.permitted[0]
     assert compiled.permitted == [before]
     assert permissions() == before
@@ -184,10 +204,10 @@ def test_what_an_output_may_differ_by() -> None:
         dtype, device = torch.float32, torch.device("cuda")
 
     gpu: Any = OnGpu()
-    assert peers.tolerance("published", x) == peers.tolerance("compiled published", x) == 1e-4
-    assert peers.tolerance("published", gpu) == 1e-4
-    assert peers.tolerance("compiled published", gpu) == 2e-2
-    assert peers.tolerance("published", x.bfloat16()) == 5e-2
+    assert peer_checks.tolerance("published", x) == peer_checks.tolerance("compiled published", x) == 1e-4
+    assert peer_checks.tolerance("published", gpu) == 1e-4
+    assert peer_checks.tolerance("compiled published", gpu) == 2e-2
+    assert peer_checks.tolerance("published", x.bfloat16()) == 5e-2
 
 
 def test_packed_scenes_do_not_mix() -> None:
@@ -316,6 +336,54 @@ def test_held_and_peak_bytes_are_counted() -> None:
         assert measure.peak_bytes(lambda: x.clone().add_(1), x) == pytest.approx(2 * size, rel=0.02)
 
 
+def test_no_program_needs_the_tests() -> None:
+    imported: dict[str, list[str]] = {}
+    for path in Path(shapes.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported.setdefault(path.name, []).extend(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                imported.setdefault(path.name, []).append(str(node.module))
+    assert [name for name, modules in imported.items() if any(one.split(".")[0] == "tests" for one in modules)] == []
+    assert "latentgnn" in imported["shapes.py"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_this_processs_memory_is_read() -> None:
+    before, most = memory.process_bytes("VmRSS"), memory.process_bytes("VmHWM")
+    assert 10e6 < before <= most
+    with mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as held:
+        for page in range(0, len(held), mmap.PAGESIZE):
+            held[page] = 1
+        assert memory.process_bytes("VmRSS") - before > 60e6
+        assert memory.process_bytes("VmHWM") >= memory.process_bytes("VmRSS") > memory.private_bytes(os.getpid()) > 60e6
+
+
+def test_no_two_names_share_the_folder_of_a_run(tmp_path: Path) -> None:
+    names = ["a b", "a-b", "a/b", "a%20b", "a_b.c-d", "a, b"]
+    folders = {runs.run_folder(tmp_path, name) for name in names}
+    assert len(folders) == len(names)
+    assert {folder.parent for folder in folders} == {tmp_path}
+    # Others keep their names.
+    assert runs.run_folder(tmp_path, "a_b.c-d") == tmp_path / "a_b.c-d"
+
+
+def test_a_step_begins_without_gradients() -> None:
+    x = torch.ones(3, requires_grad=True)
+    of_output = measure.step_of(lambda: 2 * x, [x], torch.tensor([1.0, 2.0, 3.0]))
+    for _ in range(2):
+        of_output()
+        assert x.grad is not None
+        assert x.grad.tolist() == [2, 4, 6]
+    measure.step_of(lambda: (3 * x).sum(), [x])()
+    assert x.grad.tolist() == [3, 3, 3]
+
+
+def test_tables_in_markdown() -> None:
+    table = report.markdown_table(["", "name", "number"], [["a", "", "1"]], right=["number"])
+    assert table.splitlines() == ["| | name | number |", "| --- | --- | ---: |", "| a |  | 1 |"]
+
+
 def test_the_kernels_of_a_run_are_summed_by_name_and_sorted_by_time() -> None:
     def event(name: str, microseconds: float, device: str = "CUDA") -> Any:
         return SimpleNamespace(name=name, device_type=SimpleNamespace(name=device), device_time=microseconds)
@@ -371,7 +439,7 @@ def test_kernels_are_profiled_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(
     "module",
-    [floors, gpu_time, layer, measure, options, prepare, report, shapes, study, study_report],
+    [floors, gpu_time, layer, measure, options, prepare, report, runs, shapes, study, study_report],
     ids=lambda module: module.__name__,
 )
 def test_examples_give_what_they_show(module: ModuleType) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import camvid
+from benchmarks import camvid, runs
+from benchmarks.runs import run_folder
 from latentgnn import load_run
 from tests.tasks.made_runs import SEGMENTER, write_segmenter
 
@@ -17,11 +18,11 @@ def test_the_table_pairs_the_seeds(tmp_path: Path, capsys: pytest.CaptureFixture
     work, out = tmp_path / "work", tmp_path / "out"
     made = {
         "latentgnn": write_segmenter(tmp_path / "with"),
-        "no-block": write_segmenter(tmp_path / "without", {**SEGMENTER, "model": {**SEGMENTER["model"], "blocks": {}}}),
+        "no block": write_segmenter(tmp_path / "without", {**SEGMENTER, "model": {**SEGMENTER["model"], "blocks": {}}}),
     }
     for seed, values in ((0, (0.40, 0.43)), (1, (0.50, 0.52)), (2, (0.45, 0.46))):
-        for side, mean in zip(("no-block", "latentgnn"), values, strict=True):
-            folder = shutil.copytree(made[side], work / f"{side}-{seed}")
+        for side, mean in zip(("no block", "latentgnn"), values, strict=True):
+            folder = shutil.copytree(made[side], run_folder(work, f"{side}-{seed}"))
             (folder / "test").mkdir()
             for place, figures in ((folder, FIGURES), (folder / "test", {**FIGURES, "mIoU": mean})):
                 (place / "metrics.json").write_text(json.dumps({"metrics": figures}))
@@ -49,6 +50,7 @@ def test_the_sides_differ_in_the_block_alone(tmp_path: Path, monkeypatch: pytest
         return 0
 
     monkeypatch.setattr(camvid, "latentgnn", done)
+    monkeypatch.setattr(runs, "latentgnn", done)
     monkeypatch.setattr(camvid, "write_report", lambda *given: None)
     argv = ["data", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--seeds", "5"]
     camvid.main([*argv, "--training.steps", "7"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import finetuning
+from benchmarks import finetuning, runs
 
 FIGURES = {"mIoU": 0.5, "OA": 0.8, "mAcc": 0.6, "IoU/ground": 0.9, "IoU/building": 0.1}
 
@@ -27,7 +27,7 @@ def test_the_table_has_the_means_of_the_seeds(folder: Path, tmp_path: Path, caps
     work, out = tmp_path / "work", tmp_path / "out"
     for seed, (scratch, tuned) in enumerate([(0.25, 0.5), (0.75, 1.0)]):
         finished(work, f"pretrained-{seed}")
-        finished(work, f"from-scratch-{seed}", mIoU=scratch)
+        finished(work, f"from%20scratch-{seed}", mIoU=scratch)
         finished(work, f"fine-tuned-{seed}", mIoU=tuned, OA=0.25 + seed / 2)
     finetuning.main([str(folder), "--work", str(work), "--out", str(out), "--seeds", "0", "1"])
     shown = capsys.readouterr().out
@@ -50,7 +50,7 @@ def test_the_sides_differ_in_where_they_start_alone(
         finished(run.parent, run.name)
         return 0
 
-    monkeypatch.setattr(finetuning, "latentgnn", trained)
+    monkeypatch.setattr(runs, "latentgnn", trained)
     finetuning.main([str(folder), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--seeds", "5"])
     before, scratch, tuned = asked
     assert json.loads(before[before.index("--data.train") + 1]) == ["train/a.laz", "train/b.laz"]

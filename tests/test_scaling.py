@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import projection, scaling
+from benchmarks.options import run
 from benchmarks.projection import Assumed, Line, Measured, all_reduce_seconds, checked
 from benchmarks.scaling import latest, page_with_tables
 from latentgnn.errors import UserError
@@ -113,7 +114,7 @@ def test_tables_and_plots_are_written_into_a_page(tmp_path: Path, capsys: pytest
     (tmp_path / "sharding-2026-01-01-cpu.json").write_text(json.dumps({**result, "throughput": []}))
     (tmp_path / "sharding-2026-01-02-cpu.json").write_text(json.dumps({**result, "date": "2026-01-02"}))
     for _ in range(2):
-        assert scaling.main(["--page", str(page), "--results", str(tmp_path)]) == 0
+        assert run(scaling.main, ["--page", str(page), "--results", str(tmp_path)]) == 0
         text = page.read_text()
         assert "old" not in text
         assert "| 100,000 | 2 | 127 ms | 79% | 101 ms | -20% |" in text

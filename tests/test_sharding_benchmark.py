@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks import sharding
+from benchmarks.options import run
 
 
 @pytest.mark.slow  # processes
 def test_what_is_counted_is_what_the_layer_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sharding.main(["--parts", "bytes", "--out", str(tmp_path)]) == 0
+    assert run(sharding.main, ["--parts", "bytes", "--out", str(tmp_path)]) == 0
     assert "Bytes of each all-reduce" in capsys.readouterr().out
     (path,) = tmp_path.glob("sharding-*.json")
     report = json.loads(path.read_text())

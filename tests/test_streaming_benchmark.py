@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import streaming, streaming_case
+from benchmarks.options import run
 
 
 def in_process(module: str, arguments: list[str]) -> dict[str, Any]:
@@ -21,7 +22,7 @@ def test_cases_are_measured_and_written(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(streaming, "run_child", in_process)
     (tmp_path / "arrays").mkdir()
     common = ["--folder", str(tmp_path / "arrays"), "--out", str(tmp_path), "--rounds", "1"]
-    assert streaming.main(["--nodes", "500,700", *common]) == 0
+    assert run(streaming.main, ["--nodes", "500,700", *common]) == 0
     (written,) = tmp_path.glob("streaming-*.json")
     report = json.loads(written.read_text())
     assert [(case["mode"], case["nodes"]) for case in report["cases"]] == [
@@ -35,7 +36,7 @@ def test_cases_are_measured_and_written(tmp_path: Path, monkeypatch: pytest.Monk
     assert written.with_suffix(".png").read_bytes()[1:4] == b"PNG"
     assert "| 700 | in chunks |" in written.with_suffix(".md").read_text()
     assert sorted(path.name for path in (tmp_path / "arrays").iterdir()) == ["500.npy", "700.npy"]
-    assert streaming.main(["--nodes", "900", "--add-to", str(written), *common]) == 0
+    assert run(streaming.main, ["--nodes", "900", "--add-to", str(written), *common]) == 0
     (written,) = tmp_path.glob("streaming-*.json")
     assert [case["nodes"] for case in json.loads(written.read_text())["cases"]] == [500, 700, 900, 500, 700, 900]
 

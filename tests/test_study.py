@@ -1,5 +1,6 @@
 """A study of blocks: what variants share, what a run is, what comes out of runs."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from benchmarks import contexts, questions, study, study_report
+from benchmarks import contexts, measure, questions, study, study_costs, study_report
+from benchmarks.options import run
 from benchmarks.questions import Pairs
+from benchmarks.runs import run_folder
 from latentgnn import LatentGNN
 from latentgnn.errors import UserError
 from tests.pages import ROOT, blocks
@@ -55,14 +58,14 @@ def test_stops_go_on_and_all_runs_are_reported(tmp_path: Path, capsys: pytest.Ca
     file, runs = tmp_path / "small.yaml", tmp_path / "runs"
     file.write_text(STUDY)
     argv = [str(file), "--runs", str(runs), "--out", str(tmp_path)]
-    assert study.main([*argv, "--seconds", "0"]) == 1
+    assert run(study.main, [*argv, "--seconds", "0"]) == 1
     assert "no run is finished" in capsys.readouterr().err
     assert json.loads((runs / "plan-small.json").read_text())[0]["runs"] == 0
     plan = study.read_study(file)
     (first, *_) = plan.runs()
-    study.train(plan, *first, study.run_folder(runs, *first), None)
+    study.train(plan, *first, run_folder(runs, "none", "seed-0"), None)
     before = (runs / "none" / "seed-0" / "run.json").read_bytes()
-    assert study.main(argv) == 0
+    assert run(study.main, argv) == 0
     assert (runs / "none" / "seed-0" / "run.json").read_bytes() == before
     (path,) = tmp_path.glob("study-small-*.json")
     report = json.loads(path.read_text())
@@ -78,7 +81,7 @@ def test_stops_go_on_and_all_runs_are_reported(tmp_path: Path, capsys: pytest.Ca
     assert path.with_suffix(".svg").exists()
 
     file.write_text(STUDY.replace("steps: 2", "steps: 3"))
-    assert study.main(argv) == 1
+    assert run(study.main, argv) == 1
     assert "was made otherwise" in capsys.readouterr().err
 
 
@@ -90,7 +93,7 @@ def test_the_pages_study_of_a_block_of_ones_own_runs(
     (tmp_path / "mine.yaml").write_text(code["yaml"].replace("seeds: 5", "seeds: 2").replace("steps: 300", "steps: 1"))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert study.main(["mine.yaml", "--runs", "runs", "--out", str(tmp_path)]) == 0
+    assert run(study.main, ["mine.yaml", "--runs", "runs", "--out", str(tmp_path)]) == 0
     told = capsys.readouterr().out
     assert all(f"| {name} |" in told for name in ("my block", "more convolutions"))
 
@@ -100,8 +103,8 @@ def test_times_stand_beside_the_runs(tmp_path: Path, capsys: pytest.CaptureFixtu
     file.write_text(STUDY)
     argv = [str(file), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
     plan = study.read_study(file)
-    study.train(plan, "none", 0, study.run_folder(tmp_path / "runs", "none", 0), None)
-    assert study.main([*argv, "--seconds", "0", "--time", "2"]) == 0
+    study.train(plan, "none", 0, run_folder(tmp_path / "runs", "none", "seed-0"), None)
+    assert run(study.main, [*argv, "--seconds", "0", "--time", "2"]) == 0
     assert "ms a step, alone" in capsys.readouterr().out
     (path,) = tmp_path.glob("study-small-*.json")
     taken = json.loads(path.read_text())["times"]
@@ -113,17 +116,49 @@ def test_times_stand_beside_the_runs(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert path.with_name(f"{path.stem}-times.svg").exists()
 
     file.write_text(STUDY.replace("num_latents: 2", "num_latents: 4"))
-    assert study.main([*argv, "--seconds", "0"]) == 1
+    assert run(study.main, [*argv, "--seconds", "0"]) == 1
     assert "give --time again" in capsys.readouterr().err
+
+
+class SquaresInTraining(torch.nn.Module):
+    """Holds its input for the backward pass in training alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x if self.training else 2 * x
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_held_is_that_of_a_training_step(training: bool) -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(4, 4), SquaresInTraining()).train(training)
+    # Both hold their inputs, 4 elements of float32 per sample each.
+    assert study_costs.costs(network, torch.randn(8, 4)) == {"parameters": 20, "operations": 32, "held_bytes": 32}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_costs_leave_batch_norms_as_they_were(training: bool) -> None:
+    question = Pairs(**PAIRS)
+    network = study.build(question, PEERS["latentgnn"], 0).train(training)
+    network.get_submodule("stages.0.0").eval()
+    modes = {name: module.training for name, module in network.named_modules()}
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    x, _ = next(question.batches(0, 1))
+    found = study_costs.costs(network, x)
+    trained, evaluated = copy.deepcopy(network).train(), copy.deepcopy(network).eval()
+    assert found["held_bytes"] * len(x) == measure.held_bytes(trained, x, trained)
+    assert found["held_bytes"] * len(x) > measure.held_bytes(evaluated, x, evaluated)
+    assert {name: module.training for name, module in network.named_modules()} == modes
+    assert {"stages.0.0.1.num_batches_tracked", "stages.0.0.1.running_mean"} <= state.keys()
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, state[name]), name
 
 
 def test_two_programs_share_the_runs(tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
     file.write_text(STUDY)
     argv = [str(file), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
-    assert study.main([*argv, "--part", "2/3"]) == 0
+    assert run(study.main, [*argv, "--part", "2/3"]) == 0
     made = {(path.parts[-3], path.parts[-2]) for path in tmp_path.glob("runs/*/*/run.json")}
-    assert made == {("two-latents", "seed-0"), ("two-latents", "seed-1")}
+    assert made == {("two%20latents", "seed-0"), ("two%20latents", "seed-1")}
     (path,) = tmp_path.glob("study-small-*.json")
     assert len(json.loads(path.read_text())["missing"]) == 4
 
@@ -161,13 +196,13 @@ def test_a_users_mistakes(text: str, said: str, tmp_path: Path, capsys: pytest.C
     file = tmp_path / "study.yaml"
     file.write_text(text)
 
-    def run() -> None:
+    def build() -> None:
         plan = study.read_study(file)
         for variant in plan.variants.values():
             study.build(Pairs(**PAIRS), variant, 0)
 
     with pytest.raises(UserError, match=said):
-        run()
+        build()
 
 
 def test_pairs_are_far_and_say_the_others_level() -> None:
@@ -283,7 +318,7 @@ def test_a_missing_package_is_told_before_the_first_run(tmp_path: Path, capsys: 
     file.write_text(
         STUDY.replace("convolutions: {block", "other: {network: 'not_installed:Net'}\n  convolutions: {block")
     )
-    assert study.main([str(file), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]) == 1
+    assert run(study.main, [str(file), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]) == 1
     assert "variant 'other': 'not_installed:Net': No module named 'not_installed'" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 

@@ -1,24 +1,19 @@
-"""A page that is served to tests, and a browser that looks at it."""
+"""A detector to explore, and a browser for tests."""
 
-import shutil
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from uvicorn import Server
 
 import latentgnn
+from benchmarks import explore_page
+from latentgnn.errors import UserError
 from latentgnn.tasks.detection.exploring import DetectorExplorer
-from latentgnn.tasks.explore.server import application, configured
-from latentgnn.tasks.explore.views import Explorer
 from tests.tasks.made_runs import DETECTOR, write_detector, write_images
 
 CATEGORIES = [[3, "red"], [7, "blue"]]
-_SECONDS = 10
 
 
 def detector_explorer(folder: Path) -> DetectorExplorer:
@@ -30,34 +25,11 @@ def detector_explorer(folder: Path) -> DetectorExplorer:
 
 
 @contextmanager
-def served(explorer: Explorer, *, token: str | None = None) -> Iterator[int]:
-    """The port of this machine at which the page is answered."""
-    config = configured(application(explorer, token=token))
-    config.port = 0
-    server = Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        until = time.monotonic() + _SECONDS
-        while not server.started:
-            assert time.monotonic() < until, "the server has not started"
-            time.sleep(0.01)
-        yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-@contextmanager
 def browser() -> Iterator[Any]:
     """Headless Chromium, or a skip that says what is missing."""
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if program is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # A container has no user of its own for the sandbox.
-        found = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield found
-        found.close()
+    with ExitStack() as stack:
+        try:
+            chromium = stack.enter_context(explore_page.browser())
+        except UserError as error:
+            pytest.skip(str(error))
+        yield chromium

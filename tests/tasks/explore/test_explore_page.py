@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import latentgnn
+from benchmarks.explore_page import served
 from latentgnn.inspection import Seen, capture
 from latentgnn.tasks.detection.exploring import DetectorExplorer
 from latentgnn.tasks.pointcloud.exploring import ScanExplorer
 from latentgnn.tasks.segmentation.exploring import SegmenterExplorer
-from tests.tasks.explore.pages import browser, detector_explorer, served
+from tests.tasks.explore.pages import browser, detector_explorer
 from tests.tasks.made_runs import (
     NETWORK,
     SEGMENTER,

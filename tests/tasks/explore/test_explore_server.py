@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 
 import latentgnn
+from benchmarks.explore_page import served
 from latentgnn.inspection import capture
 from latentgnn.tasks.detection.exploring import DetectorExplorer
 from latentgnn.tasks.explore import server
 from latentgnn.tasks.segmentation.exploring import SegmenterExplorer
-from tests.tasks.explore.pages import detector_explorer, served
+from tests.tasks.explore.pages import detector_explorer
 from tests.tasks.made_runs import SEGMENTER, write_labelled, write_segmenter
 
 
