@@ -12,7 +12,9 @@ from functools import cache, partial
 from typing import Any, Literal, cast, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from latentgnn.points import PackedLatentGNN
 
@@ -74,18 +76,22 @@ def find_way(host: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     Returns:
         The way, or ``None`` if there is none.
     """
+    with _Operations() as alone:
+        host(*args, **kwargs)
     for way in get_args(Way):
         if way == "hidden" and not isinstance(host, nn.Sequential | nn.ModuleList | nn.ModuleDict):
             continue
-        block = _StandIn()
-        attach(host, block, way)
-        try:
-            output = host(*args, **kwargs)
-        except Exception:  # A loop that hands its children something else than a tensor fails on the block.
-            continue
-        finally:
-            detach(host)
-        if block.calls == 1 and output is block.output:
+        with _Operations() as operations:
+            block = _StandIn(operations)
+            attach(host, block, way)
+            try:
+                output = host(*args, **kwargs)
+            except Exception:  # A loop that hands its children something else than a tensor fails on the block.
+                continue
+            finally:
+                detach(host)
+        # A host's own loop may treat its last child in another way, which is then the block.
+        if block.calls == 1 and output is block.output and block.before == alone.names:
             return way
     return None
 
@@ -103,8 +109,8 @@ def scenes_of_call(args: tuple[Any, ...], kwargs: Mapping[str, Any], positions: 
     for name in SCENES:
         position = positions.get(name, len(args))
         value = args[position] if position < len(args) else kwargs.get(name)
-        if isinstance(value, Tensor):
-            return {name: value}
+        if isinstance(value, Tensor | fx.Proxy):
+            return {name: cast(Tensor, value)}
     return {}
 
 
@@ -114,16 +120,32 @@ def _apply(module: Any, args: Any, kwargs: Mapping[str, Any], output: Tensor, *,
     return module.latentgnn(output, **(scenes_of_call(args, kwargs, positions) if packed else {}))
 
 
-class _StandIn(nn.Module):
-    """Takes a block's place in a trial and counts its calls."""
+class _Operations(TorchDispatchMode):
+    """Notes PyTorch's operations in their order, each with the shapes of its results."""
 
     def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.names.append(f"{func} {tree_map_only(Tensor, lambda tensor: tuple(tensor.shape), result)}")
+        return result
+
+
+class _StandIn(nn.Module):
+    """Takes a block's place in a trial: counts its calls, and keeps the operations before the last one."""
+
+    def __init__(self, operations: _Operations) -> None:
         super().__init__()
         self.calls = 0
         self.output: Any = None
+        self.before: list[str] = []
+        self._operations = operations
 
     def forward(self, x: Any) -> Any:
         self.calls += 1
+        self.before = list(self._operations.names)
         # A tensor of its own, so that the host's output is told apart from what the block was given.
         self.output = torch.empty_like(x)
         return self.output

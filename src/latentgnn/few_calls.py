@@ -22,6 +22,7 @@ from latentgnn.norms import are_alike, joined_affine
 from latentgnn.numerics import l2, to_dtype, wide
 from latentgnn.plain import latent_scale
 from latentgnn.projections import Arrangement
+from latentgnn.samples import outside_unchanged
 from latentgnn.steps import (
     SMALL_MATRIX,
     add_,
@@ -85,7 +86,7 @@ def latent_gnn(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, comput
     inside_BNC = x_BNC if mask_BN1 is None else x_BNC.masked_fill(~mask_BN1, 0)
     contexts = _contexts(layer.config, projections, inside_BNC, mask_BN1)
     out_BNC = projections.added(inside_BNC, cat_nodes(contexts, 2))
-    return out_BNC if mask_BN1 is None else torch.where(mask_BN1, out_BNC, x_BNC)
+    return outside_unchanged(out_BNC, x_BNC, mask_BN)
 
 
 def _contexts(

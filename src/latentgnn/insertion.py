@@ -102,6 +102,10 @@ def remove(model: nn.Module, names: str | Iterable[str] | None = None) -> None:
     Raises:
         ValueError: there is no block after a named submodule.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(names, Iterable | None):
+        raise TypeError(f"names must be a submodule's name or several, got {names!r:.80} ({type(names).__name__})")
     hosts = {name: module for name, module in model.named_modules() if holds_block(module)}
     wanted = tuple(hosts) if names is None else (names,) if isinstance(names, str) else tuple(names)
     for name in wanted:
@@ -198,8 +202,8 @@ def _output_of(name: str, model: nn.Module, host: nn.Module, trial: TrialRun) ->
     """A submodule's only output, which a block can follow."""
     calls = trial.calls.get(name, [])
     if len(calls) != 1:
-        times = f"{len(calls)} times" if calls else "never"
-        raise ValueError(f"{name!r} is called {times} in a forward pass; a block needs a submodule that is called once")
+        times = f"is called {len(calls)} times" if calls else "is never called"
+        raise ValueError(f"{name!r} {times} in a forward pass; a block needs a submodule that is called once")
     (call,) = calls
     output = call.output
     if not isinstance(output, Tensor):
@@ -243,6 +247,11 @@ def _larger_maps(name: str, model: nn.Module, trial: TrialRun) -> dict[str, tupl
 
 def _way_of(name: str, host: nn.Module, trial: TrialRun) -> Way:
     way = trial.way_of(name)
+    if way is not None and way != "child" and not name:
+        raise ValueError(
+            f"the network itself ({type(host).__name__}) would run a block in a forward hook, which torch.fx leaves out "
+            "of the network that it traces; name its last submodule, or insert into nn.Sequential(network) after '0'"
+        )
     if way is not None:
         return way
     children = [f"{name}.{child}" if name else child for child, _ in host.named_children()]

@@ -192,7 +192,8 @@ def _group_norm(
     # PyTorch's backward pass of group norm takes a DTensor's shape for that of its part.
     if mask_BN is None and not is_traceable_wrapper_subclass(cast(object, y_BNC)):
         if y_BNC.stride(-1) != 1:
-            return nn.functional.group_norm(y_BNC.mT, norm.num_groups, weight_C, bias_C, norm.eps).mT
+            # Not `F.group_norm`, which refuses a single node with a channel a group.
+            return torch.group_norm(y_BNC.mT, norm.num_groups, weight_C, bias_C, norm.eps).mT
         # A compiler would assume other strides for the result.
         if y_BNC.is_cpu and not is_seen():
             # Nodes as the width of channels-last images: many times as fast as the operations below.

@@ -23,7 +23,7 @@ from latentgnn.norms import is_repeatable
 from latentgnn.numerics import EPS, to_dtype, wide
 from latentgnn.projections import Arrangement
 from latentgnn.ranks import added
-from latentgnn.samples import Nodes
+from latentgnn.samples import Nodes, outside_unchanged
 from latentgnn.steps import (
     Step,
     Steps,
@@ -64,14 +64,18 @@ def _recomputed(
     layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, state: Sequence[Tensor]
 ) -> Tensor:
     """`_output`, run again in the backward pass; ``state``, all tensors that it reads, must not change until then."""
-    versions = [tensor._version for tensor in state]
+
+    def now() -> list[object]:
+        return [(tensor._version, tensor.requires_grad) for tensor in state] + [norm.training for norm in layer.norms]
+
+    before = now()
 
     def run(x_BNC: Tensor) -> Tensor:
-        if [tensor._version for tensor in state] != versions:
+        if now() != before:
             raise RuntimeError(
                 "the layer's input, its mask, or one of its parameters or buffers was modified by an in-place "
-                "operation between the forward and the backward pass, which computes the layer again; call backward "
-                "first, or change a copy"
+                "operation, frozen or unfrozen, or a norm switched between training and evaluation, between the "
+                "forward and the backward pass, which computes the layer again; call backward first, or change a copy"
             )
         return _output(layer, x_BNC, nodes, compute)
 
@@ -270,7 +274,7 @@ def _expanded(
         # Adding two layouts takes several times as long. Not in half precision: gamma's gradient sums small values.
         out_BNC = add_(laid_out_like(out_BNC, x_BNC), inside_BNC)
     out_BNC = to_dtype(out_BNC, x_BNC.dtype)
-    out_BNC = out_BNC if nodes.mask_BN is None else torch.where(nodes.mask_BN.unsqueeze(-1), out_BNC, x_BNC)
+    out_BNC = outside_unchanged(out_BNC, x_BNC, nodes.mask_BN)
     # Return the input's order of strides, whatever the norms and the mask did to it.
     return laid_out_like(out_BNC, x_BNC)
 

@@ -43,9 +43,7 @@ class Projection(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
         self.norm = _made(norm, out_features)
-        if device is not None or dtype is not None:
-            # Only if asked for: modules cannot be moved under FakeTensorMode.
-            self.norm.to(device=device, dtype=dtype)
+        _move(self.norm, device, dtype)
 
     def reset_parameters(self) -> None:
         """Initialize the matrix as PyTorch's convolutions do, and the norm by its own method."""
@@ -73,6 +71,7 @@ def _made(norm: NormFactory, channels: int) -> nn.Module:
         ) from error
     if not isinstance(module, nn.Module):
         raise TypeError(f"norm must give a module for a channel count, got {type(module).__name__}")
+    _check_size(module, channels)
     if _has_own_forward(module):
         raise TypeError(
             f"{type(module).__name__} derives from a norm of PyTorch's, whose arithmetic the layer computes without "
@@ -83,6 +82,37 @@ def _made(norm: NormFactory, channels: int) -> nn.Module:
     if not isinstance(getattr(module, "act", None), nn.Identity | None):
         raise TypeError(f"norm must be a norm alone, but {type(module).__name__} has the activation {module.act}")
     return module
+
+
+def _check_size(norm: nn.Module, channels: int) -> None:
+    """Refuse a norm of PyTorch's that is for another number of channels, or does not know yet for how many."""
+    name = type(norm).__name__
+    if any(nn.parameter.is_lazy(tensor) for tensor in norm.parameters()):
+        known = name.removeprefix("Lazy")
+        raise TypeError(f"{name} learns its size in a call, which the layer does not make; pass {known}")
+    for attribute in ("num_features", "num_channels", "normalized_shape"):
+        size = getattr(norm, attribute, None)
+        if size is not None and size not in (channels, (channels,)):
+            raise ValueError(
+                f"norm must be for the channels that it is called with; called with {channels}, it gave a {name} with "
+                f"{attribute} {size}"
+            )
+
+
+def _move(norm: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+    """`norm.to(device, dtype)`, which fails under FakeTensorMode."""
+    if device is None and dtype is None:
+        return
+    for module in norm.modules():
+        tensors: list[tuple[str, Tensor | None]] = [*module._parameters.items(), *module._buffers.items()]
+        for name, old in tensors:
+            if old is None:
+                continue
+            new = old.detach().to(device=device, dtype=dtype if old.is_floating_point() else None)
+            if isinstance(old, nn.Parameter):
+                module._parameters[name] = nn.Parameter(new, old.requires_grad)
+            else:
+                module._buffers[name] = new
 
 
 def _has_own_forward(norm: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from latentgnn.layer import LatentGNN
 from latentgnn.norms import is_frozen
+from latentgnn.points import PackedLatentGNN
 from latentgnn.projections import Projection
 
 EPS = 1e-12
@@ -35,6 +36,23 @@ def _grouped(y_BCN: Tensor, groups: int) -> Tensor:
 
 def _ungrouped(y_ECN: Tensor, groups: int) -> Tensor:
     return y_ECN.unflatten(0, (-1, groups)).flatten(1, 2)
+
+
+def _nodes_last(layer: LatentGNN, x: Tensor) -> Tensor:
+    """The input as (B, C, N)."""
+    if not isinstance(layer, PackedLatentGNN):
+        return x.flatten(2)
+    if x.dim() != 3:
+        raise ValueError(
+            f"for a PackedLatentGNN the reference takes tokens (B, N, C), got {tuple(x.shape)}; pass the points of "
+            "each scene as x[None]"
+        )
+    return x.mT
+
+
+def _as_input(layer: LatentGNN, y_BCN: Tensor, x: Tensor) -> Tensor:
+    """Undo `_nodes_last`."""
+    return y_BCN.mT if isinstance(layer, PackedLatentGNN) else y_BCN.unflatten(2, x.shape[2:])
 
 
 def _steps(layer: LatentGNN, x_BCN: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -71,18 +89,23 @@ def _steps(layer: LatentGNN, x_BCN: Tensor) -> list[tuple[Tensor, Tensor, Tensor
 def forward(layer: LatentGNN, x: Tensor) -> Tensor:
     """The output of `layer` for `x`, (B, C, *spatial), by the published equations; updates running statistics.
 
+    A `PackedLatentGNN` takes tokens (B, N, C).
+
+    Raises:
+        ValueError: packed points (T, C), which the published layer does not know.
+
     Example:
         >>> layer = LatentGNN(16, num_latents=4, gamma_init=1.0, dtype=torch.float64)
         >>> x = torch.randn(2, 16, 5, 6, dtype=torch.float64)
         >>> torch.allclose(forward(layer, x), layer(x))
         True
     """
-    x_BCN = x.flatten(2)
+    x_BCN = _nodes_last(layer, x)
     context_BFN = torch.cat([o_BRN for *_, o_BRN in _steps(layer, x_BCN)], 1)
     y_BCN = _project(layer.expand, context_BFN)
     if layer.config.residual:
         y_BCN = x_BCN + layer.gamma * y_BCN
-    return y_BCN.unflatten(2, x.shape[2:])
+    return _as_input(layer, y_BCN, x)
 
 
 def dense_affinity(layer: LatentGNN, x: Tensor) -> Tensor:
@@ -91,14 +114,14 @@ def dense_affinity(layer: LatentGNN, x: Tensor) -> Tensor:
     Row n holds the weights with which node n takes in the values V of all nodes.
     """
     batch = x.shape[0]
-    affinities = [q_EDN.mT @ a_EDD @ p_EDN for p_EDN, a_EDD, q_EDN, _ in _steps(layer, x.flatten(2))]
+    affinities = [q_EDN.mT @ a_EDD @ p_EDN for p_EDN, a_EDD, q_EDN, _ in _steps(layer, _nodes_last(layer, x))]
     return torch.stack([affinity.unflatten(0, (batch, -1)) for affinity in affinities], 1)
 
 
 def dense_forward(layer: LatentGNN, x: Tensor) -> Tensor:
     """The output of `layer` through `dense_affinity`: O(N^2), for layers without training batch norm."""
     groups = layer.config.num_groups
-    x_BCN = x.flatten(2)
+    x_BCN = _nodes_last(layer, x)
     v_ERN = F.normalize(_grouped(_project(layer.gather_reduce, x_BCN), groups), dim=1, eps=EPS)
     contexts = []
     for kernel, affinity_BGNN in zip(layer.kernel_list, dense_affinity(layer, x).unbind(1), strict=True):
@@ -107,4 +130,4 @@ def dense_forward(layer: LatentGNN, x: Tensor) -> Tensor:
     y_BCN = _project(layer.expand, torch.cat(contexts, 1))
     if layer.config.residual:
         y_BCN = x_BCN + layer.gamma * y_BCN
-    return y_BCN.unflatten(2, x.shape[2:])
+    return _as_input(layer, y_BCN, x)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from latentgnn.core.layouts import cat
+from latentgnn.modes import is_exporting
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,16 @@ class Nodes:
         if self.member_SN is not None:
             return torch.where(_like(self.member_SN, parts[0]), parts[0], 0).sum(0, keepdim=True)
         return cat(parts, 1)
+
+
+def outside_unchanged(out_BNC: Tensor, x_BNC: Tensor, mask_BN: Tensor | None) -> Tensor:
+    """The output where nodes take part, the input elsewhere, in the input's memory layout."""
+    if mask_BN is None:
+        return out_BNC
+    # The input first: of tensors in several layouts, the first one's is that of the result.
+    if not is_exporting() and x_BNC.stride(-1) != 1:
+        return torch.where(~mask_BN.unsqueeze(1), x_BNC.mT, out_BNC.mT).mT
+    return torch.where(~mask_BN.unsqueeze(-1), x_BNC, out_BNC)
 
 
 def members(offsets: Tensor, nodes: int) -> Tensor:

@@ -56,10 +56,11 @@ class TrialRun:
         args: what the network was given.
 
     Raises:
-        TypeError: the network cannot be copied, or does not run.
+        TypeError: the network cannot be copied, or does not run; or a part of it is scripted or lazy.
     """
 
     def __init__(self, model: nn.Module, names: Iterable[str], example_input: Any) -> None:
+        _check_runs_without_data(model)
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._twin = _copy_without_data(model, self._mode)
         self.calls: dict[str, list[Call]] = {}
@@ -111,6 +112,16 @@ def _without_hooks_of_all() -> Iterator[None]:
     finally:
         for store, hooks in zip(stores, kept, strict=True):
             store.update(hooks)
+
+
+def _check_runs_without_data(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            what = f"its submodule {name!r}" if name else "it"
+            raise TypeError(f"the network cannot be tried out: {what} is scripted; insert before scripting")
+    lazy = next((name for name, parameter in model.named_parameters() if nn.parameter.is_lazy(parameter)), None)
+    if lazy is not None:
+        raise TypeError(f"{lazy!r} has no size yet, as lazy modules before a first call; run the network once before")
 
 
 def _copy_without_data(model: nn.Module, mode: FakeTensorMode) -> nn.Module:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from latentgnn.core import passes
 from latentgnn.core.backward import backward
 from latentgnn.core.nodes import bounds_of
-from latentgnn.core.operators import NO_SECOND_DERIVATIVES
+from latentgnn.core.operators import NO_BATCHED_GRADIENTS, NO_SECOND_DERIVATIVES
 from latentgnn.core.plan import Plan
 from latentgnn.core.records import Record
 from latentgnn.modes import has_values
@@ -90,10 +90,15 @@ class _Core(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_BNC: Tensor) -> tuple[Any, ...]:
+        if torch._C._functorch.is_legacy_batchedtensor(grad_BNC):
+            raise RuntimeError(NO_BATCHED_GRADIENTS)
         x_BNC, mask_BN, sums, weights, *rest = ctx.saved_tensors
         tensors, held = rest[: ctx.count], rest[ctx.count :]
         records = [Record.restored(places, held) for places in ctx.structure]
         needs_x, *needs = ctx.needs_input_grad[4:]
+        state = passes.State(sums, weights, records, ctx.folding, ctx.mixing, ctx.by_triton)
+        # They hold the folded matrices. Should the graph be retained for one more backward pass, it folds again.
+        ctx.folding = ctx.mixing = None
         # A backward pass inside autocast still uses the forward pass's dtypes.
         with torch.no_grad(), torch.autocast(x_BNC.device.type, enabled=False):
             grad_x_BNC, grads = backward(
@@ -102,7 +107,7 @@ class _Core(torch.autograd.Function):
                 mask_BN,
                 ctx.bounds,
                 tensors,
-                passes.State(sums, weights, records, ctx.folding, ctx.mixing, ctx.by_triton),
+                state,
                 ctx.plan,
                 needs_x=needs_x,
                 needs=needs,

@@ -25,6 +25,10 @@ NO_SECOND_DERIVATIVES = (
     "LatentGNN's fast path has no second derivatives: call the layer inside torch.func.grad or torch.func.vjp, which "
     "take the plain path, or use latentgnn.reference.forward(layer, x)"
 )
+NO_BATCHED_GRADIENTS = (
+    "LatentGNN's fast path takes one gradient at a time: in place of is_grads_batched=True, or vectorize=True in "
+    "torch.autograd.functional.jacobian, call torch.func.jacrev or torch.func.vjp, which take the plain path"
+)
 
 _library = torch.library.Library("latentgnn", "DEF")
 # PyTorch gives gradients to a list of tensors, but not to one that contains ``None``; `present` marks the gaps.
