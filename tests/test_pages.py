@@ -24,6 +24,9 @@ from latentgnn.norms import NORMS
 from latentgnn.tasks.pointcloud.scans import RawScan, write_scan
 from tests.pages import PAGES, ROOT, SHELL, blocks, commands
 
+# Their programs take the paths that they take for a reader.
+pytestmark = pytest.mark.small_inputs
+
 RECIPES = set(list_recipes())
 LANGUAGES = {*SHELL, "python", "python raises", "py", "yaml", "json", "bibtex", "{toctree}", "{eval-rst}"}
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -12,7 +12,7 @@ from torch.distributed import get_world_size, is_initialized
 from torch.distributed import group as group_of_all
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from latentgnn.modes import is_eager_on_gpu, is_in_function_transform
+from latentgnn.modes import is_eager_on_gpu, is_in_function_transform, is_known
 from latentgnn.modules import own_tensor
 from latentgnn.norms import affine_of_statistics
 from latentgnn.numerics import to_dtype, wide
@@ -61,7 +61,7 @@ def batch_affine(
         group = own.group_name
     if group:
         mean_C, var_C, count = _over_processes(mean_C, var_C, count, group)
-    elif isinstance(count, int) and count == 1:
+    elif isinstance(count, int) and is_known(count == 1):
         raise ValueError(
             "batch norm in training mode needs more than one node in the batch, got 1; use larger inputs or batches, "
             "eval(), or another norm"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -114,3 +114,24 @@ def first_node(x: Any, dimension: int) -> int:
     # As `torch.chunk` cuts, and so DTensors.
     each = -(-len(x) // mesh.size(dimension))
     return int(min(each * mesh.get_local_rank(dimension), len(x)))
+
+
+def whole_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters that are split over processes, gathered; gradients flow back to the shards.
+
+    Products of a split matrix with split nodes have wrong gradients in PyTorch.
+    """
+    split: dict[str, Any] = {
+        name: value
+        for name, value in module.named_parameters()
+        if is_traceable_wrapper_subclass(cast(object, value))
+        and any(p.is_shard() for p in getattr(value, "placements", ()))
+    }
+    if not split:
+        return {}
+    # Imported here: nothing else needs it, and it is missing in builds without distributed support.
+    from torch.distributed.tensor import Replicate
+
+    return {
+        name: value.redistribute(placements=[Replicate()] * value.device_mesh.ndim) for name, value in split.items()
+    }

@@ -249,8 +249,9 @@ def _way_of(name: str, host: nn.Module, trial: TrialRun) -> Way:
     way = trial.way_of(name)
     if way is not None and way != "child" and not name:
         raise ValueError(
-            f"the network itself ({type(host).__name__}) would run a block in a forward hook, which torch.fx leaves out "
-            "of the network that it traces; name its last submodule, or insert into nn.Sequential(network) after '0'"
+            f"the network itself ({type(host).__name__}) would run a block in a forward hook, which torch.fx leaves "
+            "out of the network that it traces; name its last submodule, or insert into nn.Sequential(network) after "
+            "'0'"
         )
     if way is not None:
         return way

@@ -8,11 +8,10 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.stateless import _reparametrize_module
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from latentgnn import running
+from latentgnn import paths, running
 from latentgnn.config import LatentGNNConfig
-from latentgnn.dtensors import by_parts, mesh_dimension
+from latentgnn.dtensors import by_parts, mesh_dimension, whole_parameters
 from latentgnn.functional import NodeScale
 from latentgnn.modules import child, own_tensor
 from latentgnn.norms import NormFactory
@@ -239,7 +238,7 @@ class LatentGNN(nn.Module):
 
         Raises:
             TypeError: an input or a mask of the wrong type.
-            ValueError: an input or a mask of the wrong shape or on another device, an empty batch, or no nodes.
+            ValueError: an input or a mask of the wrong shape or on another device.
         """
         if isinstance(cast(object, x), fx.Proxy):
             return cast(Tensor, as_one_node(self, x, mask=mask))
@@ -251,6 +250,18 @@ class LatentGNN(nn.Module):
             )
         x_BNC, mask_BN = _nodes_of(x, mask)
         return reshape(self._output(x_BNC, mask_BN).mT, x.shape)
+
+    def path_for(self, x: Tensor, mask: Tensor | None = None) -> paths.Choice:
+        """The path that a call would take, and why it is not the core; the arguments are those of a call.
+
+        Example:
+            >>> LatentGNN(16, num_latents=4).path_for(torch.randn(2, 16, 8, 8)).path in ("core", "plain", "few_calls")
+            True
+        """
+        return self._path_for(*self.nodes_of(x, mask))
+
+    def _path_for(self, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None = None) -> paths.Choice:
+        return paths.choose(self.arrangement(), x_BNC, mask_BN, running.products_in(x_BNC)[0], offsets)
 
     def nodes_of(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Check an input and its mask, and flatten them to nodes: (B, N, C), a view of the input, and (B, N)."""
@@ -273,30 +284,10 @@ class LatentGNN(nn.Module):
 
     def _output(self, x_BNC: Tensor, mask_BN: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
         layer = self.arrangement()
-        if any(type(matrix) is not nn.Parameter for matrix in layer.matrices) and (whole := self.whole()):
+        if any(type(matrix) is not nn.Parameter for matrix in layer.matrices) and (whole := whole_parameters(self)):
             with _reparametrize_module(self, whole):
                 return running.run(self.arrangement(), x_BNC, mask_BN, offsets)
         return running.run(layer, x_BNC, mask_BN, offsets)
-
-    def whole(self) -> dict[str, Tensor]:
-        """The parameters that are split over processes, gathered; gradients flow back to the shards.
-
-        Products of a split matrix with split nodes have wrong gradients in PyTorch.
-        """
-        split: dict[str, Any] = {
-            name: value
-            for name, value in self.named_parameters()
-            if is_traceable_wrapper_subclass(cast(object, value))
-            and any(p.is_shard() for p in getattr(value, "placements", ()))
-        }
-        if not split:
-            return {}
-        # Imported here: nothing else needs it, and it is missing in builds without distributed support.
-        from torch.distributed.tensor import Replicate
-
-        return {
-            name: value.redistribute(placements=[Replicate()] * value.device_mesh.ndim) for name, value in split.items()
-        }
 
     def arrangement(self) -> Arrangement:
         """The layer's projections by their place in the equations."""

@@ -53,3 +53,13 @@ def is_eager_on_gpu(x: Tensor) -> bool:
     if not is_on_gpu(x) or torch.compiler.is_compiling():
         return False
     return not (is_exporting() or is_transformed() or is_traceable_wrapper_subclass(cast(object, x)))
+
+
+def is_known(condition: bool) -> bool:
+    """Whether a condition on sizes holds; false in a compiler that does not know it, as with sizes of packed scenes."""
+    if not torch.compiler.is_compiling():
+        return condition
+    # Imported here: it takes as long as half of PyTorch.
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    return guard_or_false(condition)

@@ -11,6 +11,7 @@ from latentgnn.core.nodes import check_offsets
 from latentgnn.dtensors import by_parts, first_node, mesh_dimension
 from latentgnn.layer import LatentGNN, check_mask, reshape
 from latentgnn.modes import has_values, is_exporting
+from latentgnn.paths import Choice
 from latentgnn.tracing import as_one_node
 
 
@@ -81,6 +82,12 @@ class PackedLatentGNN(LatentGNN):
         if order is None:
             return reshape(self._output(x[None], None, ends), x.shape)
         return torch.empty_like(x).index_copy(0, order, self._output(x[order][None], None, ends)[0])
+
+    def path_for(  # type: ignore[override]
+        self, x: Tensor, offsets: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Choice:
+        """As `LatentGNN.path_for`; for a ``batch``, give the offsets of the sorted points."""
+        return self._path_for(*self.points_of(x, offsets, mask))
 
     def points_of(
         self, x: Tensor, offsets: Tensor | None, mask: Tensor | None
@@ -165,7 +172,7 @@ def _nodes_of(x: Tensor, offsets: Tensor | None, mask: Tensor | None) -> tuple[T
 def _check_index(index: Tensor, name: str) -> None:
     if not isinstance(index, Tensor) or index.dtype not in (torch.int32, torch.int64):
         kind = index.dtype if isinstance(index, Tensor) else type(index).__name__
-        raise TypeError(f"{name} must be a tensor of integers, got {kind}")
+        raise TypeError(f"{name} must be a tensor of int32 or int64, got {kind}; use .long()")
     if is_batchedtensor(index):
         raise ValueError(
             f"{name} cannot differ along the dimension that torch.func.vmap maps over, as its values say where scenes "
@@ -215,6 +222,8 @@ def scenes(batch: Tensor, points: int, count: int | None, *, shared: bool) -> tu
             "a layer whose nodes are shared between processes takes num_scenes beside batch: how many scenes there are "
             "in all of them"
         )
+    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+        raise ValueError(f"num_scenes must be a positive int, got {count!r}")
     if points == 0:
         return None, torch.zeros((count or 0) + 1, dtype=torch.int64)
     if batch.min() < 0:

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from latentgnn import modes
 from latentgnn.core.layouts import is_plain
 from latentgnn.core.routines import outer, takes_onednn
-from latentgnn.modes import is_eager_on_gpu, is_exporting, is_seen, is_traced
+from latentgnn.modes import is_eager_on_gpu, is_exporting, is_known, is_seen, is_traced
 from latentgnn.normalizing import normalize
 from latentgnn.norms import is_per_node
 from latentgnn.numerics import inverse_length, l2, to_dtype, wide
@@ -193,4 +193,5 @@ def normalized(step: Step, x_BNF: Tensor, nodes: Nodes, factor: Tensor | None = 
     parts = nodes.split(x_BNF)
     if nodes.member_SN is not None:
         return nodes.joined([normalize(norm, part, nodes.member_SN, factor=factor) for part in parts])
-    return nodes.joined([normalize(norm, part, None, factor=factor) for part in parts if part.shape[1] > 0])
+    parts = [part for part in parts if not is_known(part.shape[1] == 0)]
+    return nodes.joined([normalize(norm, part, None, factor=factor) for part in parts])

@@ -16,6 +16,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 
 from latentgnn import functional, plain, running
 from latentgnn.core.nodes import blocks, nodes_per_block
+from latentgnn.dtensors import whole_parameters
 from latentgnn.layer import LatentGNN
 from latentgnn.modes import has_values
 from latentgnn.norms import is_per_node
@@ -126,7 +127,10 @@ def record(name: str, layer: LatentGNN, args: tuple[Any, ...], kwargs: Mapping[s
         gamma = float(layer.gamma.detach()) if layer.config.residual else None
         # Norms in training learn running statistics from what they see: from copies of these, not twice.
         own = {key: buffer.clone() for key, buffer in layer.named_buffers()}
-        with torch.autocast(call.x_BNC.device.type, enabled=False), _reparametrize_module(layer, own | layer.whole()):
+        with (
+            torch.autocast(call.x_BNC.device.type, enabled=False),
+            _reparametrize_module(layer, own | whole_parameters(layer)),
+        ):
             samples = _samples(layer, call, compute)
     return SeenBlock(name=name, layer=layer, gamma=gamma, samples=samples)
 
