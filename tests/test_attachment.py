@@ -218,3 +218,71 @@ def test_networks_that_work_in_place(build, name, training):
     insert(model, {name: 4}, gamma_init=0.5)
     model(torch.randn(2, 3, 64, 64)).sum().backward()
     assert all(p.grad is not None for p in model.get_submodule(name).latentgnn.parameters())
+
+
+class LastIsDifferent(nn.Sequential):
+    def forward(self, x):
+        for i, layer in enumerate(self):
+            x = layer(x) if i == len(self) - 1 else layer(x).relu()
+        return x
+
+
+class LastByIndex(nn.Sequential):
+    def forward(self, x):
+        return self[-1](self[0](x))
+
+
+class SomethingBetween(nn.Sequential):
+    def forward(self, x):
+        for layer in self:
+            x = layer(x.relu())
+        return x
+
+
+class LastByName(nn.Sequential):
+    def forward(self, x):
+        *others, last = self.children()
+        for layer in others:
+            x = layer(x)
+        return last(x.relu())
+
+
+@pytest.mark.parametrize("host", [LastIsDifferent, LastByIndex, SomethingBetween, LastByName])
+def test_a_loop_that_treats_its_last_child_in_another_way_stays_as_it_is(host):
+    net = nn.Sequential(nn.Conv2d(3, 16, 1), host(nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1))).eval()
+    x = torch.randn(1, 3, 8, 8)
+    expected = net(x)
+    if host is LastByName:
+        with pytest.raises(ValueError, match="has no place for a block"):
+            insert(net, {"1": 4})
+    else:
+        insert(net, {"1": 4})
+    torch.testing.assert_close(net(x), expected)
+
+
+def test_a_network_that_would_run_its_block_in_a_hook_of_the_root_is_refused():
+    """`torch.fx` calls a root's ``forward``, and so none of its hooks."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 16, 1)
+
+        def forward(self, x):
+            return self.conv(x).relu()
+
+    with pytest.raises(ValueError, match=r"the network itself .Net. would run a block in a forward hook"):
+        insert(Net(), {"": 4})
+    assert insert(nn.Sequential(nn.Conv2d(3, 16, 1)), {"": 4})
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is:FutureWarning")
+def test_parts_that_cannot_be_tried_out_are_told():
+    net = torchvision.models.resnet18(weights=None)
+    net.layer3 = torch.jit.script(net.layer3)
+    with pytest.raises(TypeError, match="its submodule 'layer3' is scripted; insert before scripting"):
+        insert(net, {"layer4": 8})
+    with pytest.raises(TypeError, match=r"'0.weight' has no size yet.*run the network once before"):
+        insert(nn.Sequential(nn.LazyConv2d(16, 1)), {"0": 4}, example_input=torch.randn(1, 3, 8, 8))
+    with pytest.raises(TypeError, match="names must be a submodule's name or several, got 3"):
+        remove(net, 3)

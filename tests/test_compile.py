@@ -176,3 +176,40 @@ def test_groups_and_group_norm_of_channels_last_maps_compile() -> None:
     x = torch.randn(2, 64, 6, 5).to(memory_format=torch.channels_last)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), reference.forward(layer, x))
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("norm", ["batch_norm", "group_norm", "layer_norm"])
+@pytest.mark.parametrize("training", [False, True])
+def test_packed_points_compile_with_every_norm(norm: str, training: bool) -> None:
+    torch._dynamo.reset()
+    layer = PackedLatentGNN(16, num_latents=3, reduction=2, norm=norm, gamma_init=0.5).double().train(training)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    x = torch.randn(11, 16, dtype=torch.float64)
+    for offsets in ([0, 4, 11], [0, 9, 11]):
+        scenes = torch.tensor(offsets)
+        assert relative_error(compiled(x, scenes), layer(x, scenes)) < 1e-9
+    if norm == "batch_norm" and not training:
+        return
+    with pytest.raises(RuntimeError, match="offsets must rise"):
+        compiled(x, torch.tensor([0, 12, 11]))
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_forward_mode_inside_a_compiled_function(backend: str) -> None:
+    """The core's operator has no formula for it, and would give zeros."""
+    torch._dynamo.reset()
+    layer = make_layer("graph_conv")
+    x, v = (torch.randn(2, 32, 4, 5, dtype=torch.float64) for _ in range(2))
+    compiled = torch.compile(lambda x, v: torch.func.jvp(layer, (x,), (v,)), backend=backend)
+    for found, expected in zip(compiled(x, v), torch.func.jvp(layer, (x,), (v,)), strict=True):
+        assert relative_error(found, expected) < 1e-9
+
+
+@pytest.mark.parametrize("norm", ["batch", "frozen", "group"])
+def test_a_compiled_layer_keeps_the_strides_of_a_map_with_a_mask(norm: str) -> None:
+    torch._dynamo.reset()
+    layer, x = make_layer("graph_conv", norm).float(), torch.randn(2, 32, 5, 7)
+    mask = torch.rand(2, 5, 7) > 0.3
+    assert torch.compile(layer, backend="aot_eager")(x, mask).stride() == layer(x, mask).stride() == x.stride()

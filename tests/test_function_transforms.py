@@ -278,3 +278,45 @@ def test_other_changes_between_the_passes_do_no_harm(norm: str, training: bool, 
     for first, second, wanted in zip(found, again, expected, strict=True):
         assert relative_error(first, wanted) < 1e-9
         assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("change", ["training", "frozen"])
+def test_a_layer_that_is_switched_between_the_passes_is_refused(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the plain path computes it again, it would be computed as another layer."""
+    layer = make_layer("graph_conv", "batch")
+    layer.expand.norm = nn.GroupNorm(2, layer.config.channels).double()
+    x = make_input(2, 32, 2, 3).requires_grad_()
+    with paths.memory("recompute"):
+        output = layer(x)
+    if change == "training":
+        layer.train()
+    else:
+        layer.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="switched between training and evaluation"):
+        output.sum().backward()
+
+
+def test_several_gradients_at_once_are_refused() -> None:
+    layer, x = make_layer("graph_conv"), make_input(2, 32, 2, 3).requires_grad_()
+    with paths.memory("hold"):
+        output = layer(x)
+    with pytest.raises(RuntimeError, match=r"one gradient at a time.*torch.func.jacrev"):
+        torch.autograd.grad(output, x, torch.ones(3, *output.shape), is_grads_batched=True)
+
+
+def test_what_is_folded_is_not_held_after_the_backward_pass() -> None:
+    layer, x = make_layer("graph_conv"), make_input(2, 32, 2, 3).requires_grad_()
+    with paths.memory("hold"):
+        output = layer(x)
+    node = next(node for node, _ in _nodes_before(output.grad_fn) if hasattr(node, "folding"))
+    assert node.folding is not None
+    assert node.mixing is not None
+    output.sum().backward()
+    assert node.folding is node.mixing is None
+
+
+def _nodes_before(node):
+    yield node, None
+    for before, _ in node.next_functions:
+        if before is not None:
+            yield from _nodes_before(before)

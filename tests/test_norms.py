@@ -1,5 +1,7 @@
 import copy
 import socket
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -142,3 +144,17 @@ def test_running_variances_are_never_negative() -> None:
     equal = torch.full((3,), norm.eps).rsqrt()
     update_running([norm], [torch.zeros(3)], [equal.nextafter(equal + 1)], 100)
     assert norm.running_var.min() == 0
+
+
+def test_norms_for_other_channels_are_told_at_construction() -> None:
+    with pytest.raises(ValueError, match="called with 2, it gave a BatchNorm1d with num_features 3"):
+        LatentGNN(16, num_latents=4, norm=lambda channels: nn.BatchNorm1d(channels + 1))
+    with pytest.raises(TypeError, match=r"LazyBatchNorm1d learns its size in a call.*pass BatchNorm1d"):
+        LatentGNN(16, num_latents=4, norm=lambda channels: nn.LazyBatchNorm1d())
+
+
+def test_layers_are_made_with_a_device_and_a_type_in_fake_tensor_mode() -> None:
+    program = "import torch; from latentgnn import LatentGNN; from torch._subclasses import FakeTensorMode\n"
+    program += "with FakeTensorMode(): layer = LatentGNN(16, num_latents=4, device='cpu', dtype=torch.float64)\n"
+    program += "assert layer.expand.norm.running_mean.dtype == layer.expand.norm.weight.dtype == torch.float64"
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -7,7 +7,7 @@ import torch
 from sweep import CONFIGS, NORMS, make_layer, relative_error
 from torch import Tensor, nn
 
-from latentgnn import FrozenBatchNorm, LatentGNN, PackedLatentGNN
+from latentgnn import FrozenBatchNorm, LatentGNN, PackedLatentGNN, reference
 from latentgnn.core import inputs
 from latentgnn.paths import memory
 from latentgnn.ranks import Ranks
@@ -131,7 +131,7 @@ def test_the_state_dict_is_that_of_the_layer_for_maps() -> None:
         ({"x": torch.ones(4, 16, dtype=torch.int64)}, TypeError, "floating-point"),
         ({"offsets": torch.tensor([0, 4, 3, 10])}, ValueError, r"rise from 0 .* 10; got \[0, 4, 3, 10\]"),
         ({"offsets": torch.tensor([0, 4, 9])}, ValueError, r"rise from 0 .* 10"),
-        ({"offsets": torch.tensor([0.0, 10.0])}, TypeError, "integers, got torch.float32"),
+        ({"offsets": torch.tensor([0.0, 10.0])}, TypeError, "int32 or int64, got torch.float32; use .long"),
         ({"offsets": torch.zeros(0, dtype=torch.int64)}, ValueError, "at least one entry"),
         ({"offsets": torch.tensor([0, 10]), "batch": torch.zeros(10).long()}, ValueError, "got both"),
         ({"batch": torch.zeros(9).long()}, ValueError, "each of the 10 points, got 9"),
@@ -176,3 +176,26 @@ def test_shared_nodes_need_a_leading_zero() -> None:
     layer._ranks = Ranks("none", 1, agreed=True)
     with pytest.raises(ValueError, match=r"offsets must have a 0 in front.*got \[3, 10\]"):
         layer(torch.randn(10, 16), torch.tensor([3, 10]))
+
+
+@pytest.mark.parametrize("latents", [3, (4, 8)])
+def test_a_scene_of_one_point_with_group_norm(latents: int | tuple[int, ...]) -> None:
+    layer = PackedLatentGNN(32, num_latents=latents, norm="group_norm", gamma_init=0.5, dtype=torch.float64)
+    x = torch.randn(32, 5, dtype=torch.float64).mT
+    alone = torch.cat([layer(x[:4], torch.tensor([4])), layer(x[4:], torch.tensor([1]))])
+    assert relative_error(layer(x, torch.tensor([0, 4, 5])), alone) < 1e-12
+
+
+def test_the_reference_takes_tokens() -> None:
+    layer = PackedLatentGNN(16, num_latents=4, norm=FrozenBatchNorm, gamma_init=0.5, dtype=torch.float64)
+    x = torch.randn(2, 16, 16, dtype=torch.float64)
+    assert relative_error(reference.forward(layer, x), layer(x)) < 1e-12
+    assert relative_error(reference.dense_forward(layer, x), layer(x)) < 1e-12
+    with pytest.raises(ValueError, match=r"takes tokens \(B, N, C\), got \(16, 16\)"):
+        reference.forward(layer, x[0])
+
+
+@pytest.mark.parametrize("count", [0, -1, "a", True])
+def test_a_number_of_scenes_that_is_none_is_told(count: object) -> None:
+    with pytest.raises(ValueError, match="num_scenes must be a positive int, got"):
+        PackedLatentGNN(16, num_latents=4)(torch.randn(4, 16), batch=torch.zeros(4).long(), num_scenes=count)

@@ -117,3 +117,27 @@ def test_the_number_of_scenes_is_traced():
 
     (call,) = [node for node in fx.symbolic_trace(Scenes()).graph.nodes if node.op == "call_module"]
     assert call.kwargs["num_scenes"] == 2
+
+
+def test_a_block_in_a_network_of_points_is_one_node():
+    class Points(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = Scenes(), nn.Linear(16, 4)
+
+        def forward(self, x, offsets):
+            return self.last(self.first(x, offsets))
+
+    class Scenes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(16, 16)
+
+        def forward(self, x, offsets):
+            return self.linear(x)
+
+    net, x, offsets = Points().eval(), torch.randn(9, 16), torch.tensor([0, 4, 9])
+    insert(net, {"first": {"num_latents": 3, "gamma_init": 0.5}}, example_input=(x, offsets))
+    traced = fx.symbolic_trace(net)
+    assert blocks_in(traced.graph) == ["first.latentgnn"]
+    torch.testing.assert_close(traced(x, offsets), net(x, offsets))

@@ -1,4 +1,4 @@
-"""A layer over a NumPy file that may be larger than memory, from disk to disk, in two sweeps that can be interrupted.
+"""Applies a layer to a NumPy file that may be larger than memory, in two sweeps that can be interrupted.
 
 Axes: N nodes, C channels.
 """
@@ -27,18 +27,18 @@ from latentgnn.streaming import gather_chunk, scatter_chunk
 from latentgnn.sums import LatentSums
 
 Progress = Callable[[str, int], None]
-"""Is told a sweep, ``gather`` or ``scatter``, and how many nodes of it are done."""
+"""Called with the sweep, ``gather`` or ``scatter``, and the number of nodes done."""
 
-# Numbers of a chunk: 8 MiB in float32. Much larger tensors are new memory from the system each time, whose first touch
-# takes as long as a part of the layer; much smaller ones cost more calls.
+# Elements per chunk: 8 MiB in float32. Much larger tensors are newly allocated by the system each time, and touching
+# them first takes as long as a part of the layer; much smaller ones cost more calls.
 _NUMBERS = 1 << 21
-# In a work folder.
+# Files in a work folder.
 _STATE, _SUMS, _OUTPUT = "state.json", "sums.safetensors", "output.npy"
 
 
 @dataclass(frozen=True)
 class _State:
-    """What a work folder says besides the sums: what it is of, and how many nodes have been written."""
+    """A work folder's state besides the sums: what it belongs to, and how many nodes have been written."""
 
     source: dict[str, Any]
     chunk_nodes: int
@@ -69,7 +69,7 @@ class _State:
 
 
 def work_folder(target: Path) -> Path:
-    """Where what has been done for a target is kept until the target is complete: beside it."""
+    """Return the folder beside a target that stores intermediate work until the target is complete."""
     return target.with_name(f".{target.name}.work")
 
 
@@ -85,21 +85,21 @@ def apply_to_file(
 ) -> None:
     """Write the layer's output for an array (N, C), the nodes of one scene.
 
-    What is done is noted in `work_folder`, from time to time; a call with the same files goes on from there. At the end
+    Progress is saved to `work_folder` from time to time; a call with the same files continues from there. At the end
     the target gets its name, and the folder is removed.
 
     Args:
-        layer: whose norms are maps of each node, as `latentgnn.streaming.gather_chunks` wants it.
+        layer: a layer whose norms act on each node by itself, as `latentgnn.streaming.gather_chunks` requires.
         source: a ``.npy`` file.
-        target: likewise, a new one.
-        chunk_nodes: of a chunk; ``None`` chooses.
-        dtype: of the target, ``None`` for that of the source.
-        every: seconds between notes.
-        progress: is called after each chunk.
+        target: the ``.npy`` file to create.
+        chunk_nodes: number of nodes per chunk; ``None`` chooses it.
+        dtype: dtype of the target, ``None`` for that of the source.
+        every: seconds between saves of the progress.
+        progress: called after each chunk.
 
     Raises:
-        UserError: the layer has other norms; the source is no such file, has other channels than the layer, or has
-            changed since it was begun with; the target is there; or the work folder is of something else.
+        UserError: if the layer has other norms; the source is not such a file, has another number of channels than the
+            layer, or has changed since the work began; the target exists; or the work folder belongs to something else.
     """
     if (reason := why_not_halves(layer.arrangement())) is not None:
         raise UserError(f"this layer cannot take the nodes of {source} in chunks: {reason}")
@@ -120,15 +120,15 @@ def apply_to_file(
         os.replace(work / _OUTPUT, target)
     _empty(work)
     with suppress(OSError):
-        # What else is in it is the caller's.
+        # Anything else in it belongs to the caller.
         work.rmdir()
 
 
 def _begun(work: Path, asked: _State) -> _State:
-    """The state in a work folder, which must be of what is asked for; a new one where there is none."""
+    """The state in a work folder, which must match the request; a new one if there is none."""
     found = _State.read(work / _STATE)
     if found is not None and found.scattered and not (work / _OUTPUT).exists():
-        # A call that was ended when its target had got its name, which has been moved away since.
+        # An earlier call was interrupted after the target got its name, and the target has been moved away since.
         found = None
     if found is None:
         _empty(work)
@@ -147,7 +147,7 @@ def _begun(work: Path, asked: _State) -> _State:
 
 
 def _empty(work: Path) -> None:
-    """Remove what has been done; the state last, for it says of what the others are."""
+    """Remove intermediate work; the state last, as it says what the other files belong to."""
     for name in (_SUMS, _OUTPUT, _STATE):
         (work / name).unlink(missing_ok=True)
 
@@ -166,7 +166,7 @@ class _Job:
         self._every, self._progress = every, progress
 
     def gather(self) -> LatentSums:
-        """The first sweep, from where the sums in the work folder end."""
+        """Run the first sweep, continuing from the sums in the work folder."""
         path, noted = self._work / _SUMS, time.monotonic()
         sums, anew = LatentSums.load(path) if path.exists() else None, f"remove {self._work} to begin anew"
         done = 0 if sums is None else sums.nodes
@@ -190,7 +190,7 @@ class _Job:
         return sums
 
     def scatter(self, sums: LatentSums) -> None:
-        """The second sweep, from where the output is known to be written to the disk."""
+        """Run the second sweep, continuing after the output that is known to be on disk."""
         path, state, noted = self._work / _OUTPUT, self._state, time.monotonic()
         target = NpyFile.open(path) if state.scattered else self._source.create(path, state.dtype)
         with torch.no_grad(), RowWriter(target) as writer:
@@ -211,7 +211,7 @@ class _Job:
                 self._progress("scatter", done)
 
     def _chunks(self, done: int) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Rows from a number on, each chunk read while the one before is worked at; its memory is used again."""
+        """Yield rows from a given one on; each chunk is read into reused memory while the one before is processed."""
         source, count = self._source, self._state.chunk_nodes
         firsts = range(done, source.nodes, count)
         memories = [np.empty((min(count, source.nodes), source.channels), source.dtype) for _ in range(2)]
@@ -231,13 +231,13 @@ class _Job:
 
 
 def _in_type(out: Tensor, dtype: str) -> NDArray[Any]:
-    """As an array of this type.
+    """Convert to an array of this dtype.
 
     Raises:
-        UserError: some numbers do not fit.
+        UserError: if some values do not fit.
     """
     narrow = out.to(getattr(torch, dtype))
-    # An exponent whose bits are all ones is infinity, or no number.
+    # An exponent with all bits set means infinity or NaN.
     if dtype == "float16" and narrow.view(torch.int16).bitwise_and(0x7FFF).amax() >= 0x7C00:
         raise UserError("the output is too large for float16: ask for float32")
     return narrow.cpu().numpy()

@@ -1,9 +1,9 @@
-"""How a block is attached to the submodule that it follows (its host), so that it runs once, on the host's output.
+"""Attaches a block to the submodule that it follows (its host), so that it runs once, on the host's output.
 
-A block is always the host's child ``latentgnn``. What runs it depends on the host: a host that runs its children one
-after another runs the block as the last of them; for every other host a forward hook does. A container with a loop of
-its own, such as DenseNet's dense blocks, would run the block as one more child besides: there the loop is kept from
-seeing it.
+A block is always the host's child ``latentgnn``. What runs it depends on the host: a host that runs its children in
+sequence runs the block as the last of them; for any other host a forward hook does. A container with its own loop over
+children, such as DenseNet's dense blocks, would also run the block as one more child; its loop is prevented from seeing
+it.
 """
 
 import inspect
@@ -23,26 +23,26 @@ SCENES = ("offsets", "batch")
 """The arguments that say which packed points belong to which scene."""
 
 Way = Literal["child", "hook", "hidden"]
-"""What runs a block: the host, as its last child; a forward hook; a forward hook, with the host's own loops kept from
-running it besides."""
+"""What runs a block: the host, as its last child; a forward hook; or a forward hook, with the block hidden from the
+host's own loops."""
 
 _WAY = "_attached_by"
 
 
 def attach(host: nn.Module, block: nn.Module, way: Way) -> None:
-    """Make a block the last thing that a host does.
+    """Attach a block so that a host runs it last.
 
     Args:
-        host: a module that holds no block.
-        block: gets the host's output; if that is packed points, their scenes too.
-        way: as `find_way` says.
+        host: a module without a block.
+        block: receives the host's output; for packed points, also their scenes.
+        way: result of `find_way`.
     """
     host.add_module(CHILD, block)
     setattr(block, _WAY, way)
     if way == "hidden":
         host.__class__ = _hiding(cast(Any, type(host)))
     if way != "child":
-        # First among the hooks: feature extractors that collect outputs by hooks then see the block's output.
+        # First of the hooks, so that feature extractors that use hooks see the block's output.
         hook = partial(_apply, positions=scene_positions(host))
         host.register_forward_hook(hook, prepend=True, with_kwargs=True)
 
@@ -54,24 +54,24 @@ def detach(host: nn.Module) -> None:
         host.__class__ = cast(Any, type(host)).host_class
     delattr(host, CHILD)
     delattr(block, _WAY)
-    # By the function and not by a handle: a handle does not survive a deep copy of the network.
+    # Found by function, because a handle does not survive a deep copy of the network.
     for key in [key for key, hook in host._forward_hooks.items() if getattr(hook, "func", None) is _apply]:
         del host._forward_hooks[key]
         host._forward_hooks_with_kwargs.pop(key, None)
 
 
 def holds_block(module: nn.Module) -> bool:
-    """Whether `attach` put a block there; a layer of the user's own, whatever its name, does not count."""
-    return hasattr(module._modules.get(CHILD), _WAY)
+    """Whether `attach` put a block there; a user's own layer of the same name does not count."""
+    return hasattr(getattr(module, CHILD, None), _WAY)
 
 
 def find_way(host: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Way | None:
-    """Try a host out: the first way in which a block runs once and gives the host's output.
+    """Try the ways on a host; return the first one in which a block runs once and its output becomes the host's.
 
     Args:
-        host: a copy that may be run; it is left as it was.
-        args: what it is called with.
-        kwargs: what it is called with by name.
+        host: a copy that may be run; it is unchanged afterwards.
+        args: positional arguments of its call.
+        kwargs: keyword arguments of its call.
 
     Returns:
         The way, or ``None`` if there is none.
@@ -97,7 +97,7 @@ def find_way(host: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 
 
 def scene_positions(host: nn.Module) -> dict[str, int]:
-    """Where a host's ``forward`` takes ``offsets`` and ``batch`` by position."""
+    """Return the positions of ``offsets`` and ``batch`` in a host's ``forward``."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(host.forward).parameters.values()
     names = [parameter.name for parameter in parameters if parameter.kind in kinds]
@@ -105,7 +105,7 @@ def scene_positions(host: nn.Module) -> dict[str, int]:
 
 
 def scenes_of_call(args: tuple[Any, ...], kwargs: Mapping[str, Any], positions: Mapping[str, int]) -> dict[str, Tensor]:
-    """The argument of a host's call that says which points belong to which scene, by its name; empty without one."""
+    """Return the argument of a host's call that assigns points to scenes, by name; empty without one."""
     for name in SCENES:
         position = positions.get(name, len(args))
         value = args[position] if position < len(args) else kwargs.get(name)
@@ -115,7 +115,7 @@ def scenes_of_call(args: tuple[Any, ...], kwargs: Mapping[str, Any], positions: 
 
 
 def _apply(module: Any, args: Any, kwargs: Mapping[str, Any], output: Tensor, *, positions: Mapping[str, int]) -> Any:
-    # Maps have no scenes: an argument of that name means something else to their host.
+    # Maps have no scenes: an argument with that name means something else to their host.
     packed = isinstance(module.latentgnn, PackedLatentGNN)
     return module.latentgnn(output, **(scenes_of_call(args, kwargs, positions) if packed else {}))
 
@@ -146,15 +146,15 @@ class _StandIn(nn.Module):
     def forward(self, x: Any) -> Any:
         self.calls += 1
         self.before = list(self._operations.names)
-        # A tensor of its own, so that the host's output is told apart from what the block was given.
+        # A new tensor, so that the host's output can be distinguished from the block's input.
         self.output = torch.empty_like(x)
         return self.output
 
 
 class _HidesBlock:
-    """Mixed into a container's class: whoever loops over the container does not meet the block.
+    """Mixed into a container's class: loops over the container skip the block.
 
-    The block stays a submodule like others: parameters, state dicts, devices and modes reach it.
+    The block is still a normal submodule for parameters, state dicts, devices and modes.
     """
 
     host_class: Any
@@ -180,11 +180,11 @@ class _HidesBlock:
         return self._others().items()
 
     def __repr__(self) -> str:
-        # ModuleList's own goes by its loop.
+        # ModuleList's own __repr__ uses its loop.
         return nn.Module.__repr__(cast(nn.Module, self))
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., Any], tuple[Any, ...], Any]:
-        # Pickle finds classes by their name, and this one's is its host's.
+        # Pickle finds classes by name, and this class has its host's name.
         return _new_hiding, (self.host_class,), self.__getstate__()
 
 

@@ -1,4 +1,4 @@
-"""Weights of the layer published with the paper, into ours and back."""
+"""Converts weights of the layer published with the paper to ours and back."""
 
 from collections.abc import Iterator, Mapping
 from typing import Literal
@@ -13,7 +13,7 @@ _MARK = "up_channel.0.weight"
 
 
 def _pairs(layer: LatentGNN) -> Iterator[tuple[str, Projection]]:
-    """Published name and our module of every 1x1 convolution with its norm."""
+    """Yield published name and our module of every 1x1 convolution with its norm."""
     symmetric = layer.scatter_reduce is None
     yield "down_channel" if symmetric else "down_channel_v2l", layer.gather_reduce
     if layer.scatter_reduce is not None:
@@ -29,7 +29,7 @@ def _pairs(layer: LatentGNN) -> Iterator[tuple[str, Projection]]:
 
 
 def _targets(layer: LatentGNN) -> dict[str, Tensor]:
-    """Published name to our tensor."""
+    """Map published names to our tensors."""
     if layer.config.num_groups != 1:
         raise ValueError("the published layer has no groups; its weights need a layer with num_groups=1")
     targets = {"gamma": layer.gamma}
@@ -41,7 +41,7 @@ def _targets(layer: LatentGNN) -> dict[str, Tensor]:
 
 
 def _prefix(state_dict: Mapping[str, Tensor], prefix: str | None) -> str:
-    """The prefix of one published layer in a state dict of perhaps many."""
+    """The prefix of the published layer in a state dict that may contain several."""
     prefixes = sorted(key.removesuffix(_MARK) for key in state_dict if key.endswith(_MARK))
     matching = [candidate for candidate in prefixes if prefix is None or _ends_in(candidate, prefix.rstrip("."))]
     if len(matching) == 1:
@@ -55,21 +55,22 @@ def _prefix(state_dict: Mapping[str, Tensor], prefix: str | None) -> str:
 
 
 def _ends_in(candidate: str, end: str) -> bool:
-    """Whether a prefix is, or ends in, one given without its last dot; none at all is only itself."""
+    """Whether a prefix equals or ends in another one, given without its last dot; an empty one only matches itself."""
     return f".{candidate}".endswith(f".{end}.") if end else not candidate
 
 
 def load_published(layer: LatentGNN, state_dict: Mapping[str, Tensor], *, prefix: str | None = None) -> None:
-    """Load the published layer's weights, by its own names; all of them or, on an error, none.
+    """Load the published layer's weights, by its own names; on an error, none are loaded.
 
     Args:
         layer: the layer that takes the weights.
-        state_dict: of the published layer, or of a network that holds it, such as its Mask R-CNN fork
+        state_dict: state dict of the published layer, or of a network that contains it, such as its Mask R-CNN fork
             (``featureaug2.`` to ``featureaug4.``).
-        prefix: the layer's place in that network, or the end of it; needed only where there are several.
+        prefix: the layer's name in that network, or the end of it; only needed if there are several.
 
     Raises:
-        ValueError: no layer or several at that prefix, or keys that are missing, unexpected or misshapen.
+        ValueError: if there is no layer or several at that prefix, or keys are missing, unexpected or have wrong
+            shapes.
 
     Example:
         >>> source, target = LatentGNN(16, num_latents=4), LatentGNN(16, num_latents=4)
@@ -80,7 +81,7 @@ def load_published(layer: LatentGNN, state_dict: Mapping[str, Tensor], *, prefix
     targets = _targets(layer)
     prefix = _prefix(state_dict, prefix)
     given = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-    # A batch norm without tracking and a frozen one have no counter; one that is absent or not wanted changes nothing.
+    # Untracked and frozen batch norms have no counter; a missing or superfluous one changes nothing.
     counters = {key for key in {*targets, *given} if key.endswith("num_batches_tracked")}
     missing = sorted(targets.keys() - given.keys() - counters)
     unexpected = sorted(given.keys() - targets.keys() - counters)
@@ -101,7 +102,7 @@ def load_published(layer: LatentGNN, state_dict: Mapping[str, Tensor], *, prefix
 
 
 def _squeezed(shape: torch.Size) -> tuple[int, ...]:
-    """(O, I, 1, 1) as (O, I) and gamma's (1,) as (1,)."""
+    """Map (O, I, 1, 1) to (O, I); other shapes, such as gamma's (1,), are unchanged."""
     return tuple(shape[:2]) if len(shape) > 2 and all(size == 1 for size in shape[2:]) else tuple(shape)
 
 
@@ -110,14 +111,14 @@ def _published_shape(key: str, tensor: Tensor) -> tuple[int, ...]:
 
 
 def published_state_dict(layer: LatentGNN, *, spatial_dims: Literal[1, 2, 3] = 2) -> dict[str, Tensor]:
-    """The layer's weights under the published names, as copies.
+    """Return copies of the layer's weights under the published names.
 
     Args:
         layer: the layer.
-        spatial_dims: of the published layer's convolutions; the paper's are 2.
+        spatial_dims: number of spatial dimensions of the published layer's convolutions; 2 in the paper.
 
     Raises:
-        ValueError: a layer with groups, which the published one does not have.
+        ValueError: if the layer has groups, which the published one does not support.
     """
     state = {}
     for key, tensor in _targets(layer).items():

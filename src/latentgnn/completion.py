@@ -1,4 +1,4 @@
-"""Shell completion of the command line, by shtab: a script that the shell reads once, without starting Python again."""
+"""Shell completion of the command line with shtab: a script that the shell reads once, without running Python."""
 
 import argparse
 from collections.abc import Iterable, Sequence
@@ -14,15 +14,15 @@ _RECIPES = {"RECIPE", "NAME"}
 
 
 def script(parser: argparse.ArgumentParser, shell: str, *, recipes: Sequence[str]) -> str:
-    """The completion script of a parser.
+    """Return the completion script for a parser.
 
     Args:
-        parser: with all commands and their options.
+        parser: parser with all commands and their options.
         shell: one of `SHELLS`.
         recipes: names of recipes.
 
     Raises:
-        UserError: shtab is not installed.
+        UserError: if shtab is not installed.
     """
     shtab: Any = require("shtab", extra="train")
     for action in _actions(parser):
@@ -38,7 +38,7 @@ def script(parser: argparse.ArgumentParser, shell: str, *, recipes: Sequence[str
 
 
 def choices(hint: Any) -> list[str] | None:
-    """The words that a setting takes, where its type says so.
+    """Return the words that a setting accepts, if its type defines them.
 
     Example:
         >>> choices(Literal["sgd", "adamw"]), choices(bool), choices(int)
@@ -61,7 +61,7 @@ def _actions(parser: argparse.ArgumentParser) -> Iterable[argparse.Action]:
 
 
 def _recipe(names: Sequence[str]) -> dict[str, Any]:
-    """A recipe's name, and in bash and fish a file too."""
+    """Completes a recipe's name, and in bash and fish also a file."""
     words = " ".join(names)
     bash = f"_latentgnn_recipes() {{\n  compgen -W '{words}' -- $1\n  compgen -f -X '!*.y*ml' -- $1\n}}\n"
     return {

@@ -1,6 +1,6 @@
-"""DTensors whose nodes are spread over a device mesh: each process computes its part of them, and shares their sums.
+"""DTensors whose nodes are sharded over a device mesh: each process computes its part, and only sums are exchanged.
 
-Products of DTensors would gather what is spread. Here only the latents' sums pass between the processes.
+DTensor matrix products would gather the sharded nodes. Here only the latents' sums are exchanged.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,18 +15,18 @@ from latentgnn.ranks import Ranks
 
 
 def mesh_dimension(x: Tensor, nodes: range) -> int | None:
-    """The dimension of a DTensor's mesh over which its nodes are spread, ``None`` where they are not.
+    """Return the dimension of a DTensor's mesh over which its nodes are sharded, ``None`` if they are not.
 
     Args:
         x: a tensor.
-        nodes: which of its dimensions are of nodes.
+        nodes: its dimensions that are nodes.
 
     Raises:
-        ValueError: they are spread over several dimensions of the mesh.
+        ValueError: if nodes are sharded over several dimensions of the mesh.
     """
     if not is_traceable_wrapper_subclass(cast(object, x)):
         return None
-    # A DTensor, perhaps; the class is not named, for builds without distributed support lack it.
+    # Possibly a DTensor; the class is not used, because builds without distributed support lack it.
     placements = getattr(x, "placements", ())
     found = [index for index, placement in enumerate(placements) if placement.is_shard() and placement.dim in nodes]
     if len(found) > 1:
@@ -40,20 +40,21 @@ def mesh_dimension(x: Tensor, nodes: range) -> int | None:
 def by_parts(
     layer: Any, x: Any, dimension: int, call: Callable[[Tensor, Callable[[Tensor, int], Tensor]], Tensor]
 ) -> Tensor:
-    """A layer's output for a DTensor, computed by each process for the nodes that it holds.
+    """Compute a layer's output for a DTensor; each process computes it for its own nodes.
 
     Args:
-        layer: whose parameters may be DTensors of the same mesh.
+        layer: the layer, whose parameters may be DTensors of the same mesh.
         x: the input.
-        dimension: of the mesh, from `mesh_dimension`.
-        call: of the layer, for what this process holds of the input, and a function that takes another tensor, whole
-            or a DTensor, and how many dimensions it lacks before those of nodes, to this process's part of it.
+        dimension: dimension of the mesh, from `mesh_dimension`.
+        call: calls the layer with this process's part of the input, and with a function that takes another tensor
+            (whole or a DTensor) and the number of leading dimensions it lacks before those of nodes, and returns this
+            process's part of it.
 
     Returns:
-        A DTensor placed as the input.
+        A DTensor with the placement of the input.
 
     Raises:
-        ValueError: an input with partial sums, or parameters on another mesh.
+        ValueError: if the input has partial sums, or parameters are on another mesh.
     """
     from torch.distributed.tensor import DTensor
 
@@ -81,7 +82,7 @@ def _part_like(x: Any, other: Any, lacks: int) -> Tensor:
 
 @contextmanager
 def _parts_of_layer(layer: Any, x: Any, ranks: Ranks) -> Iterator[None]:
-    """The layer with plain tensors as parameters, whose gradients are added over all processes with other data."""
+    """Replace the layer's parameters by plain tensors; gradients are summed over all processes with other data."""
     from torch.distributed.tensor import Partial, Replicate
 
     mesh = x.device_mesh
@@ -104,14 +105,14 @@ def _parts_of_layer(layer: Any, x: Any, ranks: Ranks) -> Iterator[None]:
 
 
 def first_node(x: Any, dimension: int) -> int:
-    """Where this process's part of a DTensor begins among the points in its first dimension.
+    """Return the index of this process's first point in the first dimension of a DTensor.
 
     Args:
         x: (T, C).
-        dimension: of the mesh, over which they are spread.
+        dimension: dimension of the mesh over which the points are sharded.
     """
     mesh = x.device_mesh
-    # As `torch.chunk` cuts, and so DTensors.
+    # DTensors are split as by `torch.chunk`.
     each = -(-len(x) // mesh.size(dimension))
     return int(min(each * mesh.get_local_rank(dimension), len(x)))
 

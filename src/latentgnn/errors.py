@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: their own class, the system's in words, lack of memory, absent packages."""
+"""Errors that users can fix: their class, the system's errors in words, out of memory, and missing packages."""
 
 import errno
 import importlib
@@ -10,7 +10,7 @@ from types import ModuleType
 
 _LONGEST_PATH = 200
 
-# What to do about an error of the operating system, where its own words do not say it.
+# Advice for errors of the operating system whose own message does not say what to do.
 _ADVICE = {
     errno.ENOSPC: "free some space, or write to another place",
     errno.EDQUOT: "free some of your quota, or write to another place",
@@ -30,13 +30,13 @@ _ADVICE = {
     errno.EPIPE: "the program that took the output has ended",
 }
 
-# The next file would meet these too.
+# Errors that the next file would have too.
 _LASTING = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EPIPE),
     *(errno.EMFILE, errno.ENFILE, errno.ENODEV, errno.ENXIO, errno.ESTALE),
 }
 
-# PyTorch has a class of its own for lack of memory on accelerators alone, and its message has one of these too.
+# PyTorch has a class for out of memory only on accelerators; its message contains one of these too.
 _NO_MEMORY = (
     "can't allocate memory",
     "not enough memory",
@@ -48,11 +48,11 @@ _NO_MEMORY = (
 
 
 class UserError(Exception):
-    """A mistake in data, configuration or set-up; its message says what came, what was expected and what to do."""
+    """A mistake in data, configuration or set-up; its message says what was found, what was expected and what to do."""
 
 
 def system_error(error: BaseException) -> OSError | None:
-    """The error of the operating system that an error is, or that a library has wrapped in one of its own.
+    """Return an error of the operating system, or one that a library has wrapped in its own; otherwise ``None``.
 
     Example:
         >>> system_error(FileNotFoundError(2, "No such file or directory", "a.png")).filename
@@ -62,18 +62,18 @@ def system_error(error: BaseException) -> OSError | None:
     """
     if isinstance(error, OSError) and error.errno is not None:
         return error
-    # Not the context of any error: what goes wrong while an error is being handled is a fault of its own.
+    # Not the context of every error: what goes wrong while an error is being handled is a separate error.
     wrapped = error.__context__ if isinstance(error, OSError | RuntimeError) else None
     inner = error.__cause__ or (None if error.__suppress_context__ else wrapped)
     return system_error(inner) if inner is not None else None
 
 
 def told(error: OSError, where: Path | str | None = None) -> str:
-    """An error of the operating system in one line: the path, what is wrong with it, and what to do.
+    """Describe an error of the operating system in one line: the path, what is wrong with it, and what to do.
 
     Args:
-        error: with ``errno``.
-        where: the path, if the error names none.
+        error: an error with ``errno``.
+        where: the path, used if the error has none.
 
     Example:
         >>> told(OSError(errno.ENOSPC, "No space left on device", "out/a.png"))
@@ -85,7 +85,7 @@ def told(error: OSError, where: Path | str | None = None) -> str:
 
 
 def reason(error: OSError) -> str:
-    """`told` without the path, for those who tell that too."""
+    """`told` without the path, for callers that add it themselves."""
     what = error.strerror or (os.strerror(error.errno) if error.errno is not None else str(error))
     what = f"{what[:1].lower()}{what[1:]}"
     advice = _ADVICE.get(error.errno or 0)
@@ -93,12 +93,12 @@ def reason(error: OSError) -> str:
 
 
 def is_lasting(error: OSError) -> bool:
-    """Whether the next file would most likely meet the same error, as when the disk is full."""
+    """Whether the next file would probably have the same error, for example because the disk is full."""
     return error.errno in _LASTING
 
 
 def is_lack_of_memory(error: BaseException) -> bool:
-    """Whether an error, of Python, NumPy, PyTorch or the operating system, says that memory did not suffice.
+    """Whether an error of Python, NumPy, PyTorch or the operating system means out of memory.
 
     Example:
         >>> is_lack_of_memory(RuntimeError("CUDA out of memory. Tried to allocate 8.00 GiB."))
@@ -106,19 +106,19 @@ def is_lack_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno == errno.ENOMEM
-    # An error of a loading process comes as a text, without a number.
+    # An error from a loading process arrives as text, without an error number.
     spoken = isinstance(error, OSError | RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
     return isinstance(error, MemoryError) or spoken
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says in its first line, or its class where it says nothing."""
+    """Return the first line of an error's message, or its class if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager
 def concerning(path: Path | str) -> Iterator[None]:
-    """Give errors of the operating system this path, where they name none or a temporary name."""
+    """Set this path in errors of the operating system that have none, or only a temporary name."""
     try:
         yield
     except Exception as error:
@@ -128,14 +128,14 @@ def concerning(path: Path | str) -> Iterator[None]:
 
 
 def require(module: str, *, extra: str) -> ModuleType:
-    """Import an optional package, or say which extra brings it.
+    """Import an optional package; if it is missing, say which extra installs it.
 
     Args:
         module: name of the package to import.
         extra: the extra of latentgnn that installs it.
 
     Raises:
-        UserError: the package is not installed.
+        UserError: if the package is not installed.
     """
     try:
         return importlib.import_module(module)

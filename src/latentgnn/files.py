@@ -1,7 +1,7 @@
 """Files that are complete or absent: written under a temporary name, then renamed.
 
-`replacing` is the one way in which the project writes a file. Its steps are functions of their own (`_create`,
-`_complete`, `_rename`, `_sync_folder`), so that a test can stop a process in any of them.
+Whole files are written only through `replacing`. Its steps are separate functions (`_create`, `_complete`, `_rename`,
+`_sync_folder`), so that a test can stop a process in any of them.
 """
 
 import errno
@@ -18,24 +18,24 @@ from typing import Any, BinaryIO
 
 from latentgnn.errors import UserError, concerning
 
-# A temporary file's own name comes first, for people; it is cut because file systems limit the length of names.
+# A temporary name begins with the file's own name, for readability, cut because file systems limit the length of names.
 _LONGEST = 48
 _TEMPORARY = re.compile(r"\..+\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)\.tmp")
-# After this many seconds without a change, a temporary file of another machine is left over too.
+# A temporary file from another machine counts as left over after this many seconds without a change.
 _DAY = 24 * 60 * 60
 
 
 @contextmanager
 def replacing(path: Path | str, *, before: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
-    """A new file, open to write and to read, that takes its name when the block ends.
+    """Open a new file for writing and reading, which gets its name when the block ends.
 
-    The folders above it are made. The content is on the disk before the name is, and the name is before this returns;
-    after an error, or if the process ends inside, whatever had the name before still has it. Errors of the operating
-    system name the file, not its temporary name.
+    Missing folders above it are created. The content is on disk before the name is, and the name is on disk before this
+    returns. After an error, or if the process ends inside the block, a previous file of that name is unchanged. Errors
+    of the operating system name the file, not its temporary name.
 
     Args:
-        path: the name.
-        before: called when the content is on the disk, before it takes its name.
+        path: the file's name.
+        before: called when the content is on disk, before the file gets its name.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,26 +53,26 @@ def replacing(path: Path | str, *, before: Callable[[], None] = lambda: None) ->
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
-    """Write a whole file in one step, with the folders above it."""
+    """Write a whole file in one step, creating missing folders above it."""
     with replacing(path) as file:
         file.write(data)
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """`write_bytes` of UTF-8 text."""
+    """Write a whole file of UTF-8 text, like `write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """`write_bytes` of indented JSON."""
+    """Write a whole file of indented JSON, like `write_bytes`."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def append_text(path: Path, text: str) -> None:
-    """Write UTF-8 text to the end of a file that this process, or an earlier one of the same run, has begun.
+    """Append UTF-8 text to a file that this process, or an earlier one of the same run, has started.
 
     Raises:
-        UserError: it is a link, and what is appended to may be anything.
+        UserError: if it is a link, as the file that it points to could be anything.
     """
     if path.is_symlink():
         raise UserError(f"{path} is a link to another file, which is not written to: remove the link")
@@ -81,24 +81,24 @@ def append_text(path: Path, text: str) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """Where this process makes what is to be a file or folder ``path``, beside it.
+    """Return the name beside ``path`` under which this process creates what will be ``path``.
 
-    Several processes may make the same thing side by side, and `remove_leftovers` must know whose it is: the name has
-    a hash of the machine's name, and the process's number.
+    Several processes may create the same file at the same time, and `remove_leftovers` must know whose it is. So the
+    name contains a hash of the machine's name, and the process id.
     """
     return path.with_name(f".{path.name[:_LONGEST]}.{_host()}-{os.getpid()}.tmp")
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a name is one of `temporary_name`'s."""
+    """Whether a name is from `temporary_name`."""
     return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """What processes that have ended left in a folder, and below it, under temporary names.
+    """Return what ended processes left in a folder and below it under temporary names.
 
-    To be called before this process writes there: what has its number is an earlier process's. Of other machines'
-    processes nothing is known; theirs count as ended a day after their last change.
+    Call it before this process writes there, as files with its process id are then from an earlier process. Nothing is
+    known of processes on other machines; theirs count as ended a day after the file's last change.
     """
     found: list[Path] = []
     for parent, folders, files in os.walk(folder):
@@ -122,14 +122,14 @@ def _rename(temporary: Path, path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Put a folder's names on the disk: until then, a power cut may undo a renaming."""
+    """Write a folder's names to disk; until then, a power cut may undo a renaming."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems know no fsync of folders; they have put the names there already.
+        # Some network file systems do not support fsync of folders; they have stored the names already.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -150,7 +150,7 @@ def _is_left_over(path: Path) -> bool:
 
 def _is_running(process: int) -> bool:
     if os.name != "posix":
-        # There, signal 0 is no question but Ctrl-C.
+        # On Windows, signal 0 is not a query but Ctrl-C.
         return True
     try:
         os.kill(process, 0)

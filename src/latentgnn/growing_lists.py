@@ -1,4 +1,4 @@
-"""Lists in JSON files that grow, and are whole JSON after each item."""
+"""Lists in JSON files that grow, and are valid JSON after each item."""
 
 import json
 import os
@@ -11,14 +11,14 @@ from latentgnn.errors import concerning
 
 
 class GrowingList:
-    """A list in a JSON file, an item a line, which holds all items so far after each of them.
+    """A list in a JSON file, one item per line; after each item, the file contains all items so far.
 
-    While it grows, the file has the name ``partial``; a context manager gives it its own name at the end. After an
-    error it keeps the partial name, and is still whole JSON.
+    While it grows, the file is named ``partial``; as a context manager, the list renames it at the end. After an error
+    it keeps the partial name, and is still valid JSON.
 
     Args:
-        partial: the name until then; ``None`` where another process writes the list, and nothing is added here.
-        path: the name at the end.
+        partial: name until the end; ``None`` if another process writes the list, and nothing is added here.
+        path: final name.
     """
 
     def __init__(self, partial: Path | None, path: Path) -> None:
@@ -54,7 +54,7 @@ class GrowingList:
             self._partial.replace(self._path)
 
     def add(self, items: Sequence[Any]) -> None:
-        """Append items; if they cannot be written, the file is as before."""
+        """Append items; if they cannot be written, the file is unchanged."""
         assert self._partial is not None
         data = b"".join(
             (self._separator if index == 0 else b",\n") + json.dumps(item).encode() for index, item in enumerate(items)
@@ -65,7 +65,7 @@ class GrowingList:
             with concerning(self._path):
                 self._write(data + b"\n]\n", self._end)
         except BaseException:
-            # First in place, where the file has its space already, and then shorter.
+            # First overwritten in place, where the file already has disk space, and then truncated.
             closing = b"]\n" if self._end == 1 else b"\n]\n"
             self._write(closing, self._end)
             self._file.truncate(self._end + len(closing))

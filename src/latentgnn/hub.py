@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: the one place that goes to the network for them, and only when it is asked to."""
+"""Models on the Hugging Face hub: the only module that downloads them, and only on request."""
 
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,10 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def find(source: Path | str, *, from_hub: bool = False, revision: str | None = None) -> Path:
-    """The folder or file that is meant: a path, or with ``from_hub`` a model of the hub, downloaded.
+    """Return the folder or file of a model: a path, or with ``from_hub`` a downloaded model.
 
     Raises:
-        UserError: see `download`; or a revision of a folder is asked for.
+        UserError: see `download`; also if a revision of a folder is requested.
     """
     if from_hub:
         return download(str(source), revision=revision)
@@ -23,31 +23,31 @@ def find(source: Path | str, *, from_hub: bool = False, revision: str | None = N
 
 
 def download(repository: str, *, revision: str | None = None) -> Path:
-    """The folder of a model of the Hugging Face hub, in the hub's own cache.
+    """Download a model from the Hugging Face hub to the hub's own cache, and return its folder.
 
-    Where the hub cannot be reached, or ``HF_HUB_OFFLINE`` forbids it, what an earlier download left is taken.
+    If the hub cannot be reached, or ``HF_HUB_OFFLINE`` forbids it, an earlier download is used.
 
     Args:
         repository: ``owner/name``.
         revision: a branch, tag or commit; ``None`` for the main one.
 
     Raises:
-        UserError: there is no such model, it may not be read, or the hub cannot be reached and nothing was downloaded.
+        UserError: if there is no such model, access is denied, or the hub cannot be reached and nothing was downloaded.
     """
     hub: Any = require("huggingface_hub", extra="hub")
     errors: Any = require("huggingface_hub.errors", extra="hub")
     name = f"{repository} (revision {revision})" if revision else repository
     offline = False
     try:
-        # Asked once, without the retries of a download, which take half a minute where there is no network.
+        # One request without the retries of a download, which take half a minute without a network.
         hub.get_hf_file_metadata(hub.hf_hub_url(repository, CONFIG, revision=revision))
     except (errors.HfHubHTTPError, errors.HFValidationError) as error:
         raise _refused(name, errors, error) from error
-    except Exception as error:  # of the network's library, of which huggingface_hub has had several, or of sockets
+    except Exception as error:  # from the HTTP library, of which huggingface_hub has used several, or from sockets
         offline, cause = True, error
     try:
         folder = Path(hub.hf_hub_download(repository, CONFIG, revision=revision, local_files_only=offline)).parent
-        # It has the name of the commit, of which the weights must be too.
+        # The folder is named after the commit; the weights must be from the same one.
         hub.hf_hub_download(repository, WEIGHTS, revision=folder.name, local_files_only=offline)
     except errors.LocalEntryNotFoundError as error:
         if not offline:

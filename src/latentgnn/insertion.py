@@ -1,4 +1,4 @@
-"""Put LatentGNN blocks into any network, and take them out again."""
+"""Insert LatentGNN blocks into any network, and remove them again."""
 
 import difflib
 import inspect
@@ -14,7 +14,7 @@ from latentgnn.points import PackedLatentGNN
 from latentgnn.trial_run import TrialRun
 
 BlockOptions = int | Sequence[int] | Mapping[str, Any]
-"""The number of latents, one number a kernel, or any options of `LatentGNN`."""
+"""The number of latents, one per kernel, or any options of `LatentGNN`."""
 
 _OPTIONS = tuple(name for name in inspect.signature(LatentGNN).parameters if name != "channels")
 _CLOSED = {
@@ -24,7 +24,7 @@ _CLOSED = {
     "torch.nn.parallel": "is wrapped for several devices: insert into its .module, and wrap that afterwards",
     "torch.distributed.fsdp": "is sharded: insert before sharding",
 }
-"""Modules that take no block, by the package of their class, and what to do instead."""
+"""Modules that cannot take a block, by the package of their class, and what to do instead."""
 
 
 def insert(
@@ -36,15 +36,15 @@ def insert(
 ) -> tuple[str, ...]:
     """Add a `LatentGNN` after submodules of a network, in place.
 
-    Each block becomes the child ``latentgnn`` of its submodule and runs once in a forward pass, on the submodule's
+    Each block becomes the child ``latentgnn`` of its submodule and runs once per forward pass, on the submodule's
     output. After a submodule of a point network, whose output is packed points (T, C), it is a `PackedLatentGNN`; the
-    network must call that submodule with ``offsets`` or ``batch``, which say what belongs to which scene. The network's
-    own state-dict keys stay as they are: load pretrained weights before inserting, or afterwards with ``strict=False``.
-    To load the weights of a network that has blocks, build it, insert the same blocks, and load. Insert before wrapping
+    network must call that submodule with ``offsets`` or ``batch``, which assign points to scenes. The network's own
+    state-dict keys do not change: load pretrained weights before inserting, or afterwards with ``strict=False``. To
+    load the weights of a network that has blocks, build it, insert the same blocks, and load. Insert before wrapping
     the network in ``torch.compile`` or DistributedDataParallel.
 
-    The channel counts are read off one forward pass of a copy that holds no data and none of the network's hooks, so
-    the network itself is neither run nor changed. Everything is checked before the first block is added.
+    Channel counts are taken from one forward pass of a copy without data and without the network's hooks, so the
+    network itself is neither run nor changed. Everything is checked before the first block is added.
 
     Args:
         model: the network.
@@ -52,17 +52,17 @@ def insert(
             options of its block. An int or a sequence of ints stands for ``num_latents``.
         example_input: what the network takes, one tensor or a tuple of arguments; by default an image (a sequence, a
             volume) with as many channels as the first convolution takes.
-        defaults: options of every block; those in ``blocks`` come first.
+        defaults: options of every block; those in ``blocks`` take precedence.
 
     Returns:
         The names of the new parameters, as in ``model.named_parameters()``.
 
     Raises:
-        ValueError: no such submodule (the nearest names are given), a block is there already, the submodule does not
-            run exactly once in a forward pass, gives a map of a single node or has no place for a block, or the block's
-            options do not fit.
-        TypeError: an argument of the wrong kind, an unknown option, a network that is scripted, compiled or wrapped or
-            does not run, or a submodule whose output is neither a tensor (B, C, *spatial) nor packed points.
+        ValueError: if there is no such submodule (similar names are given), a block is there already, the submodule
+            does not run exactly once per forward pass, returns a map of a single node or has no place for a block, or
+            the block's options do not fit.
+        TypeError: for an argument of the wrong kind, an unknown option, a network that is scripted, compiled or wrapped
+            or does not run, or a submodule whose output is neither a tensor (B, C, *spatial) nor packed points.
 
     Example:
         >>> from torch import nn
@@ -93,14 +93,14 @@ def insert(
 
 
 def remove(model: nn.Module, names: str | Iterable[str] | None = None) -> None:
-    """Take out what `insert` added; the network is then as before.
+    """Remove what `insert` added; the network is then as before.
 
     Args:
         model: the network.
-        names: submodules whose blocks go; all of them by default.
+        names: submodules whose blocks are removed; by default all.
 
     Raises:
-        ValueError: there is no block after a named submodule.
+        ValueError: if there is no block after a named submodule.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -118,7 +118,7 @@ def remove(model: nn.Module, names: str | Iterable[str] | None = None) -> None:
 def _read_blocks(
     blocks: str | Iterable[str] | Mapping[str, BlockOptions], defaults: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Each block's options, whichever way they are written."""
+    """Each block's options, in any of the accepted forms."""
     if isinstance(blocks, str):
         blocks = {blocks: {}}
     elif not isinstance(blocks, Mapping):
@@ -189,7 +189,7 @@ def _find_host(model: nn.Module, name: str) -> nn.Module:
 
 
 def _check_open(path: str, module: nn.Module) -> None:
-    """Refuse modules whose content is fixed, as a block inside them would not run or not be trained."""
+    """Refuse modules with fixed content, in which a block would not run or not be trained."""
     what = f"{path!r} ({type(module).__name__})" if path else f"the network ({type(module).__name__})"
     for package, reason in _CLOSED.items():
         if any(f"{base.__module__}.".startswith(f"{package}.") for base in type(module).__mro__):
@@ -199,7 +199,7 @@ def _check_open(path: str, module: nn.Module) -> None:
 
 
 def _output_of(name: str, model: nn.Module, host: nn.Module, trial: TrialRun) -> Tensor:
-    """A submodule's only output, which a block can follow."""
+    """A submodule's only output, if a block can follow it."""
     calls = trial.calls.get(name, [])
     if len(calls) != 1:
         times = f"is called {len(calls)} times" if calls else "is never called"
@@ -232,7 +232,7 @@ def _output_of(name: str, model: nn.Module, host: nn.Module, trial: TrialRun) ->
 
 
 def _larger_maps(name: str, model: nn.Module, trial: TrialRun) -> dict[str, tuple[int, ...]]:
-    """The last places before a submodule, no deeper in the network, that a block could follow."""
+    """The last places before a submodule, at most as deep in the network, that a block could follow."""
     larger: dict[str, tuple[int, ...]] = {}
     for place, calls in trial.calls.items():
         if place == name:
@@ -270,7 +270,7 @@ def _is_map(host: nn.Module, output: Tensor) -> bool:
 
 
 def _is_channels_last(host: nn.Module, shape: tuple[int, ...]) -> bool:
-    """Whether the last layer's width is found on the last axis and not on the second: tokens, or (B, H, W, C)."""
+    """Whether the last layer's width is on the last axis and not on the second: tokens, or (B, H, W, C)."""
     for layer in reversed(list(host.modules())):
         width = None
         if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):

@@ -1,4 +1,4 @@
-"""JSON files with lists that are too long to be held: looked through once, chunk by chunk."""
+"""JSON files with lists that are too long to keep in memory; they are scanned once, chunk by chunk."""
 
 import codecs
 import itertools
@@ -18,15 +18,15 @@ from latentgnn.reading import LONG_NUMBER, TOO_MANY_DIGITS, UnreadableError, che
 from latentgnn.stored_lists import Source, StoredFile, StoredList, version_of
 
 MOST_BYTES = 2**38
-"""Of a file: a hundred million images."""
+"""Maximum size of a file: a hundred million images."""
 MOST_ELEMENT_CHARACTERS = 2**27
-"""Of an element of such a list; lengths are noted with 32 bits."""
+"""Maximum length of an element of such a list; lengths are stored in 32 bits."""
 MOST_CHARACTERS = 2**32
-"""Of any other value at the top, which is held."""
+"""Maximum length of any other value at the top level, which is kept in memory."""
 
 _CHUNK = 2**22
 _SPACE = re.compile(r"[ \t\n\r]*")
-# Where a text ends too early, the parser points to its end, within an escape at most so much before.
+# If a text is truncated, the parser reports its end, or inside an escape a position at most this far before it.
 _ESCAPE = 12
 _EXPONENT = 3
 
@@ -34,19 +34,19 @@ _EXPONENT = 3
 def read_json_lists(
     path: Path | str, names: Collection[str], what: str = "file", *, most_bytes: int = MOST_BYTES
 ) -> Any:
-    """What a JSON file in UTF-8 holds, with some lists of its top object as `latentgnn.stored_lists.StoredList`.
+    """Read a UTF-8 JSON file, with some lists of its top-level object as `latentgnn.stored_lists.StoredList`.
 
-    All of the file is looked at once, as strictly as `latentgnn.reading.read_json` does, and one chunk of it is held at
-    a time.
+    The whole file is checked once, as strictly as by `latentgnn.reading.read_json`, with only one chunk in memory at a
+    time.
 
     Args:
         path: the file.
-        names: of lists in the object at the top; what is no list is given as it is.
-        what: what it is called in errors.
-        most_bytes: the size of the largest file that is read.
+        names: names of lists in the top-level object; values that are not lists are returned unchanged.
+        what: name of the file in errors.
+        most_bytes: maximum size of a file that is read.
 
     Raises:
-        UnreadableError: as from `latentgnn.reading.read_json`; also where an element is longer than
+        UnreadableError: as in `latentgnn.reading.read_json`; also if an element is longer than
             `MOST_ELEMENT_CHARACTERS`.
     """
     path = regular_file(path, what)
@@ -61,11 +61,11 @@ def read_json_lists(
 
 
 class _Scanner:
-    """One pass over JSON text that comes in chunks.
+    """One pass over JSON text in chunks.
 
     Args:
-        path: of the file, for errors.
-        chunks: of its bytes.
+        path: path of the file, for errors.
+        chunks: chunks of its bytes.
     """
 
     def __init__(self, path: Path, chunks: Iterable[bytes]) -> None:
@@ -74,15 +74,15 @@ class _Scanner:
         self._decoder = json_decoder()
         self._most = MOST_CHARACTERS
         self._text, self._at = "", 0
-        # Of what was dropped from the text's front: bytes, lines, and characters of the last line.
+        # Size of the text dropped from the front: bytes, lines, and characters of the last line.
         self._bytes = self._lines = self._columns = 0
-        self._marked = 0  # the place in the text up to which the bytes are counted
-        # Some programs put a mark of the byte order in front.
+        self._marked = 0  # the position in the text up to which bytes have been counted
+        # Some programs write a byte order mark.
         if self._more() and self._text[0] == "\ufeff":
             self._text, self._bytes = self._text[1:], 3
 
     def top(self, names: frozenset[str], source: Source) -> Any:
-        """The whole file."""
+        """Parse the whole file."""
         if self._next() != "{":
             value = self._value()
             check_values(value, self._path)
@@ -101,7 +101,7 @@ class _Scanner:
         return value
 
     def _members(self) -> Iterator[str]:
-        """The keys of an object, each given when its value is next."""
+        """Yield the keys of an object, each when its value is next."""
         self._at += 1
         character = self._next()
         while character != "}":
@@ -133,7 +133,7 @@ class _Scanner:
         return StoredList(source, np.array(starts, np.int64), np.array(lengths, np.int32))
 
     def _separator(self, end: str) -> str:
-        """The character of the next element, or the end."""
+        """Return the first character of the next element, or the end."""
         character = self._next()
         if character == ",":
             self._at += 1
@@ -145,7 +145,7 @@ class _Scanner:
         return character
 
     def _next(self) -> str:
-        """The next character that is no space; empty at the end."""
+        """Return the next character that is not white space; empty at the end."""
         while True:
             match = _SPACE.match(self._text, self._at)
             assert match is not None
@@ -156,7 +156,7 @@ class _Scanner:
                 return ""
 
     def _value(self) -> Any:
-        """The value that begins at the next character."""
+        """Parse the value that begins at the next character."""
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
@@ -168,18 +168,18 @@ class _Scanner:
             except RecursionError:
                 raise UnreadableError(self._path, "", too_deep()) from None
             except ValueError:
-                # Python's own limit of digits; its message does not say where.
+                # Python's own limit on digits; its message does not give the position.
                 number = LONG_NUMBER.search(self._text, self._at)
                 place = self._line_and_column(number.start()) if number else ""
                 raise UnreadableError(self._path, place, TOO_MANY_DIGITS) from None
-            # A number near the text's end may go on: of 1e+5, the parser takes 1 as long as the 5 is not there.
+            # A number at the end of the text may continue: of 1e+5, the parser takes 1 while the 5 is missing.
             if end > len(self._text) - _EXPONENT and self._more():
                 continue
             self._at = end
             return value
 
     def _more(self) -> bool:
-        """Take in the next chunk, and drop what is done; whether there was one."""
+        """Read the next chunk and drop the text that is done; return whether there was one."""
         text = next(filter(None, self._texts), "")
         if not text:
             return False
@@ -187,7 +187,7 @@ class _Scanner:
         if rest > self._most:
             message = f"a value of more than {self._most:,} characters"
             raise UnreadableError(self._path, self._line_and_column(self._at), message)
-        # As much again as is held, or a long value would be begun anew with each chunk.
+        # Read as much again as is held; otherwise a long value would be parsed again for each chunk.
         texts = [text]
         while sum(map(len, texts)) < rest and (text := next(filter(None, self._texts), "")):
             texts.append(text)
@@ -199,7 +199,7 @@ class _Scanner:
         return True
 
     def _place(self) -> int:
-        """The byte of the file at which the text's next character is."""
+        """The file offset in bytes of the text's next character."""
         done = self._text[self._marked : self._at]
         self._bytes += len(done) if done.isascii() else len(done.encode("utf-8", "surrogatepass"))
         self._marked = self._at
@@ -216,21 +216,21 @@ class _Scanner:
 
 
 def _decoded(path: Path, chunks: Iterable[bytes]) -> Iterator[str]:
-    """The text of UTF-8 in chunks."""
+    """Decode UTF-8 in chunks."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     done = 0
     for chunk in itertools.chain(chunks, [b""]):
         try:
             yield decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
-            # The decoder has put what it kept of the chunk before in front.
+            # The error's bytes begin with those that the decoder kept from the previous chunk.
             place = _line_and_column(path, done - (len(error.object) - len(chunk)) + error.start)
             raise UnreadableError(path, place, f"malformed JSON: not UTF-8 text ({error.reason})") from None
         done += len(chunk)
 
 
 def _line_and_column(path: Path, position: int) -> str:
-    """The place of a byte, counted in bytes."""
+    """Line and column of a byte, with columns counted in bytes."""
     line, column = 1, 1
     with path.open("rb") as file:
         while position > 0 and (chunk := file.read(min(position, _CHUNK))):

@@ -1,4 +1,4 @@
-"""What the machine is."""
+"""Properties of the machine."""
 
 import os
 import platform
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def processor_name() -> str:
-    """The name of the processor, with those of its instruction sets that matter to matrix products."""
+    """Return the name of the processor, with its instruction sets that matter for matrix products."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -18,7 +18,7 @@ def processor_name() -> str:
 
 
 def memory_bytes() -> int | None:
-    """The machine's memory, ``None`` where the system does not say."""
+    """Return the machine's memory in bytes, ``None`` if the system does not report it."""
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,4 @@
-"""Tell every block in a network which of its nodes are real."""
+"""Tells every block in a network which of its nodes are valid."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,23 +18,24 @@ _ADAPTIVE_POOL = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adapt
 
 @contextmanager
 def node_mask(model: nn.Module, mask: Tensor) -> Iterator[None]:
-    """Tell every `LatentGNN` in a network which part of its input is real, for the time of a ``with`` block.
+    """Tell every `LatentGNN` in a network which part of its input is valid, inside a ``with`` block.
 
-    Each layer gets the mask at the resolution of its own feature map. A node is valid if the cell of the image that it
-    stands for holds a valid pixel: of an image that is valid up to row ``h``, a stride of ``s`` keeps ``ceil(h / s)``
-    rows, which is what a strided convolution computes from them; and an image with a valid pixel keeps a valid node.
+    Each layer gets the mask at the resolution of its own feature map. A node is valid if the image cell that it
+    represents contains a valid pixel: for an image that is valid up to row ``h``, a stride of ``s`` keeps ``ceil(h /
+    s)`` rows, which is what a strided convolution computes from them; and an image with a valid pixel keeps a valid
+    node.
 
-    Nothing stays behind: layers called with a mask of their own keep it, and the hooks are gone after the block. With
-    activation checkpointing the backward pass belongs inside the block too, for it runs the layers again. Networks in
-    ``torch.compile`` run uncompiled inside the block, and the block itself must not be compiled.
+    Layers called with their own mask keep it, and the hooks are removed after the block. With activation checkpointing
+    the backward pass must be inside the block too, because it runs the layers again. ``torch.compile`` networks run
+    uncompiled inside the block, and the block itself must not be compiled.
 
     Args:
         model: the network.
         mask: (B, *spatial) bool at the resolution of the network's input, True for valid.
 
     Raises:
-        TypeError: the mask is not bool.
-        ValueError: the mask does not fit a layer's input in batch size or number of spatial dimensions.
+        TypeError: if the mask is not bool.
+        ValueError: if the mask does not fit a layer's input in batch size or number of spatial dimensions.
 
     Example:
         >>> net = LatentGNN(16, num_latents=4)
@@ -44,7 +45,7 @@ def node_mask(model: nn.Module, mask: Tensor) -> Iterator[None]:
     if mask.dtype != torch.bool:
         raise TypeError(f"the mask must be bool, True for valid; got {mask.dtype}")
     hook = partial(_pass_mask, mask)
-    # Packed points have no padding, and no place in an image.
+    # Packed points have no padding, and no position in an image.
     layers = [
         module
         for module in model.modules()
@@ -52,7 +53,7 @@ def node_mask(model: nn.Module, mask: Tensor) -> Iterator[None]:
     ]
     handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
     try:
-        # Compiled code does not notice new hooks: it would leave the mask out, or keep an old one, and not say so.
+        # Compiled code does not see new hooks: it would silently ignore the mask, or keep an old one.
         with torch.compiler.set_stance("force_eager"):
             yield
     finally:
@@ -75,7 +76,7 @@ def _pass_mask(
 
 
 def _resize(mask: Tensor, size: tuple[int, ...]) -> Tensor:
-    """A mask whose nodes are valid where any pixel of their cell is."""
+    """Resize a mask; a node is valid if any pixel of its cell is."""
     full = tuple(mask.shape[1:])
     if full == size:
         return mask
@@ -83,6 +84,6 @@ def _resize(mask: Tensor, size: tuple[int, ...]) -> Tensor:
     strides = tuple(-(-pixel_count // node_count) for pixel_count, node_count in zip(full, size, strict=True))
     if tuple(-(-pixel_count // stride) for pixel_count, stride in zip(full, strides, strict=True)) == size:
         nodes = _POOL[len(size)](pixels, strides, ceil_mode=True)
-    else:  # no whole stride leads from the one to the other, as after convolutions without padding
+    else:  # no integer stride leads from one size to the other, as after convolutions without padding
         nodes = _ADAPTIVE_POOL[len(size)](pixels, size)
     return nodes[:, 0] > 0

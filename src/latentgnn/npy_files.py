@@ -1,6 +1,6 @@
 """Rows of a NumPy file, read and written piece by piece.
 
-Files are not mapped: pages of a mapped file count as the process's memory.
+Files are not memory-mapped: mapped pages count as the process's memory.
 """
 
 import os
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from latentgnn.errors import UserError, concerning, first_line
 from latentgnn.reading import regular_file
 
-# So many bytes go to the disk at once, while the layer computes: not all at the end, when nothing else is to do.
+# Bytes that are written to disk at once while the layer computes, so that not everything is left for the end.
 _SYNCED = 1 << 26
 
 _TYPES = ("float16", "float32", "float64")
@@ -23,14 +23,14 @@ _TYPES = ("float16", "float32", "float64")
 
 @dataclass(frozen=True)
 class NpyFile:
-    """A two-dimensional array in a ``.npy`` file, whose rows are read and written by their numbers.
+    """A two-dimensional array in a ``.npy`` file, whose rows are read and written by index.
 
     Args:
-        path: of the file.
-        nodes: rows, N.
-        channels: columns, C.
-        dtype: type of the numbers.
-        offset: bytes before the first.
+        path: path of the file.
+        nodes: number of rows, N.
+        channels: number of columns, C.
+        dtype: dtype of the elements.
+        offset: bytes before the first element.
     """
 
     path: Path
@@ -41,10 +41,10 @@ class NpyFile:
 
     @classmethod
     def open(cls, path: Path) -> "NpyFile":
-        """Of a file that is there.
+        """Open an existing file.
 
         Raises:
-            UserError: it is no such array.
+            UserError: if it is not such an array.
         """
         try:
             mapped = np.lib.format.open_memmap(regular_file(path), mode="r")
@@ -61,18 +61,18 @@ class NpyFile:
         return cls(path, nodes, channels, mapped.dtype.name, mapped.offset)
 
     def create(self, path: Path, dtype: str) -> "NpyFile":
-        """A new file for as many rows and columns; its space on the disk is taken as it is written."""
+        """Create a file for as many rows and columns; disk space is allocated as it is written."""
         path.unlink(missing_ok=True)
         mapped = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=(self.nodes, self.channels))
         return NpyFile(path, self.nodes, self.channels, dtype, mapped.offset)
 
     @property
     def row_bytes(self) -> int:
-        """Of one row."""
+        """Size of a row in bytes."""
         return self.channels * np.dtype(self.dtype).itemsize
 
     def read(self, file: BinaryIO, first: int, rows: NDArray[Any]) -> None:
-        """Fill an array with rows from ``first`` on."""
+        """Read rows from ``first`` on into an array."""
         left = rows.data.cast("B")
         file.seek(self.offset + first * self.row_bytes)
         while left:
@@ -111,12 +111,12 @@ class RowWriter:
         self._file.close()
 
     def write(self, first: int, rows: NDArray[Any]) -> None:
-        """Begin to write rows, which must stay as they are."""
+        """Start writing rows, which must not be modified."""
         self._wait()
         self._waiting = self._thread.submit(self._write, first, rows)
 
     def sync(self) -> None:
-        """Return when all that was written is on the disk."""
+        """Wait until everything written is on disk."""
         self._wait()
         with concerning(self._target.path):
             os.fsync(self._file.fileno())

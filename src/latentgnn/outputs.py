@@ -1,9 +1,8 @@
-"""What a command writes, and where: into a folder of its own, one whole file after the other.
+"""Output folders of commands: each command writes into its own folder, one whole file after the other.
 
-The rule is that a command only ever makes files. Nothing that is there is written to, by whatever path, so nothing that
-the command reads can be. The one exception is told and listed: with ``--overwrite``, the results that an earlier
-command has left in the same folder are removed, those that its list names and no others, and only if the command does
-not read them.
+A command only ever creates files. Existing files are not written to, through whatever path, so its inputs cannot be
+overwritten. There is one documented exception: with ``--overwrite``, results of an earlier command in the same folder
+are removed, only those in its list, and only if the command does not read them.
 """
 
 import json
@@ -22,14 +21,14 @@ from latentgnn.growing_lists import GrowingList
 from latentgnn.unfinished import Unfinished
 
 LIST = ".latentgnn-results"
-"""The file in a folder of results that names them, a JSON string a line; a name is there before its file is."""
+"""The file in a folder of results that lists them, one JSON string per line; a name is added before its file."""
 
 
 def try_folder(folder: Path) -> None:
-    """Make a folder, and write into it and remove what was written, so that a command fails before its work.
+    """Create a folder and test that it can be written to, so that a command fails before its work.
 
     Raises:
-        OSError: it cannot be made or written to.
+        OSError: if it cannot be created or written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with concerning(folder), tempfile.TemporaryFile(dir=folder) as file:
@@ -38,12 +37,12 @@ def try_folder(folder: Path) -> None:
 
 
 def refuse_to_replace(targets: Iterable[Path], *, reads: Iterable[Path]) -> None:
-    """Make sure that no target is, by a link or under another spelling, a file that is read.
+    """Check that no target is, through a link or another spelling, a file that is read.
 
     Raises:
-        UserError: one is, and it is named.
+        UserError: if one is; the message names it.
     """
-    # Most targets are new, and then no file needs to be looked at.
+    # Most targets do not exist yet, and then no file needs to be checked.
     present = {identity: target for target in targets if (identity := _identity(target)) is not None}
     for path in reads if present else ():
         identity = _identity(path)
@@ -54,41 +53,41 @@ def refuse_to_replace(targets: Iterable[Path], *, reads: Iterable[Path]) -> None
 
 
 def quoted(path: Path) -> str:
-    """A path as a shell takes it, for commands that are shown to a person."""
+    """Quote a path for a shell, for commands that are shown to the user."""
     return shlex.quote(str(path))
 
 
 def say_end(written: Path, *following: str) -> None:
-    """Tell what a command wrote, and which commands may follow."""
+    """Print what a command wrote, and which commands may follow."""
     print(f"written to {written}")
     say_next(*following)
 
 
 def say_next(*commands: str) -> None:
-    """Tell which commands may follow."""
+    """Print which commands may follow."""
     for command in commands:
         print(f"next: {command}")
 
 
 class Results:
-    """A folder for a command's results; a context manager that checks and tries it before any work.
+    """A folder for a command's results; a context manager that checks it before any work.
 
-    Results appear one by one, each whole. Where the work ends early, those that are there stay, and the error says so.
-    A folder that was made for results and got none is removed.
+    Results appear one by one, each complete. If the work ends early, existing results are kept, and the error says so.
+    A folder that was created for results and got none is removed.
 
     Args:
-        folder: new or empty; or with the results of an earlier command, if they may be replaced.
-        names: the files that will be written, as far as they are known, relative to the folder.
-        reads: files that the command reads, as far as they are known.
-        overwrite: remove the results of an earlier command; they stay until the first new one is written.
-        first: whether this is the first process of the command, or the only one. It looks at the folder, removes what
-            is replaced and lists all results (`announce`) before the others place theirs; lists that grow are its own.
-        task: of a command that goes on where it was ended, see `latentgnn.unfinished.Unfinished`. Then the results that
-            it has finished stay (`has`), and `unfinished` is the same folder as before.
+        folder: new or empty; or with results of an earlier command, if they may be replaced.
+        names: names of the files that will be written, as far as known, relative to the folder.
+        reads: files that the command reads, as far as known.
+        overwrite: remove the results of an earlier command; they are kept until the first new one is written.
+        first: whether this is the first or only process of the command. It checks the folder, removes what is replaced
+            and lists all results (`announce`) before the others write theirs; only it has lists that grow.
+        task: given by a command that continues where it was interrupted, see `latentgnn.unfinished.Unfinished`. Then
+            its finished results are kept (`has`), and `unfinished` is the same folder as before.
 
     Raises:
-        UserError: the folder is a file, holds something else, or holds results that may not be replaced.
-        OSError: it cannot be made or written to.
+        UserError: if the folder is a file, contains something else, or contains results that may not be replaced.
+        OSError: if it cannot be created or written to.
     """
 
     def __init__(
@@ -140,7 +139,7 @@ class Results:
                 "or replace them with --overwrite"
             )
         self.reads(self._reads)
-        # By identity: a file system that ignores case has other names for the same file.
+        # By identity: on a file system that ignores case, the same file has several names.
         replaced = {_identity(path) for path in self._old}
         for path in (folder / name for name in self._names):
             if path not in (*self._old, *self._kept) and _identity(path) not in replaced:
@@ -168,33 +167,33 @@ class Results:
         if isinstance(error, KeyboardInterrupt):
             raise UserError(f"interrupted; {kept}") from error
         fault = system_error(error) if isinstance(error, OSError | RuntimeError) else None
-        # A closed pipe is for the command line: it is no fault.
+        # A closed pipe is handled by the command line: it is not an error.
         if fault is not None and not isinstance(fault, BrokenPipeError):
             raise UserError(f"{told(fault)}\n{kept}") from error
 
     def reads(self, paths: Iterable[Path]) -> None:
-        """Say what the command reads, where it was not known before.
+        """Add files that the command reads and that were not known before.
 
         Raises:
-            UserError: one of the files is a result that is to be replaced.
+            UserError: if one of the files is a result that is to be replaced.
         """
         refuse_to_replace(self._old, reads=paths)
 
     def has(self, name: Path | str) -> bool:
-        """Whether a result is there that the same command has finished before it was ended."""
+        """Whether a result exists that the same command finished before it was interrupted."""
         return self.folder / name in self._kept
 
     def unfinished(self) -> Path:
-        """A folder for unfinished work, as the same command has left it; it is removed when the results are whole."""
+        """Return the folder for unfinished work, as the same command left it; removed when the results are complete."""
         if not self._work.begun:
             self._work.begin()
         return self._work.path
 
     def place(self, name: Path | str) -> Path:
-        """The path for a new result, which is listed; the folders above it are made by the one who writes it.
+        """Return the path for a new result and list it; the writer creates missing folders above it.
 
         Raises:
-            UserError: something is there.
+            UserError: if something exists there.
         """
         path = self.folder / name
         if not self._first:
@@ -214,7 +213,7 @@ class Results:
         return path
 
     def announce(self, names: Iterable[Path | str]) -> None:
-        """List the results that other processes will write; it removes what is replaced, so they must wait for it."""
+        """List the results that other processes will write; this removes what is replaced, so they must wait for it."""
         for name in names:
             self.place(name)
         if self._first and self._list is None:
@@ -231,7 +230,7 @@ class Results:
         return self.write(name, json.dumps(value, indent=2).encode() + b"\n")
 
     def json_list(self, name: str) -> "GrowingList":
-        """A result that grows; see `GrowingList`."""
+        """Return a result that grows; see `GrowingList`."""
         if not self._first:
             return GrowingList(None, self.folder / name)
         partial = self.place(f"{name}.partial")
@@ -244,7 +243,7 @@ class Results:
             path.unlink(missing_ok=True)
         emptied = {parent for path in self._old for parent in path.parents if self.folder in parent.parents}
         for parent in sorted(emptied, reverse=True):
-            # What else is in it is not ours; then it stays.
+            # If it contains something else, it is not ours and is kept.
             with suppress(OSError):
                 parent.rmdir()
         if self._had_list and not self._work.goes_on:
@@ -256,7 +255,7 @@ class Results:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """What is the same for all names of a file; ``None`` where there is none."""
+    """An identity that is the same for all names of a file; ``None`` if there is no file."""
     try:
         status = path.stat()
     except OSError:
@@ -269,7 +268,7 @@ def _is_list(path: Path) -> bool:
 
 
 def _listed(folder: Path) -> list[Path]:
-    """The files that are there of those that a folder's list names, if they lie within the folder."""
+    """The existing files in a folder's list that are inside the folder."""
     if not _is_list(folder / LIST):
         return []
     inside = folder.resolve()

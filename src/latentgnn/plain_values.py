@@ -1,4 +1,4 @@
-"""Plain values as files hold them: what a parser lets through, and is refused here."""
+"""Plain values as stored in files: values that a parser accepts, but that are refused here."""
 
 import json
 import re
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 MOST_DEPTH = 64
-"""Lists and mappings within one another."""
+"""Maximum nesting of lists and mappings."""
 
 _INT_END = 2**63
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -15,20 +15,20 @@ _Trail = tuple[Any, Any] | None
 
 
 def first_fault(value: Any, within: Sequence[str | int] = (), *, finite: bool = True) -> tuple[str, str] | None:
-    """The first value that is refused: its place, such as ``annotations[2].bbox``, and what is wrong with it.
+    """Return the first value that is refused: its place, such as ``annotations[2].bbox``, and what is wrong with it.
 
-    Refused are lists and mappings deeper than `MOST_DEPTH`, keys that are given twice, halves of surrogate pairs, and
-    numbers that are not finite or have more than 64 bits.
+    Refused are lists and mappings nested deeper than `MOST_DEPTH`, duplicate keys, lone surrogates, and numbers that
+    are not finite or have more than 64 bits.
 
     Args:
-        value: from `json_decoder`, or plain.
+        value: a value from `json_decoder`, or a plain one.
         within: the keys that lead to it in its file, outermost first.
-        finite: refuse numbers that are infinite or not numbers.
+        finite: refuse infinite numbers and NaN.
     """
     trail: _Trail = None
     for key in within[:-1]:
         trail = trail, key
-    # A mapping of one value: its key is part of the place, and 0 stands for all of a file.
+    # Wrapped in a mapping: its key is part of the place, and 0 stands for the whole file.
     fault = _first_fault({within[-1] if within else 0: value}, len(within), trail, finite)
     if fault is None:
         return None
@@ -43,12 +43,12 @@ def first_fault(value: Any, within: Sequence[str | int] = (), *, finite: bool = 
 
 
 def json_decoder() -> json.JSONDecoder:
-    """A parser whose values are to be given to `first_fault`, which then finds keys that were given twice."""
+    """Return a parser whose values must be given to `first_fault`, which then finds duplicate keys."""
     return json.JSONDecoder(object_pairs_hook=_mapping)
 
 
 def shown(value: Any) -> str:
-    """A value as JSON in an error: short, and in ASCII.
+    """Format a value as short ASCII JSON for an error.
 
     Example:
         >>> shown({"size": [3, None]})
@@ -59,12 +59,12 @@ def shown(value: Any) -> str:
 
 
 def too_deep() -> str:
-    """What to say of lists and mappings deeper than `MOST_DEPTH`."""
+    """Return the message about lists and mappings nested deeper than `MOST_DEPTH`."""
     return f"nested too deeply; expected at most {MOST_DEPTH} lists and mappings within one another"
 
 
 class _GivenTwice(dict[str, Any]):
-    """A mapping with a key that was given more than once, to be told when its place is known."""
+    """A mapping with a duplicate key, which is reported once its place is known."""
 
 
 def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -78,14 +78,14 @@ def _repeated(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _first_fault(container: Any, depth: int, trail: _Trail, finite: bool) -> tuple[_Trail, str] | None:
-    """The keys that lead to the first fault within a list or mapping, innermost first, and what it is."""
+    """The keys that lead to the first fault in a list or mapping, innermost first, and the fault."""
     is_mapping = isinstance(container, dict)
     for key, value in container.items() if is_mapping else enumerate(container):
         if is_mapping and isinstance(key, str) and _is_torn(key):
             return trail, f"the key {shown(key)} has half of a surrogate pair; no text has"
         kind = type(value)
         if kind is float:
-            # Neither infinity nor NaN minus itself is zero.
+            # For infinity and NaN, x - x is not zero.
             if finite and value - value != 0.0:
                 return (trail, key), f"{value} is not a finite number"
         elif kind is int:

@@ -1,4 +1,4 @@
-"""How far something is that takes long: a bar on a terminal, where `rich` is installed; elsewhere lines, if wanted."""
+"""Progress of long work: a bar on a terminal, if `rich` is installed; elsewhere lines, if requested."""
 
 import sys
 import time
@@ -8,16 +8,16 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Update = Callable[[str, int, int], None]
-"""Is told what is worked on, how much of it is done, and all of it."""
+"""Called with the name of the current work, how much of it is done, and its total."""
 
 
 def counted(items: Iterable[Item], title: str, *, total: int | None = None) -> Iterable[Item]:
-    """Items, with a bar while they are taken.
+    """Return the items unchanged, with a progress bar while they are iterated.
 
     Args:
-        items: any; they are given as they are.
-        title: beside the bar.
-        total: how many there are; ``None`` asks the items.
+        items: any items.
+        title: text beside the bar.
+        total: number of items; ``None`` takes their length, if they have one.
     """
     if not _has_bars():
         return items
@@ -29,11 +29,11 @@ def counted(items: Iterable[Item], title: str, *, total: int | None = None) -> I
 
 @contextmanager
 def parts_done(*, lines: str | None = None) -> Iterator[Update]:
-    """What is to be told the parts that are done, of one thing after the other.
+    """Give a function to call with the parts done, for one piece of work after another.
 
     Args:
-        lines: what the parts are called in the lines that are printed, every ten seconds, where there is no bar;
-            ``None`` prints none.
+        lines: what the parts are called in lines that are printed every ten seconds if there is no bar; ``None`` prints
+            none.
     """
     if not _has_bars():
         yield (lambda title, done, total: None) if lines is None else _Lines(lines)
@@ -47,7 +47,7 @@ def parts_done(*, lines: str | None = None) -> Iterator[Update]:
         def update(title: str, done: int, total: int) -> None:
             nonlocal shown
             if title != shown:
-                # Anew, or the time left would be reckoned from what was before.
+                # A new bar; otherwise the remaining time would be estimated from earlier work.
                 for bar in progress.task_ids:
                     progress.remove_task(bar)
                 progress.add_task(title, total=total)

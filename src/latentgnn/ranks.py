@@ -1,6 +1,6 @@
-"""Sums over the processes that each hold a part of the nodes of the same inputs.
+"""Sums over processes that each hold a part of the nodes of the same inputs.
 
-A sum is one all-reduce, whatever it is of: what is added at once goes through one buffer. Its size is that of the
+A sum is one all-reduce: everything that is summed at the same time goes through one buffer. Its size is that of the
 latents or of the channels, and does not depend on the number of nodes.
 """
 
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Bytes of the facts, and of their digest, that each process sends to the others once.
+# Number of bytes of the facts, and of their digest, that each process sends to the others once.
 _TOLD, _DIGEST = 1024, 16
-# Seconds that the others have to answer, once a sum has failed.
+# Seconds that the others have to answer after a sum has failed.
 _GRACE = 5
 
 
@@ -25,8 +25,8 @@ class Ranks:
     """The processes that hold the nodes of the same inputs.
 
     Args:
-        group: the name of their process group: a name can be copied and pickled with a layer, a group cannot.
-        count: how many they are.
+        group: name of their process group: a name can be copied and pickled with a layer, a group cannot.
+        count: number of processes.
         agreed: whether they have compared what they compute.
     """
 
@@ -36,16 +36,17 @@ class Ranks:
 
 
 def added(tensors: Sequence[Tensor], group: str) -> list[Tensor]:
-    """The sum of each tensor over the processes of a group, by one all-reduce.
+    """Return the sum of each tensor over the processes of a group, by one all-reduce.
 
-    The gradient of what a process gives is the sum of all processes' gradients of what they get: one more all-reduce.
+    The gradient of a process's input is the sum over all processes of the gradients of their outputs: one more
+    all-reduce.
 
     Args:
-        tensors: of one type; of the same shapes in each process.
-        group: the name of a process group.
+        tensors: tensors of one dtype, with the same shapes in each process.
+        group: name of a process group.
 
     Raises:
-        RuntimeError: processes are gone, or give other shapes; with their ranks, as far as that can be found out.
+        RuntimeError: if processes are gone, or have other shapes; with their ranks, as far as they can be determined.
     """
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     parts = _Sum.apply(flat, group).split([tensor.numel() for tensor in tensors])
@@ -69,7 +70,7 @@ class _Sum(torch.autograd.Function):
 
 
 def _all_reduced(flat: Tensor, group: str) -> Tensor:
-    # The form of a collective that compilers know. Imported here: builds without distributed support lack it.
+    # The form of collectives that compilers support. Imported here: builds without distributed support lack it.
     from torch.distributed._functional_collectives import all_reduce, wait_tensor
 
     name: Any = group
@@ -82,7 +83,7 @@ def _all_reduced(flat: Tensor, group: str) -> Tensor:
 
 
 def _explained(group: str, error: Exception) -> str:
-    """Why a sum failed: who is gone, by who answers."""
+    """Explain why a sum failed: find out who is gone by who answers."""
     from torch._C._distributed_c10d import _resolve_process_group
 
     name: Any = group
@@ -112,12 +113,12 @@ def _explained(group: str, error: Exception) -> str:
 def _named(absent: Sequence[int]) -> str:
     if len(absent) == 1:
         return f"rank {absent[0]} is gone, or does not answer"
-    # Far from the one that is gone, processes go on waiting for those that wait for it.
+    # Processes not directly affected keep waiting for others that wait for the one that is gone.
     return f"ranks {', '.join(map(str, absent))} do not answer: one of them is gone, and others may wait for it"
 
 
 def _silent(process_group: Any) -> list[int] | None:
-    """The ranks that do not answer within the time of grace; ``None`` where the store itself does not."""
+    """The ranks that do not answer within the grace period; ``None`` if the store itself does not."""
     from torch.distributed import get_process_group_ranks, get_rank
     from torch.distributed.distributed_c10d import _get_process_group_store
 
@@ -131,7 +132,7 @@ def _silent(process_group: Any) -> list[int] | None:
                 store.wait([f"latentgnn/here/{rank}"], wait)
             except torch.distributed.DistStoreError:
                 silent.append(rank)
-                # Who comes so late is found by the first wait.
+                # The first wait covers the delay; the others need not wait as long again.
                 wait = timedelta(seconds=1)
     except torch.distributed.DistNetworkError:
         return None
@@ -139,22 +140,22 @@ def _silent(process_group: Any) -> list[int] | None:
 
 
 def agree(ranks: Ranks, facts: Mapping[str, object], device: torch.device) -> None:
-    """Compare with the other processes what this one is about to compute, by one all-gather.
+    """Check by one all-gather that all processes are about to compute the same thing.
 
     Args:
         ranks: the processes.
-        facts: what must be the same in all of them, in words and numbers.
-        device: where the process group can send from.
+        facts: names and values that must be the same in all of them.
+        device: device that the process group can send from.
 
     Raises:
-        ValueError: they differ, in all processes alike; with the ranks and their values.
-        RuntimeError: processes are gone.
+        ValueError: in all processes, if they differ; with the ranks and their values.
+        RuntimeError: if processes are gone.
     """
     from torch._C._distributed_c10d import _resolve_process_group
 
     name: Any = ranks.group
     text = json.dumps(facts).encode()
-    # The digest is of all facts, also of those that are cut off behind it.
+    # The digest covers all facts, including those that are cut off after it.
     sent = blake2b(text, digest_size=_DIGEST).digest() + text[:_TOLD].ljust(_TOLD)
     own = torch.tensor(list(sent), dtype=torch.uint8, device=device)
     rows = [torch.empty_like(own) for _ in range(ranks.count)]

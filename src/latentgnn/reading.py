@@ -1,7 +1,7 @@
-"""Text that a user hands in (JSON, YAML, lines), read within limits; every fault is one line with file and place.
+"""Reads the user's text files (JSON, YAML, lines) within limits; every fault is one line with file and place.
 
-What comes out is plain: lists, mappings whose keys are given once, texts that can be written again, finite numbers of
-at most 64 bits, true, false and null. Nothing that a file says is run.
+The result is plain: lists, mappings without duplicate keys, strings that can be encoded, finite numbers of at most 64
+bits, true, false and null. Nothing in a file is executed.
 """
 
 import json
@@ -24,23 +24,23 @@ _KINDS = (
 )
 
 
-# COCO's own annotations have half a gigabyte, and the largest sets some four times that. YAML is written by hand.
+# COCO's own annotations have half a gigabyte, and the largest sets about four times that. YAML is written by hand.
 _MOST_JSON_BYTES = 4 * 2**30
 _MOST_YAML_BYTES = 2**20
-# A list of ten million images, or the outlines of all objects on an image.
+# Enough for a list of ten million images, or for the outlines of all objects in an image.
 _MOST_LIST_BYTES = 2**30
 
 LONG_NUMBER = re.compile(r"[-\d]\d{4000,}")
-"""What Python refuses to parse."""
+"""Numbers that Python refuses to parse."""
 TOO_MANY_DIGITS = "a number of thousands of digits; expected at most 64 bits"
 
 
 class UnreadableError(UserError):
-    """A file that cannot be read, or does not hold what it should.
+    """A file that cannot be read, or does not have the expected content.
 
     Args:
-        path: the file; ``None`` for a text that came by itself.
-        place: where in it, for example ``line 3, column 7`` or ``annotations[2].bbox``; empty for all of it.
+        path: the file; ``None`` for a text without a file.
+        place: place in the file, for example ``line 3, column 7`` or ``annotations[2].bbox``; empty for the whole file.
         message: what is wrong.
     """
 
@@ -51,14 +51,14 @@ class UnreadableError(UserError):
 
 
 def regular_file(path: Path | str, what: str = "file") -> Path:
-    """The path of an ordinary file. Opening a pipe or a device may wait for ever, and reading it may never end.
+    """Return the path of a regular file. Opening a pipe or a device might block forever, and reading it never end.
 
     Args:
-        path: where it should be.
-        what: what it is called in errors.
+        path: the path to check.
+        what: name of the file in errors.
 
     Raises:
-        UnreadableError: something else is there, or nothing.
+        UnreadableError: if there is something else, or nothing.
     """
     path = Path(path)
     try:
@@ -68,7 +68,7 @@ def regular_file(path: Path | str, what: str = "file") -> Path:
     except OSError as error:
         raise UnreadableError(path, "", reason(error)) from error
     except ValueError:
-        # A NUL, or half of a surrogate pair.
+        # A NUL character, or a lone surrogate.
         raise UnreadableError(path, "", f"there is no such {what}: no file's name has such characters") from None
     if not stat.S_ISREG(mode):
         present = next((name for fits, name in _KINDS if fits(mode)), "something else")
@@ -77,25 +77,25 @@ def regular_file(path: Path | str, what: str = "file") -> Path:
 
 
 def read_json(path: Path | str, what: str = "file", *, finite: bool = True, most_bytes: int = _MOST_JSON_BYTES) -> Any:
-    """What a JSON file in UTF-8 holds.
+    """Return the content of a JSON file in UTF-8.
 
     Args:
         path: the file.
-        what: what it is called in errors.
-        finite: refuse numbers that are infinite or not numbers, which Python's own files may hold.
-        most_bytes: the size of the largest file that is read.
+        what: name of the file in errors.
+        finite: refuse infinite numbers and NaN, which files written by Python may contain.
+        most_bytes: maximum size of a file that is read.
 
     Raises:
-        UnreadableError: it cannot be read, is too large, is not JSON, or holds a key twice, a number that is not finite
-            or has more than 64 bits, half of a surrogate pair, or lists and mappings deeper than `MOST_DEPTH`. Its
-            cause is the operating system's error, where there is one.
+        UnreadableError: if it cannot be read, is too large, is not JSON, or contains a duplicate key, a number that is
+            not finite or has more than 64 bits, a lone surrogate, or lists and mappings nested deeper than
+            `MOST_DEPTH`. Its cause is the operating system's error, if there is one.
     """
     path = Path(path)
     return parse_json(_text(path, what, most_bytes, "malformed JSON: "), path, finite=finite)
 
 
 def parse_json(text: str, path: Path, *, finite: bool = True) -> Any:
-    """What JSON inside another file holds.
+    """Return the content of JSON inside another file.
 
     Args:
         text: the JSON.
@@ -113,7 +113,7 @@ def parse_json(text: str, path: Path, *, finite: bool = True) -> Any:
     except RecursionError:
         raise UnreadableError(path, "", too_deep()) from None
     except ValueError:
-        # Python's own limit of digits; its message does not say where.
+        # Python's own limit on digits; its message does not give the position.
         number = LONG_NUMBER.search(text)
         place = _line_and_column(text, number.start()) if number else ""
         raise UnreadableError(path, place, TOO_MANY_DIGITS) from None
@@ -122,29 +122,29 @@ def parse_json(text: str, path: Path, *, finite: bool = True) -> Any:
 
 
 def read_lines(path: Path | str, what: str = "file", *, most_bytes: int = _MOST_LIST_BYTES) -> list[str]:
-    """The lines of a text file in UTF-8, without their ends.
+    """Return the lines of a text file in UTF-8, without line ends.
 
     Args:
         path: the file.
-        what: what it is called in errors.
-        most_bytes: the size of the largest file that is read.
+        what: name of the file in errors.
+        most_bytes: maximum size of a file that is read.
 
     Raises:
-        UnreadableError: it cannot be read, is too large, or is no text.
+        UnreadableError: if it cannot be read, is too large, or is not text.
     """
     return _text(Path(path), what, most_bytes, "").splitlines()
 
 
 def read_yaml(path: Path | str, what: str = "configuration file") -> dict[str, Any]:
-    """The mapping that a YAML file in UTF-8 holds; an empty file holds an empty one.
+    """Return the mapping in a YAML file in UTF-8; an empty file gives an empty mapping.
 
     Args:
-        path: of at most a mebibyte.
-        what: what it is called in errors.
+        path: a file of at most a mebibyte.
+        what: name of the file in errors.
 
     Raises:
-        UnreadableError: it cannot be read, is not YAML (with line and column), is not a mapping, or is none of what
-            `parse_yaml` takes.
+        UnreadableError: if it cannot be read, is not YAML (with line and column), is not a mapping, or `parse_yaml`
+            refuses it.
     """
     path = Path(path)
     value = _yaml(_text(path, what, _MOST_YAML_BYTES, ""), path)
@@ -156,12 +156,12 @@ def read_yaml(path: Path | str, what: str = "configuration file") -> dict[str, A
 
 
 def parse_yaml(text: str) -> Any:
-    """A value in YAML: mappings, lists, texts, numbers, true, false and null.
+    """Parse a YAML value: mappings, lists, strings, numbers, true, false and null.
 
-    Dates are texts, ``1e-4`` is a number. Aliases count as what they stand for, and stand for 100,000 values at most.
+    Dates are strings, and ``1e-4`` is a number. Aliases count as what they stand for, at most 100,000 values.
 
     Raises:
-        UnreadableError: another tag, a key given twice, an alias within its own value, or what `read_json` refuses.
+        UnreadableError: for another tag, a duplicate key, an alias within its own value, or what `read_json` refuses.
     """
     return _yaml(text, None)
 
@@ -189,10 +189,10 @@ def _line_and_column(text: str, position: int) -> str:
 
 
 def check_values(value: Any, path: Path | None, *, within: Sequence[str | int] = (), finite: bool = True) -> None:
-    """Refuse what a parser lets through, see `latentgnn.plain_values.first_fault`.
+    """Refuse values that a parser accepts but we do not, see `latentgnn.plain_values.first_fault`.
 
     Raises:
-        UnreadableError: with the place of the first such value.
+        UnreadableError: for the first such value, with its place.
     """
     if (fault := first_fault(value, within, finite=finite)) is not None:
         raise UnreadableError(path, *fault)
@@ -210,7 +210,7 @@ def _yaml(text: str, path: Path | None) -> Any:
         place = _line_and_column(text, error.position)
         raise UnreadableError(path, place, f"the character #x{error.character:04x} does not belong in YAML") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        # Escapes beyond Unicode, and versions of thousands of digits.
+        # Escapes beyond Unicode, and version numbers with thousands of digits.
         raise UnreadableError(path, "", f"malformed YAML: {error}") from None
     check_values(value, path)
     return value

@@ -1,4 +1,4 @@
-"""The layer as it is published, step by step and without regard to cost: for tests, docs and benchmarks.
+"""The layer as published, step by step and without regard to cost: for tests, docs and benchmarks.
 
 Axes: B batch, C channels, N nodes, R reduced channels, D latents; nodes last, as in the published code.
 """
@@ -30,7 +30,7 @@ def _project(projection: Projection, x_BCN: Tensor, groups: int = 1) -> Tensor:
 
 
 def _grouped(y_BCN: Tensor, groups: int) -> Tensor:
-    """(B, G * C, N) to (B * G, C, N)."""
+    """Reshape (B, G * C, N) to (B * G, C, N)."""
     return y_BCN.unflatten(1, (groups, -1)).flatten(0, 1)
 
 
@@ -56,7 +56,7 @@ def _as_input(layer: LatentGNN, y_BCN: Tensor, x: Tensor) -> Tensor:
 
 
 def _steps(layer: LatentGNN, x_BCN: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """P, A, Q (one group a batch entry) and O (B, R, N) of every kernel."""
+    """P, A, Q (with groups in the batch dimension) and O (B, R, N) of every kernel."""
     config = layer.config
     groups = config.num_groups
     v_ERN = F.normalize(_grouped(_project(layer.gather_reduce, x_BCN), groups), dim=1, eps=EPS)
@@ -87,7 +87,7 @@ def _steps(layer: LatentGNN, x_BCN: Tensor) -> list[tuple[Tensor, Tensor, Tensor
 
 
 def forward(layer: LatentGNN, x: Tensor) -> Tensor:
-    """The output of `layer` for `x`, (B, C, *spatial), by the published equations; updates running statistics.
+    """Return the output of `layer` for `x`, (B, C, *spatial), by the published equations; updates running statistics.
 
     A `PackedLatentGNN` takes tokens (B, N, C).
 
@@ -109,9 +109,9 @@ def forward(layer: LatentGNN, x: Tensor) -> Tensor:
 
 
 def dense_affinity(layer: LatentGNN, x: Tensor) -> Tensor:
-    """The N x N affinity that each kernel and group of `layer` implies, Q^T A P: (B, kernels, groups, N, N).
+    """Return the N x N affinity of each kernel and group of `layer`, Q^T A P: (B, kernels, groups, N, N).
 
-    Row n holds the weights with which node n takes in the values V of all nodes.
+    Row n contains the weights with which node n takes in the values V of all nodes.
     """
     batch = x.shape[0]
     affinities = [q_EDN.mT @ a_EDD @ p_EDN for p_EDN, a_EDD, q_EDN, _ in _steps(layer, _nodes_last(layer, x))]
@@ -119,7 +119,7 @@ def dense_affinity(layer: LatentGNN, x: Tensor) -> Tensor:
 
 
 def dense_forward(layer: LatentGNN, x: Tensor) -> Tensor:
-    """The output of `layer` through `dense_affinity`: O(N^2), for layers without training batch norm."""
+    """Return the output of `layer` through `dense_affinity`: O(N^2), for layers without batch norm in training mode."""
     groups = layer.config.num_groups
     x_BCN = _nodes_last(layer, x)
     v_ERN = F.normalize(_grouped(_project(layer.gather_reduce, x_BCN), groups), dim=1, eps=EPS)

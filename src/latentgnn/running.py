@@ -78,6 +78,10 @@ def nodes_of(x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, rank
         return Nodes(mask_BN, group=group)
     if is_exporting() or not has_values(offsets):
         return Nodes(mask_BN, group=group, member_SN=members(offsets.to(x_BNC.device), x_BNC.shape[1]))
+    if torch.compiler.is_compiling():
+        # The values are not known yet.
+        rise = (offsets.diff() >= 0).all() & (offsets[-1] == x_BNC.shape[1])
+        torch._assert_async(rise, "offsets must rise to the number of points")
     return Nodes(mask_BN, offsets.tolist(), group)
 
 

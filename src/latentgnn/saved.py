@@ -1,7 +1,7 @@
-"""Models as data, in the Hugging Face hub's manner: ``config.json`` and ``model.safetensors`` in one folder.
+"""Models as data, as on the Hugging Face hub: ``config.json`` and ``model.safetensors`` in one folder.
 
-The weights' file has the configuration inside too, so that it can go alone. Nothing here runs code from a file, and
-nothing goes to the network but what `latentgnn.hub` is asked for.
+The weights file also contains the configuration, so that it is complete on its own. Nothing here runs code from a file,
+and the network is only used through `latentgnn.hub`, on request.
 """
 
 import json
@@ -22,22 +22,22 @@ from latentgnn.hub import CONFIG, WEIGHTS, find
 from latentgnn.reading import parse_json, read_json, regular_file
 
 CARD = "README.md"
-"""What a person should know of a saved model; the hub shows it."""
+"""The description of a saved model, which the hub shows."""
 
 _RECORD = "latentgnn"  # the record's name in the metadata of a safetensors file
-_MOST_BYTES = 2**24  # of a record
+_MOST_BYTES = 2**24  # maximum size of a record
 
 L = TypeVar("L", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Saved:
-    """A model as it is read.
+    """A saved model, as read from disk.
 
     Args:
-        path: the file of its weights.
-        record: ``kind``, the name of the class or task that it is of; ``config``, its configuration; and what else is
-            known of it.
+        path: path of its weights file.
+        record: ``kind``, the name of its class or task; ``config``, its configuration; and anything else known about
+            it.
         weights: its state dict.
     """
 
@@ -47,7 +47,7 @@ class Saved:
 
     @property
     def kind(self) -> str:
-        """The name of the class or task that it is of."""
+        """The name of its class or task."""
         return str(self.record["kind"])
 
     @property
@@ -58,12 +58,12 @@ class Saved:
 
 
 def new_record(kind: str, config: Mapping[str, Any], **others: Any) -> dict[str, Any]:
-    """What is saved beside the weights."""
+    """Return the record that is saved beside the weights."""
     return {"library_name": _RECORD, "version": version("latentgnn"), "kind": kind, **others, "config": dict(config)}
 
 
 def files_of(record: Mapping[str, Any], weights: Mapping[str, Tensor], card: str | None = None) -> dict[str, bytes]:
-    """The files of a saved model, by their names.
+    """Return the files of a saved model by name.
 
     Args:
         record: see `new_record`.
@@ -83,12 +83,12 @@ def save_folder(folder: Path | str, files: Mapping[str, bytes], *, overwrite: bo
     """Write the files of a saved model, each in one step, the configuration last.
 
     Args:
-        folder: made if it is not there; other files in it stay.
+        folder: the folder, created if needed; other files in it are kept.
         files: see `files_of`.
         overwrite: replace files of these names.
 
     Raises:
-        UserError: some are there, and may not be replaced.
+        UserError: if such files exist and may not be replaced.
     """
     folder = Path(folder)
     there = [name for name in files if (folder / name).exists()]
@@ -99,7 +99,7 @@ def save_folder(folder: Path | str, files: Mapping[str, bytes], *, overwrite: bo
 
 
 def is_saved(path: Path) -> bool:
-    """Whether a path is a saved model, as a folder or as a file of weights with its configuration inside."""
+    """Whether a path is a saved model: a folder, or a weights file that contains its configuration."""
     if path.is_dir():
         return (path / WEIGHTS).is_file() and (path / CONFIG).is_file()
     if path.suffix != ".safetensors" or not path.is_file():
@@ -108,10 +108,10 @@ def is_saved(path: Path) -> bool:
 
 
 def read_record(source: Path | str) -> dict[str, Any]:
-    """The record of a saved model; a folder's is its ``config.json``, which may be edited.
+    """Return the record of a saved model; for a folder, it is ``config.json``, which may have been edited.
 
     Raises:
-        UserError: there is none, or it is something else.
+        UserError: if there is none, or it is something else.
     """
     path = Path(source)
     if path.is_dir():
@@ -136,10 +136,10 @@ def read_record(source: Path | str) -> dict[str, Any]:
 
 
 def read_saved(source: Path | str) -> Saved:
-    """A saved model from a folder, or from a file of weights with its configuration inside; never from the network.
+    """Read a saved model from a folder or from a weights file with its configuration; never from the network.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: if there is none, or it is damaged.
     """
     path = Path(source)
     if not path.exists():
@@ -150,7 +150,7 @@ def read_saved(source: Path | str) -> Saved:
     file = path / WEIGHTS if path.is_dir() else path
     try:
         weights = safetensors.torch.load_file(file)
-    except Exception as error:  # OSError, or its reader's own on bytes that are something else
+    except Exception as error:  # OSError, or the reader's own errors for other content
         raise _unreadable(file, error) from error
     return Saved(path=file, record=record, weights=weights)
 
@@ -172,7 +172,7 @@ def load_layer(layer_class: type[L], source: Path | str, *, from_hub: bool, revi
     types = {value.dtype for value in saved.weights.values() if value.is_floating_point()}
     constructor: Any = layer_class
     try:
-        # The layer is made without memory, and takes the tensors that were read.
+        # The layer is created without memory, and uses the tensors that were read.
         layer: L = constructor.from_config(LatentGNNConfig(**saved.config), device="meta", dtype=types.pop())
         layer.load_state_dict(saved.weights, assign=True)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -182,12 +182,12 @@ def load_layer(layer_class: type[L], source: Path | str, *, from_hub: bool, revi
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says beside its tensors."""
+    """The metadata of a safetensors file."""
     regular_file(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
-    except Exception as error:  # OSError, or its reader's own on bytes that are something else
+    except Exception as error:  # OSError, or the reader's own errors for other content
         raise _unreadable(path, error) from error
 
 

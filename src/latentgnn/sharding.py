@@ -1,4 +1,4 @@
-"""Nodes shared between processes: each holds a part of the nodes of the same inputs."""
+"""Nodes shared between processes: each process holds a part of the nodes of the same inputs."""
 
 from typing import TypeVar, cast
 
@@ -16,28 +16,28 @@ M = TypeVar("M", bound=nn.Module)
 def shard_nodes(module: M, group: ProcessGroup | DeviceMesh | None) -> M:
     """Let the processes of a group share the nodes of each input: every latent sums over the nodes of all of them.
 
-    Each process then calls the layer with its part of the nodes of the same samples: a strip of an image, some of the
-    points. Parts may differ in size, and be empty. The outputs are those of one process that has all nodes, and so are
-    the gradients of the inputs, if the loss is the sum of what each process adds to it. The gradients of parameters are
-    partial sums, over the process's own nodes: added over the processes they are those of one process.
+    Each process then calls the layer with its part of the nodes of the same samples: a strip of an image, or some of
+    the points. Parts may differ in size and may be empty. The outputs are those of one process with all nodes, and so
+    are the gradients of the inputs, if the loss is the sum of the processes' losses. The gradients of parameters are
+    partial sums over the process's own nodes: summed over the processes they are those of one process.
 
-    A call adds up the latents' sums, (S, G, D, r + 1) numbers, by one all-reduce, and the backward pass as many
-    gradients by another. Batch norm in training takes two small ones more for each norm, in either direction, and its
-    statistics are those of all nodes of the group. The bytes do not depend on the number of nodes.
+    A call sums the latents, (S, G, D, r + 1) numbers, by one all-reduce, and the backward pass as many gradients by
+    another. Batch norm in training mode needs two more small ones for each norm, in either direction, and its
+    statistics are those of all nodes of the group. The number of bytes does not depend on the number of nodes.
 
-    At its first call a layer compares what it is about to compute with the other processes, by one small all-gather.
+    At its first call, a layer compares what it is about to compute with the other processes, by one small all-gather.
 
     Args:
-        module: a `LatentGNN` or `PackedLatentGNN`, or a network with some.
-        group: a process group, or a device mesh of one dimension, such as ``mesh["nodes"]``; ``None`` lets each
-            process compute alone again.
+        module: a `LatentGNN` or `PackedLatentGNN`, or a network that contains some.
+        group: a process group, or a one-dimensional device mesh, such as ``mesh["nodes"]``; ``None`` lets each process
+            compute alone again.
 
     Returns:
         The module, whose layers now share their nodes.
 
     Raises:
-        TypeError: something else than a module or a group.
-        ValueError: a module without such layers, a mesh of several dimensions, or a group that this process is not in.
+        TypeError: for anything but a module and a group.
+        ValueError: for a module without such layers, a mesh of several dimensions, or a group without this process.
 
     Example:
         >>> layer = LatentGNN(16, num_latents=4)

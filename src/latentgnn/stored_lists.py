@@ -1,8 +1,8 @@
-"""Lists that are too long to be held: text in a file or in memory, read element by element.
+"""Lists that are too long to keep in memory: text in a file or buffer, read element by element.
 
-A million images with their objects are some gigabytes as JSON and ten times that as Python's objects. What is held of a
-`StoredList` is where each element lies: 12 bytes. Processes share the rest, which the operating system keeps in memory
-as long as there is room.
+A million images with their objects are some gigabytes as JSON and ten times that as Python objects. A `StoredList` only
+keeps the position of each element in memory: 12 bytes. The rest is shared by processes, and the operating system caches
+it as long as there is room.
 """
 
 import json
@@ -20,25 +20,25 @@ from numpy.typing import NDArray
 from latentgnn.errors import UserError, reason
 from latentgnn.reading import UnreadableError
 
-_BLOCK = 256  # elements that are read at a time where all are
-# Elements that lie near together are read in one go, with what is between them.
+_BLOCK = 256  # number of elements that are read at a time when iterating
+# Elements that are close together are read at once, including what is between them.
 _NEAR = 2**16
 
 
 class Source(Protocol):
-    """Bytes by their place."""
+    """Bytes that are read by position."""
 
     def read(self, start: int, length: int) -> bytes: ...
 
 
 class StoredList(Sequence[Any]):
-    """A list of JSON values, each of which is decoded anew whenever it is asked for.
+    """A list of JSON values, each of which is decoded on every access.
 
     Args:
         source: the text.
-        starts: of each element, its first byte, int64 (N,).
-        lengths: of each element, int32 (N,).
-        make: makes of a decoded element what this list gives for it; ``None`` gives the element.
+        starts: offset of each element's first byte, int64 (N,).
+        lengths: length of each element, int32 (N,).
+        make: converts a decoded element to the list's item; ``None`` returns it unchanged.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class StoredList(Sequence[Any]):
 
     @classmethod
     def of(cls, values: Sequence[Any]) -> "StoredList":
-        """A list as text in memory: one buffer, which processes share as long as none of them writes to it.
+        """Store a list as text in one memory buffer, which processes share as long as none of them writes to it.
 
         Args:
-            values: that JSON can hold; a stored list is given back as it is.
+            values: values that JSON can represent; a stored list is returned unchanged.
         """
         if isinstance(values, StoredList):
             return values
@@ -90,7 +90,7 @@ class StoredList(Sequence[Any]):
     __hash__ = None  # type: ignore[assignment]
 
     def values(self, indices: Sequence[int] | NDArray[Any]) -> list[Any]:
-        """Some elements, in the order of the indices."""
+        """Return some elements, in the order of the indices."""
         places = np.asarray(indices, np.int64)
         if not len(places):
             return []
@@ -106,17 +106,17 @@ class StoredList(Sequence[Any]):
         return values if self._make is None else [self._make(value) for value in values]
 
     def part(self, indices: Sequence[int] | NDArray[Any]) -> "StoredList":
-        """A list of some of the elements, in the order of the indices."""
+        """Return a list of some of the elements, in the order of the indices."""
         places = np.asarray(indices, np.int64)
         return StoredList(self._source, self._starts[places], self._lengths[places], self._make)
 
     def mapped(self, make: Callable[[Any], Any]) -> "StoredList":
-        """A list that gives for each element of the text what ``make`` makes of it."""
+        """Return a list whose items are the results of ``make`` on the elements."""
         return StoredList(self._source, self._starts, self._lengths, make)
 
 
 def part_of(values: Sequence[Any], indices: Sequence[int]) -> Sequence[Any]:
-    """Some elements of a list, which is stored again if the list is."""
+    """Return some elements of a list; the result is a stored list if the input is."""
     return values.part(indices) if isinstance(values, StoredList) else [values[index] for index in indices]
 
 
@@ -124,7 +124,7 @@ class _Buffer:
     """Text in memory."""
 
     def __init__(self, text: bytes) -> None:
-        # An array and not bytes: pages that hold a reference count would be copied into each process.
+        # An array, not bytes: pages that contain a reference count would be copied into each process.
         self._bytes = np.frombuffer(text, np.uint8)
 
     def read(self, start: int, length: int) -> bytes:
@@ -132,7 +132,7 @@ class _Buffer:
 
 
 class StoredFile:
-    """A file that stays as it is; one that does not is told, and not read as if it had."""
+    """A file that must not change; if it does, reading it raises an error."""
 
     def __init__(self, path: Path, version: tuple[int, int]) -> None:
         self._path, self._version = path, version
@@ -148,7 +148,7 @@ class StoredFile:
     def read(self, start: int, length: int) -> bytes:
         try:
             if self._descriptor is None:
-                # No file object: where it is forgotten, Python warns.
+                # Not a file object, for which Python would warn if it is not closed.
                 descriptor = os.open(self._path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
                 weakref.finalize(self, os.close, descriptor)
                 self._descriptor = descriptor
@@ -162,7 +162,7 @@ class StoredFile:
 
 
 def _read_at(descriptor: int, start: int, length: int) -> bytes:
-    """Bytes of a file; a process shares its place in the file with those that it was forked from, so that none has."""
+    """Read bytes at an offset; the file position is not used, because forked processes share it."""
     if sys.platform == "win32":
         os.lseek(descriptor, start, os.SEEK_SET)
         return os.read(descriptor, length)
@@ -170,5 +170,5 @@ def _read_at(descriptor: int, start: int, length: int) -> bytes:
 
 
 def version_of(status: os.stat_result) -> tuple[int, int]:
-    """What tells a file from one with other content: its size and the time of its last change."""
+    """Return what distinguishes versions of a file: its size and modification time."""
     return status.st_size, status.st_mtime_ns

@@ -1,7 +1,7 @@
-"""Inputs larger than memory: gather over chunks of the nodes, then scatter a chunk at a time, and gradients likewise.
+"""Inputs larger than memory: gather over chunks of nodes, scatter chunk by chunk, and gradients likewise.
 
-The latents' sums add up over any partition of the nodes. One sweep over the chunks gathers them, a second one gives the
-output of each chunk; the result is that of the layer on all nodes at once.
+The latents' sums can be added over any partition of the nodes. One sweep over the chunks gathers them, and a second one
+computes the output of each chunk; the result is that of the layer on all nodes at once.
 
 Axes: B batch, N nodes, C channels, S samples.
 """
@@ -31,17 +31,17 @@ Array = Tensor | NDArray[Any]
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some nodes of the samples, and what belongs to them; a tensor or an array alone stands for a chunk without more.
+    """Some nodes of the samples, with mask and offsets; a bare tensor or array stands for a chunk without these.
 
-    Every chunk has nodes of the same samples, in the same order of samples. It may have any number of each one's nodes,
-    or none.
+    Every chunk has nodes of the same samples, in the same order of samples. It may have any number of nodes of each
+    sample, including none.
 
     Args:
-        x: for `LatentGNN`, (B, C, *spatial), such as strips of images; for `PackedLatentGNN`, (n, C), points of one
-            scene, or (n, C) with offsets, or (B, n, C). A NumPy array is converted to the layer's type and device; a
-            tensor must have them, as the layer's own input.
-        mask: bool, (B, *spatial) or (B, n): nodes that take part.
-        offsets: (S + 1,), where each scene begins in the chunk, from 0 on, and the end.
+        x: for `LatentGNN`, (B, C, *spatial), such as strips of images; for `PackedLatentGNN`, (n, C) for points of one
+            scene, (n, C) with offsets, or (B, n, C). A NumPy array is converted to the layer's dtype and device; a
+            tensor must have them already, like the layer's usual input.
+        mask: nodes that take part, bool, (B, *spatial) or (B, n).
+        offsets: (S + 1,), the start of each scene in the chunk, beginning with 0, and the end.
     """
 
     x: Array
@@ -52,19 +52,20 @@ class Chunk:
 def gather_chunks(
     layer: LatentGNN, chunks: Iterable[Chunk | Array], *, start: LatentSums | None = None, check: bool = True
 ) -> LatentSums:
-    """The first sweep: the latents' sums over all chunks. Autograd records nothing.
+    """Run the first sweep: sum up the latents over all chunks. Autograd records nothing.
 
     Args:
-        layer: whose norms are maps of each node: batch norm in evaluation, frozen batch norm, layer norm, RMS norm.
-        chunks: any iterable: of memory-mapped arrays, slices of a safetensors file, points as a reader gives them.
-        start: sums over earlier chunks, to go on from.
-        check: note a checksum of each chunk, by which `scatter_chunk` tells one that has changed.
+        layer: a layer whose norms act on each node by itself: batch norm in evaluation mode, frozen batch norm, layer
+            norm, RMS norm.
+        chunks: any iterable: memory-mapped arrays, slices of a safetensors file, points from a reader.
+        start: sums over earlier chunks, to continue from.
+        check: store a checksum of each chunk, so that `scatter_chunk` can detect changes.
 
     Raises:
-        TypeError: a chunk of the wrong type, norms that take statistics of all nodes, or a layer that shares its nodes
+        TypeError: for a chunk of the wrong type, norms with statistics over all nodes, or a layer that shares its nodes
             with other processes.
-        ValueError: a chunk of the wrong shape, other samples than the chunks before, or no chunk.
-        UserError: a chunk whose nodes are not finite.
+        ValueError: for a chunk of the wrong shape, other samples than in earlier chunks, or no chunk.
+        UserError: for a chunk whose nodes are not finite.
 
     Example:
         >>> layer = PackedLatentGNN(16, num_latents=4, gamma_init=0.5).eval()
@@ -95,7 +96,7 @@ def gather_chunks(
 
 
 def gather_chunk(layer: LatentGNN, chunk: Chunk | Array, *, check: bool = True) -> LatentSums:
-    """The sums over one chunk, with gradients where autograd records; ``+`` adds them to those of others."""
+    """Return the sums over one chunk, with gradients if autograd records; ``+`` adds sums of several chunks."""
     own, nodes = _layer(layer), _Nodes.of(layer, chunk)
     x_BNC = nodes.x_BNC
     config, reduced = layer.config, layer.config.reduced_channels // layer.config.num_groups
@@ -105,7 +106,7 @@ def gather_chunk(layer: LatentGNN, chunk: Chunk | Array, *, check: bool = True) 
         sums = x_BNC.new_zeros(nodes.samples, config.num_groups, sum(config.latents), reduced)
         weights = sums[..., 0]
     return LatentSums(
-        # In float64, so that it does not matter how many chunks there are; they are few numbers.
+        # In float64, so that the number of chunks does not affect the precision; they are few numbers.
         sums=sums.to("cpu", torch.float64),
         weights=weights.to("cpu", torch.float64),
         layer=own.fingerprint(),
@@ -116,22 +117,23 @@ def gather_chunk(layer: LatentGNN, chunk: Chunk | Array, *, check: bool = True) 
 
 
 def scatter_chunk(layer: LatentGNN, chunk: Chunk | Array, sums: LatentSums, *, check: bool = True) -> Tensor:
-    """The second sweep: the layer's output for the nodes of a chunk, from the sums over all of them.
+    """Run the second sweep: the layer's output for the nodes of a chunk, from the sums over all of them.
 
     Args:
-        layer: that gathered.
-        chunk: one of those that were gathered from, in any order.
-        sums: over all chunks.
-        check: refuse a chunk that was not gathered from as it is now; without it, the nodes may be in other chunks.
+        layer: the layer that gathered.
+        chunk: one of the chunks that were gathered, in any order.
+        sums: sums over all chunks.
+        check: refuse a chunk that differs from those that were gathered; without it, the nodes may be divided
+            otherwise.
 
     Returns:
-        The shape of the chunk, in the layer's type; where autograd records, with gradients for chunk, parameters and
-        sums.
+        The output, in the shape of the chunk and the layer's dtype; if autograd records, with gradients for chunk,
+        parameters and sums.
 
     Raises:
         TypeError: as `gather_chunks` does.
         ValueError: likewise.
-        UserError: another layer, other weights or another type than the sums are of, or a chunk that has changed.
+        UserError: if layer, weights or dtype differ from those of the sums, or a chunk has changed.
     """
     own, nodes = _layer(layer), _Nodes.of(layer, chunk)
     _check_sums(own, nodes, sums)
@@ -150,18 +152,18 @@ def scatter_chunk(layer: LatentGNN, chunk: Chunk | Array, sums: LatentSums, *, c
 
 
 def backward_chunk(layer: LatentGNN, chunk: Chunk | Array, sums: LatentSums) -> None:
-    """The third sweep, in training: what the losses' gradients of the sums mean for a chunk and the parameters.
+    """Run the third sweep, in training: propagate the gradients of the sums to a chunk and the parameters.
 
-    The sums had ``requires_grad_()`` called, and ``backward()`` the losses of all chunks. Gradients are added to those
-    that the second sweep gave.
+    Before it, ``requires_grad_()`` must have been called on the sums, and ``backward()`` on the losses of all chunks.
+    Gradients are added to those of the second sweep.
 
     Args:
-        layer: that gathered.
-        chunk: one of those that were gathered from.
-        sums: over all chunks, with gradients.
+        layer: the layer that gathered.
+        chunk: one of the chunks that were gathered.
+        sums: sums over all chunks, with gradients.
 
     Raises:
-        ValueError: the sums have no gradients.
+        ValueError: if the sums have no gradients.
         UserError: as `scatter_chunk` does.
     """
     if sums.sums.grad is None:
@@ -172,7 +174,7 @@ def backward_chunk(layer: LatentGNN, chunk: Chunk | Array, sums: LatentSums) -> 
     _check_sums(_layer(layer), _Nodes.of(layer, chunk), sums)
     part = gather_chunk(layer, chunk, check=False)
     if part.sums.requires_grad:
-        # A symmetric layer with the published scaling has no use for the weights.
+        # A symmetric layer with the published scaling does not use the weights.
         grad_weights = torch.zeros_like(sums.weights) if sums.weights.grad is None else sums.weights.grad
         torch.autograd.backward([part.sums, part.weights], [sums.sums.grad, grad_weights])
 
@@ -195,7 +197,7 @@ def _layer(layer: LatentGNN) -> Arrangement:
 
 @dataclass(frozen=True)
 class _Nodes:
-    """A chunk as the layer's equations take it."""
+    """A chunk in the form of the layer's equations."""
 
     x: Tensor
     x_BNC: Tensor
@@ -236,7 +238,7 @@ def _input(layer: LatentGNN, x: object) -> Tensor:
         kind = f"an array of {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
         raise TypeError(f"a chunk must be a floating-point tensor or NumPy array, or a Chunk of them; got {kind}")
     weight = layer.gather_reduce.weight
-    # PyTorch takes no other byte order, and warns of read-only memory, such as that of a map.
+    # PyTorch supports only native byte order, and warns about read-only memory, such as that of a memory map.
     plain = x.dtype.newbyteorder("=")
     return torch.from_numpy(np.require(x, plain, ["C", "W"])).to(weight.device, weight.dtype)
 
@@ -267,7 +269,7 @@ def _check_sums(layer: Arrangement, nodes: _Nodes, sums: LatentSums) -> None:
 
 
 def _checksum(chunk: Chunk | Array) -> int:
-    """Of a chunk as it was given. CRC-32 takes a few nanoseconds a node, and accidents are what it is to find."""
+    """Checksum of a chunk as given. CRC-32 takes a few nanoseconds per node, and only has to detect accidents."""
     chunk, value = chunk if isinstance(chunk, Chunk) else Chunk(chunk), 0
     for part in (chunk.x, chunk.mask, chunk.offsets):
         shape = None if part is None else (tuple(part.shape), str(part.dtype).removeprefix("torch."))

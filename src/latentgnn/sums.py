@@ -1,4 +1,4 @@
-"""The latents' sums over chunks of nodes: added, saved, loaded.
+"""The latents' sums over chunks of nodes: adding, saving, loading.
 
 Axes: S samples, G groups, D latents of all kernels in a group, r channels of a group.
 """
@@ -22,18 +22,18 @@ _TENSORS = ("sums", "weights", "counts", "checksums")
 
 @dataclass(frozen=True, eq=False)
 class LatentSums:
-    """What gather leaves of the nodes of some chunks: a few numbers a latent, whatever the number of nodes.
+    """The result of gather over some chunks: a few numbers per latent, whatever the number of nodes.
 
-    Sums of different chunks add: ``a + b`` is what one sweep over the chunks of both would give. They hold what is
-    needed to refuse another layer, and chunks that have changed.
+    Sums of different chunks can be added: ``a + b`` equals the result of one sweep over the chunks of both. They also
+    contain what is needed to detect another layer, or chunks that have changed.
 
     Args:
-        sums: of values by assignments, (S, G, D, r), float64, on the CPU.
-        weights: what they will be divided by, (S, G, D), likewise.
+        sums: sums of values weighted by assignments, (S, G, D, r), float64, on the CPU.
+        weights: what they will be divided by, (S, G, D), float64, on the CPU.
         layer: a fingerprint of the layer's options and weights.
-        compute: the dtype of the products over nodes, such as ``float32``.
-        counts: of each chunk, its nodes, int64.
-        checksums: of each chunk, int64; none where chunks are not checked.
+        compute: dtype of the products over nodes, such as ``float32``.
+        counts: number of nodes of each chunk, int64.
+        checksums: checksum of each chunk, int64; empty if chunks are not checked.
     """
 
     sums: Tensor
@@ -45,12 +45,12 @@ class LatentSums:
 
     @property
     def nodes(self) -> int:
-        """Of all chunks."""
+        """Number of nodes of all chunks."""
         return int(self.counts.sum())
 
     @property
     def is_finite(self) -> bool:
-        """Whether all sums are numbers: what is not, among the nodes, makes those of all useless."""
+        """Whether all sums are finite; a single node that is not would make the results of all nodes useless."""
         return bool(self.sums.isfinite().all() and self.weights.isfinite().all())
 
     @cached_property
@@ -60,17 +60,17 @@ class LatentSums:
         return frozenset(zip(self.counts.tolist(), self.checksums.tolist(), strict=True)) if checked else frozenset()
 
     def requires_grad_(self) -> "LatentSums":
-        """Let losses of `latentgnn.streaming.scatter_chunk`'s outputs leave their gradients here; returns itself."""
+        """Collect the gradients of losses of `latentgnn.streaming.scatter_chunk`'s outputs here; returns itself."""
         self.sums.requires_grad_()
         self.weights.requires_grad_()
         return self
 
     def __add__(self, other: "LatentSums") -> "LatentSums":
-        """The sums over the chunks of both.
+        """Return the sums over the chunks of both.
 
         Raises:
-            UserError: they are of two layers or types, or only one of them was checked.
-            ValueError: they are of other samples.
+            UserError: if layers or dtypes differ, or only one of them was checked.
+            ValueError: if samples differ.
         """
         for name in ("layer", "compute"):
             one, two = getattr(self, name), getattr(other, name)
@@ -103,14 +103,14 @@ class LatentSums:
         """Read what `save` wrote.
 
         Raises:
-            UserError: it is something else, or damaged.
+            UserError: if it is something else, or damaged.
         """
         regular_file(Path(path))
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except Exception as error:  # OSError, or its reader's own on bytes that are something else
+        except Exception as error:  # OSError, or the reader's own errors for other content
             if system_error(error) is not None:
                 raise
             raise UserError(f"{path} cannot be read as a safetensors file ({first_line(error)})") from error

@@ -1,4 +1,4 @@
-"""One node for the whole layer in a graph that `torch.fx` traces."""
+"""One node for the whole layer in a graph traced by `torch.fx`."""
 
 from typing import Any
 
@@ -8,20 +8,20 @@ from torch import fx, nn
 def as_one_node(layer: nn.Module, *args: Any, **kwargs: Any) -> fx.Proxy | None:
     """Record a call of a layer as one ``call_module`` node, if the call is part of a symbolic trace.
 
-    `torch.fx` follows calls into every module that is not PyTorch's own, with stand-ins (proxies) for the tensors. What
-    the layer does depends on shapes and types, which a proxy does not have; so the layer stays whole, as PyTorch's own
+    `torch.fx` traces into every module that is not PyTorch's own, with stand-ins (proxies) for the tensors. What the
+    layer does depends on shapes and dtypes, which a proxy does not have; so the layer stays whole, as PyTorch's own
     layers do.
 
     Args:
         layer: the layer that is called, inside the network that is traced.
-        args: what its ``forward`` takes.
-        kwargs: what its ``forward`` takes by name; ``None`` stands for an argument that was not given.
+        args: positional arguments of its ``forward``.
+        kwargs: keyword arguments of its ``forward``; ``None`` stands for an argument that was not given.
 
     Returns:
-        The node's result, or ``None`` if no argument is a proxy, which means that nothing is traced.
+        The node's result, or ``None`` if no argument is a proxy, so nothing is being traced.
 
     Raises:
-        TypeError: the layer is itself the root of the trace.
+        TypeError: if the layer is itself the root of the trace.
 
     Example:
         >>> class Doubled(nn.Module):

@@ -1,4 +1,4 @@
-"""Run a copy of a network once on tensors without data, to see what its submodules are called with and give."""
+"""Runs a copy of a network once on tensors without data, to record inputs and outputs of its submodules."""
 
 import copy
 from collections import OrderedDict
@@ -28,7 +28,7 @@ _HOOKS_OF_ALL = (
     "_global_forward_hooks_always_called",
     "_global_forward_pre_hooks",
 )
-"""Where `torch.nn.modules.module` keeps the hooks of all modules, as profilers register them."""
+"""Where `torch.nn.modules.module` stores hooks for all modules, such as those of profilers."""
 
 
 class Call(NamedTuple):
@@ -40,20 +40,20 @@ class Call(NamedTuple):
 
 
 class TrialRun:
-    """A forward pass of a network's copy, without its hooks and without the blocks that it has already.
+    """A forward pass of a network's copy, without its hooks and its existing blocks.
 
-    The copy's tensors have a shape, a type and a device but no data; the network itself is neither run nor changed, and
-    no hook of the user's sees the copy.
+    The copy's tensors have a shape, a dtype and a device but no data; the network itself is neither run nor changed,
+    and the user's hooks are not called.
 
     Args:
         model: the network.
-        names: submodules to be reached. What follows them need not run without data: a detector's heads, say, cannot.
+        names: submodules that must be reached. Later ones may fail without data, as a detector's heads do.
         example_input: as in `latentgnn.insert`.
 
     Attributes:
         calls: the calls of every submodule, by its name in ``model.named_modules()``, in the order in which the
-            submodules first came to an end.
-        args: what the network was given.
+            submodules first finished.
+        args: the network's inputs.
 
     Raises:
         TypeError: the network cannot be copied, or does not run; or a part of it is scripted or lazy.
@@ -94,7 +94,7 @@ class TrialRun:
         self.calls.setdefault(name, []).append(Call(args, kwargs, output))
 
     def way_of(self, name: str) -> Way | None:
-        """How a block can be attached to a submodule that was called: see `latentgnn.attachment.find_way`."""
+        """Return how a block can be attached to a submodule that was called: see `latentgnn.attachment.find_way`."""
         call = self.calls[name][0]
         with torch.no_grad(), self._mode, _without_hooks_of_all():
             return find_way(self._twin.get_submodule(name), call.args, call.kwargs)
@@ -102,7 +102,7 @@ class TrialRun:
 
 @contextmanager
 def _without_hooks_of_all() -> Iterator[None]:
-    """Set the hooks aside that are registered for all modules of the process."""
+    """Temporarily remove the hooks that are registered for all modules of the process."""
     stores = [getattr(torch.nn.modules.module, name) for name in _HOOKS_OF_ALL]
     kept = [dict(store) for store in stores]
     for store in stores:
@@ -125,14 +125,14 @@ def _check_runs_without_data(model: nn.Module) -> None:
 
 
 def _copy_without_data(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    # The memo hands out fakes for tensors, so that no weights are copied, and new dictionaries for those of hooks.
+    # The memo maps tensors to fake ones, so that no weights are copied, and dictionaries of hooks to new ones.
     memo: dict[int, Any] = {id(t): mode.from_tensor(t) for t in (*model.parameters(), *model.buffers())}
     for module in model.modules():
         for name, value in vars(module).items():
             if name in _HOOKS:
                 memo[id(value)] = OrderedDict()
             elif isinstance(value, Tensor):
-                # Results of operations, as pruning leaves them as plain attributes, cannot be copied.
+                # Tensors computed by operations, which pruning stores as plain attributes, cannot be deep-copied.
                 memo[id(value)] = mode.from_tensor(value.detach())
     try:
         twin = copy.deepcopy(model, memo).eval()
@@ -141,7 +141,7 @@ def _copy_without_data(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
             f"{type(model).__name__} cannot be copied, which finding the channels needs: put LatentGNN layers into it "
             f"by hand ({type(error).__name__}: {error})"
         ) from error
-    # Blocks that are there already change no shape, but look into their scenes, which have no data.
+    # Existing blocks do not change shapes, but read scene offsets, which have no data.
     for host in list(twin.modules()):
         if holds_block(host):
             detach(host)
@@ -158,7 +158,7 @@ def _example_inputs(model: nn.Module, mode: FakeTensorMode, example_input: Any) 
         raise TypeError(f"{type(model).__name__} has no convolution that tells what it takes: pass example_input")
     dims = conv.weight.ndim - 2
     sizes = [(side,) * dims for side in _SIDES[dims]]
-    # timm's networks say which size they are made for, and some of them take no other.
+    # timm's networks record their intended input size, and some of them accept no other.
     published = getattr(model, "pretrained_cfg", None)
     if isinstance(published, Mapping) and len(published.get("input_size") or ()) == dims + 1:
         sizes.insert(0, tuple(published["input_size"][1:]))

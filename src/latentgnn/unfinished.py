@@ -1,4 +1,4 @@
-"""Work that takes long, kept in a folder of results until it is whole, so that the same command goes on with it."""
+"""Unfinished long work, kept in a folder of results until it is complete, so that the same command can continue it."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from latentgnn.errors import UserError
 from latentgnn.files import is_temporary, write_json
 
 WORK = ".latentgnn-unfinished"
-"""The folder in a folder of results that a command keeps unfinished work in."""
+"""The folder for unfinished work in a folder of results."""
 
 _TASK = "task.json"
 
@@ -19,19 +19,19 @@ class Unfinished:
     """The unfinished work in a folder of results.
 
     Args:
-        folder: of the results.
-        task: of the command that asks: plain data that its results depend on, all of them; ``None`` for a command that
-            does not go on with anything.
-        overwrite: begin anew, whatever is there.
+        folder: the folder of results.
+        task: description of the command's task: plain data with everything that its results depend on; ``None`` for a
+            command that cannot continue.
+        overwrite: start again, whatever is there.
 
     Attributes:
         path: the folder of the work.
-        found: whether an earlier command has left such work.
-        goes_on: whether the work that is there is the same task's.
+        found: whether an earlier command has left unfinished work.
+        goes_on: whether that work belongs to the same task.
         begun: whether this command works on it.
 
     Raises:
-        UserError: there is another task's.
+        UserError: if there is unfinished work of another task.
     """
 
     def __init__(self, folder: Path, task: Mapping[str, Any] | None, *, overwrite: bool) -> None:
@@ -48,7 +48,7 @@ class Unfinished:
             )
 
     def begin(self) -> None:
-        """Make the folder anew, or leave it as it is where the command goes on."""
+        """Create the folder, or keep it unchanged if the command continues."""
         assert self._task is not None
         if not self.goes_on:
             self.remove()
@@ -62,14 +62,14 @@ class Unfinished:
             shutil.rmtree(self.path)
 
     def _known(self) -> Any:
-        """The task that work is there of; ``None`` where there is none, or something else has its name."""
+        """The task of the existing work; ``None`` if there is none, or something else has its name."""
         if self.path.is_symlink() or not self.path.is_dir():
             return None
         if any(path.is_symlink() for path in self.path.rglob("*")):
-            # What is written through it would be another file.
+            # A link, through which other files would be written.
             return None
         if not (self.path / _TASK).exists():
-            # A command that was ended before it had written anything.
+            # A command that was interrupted before it had written anything.
             return {} if all(is_temporary(path) for path in self.path.iterdir()) else None
         try:
             return json.loads((self.path / _TASK).read_bytes())

@@ -1,4 +1,4 @@
-"""PyYAML's safe loader within limits, without its tags for dates, sets and binary data."""
+"""PyYAML's safe loader with limits, without its tags for dates, sets and binary data."""
 
 import re
 from functools import cache
@@ -11,14 +11,14 @@ _MOST_VALUES = 100_000
 _MOST_DIGITS = 100
 
 _YAML = "tag:yaml.org,2002:"
-# YAML 1.1, which PyYAML reads, takes 1e-4 for a text.
+# YAML 1.1, which PyYAML reads, treats 1e-4 as a string.
 SCIENTIFIC = (f"{_YAML}float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
-"""What is a number to it, besides what is one to PyYAML."""
+"""Numbers in addition to those that PyYAML recognises."""
 
 
 @cache
 def loader() -> Any:
-    """The class."""
+    """Return the loader class."""
     yaml = require("yaml", extra="train")
     safe, refuse = yaml.SafeLoader, yaml.constructor.ConstructorError
     kinds = {"int": "no whole number", "float": "no number", "bool": "neither true nor false"}
@@ -35,7 +35,7 @@ def loader() -> Any:
         def __init__(self, stream: str) -> None:
             super().__init__(stream)
             self.depth = 0
-            # Of every finished node: values in it, with aliases written out, and how deep they lie.
+            # For every finished node: its number of values, with aliases expanded, and its depth.
             self.extents: dict[int, tuple[int, int]] = {}
 
         def compose_node(self, parent: Any, index: Any) -> Any:

@@ -1,8 +1,7 @@
 """The command line: ``latentgnn train | evaluate | predict | report | check-data | convert | recipes | ...``.
 
-Exit codes: 0 done; 1 the command failed, or was interrupted; 2 the command line, or the configuration that it names,
-says something that cannot be understood; 141 the program that reads the output has ended. Nothing heavy is imported
-before a command needs it.
+Exit codes: 0 success; 1 the command failed or was interrupted; 2 the command line, or the configuration that it names,
+is invalid; 141 the program that reads the output has ended. Nothing heavy is imported before a command needs it.
 """
 
 import argparse
@@ -36,7 +35,7 @@ from latentgnn.configuration.settings import Option, nearest
 from latentgnn.errors import UserError, require, system_error, told
 from latentgnn.training.runs import is_first_process
 
-# What shells report of a program that is ended by SIGPIPE.
+# The exit code that shells report for a program ended by SIGPIPE.
 _CLOSED_PIPE = 141
 
 
@@ -53,12 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A file's name may hold what the terminal's encoding does not; as in errors, it is shown in escapes.
+        # A file name may contain characters that the terminal's encoding lacks; they are printed as escapes, as in
+        # errors.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with ExitStack() as stack:
             if not is_first_process():
-                # What a command tells, one of its processes tells.
+                # Only one of a command's processes prints.
                 stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
             return _guarded(list(sys.argv[1:] if argv is None else argv))
     finally:
@@ -66,14 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _guarded(argv: list[str]) -> int:
-    """The exit code of a command whatever happens in it, with what is wrong in words."""
+    """Run a command and return its exit code; any error becomes a message."""
     try:
         try:
             code = _run(argv)
         except SystemExit as stop:
-            # The end of --help and --version.
+            # Raised at the end of --help and --version.
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        # Without a standard output, `print` does nothing.
+        # Without standard output, `print` does nothing.
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
@@ -88,7 +88,7 @@ def _guarded(argv: list[str]) -> int:
         return _CLOSED_PIPE
     except Exception as error:
         if (fault := system_error(error)) is not None:
-            # Who writes a file names it in errors; what names none comes from `print`.
+            # Code that writes files names the file in errors; an error without a file name comes from `print`.
             return _complain(told(fault, "standard output" if fault.errno in _ON_WRITING else None), 1)
         absent = error.name if isinstance(error, ModuleNotFoundError) else None
         if absent is not None and absent.split(".")[0] != "latentgnn":
@@ -115,14 +115,14 @@ def _run(argv: list[str]) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    # Where nobody can be told, the exit code still says it.
+    # If the message cannot be printed, there is still the exit code.
     with suppress(OSError):
         print(f"latentgnn: {message}", file=sys.stderr)
     return code
 
 
 def _end_output() -> None:
-    """Let go of an output that takes nothing more: the interpreter would try again, and fail, at its end."""
+    """Replace a broken output: otherwise the interpreter would try to flush it at exit, and fail."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:

@@ -1,4 +1,4 @@
-"""A layer over an array that may be larger than memory: ``apply``."""
+"""The command ``apply``: a layer on an array that may be larger than memory."""
 
 import argparse
 from contextlib import suppress
@@ -58,7 +58,7 @@ def apply(arguments: argparse.Namespace, overrides: Overrides) -> int:
 
 
 def _layer(source: Path, device: str) -> "PackedLatentGNN":
-    """A layer for points with the weights of a saved one, which may be one for maps."""
+    """A layer for points with the weights of a saved one, which may be a layer for maps."""
     import torch
 
     from latentgnn.layer import LatentGNN

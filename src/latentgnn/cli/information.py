@@ -35,7 +35,7 @@ def recipes(arguments: argparse.Namespace, overrides: Overrides) -> int:
 
 
 def _counts(text: str) -> tuple[int, ...]:
-    """``100x168`` or ``150,100``."""
+    """Parse ``100x168`` or ``150,100``."""
     parts = text.replace("x", ",").split(",")
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise argparse.ArgumentTypeError(f"expected numbers from 1 on, such as 100x168 or 150,100; got {text!r}")

@@ -10,12 +10,12 @@ from latentgnn.cli.settings import DEFAULT_RECIPE, configuration, configuration_
 from latentgnn.errors import require
 
 MOST_NODES = 6
-"""Of a picture."""
+"""Maximum number of nodes in a picture."""
 
 EXAMPLE = Path("runs/explore")
-"""Where the model lies that ``explore`` trains if none is named."""
+"""Folder of the model that ``explore`` trains if none is given."""
 
-# About a minute on two cores, after which the block tells most of the categories.
+# About a minute on two cores; then the block can tell most of the categories.
 _SHORT = [
     ("training.steps", "120"),
     ("training.schedule.warmup_steps", "20"),
@@ -25,7 +25,7 @@ _SHORT = [
 
 
 def _place(text: str) -> tuple[float, float]:
-    """``120,80``."""
+    """Parse ``120,80``."""
     try:
         x, y = map(float, text.split(","))
     except ValueError:
@@ -134,7 +134,7 @@ def explore(arguments: argparse.Namespace, overrides: Overrides) -> int:
 
 
 def _example() -> Path:
-    """A run on the embedded set, trained now unless it is there; one that was interrupted goes on."""
+    """A run on the embedded set; it is trained now unless it exists, and an interrupted one is continued."""
     if not (EXAMPLE / "metrics.json").is_file():
         print(f"no run is named: training a small model on the embedded set, once, in {EXAMPLE}")
         goes_on = (EXAMPLE / "config.yaml").is_file()

@@ -1,4 +1,4 @@
-"""How a command line is read, and where a command prints: what all commands share."""
+"""Shared by all commands: parsing the command line, and where a command prints."""
 
 import argparse
 import json
@@ -34,14 +34,14 @@ Overrides = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Command:
-    """One command.
+    """A command.
 
     Args:
         help: its line in the list of commands.
-        arguments: adds its own arguments to a parser.
-        run: does it, and returns the exit code.
-        settings: takes ``--group.name VALUE`` for settings of the configuration.
-        used: of these, the ones that it uses.
+        arguments: adds its arguments to a parser.
+        run: runs the command, and returns the exit code.
+        settings: whether it takes ``--group.name VALUE`` for settings of the configuration.
+        used: the settings that it uses.
     """
 
     help: str
@@ -57,9 +57,9 @@ def json_argument(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def output(*, as_json: bool) -> Iterator[Callable[[Callable[[], Any]], None]]:
-    """Where a command prints: with ``--json`` to standard error, and at its end the document to standard output.
+    """Choose where a command prints: with ``--json`` to standard error, and the document to standard output.
 
-    Gives a function that takes the document, as a function that makes it.
+    Gives a function that takes a function returning the document.
     """
     documents: list[Callable[[], Any]] = []
     if not as_json or not is_first_process():

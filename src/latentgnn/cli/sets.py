@@ -34,7 +34,7 @@ def check_data(arguments: argparse.Namespace, overrides: Overrides) -> int:
 
 
 def _after_check(source: str, overrides: Overrides, told: Mapping[str, Any]) -> str:
-    """The command that may follow a check, with the settings that the check was given."""
+    """The command that may follow a check, with the same settings."""
     given = "".join(f" --{name} {shlex.quote(text)}" for name, text in (("config", source), *overrides))
     if not told["faultless"]:
         return f"latentgnn check-data{given}   # when the faults are mended"

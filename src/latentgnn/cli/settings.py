@@ -1,4 +1,4 @@
-"""Settings on the command line: of which task, laid over a recipe or a run, and their help."""
+"""Settings on the command line: finding their task, applying them to a recipe or a run, and their help."""
 
 import argparse
 import textwrap
@@ -26,7 +26,7 @@ DEFAULT_RECIPE = "context"
 
 @dataclass(frozen=True)
 class Task:
-    """A task by its name; what it says of its settings is light, and what its commands do is not."""
+    """A task by name; its settings are light to import, its commands are not."""
 
     name: str
 
@@ -40,7 +40,7 @@ class Task:
         return commands
 
     def options(self, used: Used | None = None) -> dict[str, Option]:
-        """The settings that a command takes: all, or a part of them."""
+        """Return the settings that a command takes: all, or a part of them."""
         known = options(self.settings.config)
         return known if used is None else {name: known[name] for name in getattr(self.settings, used)}
 
@@ -49,12 +49,12 @@ TASKS = {name: Task(name) for name in TASK_NAMES}
 
 
 def split(argv: Sequence[str], parser: argparse.ArgumentParser, command: Command) -> tuple[list[str], Overrides]:
-    """A command's own arguments, and the settings among them; whatever is neither is refused by name."""
+    """Split a command line into the command's own arguments and settings; anything else is refused by name."""
     own = [text for action in parser._actions for text in action.option_strings]
     known = set().union(*(task.options(command.used) for task in TASKS.values())) if command.settings else set()
     rest: list[str] = []
     overrides: list[tuple[str, str]] = []
-    # What argparse gathers may be given several times.
+    # Arguments that argparse collects may be given several times.
     gathered = [
         text for action in parser._actions if isinstance(action.default, list) for text in action.option_strings
     ]
@@ -83,7 +83,7 @@ def split(argv: Sequence[str], parser: argparse.ArgumentParser, command: Command
 
 
 def _no_option(name: str, own: Iterable[str], task: Task | None, used: Used | None) -> str:
-    """A message about an option that a command does not take: what was perhaps meant, of the task at hand."""
+    """A message about an option that a command does not have, with suggestions for the current task."""
     known = [text[2:] for text in own if text.startswith("--")]
     if task is not None:
         if now := renamed(task.settings.config).get(name):
@@ -99,9 +99,9 @@ def _nearest_options(name: str, known: Iterable[str]) -> str:
 
 
 def _task_at_hand(argv: Sequence[str], parser: argparse.ArgumentParser) -> Task | None:
-    """The task of the recipe, run or checkpoint that a command line names, before all of it is understood.
+    """The task of the recipe, run or checkpoint on a command line, before all of it is parsed.
 
-    ``None`` where what it names cannot be read, which is told once the options are right.
+    ``None`` if it cannot be read; this is reported after the options have been checked.
     """
     named = {"--config": DEFAULT_RECIPE} if "--config" in parser._option_string_actions else {}
     takes_model = any(action.dest == "model" for action in parser._actions)
@@ -122,8 +122,8 @@ def _setting(name: str) -> Option:
 
 
 def configuration(source: str, overrides: Overrides) -> tuple[Task, Any]:
-    """The task and the typed configuration of a recipe or file with settings laid over it."""
-    # A missing package is not the command line's fault.
+    """Return the task and the typed configuration of a recipe or file, with settings applied to it."""
+    # A missing package is not an error in the command line.
     require("yaml", extra="train")
     try:
         values = load_recipe(source)
@@ -159,9 +159,9 @@ def with_settings(task: Task, values: Mapping[str, Any], overrides: Overrides, *
 
 
 def _refuse_without_effect(task: Task, config: Any, overrides: Overrides, *, recorded: bool) -> None:
-    """Refuse settings that mean something only with another one, which is ``null``.
+    """Refuse settings that have an effect only together with another one, which is ``null``.
 
-    Where that one is switched off on the command line, a recipe or a run may still say what belongs to it.
+    If that one is switched off on the command line, the recipe or run may still contain settings that belong to it.
     """
     given, by_default = dict(overrides), task.settings.config()
     for name, needed in task.settings.without_effect_alone.items():
@@ -176,17 +176,17 @@ def _value(config: Any, name: str) -> Any:
 
 
 def configuration_of_model(source: Path, overrides: Overrides) -> tuple[Task, Any]:
-    """The task and the typed configuration of a run's folder or a checkpoint, with settings laid over it."""
+    """Return the task and the typed configuration of a run's folder or a checkpoint, with settings applied to it."""
     values = recorded_config(source)
     task = Task(task_of(values, source / "config.yaml" if source.is_dir() else source))
     return task, with_settings(task, values, overrides, recorded=True)
 
 
 def configuration_in_use(source: Path, overrides: Overrides) -> tuple[Task, Any]:
-    """`configuration_of_model`, where a model is used as it was trained: what belongs to it or its run is refused."""
+    """`configuration_of_model` for using a trained model; settings that belong to the model or its run are refused."""
     task, config = configuration_of_model(source, overrides)
     given = dict(overrides)
-    # On how many processes a run was trained says nothing of those that use it.
+    # The number of processes of the training does not apply to commands that use the model.
     alone = {name: to for name, to in (("devices", "auto"), ("machines", 1)) if f"training.{name}" not in given}
     config = replace(config, training=replace(config.training, **alone))
     if not overrides:

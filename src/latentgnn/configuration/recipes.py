@@ -1,4 +1,4 @@
-"""Recipes: YAML files with settings, which may extend other recipes and replace some of their settings."""
+"""Recipes: YAML files with settings, which can extend other recipes and override some of their settings."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,10 @@ from latentgnn.errors import UserError, require
 from latentgnn.reading import read_yaml
 from latentgnn.yaml_loader import SCIENTIFIC
 
-# Mappings that are replaced, not merged: a recipe that names its blocks or classes means these and no others.
+# Mappings that are replaced, not merged: a recipe that lists blocks or classes means exactly these.
 REPLACED = frozenset({"model.blocks", "data.classes"})
 
-_MOST_STEPS = 16  # of recipes that extend one another
+_MOST_STEPS = 16  # maximum length of a chain of recipes that extend one another
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Recipe:
     """One recipe, resolved.
 
     Args:
-        name: the name it is listed under, or the path it was read from.
+        name: its name in the list of recipes, or the path that it was read from.
         description: its line in the list of recipes.
-        values: the configuration, nested; only what is given in the recipe and in those it extends.
+        values: the nested configuration; only settings given in the recipe and in those that it extends.
     """
 
     name: str
@@ -33,35 +33,35 @@ class Recipe:
 
 
 def list_recipes() -> dict[str, str]:
-    """Name and description of every packaged recipe; files that begin with ``_`` are parts of others, and left out."""
+    """Return name and description of every packaged recipe; files that begin with ``_`` are parts and omitted."""
     names = sorted(name for name in _packaged() if not name.startswith("_"))
     return {name: read_recipe(name).description for name in names}
 
 
 def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
-    """The configuration of a recipe with all that it extends merged into it.
+    """Return the configuration of a recipe, merged with everything that it extends.
 
-    Mappings are merged, lists and scalars replaced, and so are ``model.blocks`` and ``data.classes``. Of several
-    recipes extended, a later one wins over an earlier one, and the file itself over all of them.
+    Mappings are merged, except ``model.blocks`` and ``data.classes``; these, lists and scalars are replaced. A later
+    recipe in the list of extended ones overrides earlier ones, and the file itself overrides all of them.
 
     Args:
         name_or_path: a packaged recipe's name, or a YAML file.
 
     Raises:
-        UserError: an unknown name, a file that is not YAML, or a recipe that extends itself through others.
+        UserError: if the name is unknown, the file is not YAML, or a recipe extends itself through others.
     """
     return read_recipe(name_or_path).values
 
 
 def read_recipe(name_or_path: str | Path) -> Recipe:
-    """`load_recipe` with name and description."""
+    """Like `load_recipe`, with name and description."""
     values = dict(_resolve(_find(str(name_or_path), Path()), (), {}))
     description = values.pop("description", "")
     return Recipe(str(name_or_path), str(description), values)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``over`` laid on ``base``: mappings merged, everything else replaced."""
+    """Merge ``over`` into ``base``: mappings are merged, everything else is replaced."""
     merged = dict(base)
     for key, value in over.items():
         path, old = f"{prefix}{key}", merged.get(key)
@@ -72,7 +72,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], prefix: str = "") ->
 
 
 def to_yaml(values: Mapping[str, Any], *, description: str = "") -> str:
-    """YAML that `latentgnn.reading.read_yaml` reads back."""
+    """Return YAML that `latentgnn.reading.read_yaml` can read."""
     yaml = require("yaml", extra="train")
     head = {"description": description} if description else {}
     text: str = yaml.dump(
@@ -82,18 +82,18 @@ def to_yaml(values: Mapping[str, Any], *, description: str = "") -> str:
 
 
 def _packaged() -> dict[str, Path]:
-    """The recipes of all tasks, found by where they lie: this package knows no task."""
+    """The recipes of all tasks, found by their location: this package knows no task."""
     folder = Path(__file__).parents[1] / "tasks"
     return {path.stem: path.resolve() for path in folder.glob("*/recipes/*.yaml")}
 
 
 def _find(name: str, folder: Path) -> Path:
-    """A packaged recipe by name, or a file by its path relative to ``folder``."""
+    """Find a packaged recipe by name, or a file by its path relative to ``folder``."""
     packaged = _packaged()
     if name in packaged:
         return packaged[name]
     path = folder / Path(name).expanduser()
-    # Not `Path.is_file`, which raises an error for a name that is too long.
+    # Not `Path.is_file`, which raises an error if the name is too long.
     if os.path.isfile(path):
         return path.resolve()
     if path.suffix in (".yaml", ".yml") or "/" in name:
@@ -103,7 +103,7 @@ def _find(name: str, folder: Path) -> Path:
 
 
 def _resolve(path: Path, below: Sequence[Path], known: dict[Path, dict[str, Any]]) -> dict[str, Any]:
-    """A file's settings with all that it extends; each file is read once, however many extend it."""
+    """The settings of a file and everything that it extends; each file is read only once."""
     if path in below:
         circle = " -> ".join(step.name for step in (*below[below.index(path) :], path))
         raise UserError(f"these recipes extend each other in a circle: {circle}")
@@ -124,14 +124,14 @@ def _resolve(path: Path, below: Sequence[Path], known: dict[Path, dict[str, Any]
         except UserError as error:
             raise UserError(f"{path}: 'extends': {error}") from None
         inherited = _resolve(parent_path, (*below, path), known)
-        # A description belongs to one file alone.
+        # A description is not inherited.
         values = merge(values, {name: value for name, value in inherited.items() if name != "description"})
     known[path] = merge(values, own)
     return known[path]
 
 
 def _dumper() -> Any:
-    """PyYAML's safe dumper that quotes texts which `read_yaml` would take for numbers."""
+    """PyYAML's safe dumper; it also quotes strings that `read_yaml` would parse as numbers."""
     yaml = require("yaml", extra="train")
 
     class Dumper(yaml.SafeDumper):  # type: ignore[misc, name-defined]

@@ -1,4 +1,4 @@
-"""Typed configuration from plain values: dataclasses filled strictly; errors name the setting and the nearest ones."""
+"""Typed configuration from plain values: strict parsing into dataclasses, with errors that suggest similar settings."""
 
 import copy
 import difflib
@@ -24,8 +24,8 @@ class Option:
 
     Args:
         type: its type hint.
-        default: its value where none is given.
-        help: its line in the documentation of its class.
+        default: its default value.
+        help: its text in the docstring of its class.
     """
 
     type: Any
@@ -34,7 +34,7 @@ class Option:
 
 
 def options(config_class: type) -> dict[str, Option]:
-    """Every setting by its dotted name, for example ``training.optimizer.learning_rate``, in order."""
+    """Return every setting by dotted name, for example ``training.optimizer.learning_rate``, in order."""
     hints, helps = get_type_hints(config_class), _argument_docs(config_class)
     settings: dict[str, Option] = {}
     for field in fields(config_class):
@@ -47,9 +47,9 @@ def options(config_class: type) -> dict[str, Option]:
 
 
 def renamed(config_class: type) -> dict[str, str]:
-    """The settings that had another name in earlier versions, that name first, both dotted.
+    """Return settings that had other names in earlier versions, as a mapping from old to new dotted name.
 
-    A field says so in its metadata: ``field(default=1, metadata={"was": "old_name"})``.
+    A field declares it in its metadata: ``field(default=1, metadata={"was": "old_name"})``.
     """
     hints = get_type_hints(config_class)
     names: dict[str, str] = {}
@@ -64,7 +64,7 @@ def renamed(config_class: type) -> dict[str, str]:
 
 
 def no_setting(name: str, config_class: type) -> str:
-    """A message about a name that is no setting: what it is called now, or the nearest ones."""
+    """Return a message about an unknown setting: its current name, or similar ones."""
     if now := renamed(config_class).get(name):
         return f"there is no setting {name!r} any more: it is called {now} now"
     return f"there is no setting {_short(name)}{nearest(name, options(config_class))}"
@@ -77,20 +77,20 @@ def parse_config(
     *,
     recorded: bool = False,
 ) -> C:
-    """A configuration from nested plain values, with single settings laid over it.
+    """Build a configuration from nested plain values and overrides of single settings.
 
-    Values have the types that the class declares: no text stands for a number, and no number for a text; a whole number
-    may stand for any number.
+    Values must have the types that the class declares: strings are not converted to numbers, nor numbers to strings; an
+    integer is accepted as a float.
 
     Args:
         config_class: a dataclass whose fields are plain types and dataclasses.
-        values: as read from YAML.
-        overrides: dotted names and the text given for each, in YAML unless the setting takes a text; a later one wins.
-        recorded: the values were written by a run, perhaps of an earlier version: what it called otherwise, or wrote as
-            a list of pairs where a mapping belongs now, is taken as it was meant.
+        values: plain values as read from YAML.
+        overrides: dotted names and their text, which is YAML unless the setting is a string; the last one wins.
+        recorded: whether the values were written by a run, perhaps of an earlier version: then old names, and lists of
+            pairs instead of mappings, are converted.
 
     Raises:
-        UserError: an unknown setting (with the nearest ones), a value of the wrong type, or one that the class refuses.
+        UserError: for an unknown setting (with similar ones), a value of the wrong type, or one that the class refuses.
     """
     known = options(config_class)
     if recorded:
@@ -105,14 +105,14 @@ def parse_config(
 
 
 def plain_data(value: Any) -> Any:
-    """A configuration, or a part of one, as YAML and JSON hold it.
+    """Convert a configuration or a part of one to the data types of YAML and JSON.
 
     Args:
-        value: dataclasses and mappings become dicts, tuples lists, paths text; texts, numbers and ``None`` stay. Keys
-            become texts, but for whole numbers.
+        value: dataclasses and mappings become dicts, tuples lists, and paths strings; strings, numbers and ``None`` are
+            unchanged. Keys become strings, except integers.
 
     Raises:
-        TypeError: something else is in it.
+        TypeError: if it contains something else.
 
     Example:
         >>> plain_data({"sizes": (1, 2)})
@@ -132,15 +132,15 @@ def plain_data(value: Any) -> Any:
 
 
 def expect(config: Any, expectations: Mapping[str, tuple[bool, str]]) -> None:
-    """Refuse values that have a sound type and no sense; a configuration's ``__post_init__`` calls it.
+    """Refuse values with a correct type but an invalid value; called by a configuration's ``__post_init__``.
 
     Args:
         config: a dataclass.
-        expectations: for each field, whether its value is sound, and what is expected.
+        expectations: for each field, whether its value is valid, and a description of valid values.
 
     Raises:
-        UserError: the first field whose value is not sound, by its name in ``config``; `parse_config` puts the names of
-            the groups before it.
+        UserError: for the first invalid value, with the field's name in ``config``; `parse_config` prepends the names
+            of its groups.
 
     Example:
         >>> @dataclass
@@ -159,17 +159,17 @@ def expect(config: Any, expectations: Mapping[str, tuple[bool, str]]) -> None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message: what the user may have meant by ``name``, or nothing."""
+    """Return the end of a message that suggests settings similar to ``name``, or an empty string."""
     known = list(known)
     last = name.rsplit(".", 1)[-1]
-    # A setting given without its group, or under the wrong one, is likelier than a slip of the finger.
+    # A setting without its group, or in the wrong group, is likelier than a typing error.
     close = [option for option in known if option.rsplit(".", 1)[-1] == last and "." in option][:3]
     close += [option for option in difflib.get_close_matches(name, known, n=3, cutoff=0.6) if option not in close]
     return f"; did you mean {' or '.join(close[:3])}?" if close else ""
 
 
 def describe(hint: Any) -> str:
-    """A type hint in words."""
+    """Describe a type hint in words."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return " or ".join(str(value) for value in arguments) if len(arguments) < 3 else f"one of {_list(arguments)}"
@@ -200,20 +200,20 @@ def _default(field: Field[Any]) -> Any:
 
 
 def _argument_docs(config_class: type) -> dict[str, str]:
-    """The ``Args:`` of a docstring, one line each."""
+    """The entries under ``Args:`` in a docstring, one line each."""
     _, _, block = (config_class.__doc__ or "").partition("Args:\n")
     entries = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", block, flags=re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in entries}
 
 
 def _of_today(config_class: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Recorded values under today's names and in today's form; all else as it is."""
+    """Convert recorded values to current names and forms; everything else is unchanged."""
     now: dict[str, Any] = copy.deepcopy(dict(values))
     for old, new in renamed(config_class).items():
         group, _, name = old.rpartition(".")
         inside = _group(now, group)
         if inside is not None and name in inside:
-            # In its old place, so that the order stays.
+            # Renamed in place, so that the order stays the same.
             last = new.rpartition(".")[2]
             renewed = {last if key == name else key: value for key, value in inside.items()}
             inside.clear()
@@ -230,7 +230,7 @@ def _of_today(config_class: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _group(values: dict[str, Any], path: str) -> dict[str, Any] | None:
-    """The group of settings of a dotted name, or ``None`` where there is none."""
+    """The group of settings with a dotted name, or ``None`` if there is none."""
     for name in path.split(".") if path else ():
         inside = values.get(name)
         if not isinstance(inside, dict):
@@ -254,7 +254,7 @@ def _refuse_unknown(config_class: type, known: Mapping[str, Option], values: Map
 
 
 def _leaves(known: Mapping[str, Option], values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    """The settings among nested values, by their dotted names."""
+    """Yield the settings in nested values, by dotted name."""
     for key, value in values.items():
         path = f"{prefix}{key}"
         if path in known:
@@ -264,7 +264,7 @@ def _leaves(known: Mapping[str, Option], values: Mapping[str, Any], prefix: str)
 
 
 def _from_text(name: str, hint: Any, text: str) -> Any:
-    """The plain value that a text on the command line stands for."""
+    """Parse the text of a setting on the command line to a plain value."""
     accepted = get_args(hint) if get_origin(hint) in _UNIONS else (hint,)
     if str in accepted:
         return None if text == "null" and type(None) in accepted else text
@@ -284,10 +284,10 @@ def _typed(name: str, hint: Any, value: Any, came: str) -> Any:
 
 
 def _converted(hint: Any, value: Any) -> Any:
-    """A plain value as its type hint has it: lists become tuples, and whole numbers floats.
+    """Convert a plain value to its type hint: lists become tuples, and integers floats.
 
     Raises:
-        TypeError: it has another type.
+        TypeError: if it has another type.
         UserError: likewise, with what is wrong inside it.
     """
     origin, arguments = get_origin(hint), get_args(hint)
@@ -339,5 +339,5 @@ def _build(config_class: type[C], given: Mapping[str, Any], prefix: str) -> C:
     try:
         return config_class(**arguments)
     except UserError as error:
-        # The class names its own field; where it stands in the whole is known here.
+        # The class only knows the name of its own field; the full name is known here.
         raise UserError(f"{prefix}{error}") from None

@@ -1,7 +1,7 @@
-"""See what blocks do: what each node takes from where, what the latents stand for, and whether a block is alive.
+"""Inspect blocks: what each node takes from where, what the latents stand for, and whether a block has an effect.
 
-`capture` records one pass, and `Seen` answers; `summarize` goes over a data set; `report` says in a table and in words
-whether blocks do something and what they cost.
+`capture` records one forward pass as `Seen`, which answers questions about it; `summarize` covers a data set; `report`
+shows in a table and in words whether blocks have an effect and what they cost.
 """
 
 from latentgnn.inspection.lines import Node

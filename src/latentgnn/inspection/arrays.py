@@ -1,4 +1,4 @@
-"""What was seen as NumPy arrays under names, as they are written to NPZ files."""
+"""Recorded values as named NumPy arrays, as written to NPZ files."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -12,7 +12,7 @@ from latentgnn.inspection.recording import SeenBlock
 
 
 def arrays_of(blocks: Iterable[SeenBlock]) -> Iterator[tuple[str, NDArray[Any]]]:
-    """The name and the values of every array: see `latentgnn.inspection.Seen.save`."""
+    """Yield name and values of every array: see `latentgnn.inspection.Seen.save`."""
     for block in blocks:
         if block.gamma is not None:
             yield f"{block.name}/gamma", np.array(block.gamma)

@@ -1,4 +1,4 @@
-"""How much two outputs of a network differ, whatever it gives."""
+"""Measures how much two outputs of a network differ, whatever their structure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
@@ -10,19 +10,19 @@ from torch.utils._pytree import tree_flatten
 from latentgnn.errors import require
 
 _SAME_OBJECT = 0.5
-"""Boxes of a category that overlap by so much (intersection over union) are of the same object."""
+"""Boxes of one category that overlap by this much (intersection over union) belong to the same object."""
 
 
 def difference(output: Any, other: Any) -> float | None:
-    """How much another output differs from an output, 0 for the same.
+    """Return how much another output differs from an output; 0 if they are equal.
 
-    For tensors, in whatever dicts, lists and tuples: the mean over tensors of ||other - output|| / ||output||; of
-    integers, the part of them that differs. For detections, a dict an image with ``boxes``, ``labels`` and ``scores``:
-    1 - their agreement, from 0 to 1: twice the sum of min(score, other score) over pairs that are the same object, over
-    the sum of all scores of both.
+    For tensors, in any nesting of dicts, lists and tuples: the mean over tensors of ||other - output|| / ||output||;
+    for integers, the fraction of elements that differ. For detections, one dict per image with ``boxes``, ``labels``
+    and ``scores``: 1 minus their agreement, which is twice the sum of min(score, other score) over pairs of the same
+    object, divided by the sum of all scores of both.
 
     Returns:
-        ``None`` where the two cannot be compared: tensors of other shapes, or none.
+        ``None`` if the two cannot be compared: tensors of different shapes, or no tensors.
 
     Example:
         >>> difference({"out": torch.tensor([3.0, 4.0])}, {"out": torch.tensor([3.0, 3.0])})
@@ -58,12 +58,12 @@ def _are_detections(output: Any) -> TypeGuard[Sequence[Mapping[str, Tensor]]]:
 def _detection_difference(output: Sequence[Mapping[str, Tensor]], other: Sequence[Mapping[str, Tensor]]) -> float:
     total = sum(float(found["scores"].double().sum()) for found in (*output, *other))
     common = sum(_common_score(*pair) for pair in zip(output, other, strict=True))
-    # A sum of the same numbers in another order is not quite the same.
+    # Summing the same numbers in another order can give a slightly different result.
     return min(max(1 - 2 * common / total, 0.0), 1.0) if total else 0.0
 
 
 def _common_score(found: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    """The sum of the smaller score of every pair; the surest choose first, each the best that is left."""
+    """The sum over pairs of the smaller score; boxes with high scores choose first, each the best one that is left."""
     if not len(found["boxes"]) or not len(other["boxes"]):
         return 0.0
     box_iou = require("torchvision.ops", extra="detection").box_iou

@@ -11,28 +11,28 @@ from torch import Tensor
 from latentgnn.inspection.recording import SeenKernel, SeenSample
 
 Node = int | Sequence[int]
-"""A node of a sample: its place in the flattened map, or its place in each dimension, (row, column) for an image."""
+"""A node of a sample: its index in the flattened map, or its index in each dimension, (row, column) for an image."""
 
 
 def row(kernel: SeenKernel, groups: slice, node: int) -> Tensor:
-    """Rows of the affinity, (groups, N): P^T A^T q_n, P's scale put on the latents."""
+    """Return rows of the affinity, (groups, N): P^T A^T q_n, with P's scale applied to the latents."""
     take_G1D = kernel.scatter[groups, :, node].to(kernel.scale.dtype)[:, None] @ kernel.affinity[groups]
     weight_G1D = take_G1D * kernel.scale[groups].mT
     return (weight_G1D @ kernel.raw_gather[groups].to(weight_G1D.dtype))[:, 0]
 
 
 def column(kernel: SeenKernel, groups: slice, node: int) -> Tensor:
-    """Columns of the affinity, (groups, N): Q^T A p_n."""
+    """Return columns of the affinity, (groups, N): Q^T A p_n."""
     give_GD1 = (kernel.raw_gather[groups, :, node].to(kernel.scale.dtype)[..., None]) * kernel.scale[groups]
     weight_G1D = (kernel.affinity[groups] @ give_GD1).mT
     return (weight_G1D @ kernel.scatter[groups].to(weight_G1D.dtype))[:, 0]
 
 
 def chosen(what: str, number: int | None, count: int) -> slice:
-    """One of the kernels or groups, or all of them; a slice, so that tensors are not copied.
+    """Return a slice for one kernel or group, or for all; a slice, so that tensors are not copied.
 
     Raises:
-        IndexError: there is none of this number.
+        IndexError: if there is none with this number.
     """
     if number is None:
         return slice(0, count)
@@ -43,21 +43,21 @@ def chosen(what: str, number: int | None, count: int) -> slice:
 
 
 def place_of(index: int, shape: Sequence[int]) -> tuple[int, ...]:
-    """Where a node is in each dimension."""
+    """Return a node's index in each dimension."""
     return tuple(int(at) for at in np.unravel_index(index, tuple(shape)))
 
 
 def shown(place: Sequence[int]) -> str:
-    """A place as a title shows it."""
+    """Format a node's position for a title."""
     return str(place[0]) if len(place) == 1 else str(tuple(place))
 
 
 def index_of(node: Node, sample: SeenSample) -> int:
-    """A node's place in the flattened map.
+    """Return a node's index in the flattened map.
 
     Raises:
-        IndexError: the sample has no such node.
-        TypeError: a place that is not in whole numbers.
+        IndexError: if the sample has no such node.
+        TypeError: if the node is not given by integers.
     """
     place = tuple(np.atleast_1d(np.asarray(node)).tolist())  # NumPy's and PyTorch's integers too
     if not all(type(at) is int for at in place):

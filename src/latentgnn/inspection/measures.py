@@ -1,6 +1,6 @@
-"""What can be said of an affinity M = Q^T A P from sums over nodes of the size D x D, exactly and without forming it.
+"""Exact measures of an affinity M = Q^T A P from D x D sums over nodes, without forming M.
 
-Axes: G groups, D latents, N nodes. All in float64: rank and differences are what is left of numbers that nearly cancel.
+Axes: G groups, D latents, N nodes. All in float64, as rank and differences suffer from cancellation.
 """
 
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ from latentgnn.inspection.recording import SeenKernel
 from latentgnn.numerics import reciprocal
 
 DEAD = 1e-3
-"""A latent is dead if its part of all nodes' scatter assignments is below this, over an equal part 1 / D."""
+"""A latent is dead if its share of all nodes' scatter assignments is below this fraction of an equal share 1 / D."""
 DUPLICATE = 0.99
-"""Two latents are duplicates if the cosines of their assignments over the nodes are above this, both ways."""
+"""Two latents are duplicates if the cosines of their gather and of their scatter assignments are both above this."""
 
 _NODES = 1 << 15
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sums:
-    """What one kernel's affinity amounts to, summed over the nodes of one sample or of several.
+    """Sums of one kernel's assignments over the nodes of one or several samples.
 
     Args:
         nodes: N.
@@ -49,7 +49,7 @@ class Sums:
 
 
 def sums(kernel: SeenKernel) -> Sums:
-    """One pass over the nodes of a sample."""
+    """Compute the sums in one pass over the nodes of a sample."""
     scale_GD1 = kernel.scale.double()
     groups, latents, nodes = kernel.scatter.shape
     grams = scale_GD1.new_zeros(2, groups, latents, latents)
@@ -62,15 +62,15 @@ def sums(kernel: SeenKernel) -> Sums:
 
 
 def singular_values(found: Sums, affinity: Tensor) -> Tensor:
-    """The D largest singular values of M, (G, D), falling; all others are zero.
+    """Return the D largest singular values of M, (G, D), in descending order; all others are zero.
 
-    With the square roots of the Gram matrices, M has those of (Q Q^T)^1/2 A (P P^T)^1/2.
+    They are the singular values of (Q Q^T)^1/2 A (P P^T)^1/2, with square roots of the Gram matrices.
     """
     return torch.linalg.svdvals(_root(found.scatter_gram) @ affinity.double() @ _root(found.gather_gram))
 
 
 def effective_rank(values_GD: Tensor) -> Tensor:
-    """exp of the entropy of the singular values as a distribution, (G,): how many directions M has, from 1 to D.
+    """Return exp of the entropy of the normalised singular values, (G,): how many directions M has, from 1 to D.
 
     Source: Roy, Vetterli: "The effective rank: a measure of effective dimensionality", EUSIPCO 2007. 0 where M is 0.
     """
@@ -80,11 +80,11 @@ def effective_rank(values_GD: Tensor) -> Tensor:
 
 
 def row_difference(kernel: SeenKernel, found: Sums) -> Tensor:
-    """How much rows of M differ in direction: 1 - the mean cosine of all pairs of rows, (G,), from 0 to 1.
+    """Return how much rows of M differ in direction: 1 - the mean cosine of all pairs of rows, (G,), from 0 to 1.
 
-    0 says that all nodes take in the same context (query-independent, as GCNet finds of non-local blocks), up to its
-    strength. The cosine of rows m and n is w_m^T S w_n over both lengths, with w_n = A^T q_n and S = P P^T; its mean
-    over all pairs is that of the mean unit row with itself. Rows that are zero are left out.
+    0 means that all nodes get the same context (query-independent, as GCNet finds for non-local blocks), up to its
+    strength. The cosine of rows m and n is w_m^T S w_n divided by both lengths, with w_n = A^T q_n and S = P P^T. Its
+    mean over all pairs is the product of the mean unit row with itself. Rows that are zero are excluded.
     """
     affinity_GDD = kernel.affinity.double()
     total_GD, count_G = torch.zeros_like(found.scatter_sum), found.scatter_sum.new_zeros(len(affinity_GDD))
@@ -98,7 +98,7 @@ def row_difference(kernel: SeenKernel, found: Sums) -> Tensor:
 
 
 def usage(found: Sums, affinity: Tensor) -> tuple[Tensor, Tensor]:
-    """Each latent's share in the sum of all N x N weights, as a latent that gathers and as one that scatters.
+    """Return each latent's share of the sum of all N x N weights, as a gathering and as a scattering latent.
 
     Both are (G, D) and sum to one, or are zero where M is zero.
     """
@@ -112,30 +112,30 @@ def usage(found: Sums, affinity: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gathers_nothing(found: Sums) -> Tensor:
-    """Which latents have no assignment at any node, (G, D): such a latent gives the mean of the others."""
+    """Return which latents have no assignment at any node, (G, D); such a latent only gets the mean of the others."""
     return found.gather_gram.diagonal(dim1=-2, dim2=-1) == 0
 
 
 def is_not_read(found: Sums) -> Tensor:
-    """Which latents no node reads, (G, D): their part of the scatter assignments' squares is below `DEAD` / D."""
+    """Return which latents no node reads, (G, D): their share of squared scatter assignments is below `DEAD` / D."""
     squares_GD = found.scatter_gram.diagonal(dim1=-2, dim2=-1)
     return squares_GD <= DEAD / squares_GD.shape[-1] * squares_GD.sum(-1, keepdim=True)
 
 
 def duplicates(found: Sums) -> Tensor:
-    """Which pairs of latents are alike, (G, D, D), above the diagonal."""
+    """Return which pairs of latents are alike, (G, D, D), above the diagonal."""
     alike = [_cosines(gram) > DUPLICATE for gram in (found.gather_gram, found.scatter_gram)]
     return (alike[0] & alike[1]).triu(1)
 
 
 def mean_row_sum(found: Sums, affinity: Tensor) -> Tensor:
-    """The mean over nodes of the sum of a row of M, (G,)."""
+    """Return the mean over nodes of the row sums of M, (G,)."""
     taken_G = (found.scatter_sum[:, None] @ affinity.double() @ found.gather_sum[..., None])[:, 0, 0]
     return taken_G / max(found.nodes, 1)
 
 
 def _parts(kernel: SeenKernel) -> Iterator[tuple[Tensor, Tensor]]:
-    """P without its scale and Q, some nodes at a time."""
+    """Yield P without its scale, and Q, for some nodes at a time."""
     both = (kernel.raw_gather.split(_NODES, -1), kernel.scatter.split(_NODES, -1))
     for p_GDN, q_GDN in zip(*both, strict=True):
         yield p_GDN.double(), q_GDN.double()

@@ -36,14 +36,14 @@ def line_figure(
     image: Tensor | ArrayLike | None,
     points: Tensor | ArrayLike | None,
 ) -> "Figure":
-    """One row or column of an affinity.
+    """Return a figure of one row or column of an affinity.
 
     Args:
-        weights: in the shape of the nodes.
-        place: of the node whose row it is.
-        mask: which nodes took part, flattened; the others are left blank.
-        title: above the figure.
-        image: shown beneath a map.
+        weights: the weights, in the shape of the nodes.
+        place: position of the node whose row it is.
+        mask: nodes that took part, flattened; the others are left blank.
+        title: title above the figure.
+        image: image shown beneath a map.
         points: coordinates of points.
     """
     figure = _figure()
@@ -89,15 +89,15 @@ def latents_figure(
     image: Tensor | ArrayLike | None,
     points: Tensor | ArrayLike | None,
 ) -> "Figure":
-    """The assignments of all nodes to some latents, each in a panel with colours of its own.
+    """Return a figure of all nodes' assignments to some latents, with one panel and colour range per latent.
 
     Args:
         assignments: (D, N).
-        shape: of the nodes.
-        mask: which nodes took part, flattened; the others are left blank.
-        names: a panel's title for each latent to be shown, in order.
-        title: above the figure.
-        image: shown beneath maps.
+        shape: shape of the nodes.
+        mask: nodes that took part, flattened; the others are left blank.
+        names: titles of the panels by latent, in order.
+        title: title above the figure.
+        image: image shown beneath maps.
         points: coordinates of points.
     """
     figure = _figure()
@@ -118,7 +118,7 @@ def latents_figure(
         if values.ndim == 1:
             axes.plot(values, linewidth=1)
         else:
-            # Of a volume, the largest weight along its first dimension.
+            # For a volume, show the largest weight along its first dimension.
             flat = values if values.ndim == 2 else np.fmax.reduce(values, axis=0)
             _map(axes, flat, picture if values.ndim == 2 else None)
     figure.suptitle(title)
@@ -129,7 +129,7 @@ def _figure() -> "Figure":
     require("matplotlib", extra="viz")
     from matplotlib.figure import Figure
 
-    # Not pyplot's, which keeps every figure until it is closed.
+    # Not created by pyplot, which keeps every figure until it is closed.
     return Figure(layout="constrained")
 
 
@@ -154,7 +154,7 @@ def _map(axes: Any, values: Array, picture: Array | None, most: float | None = N
 
 
 def _scatter(figure: Any, panels: Sequence[tuple[Array, str]], points: Array, *, mark: int | None) -> None:
-    """Points from above and, where they have a height, in perspective; what is higher hides what is lower."""
+    """Draw points from above and, if they have heights, in perspective; higher points are drawn over lower ones."""
     some = np.linspace(0, len(points) - 1, min(len(points), _MOST_POINTS)).astype(np.int64)
     order = some[np.argsort(points[some, -1], kind="stable")] if points.shape[1] == 3 else some
     size = float(np.clip(100_000 / max(len(points), 1), 0.5, 30))
@@ -170,7 +170,7 @@ def _scatter(figure: Any, panels: Sequence[tuple[Array, str]], points: Array, *,
         if mark is not None:
             above.plot(*points[mark, :2], **_MARK)
         if views == 2:
-            # The mark lies over the points, wherever it is in space.
+            # The mark is drawn over all points, wherever it is in space.
             place = 2 if beside else len(panels) + number + 1
             solid = figure.add_subplot(rows, columns, place, projection="3d", computed_zorder=False)
             solid.scatter(*points[order].T, depthshade=False, **colours)
@@ -186,7 +186,7 @@ def _scatter(figure: Any, panels: Sequence[tuple[Array, str]], points: Array, *,
 
 
 def _blanked(weights: Tensor, mask: Tensor | None) -> Array:
-    """Weights as float64, not a number where a node took no part."""
+    """Return weights as float64, with NaN where a node took no part."""
     values = weights.detach().double().cpu().clone()
     if mask is not None:
         values[~mask.cpu().view(values.shape)] = float("nan")
@@ -204,7 +204,7 @@ def _points(points: Tensor | ArrayLike, count: int) -> Array:
 
 
 def _picture(image: Tensor | ArrayLike) -> Array:
-    """An image as (H, W, 3) from 0 to 1, whatever it was normalised to."""
+    """Return an image as (H, W, 3) in 0..1, however it was normalised."""
     found = _array(image).astype(np.float64)
     if found.ndim == 2:
         found = found[None]

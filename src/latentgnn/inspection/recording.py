@@ -1,7 +1,7 @@
-"""What one call of a block computed, by the functions that run it.
+"""Records what one call of a block computed, with the functions that run the block.
 
-Axes: B batch, N nodes, C channels, G groups, r = R / G reduced channels of a group, D latents of one kernel. What is
-kept has nodes last, so that the assignments to one latent lie together and are a map: (G, D, N).
+Axes: B batch, N nodes, C channels, G groups, r = R / G reduced channels per group, D latents of one kernel. Stored
+tensors have nodes last, so that the assignments to one latent are contiguous and form a map: (G, D, N).
 """
 
 import inspect
@@ -30,10 +30,10 @@ class SeenKernel:
     """One kernel of a block on one sample: the factors of its affinity Q^T A P, and its latents.
 
     Args:
-        raw_gather: P before its scale over nodes, (G, D, N), zero at nodes that take no part.
-        scale: what `raw_gather` is multiplied by to be P, (G, D, 1), in the wide type.
+        raw_gather: P without its scale over nodes, (G, D, N), zero at nodes that take no part.
+        scale: factor that turns `raw_gather` into P, (G, D, 1), in the wide dtype.
         scatter: Q, (G, D, N), zero at nodes that take no part.
-        affinity: A, (G, D, D); row d holds the weights with which latent d takes in the others, and sums to one.
+        affinity: A, (G, D, D); row d contains the weights with which latent d takes in the others, and sums to one.
         latents: Z, the latents before they mix, (G, D, r).
         mixed: Y = A Z, (G, D, r).
     """
@@ -47,7 +47,7 @@ class SeenKernel:
 
     @property
     def gather(self) -> Tensor:
-        """P, (G, D, N), in the wide type."""
+        """P, (G, D, N), in the wide dtype."""
         return self.raw_gather * self.scale
 
 
@@ -56,12 +56,12 @@ class SeenSample:
     """What a block computed for one sample: an image, a volume, a sequence, or a scene of packed points.
 
     Args:
-        kernels: one entry a kernel.
+        kernels: one entry per kernel.
         values: V, (G, r, N).
-        shape: of the nodes: (H, W) for a map, (N,) for tokens and points.
-        mask: which nodes took part, (N,) bool; ``None`` for all.
-        input_length: Euclidean length of the block's input over the nodes that took part.
-        change_length: likewise of what the block added to it, output - input.
+        shape: shape of the nodes: (H, W) for a map, (N,) for tokens and points.
+        mask: nodes that took part, (N,) bool; ``None`` for all.
+        input_length: Euclidean norm of the block's input over the nodes that took part.
+        change_length: Euclidean norm over these nodes of what the block added to it, output - input.
     """
 
     kernels: tuple[SeenKernel, ...]
@@ -73,12 +73,12 @@ class SeenSample:
 
     @property
     def nodes(self) -> int:
-        """Nodes N, those that took no part included."""
+        """Number of nodes N, including those that took no part."""
         return int(self.values.shape[-1])
 
     @property
     def change(self) -> float:
-        """How much the block changes its input, ||output - input|| / ||input||; 0 of an input that is 0."""
+        """How much the block changes its input, ||output - input|| / ||input||; 0 for an input of 0."""
         return self.change_length / self.input_length if self.input_length else 0.0
 
 
@@ -87,10 +87,10 @@ class SeenBlock:
     """One call of a block.
 
     Args:
-        name: of the block, as in ``model.named_modules()``.
+        name: name of the block, as in ``model.named_modules()``.
         layer: the block itself.
-        gamma: what the result was multiplied by; ``None`` for a block without residual connection.
-        samples: one entry a sample of the batch.
+        gamma: factor that the result was multiplied by; ``None`` for a block without residual connection.
+        samples: one entry per sample of the batch.
     """
 
     name: str
@@ -100,7 +100,7 @@ class SeenBlock:
 
 
 class _Call(NamedTuple):
-    """What a block was called with and gave, with nodes in the last dimension but one."""
+    """Input and output of a block's call, with nodes as the second-last dimension."""
 
     x_BNC: Tensor
     out_BNC: Tensor
@@ -110,14 +110,14 @@ class _Call(NamedTuple):
 
 
 def record(name: str, layer: LatentGNN, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> SeenBlock | None:
-    """A call of a block, with what was computed in it; ``None`` where tensors hold no numbers.
+    """Record a call of a block and what was computed in it; ``None`` if tensors have no data.
 
     Args:
-        name: of the block.
+        name: name of the block.
         layer: the block.
-        args: what it was called with.
-        kwargs: what it was called with by name.
-        out: what it gave.
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
+        out: output of the call.
     """
     if not isinstance(out, Tensor) or not has_values(out):
         return None
@@ -125,7 +125,7 @@ def record(name: str, layer: LatentGNN, args: tuple[Any, ...], kwargs: Mapping[s
         call = _call(layer, args, kwargs, out)
         compute, _ = running.products_in(call.x_BNC)
         gamma = float(layer.gamma.detach()) if layer.config.residual else None
-        # Norms in training learn running statistics from what they see: from copies of these, not twice.
+        # Norms in training update running statistics: here copies of them, as they must not be updated twice.
         own = {key: buffer.clone() for key, buffer in layer.named_buffers()}
         with (
             torch.autocast(call.x_BNC.device.type, enabled=False),
@@ -181,7 +181,7 @@ def _samples(layer: LatentGNN, call: _Call, compute: torch.dtype) -> tuple[SeenS
 def _over_nodes(
     layer: LatentGNN, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, compute: torch.dtype
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """V (B, G, r, N); and of every kernel P, without its scale, and Q, (B, G, D, N)."""
+    """V (B, G, r, N); and for every kernel P, without its scale, and Q, (B, G, D, N)."""
     config, parts = layer.config, layer.arrangement()
     batch, nodes, _ = x_BNC.shape
     steps = steps_of(parts, compute)
@@ -196,7 +196,7 @@ def _over_nodes(
     by_node = all(map(is_per_node, norms))
     numbers = config.channels + 4 * (config.reduced_channels + groups * sum(config.latents))
     most = nodes_per_block(x_BNC.device, numbers) if by_node else None
-    # Norms that see one node at a time need not know which sample it belongs to.
+    # Norms of single nodes do not depend on the sample that a node belongs to.
     for block in blocks(x_BNC, None, most):
         mask = None if mask_BN is None else block.of(mask_BN)
         x = block.of(x_BNC) if mask is None else block.of(x_BNC).masked_fill(~mask[..., None], 0)
@@ -228,7 +228,7 @@ def _kernel(layer: LatentGNN, value_GRN: Tensor, gather_GDN: Tensor, scatter_GDN
 
 
 def _lengths(x_NC: Tensor, out_NC: Tensor, mask_N: Tensor | None) -> tuple[float, float]:
-    """Length of the input over the nodes that take part, and of what was added to it."""
+    """The norm of the input over the nodes that take part, and that of what was added to it."""
     squares = torch.zeros(2, dtype=torch.float64, device=x_NC.device)
     rows: Sequence[Tensor] = () if mask_N is None else mask_N.split(1 << 16)
     for index, (x, out) in enumerate(zip(x_NC.split(1 << 16), out_NC.split(1 << 16), strict=True)):

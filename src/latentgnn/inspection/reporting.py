@@ -1,4 +1,4 @@
-"""Whether the blocks of a network do something, and what they cost: one table for a network and a batch."""
+"""Whether the blocks of a network have an effect, and what they cost: one table for a network and a batch."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,15 +20,15 @@ from latentgnn.layer import LatentGNN
 
 @dataclass(frozen=True, kw_only=True)
 class BlockReport:
-    """One block.
+    """The report on one block.
 
     Args:
-        statistics: over the samples of the batch.
-        output_change: how much the network's output changes when the block is taken out:
-            `latentgnn.inspection.comparison.difference`; ``None`` where outputs cannot be compared.
-        time_share: of the network's forward pass, measured once.
-        memory_share: of what the network holds for the backward pass, in bytes; ``None`` where nothing is held.
-        findings: in words.
+        statistics: statistics over the samples of the batch.
+        output_change: how much the network's output changes without the block:
+            `latentgnn.inspection.comparison.difference`; ``None`` if outputs cannot be compared.
+        time_share: share of the network's forward time, measured once.
+        memory_share: share of the bytes that the network stores for the backward pass; ``None`` if nothing is stored.
+        findings: findings in words.
     """
 
     statistics: BlockStatistics
@@ -39,19 +39,19 @@ class BlockReport:
 
     @property
     def name(self) -> str:
-        """Of the block, as in ``model.named_modules()``."""
+        """Name of the block, as in ``model.named_modules()``."""
         return self.statistics.name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All blocks of a network on one batch; ``print(report)`` shows a table and says what it means.
+    """All blocks of a network on one batch; ``print(report)`` shows a table and explains it.
 
     Args:
-        blocks: in the order of the network.
+        blocks: the blocks, in the order of the network.
         not_run: blocks that the network did not run.
-        seconds: that the network's forward pass took, measured once.
-        held_bytes: that it holds for the backward pass, without its parameters.
+        seconds: duration of the network's forward pass, measured once.
+        held_bytes: bytes that it stores for the backward pass, without its parameters.
     """
 
     blocks: tuple[BlockReport, ...]
@@ -60,7 +60,7 @@ class Report:
     held_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, as JSON takes it."""
+        """Return everything as data for JSON."""
         blocks = [
             {"name": block.name, **asdict(block), "statistics": block.statistics.to_dict()} for block in self.blocks
         ]
@@ -115,23 +115,23 @@ def _percent(share: float | None) -> str:
 
 
 def report(model: nn.Module, batch: Any) -> Report:
-    """Say of every block of a network whether it does something, and what it costs.
+    """Report for every block of a network whether it has an effect, and what it costs.
 
-    The network runs in evaluation mode: once to look inside, once for time, once with gradients for memory, and once
-    for each block with that block taken out. It is left as it was.
+    The network runs in evaluation mode: once to record the blocks, once for time, once with gradients for memory, and
+    once without each block. Afterwards it is unchanged.
 
     Args:
-        model: a network with blocks, whatever it gives: a tensor, dicts, lists, detections.
+        model: a network with blocks and any output: a tensor, dicts, lists, detections.
         batch: what the network takes: one argument such as a tensor or a detector's list of images, a tuple of
             arguments, or a mapping of arguments by name.
 
     Returns:
-        For each block gamma, how much it changes its input, how much the network's output changes without it, how
-        different the rows of its affinity are, their effective rank, dead latents, its share of time and of memory,
-        and what this means.
+        For each block: gamma, how much it changes its input, how much the network's output changes without it, how
+        different the rows of its affinity are, their effective rank, dead latents, its share of time and memory, and
+        what this means.
 
     Raises:
-        ValueError: the network has no block, runs none of them on this batch, or runs them on no nodes.
+        ValueError: if the network has no block, runs none of them on this batch, or runs them on no nodes.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 16, 1), LatentGNN(16, num_latents=4), nn.Conv2d(16, 2, 1))
@@ -177,7 +177,7 @@ def report(model: nn.Module, batch: Any) -> Report:
 def _around(
     layers: Mapping[str, LatentGNN], before: Callable[[str], None], after: Callable[[str], None]
 ) -> Iterator[None]:
-    """Call ``before`` and ``after`` with a block's name where it begins and ends."""
+    """Call ``before`` and ``after`` with a block's name before and after it runs."""
 
     def begin(name: str, module: nn.Module, args: Any) -> None:
         before(name)
@@ -195,7 +195,7 @@ def _around(
 
 
 def _time(model: nn.Module, layers: Mapping[str, LatentGNN], batch: Any) -> tuple[float, dict[str, float]]:
-    """Seconds of a forward pass, and those inside each block."""
+    """The seconds of a forward pass, and those inside each block."""
     inside = dict.fromkeys(layers, 0.0)
 
     def step(sign: int, name: str) -> None:
@@ -214,7 +214,7 @@ def _now() -> float:
 
 
 def _memory(model: nn.Module, layers: Mapping[str, LatentGNN], batch: Any) -> tuple[int, dict[str, int]]:
-    """Bytes that a forward pass holds for the backward pass, and those first held inside each block."""
+    """The bytes that a forward pass stores for the backward pass, and those first stored inside each block."""
     known = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     held: dict[int, tuple[int, str | None]] = {}
     place: list[str] = []

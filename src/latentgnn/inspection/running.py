@@ -1,4 +1,4 @@
-"""Run a network to look at it: in evaluation mode, on what a batch holds, on the network's device."""
+"""Runs a network for inspection: in evaluation mode, on a batch of any form, on the network's device."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,10 +12,10 @@ from latentgnn.layer import LatentGNN
 
 
 def blocks_of(model: nn.Module) -> dict[str, LatentGNN]:
-    """Every `LatentGNN` and `PackedLatentGNN` of a network, by its name in ``model.named_modules()``.
+    """Return every `LatentGNN` and `PackedLatentGNN` of a network, by its name in ``model.named_modules()``.
 
     Raises:
-        ValueError: there is none.
+        ValueError: if there is none.
     """
     found = {name: module for name, module in model.named_modules() if isinstance(module, LatentGNN)}
     if not found:
@@ -28,11 +28,11 @@ def blocks_of(model: nn.Module) -> dict[str, LatentGNN]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """A network in evaluation mode without gradients, uncompiled; every module's mode comes back afterwards."""
+    """Put a network in evaluation mode without gradients, uncompiled; every module's mode is restored afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        # Compiled code does not notice new hooks.
+        # Compiled code does not see new hooks.
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
@@ -41,7 +41,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def run(model: nn.Module, inputs: Any) -> Any:
-    """What a network gives for a tuple of arguments, a mapping of arguments by name, or one argument of any kind."""
+    """Call a network with a tuple of arguments, a mapping of arguments by name, or one argument of any kind."""
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
     if device is not None:
         inputs = tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs)
@@ -52,7 +52,7 @@ def run(model: nn.Module, inputs: Any) -> Any:
 
 @contextmanager
 def without(layer: LatentGNN) -> Iterator[None]:
-    """A network without a block: what comes in goes out."""
+    """Disable a block: it returns its input unchanged."""
 
     def passed(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> Any:
         return args[0] if args else kwargs["x"]

@@ -1,4 +1,4 @@
-"""Look inside the blocks of a network while it runs, and ask what each node takes from where.
+"""Inspect the blocks of a network while it runs, and query what each node takes from where.
 
 Axes: N nodes of a sample, G groups, D latents of one kernel; an affinity is Q^T A P.
 """
@@ -29,10 +29,9 @@ if TYPE_CHECKING:
 
 
 class Seen(Mapping[str, SeenBlock]):
-    """What `capture` saw: a mapping from the names of blocks, in the order of the network, to their last call.
+    """The recordings of `capture`: a mapping from block names, in the order of the network, to each block's last call.
 
-    Wherever a method takes a block, it takes its name, the name of the submodule that it was inserted after, or its
-    place in the order of blocks.
+    Methods accept a block by its name, by the name of the submodule that it was inserted after, or by its index.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -62,11 +61,11 @@ class Seen(Mapping[str, SeenBlock]):
     def row(
         self, block: str | int, node: Node, *, sample: int = 0, kernel: int | None = None, group: int | None = None
     ) -> Tensor:
-        """The weights with which a node takes in the values of all nodes: one row of the affinity.
+        """Return the weights with which a node takes in the values of all nodes: one row of the affinity.
 
-        It takes D x N operations and N numbers of memory; the N x N affinity is not formed. Weights are not negative,
+        It takes D x N operations and memory for N numbers; the N x N affinity is not formed. Weights are not negative,
         and a row need not sum to one: with the published scaling its sum grows like sqrt(N). Compare weights within a
-        row, and not their size with that of an attention map.
+        row, but not their magnitude with that of an attention map.
 
         Args:
             block: which block.
@@ -80,8 +79,8 @@ class Seen(Mapping[str, SeenBlock]):
             order in which they were given. Zero at nodes outside the mask, and everywhere for a node outside it.
 
         Raises:
-            KeyError: no such block, or it has not run.
-            IndexError: no such node, sample, kernel or group.
+            KeyError: if there is no such block, or it has not run.
+            IndexError: if there is no such node, sample, kernel or group.
 
         Example:
             >>> net = nn.Sequential(nn.Conv2d(3, 16, 1), LatentGNN(16, num_latents=4)).eval()
@@ -95,7 +94,7 @@ class Seen(Mapping[str, SeenBlock]):
     def column(
         self, block: str | int, node: Node, *, sample: int = 0, kernel: int | None = None, group: int | None = None
     ) -> Tensor:
-        """The weights with which all nodes take in the value of one: who listens to this node.
+        """Return the weights with which all nodes take in the value of one: who listens to this node.
 
         Arguments, shapes and errors are those of `row`.
         """
@@ -104,15 +103,15 @@ class Seen(Mapping[str, SeenBlock]):
     def contributions(
         self, block: str | int, node: Node, *, sample: int = 0, kernel: int | None = None, group: int | None = None
     ) -> Tensor:
-        """What share every node has in the context of one, with a sign.
+        """Return each node's share of the context of one node, with a sign.
 
         The context of node n is o_n = sum_m a_nm v_m, with the weights a_nm of `row` and the values v_m of the nodes,
-        each of unit length. The share of node m is the part of a_nm v_m along o_n, over the length of o_n:
+        each of unit length. The share of node m is the component of a_nm v_m along o_n, divided by the length of o_n:
         a_nm <v_m, o_n> / ||o_n||^2. Shares sum to one; a negative one means that a node pulls the other way. With
-        several kernels or groups, v_m and o_n are those of all, one after another. This is the context before graph
+        several kernels or groups, v_m and o_n are concatenated over all of them. This is the context before graph
         convolution and expansion, which act on each node by itself.
 
-        Arguments, shapes and errors are those of `row`. A node without context has no shares: all are zero.
+        Arguments, shapes and errors are those of `row`. For a node without context, all shares are zero.
         """
         found = self.sample(block, sample)
         index = lines.index_of(node, found)
@@ -128,18 +127,18 @@ class Seen(Mapping[str, SeenBlock]):
         return (total / length if length > 0 else total).view(found.shape)
 
     def statistics(self, block: str | int, *, sample: int | None = None) -> BlockStatistics:
-        """Effective rank, difference between rows, usage of latents, dead ones and duplicates, and the block's change.
+        """Return effective rank, row difference, use of latents, dead ones and duplicates, and the block's change.
 
-        All of it is exact over all nodes, from sums of the size D x D; no N x N affinity is formed.
+        All figures are exact over all nodes, computed from D x D sums; no N x N affinity is formed.
 
         Args:
             block: which block.
             sample: one sample of the batch; by default all of them.
 
         Raises:
-            KeyError: no such block, or it has not run.
-            IndexError: no such sample.
-            ValueError: no sample has a node that took part.
+            KeyError: if there is no such block, or it has not run.
+            IndexError: if there is no such sample.
+            ValueError: if no sample has a node that took part.
 
         Example:
             >>> net = nn.Sequential(nn.Conv2d(3, 16, 1), LatentGNN(16, num_latents=4, gamma_init=1.0)).eval()
@@ -165,7 +164,7 @@ class Seen(Mapping[str, SeenBlock]):
         image: Tensor | ArrayLike | None = None,
         points: Tensor | ArrayLike | None = None,
     ) -> "Figure":
-        """A picture of `row`: where a node takes its context from; or of `column`: who listens to it.
+        """Plot `row`, where a node takes its context from, or `column`, who listens to it.
 
         How to read it: the red circle is the node; bright nodes are those whose values it takes in. Colours begin at 0
         and end at the row's largest weight. Rows need not sum to one, and their size depends on the number of nodes;
@@ -179,16 +178,16 @@ class Seen(Mapping[str, SeenBlock]):
             sample: which image of the batch, or which scene of packed points.
             kernel: which kernel; by default the mean over all.
             group: which group of channels; by default the mean over all.
-            listeners: `column` instead of `row`.
-            image: for maps, the input, (H, W), (C, H, W) or (H, W, C) of any size and range: shown beneath.
-            points: coordinates of the sample's points, (N, 2) or (N, 3): shown from above and in perspective.
+            listeners: plot `column` instead of `row`.
+            image: for maps, the input, (H, W), (C, H, W) or (H, W, C) of any size and range, shown beneath.
+            points: coordinates of the sample's points, (N, 2) or (N, 3), shown from above and in perspective.
 
         Returns:
             A `matplotlib.figure.Figure`; a notebook shows it, ``savefig`` writes it.
 
         Raises:
-            UserError: matplotlib is not installed.
-            ValueError: an image or points of the wrong shape.
+            UserError: if matplotlib is not installed.
+            ValueError: if the image or points have the wrong shape.
         """
         from latentgnn.inspection.pictures import line_figure
 
@@ -214,7 +213,7 @@ class Seen(Mapping[str, SeenBlock]):
         image: Tensor | ArrayLike | None = None,
         points: Tensor | ArrayLike | None = None,
     ) -> "Figure":
-        """A gallery of latents: which nodes each gathers from, or scatters to; those that are used most first.
+        """Plot a gallery of latents: the nodes that each gathers from, or scatters to; most used latents first.
 
         How to read it: each panel is one latent with colours of its own, from 0 to its largest assignment. Its title
         gives its number and its share of all weights. Panels that look alike are duplicates, empty ones dead.
@@ -224,14 +223,14 @@ class Seen(Mapping[str, SeenBlock]):
             sample: which image of the batch, or which scene of packed points.
             kernel: which kernel.
             group: which group of channels.
-            scatter: the assignments of scatter instead of gather's.
-            most: how many latents are shown at most.
+            scatter: plot the assignments of scatter instead of gather.
+            most: maximum number of latents to show.
             image: as in `plot`.
             points: as in `plot`.
 
         Raises:
-            UserError: matplotlib is not installed.
-            ValueError: an image or points of the wrong shape, or a sample without nodes.
+            UserError: if matplotlib is not installed.
+            ValueError: if the image or points have the wrong shape, or the sample has no nodes.
         """
         from latentgnn.inspection.pictures import latents_figure
 
@@ -264,14 +263,14 @@ class Seen(Mapping[str, SeenBlock]):
         group is its N x N affinity. Half precision is written as float32. Read it with ``numpy.load(path)``.
 
         Args:
-            path: the file; what was there before is replaced.
+            path: the file; an existing one is replaced.
         """
         with replacing(path) as file:
             arrays: dict[str, Any] = dict(arrays_of(self.values()))
             np.savez(file, **arrays)
 
     def sample(self, block: str | int, sample: int = 0) -> SeenSample:
-        """What a block computed for one sample."""
+        """Return what a block computed for one sample."""
         found = self[block]
         if not -len(found.samples) <= sample < len(found.samples):
             raise IndexError(f"the block {found.name!r} saw {len(found.samples)} samples; got sample={sample}")
@@ -307,19 +306,19 @@ class Seen(Mapping[str, SeenBlock]):
 
 @contextmanager
 def capture(model: nn.Module) -> Iterator[Seen]:
-    """Record what every `LatentGNN` and `PackedLatentGNN` in a network computes, for the time of a ``with`` block.
+    """Record what every `LatentGNN` and `PackedLatentGNN` in a network computes inside a ``with`` block.
 
-    Of each block the last call is kept: assignments of gather and scatter, latents before and after they mix, their
-    affinity, and gamma, computed by the functions that the layer itself is made of. Per node these are R + 2 D
-    numbers, in the type in which the layer computes, on its device. Outside the ``with`` block nothing is recorded, no
-    hook stays, and the layer runs as ever; inside, its outputs and gradients are the same, and norms in training learn
-    once. Networks in ``torch.compile`` run uncompiled inside.
+    For each block the last call is kept: assignments of gather and scatter, latents before and after they mix, their
+    affinity, and gamma, computed by the same functions as in the layer. These are R + 2 D numbers per node, in the
+    dtype in which the layer computes, on its device. Outside the ``with`` block nothing is recorded, no hook remains,
+    and the layer runs as usual; inside, its outputs and gradients are the same, and norms in training update their
+    statistics once. ``torch.compile`` networks run uncompiled inside.
 
     Args:
         model: a network with blocks, or a block itself.
 
     Raises:
-        ValueError: the network has no block, or one that shares its nodes with other processes.
+        ValueError: if the network has no block, or a block shares its nodes with other processes.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 16, 1), LatentGNN(16, num_latents=4)).eval()
@@ -343,7 +342,7 @@ def capture(model: nn.Module) -> Iterator[Seen]:
         layer.register_forward_hook(partial(_keep, seen, name), with_kwargs=True) for name, layer in layers.items()
     ]
     try:
-        # Compiled code does not notice new hooks.
+        # Compiled code does not see new hooks.
         with torch.compiler.set_stance("force_eager"):
             yield seen
     finally:

@@ -15,13 +15,13 @@ from latentgnn.inspection.recording import SeenBlock, SeenKernel, SeenSample
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """A number over samples.
+    """The distribution of a number over samples.
 
     Args:
-        mean: over samples.
-        std: standard deviation over samples (of them, not an estimate for others).
-        least: smallest.
-        most: largest.
+        mean: mean over samples.
+        std: population standard deviation over samples.
+        least: smallest value.
+        most: largest value.
     """
 
     mean: float
@@ -35,15 +35,16 @@ class GraphStatistics:
     """One latent graph: one kernel in one group of channels.
 
     Args:
-        kernel: which kernel.
-        group: which group.
+        kernel: index of the kernel.
+        group: index of the group.
         latents: D.
-        effective_rank: of the affinity, from 1 to D: `latentgnn.inspection.measures.effective_rank`.
-        row_difference: 1 - the mean cosine of all pairs of rows; 0: every node takes in the same.
-        row_sum: mean over nodes of the sum of a row.
-        singular_values: D of them, falling, the mean over samples.
-        gather_usage: share of the sum of all weights that each latent gathers, D numbers, the mean over samples.
-        scatter_usage: likewise what it scatters.
+        effective_rank: effective rank of the affinity, from 1 to D: `latentgnn.inspection.measures.effective_rank`.
+        row_difference: 1 - the mean cosine of all pairs of rows; 0 if every node takes in the same.
+        row_sum: mean over nodes of the row sums.
+        singular_values: D singular values in descending order, averaged over samples.
+        gather_usage: share of each latent as a gathering one in the sum of all weights, D numbers, averaged over
+            samples.
+        scatter_usage: likewise as a scattering one.
         gathers_nothing: latents without an assignment at any node of any sample.
         is_not_read: latents that no node reads: `latentgnn.inspection.measures.DEAD`.
         duplicates: pairs of latents that gather and scatter alike: `latentgnn.inspection.measures.DUPLICATE`.
@@ -70,15 +71,15 @@ class GraphStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockStatistics:
-    """A block over samples.
+    """Statistics of a block over samples.
 
     Args:
-        name: of the block.
-        samples: how many had nodes that took part.
-        nodes: of a sample.
-        gamma: at the last call; ``None`` for a block without residual connection.
+        name: name of the block.
+        samples: number of samples with nodes that took part.
+        nodes: number of nodes per sample.
+        gamma: gamma at the last call; ``None`` for a block without residual connection.
         change: ||output - input|| / ||input||.
-        graphs: one entry for each kernel and group, groups of a kernel together.
+        graphs: one entry per kernel and group; groups of a kernel are consecutive.
     """
 
     name: str
@@ -90,31 +91,31 @@ class BlockStatistics:
 
     @property
     def latents(self) -> int:
-        """Latents of all kernels and groups."""
+        """Number of latents of all kernels and groups."""
         return sum(graph.latents for graph in self.graphs)
 
     @property
     def dead(self) -> int:
-        """Dead latents of all kernels and groups."""
+        """Number of dead latents of all kernels and groups."""
         return sum(len(graph.dead) for graph in self.graphs)
 
     @property
     def duplicates(self) -> int:
-        """Latents that are another's duplicate, of all kernels and groups."""
+        """Number of latents that duplicate another one, of all kernels and groups."""
         return sum(len({second for _, second in graph.duplicates}) for graph in self.graphs)
 
     @property
     def effective_rank(self) -> float:
-        """The mean over kernels, groups and samples."""
+        """Mean over kernels, groups and samples."""
         return sum(graph.effective_rank.mean for graph in self.graphs) / len(self.graphs)
 
     @property
     def row_difference(self) -> float:
-        """The mean over kernels, groups and samples."""
+        """Mean over kernels, groups and samples."""
         return sum(graph.row_difference.mean for graph in self.graphs) / len(self.graphs)
 
     def to_dict(self) -> dict[str, Any]:
-        """All numbers, as JSON takes them."""
+        """Return all numbers as data for JSON."""
         return asdict(self) | {
             "latents": self.latents,
             "dead": self.dead,
@@ -124,7 +125,7 @@ class BlockStatistics:
 
 
 class _Running:
-    """Mean and spread of numbers that come one after another (Welford)."""
+    """Running mean and spread of a sequence of numbers (Welford)."""
 
     def __init__(self) -> None:
         self.count, self.mean, self._squares = 0, 0.0, 0.0
@@ -143,7 +144,7 @@ class _Running:
 
 
 class _RunningKernel:
-    """One kernel over samples, all groups."""
+    """Running statistics of one kernel, for all groups."""
 
     def __init__(self, groups: int) -> None:
         self._total: Sums | None = None
@@ -173,7 +174,7 @@ class _RunningKernel:
         assert self._total is not None
         assert self._shares is not None
         nothing, unread = measures.gathers_nothing(self._total), measures.is_not_read(self._total)
-        # A dead latent is no duplicate.
+        # A dead latent does not count as a duplicate.
         live_GD = ~(nothing | unread)
         alike = measures.duplicates(self._total) & live_GD[..., None] & live_GD[:, None]
         for group, (rank, difference, row_sum) in enumerate(self._spreads):
@@ -195,10 +196,10 @@ class _RunningKernel:
 
 
 class RunningStatistics:
-    """Statistics of one block, to which samples are added; it keeps sums alone, whatever their number.
+    """Statistics of one block, to which samples are added; it stores only sums, whatever their number.
 
     Args:
-        name: of the block.
+        name: name of the block.
     """
 
     def __init__(self, name: str) -> None:
@@ -208,7 +209,7 @@ class RunningStatistics:
         self._kernels: list[_RunningKernel] = []
 
     def add(self, block: SeenBlock, samples: Iterable[SeenSample] | None = None) -> None:
-        """Add samples of a call of the block, by default all; those without a node that took part are left out."""
+        """Add samples of a call of the block, by default all; samples without a node that took part are skipped."""
         self._gamma = block.gamma
         for sample in block.samples if samples is None else samples:
             nodes = sample.nodes if sample.mask is None else int(sample.mask.sum())
@@ -223,14 +224,14 @@ class RunningStatistics:
 
     @property
     def has_samples(self) -> bool:
-        """Whether a sample was added that had a node that took part."""
+        """Whether any sample with a node that took part was added."""
         return bool(self._kernels)
 
     def result(self) -> BlockStatistics:
-        """What was added.
+        """Return the statistics of all samples added so far.
 
         Raises:
-            ValueError: nothing was.
+            ValueError: if none was added.
         """
         if not self._kernels:
             raise ValueError(f"the block {self._name!r} saw no sample with a node that took part")

@@ -1,4 +1,4 @@
-"""What blocks do over a data set."""
+"""Statistics of blocks over a data set."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -18,23 +18,24 @@ def summarize(
     inputs: Callable[[Any], Any] | None = None,
     progress: bool = True,
 ) -> dict[str, BlockStatistics]:
-    """Statistics of every block over a data set: the mean and the spread over samples of what `Seen.statistics` says.
+    """Return statistics of every block over a data set: mean and spread over samples of those of `Seen.statistics`.
 
-    The network runs in evaluation mode without gradients. Only running sums are kept, so that memory does not grow
-    with the number of batches. A latent counts as dead if it is so over all samples together.
+    The network runs in evaluation mode without gradients. Only running sums are stored, so memory does not grow with
+    the number of batches. A latent counts as dead if it is dead over all samples together.
 
     Args:
         model: a network with blocks.
         loader: batches, as a `torch.utils.data.DataLoader` gives them.
-        inputs: what the network takes of a batch: one argument, a tuple of arguments, or a mapping of arguments by
-            name; by default the first entry of a tuple or a list (images before targets), otherwise the batch itself.
-        progress: a progress bar on a terminal, where `rich` is installed.
+        inputs: extracts from a batch what the network takes: one argument, a tuple of arguments, or a mapping of
+            arguments by name; by default the first entry of a tuple or a list (images before targets), otherwise the
+            batch itself.
+        progress: show a progress bar on a terminal, if `rich` is installed.
 
     Returns:
-        By name of the block; blocks that did not run are left out.
+        Statistics by block name; blocks that did not run are omitted.
 
     Raises:
-        ValueError: the network has no block, or the loader gave no batch.
+        ValueError: if the network has no block, or the loader is empty.
 
     Example:
         >>> import torch, latentgnn

@@ -1,4 +1,4 @@
-"""What a block's figures mean in words, and what to try."""
+"""Explains a block's figures in words, with advice."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,24 +6,24 @@ from dataclasses import dataclass
 from latentgnn.inspection.statistics import BlockStatistics
 
 SAME_ROWS = 0.01
-"""Rows that differ by less are the same for every node in practice."""
+"""Rows that differ by less are in practice the same for every node."""
 SMALL_CHANGE = 1e-3
-"""A block that changes its input, or the network's output, by less does nothing in practice."""
+"""A block that changes its input, or the network's output, by less has in practice no effect."""
 LARGE_CHANGE = 1.0
-"""A block that changes its input by more outweighs it."""
+"""A block that changes its input by more dominates it."""
 MANY_DEAD = 0.25
-"""A part of dead latents that is worth a smaller number of them."""
+"""Fraction of dead latents above which fewer latents are advised."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something about a block.
+    """A finding about a block.
 
     Args:
         name: a word for programs: ``alive``, ``gamma_zero``, ``small_change``, ``no_effect``, ``large_change``,
             ``no_context``, ``query_independent``, ``rank_one``, ``dead_latents``, ``duplicate_latents``.
-        meaning: in words.
-        advice: what to try; empty where nothing needs to be done.
+        meaning: the meaning in words.
+        advice: what to try; empty if nothing needs to be done.
     """
 
     name: str
@@ -31,16 +31,16 @@ class Finding:
     advice: str
 
     def __str__(self) -> str:
-        """The meaning, as it follows the block's name and a colon, and the advice as a sentence after it."""
+        """The meaning, to be appended to the block's name and a colon, followed by the advice as a sentence."""
         return f"{self.meaning}.{f' {self.advice[0].upper()}{self.advice[1:]}.' if self.advice else ''}"
 
 
 def findings(block: BlockStatistics, output_change: float | None = None) -> tuple[Finding, ...]:
-    """What the figures of a block say, the weightiest first.
+    """Return what the figures of a block mean, most important first.
 
     Args:
         block: its statistics.
-        output_change: how much the network's output changes without the block, if that is known.
+        output_change: how much the network's output changes without the block, if known.
     """
     if block.gamma == 0:
         return (

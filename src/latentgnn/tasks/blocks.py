@@ -12,21 +12,21 @@ if TYPE_CHECKING:
 
 MOST_CHANNELS = 65_536
 MOST_LATENTS = 16_384
-"""Of a kernel: the affinity of so many latents takes a gigabyte."""
+"""Per kernel: the affinity between this many latents takes a gigabyte."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """The LatentGNN blocks' own settings, the same for every block (see `latentgnn.LatentGNN`).
+    """Settings of the LatentGNN blocks, the same for every block (see `latentgnn.LatentGNN`).
 
     Args:
         reduction: factor by which channels are reduced inside a block.
-        symmetric: one assignment for gather and scatter instead of two.
-        graph_conv: a graph convolution after the scatter step.
-        num_groups: groups of channels with latent graphs of their own.
+        symmetric: use one assignment for gather and scatter instead of two.
+        graph_conv: add a graph convolution after the scatter step.
+        num_groups: number of channel groups, each with its own latent graph.
         norm: the norm inside a block.
-        node_scale: ``published``, or ``mean`` for an output whose size does not depend on the number of nodes.
-        gamma_init: where the block's weight in the residual sum starts; 0 makes the block an identity.
+        node_scale: ``published``, or ``mean`` for an output whose scale does not depend on the number of nodes.
+        gamma_init: initial weight of the block in the residual sum; 0 makes the block an identity.
     """
 
     reduction: int = 8
@@ -49,7 +49,7 @@ class BlockConfig:
 
 
 def latents_are_sound(latents: Mapping[Any, int | tuple[int, ...]]) -> bool:
-    """Whether every block has kernels, and each of them 1 to `MOST_LATENTS` latents."""
+    """Whether every block has kernels, and each kernel has 1 to `MOST_LATENTS` latents."""
     kernels = [(number,) if isinstance(number, int) else number for number in latents.values()]
     return all(number and all(1 <= count <= MOST_LATENTS for count in number) for number in kernels)
 
@@ -61,18 +61,18 @@ def insert_blocks(
     *,
     example_input: Any = None,
 ) -> None:
-    """`latentgnn.insert` with a task's settings.
+    """Call `latentgnn.insert` with a task's settings.
 
     Args:
         model: the network.
-        latents: latents of the block after each submodule, by the submodule's name.
-        config: what is common to the blocks.
+        latents: number of latents of the block after each submodule, by the submodule's name.
+        config: settings that are common to all blocks.
         example_input: see `latentgnn.insert`.
 
     Raises:
-        ValueError: a setting does not fit the network; likewise TypeError.
+        ValueError: if a setting does not fit the network; likewise TypeError.
     """
-    # Configurations are read before anything needs torch.
+    # Imported here: configurations are read before anything needs torch.
     from latentgnn.insertion import insert
     from latentgnn.norms import NORMS
 

@@ -1,4 +1,4 @@
-"""What the checks of data sets have in common, whatever the task: the splits, and how faults are listed."""
+"""Code shared by the data set checks of all tasks: the splits, and how faults are listed."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ Split = Literal["train", "val"]
 SPLITS: tuple[Split, Split] = ("train", "val")
 
 SHOWN = 20
-"""Faults that an error lists before it only counts them."""
+"""Number of faults that an error lists; the others are only counted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fault:
-    """Something wrong with a sample: a scan, or an image with its labels.
+    """An error in a sample: in a scan, or in an image with its labels.
 
     Args:
         record: the sample's name.
@@ -29,16 +29,16 @@ class Fault:
     message: str
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return plain data."""
         return {"file": str(self.file), "record": self.record, "message": str(self)}
 
     def __str__(self) -> str:
-        # Readers' messages begin with the file, which may be another one than the sample's.
+        # Messages of readers begin with the file, which may be another one than the sample's.
         return self.message if self.message.startswith(str(self.file)) else f"{self.file}: {self.message}"
 
 
 class Report(Protocol):
-    """What the check of a split says."""
+    """The result of checking a split."""
 
     @property
     def faults(self) -> Sequence[object]: ...
@@ -49,11 +49,11 @@ class Report(Protocol):
 
 
 def fault_lines(faults: Iterable[object], limit: int | None) -> list[str]:
-    """A line for each fault, and one that says how many are left out.
+    """Return one line per fault, and one that says how many are left out.
 
     Args:
-        faults: with messages as their text.
-        limit: how many to list; ``None`` lists all.
+        faults: faults whose ``str`` is their message.
+        limit: maximum number of faults to list; ``None`` lists all.
 
     Example:
         >>> fault_lines(["a.las: no points", "b.las: no points", "c.las: cut short"], 1)
@@ -65,17 +65,17 @@ def fault_lines(faults: Iterable[object], limit: int | None) -> list[str]:
 
 
 def faults_left_out(report: Report, kind: str, *, on_fault: str, samples: int, sound: int) -> str:
-    """What is to be said of samples that are left out for their faults; empty where there are none.
+    """Return a message about samples that are left out because of faults; empty if there are none.
 
     Args:
-        report: of a split.
-        kind: what a sample is called.
-        on_fault: ``data.on_fault``.
-        samples: how many there are.
-        sound: those of them without faults.
+        report: the check of a split.
+        kind: name of a sample, in the singular.
+        on_fault: value of ``data.on_fault``.
+        samples: total number of samples.
+        sound: number of samples without faults.
 
     Raises:
-        UserError: with the first faults, if they stop a run, or no sample is left without them.
+        UserError: with the first faults, if ``on_fault`` is to stop, or every sample has faults.
     """
     if report.faults and on_fault == "stop":
         raise UserError(f"{report.text(SHOWN)}\nmend these {kind}s, or leave them out with --data.on_fault skip")
@@ -93,10 +93,10 @@ def check_splits(check: Callable[[Split], Report]) -> dict[str, Any]:
     """Check the training and the validation split, and print both reports.
 
     Args:
-        check: gives the report of a split.
+        check: returns the report of a split.
 
     Returns:
-        ``faultless``, whether neither has faults, and the reports as plain data.
+        ``faultless``, true if neither split has faults, and both reports as plain data.
     """
     reports: dict[str, Report] = {}
     for split in SPLITS:

@@ -1,4 +1,4 @@
-"""What the commands do for tasks that give classes: to the points of a scan, to the pixels of an image."""
+"""Commands of tasks that assign classes: to the points of a scan or to the pixels of an image."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,14 +26,14 @@ from latentgnn.training.task import TrainingTask
 
 
 class ClassSource(Protocol):
-    """Where a sample lies."""
+    """The location of a sample."""
 
     @property
     def name(self) -> str: ...
 
 
 class ClassSet(Protocol):
-    """Samples with classes."""
+    """A set of samples with classes."""
 
     config: Any
     skipped: str
@@ -44,13 +44,13 @@ class ClassSet(Protocol):
 
     @property
     def files(self) -> list[Path]:
-        """What is read again and again."""
+        """Return the files that are read repeatedly."""
 
     def __len__(self) -> int: ...
 
 
 class ClassTask(TrainingTask, Protocol):
-    """A training task that keeps what its last validation found, by the samples' numbers."""
+    """A training task that keeps the predictions of its last validation, by sample number."""
 
     scores: Scores | None
     predicted: dict[int, NDArray[np.int64]]
@@ -61,13 +61,13 @@ Set = TypeVar("Set", bound=ClassSet)
 
 
 class ClassCommands(Commands[Config, tuple[Set, Set], Model]):
-    """The commands of a task that gives classes.
+    """Commands of a task that assigns classes.
 
     Attributes:
-        title: of the task, in a sentence.
+        title: name of the task, as used in a sentence.
         unit: what gets a class, in the plural.
-        each: likewise, one and all, such as ``every point of a scan``.
-        most_titles: figures that are all shown first; of more, only the means are.
+        each: all of these units, such as ``every point of a scan``.
+        most_titles: maximum number of figures that are all shown first; if there are more, only the means are.
     """
 
     title: str
@@ -75,50 +75,50 @@ class ClassCommands(Commands[Config, tuple[Set, Set], Model]):
     each: str
     most_titles: int
 
-    # What a task says.
+    # Implemented by each task.
 
     @abstractmethod
     def load_split(self, config: Config, split: Split) -> Set:
-        """A set without faults."""
+        """Load a split without its faulty samples."""
 
     @abstractmethod
     def check_split(self, config: Config, split: Split) -> Report:
-        """What is wrong with a set, and what it holds."""
+        """Check a split: its faults and its content."""
 
     @abstractmethod
     def content(self, found: Set, split: Split) -> str:
-        """What a split is called, and what it holds, in a line."""
+        """Describe a split and its content in one line."""
 
     @abstractmethod
     def refuse_others(self, trained: Model, found: Set) -> None:
-        """Refuse a set that has other classes than a model."""
+        """Raise an error if a set has other classes than a model."""
 
     @abstractmethod
     def task(self, config: Config, run: RunFolder, train: Set, val: Set, *, goes_on: bool) -> ClassTask:
-        """What is trained in a run."""
+        """Return the training task of a run."""
 
     @abstractmethod
     def score(self, trained: Model, found: Set, index: int, *, keep: bool) -> Result:
-        """Predict a sample and compare with its labels; ``keep`` keeps what was predicted."""
+        """Predict a sample and compare with its labels; ``keep`` keeps the prediction."""
 
     @abstractmethod
     def picture(self, found: Set, index: int, classes: NDArray[np.int64]) -> bytes:
-        """A sample, with what is true and what was predicted beside each other."""
+        """Draw a sample, with labels and prediction side by side."""
 
     @abstractmethod
     def predict_files(
         self, trained: Model, paths: Sequence[Path], processes: Processes, *, out: Path, overwrite: bool, pictures: bool
     ) -> None:
-        """Predict files, and write what comes of each."""
+        """Predict files, and write the results."""
 
-    # What all of them do.
+    # Common to all tasks.
 
     def load(self, config: Config, folder: Path, resume: bool) -> tuple[Set, Set]:
         return self._load_split(config, "train"), self._load_split(config, "val")
 
     def fit(self, config: Config, run: RunFolder, data: tuple[Set, Set], resume: bool) -> dict[str, float]:
         train_set, val_set = data
-        # What the folder says about itself belongs to the run: its classes above all.
+        # Settings that the data folder gives for itself, above all its classes, are part of the run.
         config = replace(config, data=train_set.config)
         task = self.task(config, run, train_set, val_set, goes_on=resume and run.has_checkpoint)
 
@@ -170,7 +170,7 @@ class ClassCommands(Commands[Config, tuple[Set, Set], Model]):
             written.reads(val_set.files)
             scores, predicted = self._score(trained, val_set, processes)
             if processes.is_first:
-                # Before anything is written that may fail.
+                # Printed before anything is written, which may fail.
                 print(scores.table())
                 written.write_json("metrics.json", scores.to_json())
                 for name, picture in self._pictures(val_set, predicted):
@@ -208,7 +208,7 @@ class ClassCommands(Commands[Config, tuple[Set, Set], Model]):
         return check_splits(lambda split: self.check_split(config, split))
 
     def say(self, predicted: Predicted) -> None:
-        """Say what came of a file."""
+        """Print the result for a file."""
         print(f"{predicted.source}: {predicted.counts.sum():,} {self.unit}, written to {predicted.path}")
 
     def _load_split(self, config: Config, split: Split) -> Set:
@@ -220,13 +220,13 @@ class ClassCommands(Commands[Config, tuple[Set, Set], Model]):
         return found
 
     def matching(self, trained: Model) -> Set:
-        """The validation set, of the classes that a model knows."""
+        """Return the validation set, with the classes that a model knows."""
         found = self._load_split(trained.config, "val")
         self.refuse_others(trained, found)
         return found
 
     def _score(self, trained: Model, found: Set, processes: Processes) -> tuple[Scores, dict[int, NDArray[np.int64]]]:
-        """The figures, and what was predicted for the samples that are drawn, by their index, in the first process."""
+        """In the first process, the figures, and the predictions for the samples that are drawn, by index."""
         config, count = trained.config, len(found.class_names)
         confusion, predicted = np.zeros((count, count), np.int64), {}
         shown = {*spread(len(found), config.evaluation.sample_pictures)}
@@ -240,14 +240,14 @@ class ClassCommands(Commands[Config, tuple[Set, Set], Model]):
         return Scores(class_names=found.class_names, confusion=confusion, unit=self.unit), predicted
 
     def _pictures(self, found: Set, predicted: Mapping[int, NDArray[np.int64]]) -> Iterator[tuple[Path, bytes]]:
-        """Names and pictures of samples."""
+        """Yield names and pictures of samples."""
         places = _places(found, predicted)
         for index, classes in predicted.items():
             yield places[index], self.picture(found, index, classes)
 
 
 def _places(found: ClassSet, indices: Iterable[int]) -> dict[int, Path]:
-    """Where the pictures of samples lie, below ``pictures/``."""
+    """The paths of samples' pictures, below ``pictures/``."""
     listed = list(indices)
     names = result_names([Path(f"{found.sources[index].name}.png") for index in listed])
     return {index: name.with_name(f"{name.name}.png") for index, name in zip(listed, names, strict=True)}

@@ -1,4 +1,4 @@
-"""What a segmenter minimises."""
+"""Losses of semantic segmentation."""
 
 import numpy as np
 import torch
@@ -10,12 +10,12 @@ from latentgnn.tasks.classes import IGNORE
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None, *, label_smoothing: float = 0.0) -> Tensor:
-    """The mean cross entropy of the labelled nodes; 0, with zero gradients, where there is none.
+    """Return the mean cross entropy of the labelled nodes; 0, with zero gradients, if there are none.
 
     Args:
         logits: (T, K), or maps (B, K, H, W).
-        labels: (T,) or (B, H, W), classes or `IGNORE`.
-        weight: (K,), of the classes; the mean is over the nodes' weights, as PyTorch's.
+        labels: classes or `IGNORE`, (T,) or (B, H, W).
+        weight: weights of the classes, (K,); the mean is weighted by the nodes' weights, as in PyTorch.
         label_smoothing: see `torch.nn.functional.cross_entropy`.
     """
     if not bool((labels != IGNORE).any()):
@@ -24,11 +24,11 @@ def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None, *, labe
 
 
 def class_weights(counts: NDArray[np.int64], power: float) -> Tensor:
-    """Weights of classes in a loss: their frequencies to the power of ``-power``, one on average over all nodes.
+    """Return class weights for a loss: frequencies to the power of ``-power``, scaled to a mean of 1 over all nodes.
 
     Args:
         counts: nodes of each class, shape (K,).
-        power: 0 weighs all nodes alike, 1 all classes alike.
+        power: 0 gives all nodes the same weight, 1 gives all classes the same weight.
 
     Returns:
         float32, shape (K,); 0 for a class without nodes.
@@ -40,8 +40,8 @@ def class_weights(counts: NDArray[np.int64], power: float) -> Tensor:
 
 
 def lovasz_softmax(logits: Tensor, labels: Tensor) -> Tensor:
-    """The Lovasz extension of the mean Jaccard loss over the classes that occur (Berman et al., CVPR 2018,
-    arXiv 1705.08790); 0, with zero gradients, where no point is labelled.
+    """Return the Lovasz extension of the mean Jaccard loss over the classes that occur (Berman et al., CVPR 2018,
+    arXiv 1705.08790); 0, with zero gradients, if no point is labelled.
 
     Args:
         logits: (T, K).
@@ -57,7 +57,7 @@ def lovasz_softmax(logits: Tensor, labels: Tensor) -> Tensor:
     error_TK, order_TK = (truth_TK - probability_TK).abs().sort(dim=0, descending=True)
     truth_TK = truth_TK.gather(0, order_TK)
     total_K = truth_TK.sum(dim=0)
-    # The Jaccard loss if the points up to each place, those of the largest errors, are wrong and the others right.
+    # The Jaccard loss if all points up to this one, which have the largest errors, were wrong and all others right.
     jaccard_TK = 1 - (total_K - truth_TK.cumsum(dim=0)) / (total_K + (1 - truth_TK).cumsum(dim=0))
     growth_TK = torch.cat((jaccard_TK[:1], jaccard_TK.diff(dim=0)))
     return (error_TK * growth_TK).sum(dim=0).mean()

@@ -1,4 +1,4 @@
-"""What a run whose samples get classes writes and says at its end: scores, pictures, and the parts of its report."""
+"""Results at the end of a run that assigns classes: scores, pictures, and its sections of the report."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,17 +25,17 @@ def write_class_results(
     reads: Collection[Path],
     kind: str,
 ) -> None:
-    """Write ``scores.json``, pictures, and what the report says of the validation set.
+    """Write ``scores.json``, pictures, and the report's sections on the validation set.
 
     Args:
-        run: its folder.
-        scores: of all samples together.
-        names: of the samples.
+        run: the run's folder.
+        scores: scores over all samples together.
+        names: names of the samples.
         confusions: the confusion matrix of each sample, by its number.
-        places: of the samples that are drawn, below ``pictures/``.
+        places: paths below ``pictures/`` of the samples that are drawn.
         drawn: the pictures.
-        reads: files of the data, which no picture may replace.
-        kind: what a sample is called.
+        reads: data files, which no picture may overwrite.
+        kind: name of a sample, in the singular.
     """
     write_json(run.path / "scores.json", scores.to_json())
     commands.write_pictures(run, drawn, reads=reads)
@@ -45,7 +45,7 @@ def write_class_results(
 
 
 def say_class_results(run: RunFolder, scores: Scores | None, metrics: Mapping[str, float]) -> None:
-    """Print the table of scores, or the figures of a run that had been validated before; in the first process."""
+    """Print the table of scores, or the figures of a run that was validated before; only in the first process."""
     if not run.writes:
         return
     if scores is None:

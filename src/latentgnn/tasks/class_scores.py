@@ -1,6 +1,6 @@
-"""Figures of semantic segmentation: IoU of every class, their mean, accuracies, and the confusion matrix.
+"""Figures of semantic segmentation: IoU of each class, mean IoU, accuracies, and the confusion matrix.
 
-Beside them what comes of a sample that is scored, and of a file that is predicted.
+It also has the results for a scored sample and for a predicted file.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from latentgnn.tasks.figures import UNDEFINED, figure_text, mean_of_defined
 
 
 def confusion_matrix(labels: NDArray[np.int64], predictions: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
-    """How many nodes of each class, by row, were taken for each class, by column; (K, K).
+    """Count the nodes of each class (row) that were predicted as each class (column), (K, K).
 
     Args:
-        labels: classes or `IGNORE`, shape (N,); ignored ones do not count.
+        labels: classes or `IGNORE`, shape (N,); ignored nodes do not count.
         predictions: classes, shape (N,).
         num_classes: K.
     """
@@ -29,12 +29,12 @@ def confusion_matrix(labels: NDArray[np.int64], predictions: NDArray[np.int64], 
 
 
 class Result(NamedTuple):
-    """What came of a sample.
+    """The result for a sample.
 
     Args:
-        number: its place in its set.
+        number: the sample's index in its set.
         confusion: int64, (K, K), see `confusion_matrix`.
-        predicted: classes of all its points or pixels, where a picture is made of them.
+        predicted: predicted classes of all its points or pixels, if a picture is made of them.
     """
 
     number: int
@@ -46,9 +46,9 @@ class Predicted(NamedTuple):
     """The prediction for a file.
 
     Args:
-        source: the file.
-        path: what was written, with the predicted classes.
-        counts: points or pixels taken for each class, (K,).
+        source: the input file.
+        path: the written file, with the predicted classes.
+        counts: number of points or pixels predicted as each class, (K,).
     """
 
     source: Path
@@ -61,8 +61,8 @@ class Scores:
     """The figures of an evaluation.
 
     Args:
-        class_names: in the order of the labels.
-        confusion: true classes by row, predicted by column, int64, shape (K, K).
+        class_names: class names in the order of the labels.
+        confusion: counts with true classes by row and predicted classes by column, int64, shape (K, K).
         unit: what is counted, in the plural.
     """
 
@@ -72,38 +72,38 @@ class Scores:
 
     @property
     def iou(self) -> NDArray[np.float64]:
-        """Correctly predicted nodes of a class, over those of the class or predicted as it, (K,)."""
+        """For each class, correctly predicted nodes over nodes that are labelled or predicted as the class, (K,)."""
         correct = self.confusion.diagonal()
         return _ratio(correct, self.confusion.sum(axis=1) + self.confusion.sum(axis=0) - correct)
 
     @property
     def accuracy(self) -> NDArray[np.float64]:
-        """Correctly predicted nodes of a class, over those of the class, (K,)."""
+        """For each class, correctly predicted nodes over nodes labelled as the class, (K,)."""
         return _ratio(self.confusion.diagonal(), self.confusion.sum(axis=1))
 
     @property
     def precision(self) -> NDArray[np.float64]:
-        """Correctly predicted nodes of a class, over those predicted as it, (K,)."""
+        """For each class, correctly predicted nodes over nodes predicted as the class, (K,)."""
         return _ratio(self.confusion.diagonal(), self.confusion.sum(axis=0))
 
     @property
     def totals(self) -> NDArray[np.int64]:
-        """Nodes of a class, (K,)."""
+        """Number of nodes of each class, (K,)."""
         return self.confusion.sum(axis=1)
 
     @property
     def metrics(self) -> dict[str, float]:
         """``mIoU``, ``OA`` (overall accuracy), ``mAcc`` (mean of the classes' accuracies) and ``IoU/CLASS``.
 
-        Means are over the classes that occur: in the labels or predictions for ``mIoU``, in the labels for ``mAcc``.
-        -1 for an undefined figure.
+        Means are over the classes that occur: in labels or predictions for ``mIoU``, in labels for ``mAcc``. Undefined
+        figures are -1.
         """
         overall = _ratio(self.confusion.trace()[None], self.confusion.sum()[None])[0]
         figures = {"mIoU": mean_of_defined(self.iou), "OA": float(overall), "mAcc": mean_of_defined(self.accuracy)}
         return figures | {f"IoU/{name}": float(value) for name, value in zip(self.class_names, self.iou, strict=True)}
 
     def table(self) -> str:
-        """The figures as a plain text table; ``n/a`` for undefined ones."""
+        """Return the figures as a plain text table; undefined ones are ``n/a``."""
         width = max(map(len, self.class_names))
         lines = [f"{'class':{width}}  {'IoU':>6}  {'acc.':>6}  {self.unit:>12}"]
         rows = zip(self.class_names, self.iou, self.accuracy, self.totals, strict=True)
@@ -116,7 +116,7 @@ class Scores:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """The figures as plain data for a JSON file; undefined ones are -1."""
+        """Return the figures as plain data for a JSON file; undefined ones are -1."""
         return {
             "metrics": self.metrics,
             "classes": list(self.class_names),

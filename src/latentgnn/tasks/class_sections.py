@@ -1,4 +1,4 @@
-"""What the report of a run says of its scans or images: which classes are taken for which, and how each one went."""
+"""Report sections on scans or images: which classes are confused, and the scores of each sample."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from latentgnn.tasks.confusion import confusion_section
 from latentgnn.tasks.figures import figure_text
 from latentgnn.training.sections import Gallery, Picture, Section, Table
 
-# Enough to see where it fails; the list of a large set would hide it.
+# Enough to see where the model fails; listing all of a large set would hide it.
 _MOST_ROWS = 20
 
 
@@ -22,13 +22,13 @@ def sections(
     *,
     kind: str = "scan",
 ) -> list[Section]:
-    """The sections of a report.
+    """Return the sections of a report.
 
     Args:
-        scores: of all samples together.
+        scores: scores over all samples together.
         samples: the confusion matrix of each sample, shape (K, K), by its name.
-        pictures: of some samples, below ``pictures/``.
-        kind: what a sample is called.
+        pictures: pictures of some samples, below ``pictures/``.
+        kind: name of a sample, in the singular.
     """
     unit = scores.unit
     figures = {

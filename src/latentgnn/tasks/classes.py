@@ -1,13 +1,13 @@
-"""Classes by the ids that files have for them; ids of the same name are one class."""
+"""Classes by the ids that files use for them; ids with the same name are one class."""
 
 from collections.abc import Mapping
 
 IGNORE = -1
-"""The label of what is neither learnt nor scored."""
+"""The label of nodes that are neither trained on nor scored."""
 
 
 def class_names(classes: Mapping[int, str] | None) -> tuple[str, ...]:
-    """The names of classes in the order of their labels, each once.
+    """Return the names of classes in the order of their labels, without repetitions.
 
     Example:
         >>> class_names({2: "ground", 3: "vegetation", 4: "vegetation", 6: "building"})
@@ -17,7 +17,7 @@ def class_names(classes: Mapping[int, str] | None) -> tuple[str, ...]:
 
 
 def first_ids(classes: Mapping[int, str] | None) -> tuple[int, ...]:
-    """The id that each class gets in a file, in the order of the labels: of several, the one that is named first.
+    """Return the id of each class in files, in the order of the labels: if a class has several, the one named first.
 
     Example:
         >>> first_ids({2: "ground", 3: "vegetation", 4: "vegetation", 6: "building"})

@@ -1,4 +1,4 @@
-"""What the commands do for any task; each task's ``commands.py`` says what is its own, and gives it as ``COMMANDS``."""
+"""Commands shared by all tasks; each task's ``commands.py`` adds its own part and provides the object ``COMMANDS``."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +20,7 @@ from latentgnn.training.runs import RunFolder, run_of
 
 
 class Figures(Protocol):
-    """What an evaluation gives."""
+    """The result of an evaluation."""
 
     def table(self) -> str: ...
 
@@ -32,12 +32,12 @@ Data = TypeVar("Data")
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:
-    """What the export of a model needs to know of its task.
+    """The information about its task that exporting a model needs.
 
     Args:
-        subject: for the model's card.
-        program: makes what can be a program without Python.
-        run: some outputs of a model for an input that is always the same.
+        subject: what the model's card describes.
+        program: makes the part of the model that can be a program without Python.
+        run: returns some outputs of a model for a fixed input.
     """
 
     subject: Subject
@@ -46,47 +46,47 @@ class Shared:
 
 
 class Commands(LookingCommands[Config, Model], Generic[Config, Data, Model]):
-    """The commands of a task: those that are here take from it what differs.
+    """The commands of a task; its subclasses provide what differs between tasks.
 
     Attributes:
-        may_change: settings that a resumed run may change: where the same data lie now, and how results are shown.
+        may_change: settings that a resumed run may change: where the same data are now, and how results are shown.
     """
 
     may_change: Sequence[str]
 
-    # What a task says of training: see `latentgnn.training.commands.Job`.
+    # A task's part of training: see `latentgnn.training.commands.Job`.
 
     @abstractmethod
     def load(self, config: Config, folder: Path, resume: bool) -> Data:
-        """The sets of a run, read and checked."""
+        """Read and check the data sets of a run."""
 
     @abstractmethod
     def fit(self, config: Config, run: RunFolder, data: Data, resume: bool) -> dict[str, float]:
-        """Train in a run's folder; the figures."""
+        """Train in a run's folder and return the figures."""
 
     @abstractmethod
     def titles(self, names: Iterable[str]) -> dict[str, str]:
-        """The figures that are shown first, among all figures' names, and what they are called."""
+        """Choose the figures that are shown first from all figures' names, and return their titles."""
 
-    # What it says of its trained models.
+    # A task's part for trained models.
 
     @abstractmethod
     def shared(self, trained: Model) -> Shared:
-        """What the export of a model needs to know; the blocks are added to the title."""
+        """Return what exporting a model needs; the blocks are added to the title."""
 
-    # Commands that are each task's own.
+    # Commands that each task implements.
 
     @abstractmethod
     def evaluate(
         self, config: Config, source: Path | None, *, results: Path | None, out: Path, overwrite: bool = False
     ) -> Figures:
-        """Score a trained model on the validation set, or, where a task has such, a file of results.
+        """Score a trained model or, for tasks that have them, a file of results on the validation set.
 
         Args:
-            config: the model's, with what is to be different.
+            config: the model's configuration, with any changes.
             source: a run's folder or a checkpoint.
-            results: a file of results to score instead of a model's.
-            out: folder, new or empty.
+            results: a file of results to score instead of a model.
+            out: output folder, new or empty.
             overwrite: replace the results of an earlier command in ``out``.
         """
 
@@ -105,12 +105,12 @@ class Commands(LookingCommands[Config, Model], Generic[Config, Data, Model]):
         """Apply a trained model to files.
 
         Args:
-            config: the model's.
+            config: the model's configuration.
             source: a run's folder or a checkpoint.
             inputs: files, folders and globs.
-            out: folder, new or empty.
+            out: output folder, new or empty.
             overwrite: replace the results of an earlier command in ``out``.
-            score_threshold: detections below it are left out; ``None`` takes the task's own.
+            score_threshold: omit detections that score less; ``None`` takes the task's own threshold.
             pictures: draw the results.
         """
 
@@ -118,19 +118,19 @@ class Commands(LookingCommands[Config, Model], Generic[Config, Data, Model]):
     def check_data(
         self, config: Config, *, recipe: str, out: Path | None = None, overwrite: bool = False
     ) -> dict[str, Any]:
-        """Check the sets, and print what they hold and what is wrong.
+        """Check the data sets, and print their content and faults.
 
         Args:
-            config: says where they are.
-            recipe: that it comes from.
-            out: folder, new or empty, for pictures of samples; ``None`` writes nothing.
+            config: the configuration, which says where the sets are.
+            recipe: the recipe that the configuration comes from.
+            out: output folder, new or empty, for pictures of samples; ``None`` writes nothing.
             overwrite: replace the results of an earlier command in ``out``.
 
         Returns:
-            As plain data, with ``faultless``: whether nothing is wrong.
+            The result as plain data, with ``faultless``: true if there are no faults.
         """
 
-    # Commands that are the same for all.
+    # Commands that are the same for all tasks.
 
     def train(self, config: Config, out: Path | None, *, name: str, resume: bool = False) -> dict[str, float]:
         """See `latentgnn.training.commands.train`."""
@@ -145,13 +145,13 @@ class Commands(LookingCommands[Config, Model], Generic[Config, Data, Model]):
         commands.report(self._job, run)
 
     def export(self, config: Config, source: Path, *, to: Format, out: Path, overwrite: bool = False) -> None:
-        """Write a trained model in a format that others read; see `latentgnn.tasks.exporting.export`.
+        """Write a trained model in an exchange format; see `latentgnn.tasks.exporting.export`.
 
         Args:
-            config: the model's.
+            config: the model's configuration.
             source: a run's folder, a checkpoint or a saved model.
             to: the format.
-            out: folder, new or empty.
+            out: output folder, new or empty.
             overwrite: replace the results of an earlier command in ``out``.
         """
         checkpoint = commands.trained_weights(source)

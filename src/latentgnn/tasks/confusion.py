@@ -1,4 +1,4 @@
-"""The section of a report on what is taken for what."""
+"""The report section with the confusion matrix."""
 
 from collections.abc import Sequence
 
@@ -20,16 +20,17 @@ def confusion_section(
     unit: str,
     absent: tuple[str, str] | None = None,
 ) -> Section:
-    """A confusion matrix, and its largest entries that are mistakes.
+    """Return a section with a confusion matrix and its largest off-diagonal entries.
 
-    Of more than 20 names, the matrix shows those with most mistakes; the others are added up.
+    If there are more than 20 names, the matrix shows those with the most mistakes; the others are merged.
 
     Args:
-        text: what is counted.
+        text: explains what is counted.
         names: K names of rows and columns.
-        counts: truth by row, prediction by column, shape (K, K), or (K + 1, K + 1) with ``absent``.
+        counts: counts with truth by row and prediction by column, shape (K, K), or (K + 1, K + 1) with ``absent``.
         unit: what is counted, in the plural.
-        absent: names of a last row, of what was found where nothing is, and a last column, of what was not found.
+        absent: names of an extra last row, for predictions where there is nothing, and of an extra last column, for
+            what was not found.
     """
     row_names = [*names, absent[0]] if absent else list(names)
     column_names = [*names, absent[1]] if absent else list(names)
@@ -60,12 +61,12 @@ def confusion_section(
 
 
 def _smaller(names: int, counts: NDArray[np.int64], mistakes: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64]]:
-    """The names with most mistakes, and the matrix in which all others are one."""
+    """The names with the most mistakes, and the matrix in which all others are merged into one."""
     if names <= _MOST_NAMES:
         return list(range(names)), counts
     weight = (mistakes.sum(axis=0) + mistakes.sum(axis=1))[:names]
     kept = np.sort(np.argsort(-weight, kind="stable")[:_MOST_NAMES])
-    # Kept names, the others, and what is no name.
+    # Order of rows: the names that are kept, all others as one, and the one for nothing.
     place = np.full(len(counts), _MOST_NAMES)
     place[kept] = np.arange(_MOST_NAMES)
     place[names:] = np.arange(_MOST_NAMES + 1, _MOST_NAMES + 1 + len(counts) - names)

@@ -1,4 +1,4 @@
-"""What the commands ``explain`` and ``diagnose`` do for any task."""
+"""Code of the commands ``explain`` and ``diagnose`` for any task."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from latentgnn.training.sections import Gallery, Picture, Section
 PAGE = "explain.html"
 """The name of the page."""
 
-_MEASURED = 3  # samples on which time, memory and the change of the output are measured
+_MEASURED = 3  # number of samples on which time, memory and the change of the output are measured
 _READ = (
     "The heat map of a node shows how much it takes in of every other node. Weights are never negative and need not "
     "sum to one. Each map is scaled by its own largest weight, so compare within a map. Below it, the latents: where "
@@ -33,13 +33,13 @@ _READ = (
 
 @dataclass(frozen=True, kw_only=True)
 class Explained:
-    """What was seen of one block on one input.
+    """What one block did on one input.
 
     Args:
-        block: its name.
+        block: name of the block.
         statistics: its figures.
-        picture: PNG.
-        caption: below the picture.
+        picture: picture as PNG.
+        caption: text below the picture.
     """
 
     block: str
@@ -49,7 +49,7 @@ class Explained:
 
 
 def spread(total: int, most: int) -> list[int]:
-    """Places spread over a set.
+    """Return indices spread over a set.
 
     Example:
         >>> spread(10, 3), spread(2, 3)
@@ -60,15 +60,15 @@ def spread(total: int, most: int) -> list[int]:
 
 
 def chosen_blocks(model: nn.Module, wanted: str | None, source: Path) -> list[str]:
-    """The names of the blocks that are explained, in the model's order.
+    """Return the names of the blocks to explain, in the model's order.
 
     Args:
-        model: that has them.
-        wanted: a block, the module that it stands after, or a part of its name; ``None`` for all.
+        model: the model.
+        wanted: a block, the module that it follows, or a part of its name; ``None`` for all.
         source: the run, for errors.
 
     Raises:
-        UserError: there is none.
+        UserError: if there is no such block.
     """
     names = [name for name, module in model.named_modules() if isinstance(module, LatentGNN)]
     if not names:
@@ -93,20 +93,20 @@ def explain(
     config: dict[str, Any],
     command: str,
 ) -> None:
-    """Write ``pictures/`` and a page on what the blocks did on each input.
+    """Write ``pictures/`` and a page about what the blocks did on each input.
 
     Args:
         paths: the inputs.
-        look: at one of them.
-        kind: what they are called.
-        out: folder, new or empty.
+        look: explains one of them.
+        kind: name of an input, in the singular.
+        out: output folder, new or empty.
         overwrite: replace the results of an earlier command in it.
         source: the run, for the page.
-        config: its configuration.
-        command: that is run, for the page.
+        config: the run's configuration.
+        command: the command that is run, for the page.
 
     Raises:
-        UserError: inputs could not be read, and it lists them; or ``out`` is not for results.
+        UserError: if inputs could not be read, which it lists; or ``out`` cannot be used for results.
     """
     faults: list[str] = []
     sections: list[Section] = []
@@ -145,15 +145,15 @@ def _section(path: Path, found: Explained, place: Path) -> Section:
 
 
 def diagnose(model: nn.Module, samples: Iterable[Any], *, total: int) -> Report:
-    """Say of every block whether it does something over a set.
+    """Report for every block whether it has an effect over a set.
 
-    Statistics are over all samples; time, memory and the change of the network's output when a block is taken out are
-    means over the first few, for each takes several passes.
+    Statistics are over all samples. Time, memory and the change of the network's output without a block are means over
+    the first few, as each takes several passes.
 
     Args:
-        model: in evaluation mode.
-        samples: what the model takes.
-        total: how many there are.
+        model: the model in evaluation mode.
+        samples: inputs of the model.
+        total: number of samples.
     """
     reports: list[Report] = []
 
@@ -161,7 +161,7 @@ def diagnose(model: nn.Module, samples: Iterable[Any], *, total: int) -> Report:
         iterator = iter(samples)
         for sample in islice(iterator, _MEASURED):
             if not reports:
-                # The first pass prepares what the later ones find ready.
+                # A warm-up pass, so that the later ones are not slowed down by first-time work.
                 report(model, sample)
             reports.append(report(model, sample))
             yield sample

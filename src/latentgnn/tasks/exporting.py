@@ -1,4 +1,4 @@
-"""A trained model in a format that others read, compared with the model before anything is written."""
+"""Exports a trained model to an exchange format, and compares it with the original before anything is written."""
 
 import logging
 import shutil
@@ -23,10 +23,10 @@ from latentgnn.saved import CARD, files_of, read_saved
 Format = Literal["onnx", "safetensors", "torch"]
 
 FILES: Mapping[Format, str] = {"onnx": "model.onnx", "safetensors": WEIGHTS, "torch": "model.pt2"}
-"""The file of each format."""
+"""The file name for each format."""
 
 TOLERANCE = 1e-3
-"""The largest difference to the model that is let through, as a part of the largest number of an output."""
+"""Maximum difference to the model that is accepted, relative to the largest value of an output."""
 
 _USAGE: Mapping[Format, str] = {
     "torch": """import torch
@@ -44,16 +44,16 @@ _QUIET = ("onnxscript", "onnx_ir", "torch.onnx")
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """What of a model can be a program without Python.
+    """The part of a model that can be a program without Python.
 
     Args:
-        network: computes it from named inputs; its outputs are tensors, nested or not.
-        samples: inputs by name, of two sizes at least; the first is traced, all are compared.
-        dynamic: what of the inputs may have other sizes, as `torch.export.export` takes it.
+        network: computes it from named inputs; its outputs are tensors, possibly nested.
+        samples: inputs by name, of at least two sizes; the first is traced, and all are compared.
+        dynamic: dimensions of the inputs that may vary, in the form of `torch.export.export`.
         inputs: name and meaning of each input tensor, in order.
         outputs: name and meaning of each output tensor, in order.
-        part: what it computes, for a person.
-        left_out: what is not in it, and what to do about it; empty if it is all.
+        part: description of what it computes.
+        left_out: what is missing from it, and what to do about it; empty if nothing is missing.
     """
 
     network: nn.Module
@@ -67,15 +67,16 @@ class Program:
 
 @dataclass(frozen=True, kw_only=True)
 class Exporting:
-    """A trained model that is exported.
+    """A trained model to export.
 
     Args:
-        model: in evaluation mode, on the CPU.
+        model: the model in evaluation mode, on the CPU.
         record: see `latentgnn.saved.new_record`.
-        program: makes what is exported to ``onnx`` and ``torch``.
-        rebuild: the model anew from a saved folder.
-        run: some outputs of a model for an input that is always the same.
-        card: the text of ``README.md``, with what the export says of itself, and how it is used if not as always.
+        program: makes the part that is exported to ``onnx`` and ``torch``.
+        rebuild: loads the model again from a saved folder.
+        run: returns some outputs of a model for a fixed input.
+        card: returns the text of ``README.md``, given lines about the export, and usage code if it differs from the
+            usual.
     """
 
     model: nn.Module
@@ -87,16 +88,16 @@ class Exporting:
 
 
 def export(exporting: Exporting, to: Format, out: Path, *, overwrite: bool) -> None:
-    """Write the model's file, ``config.json`` and ``README.md``; nothing where the file computes something else.
+    """Write the model's file, ``config.json`` and ``README.md``; nothing if the file computes something else.
 
     Args:
         exporting: the model.
         to: the format.
-        out: a new or empty folder.
+        out: output folder, new or empty.
         overwrite: replace the results of an earlier command in it.
 
     Raises:
-        UserError: the model cannot be exported to this format, or what is exported computes something else.
+        UserError: if the model cannot be exported to this format, or the exported file computes something else.
     """
     if to == "onnx":
         for module in ("onnx", "onnxscript", "onnxruntime"):
@@ -122,7 +123,7 @@ def export(exporting: Exporting, to: Format, out: Path, *, overwrite: bool) -> N
 def _save(exporting: Exporting, folder: Path) -> list[str]:
     for name, data in files_of(exporting.record, exporting.model.state_dict()).items():
         (folder / name).write_bytes(data)
-    # The file alone, as somebody may pass it on.
+    # Only this file is read, as somebody may pass it on alone.
     there, here = read_saved(folder / WEIGHTS).weights, exporting.model.state_dict()
     other = [name for name, value in here.items() if name not in there or not torch.equal(value, there[name])]
     with torch.no_grad():
@@ -136,7 +137,7 @@ def _save(exporting: Exporting, folder: Path) -> list[str]:
 
 
 def _exported(program: Program, to: Format, path: Path) -> Callable[[dict[str, Any]], list[Tensor]]:
-    """Write the file, and give the function that it computes when it is read back."""
+    """Write the file, read it back, and return the function that it computes."""
     try:
         with _quiet(), torch.no_grad():
             exported = torch.export.export(
@@ -155,7 +156,7 @@ def _exported(program: Program, to: Format, path: Path) -> Callable[[dict[str, A
                 output_names=list(program.outputs),
             )
             made.save(path, external_data=False)
-    except Exception as error:  # of the exporters' many kinds, on operations that they do not know
+    except Exception as error:  # exporters raise many kinds of errors for unsupported operations
         if system_error(error) is not None:
             raise
         raise UserError(
@@ -180,7 +181,7 @@ def _in_onnxruntime(path: Path, names: list[str]) -> Callable[[dict[str, Any]], 
 
 
 def _check(run: Callable[[dict[str, Any]], list[Tensor]], program: Program, to: Format) -> float:
-    """The largest difference between the file's outputs and the model's, over the largest number of each output."""
+    """The largest difference between outputs of file and model, relative to the largest value of each output."""
     differences = [0.0]
     for sample in program.samples:
         with torch.no_grad():
@@ -193,7 +194,7 @@ def _check(run: Callable[[dict[str, Any]], list[Tensor]], program: Program, to: 
                     "nothing is written"
                 )
             differences.append(relative_difference(ours, theirs))
-    # Python's own max would pass over what is not a number.
+    # Python's own max would ignore NaN.
     largest = float(torch.tensor(differences, dtype=torch.float64).max())
     if not largest <= TOLERANCE:
         raise UserError(
@@ -204,7 +205,7 @@ def _check(run: Callable[[dict[str, Any]], list[Tensor]], program: Program, to: 
 
 
 def relative_difference(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference, over the largest number.
+    """Return the largest difference, relative to the largest value.
 
     Example:
         >>> relative_difference(torch.tensor([2.0, -4.0]), torch.tensor([2.0, -3.0]))
@@ -234,7 +235,7 @@ def _tensors(program: Program) -> list[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what exporters say about their own internals."""
+    """Suppress what exporters print about their own internals."""
     before = {name: logging.getLogger(name).level for name in _QUIET}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,14 +1,14 @@
-"""Figures of an evaluation that may be undefined."""
+"""Figures of an evaluation, which may be undefined."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 UNDEFINED = -1.0
-"""The value, COCO's, of an undefined figure, such as AP_large without large objects or the IoU of an absent class."""
+"""COCO's value for an undefined figure, such as AP_large without large objects or the IoU of an absent class."""
 
 
 def mean_of_defined(figures: NDArray[np.float64]) -> float:
-    """The mean of the figures that are defined, or `UNDEFINED` if none is.
+    """Return the mean of the figures that are defined, or `UNDEFINED` if none is.
 
     Example:
         >>> mean_of_defined(np.array([0.5, UNDEFINED, 1.0]))
@@ -19,7 +19,7 @@ def mean_of_defined(figures: NDArray[np.float64]) -> float:
 
 
 def figure_text(figure: float) -> str:
-    """A figure with three digits, or ``n/a``.
+    """Return a figure with three digits, or ``n/a``.
 
     Example:
         >>> figure_text(0.5), figure_text(UNDEFINED)

@@ -1,4 +1,4 @@
-"""Pictures of what the blocks of a network do on an image, whatever the network's task."""
+"""Pictures of what a network's blocks do on an image, for any task."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,17 +33,17 @@ from latentgnn.tasks.panels import (
 Place = tuple[float, float]
 """Column and row of a pixel of the image, from its upper left corner."""
 
-_BY_ITSELF = 4  # nodes that are chosen where none is named
+_BY_ITSELF = 4  # number of nodes that are chosen if none is given
 _COLUMNS = 6
-_LONGEST = 900  # pixels of the picture's image panels
+_LONGEST = 900  # maximum side in pixels of the picture's image panels
 
 
 class Frame(NamedTuple):
-    """How an image lies in the batch that a network makes of it.
+    """How an image is placed in the batch that a network makes of it.
 
     Args:
-        width: of the image.
-        height: of the image.
+        width: width of the image.
+        height: height of the image.
         resized: height and width that it is resized to.
         padded: height and width of the batch.
     """
@@ -54,7 +54,7 @@ class Frame(NamedTuple):
     padded: tuple[int, int]
 
     def node(self, place: Place, shape: tuple[int, ...]) -> tuple[int, int]:
-        """The row and column of the node, of a map of this shape, in which a pixel lies."""
+        """Return row and column of the node in a map of this shape that contains a pixel."""
         steps = zip((place[1] / self.height, place[0] / self.width), self.resized, self.padded, shape, strict=True)
         row, column = (
             min(int(part * resized / padded * size), size - 1, -(-resized * size // padded) - 1)
@@ -63,7 +63,7 @@ class Frame(NamedTuple):
         return row, column
 
     def inside(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Rows and columns of a map of this shape that the image covers."""
+        """Return how many rows and columns of a map of this shape the image covers."""
         rows, columns = (
             max(1, min(size, -(-resized * size // padded)))
             for resized, padded, size in zip(self.resized, self.padded, shape, strict=True)
@@ -71,17 +71,17 @@ class Frame(NamedTuple):
         return rows, columns
 
     def over_image(self, values: Tensor, size: tuple[int, int]) -> NDArray[np.float32]:
-        """A map, (h, w), at the resolution of the image, (height, width) of which are shown."""
+        """Resize a map, (h, w), to the image's extent, shown at (height, width)."""
         fine = F.interpolate(values.float()[None, None], size=self.padded, mode="bilinear", align_corners=False)
         own = fine[..., : self.resized[0], : self.resized[1]]
         return as_array(F.interpolate(own, size=size, mode="bilinear", align_corners=False)[0, 0])
 
 
 def refuse_outside(path: Path, image: Image.Image, places: Sequence[Place]) -> None:
-    """Refuse places that are not in the image.
+    """Refuse places outside the image.
 
     Raises:
-        UserError: one is outside.
+        UserError: if a place is outside.
     """
     for x, y in places:
         if not (0 <= x < image.width and 0 <= y < image.height):
@@ -101,19 +101,19 @@ def explain_maps(
     places: Sequence[Place],
     objects: Sequence[tuple[list[float], str]] = (),
 ) -> Iterator[Explained]:
-    """Pictures of what each block did on an image.
+    """Yield pictures of what each block did on an image.
 
     Args:
-        path: of the image, for errors.
-        image: as the user knows it.
-        frame: how it lay in the network's input.
+        path: path of the image, for errors.
+        image: the original image.
+        frame: how it was placed in the network's input.
         seen: what the blocks did.
-        blocks: names.
+        blocks: names of the blocks.
         places: pixels whose nodes are shown.
-        objects: boxes (x1, y1, x2, y2) and names that are drawn on the image.
+        objects: boxes (x1, y1, x2, y2) and names to draw on the image.
 
     Raises:
-        UserError: a block has not run.
+        UserError: if a block has not run.
     """
     where = ", ".join(f"{number}: {x:.0f}, {y:.0f}" for number, (x, y) in enumerate(places, 1))
     for block in blocks:
@@ -129,10 +129,10 @@ def explain_maps(
 
 
 def choose_places(middles: Sequence[Place], size: tuple[int, int]) -> list[Place]:
-    """The middles of objects that are apart; then places spread over the image.
+    """Choose the centres of objects that are not close together, then places spread over the image.
 
     Args:
-        middles: of the surest objects first; there may be none.
+        middles: centres of objects, highest scores first; may be empty.
         size: width and height of the image.
 
     Example:
@@ -215,10 +215,10 @@ def _draw(
 
 
 def _strongest_reader(seen: Seen, block: str, rows: int, columns: int) -> NDArray[np.float32]:
-    """Of each node the latent with the largest scatter assignment, of the first kernel and group, as a colour."""
+    """For each node, the latent with the largest scatter assignment (first kernel and group), as a colour."""
     sample = seen.sample(block)
     strongest = sample.kernels[0].scatter[0].argmax(dim=0).reshape(sample.shape)
-    # Numbers that follow one another get colours that are far apart.
+    # Consecutive latents get colours that are far apart.
     return as_array(strongest[:rows, :columns] * 7 % 20)
 
 

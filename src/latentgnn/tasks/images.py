@@ -1,4 +1,4 @@
-"""Image files as a detector sees them: RGB, 8 bits, upright. Training and prediction read through here alike."""
+"""Image files as networks see them: RGB, 8 bits, upright. Training and prediction both read images through here."""
 
 import threading
 from pathlib import Path
@@ -13,41 +13,41 @@ from latentgnn.reading import regular_file
 from latentgnn.tasks.tars import file_of, open_file
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-"""Suffixes, in lower case, by which images are found in a folder."""
+"""Suffixes in lower case by which images are found in a folder."""
 
-# No others: some of Pillow's readers run other programs, or believe what a file claims.
+# Only these: some of Pillow's readers run other programs, or trust what a file claims.
 _FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-# Registers them all, once: threads would at the same time.
+# Registers all readers once, because threads would do it concurrently.
 Image.init()
 
 MOST_PIXELS = 2**27
-"""Of an image that is looked at whole: what cameras make, 1.5 GiB as float32."""
+"""Maximum for an image that is processed whole: larger than photographs; 1.5 GiB as float32."""
 
 MOST_PIXELS_IN_TILES = 2**30
-"""Of an image that is looked at by tiles: 4 GiB as Pillow decodes it."""
+"""Maximum for an image that is processed in tiles: 4 GiB as Pillow decodes it."""
 
 ORIENTATION_TAG = 0x0112
 _QUARTER_TURNED = (5, 6, 7, 8)
 
-# A detector resizes to a longest side, which must leave something of the shorter one.
+# A detector limits the longer side, and something must be left of the shorter one.
 _MOST_OBLONG = 50
 
 
 def read_image(path: Path | str, *, size: tuple[int, int] | None = None, most_pixels: int = MOST_PIXELS) -> Image.Image:
     """Read an image file of any mode as an upright RGB image.
 
-    Gray, palette and CMYK images are converted, 16-bit gray is scaled to 8 bits, transparency is dropped. The EXIF
-    orientation is applied, except where only the image as stored has the annotated ``size``: some annotation tools
-    ignore the orientation, and their boxes belong to the stored pixels.
+    Gray, palette and CMYK images are converted, 16-bit gray is scaled to 8 bits, and transparency is dropped. The EXIF
+    orientation is applied unless only the stored image has the annotated ``size``: some annotation tools ignore the
+    orientation, and their boxes refer to the stored pixels.
 
     Args:
         path: the file.
-        size: (width, height) that the annotations say, if there are any.
-        most_pixels: larger images are refused.
+        size: (width, height) according to the annotations, if there are any.
+        most_pixels: maximum number of pixels; larger images are refused.
 
     Raises:
-        UserError: the file is missing, damaged, no file or not an image, of too many pixels, more than 50 times as long
-            as it is wide, of a mode without a meaning in RGB, or not of ``size``.
+        UserError: if the file is missing, damaged, not a file or not an image, has too many pixels, is more than 50
+            times as long as wide, has a mode that cannot be converted to RGB, or does not have ``size``.
     """
     try:
         with open_image(path, most_pixels=most_pixels) as image:
@@ -66,12 +66,12 @@ def read_image(path: Path | str, *, size: tuple[int, int] | None = None, most_pi
 
 
 def open_image(path: Path | str, *, most_pixels: int = MOST_PIXELS) -> Image.Image:
-    """An image file, or one in a tar file, whose header is read, and nothing more; to be closed by the caller.
+    """Open an image file or a member of a tar file, reading only its header; the caller must close it.
 
     Raises:
-        UserError: it is not an image, or one of a size that is not read.
+        UserError: if it is not an image, or has a size that is not read.
     """
-    # Pillow closes the files that it has opened itself, and memory needs no closing.
+    # Pillow closes files that it has opened itself, and in-memory files need no closing.
     source = open_file(path) if file_of(Path(path)) != Path(path) else regular_file(path, "image")
     try:
         with _own_limit:
@@ -87,7 +87,7 @@ def open_image(path: Path | str, *, most_pixels: int = MOST_PIXELS) -> Image.Ima
 
 
 def upright_size(path: Path | str) -> tuple[int, int]:
-    """The (width, height) of an image file as its EXIF orientation turns it, from its header.
+    """Return the (width, height) of an image file after its EXIF orientation is applied, from its header.
 
     Raises:
         UserError: see `open_image`.
@@ -100,16 +100,16 @@ def is_quarter_turned(image: Image.Image) -> bool:
     """Whether the EXIF orientation of an image swaps its sides.
 
     Raises:
-        UserError: the EXIF data are damaged.
+        UserError: if the EXIF data are damaged.
     """
     try:
         return image.getexif().get(ORIENTATION_TAG) in _QUARTER_TURNED
-    except Exception as error:  # decoders raise errors of every kind
+    except Exception as error:  # decoders raise all kinds of errors
         raise UserError(f"the image's EXIF data cannot be read ({error})") from error
 
 
 def size_fault(width: int, height: int, *, most_pixels: int = MOST_PIXELS) -> str | None:
-    """What is wrong with the size of an image, or ``None``."""
+    """Return what is wrong with the size of an image, or ``None``."""
     if width * height > most_pixels:
         advice = "cut it up"
         if most_pixels < width * height <= MOST_PIXELS_IN_TILES:
@@ -123,14 +123,14 @@ def size_fault(width: int, height: int, *, most_pixels: int = MOST_PIXELS) -> st
 def _unreadable(path: Path | str, error: Exception) -> UserError:
     if (fault := system_error(error)) is not None:
         return UserError(told(fault, path))
-    # Damage makes decoders raise errors of every kind, of memory too where a header claims too much.
+    # For damaged files decoders raise all kinds of errors, including out of memory if a header claims too much.
     return UserError(f"{path}: the image cannot be read ({str(error) or type(error).__name__})")
 
 
 class _OwnLimit:
-    """Pillow refuses large images by a limit of its own, which holds for the process; ours is `size_fault`.
+    """Replaces Pillow's own limit for large images, which applies to the whole process, by `size_fault`.
 
-    Threads may be inside side by side: the first lifts Pillow's limit, and the last puts it back.
+    Several threads may be inside at once: the first one lifts Pillow's limit, and the last one restores it.
     """
 
     def __init__(self) -> None:
@@ -155,8 +155,8 @@ _own_limit = _OwnLimit()
 
 
 def upright(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
-    """The image turned as its EXIF orientation says, or as stored where only that has the (width, height) ``size``."""
-    # Without an orientation Pillow would copy the image, 400 MB of 10,000 x 10,000 pixels.
+    """Return the image with its EXIF orientation applied, or as stored if only that has this (width, height)."""
+    # Pillow would copy even an image without orientation, 400 MB for 10,000 x 10,000 pixels.
     turned = image if image.getexif().get(ORIENTATION_TAG, 1) == 1 else ImageOps.exif_transpose(image)
     if size is not None and turned.size != size and image.size == size:
         return image
@@ -164,7 +164,7 @@ def upright(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Im
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """An RGB image as float32 (3, height, width) in 0..1."""
+    """Return an RGB image as float32 (3, height, width) in 0..1."""
     pixels_HWC = torch.from_numpy(np.array(image))
     return pixels_HWC.permute(2, 0, 1).to(torch.float32).div(255).contiguous()
 

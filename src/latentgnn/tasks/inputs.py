@@ -1,4 +1,4 @@
-"""Files that a user names outright, by folders and by patterns; what comes of each, under which name."""
+"""Input files given by name, folder or pattern; the names of their results; and errors in some of several inputs."""
 
 import glob
 import os
@@ -14,24 +14,24 @@ from latentgnn.reading import regular_file
 def expand_inputs(
     inputs: Sequence[str | Path], *, suffixes: Collection[str], kind: str, check: Callable[[Path], None]
 ) -> list[Path]:
-    """The files that files, folders and patterns name, each once, in the order given.
+    """Expand files, folders and patterns to files, each once, in the order given.
 
-    A folder gives the files that lie in it, not those of folders within it. A pattern (``*``, ``?``, ``[...]``, and
-    ``**`` for folders at any depth) gives the files that it matches. Both are sorted and pass over files of other
-    kinds; a file that is named outright must be of the kind.
+    A folder stands for the files directly in it. A pattern (``*``, ``?``, ``[...]``, and ``**`` for folders at any
+    depth) stands for the files that it matches. Both are sorted and skip files of other kinds; a file that is given by
+    name must be of the right kind.
 
     Args:
         inputs: files, folders and patterns; a pattern must be quoted in a shell that would expand it.
-        suffixes: of the kind, in lower case, such as ``.png``.
-        kind: what the files are called in errors, in the singular.
+        suffixes: suffixes of the kind, in lower case, such as ``.png``.
+        kind: name of such a file in errors, in the singular.
         check: raises `UserError` for a file that is not of the kind.
 
     Raises:
-        UserError: an input does not exist, is not of the kind, or names no file of it.
+        UserError: if an input does not exist, is not of the kind, or stands for no file of it.
     """
     if not inputs:
         raise UserError(f"no input: give {kind} files, folders or quoted patterns")
-    # An input may be named twice, by a file and by its folder.
+    # An input may occur twice, as a file and by its folder.
     files: dict[Path, Path] = {}
     for entry in inputs:
         for path in _expand(entry, suffixes, kind, check):
@@ -40,10 +40,10 @@ def expand_inputs(
 
 
 def result_names(paths: Sequence[Path]) -> list[Path]:
-    """A name without suffix for what comes of each file: its path below the folder that all files have in common.
+    """Return a name without suffix for the result of each file: its path relative to the common folder of all files.
 
-    Files that differ in nothing but the suffix are numbered, and those that differ in upper and lower case or in the
-    code points of accents, because they would meet in file systems that ignore these.
+    Files that differ only in the suffix are numbered. So are those that differ only in case or in the Unicode form of
+    accents, because they would collide in file systems that ignore these.
 
     Example:
         >>> [name.as_posix() for name in result_names([Path("a/x.png"), Path("b/x.png"), Path("b/x.jpg")])]
@@ -54,7 +54,7 @@ def result_names(paths: Sequence[Path]) -> list[Path]:
         common = os.path.commonpath([path.parent for path in full]) if full else ""
         names = [path.relative_to(common).with_suffix("") for path in full]
     except ValueError:
-        # Several drives have no folder in common.
+        # Paths on several drives have no common folder.
         names = [Path(path.stem) for path in full]
     unique: dict[str, Path] = {}
     for name in names:
@@ -68,13 +68,14 @@ def result_names(paths: Sequence[Path]) -> list[Path]:
 
 @contextmanager
 def noted(faults: list[str], path: Path) -> Iterator[None]:
-    """The work on one input of several: if it fails, the fault is added to the list, and the next may follow.
+    """Wrap the work on one of several inputs: if it fails, add the fault to the list and continue with the next one.
 
-    What the next would meet too is raised, such as a full disk. Lack of memory is not: the next may be smaller.
+    Errors that the next input would have too, such as a full disk, are raised. Out of memory is not: the next may be
+    smaller.
 
     Args:
-        faults: the list.
-        path: the input, for faults that name no file.
+        faults: list to which faults are added.
+        path: the input, for faults that do not name a file.
     """
     try:
         yield
@@ -90,16 +91,16 @@ def noted(faults: list[str], path: Path) -> Iterator[None]:
 
 
 def in_their_order(faults: Sequence[Mapping[int, Sequence[str]]]) -> list[str]:
-    """The faults that several processes have noted, by the places of their inputs."""
+    """Return the faults of several processes in the order of their inputs."""
     found = [(index, told) for of_one in faults for index, listed in of_one.items() for told in listed]
     return [told for _, told in sorted(found, key=lambda fault: fault[0])]
 
 
 def raise_faults(faults: Sequence[str], *, inputs: int, kind: str, out: Path) -> None:
-    """Say what failed after all inputs were worked on.
+    """Raise one error with all faults after all inputs were processed.
 
     Raises:
-        UserError: there are faults, and it lists them.
+        UserError: if there are faults; it lists them.
     """
     if faults:
         listed = "\n  ".join(faults)
@@ -125,7 +126,7 @@ def _expand(entry: str | Path, suffixes: Collection[str], kind: str, check: Call
         if not files:
             raise UserError(f"{entry}: the folder has no {kind}s ({listed}); for those of its folders: '{path}/**/*'")
         return files
-    # A file is a file, also with a bracket in its name.
+    # An existing file is a file, even if its name contains a bracket.
     if path.exists():
         check(regular_file(path))
         return [path]

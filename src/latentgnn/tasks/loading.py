@@ -1,4 +1,4 @@
-"""A trained model of any task, for use in a program."""
+"""Loads a trained model of any task for use in a program."""
 
 from importlib import import_module
 from pathlib import Path
@@ -11,7 +11,7 @@ from latentgnn.tasks.settings import settings_of, task_of
 
 
 class Trained(Protocol):
-    """What `load_run` gives of every task; the rest differs with the task."""
+    """The interface that the results of `load_run` have for every task; the rest depends on the task."""
 
     @property
     def model(self) -> nn.Module:
@@ -19,25 +19,24 @@ class Trained(Protocol):
 
     @property
     def transform(self) -> Any:
-        """Turns one image or scan into the model's input."""
+        """Converts one image or scan to the model's input."""
 
     @property
     def config(self) -> Any:
         """The run's settings."""
 
     def predict(self, sample: Any, /) -> Any:
-        """The model's result for one image or scan."""
+        """Return the model's result for one image or scan."""
 
 
 def load_run(path: Path | str, *, device: str = "cpu", from_hub: bool = False, revision: str | None = None) -> Any:
-    """The trained model of a run, or one that was saved from it.
+    """Load the trained model of a run, or one that was saved from it.
 
     Args:
-        path: a run's folder, whose best checkpoint is taken, or its last where none is best; a checkpoint; what
-            `save_pretrained` or ``latentgnn export --to safetensors`` wrote; or with ``from_hub`` a model's name on the
-            Hugging Face hub.
-        device: where the model is put.
-        from_hub: download it; without this, nothing goes to the network.
+        path: a run's folder, for its best checkpoint, or the last if none is best; a checkpoint; what `save_pretrained`
+            or ``latentgnn export --to safetensors`` wrote; or with ``from_hub`` a model's name on the Hugging Face hub.
+        device: device for the model.
+        from_hub: download the model; without this, the network is not used.
         revision: a branch, tag or commit on the hub.
 
     Returns:
@@ -47,9 +46,9 @@ def load_run(path: Path | str, *, device: str = "cpu", from_hub: bool = False, r
         segmenter of images, `latentgnn.tasks.segmentation.loading.TrainedSegmenter`: the same names.
 
     Raises:
-        UserError: there is no run, it has no checkpoint yet, or that does not fit its configuration.
+        UserError: if there is no run, it has no checkpoint yet, or that does not fit its configuration.
     """
-    # As a public name of the package, this module is imported without being used.
+    # Imported here, because this module is imported with the package without being used.
     from latentgnn.hub import find
     from latentgnn.training.commands import trained_weights
     from latentgnn.training.runs import recorded_config

@@ -1,4 +1,4 @@
-"""What the commands that look inside a trained model do for any task: ``explain``, ``diagnose``, ``explore``."""
+"""Commands that look inside a trained model, for any task: ``explain``, ``diagnose``, ``explore``."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -21,11 +21,11 @@ from latentgnn.training.checkpoints import Checkpoint
 from latentgnn.training.config import TrainingConfig
 
 MOST_EXPLORED = 200
-"""Inputs of a validation set that the page of ``explore`` offers."""
+"""Number of validation inputs that the page of ``explore`` offers."""
 
 
 class RunConfig(Protocol):
-    """What is asked of the configuration of any task, a dataclass."""
+    """The part of every task's configuration that is needed here; a dataclass."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
@@ -38,12 +38,12 @@ Model = TypeVar("Model", bound=Trained)
 
 
 class Inputs(NamedTuple):
-    """Inputs that are looked at.
+    """Inputs to look at.
 
     Args:
-        names: what a person calls them.
-        paths: where each lies: a file, or the folder of its files.
-        read: reads the one of a number.
+        names: names shown to the user.
+        paths: location of each: a file, or the folder of its files.
+        read: reads the input at an index.
     """
 
     names: Sequence[str]
@@ -52,51 +52,51 @@ class Inputs(NamedTuple):
 
 
 class LookingCommands(ABC, Generic[Config, Model]):
-    """The commands that look inside a trained model; a task says what its inputs are.
+    """The commands that look inside a trained model; a task defines its inputs.
 
     Attributes:
-        kind: what an input is called, in the singular.
+        kind: name of an input, in the singular.
     """
 
     kind: str
 
-    # What a task says.
+    # Implemented by each task.
 
     @abstractmethod
     def load_trained(self, config: Config, checkpoint: Checkpoint) -> Model:
-        """The model of a checkpoint, on the CPU."""
+        """Load the model of a checkpoint on the CPU."""
 
     @abstractmethod
     def expand(self, inputs: Sequence[str]) -> list[Path]:
-        """The files that files, folders and globs name."""
+        """Expand files, folders and globs to files."""
 
     @abstractmethod
     def read(self, trained: Model, path: Path) -> Any:
-        """An input from its file."""
+        """Read an input from its file."""
 
     @abstractmethod
     def validation(self, trained: Model, source: Path, most: int, stack: ExitStack) -> Inputs:
-        """Inputs spread over the validation set; what is made for them is there as long as the stack.
+        """Return inputs spread over the validation set; data generated for them exist until the stack is closed.
 
         Raises:
-            UserError: there is no such set, or it is of other classes than the model's.
+            UserError: if there is no such set, or it has other classes than the model.
         """
 
     @abstractmethod
     def network_input(self, trained: Model, sample: Any) -> Any:
-        """What the model takes of an input."""
+        """Convert an input to what the model takes."""
 
     @abstractmethod
     def look(
         self, trained: Model, path: Path, *, blocks: Sequence[str], places: Sequence[tuple[float, float]]
     ) -> Iterator[Explained]:
-        """Pictures of what each block does on an input."""
+        """Yield pictures of what each block does on an input."""
 
     @abstractmethod
     def explorer(self, trained: Model, title: str, inputs: Inputs) -> Explorer:
-        """What answers the page of ``explore``."""
+        """Return the object that answers requests of the ``explore`` page."""
 
-    # What the commands do.
+    # The commands.
 
     def explain(
         self,
@@ -113,14 +113,15 @@ class LookingCommands(ABC, Generic[Config, Model]):
         """Show what each block does on inputs; see `latentgnn.tasks.explaining.explain`.
 
         Args:
-            config: the model's.
+            config: the model's configuration.
             source: a run's folder, a checkpoint or a saved model.
             inputs: files, folders and globs.
-            out: folder, new or empty.
+            out: output folder, new or empty.
             overwrite: replace the results of an earlier command in ``out``.
-            places: of nodes that are shown: column and row of a pixel, or x and y in a scan's coordinates.
+            places: positions of the nodes that are shown: column and row of a pixel, or x and y in a scan's
+                coordinates.
             block: a block, or a part of its name; ``None`` for all.
-            command: that is run.
+            command: the command that is run.
         """
         paths = self.expand(inputs)
         trained = self.trained(config, source)
@@ -138,12 +139,12 @@ class LookingCommands(ABC, Generic[Config, Model]):
         say_end(out / PAGE)
 
     def diagnose(self, config: Config, source: Path, *, samples: int) -> Report:
-        """Say of each block whether it does something on the validation set.
+        """Report for each block whether it has an effect on the validation set.
 
         Args:
-            config: the model's.
+            config: the model's configuration.
             source: a run's folder, a checkpoint or a saved model.
-            samples: so many inputs, spread over the set.
+            samples: number of inputs, spread over the set.
         """
         trained = self.trained(config, source)
         chosen_blocks(trained.model, None, source)
@@ -155,13 +156,13 @@ class LookingCommands(ABC, Generic[Config, Model]):
     def explore(
         self, config: Config, source: Path, inputs: Sequence[str], *, serve: Callable[[Explorer], None]
     ) -> None:
-        """Let a page show what each block does.
+        """Serve a page that shows what each block does.
 
         Args:
-            config: the model's.
+            config: the model's configuration.
             source: a run's folder, a checkpoint or a saved model.
-            inputs: files, folders and globs; none takes inputs of the validation set.
-            serve: answers the page until it is ended.
+            inputs: files, folders and globs; if empty, inputs of the validation set.
+            serve: serves the page until it is stopped.
         """
         trained = self.trained(config, source)
         chosen_blocks(trained.model, None, source)
@@ -172,13 +173,13 @@ class LookingCommands(ABC, Generic[Config, Model]):
                 try:
                     offered = self.validation(trained, source, MOST_EXPLORED, stack)
                 except UserError as error:
-                    # As of a model from elsewhere: no fault, for a file can be dropped.
+                    # For example, the model is from elsewhere. Not an error, because a file can be dropped on the page.
                     named = f"name {self.kind}s after the run, or drop them on the page"
                     print(f"note: no validation set ({error}); {named}")
             serve(self.explorer(trained, source.resolve().name, offered))
 
     def trained(self, config: Config, source: Path) -> Model:
-        """The model of a run or checkpoint, on its device."""
+        """Load the model of a run or checkpoint on its device."""
         trained = self.load_trained(config, commands.trained_weights(source))
         trained.model.to(commands.device_of(config.training.accelerator))
         return trained

@@ -1,4 +1,4 @@
-"""Pictures of what a block does that are the same for images and scans: its latent graph, their use, the rank."""
+"""Pictures of a block that are the same for images and scans: its latent graph, the use of latents, the rank."""
 
 import io
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from latentgnn.inspection import BlockStatistics, Seen, SeenKernel, findings
 from latentgnn.training.sections import Table
 
 WIDTH = 13.0
-"""Of a figure, in inches."""
+"""Width of a figure in inches."""
 DPI = 108
 HEAT = "inferno"
-"""The colours of weights: dark is none, bright is much."""
+"""Colour map of weights: dark is low, bright is high."""
 INK, QUIET = "#1c1f23", "#5a626b"
 NODE_COLOURS = ("#2dd4ff", "#7dff6a", "#ff7bd5", "#ffd84a", "#b49bff", "#ff8a5c")
-"""Of chosen nodes, in order, on dark and on bright ground."""
+"""Colours of chosen nodes, in order, visible on dark and bright backgrounds."""
 
 MOST_NODES = len(NODE_COLOURS)
 _MOST_LATENTS = 12
@@ -27,14 +27,14 @@ _MOST_BARS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Latent:
-    """One latent of a block, for a picture.
+    """One latent of a block, to be drawn.
 
     Args:
-        number: its place among those of its kernel.
-        kernel: which kernel.
-        group: which group of channels.
+        number: its index in its kernel.
+        kernel: index of the kernel.
+        group: index of the channel group.
         usage: its share of the sum of all weights of its latent graph.
-        weights: what it gathers from each node, P, in the shape of the nodes.
+        weights: its gather weight of each node, P, in the shape of the nodes.
     """
 
     number: int
@@ -45,13 +45,13 @@ class Latent:
 
     @property
     def title(self) -> str:
-        """Its name and its use."""
+        """Its name and share of use."""
         place = "".join(f"{name} {n}, " for name, n in (("kernel", self.kernel), ("group", self.group)) if n)
         return f"{place}latent {self.number}: {self.usage:.0%}"
 
 
 def most_used(seen: Seen, block: str, statistics: BlockStatistics) -> list[Latent]:
-    """The latents through which most of the context goes, of all kernels and groups."""
+    """Return the latents that pass on most of the context, from all kernels and groups."""
     sample = seen.sample(block)
     ranked = sorted(
         (
@@ -79,12 +79,12 @@ def _gathered(kernel: SeenKernel, group: int, number: int) -> Tensor:
 
 
 def as_array(tensor: Tensor) -> NDArray[np.float32]:
-    """Numbers for a picture."""
+    """Convert a tensor to an array for drawing."""
     return tensor.detach().float().cpu().numpy()
 
 
 def concentration(row: NDArray[np.float32]) -> str:
-    """From what part of the nodes half of a row's weight comes, in words.
+    """Describe the fraction of nodes that half of a row's weight comes from.
 
     Example:
         >>> concentration(np.array([0, 6, 2, 2], np.float32))
@@ -101,20 +101,20 @@ def concentration(row: NDArray[np.float32]) -> str:
 
 
 def strength(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Weights as parts of the largest, but for a few that would leave all others dark."""
+    """Return weights relative to the largest, ignoring a few outliers that would make all others dark."""
     top = float(np.quantile(values, 0.998)) if values.size else 0.0
     top = top if top > 0 else float(values.max(initial=0.0))
     return np.clip(values / top, 0, 1) if top > 0 else np.zeros_like(values)
 
 
 def draw_graph(figure: Any, seen: Seen, block: str, statistics: BlockStatistics) -> None:
-    """The first latent graph as a matrix, the use of its latents, and the singular values of the affinity.
+    """Draw the first latent graph as a matrix, the use of its latents, and the singular values of the affinity.
 
     Args:
-        figure: a figure, or a part of one, of matplotlib's.
-        seen: of one sample.
-        block: its name.
-        statistics: of the block.
+        figure: a matplotlib figure, or a part of one.
+        seen: what was recorded for one sample.
+        block: name of the block.
+        statistics: statistics of the block.
     """
     graph = statistics.graphs[0]
     order = np.argsort(graph.gather_usage)[::-1]
@@ -151,7 +151,7 @@ def draw_graph(figure: Any, seen: Seen, block: str, statistics: BlockStatistics)
 
 
 def figures_table(statistics: BlockStatistics) -> Table:
-    """What the numbers of a block on one input are."""
+    """Return a table of a block's figures on one input."""
     rows = (
         ("gamma", "none" if statistics.gamma is None else f"{statistics.gamma:.3g}"),
         ("changes its input by", f"{statistics.change.mean:.1%}"),
@@ -165,19 +165,19 @@ def figures_table(statistics: BlockStatistics) -> Table:
 
 
 def in_words(statistics: BlockStatistics) -> str:
-    """What the numbers mean."""
+    """Explain the figures in words."""
     return " ".join(f"{text[0].upper()}{text[1:]}" for text in map(str, findings(statistics)))
 
 
 def png_of(figure: Any) -> bytes:
-    """A figure as a PNG file's content."""
+    """Return a figure as the content of a PNG file."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=DPI)
     return stream.getvalue()
 
 
 def grid(count: int, most_columns: int) -> tuple[int, int]:
-    """Rows and columns for so many panels.
+    """Return rows and columns for a number of panels.
 
     Example:
         >>> grid(12, 6), grid(4, 6), grid(7, 6)

@@ -1,4 +1,4 @@
-"""A run's configuration as it is given to others."""
+"""A run's configuration in the form in which it is shared."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from latentgnn.tasks.settings import settings_of
 
 
 def shared_record(config: Any, *, step: int = 0) -> dict[str, Any]:
-    """The record that is saved beside a trained model's weights, see `latentgnn.saved`.
+    """Return the record that is saved beside a trained model's weights, see `latentgnn.saved`.
 
     Args:
-        config: the run's; settings that say where something lies on this machine are left out.
-        step: optimizer steps that the weights have seen; 0 where that is unknown.
+        config: the run's configuration; settings that are locations on this machine are omitted.
+        step: number of optimizer steps of the training; 0 if unknown.
     """
     values = plain_data(config)
     for name in settings_of(values["task"]).places:

@@ -1,4 +1,4 @@
-"""The tasks, each a folder beside this file, and what each says of its settings: `SETTINGS` in its ``config.py``."""
+"""The tasks, each a folder beside this file, and information about their settings: `SETTINGS` in its ``config.py``."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -9,10 +9,10 @@ from typing import Any, Literal
 from latentgnn.errors import UserError
 
 TASKS = tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/task.py")))
-"""The names of their folders."""
+"""The names of their folders, which are the names of the tasks."""
 
 Used = Literal["checked", "converted", "diagnosed", "explained"]
-"""Parts of a task's settings that a command may be content with."""
+"""Uses of a model or set for which a command needs only a part of a task's settings."""
 
 
 def _keeps_nothing(trained: Any, now: Any) -> dict[str, str]:
@@ -21,22 +21,21 @@ def _keeps_nothing(trained: Any, now: Any) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings:
-    """What is known of a task's settings without anything heavy; settings have their names, such as ``data.root``.
+    """Information about a task's settings without heavy imports; settings have names such as ``data.root``.
 
     Args:
         config: the class of a run's configuration.
-        loader: the function in ``loading.py`` that makes a trained model of a configuration and a checkpoint.
-        places: settings that say where something lies on the machine that trained; a model that is saved for others has
-            them not.
-        checked: those that the check of a set uses.
-        explained: those that explaining a model uses.
-        diagnosed: those that looking at a model on its validation set uses.
-        converted: those that the conversion of a set uses, if there is one.
-        free_when_trained: settings of a model that a trained one can be used with other values of; all others belong to
-            its weights.
-        without_effect_alone: settings that mean something only where another one is given, and that one.
-        kept_by_runs: for the configurations of a trained run and of its use, settings besides the model's that stay the
-            run's own, and why.
+        loader: name of the function in ``loading.py`` that makes a trained model from a configuration and a checkpoint.
+        places: settings that are locations on the machine of the training; a model saved for others does not have them.
+        checked: settings that the check of a set uses.
+        explained: settings that explaining a model uses.
+        diagnosed: settings that running a model on its validation set uses.
+        converted: settings that the conversion of a set uses, if there is one.
+        free_when_trained: model settings that may be changed when a trained model is used; all others belong to its
+            weights.
+        without_effect_alone: settings that only have an effect if another one is given, with that other one.
+        kept_by_runs: given the configurations of a trained run and of its use, returns settings besides the model's
+            that must stay as in the run, and why.
     """
 
     config: type
@@ -52,20 +51,20 @@ class TaskSettings:
 
 
 def settings_of(task: str) -> TaskSettings:
-    """Those of a task."""
+    """Return the settings of a task."""
     settings: TaskSettings = import_module(f"latentgnn.tasks.{task}.config").SETTINGS
     return settings
 
 
 def task_of(values: Mapping[str, Any], source: Path | str) -> str:
-    """The task of a configuration, which in the first versions had none to say.
+    """Return the task of a configuration; configurations of the first versions did not name one.
 
     Args:
         values: the configuration, as plain data.
         source: where it comes from, for the error.
 
     Raises:
-        UserError: there is no such task.
+        UserError: if there is no such task.
     """
     name = values.get("task", "detection")
     if not isinstance(name, str) or name not in TASKS:

@@ -1,4 +1,4 @@
-"""A run starts from the weights that ``model.weights`` names; what it says and keeps of that."""
+"""Starting a run from the weights that ``model.weights`` names, and what is printed and stored about it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What a model began with.
+    """What a model started from.
 
     Args:
-        lines: for a person: what was loaded, left out and started anew.
-        trained: names of the parameters that were taken over whole, but for the blocks'.
+        lines: lines for the user: what was loaded, left out and started untrained.
+        trained: names of the parameters that were loaded whole, except those of blocks.
     """
 
     lines: tuple[str, ...]
@@ -35,16 +35,16 @@ class Start:
 
 
 def own_weights(path: Path, task: str, config_class: type[Config], what: str) -> tuple[Checkpoint, Config]:
-    """The weights of another run of a task, and its configuration.
+    """Return the weights of another run of a task, and its configuration.
 
     Args:
         path: its folder, a checkpoint or a saved model.
-        task: its name.
-        config_class: of its configuration.
-        what: this one is, for the error.
+        task: name of the task.
+        config_class: class of its configuration.
+        what: name of the model to start, for the error.
 
     Raises:
-        UserError: there is none, or it is of another task.
+        UserError: if there is none, or it is of another task.
     """
     if not path.exists():
         raise UserError(f"{SETTING}: there is no run folder or checkpoint {path}")
@@ -62,19 +62,19 @@ def own_weights(path: Path, task: str, config_class: type[Config], what: str) ->
 
 
 def taken_parameters(model: nn.Module, fit: Fit) -> frozenset[str]:
-    """The names of a model's parameters that were taken over whole, but for the blocks'."""
+    """Return the names of a model's parameters that were loaded whole, except those of blocks."""
     in_blocks = tuple(f"{name}." for name in blocks_of(model))
     learning = {name for name, _ in model.named_parameters() if not name.startswith(in_blocks)}
     return frozenset(learning & set(fit.taken))
 
 
 def begun_trained(run: RunFolder, start: Callable[[], Start], *, goes_on: bool) -> frozenset[str]:
-    """Let a model start from other weights; the names of the parameters that began trained.
+    """Let a model start from other weights; return the names of the parameters that started trained.
 
     Args:
-        run: whose folder says what it started from.
+        run: run folder, which stores what the model started from.
         start: loads the weights.
-        goes_on: it is resumed, with weights of its own.
+        goes_on: whether the run is resumed, with its own weights.
     """
     if goes_on and (kept := run.trained_at_start()) is not None:
         return kept

@@ -1,8 +1,8 @@
-"""Images in tar files: a tar file may stand where a folder may, and each image is read at its place in it.
+"""Images in tar files: a tar file may be used like a folder, and each image is read from its place in it.
 
-``train.tar/0001.jpg`` is the path of the member ``0001.jpg``. A million files are slow to copy and to list on the file
-systems of clusters, while a thousand tar files are not. Which image comes when is left as it is: unlike programs that
-read tar files from front to back, this gives each image once an epoch, in an order that depends on the seed alone.
+``train.tar/0001.jpg`` is the path of the member ``0001.jpg``. On the file systems of clusters, a million files are slow
+to copy and to list, while a thousand tar files are not. The order of images is not affected: unlike programs that read
+tar files from front to back, this reads each image once per epoch, in an order that depends only on the seed.
 """
 
 import hashlib
@@ -22,25 +22,25 @@ from latentgnn.reading import UnreadableError, regular_file
 
 _SUFFIX = ".tar"
 _DIGEST = 16
-# Threads of one process would look through the same tar file side by side.
+# Otherwise several threads of a process would scan the same tar file at once.
 _lock = threading.Lock()
 
 
 def is_folder(path: Path) -> bool:
-    """Whether images may lie in it: a folder, or a tar file."""
+    """Whether a path can contain images: a folder or a tar file."""
     return path.is_dir() or (path.suffix == _SUFFIX and path.is_file())
 
 
 def file_of(path: Path) -> Path:
-    """The file that holds an image: its own, or the tar file that it is in."""
+    """Return the file that contains an image: its own, or the tar file that it is in."""
     return next((parent for parent in path.parents if parent.suffix == _SUFFIX and parent.is_file()), path)
 
 
 def open_file(path: Path | str) -> BinaryIO:
-    """An image file, or a member of a tar file, open to be read.
+    """Open an image file, or a member of a tar file, for reading.
 
     Raises:
-        UserError: it is not there, is no ordinary file, or the tar file cannot be read.
+        UserError: if it does not exist, is not a regular file, or the tar file cannot be read.
     """
     path = Path(path)
     tar = file_of(path)
@@ -62,11 +62,11 @@ def open_file(path: Path | str) -> BinaryIO:
 
 
 class _Members:
-    """Where the files in a tar file lie, by digests of their names: 32 bytes each, for there may be millions.
+    """Positions of the files in a tar file, by digests of their names: 32 bytes each, as there may be millions.
 
     Args:
-        names: of the files; of those that come twice, the last counts, as it does for ``tar``.
-        starts: their first bytes.
+        names: names of the files; if one occurs twice, the last counts, as for ``tar``.
+        starts: offsets of their first bytes.
         lengths: their sizes.
     """
 
@@ -78,7 +78,7 @@ class _Members:
         self._lengths: NDArray[np.int64] = np.array(lengths, np.int64)[order]
 
     def place_of(self, name: str) -> tuple[int, int] | None:
-        """Start and size of a file."""
+        """Return start and size of a file."""
         digest = np.array(_digest(name), self._digests.dtype)
         place = int(np.searchsorted(self._digests, digest, side="right")) - 1
         if place < 0 or self._digests[place] != digest:
@@ -88,7 +88,7 @@ class _Members:
 
 @cache
 def _members(path: Path, size: int, time: int) -> _Members:
-    """The members of a tar file; it is looked through again when its size or time is another."""
+    """The members of a tar file; it is scanned again if its size or time has changed."""
     names: list[bytes] = []
     starts: list[int] = []
     lengths: list[int] = []
@@ -99,7 +99,7 @@ def _members(path: Path, size: int, time: int) -> _Members:
                     names.append(_digest(member.name))
                     starts.append(member.offset_data)
                     lengths.append(member.size)
-                # It keeps all of them otherwise.
+                # Otherwise it would keep all of them.
                 tar.members.clear()  # type: ignore[attr-defined]
     except tarfile.TarError as error:
         raise UserError(

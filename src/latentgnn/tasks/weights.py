@@ -1,7 +1,7 @@
-"""Weights of another model as a beginning: which of them fit, and what becomes of the rest.
+"""Initialises a model from another model's weights: which of them fit, and what happens to the rest.
 
-Functions of two state dicts, which know no network: names are compared as they are, and who loads weights of another
-layout renames them before.
+The functions work on two state dicts without knowing the network. Names are compared literally; whoever loads weights
+with another layout renames them first.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -12,16 +12,16 @@ from torch import Tensor
 
 from latentgnn.errors import UserError
 
-_SHOWN = 6  # modules that a line lists before it only counts them
+_SHOWN = 6  # number of modules that a line lists; the others are only counted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Which rows of a tensor mean the same in a model and in the weights, such as those of a class that both know.
+    """The corresponding rows of a tensor in a model and in weights, such as those of a class that both have.
 
     Args:
-        pairs: place in the model and place in the weights; the model's other rows start anew.
-        dim: the dimension that is counted along; 1 for columns.
+        pairs: index in the model and index in the weights; the model's other rows keep their fresh values.
+        dim: dimension of the rows; 1 for columns.
     """
 
     pairs: Sequence[tuple[int, int]]
@@ -30,13 +30,13 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What of some weights a model begins with.
+    """The part of some weights that a model starts from.
 
     Args:
-        state: for ``load_state_dict``; what starts anew has the model's own values.
-        taken: names of the tensors that are taken over whole.
-        in_part: names of those of which some rows are, with the numbers of these rows and of all.
-        anew: the model's other names.
+        state: for ``load_state_dict``; tensors that are not loaded have the model's own values.
+        taken: names of the tensors that are loaded whole.
+        in_part: names of tensors of which only some rows are loaded, with the numbers of these rows and of all rows.
+        anew: names of the model's other tensors.
         left_out: names of the weights that are not used, and why.
     """
 
@@ -55,18 +55,17 @@ def fit_weights(
     rows: Mapping[str, Rows] | None = None,
     together: Collection[str] = (),
 ) -> Fit:
-    """Take over all that has the same name, shape and kind of numbers.
+    """Load all tensors with the same name, shape and kind of dtype.
 
     Args:
-        weights: what there is, under the model's names.
+        weights: the available weights, with the model's names.
         model: the state dict of the freshly made model.
-        source: where the weights come from, for the error.
-        rows: for names whose shape or order of rows may differ, the rows that are taken over.
-        together: names of modules that are taken over whole or not at all: a block or a head of which only a part
-            fits computes nothing that was learnt.
+        source: origin of the weights, for the error.
+        rows: for tensors whose shape or order of rows may differ, the rows that are loaded.
+        together: names of modules that are loaded whole or not at all, because a part of a block or a head is useless.
 
     Raises:
-        UserError: nothing fits.
+        UserError: if nothing fits.
 
     Example:
         >>> there = {"a.weight": torch.ones(2, 3), "head.weight": torch.ones(5, 2)}
@@ -101,7 +100,7 @@ def fit_weights(
 
 
 def fit_lines(fit: Fit, source: str) -> list[str]:
-    """A few lines for a person: what was taken over, what starts anew, what was left out.
+    """Return a few lines for the user: what was loaded, what starts untrained, what was left out.
 
     Example:
         >>> there = {"a.weight": torch.ones(2), "b.weight": torch.ones(2), "b.bias": torch.ones(1)}
@@ -124,7 +123,7 @@ def fit_lines(fit: Fit, source: str) -> list[str]:
 
 
 def _unfit(there: Tensor, fresh: Tensor | None, rows: Rows | None) -> str:
-    """Why a tensor cannot be taken over; empty if it can."""
+    """Why a tensor cannot be loaded; empty if it can."""
     if fresh is None:
         return "the model has none of this name"
     if there.is_floating_point() != fresh.is_floating_point() or there.is_complex() != fresh.is_complex():
@@ -148,7 +147,7 @@ def _with_rows(fresh: Tensor, there: Tensor, rows: Rows) -> Tensor:
 
 
 def _modules(names: Mapping[str, str], all_names: Collection[str]) -> list[str]:
-    """Names gathered to the largest modules that hold nothing else, with their number and the reasons."""
+    """Group names by the largest modules that contain nothing else, with their number and the reasons."""
     others = {prefix for name in all_names if name not in names for prefix in _prefixes(name)}
     gathered: dict[str, list[str]] = {}
     for name in names:
@@ -163,7 +162,7 @@ def _modules(names: Mapping[str, str], all_names: Collection[str]) -> list[str]:
 
 
 def _prefixes(name: str) -> list[str]:
-    """``a.b.c`` as ``a``, ``a.b``, ``a.b.c``."""
+    """Split ``a.b.c`` into ``a``, ``a.b``, ``a.b.c``."""
     parts = name.split(".")
     return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
 

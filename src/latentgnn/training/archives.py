@@ -1,8 +1,8 @@
-"""Archives with a digest: what was written is what is read.
+"""Archives with a digest, which shows whether a file is still as it was written.
 
-A checkpoint is a zip archive, as `torch.save` writes it, whose comment is the SHA-256 digest of all bytes before it:
-``torch.load`` and ``unzip`` read it as any other, and no bit of it changes unnoticed. The digest lies in the file and
-not beside it, so that the two take their name in one step.
+A checkpoint is a zip archive as `torch.save` writes it. Its comment is the SHA-256 digest of all bytes before it.
+``torch.load`` and ``unzip`` read it like any other archive, and any changed bit is noticed. The digest is inside the
+file, not beside it, so that both get their final name in one step.
 """
 
 import hashlib
@@ -12,12 +12,12 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 _MARK = b"sha256:"
 _COMMENT = len(_MARK) + 64
-_END = 22  # bytes of an archive's last record, which its comment's length ends
+_END = 22  # size in bytes of an archive's end record, whose last field is the length of the comment
 _BLOCK = 2**20
 
 
 def seal(file: BinaryIO) -> None:
-    """Append the digest of an archive to it, as its comment."""
+    """Append the digest of an archive as its comment."""
     end = file.seek(-2, os.SEEK_END)
     assert file.read() == b"\0\0", "the archive has a comment already"
     file.seek(end)
@@ -41,14 +41,14 @@ def _digest(file: BinaryIO, size: int) -> bytes:
 
 
 def check_archive(file: BinaryIO) -> bool:
-    """Make sure that an archive is as it was written.
+    """Check that an archive is unchanged since it was written.
 
     Returns:
-        Whether it has a digest. Without one (PyTorch's own tools have written it again), the checksums of the archive's
-        records were compared.
+        True if the archive has a digest. False if it has none (PyTorch's own tools have rewritten it); then the
+        checksums of its records were compared instead.
 
     Raises:
-        ValueError: it is not as it was written, or no archive of `torch.save`.
+        ValueError: if it has changed, or is not an archive written by `torch.save`.
     """
     size = file.seek(0, os.SEEK_END)
     if size == 0:
@@ -58,7 +58,7 @@ def check_archive(file: BinaryIO) -> bool:
     sealed = comment.startswith(_MARK)
     if sealed and _digest(file, size - _COMMENT) != comment.removeprefix(_MARK):
         raise ValueError("its digest differs from its content's")
-    # zipfile and PyTorch put up with a comment that is cut short or gone.
+    # zipfile and PyTorch accept an archive whose comment is truncated or missing.
     if not sealed and not (comment[-_END:].startswith(b"PK\5\6") and comment.endswith(b"\0\0")):
         raise ValueError("its end is not a checkpoint's: it was cut short, or is something else")
     try:
@@ -70,7 +70,7 @@ def check_archive(file: BinaryIO) -> bool:
 
 
 def _check_records(archive: ZipFile, size: int, *, sealed: bool) -> None:
-    # What unpacks to more than the file holds was made to fill the memory.
+    # An archive that unpacks to more bytes than the file has was made to fill the memory.
     records = archive.infolist()
     if any(record.compress_type != ZIP_STORED for record in records) or sum(r.file_size for r in records) > size:
         raise ValueError("it is packed, which no checkpoint is")

@@ -1,6 +1,6 @@
-"""A model card: the ``README.md`` of a trained model, written from its run's own figures.
+"""A model card: the ``README.md`` of a trained model, filled in with the figures of its run.
 
-Its head is what the Hugging Face hub reads (huggingface.co/docs/hub/model-cards); the licence is the user's to choose.
+The Hugging Face hub reads its header (huggingface.co/docs/hub/model-cards). Choosing a licence is left to the user.
 """
 
 import re
@@ -21,14 +21,14 @@ _NO_LICENCE = "**Not chosen yet.** Choose one before you publish this, and write
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What a card is about, as a task says it.
+    """What a card describes, as given by a task.
 
     Args:
         title: the kind of model, for example ``mask_rcnn with LatentGNN blocks at C4``.
-        task: in the hub's words, where it has them.
-        pipeline: whether the hub knows this task.
-        classes: what the model knows.
-        usage: Python that uses it.
+        task: name of the task on the hub, if the hub has one.
+        pipeline: whether the hub has a pipeline for this task.
+        classes: names of the classes that the model predicts.
+        usage: Python code that uses the model.
     """
 
     title: str
@@ -47,15 +47,15 @@ def model_card(
     export: Sequence[str] = (),
     usage: str | None = None,
 ) -> str:
-    """The text of a card.
+    """Return the text of a card.
 
     Args:
         subject: see `Subject`.
-        record: of the model, see `latentgnn.saved.new_record`.
-        run: the folder with what is known of its training; ``None`` where there is none.
-        titles: of the figures that are shown first, among all figures' names.
-        export: what an export says of itself.
-        usage: Python that uses what was exported; ``None`` takes the subject's.
+        record: the model's record, see `latentgnn.saved.new_record`.
+        run: the run folder with what is known of the training; ``None`` if there is none.
+        titles: selects and names the figures that are shown first.
+        export: lines about the export.
+        usage: Python code that uses the exported model; ``None`` takes the subject's.
     """
     report = None if run is None else Report(run, titles)
     step = int(record.get("step", 0))
@@ -117,11 +117,11 @@ def _figures(report: Report | None, metrics: Mapping[str, float], step: int) -> 
 
 
 def _table(table: Table) -> str:
-    """A table of Markdown, which has a head always."""
+    """A Markdown table; Markdown requires a header row."""
     rows = [table.columns, tuple("---" for _ in table.columns), *table.rows]
     return "\n".join(f"| {' | '.join(map(_plain, row))} |" for row in rows)
 
 
 def _plain(text: str) -> str:
-    """Text of the user's own files, which must not become markup."""
+    """Escape text from the user's files, so that it does not become markup."""
     return re.sub(r"([\\`*\[\]<>|#])", r"\\\1", " ".join(text.split()))

@@ -1,4 +1,4 @@
-"""Charts of lines as the shapes of an SVG picture, in units that are pixels on a phone."""
+"""Line charts as shapes of an SVG picture, in units of CSS pixels on a phone."""
 
 import math
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ class Tick:
     """A mark on an axis.
 
     Args:
-        place: along it.
-        text: beside it.
+        place: position along the axis.
+        text: label beside the mark.
     """
 
     place: float
@@ -24,12 +24,12 @@ class Tick:
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A line as SVG draws it.
+    """One line of a chart, in SVG's terms.
 
     Args:
-        name: in the legend.
-        path: for the attribute ``d``; empty where nothing is finite.
-        dots: places of points without neighbours, which a path would not show.
+        name: name in the legend.
+        path: value of the attribute ``d``; empty if no point is finite.
+        dots: positions of points without neighbours, which a path would not show.
         last: the last value, as text.
     """
 
@@ -44,9 +44,9 @@ class Drawing:
     """A chart's shapes within `WIDTH` x `HEIGHT`.
 
     Args:
-        left: edge of the plot; likewise ``right``, ``top`` and ``bottom``.
-        across: marks of the horizontal axis.
-        up: marks of the vertical axis.
+        left: left edge of the plot; likewise ``right``, ``top`` and ``bottom``.
+        across: marks on the horizontal axis.
+        up: marks on the vertical axis.
         shapes: the lines.
     """
 
@@ -60,7 +60,7 @@ class Drawing:
 
 
 def draw(chart: Chart) -> Drawing | None:
-    """A chart's shapes, or ``None`` where no line has a finite point, or their range is none."""
+    """Return a chart's shapes, or ``None`` if no line has a finite point or the range of values is empty."""
     lines = [thinned(line) for line in chart.lines]
     points = [[(x, y) if math.isfinite(y) else None for x, y in zip(line.x, line.y, strict=True)] for line in lines]
     finite = [point for line in points for point in line if point is not None]
@@ -69,7 +69,7 @@ def draw(chart: Chart) -> Drawing | None:
     x_low, x_high = _widened(min(x for x, _ in finite), max(x for x, _ in finite))
     y_low, y_high = chart.limits or _widened(min(y for _, y in finite), max(y for _, y in finite), margin=0.04)
     if not all(1e-300 < extent < math.inf for extent in (x_high - x_low, y_high - y_low)):
-        # Beyond what can be divided.
+        # The range overflows and cannot be divided.
         return None
 
     def across(x: float) -> float:
@@ -97,7 +97,7 @@ def draw(chart: Chart) -> Drawing | None:
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers from ``low`` to ``high``, at steps of 1, 2 or 5 times a power of ten.
+    """Return round numbers from ``low`` to ``high``, in steps of 1, 2 or 5 times a power of ten.
 
     Example:
         >>> ticks(0.0, 1.0, 5)
@@ -132,7 +132,7 @@ def _path(placed: list[tuple[float, float] | None]) -> str:
 
 
 def _alone(placed: list[tuple[float, float] | None]) -> tuple[tuple[float, float], ...]:
-    """Points between gaps, and all points of a line of few."""
+    """Points between gaps, and all points of a line with few points."""
     surrounded = [None, *placed, None]
     few = len(placed) <= 12
     return tuple(

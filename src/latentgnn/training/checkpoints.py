@@ -1,4 +1,4 @@
-"""Checkpoints: one file each, written completely or not at all, and read without running any code in it."""
+"""Checkpoints: each is one file, written completely or not at all, and read without running code from it."""
 
 import os
 import warnings
@@ -25,18 +25,19 @@ NAMES = (LAST, PREVIOUS, BEST)
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint as it is read for resuming, evaluation and prediction.
+    """A checkpoint, as read for resuming, evaluation or prediction.
 
     Args:
         path: the file.
         step: optimizer steps done.
         config: the run's resolved configuration.
-        course: what a run that continues it must agree on.
-        data: fingerprints of the sets, by their names for people; empty where it was kept without.
+        course: the settings on which a run that continues from it must agree.
+        data: fingerprints of the data sets by name; empty if none were stored.
         weights: the model's state dict, under the model's own names.
         optimizer: the optimizer's state dict.
-        precision: the state of mixed precision's scaling; empty where nothing is scaled.
-        lost: the damaged ones that were passed over for it, and what is wrong with them; see `newest_checkpoint`.
+        precision: state of the loss scaling in mixed precision; empty if losses are not scaled.
+        lost: damaged checkpoints that were skipped in favour of this one, with the reason for each; see
+            `newest_checkpoint`.
     """
 
     path: Path
@@ -53,16 +54,16 @@ class Checkpoint:
         """Copy the weights into a model.
 
         Raises:
-            UserError: the model's names, shapes or types are others.
+            UserError: if the model's names, shapes or dtypes differ.
         """
         check_weights(self.weights, model, str(self.path))
         model.load_state_dict(self.weights)
 
     def load_optimizer_into(self, optimizer: torch.optim.Optimizer) -> None:
-        """Continue an optimizer where it was.
+        """Restore an optimizer's state.
 
         Raises:
-            UserError: its state is another optimizer's, or another model's.
+            UserError: if the state belongs to another optimizer or another model.
         """
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         try:
@@ -81,16 +82,16 @@ class Checkpoint:
 
 
 def write_checkpoint(path: Path | str, content: dict[str, Any]) -> None:
-    """Write a checkpoint with its digest; the ``last.ckpt`` before it stays as ``previous.ckpt``.
+    """Write a checkpoint with its digest; an existing ``last.ckpt`` is kept as ``previous.ckpt``.
 
     Args:
         path: the file.
         content: ``latentgnn`` (a dict of ``step``, ``config``, ``course`` and ``data``, see `Checkpoint`),
-            ``state_dict`` (the weights, under the model's own names), ``optimizer`` (its state dict), and ``precision``
-            (that of the scaling of losses) where losses are scaled.
+            ``state_dict`` (the weights, under the model's own names), ``optimizer`` (its state dict) and, if losses are
+            scaled, ``precision`` (the state of the scaling).
 
     Raises:
-        UserError: weights or optimizer state are not finite; nothing was written.
+        UserError: if weights or optimizer state are not finite; then nothing is written.
     """
     check_finite(content, step=content["latentgnn"]["step"])
     path = Path(path)
@@ -105,14 +106,14 @@ def write_checkpoint(path: Path | str, content: dict[str, Any]) -> None:
 
 
 def check_finite(content: Mapping[str, Any], *, step: int) -> None:
-    """Refuse to keep weights and optimizer state that training cannot go on from.
+    """Raise an error if weights or optimizer state are not finite, as training cannot continue from them.
 
     Args:
-        content: as `write_checkpoint` takes it.
-        step: for the error.
+        content: as in `write_checkpoint`.
+        step: the step that the error names.
 
     Raises:
-        UserError: naming some of what is infinite or not a number.
+        UserError: if a value is infinite or NaN; the message names some of the tensors.
     """
     bad = [name for part in ("state_dict", "optimizer") for name in _non_finite(content.get(part), "")]
     if bad:
@@ -128,10 +129,11 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
 
     Args:
         path: the file, such as ``checkpoints/best.ckpt`` in a run folder; or a saved model, see `latentgnn.saved`,
-            which has neither optimizer nor data.
+            which has neither optimizer state nor data.
 
     Raises:
-        UserError: there is no such file, or it is damaged (then sound ones beside it are named) or something else.
+        UserError: if there is no such file, it is damaged (the message names intact ones beside it), or it is not a
+            checkpoint.
     """
     path = Path(path)
     if path.suffix == ".safetensors" or path.is_dir():
@@ -149,16 +151,16 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The checkpoint to go on from: ``last.ckpt``, or where that is damaged, the one of the most steps that is sound.
+    """Return the checkpoint to resume from: ``last.ckpt`` or, if that is damaged, the intact one with the most steps.
 
     Args:
-        folder: with the checkpoints of a run.
+        folder: the folder with the checkpoints of a run.
 
     Returns:
-        The checkpoint, or ``None`` where there is none.
+        The checkpoint, or ``None`` if there is none.
 
     Raises:
-        UserError: there are some, and all are damaged.
+        UserError: if there are checkpoints and all of them are damaged.
     """
     found, lost = _sound([folder / LAST])
     if not found:
@@ -172,10 +174,10 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def check_weights(weights: Mapping[str, Tensor], model: nn.Module, source: str) -> None:
-    """Compare names, shapes and types of weights with a model's.
+    """Compare the names, shapes and dtypes of weights with those of a model.
 
     Raises:
-        UserError: naming what is missing, unexpected or of another shape or type.
+        UserError: if a tensor is missing, unexpected, or has another shape or dtype; the message names it.
     """
     wanted = model.state_dict()
     common = [name for name in wanted if name in weights]
@@ -203,14 +205,14 @@ def check_weights(weights: Mapping[str, Tensor], model: nn.Module, source: str) 
 
 
 def _second_name(path: Path, previous: Path) -> None:
-    """Give a file a second name; at no moment does it have none."""
+    """Give a file a second name; at every moment it has at least one name."""
     link = temporary_name(previous)
     try:
         link.unlink(missing_ok=True)
         try:
             os.link(path, link)
         except OSError:
-            # A file system without hard links: until the new file has its name, `previous` stands for both.
+            # A file system without hard links: until the new file is renamed, `previous` serves as both.
             os.replace(path, previous)
         else:
             os.replace(link, previous)
@@ -229,14 +231,14 @@ def _read(path: Path) -> Checkpoint:
         file.seek(0)
         try:
             with warnings.catch_warnings():
-                # PyTorch warns of kinds of tensors that are refused here.
+                # PyTorch warns about some kinds of tensors, which are refused here anyway.
                 warnings.simplefilter("ignore")
                 content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
             if system_error(error) is not None:
                 raise
-            # PyTorch's reader has no error of its own for a file that it cannot make sense of. What it says of objects
-            # that it does not load is how to load them all the same, which would run code from the file.
+            # PyTorch's reader has no exception class for files that it cannot parse. For objects that it refuses to
+            # load, its message tells how to load them anyway, which would run code from the file.
             strange = isinstance(error, UnpicklingError)
             reason = "it holds more than tensors and plain data" if strange else str(error).partition("\n")[0]
             message = f"{path} cannot be read as a checkpoint ({reason})"
@@ -266,7 +268,7 @@ def _from_saved(path: Path) -> Checkpoint:
 
 
 def _checked(path: Path, content: Any) -> Checkpoint:
-    """A checkpoint whose fields are what they are taken for; `ValueError` says what is not."""
+    """Return a checkpoint whose fields have the expected types; raise `ValueError` for the first that does not."""
     if not isinstance(content, dict):
         raise ValueError(f"expected a mapping, got {type(content).__name__}")
     missing = [name for name in ("latentgnn", "state_dict", "optimizer") if not isinstance(content.get(name), dict)]
@@ -310,7 +312,7 @@ def _checked(path: Path, content: Any) -> Checkpoint:
 
 
 def _sound(paths: Iterable[Path]) -> tuple[list[Checkpoint], dict[Path, Damaged]]:
-    """Of the checkpoints that exist, those that can be read, and why the others cannot."""
+    """Split existing checkpoints into those that can be read, and the others with the reason why not."""
     found, lost = [], {}
     for path in paths:
         if os.path.lexists(path):
@@ -322,7 +324,7 @@ def _sound(paths: Iterable[Path]) -> tuple[list[Checkpoint], dict[Path, Damaged]
 
 
 def _tensors(tree: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    """The tensors in nested mappings and lists, with their places; each container is looked into once."""
+    """Yield the tensors in nested mappings and lists with their places; each container is visited once."""
     stack, seen = [(name, tree)], set()
     while stack:
         place, value = stack.pop()
@@ -335,7 +337,7 @@ def _tensors(tree: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _non_finite(tree: Any, name: str) -> list[str]:
-    """Where in nested mappings and lists there are tensors with values that are infinite or not numbers."""
+    """Return the places of tensors with infinite or NaN values in nested mappings and lists."""
     bad = [
         place
         for place, value in _tensors(tree, name)
@@ -345,7 +347,7 @@ def _non_finite(tree: Any, name: str) -> list[str]:
 
 
 def _holds_its_values(tensor: Tensor) -> bool:
-    """Whether each value has a place of its own in memory: a few bytes can claim to be a tensor of any size."""
+    """Whether each value has its own place in memory: a few bytes can claim to be a tensor of any size."""
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
         return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()

@@ -1,4 +1,4 @@
-"""What the commands of all tasks share: training into a run folder, comparisons, and reading trained models."""
+"""Code shared by the commands of all tasks: training into a run folder, comparisons, and reading trained models."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,11 +35,11 @@ class Job(Generic[Data]):
     """A task's part of a command.
 
     Args:
-        load: reads and checks the data, for a configuration, a folder to put into what is made on the fly, and whether
-            the run there is resumed.
-        train: trains a configuration on the data in a run's folder, from the beginning or, if the last argument says
-            so, from where it was stopped; and returns the figures.
-        titles: of the figures that a comparison shows, among all figures' names.
+        load: reads and checks the data; takes the configuration, the folder for data that are generated, and whether
+            the run in that folder is resumed.
+        train: trains a configuration on the data in a run's folder, from the beginning or, if the last argument is
+            true, from where it was stopped; returns the figures.
+        titles: selects and names the figures that a comparison shows.
     """
 
     load: Callable[[Any, Path, bool], Data]
@@ -48,20 +48,20 @@ class Job(Generic[Data]):
 
 
 def train(job: Job[Data], config: Any, out: Path | None, *, name: str, resume: bool = False) -> dict[str, float]:
-    """Check the data, train, score, and write all of it into one run folder.
+    """Check the data, train, score, and write everything into one run folder.
 
     Args:
         job: the task's part.
-        config: the run.
-        out: its folder: a new one, or with ``resume`` the one to continue; ``None`` makes one below ``runs/``.
-        name: what a folder that is made here is called after.
+        config: the run's configuration.
+        out: the run's folder: a new one, or with ``resume`` the one to continue; ``None`` creates one below ``runs/``.
+        name: first part of the name of a folder that is created here.
         resume: continue the run in ``out``.
 
     Returns:
         The figures on the validation set.
 
     Raises:
-        UserError: a mistake in data or configuration, or the run was interrupted.
+        UserError: if data or configuration are wrong, or the run was interrupted.
     """
     run = _folder(out, name, resume=resume)
     if (run.path / _COMPARED[0]).exists():
@@ -70,7 +70,8 @@ def train(job: Job[Data], config: Any, out: Path | None, *, name: str, resume: b
         )
     with run.held(), _resumable(run.path, "train"):
         if not resume:
-            # Before the data are read or made, which may take long: a run that was killed there can be resumed too.
+            # Before the data are read or generated, which may take long: a run that is killed meanwhile can be resumed
+            # too.
             run.write_config(plain_data(config))
         metrics = job.train(config, run, job.load(config, run.path, resume), resume)
         written = write_report(run, job.titles)
@@ -81,10 +82,10 @@ def train(job: Job[Data], config: Any, out: Path | None, *, name: str, resume: b
 
 
 def report(job: Job[Any], path: Path) -> None:
-    """Write the report of a run again, or of the runs of a comparison, from what lies in the folder.
+    """Rewrite the report of a run, or of the runs of a comparison, from the files in its folder.
 
     Raises:
-        UserError: there is no run.
+        UserError: if there is no run.
     """
     runs = {title: RunFolder.open(path / title) for title in _COMPARED if (path / title / "config.yaml").exists()}
     for run in runs.values():
@@ -96,10 +97,10 @@ def report(job: Job[Any], path: Path) -> None:
 
 
 def compare(job: Job[Data], config: Any, out: Path | None, *, name: str, resume: bool = False) -> dict[str, Any]:
-    """`train` twice, with the blocks and without them, with all else the same, and show both.
+    """Run `train` with the blocks and without them, everything else being equal, and show both results.
 
-    The runs lie in ``with_blocks`` and ``without_blocks`` inside the folder, and the figures in ``comparison.json``.
-    With ``resume``, a run that is finished stays as it is, and the other is continued or begun.
+    The runs are in ``with_blocks`` and ``without_blocks`` inside the folder, and the figures in ``comparison.json``.
+    With ``resume``, a finished run is kept as it is, and the other one is continued or started.
     """
     if config.training.devices not in (1, "auto") or config.training.machines != 1:
         raise UserError(
@@ -125,7 +126,7 @@ def compare(job: Job[Data], config: Any, out: Path | None, *, name: str, resume:
                 metrics[title] = job.train(run_config, run, data, begun)
                 write_report(run, job.titles)
         comparison = {**metrics, "difference": _difference(*metrics.values())}
-        # Before anything else is written that may fail.
+        # Printed before anything else is written, which may fail.
         print(f"\n{_comparison_table(comparison, job.titles(comparison['with_blocks']))}")
         write_json(both.path / "comparison.json", comparison)
         print(f"report: {write_comparison(both, trained, job.titles)}")
@@ -144,9 +145,9 @@ def fit_in(
     pictures: Pictures,
     titles: Titles,
 ) -> dict[str, float]:
-    """`latentgnn.training.loop.fit` in a run's folder, with configuration and environment written beside it."""
+    """Call `latentgnn.training.loop.fit` in a run's folder, and write configuration and environment there."""
     if resume and run.has_checkpoint:
-        # The loop first compares this configuration with the checkpoint's; until then the file stays as it is.
+        # The loop first compares this configuration with that of the checkpoint; until then the file is not changed.
         run.config = plain_data(config)
     else:
         run.write_config(plain_data(config))
@@ -172,7 +173,7 @@ def fit_in(
 
 
 def trained_weights(source: Path) -> Checkpoint:
-    """The weights of a checkpoint or a saved model, or of a run's best checkpoint, or its last where none is best."""
+    """Return the weights of a checkpoint, a saved model, or a run (its best checkpoint, or else its last)."""
     if not source.is_dir() or (source / CONFIG).is_file():
         return read_checkpoint(source)
     run = RunFolder.open(source)
@@ -189,10 +190,10 @@ def trained_weights(source: Path) -> Checkpoint:
 
 
 def device_of(accelerator: str) -> torch.device:
-    """The device that ``training.accelerator`` names.
+    """Return the device that ``training.accelerator`` names.
 
     Raises:
-        UserError: this machine has none of the kind.
+        UserError: if this machine has no such device.
     """
     if accelerator == "cpu":
         return torch.device("cpu")
@@ -206,19 +207,19 @@ def device_of(accelerator: str) -> torch.device:
 
 
 def precision_of(config: TrainingConfig, device: torch.device) -> torch.autocast:
-    """Mixed precision as in training, so that figures are those of the training's validations."""
+    """Return the mixed-precision context of training, so that figures equal those of validations during training."""
     dtypes = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
     dtype = dtypes.get(config.precision)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def write_pictures(run: RunFolder, pictures: Iterable[tuple[Path, bytes]], *, reads: Collection[Path]) -> None:
-    """Write a run's sample pictures, over earlier ones of the same run.
+    """Write a run's sample pictures, replacing earlier ones of the same run.
 
     Args:
         run: the folder.
         pictures: names relative to ``pictures/``, and the files' content.
-        reads: files of the data, which are not written to.
+        reads: data files, which must not be overwritten.
     """
     for name, content in pictures:
         path = run.pictures / name
@@ -227,7 +228,7 @@ def write_pictures(run: RunFolder, pictures: Iterable[tuple[Path, bytes]], *, re
 
 
 def _after_training(run: RunFolder) -> tuple[str, ...]:
-    """What can be done with a trained model; only one with blocks has something to look into."""
+    """Commands that can follow training; only a model with blocks has something to inspect."""
     name = quoted(run.path)
     look = (f"latentgnn diagnose {name}", f"latentgnn explain {name} INPUT ...")
     has_blocks = run.config.get("model", {}).get("blocks")
@@ -261,7 +262,7 @@ def _resumable(run: Path, command: str) -> Iterator[None]:
 
 
 def _difference(with_blocks: Mapping[str, float], without: Mapping[str, float]) -> dict[str, float]:
-    # Undefined figures are -1.
+    # -1 marks an undefined figure.
     return {name: value - without[name] for name, value in with_blocks.items() if min(value, without[name]) >= 0}
 
 

@@ -1,4 +1,4 @@
-"""The report of a comparison: the courses and figures of its runs side by side."""
+"""The report of a comparison: learning curves and figures of its runs side by side."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,15 +14,15 @@ _MOST_CHARTS = 9
 
 
 def write_comparison(both: RunFolder, runs: Mapping[str, RunFolder], titles: Titles) -> Path | None:
-    """Write ``report.html`` into a comparison's folder; in a process that does not write, nothing.
+    """Write ``report.html`` into a comparison's folder; does nothing in a process that does not write.
 
     Args:
         both: the folder of the comparison.
-        runs: its runs, by what they are called; the first is compared with the second.
-        titles: of the figures that are shown, among all figures' names.
+        runs: its runs by name; the first is compared with the second.
+        titles: selects and names the figures that are shown.
 
     Returns:
-        The file.
+        The file, or ``None`` if nothing was written.
     """
     if not both.writes:
         return None
@@ -51,7 +51,7 @@ def write_comparison(both: RunFolder, runs: Mapping[str, RunFolder], titles: Tit
 
 
 def _table(reports: Mapping[str, Report]) -> Table:
-    """The figures after each run's last validation, and their difference where there are two."""
+    """The figures of each run's last validation, and their difference if there are two runs."""
     last = [report.last for report in reports.values()]
     titles = next(iter(reports.values())).titles
     rows = []

@@ -7,8 +7,8 @@ from typing import Literal
 from latentgnn.configuration.settings import expect
 from latentgnn.errors import UserError
 
-# The largest are beyond any use: with more, a run would not fail but seem to hang, such as at starting a million
-# processes.
+# Upper limits far beyond any use. Larger values would not make a run fail but seem to hang, for example while it starts
+# a million processes.
 _MANY, _PROCESSES = 2**31 - 1, 4096
 
 
@@ -18,17 +18,17 @@ class OptimizerConfig:
 
     Args:
         name: ``sgd`` (with momentum) or ``adamw``.
-        learning_rate: rate after warm-up, for a whole batch of ``TrainingConfig.batch_size``; it is used as it is,
-            whatever the batch and the number of processes.
-        reference_batch: the batch that a recipe's ``learning_rate`` is meant for; a run with another one warns.
-            ``null`` does not.
-        momentum: of ``sgd``.
-        weight_decay: of weights of two and more dimensions.
-        norm_weight_decay: of biases, norms and gammas; ``null`` takes ``weight_decay``.
-        block_factor: the LatentGNN blocks' learning rate, as a multiple of ``learning_rate``.
-        trained_factor: likewise, that of what begins with trained weights.
-        new_factor: likewise, in a run that begins with trained weights, that of what starts anew beside them, such as
-            the last layers of a detector for other categories.
+        learning_rate: rate after warm-up, for a whole batch of ``TrainingConfig.batch_size``; it is not rescaled for
+            other batch sizes or numbers of processes.
+        reference_batch: the batch size that a recipe's ``learning_rate`` is meant for; a run with another one warns.
+            ``null`` disables the warning.
+        momentum: momentum of ``sgd``.
+        weight_decay: weight decay of parameters with two or more dimensions.
+        norm_weight_decay: weight decay of biases, norms and gammas; ``null`` takes ``weight_decay``.
+        block_factor: learning rate of the LatentGNN blocks, as a multiple of ``learning_rate``.
+        trained_factor: learning rate of parameters that start from trained weights, as a multiple of ``learning_rate``.
+        new_factor: learning rate, as a multiple of ``learning_rate``, of parameters that start untrained in a run that
+            starts from trained weights, such as the last layers of a detector for other categories.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -63,16 +63,16 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """The learning rate's course over the steps.
+    """The course of the learning rate over the steps.
 
     Args:
-        name: ``steps`` (times ``decay`` at each of ``milestones``), ``cosine`` (to zero),
-            ``polynomial`` (to zero, as the rest of the steps to the power of ``power``) or ``constant``.
-        warmup_steps: optimizer steps of linear warm-up.
-        warmup_factor: the warm-up's first rate, as a fraction.
-        milestones: optimizer steps at which ``steps`` multiplies by ``decay``.
-        decay: that factor.
-        power: of ``polynomial``; 0.9 is usual in segmentation.
+        name: ``steps`` (multiplied by ``decay`` at each of ``milestones``), ``cosine`` (to zero), ``polynomial`` (to
+            zero, as the remaining fraction of steps to the power of ``power``) or ``constant``.
+        warmup_steps: number of optimizer steps of linear warm-up.
+        warmup_factor: first rate of the warm-up, as a fraction of the full rate.
+        milestones: optimizer steps at which ``steps`` multiplies the rate by ``decay``.
+        decay: the factor that ``steps`` applies at each milestone.
+        power: exponent of ``polynomial``; 0.9 is usual in segmentation.
     """
 
     name: Literal["steps", "cosine", "polynomial", "constant"] = "steps"
@@ -104,30 +104,30 @@ class TrainingConfig:
     """A training run.
 
     Args:
-        steps: optimizer steps in all.
-        batch_size: samples an optimizer step, over all devices, machines and accumulated parts.
-        accumulate: parts that a device works off one after another in a step, to save memory.
+        steps: total number of optimizer steps.
+        batch_size: samples per optimizer step, over all devices, machines and accumulated parts.
+        accumulate: parts of a batch that a device processes one after another in a step, to save memory.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         clip_norm: largest norm of the gradient; ``null`` does not clip.
         channels_last: keep convolution weights and images channels-last, which most hardware prefers.
-        activation_checkpointing: compute the inside of the backbone's blocks again in the backward pass instead of
-            holding it: less memory, for one more forward pass through them; the same gradients.
+        activation_checkpointing: recompute the activations inside the backbone's blocks in the backward pass instead of
+            storing them: less memory for one more forward pass through them; gradients are the same.
         strategy: with several processes, what each of them holds: ``ddp`` the whole model, ``fsdp`` a part of the
             parameters, gradients and optimizer state (FSDP2).
         accelerator: ``auto``, ``cpu``, ``gpu``, ``mps``.
-        devices: devices a machine, each with a process of its own; ``auto`` takes all, or those that torchrun or Slurm
-            started processes for.
+        devices: devices per machine, one process each; ``auto`` takes all, or those that torchrun or Slurm started
+            processes for.
         machines: number of machines.
-        workers: data-loading processes a device.
-        seed: of initialisation, order, augmentation and sampling.
+        workers: data-loading processes per device.
+        seed: seed of initialisation, order, augmentation and sampling.
         log_every: steps between two log lines.
         logger: where figures and pictures go besides ``metrics.csv``: ``tensorboard`` (in the run's folder), ``wandb``
             (Weights & Biases), ``mlflow`` or ``csv`` (nowhere else).
         validate_every: steps between two validations; ``null`` validates once, at the end.
         checkpoint_every: steps between two checkpoints.
-        on_changed_data: ``stop`` where a resumed run meets other data than it was stopped with, or ``accept`` them and
-            say what differs.
-        monitor: the metric whose highest value makes a checkpoint the best one; ``null`` takes the task's own.
+        on_changed_data: what a resumed run does if its data have changed: ``stop``, or ``accept`` them and print what
+            differs.
+        monitor: metric that chooses the best checkpoint (higher is better); ``null`` takes the task's own.
         optimizer: see `OptimizerConfig`.
         schedule: see `ScheduleConfig`.
     """
@@ -162,7 +162,7 @@ class TrainingConfig:
                 "steps": (1 <= self.steps <= _MANY, many),
                 "batch_size": (1 <= self.batch_size <= _MANY, many),
                 "accumulate": (1 <= self.accumulate <= _MANY, many),
-                # A norm of nothing would stop all learning.
+                # A maximum norm of zero would stop all learning.
                 "clip_norm": (
                     self.clip_norm is None or 0 < self.clip_norm < math.inf,
                     "a number above 0, or null not to clip",
@@ -170,7 +170,7 @@ class TrainingConfig:
                 "devices": (self.devices == "auto" or 1 <= self.devices <= _PROCESSES, f"{processes}, or auto"),
                 "machines": (1 <= self.machines <= _PROCESSES, processes),
                 "workers": (0 <= self.workers <= _PROCESSES, f"0 to {_PROCESSES:,}"),
-                # What torch's generators take.
+                # The range that torch's generators accept.
                 "seed": (0 <= self.seed < 2**63, f"0 to {2**63 - 1}"),
                 "log_every": (1 <= self.log_every <= _MANY, many),
                 "validate_every": (

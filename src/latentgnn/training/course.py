@@ -1,4 +1,4 @@
-"""What the weights of a run depend on, and so what a run that continues it must agree on."""
+"""The settings that a run's weights depend on, on which a run that continues it must agree."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -10,8 +10,8 @@ from latentgnn.training.config import TrainingConfig
 from latentgnn.training.runs import RunFolder
 from latentgnn.training.task import TrainingTask
 
-# What a resumed run may change of `TrainingConfig`, because no weight depends on it beyond rounding. The number of
-# processes and of accumulated parts, into which a batch is cut, may be others too, and `changed_parts` says so.
+# Fields of `TrainingConfig` that a resumed run may change, because the weights do not depend on them beyond rounding.
+# The numbers of processes and of accumulated parts may change too; `changed_parts` reports it.
 _FREE = (
     "accelerator",
     "accumulate",
@@ -31,7 +31,7 @@ _FREE = (
 
 
 def course_of(config: TrainingConfig, run: RunFolder, *, processes: int) -> dict[str, Any]:
-    """All settings, and what else the weights depend on, under dotted names."""
+    """Return all settings, and everything else that the weights depend on, by dotted name."""
     settings = {**plain_data(run.config), "training": plain_data(config)}
     return {**dict(_flat(settings)), "processes": processes}
 
@@ -44,18 +44,18 @@ def check_resumable(
     may_change: Collection[str],
     of_today: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> None:
-    """Compare a run with the checkpoint that it goes on from.
+    """Compare a run with the checkpoint that it resumes from.
 
     Args:
-        checkpoint: what was.
-        task: with the model.
-        run: the folder, for the errors.
-        course: what is, from `course_of`.
-        may_change: dotted beginnings of names that may differ.
-        of_today: turns a configuration that an earlier version kept into one of this version, with all its settings.
+        checkpoint: the checkpoint.
+        task: the task, with the model.
+        run: the folder, for error messages.
+        course: the run's current settings, from `course_of`.
+        may_change: prefixes of dotted names that may differ.
+        of_today: converts a configuration stored by an earlier version to this version, with all its settings.
 
     Raises:
-        UserError: naming what differs.
+        UserError: if a setting differs; the message names it.
     """
     free = ("processes", *may_change, *(f"training.{name}" for name in _FREE))
     absent = "(absent)"
@@ -82,7 +82,7 @@ def check_resumable(
 
 
 def batch_told(config: TrainingConfig, *, processes: int) -> list[str]:
-    """What a run's batch consists of, and what its learning rate is meant for, a line each."""
+    """Return lines that describe the run's batch and the batch that its learning rate is meant for."""
     size, rate, meant = config.batch_size, config.optimizer.learning_rate, config.optimizer.reference_batch
     each = size // (processes * config.accumulate)
     lines = [
@@ -100,7 +100,7 @@ def batch_told(config: TrainingConfig, *, processes: int) -> list[str]:
 
 
 def changed_parts(checkpoint: Checkpoint, course: Mapping[str, Any]) -> str | None:
-    """What a run that goes on with a batch cut into another number of parts is told; ``None`` where it is cut alike."""
+    """Return a notice that a resumed run splits its batch into another number of parts; ``None`` if it does not."""
     names = ("processes", "training.accumulate")
     before, parts_before = (checkpoint.course.get(name) for name in names)
     processes, parts = (course[name] for name in names)

@@ -1,4 +1,4 @@
-"""Devices, precision and processes of a run, by Lightning Fabric."""
+"""Devices, precision and processes of a run, set up with Lightning Fabric."""
 
 import atexit
 import gc
@@ -19,7 +19,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from latentgnn.errors import UserError
 from latentgnn.training.config import TrainingConfig
 
-# What a process that starts those of its machine by itself must be told where there are several machines.
+# Environment variables that a process needs in order to start the others of its machine if there are several machines.
 _RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
 
 
@@ -28,7 +28,7 @@ class Started(NamedTuple):
 
     Args:
         by: the launcher.
-        devices: processes a machine, one a device.
+        devices: number of processes per machine, one per device.
         machines: number of machines.
     """
 
@@ -38,16 +38,16 @@ class Started(NamedTuple):
 
 
 def started() -> Started | None:
-    """The processes of a run that runs under a launcher, by what that puts into the environment.
+    """Return the processes started by a launcher, according to the environment; ``None`` without a launcher.
 
     Raises:
-        UserError: there are not as many on each machine.
+        UserError: if machines have different numbers of processes.
     """
     if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
         names, by = ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "WORLD_SIZE"), "torchrun"
         devices, machines, world = (int(os.environ[name]) for name in names)
     elif SLURMEnvironment.detect() and "SLURM_STEP_NUM_TASKS" in os.environ:
-        # By srun. A job's script has the job's numbers in its environment too, and is one process all the same.
+        # Started by srun. A batch script has the same variables in its environment, but is a single process.
         world, by = int(os.environ["SLURM_NTASKS"]), "Slurm"
         machines = int(os.environ.get("SLURM_NNODES", "1"))
         devices = world // machines
@@ -63,17 +63,18 @@ def started() -> Started | None:
 def make_fabric(
     config: TrainingConfig, loggers: list[Logger], *, several: Callable[[int], str | Strategy] | None = None
 ) -> Fabric:
-    """Fabric for a run, before `launch`; it knows by then how many processes there will be.
+    """Create Fabric for a run, before `launch`; it knows at this point how many processes there will be.
 
-    Under a launcher, ``devices`` and ``machines`` are what that has started.
+    Under a launcher, ``devices`` and ``machines`` are those that it started.
 
     Args:
-        config: the run.
-        loggers: for figures.
-        several: makes the strategy for so many processes, more than one; without it, each holds a copy of the model.
+        config: the run's configuration.
+        loggers: receive the figures.
+        several: makes the strategy for a given number of processes, more than one; without it, each process holds a
+            copy of the model.
 
     Raises:
-        UserError: this machine has no such devices, or a launcher has started other numbers of processes.
+        UserError: if this machine lacks such devices, or a launcher has started another number of processes.
     """
     placed = _placed(config)
 
@@ -91,21 +92,21 @@ def make_fabric(
         fabric = make("auto")
         if fabric.world_size == 1:
             return fabric
-        # Some heads of a model may get no input in one process's batch and some in another's.
+        # Some heads of a model may get no input in one process while they get some in another.
         return make("ddp_find_unused_parameters_true" if several is None else several(fabric.world_size))
 
 
 def launch(fabric: Fabric, config: TrainingConfig) -> Callable[[], None]:
-    """Start the processes for further devices, which run the same command again, and connect all of a run.
+    """Start processes for the other devices, which run the same command again, and connect all processes of a run.
 
-    Processes that are there already, by torchrun or Slurm, are connected alone.
+    Processes that torchrun or Slurm has started already are only connected.
 
     Returns:
-        To be called where all of them have done their part: lets go of what was connected here, whose threads would
-        otherwise meet the end of the interpreter.
+        A function to call when all processes are done: it closes the connections made here, whose threads would
+        otherwise still run when the interpreter exits.
 
     Raises:
-        UserError: they are not those that the configuration asks for, or do not find one another.
+        UserError: if the processes are not those that the configuration asks for, or do not find one another.
     """
     before = _is_connected()
     with _told(config):
@@ -118,21 +119,21 @@ def launch(fabric: Fabric, config: TrainingConfig) -> Callable[[], None]:
                 "the first machine"
             ) from error
     if _is_connected():
-        # What still holds a connection, such as a model whose parts are elsewhere, is in circles of references. Left to
-        # the end of the interpreter, its threads would now and then abort the process.
+        # Objects that still hold a connection, such as a sharded model, are in reference cycles. If they were collected
+        # only at interpreter exit, their threads would sometimes abort the process.
         atexit.register(gc.collect)
     processes: list[subprocess.Popen[bytes]] = getattr(fabric.strategy.launcher, "procs", [])
     if processes:
         atexit.register(_wait_for, processes.copy())
-        # Fabric watches its processes, and kills all without a word where one has failed. With none left on its list it
-        # gives up: `latentgnn.training.lifeline` sees it too, also on other machines, and says what happened.
+        # Fabric watches its processes and silently kills all of them if one fails. Clearing its list turns this off:
+        # `latentgnn.training.lifeline` notices such failures too, also on other machines, and says what happened.
         processes.clear()
     return torch.distributed.destroy_process_group if _is_connected() and not before else lambda: None
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Lightning's reports of its stages, for this loop has its own; its warnings stay."""
+    """Silence Lightning's progress messages, as this loop prints its own; warnings are still shown."""
     loggers = [logging.getLogger(name) for name in ("lightning.fabric", "lightning.pytorch")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -181,7 +182,7 @@ def _placed(config: TrainingConfig) -> _Placed:
 def _told(config: TrainingConfig) -> Iterator[None]:
     try:
         yield
-    # Fabric has no error of its own for what a machine lacks. ModuleNotFoundError: an accelerator that needs a package.
+    # Fabric has no exception class for missing hardware. ModuleNotFoundError: an accelerator that needs a package.
     except (MisconfigurationException, ValueError, RuntimeError, ModuleNotFoundError) as error:
         raise UserError(
             f"accelerator {config.accelerator!r}, devices {config.devices!r}, machines {config.machines} and precision "
@@ -190,7 +191,7 @@ def _told(config: TrainingConfig) -> Iterator[None]:
 
 
 def _wait_for(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Let the other processes of this machine come to their end; none is left behind."""
+    """Wait for the other processes of this machine to end, so that none is left behind."""
     for process in processes:
         try:
             process.wait(timeout=60)

@@ -1,4 +1,4 @@
-"""What a run ran with: versions, hardware, commit, command."""
+"""The environment of a run: versions, hardware, commit, command."""
 
 import os
 import platform
@@ -16,8 +16,8 @@ _PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """Versions, hardware, commit, command and date, as plain data."""
-    # Imports torch, which the command line does not do before a command needs it.
+    """Return versions, hardware, commit, command and date as plain data."""
+    # Imports torch, which the command line delays until a command needs it.
     from latentgnn.machine import processor_name
 
     return {
@@ -45,7 +45,7 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> dict[str, Any] | None:
-    """The commit of latentgnn's source and whether that is changed; ``None`` if it is not under version control."""
+    """The commit of latentgnn's source and whether files differ from it; ``None`` without version control."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]

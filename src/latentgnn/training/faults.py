@@ -1,4 +1,4 @@
-"""Faults of the machine, told in one line: no memory left, a loading process that was killed."""
+"""One-line messages for faults of the machine: out of memory, a loading process that was killed."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,19 +6,19 @@ from contextlib import contextmanager
 from latentgnn.errors import UserError, first_line, is_lack_of_memory
 from latentgnn.training.loading import LoadingProcessGone
 
-# Raised where the signal of a dead child meets the program, be it in the middle of a step.
+# Raised wherever the signal of a dead child process arrives, possibly in the middle of a step.
 _DEAD_WORKER = "DataLoader worker (pid"
 
 
 @contextmanager
 def faults_told(place: Callable[[], str]) -> Iterator[None]:
-    """Turn faults of the machine into errors that say what to change.
+    """Turn faults of the machine into errors that say which setting to change.
 
     Args:
-        place: says where it happens, such as ``in step 7``.
+        place: returns where it happens, such as ``in step 7``.
 
     Raises:
-        UserError: in the place of such a fault; other errors pass.
+        UserError: instead of such a fault; other errors are passed on.
     """
     try:
         yield

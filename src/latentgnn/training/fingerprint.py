@@ -1,4 +1,4 @@
-"""What a run's data were: enough to notice that they are others when the run is resumed, without reading them."""
+"""Fingerprints of a run's data: enough to notice on resuming that data have changed, without reading them again."""
 
 import hashlib
 import json
@@ -19,12 +19,12 @@ _ABSENT = -1  # the size of a file that is not there
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """A sample's source.
+    """The source of one sample.
 
     Args:
-        name: what a person calls it, such as its file's name; its order in the set counts.
-        content: all that is known of it without reading its files, such as boxes and labels, as plain data.
-        files: what is read when it is used.
+        name: name shown to the user, such as its file's name; the order of records in the set matters.
+        content: everything known of it without reading its files, such as boxes and labels, as plain data.
+        files: the files that are read when the sample is loaded.
     """
 
     name: str
@@ -36,19 +36,20 @@ class Record:
 class Fingerprint:
     """The fingerprint of a set of samples.
 
-    A change of a file's content is seen by its size and by the time of its last change. Times count only where the set
-    lies in the same folder as before: a copy in another place has times of its own, and there the records and the
-    sizes of the files say whether it is the same set. A copy made anew in the same place, as jobs make it on a node's
-    own disk, is seen as changed unless it keeps the times (``cp -p``, ``rsync -a``, ``tar``): from outside it cannot be
-    told from files that were made again with other content, and those must not go unnoticed.
+    A change of a file's content is detected by its size and modification time. Times are compared only if the set is in
+    the same folder as before: a copy elsewhere has its own times, and there the records and file sizes decide whether
+    it is the same set. A new copy in the same place, as jobs make it on a node's local disk, counts as changed unless
+    it keeps the times (``cp -p``, ``rsync -a``, ``tar``): from outside it cannot be told from files that were
+    regenerated with other content, which must not go unnoticed.
 
     Args:
-        root: the folder that the files lie in, without links.
-        names: of the records, in the set's order.
-        contents: of each record, 64 bits of the digest of its content, int64 (N,).
-        sizes: of each record, its files' sizes in bytes together, int64 (N,).
-        times: of each record, the latest change of its files, in nanoseconds, int64 (N,); empty if they do not count.
-        totals: counts over the whole set, under names for people.
+        root: the folder of the files, with links resolved.
+        names: names of the records, in the set's order.
+        contents: 64 bits of the digest of each record's content, int64 (N,).
+        sizes: total size in bytes of each record's files, int64 (N,).
+        times: latest modification time of each record's files in nanoseconds, int64 (N,); empty if times are not
+            compared.
+        totals: counts over the whole set, by name.
     """
 
     root: str
@@ -67,13 +68,14 @@ class Fingerprint:
         times: bool = True,
         totals: Mapping[str, int] | None = None,
     ) -> "Fingerprint":
-        """The fingerprint of records: one look at each file's entry in its folder, none into it.
+        """Return the fingerprint of records; it calls stat on each file and opens none.
 
         Args:
-            root: the folder that the files lie in.
-            records: in the set's order.
-            times: whether times of change count; not for files that a run makes itself, always the same.
-            totals: counts over the whole set, under names for people.
+            root: the folder of the files.
+            records: the records in the set's order.
+            times: whether modification times are compared; not for files that a run generates itself, always with the
+                same content.
+            totals: counts over the whole set, by name.
         """
         names, contents, sizes, changed = [], [], [], []
         for record in records:
@@ -92,10 +94,10 @@ class Fingerprint:
         )
 
     def to_plain(self) -> dict[str, Any]:
-        """As a checkpoint holds it: 24 bytes a record, and its name."""
+        """Return the form in which a checkpoint stores it: 24 bytes per record, and its name."""
         return {
             "root": self.root,
-            # One text, not a hundred thousand: a checkpoint's reader looks at each object.
+            # One string instead of a hundred thousand: a checkpoint's reader checks each object.
             "names": json.dumps(self.names),
             "contents": torch.from_numpy(self.contents),
             "sizes": torch.from_numpy(self.sizes),
@@ -104,7 +106,7 @@ class Fingerprint:
         }
 
     def summary(self) -> dict[str, Any]:
-        """What identifies the set for people: its folder, its size, and a digest that is the same for a copy of it."""
+        """Return what identifies the set to the user: folder, size, and a digest that is the same for a copy of it."""
         digest = hashlib.sha256(json.dumps(list(self.names)).encode())
         for array in (self.contents, self.sizes):
             digest.update(np.ascontiguousarray(array, "<i8").tobytes())
@@ -117,10 +119,10 @@ class Fingerprint:
 
     @classmethod
     def from_plain(cls, plain: Any) -> "Fingerprint":
-        """What `to_plain` gave.
+        """Read what `to_plain` returned.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: if it is something else.
         """
         try:
             arrays = {name: plain[name].numpy() for name in ("contents", "sizes", "times")}
@@ -144,7 +146,7 @@ class Fingerprint:
 
 
 def changes(before: Fingerprint, now: Fingerprint) -> list[str]:
-    """What is different, each in words; empty where nothing is."""
+    """Describe each difference in words; empty if there is none."""
     old = {key: index for index, key in enumerate(_keys(before.names))}
     new = {key: index for index, key in enumerate(_keys(now.names))}
     found = [
@@ -162,7 +164,7 @@ def changes(before: Fingerprint, now: Fingerprint) -> list[str]:
     sizes = differing(lambda set: set.sizes)
     found += _listed("with files of another size", sizes, len(old))
     if before.root == now.root and len(before.times) and len(now.times):
-        # A size that changed says enough of its file.
+        # If the size changed, the time need not be reported too.
         touched = set(sizes)
         times = [name for name in differing(lambda set: set.times) if name not in touched]
         found += _listed("with files that were written since", times, len(old))
@@ -183,7 +185,7 @@ def _listed(what: str, names: Sequence[str], total: int) -> Iterator[str]:
 
 
 def _keys(names: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Names, each with how often it came before, which makes them different."""
+    """Yield names, each with the number of its earlier occurrences, which makes them unique."""
     seen: dict[str, int] = {}
     for name in names:
         seen[name] = seen.get(name, -1) + 1
@@ -191,7 +193,7 @@ def _keys(names: Sequence[str]) -> Iterator[tuple[str, int]]:
 
 
 def _entry(path: Path) -> tuple[int, int]:
-    """A file's size and the time of its last change in nanoseconds."""
+    """A file's size and its modification time in nanoseconds."""
     try:
         status = path.stat()
     except FileNotFoundError:

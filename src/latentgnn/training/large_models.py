@@ -1,6 +1,7 @@
-"""Models that do not fit: parts that are computed again instead of held, and parameters that processes share out.
+"""Models that do not fit into memory: recomputed activations, and parameters that are sharded over processes.
 
-Both work on a model's units, the modules that repeat one after another, such as the residual blocks of a backbone.
+Both work on a model's units, the modules that a network repeats one after another, such as a backbone's residual
+blocks.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -23,9 +24,9 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def units(module: nn.Module) -> list[nn.Module]:
-    """The modules that repeat in a network: all that a list of modules consists of, if none of them is a single layer.
+    """Return the repeated modules of a network: all members of its module lists, if no member is a single layer.
 
-    LatentGNN blocks are none, and no unit has one inside: they hold next to nothing for the backward pass.
+    LatentGNN blocks are not units, and no unit contains one: they store almost nothing for the backward pass.
 
     Example:
         >>> from torchvision.models import resnet18
@@ -43,23 +44,23 @@ def units(module: nn.Module) -> list[nn.Module]:
 
 
 def recompute(modules: Iterable[nn.Module]) -> None:
-    """Have modules compute their inside again in the backward pass, and hold only their inputs until then.
+    """Make modules recompute their activations in the backward pass and store only their inputs until then.
 
-    Outputs and gradients are the same. Random draws are repeated, and batch norm counts a batch once.
+    Outputs and gradients are the same. Random numbers are drawn again identically, and batch norm counts a batch once.
     """
     for module in modules:
         module.forward = partial(_recomputed, module, module.forward)
 
 
 def sharding_strategy(model: nn.Module, modules: Iterable[nn.Module], processes: int) -> ModelParallelStrategy:
-    """Of what a model learns, each process holds a part: parameters, gradients and the optimizer's state (FSDP2).
+    """Return the strategy by which each process holds a part of parameters, gradients and optimizer state (FSDP2).
 
-    A unit's parameters are whole while it runs, and those of no unit while the model does.
+    A unit's parameters are whole while the unit runs; parameters outside all units are whole while the model runs.
 
     Args:
-        model: has the parameters; what is set up may have it inside.
+        model: the model with the parameters; the module that is set up may contain it.
         modules: its units.
-        processes: their number.
+        processes: number of processes.
     """
 
     def parallelize(outer: nn.Module, mesh: DeviceMesh) -> nn.Module:
@@ -73,7 +74,7 @@ def sharding_strategy(model: nn.Module, modules: Iterable[nn.Module], processes:
 
 @contextmanager
 def whole(model: nn.Module) -> Iterator[None]:
-    """All parameters whole in every process, so that one may run the model more often than another."""
+    """Gather all parameters in every process, so that one process may run the model more often than another."""
     sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for module in sharded:
         module.set_reshard_after_forward(False, recurse=False)
@@ -87,9 +88,9 @@ def whole(model: nn.Module) -> Iterator[None]:
 
 
 def gathered(tree: Any) -> Any:
-    """Nested dicts and lists with the whole tensors that processes hold parts of; all must call it."""
+    """Gather the sharded tensors in nested dicts and lists into whole ones; all processes must call it."""
     if isinstance(tree, DTensor):
-        # One after the other: a device may have no room for all.
+        # One at a time: a device may not have room for all.
         return tree.full_tensor().cpu()
     if isinstance(tree, dict):
         return {name: gathered(value) for name, value in tree.items()}
@@ -97,7 +98,7 @@ def gathered(tree: Any) -> Any:
 
 
 def share_out(optimizer: torch.optim.Optimizer) -> None:
-    """Keep of an optimizer's state, loaded whole in every process, the part that belongs to the parameters there."""
+    """Keep only this process's shard of an optimizer state that was loaded whole in every process."""
     for parameter, state in optimizer.state.items():
         if isinstance(parameter, DTensor):
             for name, value in state.items():
@@ -108,7 +109,7 @@ def share_out(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _lists(module: nn.Module) -> bool:
-    """Whether a module is a list of others, none of which is a single layer."""
+    """Whether a module is a list of modules, none of which is a single layer."""
     children = [child for child in module.children() if not isinstance(child, LatentGNN)]
     return isinstance(module, _CONTAINERS) and bool(children) and all(any(child.children()) for child in children)
 
@@ -125,9 +126,9 @@ def _recomputed(module: nn.Module, forward: Callable[..., Any], *args: Any, **kw
 
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Batch norm's running statistics change in copies, which are forgotten.
+    """Let batch norm update copies of its running statistics, which are discarded afterwards.
 
-    Without any, batch norm would hold other tensors than it did before, which PyTorch takes for a fault.
+    Without running statistics, batch norm would hold other tensors than before, which PyTorch reports as an error.
     """
     kept = [(norm, dict(norm._buffers)) for norm in module.modules() if isinstance(norm, _BatchNorm)]
     for norm, buffers in kept:

@@ -1,9 +1,9 @@
-"""Whether all processes of a run are alive: a connection that the operating system closes when one of them ends.
+"""Detects whether all processes of a run are alive, by connections that the system closes when a process ends.
 
-A process that is killed takes part in no collective operation any more. By gloo the others get an error that does not
-say whose fault it is; by NCCL they wait, for half an hour. So each process holds a connection to the first one, and a
-thread that waits for its end. Nothing is sent while all is well, and no clock decides: a process that is busy or
-suspended is alive.
+A killed process no longer takes part in collective operations. With gloo, the others get an error that does not name
+it; with NCCL, they wait for half an hour. So each process holds a connection to the first one, and a thread waits until
+it closes. Nothing is sent while all is well, and no timeout decides: a process that is busy or suspended counts as
+alive.
 """
 
 import hmac
@@ -22,8 +22,8 @@ from lightning.fabric import Fabric
 
 from latentgnn.errors import UserError
 
-# Seconds: for connecting; until a machine that no longer answers counts as gone; for a process to end with an error of
-# its own, before it is ended because it waits for one that is gone.
+# Timeouts in seconds: for connecting; until a machine that no longer answers counts as gone; and for a process to end
+# with its own error before it is killed because it waits for one that is gone.
 _CONNECT, _SILENCE, _GRACE = 60, 30, 15
 _RANK = struct.Struct("!i")
 _DONE = -1
@@ -34,11 +34,11 @@ class ProcessGone(UserError):
 
 
 class Lifeline:
-    """This process's connections, to be used as a context: without `done` before its end, the others end too.
+    """This process's connections, as a context manager; if the block ends without `done`, the other processes end too.
 
     Args:
-        fabric: launched.
-        kept: says what the run has kept so far.
+        fabric: a launched Fabric.
+        kept: returns what the run has saved so far.
     """
 
     def __init__(self, fabric: Fabric, kept: Callable[[], str]) -> None:
@@ -53,7 +53,7 @@ class Lifeline:
             threading.Thread(target=self._watch, daemon=True, name="lifeline").start()
 
     def done(self) -> None:
-        """Tell the others that this process has done its part: that it ends is no fault."""
+        """Tell the others that this process is done, so that its end is not taken for a failure."""
         self._send(_DONE)
 
     def __enter__(self) -> "Lifeline":
@@ -63,21 +63,21 @@ class Lifeline:
         self._left.set()
         for peer in self._peers.values():
             with suppress(OSError):
-                # The rest of a connection is closed when the other side has left too: what it may still send would
-                # otherwise reset it, and lose what this side has sent.
+                # The connection is closed only after the other side has left too. Otherwise, data that it still sends
+                # would reset the connection, and what this side has sent would be lost.
                 peer.shutdown(socket.SHUT_WR)
 
     @contextmanager
     def told(self) -> Iterator[None]:
-        """Turn the error of an operation of several processes into one that names the process that is gone.
+        """Turn the error of a collective operation into one that names the process that is gone.
 
         Raises:
-            ProcessGone: in the place of such an error; other errors pass.
+            ProcessGone: instead of such an error; other errors are passed on.
         """
         try:
             yield
         except RuntimeError as error:
-            # The error may be here before the end of the connection.
+            # The error may arrive before the connection is seen to close.
             if self._peers and self._noticed.wait(timeout=5):
                 raise ProcessGone(self._message()) from error
             raise
@@ -108,22 +108,22 @@ class Lifeline:
             return
         self._gone = gone
         self._noticed.set()
-        # The first process is connected to all, and passes it on.
+        # The first process is connected to all and passes the message on.
         self._send(gone)
         if not self._left.wait(timeout=_GRACE):
-            # In the middle of an operation that nothing interrupts.
+            # The main thread is in an operation that cannot be interrupted.
             print(f"latentgnn: {self._message()}", file=sys.stderr, flush=True)
             os._exit(1)
 
     def _send(self, message: int) -> None:
         for peer in self._peers.values():
-            # Those that have left already need not know.
+            # Processes that have left already need not know.
             with suppress(OSError):
                 peer.sendall(_RANK.pack(message))
 
 
 def _accept_all(fabric: Fabric) -> dict[int, socket.socket]:
-    """The first process: a connection to each other one."""
+    """In the first process: a connection to each of the others."""
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     key = secrets.token_bytes(32)
     peers: dict[int, socket.socket] = {}
@@ -143,7 +143,7 @@ def _accept_all(fabric: Fabric) -> dict[int, socket.socket]:
             peer.settimeout(_CONNECT)
             message = _receive(peer, len(key) + _RANK.size)
             if not hmac.compare_digest(message[: len(key)], key):
-                # A stranger, such as a scanner of ports.
+                # Some other program, such as a port scanner.
                 peer.close()
                 continue
             peers[_RANK.unpack(message[len(key) :])[0]] = _kept_alive(peer)
@@ -151,9 +151,9 @@ def _accept_all(fabric: Fabric) -> dict[int, socket.socket]:
 
 
 def _connect(fabric: Fabric) -> socket.socket:
-    """Any other process: its connection to the first one."""
+    """In any other process: its connection to the first one."""
     port, key = fabric.broadcast((0, b""))
-    # Where torch's own connections went to.
+    # The host that torch's own connections used.
     address = os.environ["MASTER_ADDR"]
     try:
         peer = socket.create_connection((address, port), timeout=_CONNECT)
@@ -166,7 +166,7 @@ def _connect(fabric: Fabric) -> socket.socket:
 
 
 def _kept_alive(peer: socket.socket) -> socket.socket:
-    """Let the system ask now and then whether the other machine still answers."""
+    """Let the system check periodically whether the other machine still answers."""
     peer.settimeout(None)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", _SILENCE // 2), ("TCP_KEEPINTVL", _SILENCE // 6), ("TCP_KEEPCNT", 3)):
@@ -176,9 +176,9 @@ def _kept_alive(peer: socket.socket) -> socket.socket:
 
 
 def _receive(peer: socket.socket, size: int) -> bytes:
-    """So many bytes, or fewer where the connection ended."""
+    """Receive this many bytes, or fewer if the connection ended."""
     received = b""
-    # Reset or silent is as good as closed.
+    # A reset or silent connection counts as closed.
     with suppress(OSError):
         while len(received) < size and (part := peer.recv(size - len(received))):
             received += part

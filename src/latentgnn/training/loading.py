@@ -1,4 +1,4 @@
-"""Loading in processes of their own: how they start and end, and how an error in one becomes the project's own."""
+"""Loading in worker processes: how they start and end, and how their errors become the project's own."""
 
 import gc
 import multiprocessing
@@ -18,7 +18,7 @@ from latentgnn.training.stopping import ignore_stop_signals
 
 
 class Samples(Sized, Protocol):
-    """Samples by their key: an index, or an epoch and an index."""
+    """Samples by key: an index, or a pair of epoch and index."""
 
     def __getitem__(self, key: Any, /) -> Any: ...
 
@@ -31,16 +31,16 @@ def make_loader(
     Args:
         samples: the data.
         collate: makes a batch of a list of samples.
-        workers: loading processes; with 0, loading happens where the batches are taken.
-        seed: of the loading processes.
-        options: more of torch's ``DataLoader``, such as ``batch_sampler``.
+        workers: number of loading processes; with 0, samples are loaded in the process that takes the batches.
+        seed: seed of the loading processes.
+        options: further arguments of torch's ``DataLoader``, such as ``batch_sampler``.
     """
     return DataLoader(
         _Tried(samples),
         collate_fn=partial(_collate, collate),
         num_workers=workers,
         worker_init_fn=_start_worker,
-        # Its own generator: a loader without one draws its workers' seeds from the global generator.
+        # A generator of its own: without one, the loader would draw its workers' seeds from the global generator.
         generator=torch.Generator().manual_seed(seed),
         **options,
     )
@@ -48,18 +48,18 @@ def make_loader(
 
 @contextmanager
 def batches(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
-    """The batches of `make_loader`'s loader; its processes end with the ``with`` block, whatever ends that.
+    """Give the batches of a loader from `make_loader`; its processes end with the ``with`` block, even after an error.
 
     Raises:
-        UserError: from the iterator, in one line: a sample could not be loaded.
-        LoadingProcessGone: a loading process was killed; torch has errors of its own for most such cases.
+        UserError: from the iterator, as one line, if a sample could not be loaded.
+        LoadingProcessGone: if a loading process was killed; torch raises its own errors in most such cases.
     """
     iterator = iter(loader)
     try:
         yield _sound(iterator)
     finally:
-        # Not left to garbage collection: the traceback of an error holds the iterator until the interpreter ends, which
-        # then asks the processes to end with a signal that they ignore, and waits for them.
+        # Not left to garbage collection: the traceback of an error keeps the iterator alive until the interpreter
+        # exits, which then sends the processes a signal that they ignore, and waits for them.
         if loader.num_workers:
             _end(iterator)
 
@@ -70,13 +70,13 @@ class LoadingProcessGone(RuntimeError):
 
 @dataclass(frozen=True)
 class _Fault:
-    """What is wrong with a sample. It travels in the sample's place: torch would wrap an exception into a traceback."""
+    """An error in a sample. It is returned instead of the sample, as torch would turn an exception into a traceback."""
 
     message: str
 
 
 class _Tried(Dataset[Any]):
-    """Samples, or in the place of one the `_Fault` that is the user's to mend; other errors are raised."""
+    """Samples; for a sample with an error that the user can fix, a `_Fault` instead. Other errors are raised."""
 
     def __init__(self, samples: Samples) -> None:
         self._samples = samples
@@ -91,7 +91,7 @@ class _Tried(Dataset[Any]):
             return _Fault(str(error))
         except (OSError, RuntimeError) as error:
             fault = system_error(error)
-            # Lack of memory is told by the one who knows the settings to lower.
+            # Out of memory is reported by the caller, which knows the settings to lower.
             if fault is None or is_lack_of_memory(fault):
                 raise
             return _Fault(told(fault))
@@ -102,14 +102,14 @@ def _collate(collate: Callable[[list[Any]], Any], samples: list[Any]) -> Any:
 
 
 def _sound(iterator: Any) -> Iterator[Any]:
-    """The batches of a loader's iterator, as long as there is no fault among them."""
+    """Yield the batches of a loader's iterator, and raise the first fault among them."""
     while True:
         try:
             batch = next(iterator)
         except StopIteration:
             return
         except (OSError, EOFError) as error:
-            # A process that is killed takes with it the batches that it has announced, but not handed over.
+            # A killed process takes batches with it that it has announced but not handed over.
             if any(_has_ended(worker) for worker in getattr(iterator, "_workers", ())):
                 raise LoadingProcessGone(str(error)) from error
             raise
@@ -119,7 +119,7 @@ def _sound(iterator: Any) -> Iterator[Any]:
 
 
 def _has_ended(worker: multiprocessing.Process) -> bool:
-    # Its connections are closed a moment before it has ended.
+    # Its connections close a moment before the process has ended.
     worker.join(timeout=1)
     return not worker.is_alive()
 
@@ -127,8 +127,8 @@ def _has_ended(worker: multiprocessing.Process) -> bool:
 def _start_worker(worker: int) -> None:
     ignore_stop_signals()
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # A garbage collection writes to every object that it looks at, which would copy into each loading process the
-    # memory that it shares with the process it was forked from: gigabytes with COCO's annotations.
+    # Garbage collection writes to every object that it visits. In a forked loading process this would copy the memory
+    # that it shares with its parent: gigabytes with COCO's annotations.
     gc.freeze()
 
 
@@ -140,7 +140,7 @@ def _end_with_parent() -> None:
 
 
 def _end(iterator: Any) -> None:
-    """End the processes of a loader's iterator: asked at first, and killed where one is stuck in a read."""
+    """End the processes of a loader's iterator: ask them first, and kill those that are stuck in a read."""
     workers = list(iterator._workers)
     iterator._shutdown_workers()
     for worker in workers:

@@ -1,4 +1,4 @@
-"""One process at a time on a run's folder."""
+"""A lock that allows one process at a time in a run's folder."""
 
 import errno
 import json
@@ -15,8 +15,8 @@ from latentgnn.errors import UserError
 
 LOCK = ".lock"
 
-_MEANT_FOR_PEOPLE = 1024  # bytes that are read of who holds a lock
-# Locks of a process do not keep the process itself out, so it counts what it holds: device and inode of each.
+_MEANT_FOR_PEOPLE = 1024  # how many bytes are read of the text that says who holds a lock
+# A process is not kept out by its own locks, so it records which it holds, by device and inode.
 _held: set[tuple[int, int]] = set()
 _guard = threading.Lock()
 
@@ -25,18 +25,18 @@ _guard = threading.Lock()
 def sole_use(folder: Path) -> Iterator[None]:
     """Keep all other processes out of a folder while the block runs.
 
-    It is a POSIX record lock (``fcntl.lockf``) on ``.lock`` in the folder. The kernel gives it up with the process,
-    however that ends, and no process that it has forked keeps it; so nothing is left of it after ``kill -9`` or a
-    restart of the machine, and the file may stay. The file says who holds the lock, for the message alone.
+    It is a POSIX record lock (``fcntl.lockf``) on ``.lock`` in the folder. The kernel releases it when the process
+    ends, however that happens, and forked processes do not inherit it. So nothing is left of it after ``kill -9`` or a
+    reboot, and the file may stay. The file's content names the holder, for error messages only.
 
-    How far that goes: it holds on local file systems, and between machines on NFS (with its lock service, as version 4
-    always has), on Lustre mounted with ``flock``, GPFS, CephFS and SMB. After a power cut of the machine that held it,
-    an NFS server gives it up when the machine is back or its lease has run out, after a minute or two. Where a file
-    system knows no locks, a line says so and the block runs; on Windows it runs without a lock. A process that takes
-    the folder by another mount without locks is not kept out.
+    Limits: the lock works on local file systems and, between machines, on NFS (with its lock service, as version 4
+    always has), on Lustre mounted with ``flock``, GPFS, CephFS and SMB. If the machine that holds it loses power, an
+    NFS server releases it when the machine is back or its lease has expired, after a minute or two. If the file system
+    does not support locks, a line says so and the block runs; on Windows it runs without a lock. A process that uses
+    the folder through another mount without locks is not kept out.
 
     Raises:
-        UserError: another process, or this one, uses it; the message names it.
+        UserError: if the folder is in use by another process, or by this one; the message names it.
     """
     if sys.platform == "win32":
         yield
@@ -45,7 +45,8 @@ def sole_use(folder: Path) -> Iterator[None]:
 
     path = folder / LOCK
     with _guard:
-        # Asked before the file is opened: closing any descriptor of it would give up the lock that this process has.
+        # Checked before the file is opened: closing any descriptor of it would release the lock that this process
+        # holds.
         if path.exists() and _identity(os.stat(path)) in _held:
             raise UserError(f"{folder} is in use by this process already")
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -83,7 +84,7 @@ def _self_description() -> bytes:
 
 
 def _holder(descriptor: int) -> str:
-    """Who holds a lock, in words; its file may be of any content."""
+    """Describe who holds a lock; the file may have any content."""
     try:
         found = json.loads(os.pread(descriptor, _MEANT_FOR_PEOPLE, 0))
         text = f"process {found['process']:d} on {found['host']:.80s} since {found['since']:.40s}"

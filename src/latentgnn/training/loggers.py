@@ -1,4 +1,4 @@
-"""Where a run's figures and pictures go besides its own files: TensorBoard, Weights & Biases or MLflow."""
+"""Loggers for a run's figures and pictures besides its own files: TensorBoard, Weights & Biases or MLflow."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ from latentgnn.training.progress import CsvLog
 from latentgnn.training.run_files import Damaged, check_mapping, read_json
 from latentgnn.training.runs import RunFolder
 
-# Of each validation: a log that grows by megabytes each time is soon larger than the checkpoints.
+# Per validation: a log that grows by megabytes each time would soon be larger than the checkpoints.
 _MOST_PICTURES = 4
 _WIDEST = 1000
 
@@ -25,30 +25,30 @@ Pictures = Callable[[], Iterable[tuple[Path, bytes]]]
 
 
 def make_loggers(config: TrainingConfig, run: RunFolder, *, first_step: int) -> list[Logger]:
-    """``metrics.csv``, and what ``training.logger`` names.
+    """Return the logger of ``metrics.csv``, and the one that ``training.logger`` names.
 
-    Weights & Biases and MLflow take their servers and keys from their own environment variables. MLflow writes into
-    ``mlflow/`` in the run's folder where ``MLFLOW_TRACKING_URI`` names no server, and Weights & Biases stays on this
-    machine with ``WANDB_MODE=offline``.
+    Weights & Biases and MLflow take servers and keys from their own environment variables. MLflow writes into
+    ``mlflow/`` in the run's folder if ``MLFLOW_TRACKING_URI`` is not set, and Weights & Biases stays on this machine
+    with ``WANDB_MODE=offline``.
 
     Args:
-        config: names the logger.
+        config: the configuration, which names the logger.
         run: the folder.
-        first_step: that the run goes on from: what came after it is dropped where a logger can.
+        first_step: the step that the run resumes from; later entries are dropped if the logger supports it.
 
     Raises:
-        UserError: the package is not installed.
+        UserError: if the package is not installed.
     """
     return [CsvLog(run, first_step=first_step), *_named(config.logger, run, first_step)]
 
 
 def log_pictures(loggers: Sequence[Logger], pictures: Iterable[tuple[Path, bytes]], *, step: int) -> None:
-    """Give some pictures, made smaller, to the loggers that show pictures.
+    """Send some pictures, reduced in size, to the loggers that show pictures.
 
     Args:
-        loggers: of the run.
-        pictures: names and PNG files; no more are made than are logged.
-        step: that they belong to.
+        loggers: the run's loggers.
+        pictures: names and PNG files; only those that are logged are made.
+        step: the step that the pictures belong to.
     """
     shown = [(logger, log) for logger in loggers if (log := _SHOWN.get(type(logger).__name__)) is not None]
     if not shown:
@@ -63,7 +63,7 @@ def finish(logger: Logger, *, failed: bool) -> None:
     """Tell a logger that the run has ended, for now or for good."""
     logger.finalize("failed" if failed else "success")
     if type(logger).__name__ == "WandbLogger":
-        # Without it, the next run of this process, as of a comparison, would be logged as the same one.
+        # Otherwise, the next run in this process, as in a comparison, would be logged under the same run.
         logger.experiment.finish(exit_code=int(failed))  # type: ignore[attr-defined]
 
 
@@ -80,7 +80,7 @@ def _named(name: str, run: RunFolder, first_step: int) -> list[Logger]:
         _needs("wandb", name)
         from lightning.pytorch.loggers import WandbLogger
 
-        # Resumed under the same id; the folder's name alone may be that of another run.
+        # Resumed under the same id; the folder's name alone might be that of another run.
         logger = WandbLogger(
             name=title,
             project=os.environ.get("WANDB_PROJECT", "latentgnn"),
@@ -108,7 +108,7 @@ def _named(name: str, run: RunFolder, first_step: int) -> list[Logger]:
 
 
 def _identity(run: RunFolder) -> str:
-    """The same for all starts of a run, and another for a new run in the same folder."""
+    """An id that is the same for all starts of a run, and different for a new run in the same folder."""
     try:
         record = read_json(run.path / "environment.json", check_mapping)
     except (Damaged, FileNotFoundError):
@@ -130,7 +130,7 @@ def _needs(package: str, name: str) -> None:
 
 
 def _pixels(content: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """A picture's colours, (height, width, 3)."""
+    """A picture's RGB values, (height, width, 3)."""
     from PIL import Image
 
     with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:

@@ -1,4 +1,4 @@
-"""Training from the first step, or from where it was stopped, to the last."""
+"""The training loop, from the first step or from where a run was stopped, to the last."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
@@ -44,32 +44,33 @@ def fit(
 ) -> dict[str, float]:
     """Train a task's model, and return the metrics of the model after the last step.
 
-    Seeds, rates and the order of samples are functions of the step, so a run that was stopped after any step and
-    resumed has, on a CPU, the weights of an uninterrupted one bit for bit. Only whole steps are kept: Ctrl-C and the
-    signals of `latentgnn.training.stopping` end the run after the current one.
+    Seeds, rates and the order of samples are functions of the step. So a run that was stopped after any step and
+    resumed has, on a CPU, the same weights as an uninterrupted one, bit for bit. Only whole steps are saved: Ctrl-C and
+    the signals of `latentgnn.training.stopping` end the run after the current step.
 
     Args:
         task: model, data, losses and scores; the model is trained in place.
         config: steps, batches, optimizer, hardware.
-        run: where logs, metrics and checkpoints go; its ``config`` is kept in every checkpoint.
-        resume: continue after the run's newest checkpoint that is sound; without any, begin at the first step. The
-            configuration must be the same but for what has no influence on the weights (logging, validation,
+        run: the folder for logs, metrics and checkpoints; its ``config`` is saved in every checkpoint.
+        resume: continue from the run's newest intact checkpoint; if there is none, start at the first step. The
+            configuration must be the same except for settings without influence on the weights (logging, validation,
             checkpoints, workers, accelerator). The number of steps must be the same too, because most schedules depend
-            on it. The data must be the same, or ``config.on_changed_data`` say that others are accepted.
-        may_change: dotted beginnings of names in ``run.config`` that a resumed run may change also, such as
+            on it. The data must be the same, unless ``config.on_changed_data`` accepts others.
+        may_change: prefixes of dotted names in ``run.config`` that a resumed run may change as well, such as
             ``evaluation`` or ``data.root``.
         of_today: see `latentgnn.training.course.check_resumable`; without it, a run of another version is resumed only
-            if that has the same settings.
-        write_results: writes what the task keeps of the last validation, where the run is written; called before the
-            run counts as finished, so that one that is killed until then validates once more when it is resumed.
-        pictures: names and PNG files of the last validation, for the loggers that show some; made as they are taken.
-        titles: of the figures that a person is shown after a validation, among all figures' names.
+            if that version has the same settings.
+        write_results: writes what the task keeps of the last validation, in the process that writes; called before the
+            run counts as finished, so that a run that is killed before then validates once more when it is resumed.
+        pictures: names and PNG files of the last validation, for loggers that show pictures; each is made when it is
+            taken.
+        titles: selects and names the figures that are shown after a validation.
 
     Raises:
-        UserError: the configuration is wrong, or another than that of the run to resume; a sample cannot be loaded,
-            memory does not suffice, or another process of the run is gone.
-        NonFiniteLoss: a loss is infinite or not a number.
-        TrainingStopped: the run was asked to stop; what it had done is kept.
+        UserError: if the configuration is wrong or differs from that of the run to resume, a sample cannot be loaded,
+            there is not enough memory, or another process of the run is gone.
+        NonFiniteLoss: if a loss is infinite or NaN.
+        TrainingStopped: if the run was asked to stop; its work so far is saved.
     """
     progress = Progress(run, steps=config.steps)
     with quiet():
@@ -116,11 +117,11 @@ def _train(
     per_device: int,
     written: Written,
 ) -> dict[str, float]:
-    """The loop."""
+    """Run the loop."""
     signals = StopSignals()
 
     def asked_to_stop() -> bool:
-        """Whether any process was; all of them get the same answer."""
+        """Whether any process was asked to stop; all of them get the same answer."""
         return fabric.strategy.reduce_boolean_decision(signals.name is not None, all=False)
 
     validation = _validation_loader(task, config, fabric, per_device)
@@ -145,7 +146,7 @@ def _train(
         ):
             progress.start(steps.done)
             stop = False
-            # A run stopped in the middle of a validation has the step but not its metrics.
+            # A run that was stopped during a validation has done the step but has no metrics for it.
             if records.validation_is_due():
                 records.validate()
                 stop = asked_to_stop()
@@ -156,7 +157,7 @@ def _train(
                 progress.advance(step)
                 if step % config.log_every == 0 or last or stop:
                     records.log()
-                # Before a validation too: it may fail, in the user's own code or for lack of memory.
+                # Also before a validation, which may fail: in the user's own code or for lack of memory.
                 due = records.validation_is_due()
                 if step % config.checkpoint_every == 0 or last or stop or due:
                     records.save("last")
@@ -173,7 +174,7 @@ def _train(
 
 @contextmanager
 def _connected(fabric: Fabric, run: RunFolder, progress: Progress) -> Iterator[Lifeline]:
-    """Around the loop: its end is told to the person, to the loggers and to the other processes."""
+    """Wrap the loop, and report its end to the user, the loggers and the other processes."""
     with ExitStack() as stack:
         stack.callback(progress.close)
         for logger in fabric.loggers:
@@ -189,7 +190,7 @@ def _connected(fabric: Fabric, run: RunFolder, progress: Progress) -> Iterator[L
 
 
 def _finisher(logger: Logger) -> Callable[..., None]:
-    """For an exit stack: the logger learns whether the run ended with an error."""
+    """Return an exit callback that tells a logger whether the run ended with an error."""
     return lambda kind, error, trace: finish(logger, failed=error is not None)
 
 

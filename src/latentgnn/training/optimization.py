@@ -11,23 +11,23 @@ from latentgnn.training.config import OptimizerConfig
 
 
 def blocks_of(model: nn.Module) -> dict[str, LatentGNN]:
-    """The LatentGNN blocks in a model by their names."""
+    """Return the LatentGNN blocks in a model by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LatentGNN)}
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig, trained: Collection[str] = ()) -> list[dict[str, Any]]:
-    """The learning parameters of a model, each in one group: the host's and the blocks', with and without dimensions.
+    """Return the trainable parameters of a model, each in one group: host or blocks, weights or norms.
 
-    ``weights`` have two and more dimensions; ``norms`` are all others (biases, norms, gammas) and have a weight decay
-    of their own. The blocks have a rate of their own, and where the host began with trained weights, what was trained
-    has another than what was not, if the factors differ. Frozen parameters are in no group, and no group is empty.
+    ``weights`` have two or more dimensions; ``norms`` are all others (biases, norms, gammas) and have their own weight
+    decay. The blocks have their own rate. If the host starts from trained weights and the factors differ, its trained
+    parameters have another rate than its untrained ones. Frozen parameters are in no group, and no group is empty.
 
     Args:
         model: the model.
         config: rates and weight decays.
         trained: names of the parameters that began with trained weights.
     """
-    # Of one parameter that has two names, either may be given.
+    # A parameter that has two names may be listed under either.
     began_trained = {id(value) for name, value in model.named_parameters(remove_duplicate=False) if name in trained}
     apart = bool(began_trained) and config.trained_factor != config.new_factor
     in_blocks = {id(parameter) for block in blocks_of(model).values() for parameter in block.parameters()}
@@ -51,7 +51,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig, trained: Collect
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, trained: Collection[str] = ()) -> torch.optim.Optimizer:
-    """The optimizer over `parameter_groups`; each group keeps its rate before the schedule as ``base_rate``."""
+    """Build the optimizer over `parameter_groups`; each group stores its rate before the schedule as ``base_rate``."""
     groups = parameter_groups(model, config, trained)
     for group in groups:
         group["base_rate"] = group["lr"]

@@ -1,4 +1,4 @@
-"""The page of a report: its template filled in, with charts drawn and pictures embedded."""
+"""The HTML page of a report: its template filled in, with charts drawn and pictures embedded."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ REPORT = "report.html"
 """The name of the page in a run's folder, and of the template beside this file."""
 
 UNDEFINED = -1.0
-"""The value of a figure that nothing defines."""
+"""Value that marks an undefined figure."""
 
 # Wide enough for two panels side by side; a page with a dozen of them stays below a few megabytes.
 _WIDEST_PICTURE = 1400
@@ -33,24 +33,24 @@ def render(
     facts: Sequence[Table] = (),
     title: str = "",
 ) -> str:
-    """The HTML of a report.
+    """Return the HTML of a report.
 
     Args:
         run: the folder, with its configuration and pictures.
-        subtitle: below its name.
-        notes: what is missing.
-        sections: in order.
-        commands: that made it.
+        subtitle: text below the title.
+        notes: notes on what is missing.
+        sections: the sections, in order.
+        commands: the commands that made the run.
         tiles: names and values of the main figures.
-        tiles_of: what they are of.
+        tiles_of: what these figures are computed on.
         facts: tables on machine and data.
-        title: at the top; the folder's name where it is empty.
+        title: heading of the page; empty takes the folder's name.
     """
     require("jinja2", extra="train")
     from jinja2 import Environment, StrictUndefined
 
     template = Path(__file__).with_name(REPORT).read_text(encoding="utf-8")
-    # Everything is text of the user's own files: nothing of it may become markup.
+    # All of it is text from the user's own files, which must not become markup.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     return environment.from_string(template).render(
         title=title or run.path.resolve().name,
@@ -70,7 +70,7 @@ def render(
 
 
 def figure(value: float | None) -> str:
-    """A figure as text.
+    """Return a figure as text.
 
     Example:
         >>> figure(0.5), figure(UNDEFINED)
@@ -82,7 +82,7 @@ def figure(value: float | None) -> str:
 
 
 def _encoded(folder: Path, name: str) -> str | None:
-    """A picture of a folder as a data URL, made smaller where it is wide; ``None`` where it cannot be read."""
+    """A picture in a folder as a data URL, scaled down if it is wide; ``None`` if it cannot be read."""
     require("PIL", extra="train")
     from PIL import Image
 
@@ -96,7 +96,7 @@ def _encoded(folder: Path, name: str) -> str | None:
             small.thumbnail((_WIDEST_PICTURE, _WIDEST_PICTURE))
             small.save(buffer, "jpeg", quality=85)
     except (OSError, SyntaxError, Image.DecompressionBombError):
-        # SyntaxError: what Pillow says of a damaged PNG.
+        # SyntaxError: raised by Pillow for a damaged PNG.
         return None
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 

@@ -1,4 +1,4 @@
-"""Files that several processes share between them, so that each is worked on once and results come in their order."""
+"""Files that several processes divide among themselves; each is processed once, and results come in input order."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,8 +16,8 @@ from latentgnn.training.sampling import share
 
 T = TypeVar("T")
 
-# Files that a process works on before results are gathered: the more, the less one waits for another with larger
-# files; the fewer, the less is lost where a command ends early.
+# Files that a process works on before results are gathered. With more, processes wait less for one with larger files;
+# with fewer, less work is lost if a command ends early.
 _ROUND = 8
 
 
@@ -25,13 +25,13 @@ class Processes:
     """The processes that a command runs on; by default this one alone.
 
     Args:
-        fabric: launched.
-        lifeline: of this process.
+        fabric: a launched Fabric.
+        lifeline: the lifeline of this process.
 
     Attributes:
-        world: their number.
-        rank: of this process, from 0.
-        is_first: whether it is the one that writes and tells.
+        world: number of processes.
+        rank: rank of this process, from 0.
+        is_first: whether this is the process that writes and prints.
     """
 
     def __init__(self, fabric: Fabric | None = None, lifeline: Lifeline | None = None) -> None:
@@ -39,26 +39,26 @@ class Processes:
         self.rank = 0 if fabric is None else fabric.global_rank
         self.is_first = self.rank == 0
         self._fabric, self._lifeline = fabric, lifeline
-        # Objects travel by gloo: other backends would take them through the memory of an accelerator. A file may take
-        # any time, and whether the others live, the lifeline says.
+        # Objects are sent by gloo: other backends would send them through accelerator memory. There is no timeout, as a
+        # file may take any time; the lifeline notices processes that are gone.
         self._group: Any = None
         if fabric is not None:
             self._group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=30))
 
     def mine(self, total: int) -> list[int]:
-        """The indices, of so many files, that this process works on, ascending."""
+        """Return the indices of the files that this process works on, out of ``total``, ascending."""
         return [indices[place] for indices in self._rounds(total) for place in self._share(indices)]
 
     def others(self, total: int) -> list[int]:
-        """The indices of all the other files."""
+        """Return the indices of all other files."""
         mine = set(self.mine(total))
         return [index for index in range(total) if index not in mine]
 
     def in_order(self, results: Iterator[T], total: int) -> Iterator[T]:
-        """In the first process the results of all files in their order, in the others nothing; all must go through it.
+        """Yield the results of all files in order in the first process, and nothing in the others; all must iterate it.
 
         Args:
-            results: of the files that are `mine`, made as they are taken.
+            results: results of the files in `mine`, made as they are taken.
             total: number of files.
         """
         if self._fabric is None:
@@ -67,12 +67,12 @@ class Processes:
         for indices in self._rounds(total):
             for part in self.gathered(list(islice(results, len(self._share(indices))))):
                 yield from part
-        # What follows the last result in its iterator, such as a picture of it.
+        # Runs the code after the iterator's last result, such as drawing its picture.
         for _ in results:
             raise AssertionError("there are more results than files")
 
     def gathered(self, value: T) -> list[T]:
-        """In the first process the values of all, by their rank; in the others nothing."""
+        """Return the values of all processes by rank in the first process; an empty list in the others."""
         if self._fabric is None:
             return [value]
         values: list[Any] = [None] * self.world
@@ -80,7 +80,7 @@ class Processes:
         return values if self.is_first else []
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What the first process makes, in all of them."""
+        """Return in all processes what the first one makes."""
         made: list[Any] = [make() if self.is_first else None]
         if self._fabric is not None:
             torch.distributed.broadcast_object_list(made, src=0, group=self._group)
@@ -88,12 +88,12 @@ class Processes:
         return value
 
     def wait(self) -> None:
-        """Wait until all are here."""
+        """Wait until all processes have arrived."""
         if self._fabric is not None:
             torch.distributed.barrier(group=self._group)
 
     def done(self) -> None:
-        """Say that this process has done its part: that it ends after this, even with an error, is no one else's."""
+        """Say that this process is done, so that its end, even with an error, does not affect the others."""
         if self._lifeline is not None:
             self._lifeline.done()
 
@@ -107,12 +107,12 @@ class Processes:
 
 @contextmanager
 def sharing(config: TrainingConfig) -> Iterator[Processes]:
-    """The processes of a command that trains nothing: those of a launcher, or as many as ``devices`` and ``machines``.
+    """Give the processes of a command that does not train: a launcher's, or those of ``devices`` and ``machines``.
 
-    With ``auto`` devices and no launcher it is one.
+    With ``auto`` devices and no launcher there is one process.
 
     Raises:
-        UserError: this machine has no such devices, or another process is gone.
+        UserError: if this machine lacks such devices, or another process is gone.
     """
     if started() is None and config.devices in (1, "auto") and config.machines == 1:
         yield Processes()

@@ -1,4 +1,4 @@
-"""What a run prints, and its ``log.txt`` and ``metrics.csv``."""
+"""A run's output on the terminal, and its ``log.txt`` and ``metrics.csv``."""
 
 import csv
 import errno
@@ -24,11 +24,11 @@ _STEP = re.compile(r"[0-9]{1,18}")
 
 
 class CsvLog(Logger):
-    """``metrics.csv``: one row per logged step, one column per metric, for as long as a run goes on, resumed or not.
+    """Writes ``metrics.csv``: one row per logged step, one column per metric, continued when a run is resumed.
 
     Args:
         run: the folder.
-        first_step: rows after it are dropped: a resumed run repeats these steps.
+        first_step: rows after it are dropped, as a resumed run repeats these steps.
     """
 
     def __init__(self, run: RunFolder, *, first_step: int) -> None:
@@ -57,13 +57,13 @@ class CsvLog(Logger):
         return ""
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the configuration has a file of its own."""
+        """Do nothing: the configuration has its own file."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if not self._writes:
             return
         row = {"step": step, **metrics}
-        # A validation that a killed run had logged and not noted is repeated, with the same figures.
+        # A validation that a killed run had logged but not recorded is repeated, with the same figures.
         if {name: str(value) for name, value in row.items()} == self._last:
             return
         new = [name for name in row if name not in self._columns]
@@ -85,10 +85,10 @@ class CsvLog(Logger):
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a ``metrics.csv`` that are whole: a process that was killed may have written part of its last one.
+    """Return the complete rows of a ``metrics.csv``: a killed process may have written only part of its last row.
 
     Raises:
-        Damaged: it is no such file.
+        Damaged: if it is not such a file.
     """
     if not path.is_file():
         raise Damaged(f"{path} is damaged (it is no file)")
@@ -105,12 +105,12 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 class Progress:
-    """Shows loss and remaining time: as a bar on a terminal, elsewhere as lines, which ``log.txt`` has in both cases.
+    """Shows loss and remaining time: as a bar on a terminal, otherwise as lines; ``log.txt`` gets the lines either way.
 
     Args:
-        run: the folder; in a process that does not write, nothing is shown either.
-        steps: steps in all.
-        terminal: whether standard output is one; ``None`` finds out.
+        run: the folder; a process that does not write shows nothing either.
+        steps: total number of steps.
+        terminal: whether standard output is a terminal; ``None`` detects it.
     """
 
     def __init__(self, run: RunFolder, *, steps: int, terminal: bool | None = None) -> None:
@@ -122,7 +122,7 @@ class Progress:
         self._training: TaskID | None = None
         self._validation: TaskID | None = None
         console = Console(file=sys.stdout)
-        # A terminal that cannot move its cursor, as in some editors, gets lines.
+        # A terminal that cannot move its cursor, as in some editors, gets lines instead.
         moves = sys.stdout.isatty() and not console.is_dumb_terminal if terminal is None else terminal
         if run.writes and moves:
             self._bar = RichProgress(
@@ -136,7 +136,7 @@ class Progress:
             )
 
     def start(self, step: int) -> None:
-        """Show the bar, at the steps done before."""
+        """Show the bar, at the number of steps already done."""
         if self._bar is not None:
             with self._while_seen():
                 self._training = self._bar.add_task("train", total=self._steps, completed=step, figures="")
@@ -149,12 +149,12 @@ class Progress:
                 self._bar.update(self._training, completed=step)
 
     def figures(self, step: int, metrics: Mapping[str, float], *, seconds_left: float) -> None:
-        """Show the figures of the steps since the last time.
+        """Show the figures of the steps since the last call.
 
         Args:
-            step: steps done.
+            step: number of steps done.
             metrics: ``loss``, ``loss/<part>``, ``rate``, ``samples_per_second`` and more.
-            seconds_left: an estimate.
+            seconds_left: estimated remaining time.
         """
         parts = [f"{name[5:]} {value:.4f}" for name, value in metrics.items() if name.startswith("loss/")]
         line = (
@@ -169,7 +169,7 @@ class Progress:
             self.say(line)
 
     def validating(self, batch: int, batches: int) -> None:
-        """Show how far a validation is; gone at its end."""
+        """Show the progress of a validation; removed when it ends."""
         if self._bar is None:
             return
         with self._while_seen():
@@ -181,10 +181,10 @@ class Progress:
                 self._validation = None
 
     def say(self, line: str) -> None:
-        """A line for the person, and for ``log.txt``."""
+        """Print a line and append it to ``log.txt``."""
         if not self._writes:
             return
-        # Kept first: what is written to a person may be read by no one any more.
+        # Written to the log first: there may be nobody left to read the terminal.
         self._run.keep_line(line)
         if self._seen:
             with self._while_seen():
@@ -194,14 +194,14 @@ class Progress:
                     print(line, flush=True)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         if self._bar is not None:
             with self._while_seen():
                 self._bar.stop()
 
     @contextmanager
     def _while_seen(self) -> Iterator[None]:
-        """Show something; the run goes on where the terminal is gone (SIGHUP) or the reader of a pipe has ended."""
+        """Ignore output errors: the run continues if the terminal is gone (SIGHUP) or a pipe is closed."""
         try:
             yield
         except OSError as error:

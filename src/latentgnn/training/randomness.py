@@ -1,4 +1,4 @@
-"""Random numbers that depend on the seed and the step alone, so that no generator's state has to be saved."""
+"""Random numbers that depend only on the seed and the step, so that no generator state has to be saved."""
 
 import hashlib
 import random
@@ -12,13 +12,13 @@ import torch
 def seed_generators(*words: int) -> None:
     """Seed the generators of torch (every device), numpy and Python from a hash of non-negative integers.
 
-    Training calls it at the start of every micro-batch with (seed, step, micro-batch, process). So no generator's state
-    has to be saved to continue a run exactly, and whatever draws random numbers in between (validation, pictures, data
-    loading in the same process) changes nothing. The hash is numpy's ``SeedSequence``: neighbouring words, such as two
-    steps, give unrelated streams, which a sum of them would not.
+    Training calls it at the start of every micro-batch with (seed, step, micro-batch, process). So a run can be
+    continued exactly without saving generator states, and random numbers that are drawn in between (validation,
+    pictures, data loading in the same process) change nothing. The hash is numpy's ``SeedSequence``: neighbouring
+    words, such as two steps, give unrelated streams, which adding them up would not.
 
     Args:
-        words: what the stream depends on.
+        words: the integers that determine the stream.
 
     Example:
         >>> seed_generators(0, 7)
@@ -35,12 +35,12 @@ def seed_generators(*words: int) -> None:
 
 @contextmanager
 def stream_of(*numbers: int) -> Iterator[None]:
-    """A stream of torch's default CPU generator that depends on these numbers alone, for the making of one sample.
+    """Use a stream of torch's default CPU generator that depends only on these numbers, for making one sample.
 
-    Afterwards the generator is as before. Near numbers give unrelated streams.
+    Afterwards the generator has its previous state. Neighbouring numbers give unrelated streams.
     """
     digest = hashlib.blake2b(",".join(map(str, numbers)).encode(), digest_size=8).digest()
     with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would reseed the accelerators too.
+        # Not torch.manual_seed, which would reseed the accelerators as well.
         torch.default_generator.manual_seed(int.from_bytes(digest, "little"))
         yield

@@ -1,4 +1,4 @@
-"""What a run writes while it goes on: figures, checkpoints and validations."""
+"""Files that a run writes while it is training: figures, checkpoints and validations."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -22,18 +22,18 @@ Titles = Callable[[Iterable[str]], Mapping[str, str]]
 
 
 def all_names(names: Iterable[str]) -> dict[str, str]:
-    """Every figure under its own name."""
+    """Return every figure under its own name."""
     return {name: name for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What a run's results are to a task.
+    """How a task writes and shows a run's results.
 
     Args:
         results: writes what the task keeps of the last validation.
-        pictures: names and PNG files of the last validation, made as they are taken.
-        titles: of the figures that a person is shown, among all figures' names.
+        pictures: names and PNG files of the last validation; each is made when it is taken.
+        titles: selects and names the figures that are shown to the user.
     """
 
     results: Callable[[], None]
@@ -45,16 +45,16 @@ class Records:
     """The records of a run, in its folder and on the terminal.
 
     Args:
-        fabric: launched, with the loggers.
+        fabric: a launched Fabric, with the loggers.
         task: predicts and scores.
-        config: the run.
+        config: the run's configuration.
         run: the folder.
-        record: what every checkpoint says of the run: ``config``, ``course`` and ``data``.
-        steps: the model and how far it is.
-        progress: shows it.
+        record: what every checkpoint stores of the run: ``config``, ``course`` and ``data``.
+        steps: the model, and the number of steps done.
+        progress: shows the progress.
         validation: this process's share of the validation set.
         stopped: whether this process was asked to stop.
-        written: what the task makes of a validation.
+        written: how the task writes and shows results.
     """
 
     def __init__(
@@ -75,14 +75,14 @@ class Records:
         self._steps, self._progress, self._validation, self._stopped = steps, progress, validation, stopped
         self._written = written
         self._monitor = config.monitor or task.monitor
-        # Not the last one: a run that has it, and is not finished, has lost what the task made of it.
+        # Not the last one: a run that has it but is not finished has lost the results that the task derives from it.
         known = min(steps.done, config.steps - 1)
         self._validations = [record for record in run.validations() if record["step"] <= known]
         self._first_step = steps.done
         self._logged = (steps.done, 0.0)
 
     def log(self) -> None:
-        """Write the figures since the last time."""
+        """Write the figures since the last call."""
         step, seconds = self._steps.done, self._steps.seconds
         samples = (step - self._logged[0]) * self._config.batch_size
         metrics = {
@@ -100,7 +100,7 @@ class Records:
         """Write a checkpoint.
 
         Raises:
-            UserError: weights are infinite or not numbers; the checkpoint before stays.
+            UserError: if weights are infinite or NaN; the previous checkpoint is kept.
         """
         state = self._steps.state()
         if self._fabric.is_global_zero:
@@ -108,7 +108,7 @@ class Records:
             write_checkpoint(self._run.checkpoint(name), {"latentgnn": record, **state})
 
     def validation_is_due(self) -> bool:
-        """Whether the model as it is should be validated, and was not yet."""
+        """Whether the model should be validated in its current state and has not been yet."""
         step, interval = self._steps.done, self._config.validate_every
         if not step or not len(self._task.validation_set):
             return False
@@ -117,10 +117,10 @@ class Records:
         return step == self._config.steps or (interval is not None and step % interval == 0)
 
     def validate(self) -> None:
-        """Validate, and keep the model as the best one if it is; given up in the middle where the run is to stop.
+        """Validate, and save the model if it is the best so far; aborts if the run is asked to stop.
 
         Raises:
-            UserError: the metric to choose by is none of the task's, or memory did not suffice.
+            UserError: if the monitored metric is not one of the task's, or there is not enough memory.
         """
         step, alone = self._steps.done, self._fabric.world_size == 1
         with faults_told(lambda: f"in the validation after step {step} on {self._fabric.device}"):
@@ -129,7 +129,7 @@ class Records:
                 self._task,
                 self._validation,
                 after_batch=lambda batch: self._progress.validating(batch, len(self._validation)),
-                # Several processes have unequal shares, and could not agree in the middle of them.
+                # Several processes have unequal shares, and could not agree to stop in the middle.
                 stopped=lambda: alone and self._stopped(),
             )
         if metrics is None:
@@ -144,7 +144,7 @@ class Records:
         if is_best:
             self.save("best")
         self._validations.append({"step": step, "best": is_best, "metrics": metrics})
-        # Noted last: where a run is killed in between, it validates again.
+        # Recorded last: a run that is killed before this validates again.
         self._fabric.log_dict(metrics, step=step)
         self._run.write_validations(self._validations)
         if self._run.writes:
@@ -154,7 +154,7 @@ class Records:
         self._progress.say(f"step {step}/{self._config.steps}  validation: {shown}{'  (best)' if is_best else ''}")
 
     def finish(self) -> dict[str, float]:
-        """Write what the task keeps, and then the metrics of the end, which mark the run as finished; return them."""
+        """Write the task's results and then the final metrics, which mark the run as finished; return the metrics."""
         if self._run.writes:
             self._written.results()
         metrics: dict[str, float] = self._validations[-1]["metrics"] if self._validations else {}
@@ -169,11 +169,11 @@ class Records:
         return metrics
 
     def _best(self) -> dict[str, Any] | None:
-        """The validation whose model the best checkpoint holds."""
+        """The validation that wrote the best checkpoint."""
         return next((record for record in reversed(self._validations) if record["best"]), None)
 
 
 def _order(metrics: Mapping[str, float], monitor: str) -> float:
-    """A metric that can be compared: one that is missing or not a number is below all others."""
+    """A metric as a sort key: one that is missing or NaN is below all others."""
     value = metrics.get(monitor, float("-inf"))
     return value if value == value else float("-inf")

@@ -1,4 +1,4 @@
-"""A run's ``report.html``: one file with all that a run wrote, that needs no network, no script and no other file."""
+"""A run's ``report.html``: one file with everything that a run wrote; it needs no network, script or other file."""
 
 import math
 import os
@@ -26,30 +26,30 @@ from latentgnn.training.sections import Chart, Line, Section, Table, read_sectio
 T = TypeVar("T")
 
 _ANALYSIS = "analysis.json"
-# More lines than this cannot be told apart.
+# More lines than this are hard to tell apart.
 _MOST_LINES = 12
 
 
 def write_analysis(run: RunFolder, sections: Sequence[Section]) -> None:
-    """Keep what a task says in the run's report, so that it can be written again."""
+    """Store a task's sections of a run's report, so that the report can be written again."""
     if run.writes:
         write_json(run.path / _ANALYSIS, plain_data(list(sections)))
 
 
 def write_report(run: RunFolder, titles: Titles) -> Path | None:
-    """Write ``report.html`` into a run's folder, from what lies there; in a process that does not write, nothing.
+    """Write ``report.html`` into a run's folder, from the files there; does nothing in a process that does not write.
 
-    A run that is not finished has the part that is there. Files that are damaged are named in the report.
+    For an unfinished run it shows what is there. Damaged files are named in the report.
 
     Args:
         run: the folder.
-        titles: of the figures that are shown first, among all figures' names.
+        titles: selects and names the figures that are shown first.
 
     Returns:
-        The file.
+        The file, or ``None`` if nothing was written.
 
     Raises:
-        UserError: a package is not installed.
+        UserError: if a package is not installed.
     """
     if not run.writes:
         return None
@@ -59,15 +59,15 @@ def write_report(run: RunFolder, titles: Titles) -> Path | None:
 
 
 class Report:
-    """A run's files, and the page that they make.
+    """A run's files, and the page made from them.
 
     Args:
         run: the folder.
-        titles: of the figures that are shown first, among all figures' names.
+        titles: selects and names the figures that are shown first.
 
     Attributes:
-        notes: what could not be read.
-        titles: of the figures that are shown first, by their names.
+        notes: list of what could not be read.
+        titles: titles of the figures that are shown first, by figure name.
     """
 
     def __init__(self, run: RunFolder, titles: Titles) -> None:
@@ -100,11 +100,11 @@ class Report:
         return self._validations[-1]["metrics"] if self._validations else {}
 
     def metrics_at(self, step: int) -> dict[str, float]:
-        """The figures of the validation after so many steps; empty where there was none."""
+        """Return the figures of the validation after this many steps; empty if there was none."""
         return next((record["metrics"] for record in self._validations if record["step"] == step), {})
 
     def points(self, name: str) -> list[tuple[float, float]]:
-        """Steps and values of a logged figure, or of one of the validations."""
+        """Return steps and values of a figure that was logged or validated."""
         logged = [(row["step"], row[name]) for row in self._rows if name in row]
         return [(x, math.nan if y == UNDEFINED else y) for x, y in logged]
 
@@ -122,7 +122,7 @@ class Report:
 
     @property
     def state(self) -> str:
-        """The task, how far the run is, and when it began."""
+        """Return the task, the progress of the run, and when it started."""
         task = self._run.config.get("task", "detection")
         begun = str(self._environment.get("date", "")).replace("T", " ").replace("+00:00", " UTC")
         training = self._run.config.get("training")
@@ -174,7 +174,7 @@ class Report:
     def _validated(self) -> tuple[Line, ...]:
         steps = tuple(record["step"] for record in self._validations)
         if len(steps) < 2:
-            # The table below says all of it.
+            # The table below shows all of them.
             return ()
         lines = []
         for name, title in list(self.titles.items())[:_MOST_LINES]:
@@ -196,7 +196,7 @@ class Report:
         )
 
     def table(self, title: str, metrics: Mapping[str, float]) -> Table:
-        """Figures one below the other; those of several kinds, such as ``bbox/AP`` and ``segm/AP``, side by side."""
+        """Return figures one below the other; several kinds, such as ``bbox/AP`` and ``segm/AP``, are side by side."""
         parts = [name.partition("/") for name in metrics]
         kinds, names = dict.fromkeys(kind for kind, _, _ in parts), dict.fromkeys(name for _, _, name in parts)
         if len(kinds) > 1 and len(kinds) * len(names) == len(metrics) and all(name for _, _, name in parts):
@@ -206,7 +206,7 @@ class Report:
         return Table(title=title, columns=("", ""), rows=rows)
 
     def _kind(self, kind: str) -> str:
-        """What a kind of figures is called, by the title of one of them."""
+        """The name of a kind of figures, taken from the title of one of them."""
         ends = [(title, name.partition("/")[2]) for name, title in self.titles.items() if name.startswith(f"{kind}/")]
         return next((title.removesuffix(f" {end}") for title, end in ends if title.endswith(f" {end}")), kind)
 
@@ -219,7 +219,7 @@ class Report:
 
     @property
     def commands(self) -> list[str]:
-        """How the run was started, and resumed."""
+        """Return the commands by which the run was started and resumed."""
         starts = [*self._environment.get("earlier", []), self._environment]
         commands = [start.get("command") for start in starts if isinstance(start, dict)]
         return [
@@ -229,7 +229,7 @@ class Report:
         ]
 
     def versions(self, *, folders: bool = False) -> Table:
-        """What the run ran with; with the folder where it was started, if that is asked for."""
+        """Return the versions that the run used; with ``folders``, also the folder where it was started."""
         known = self._environment
         packages = known.get("packages")
         versions = packages.items() if isinstance(packages, dict) else ()
@@ -248,7 +248,7 @@ class Report:
         return Table(title="Machine and versions", columns=("", ""), rows=rows)
 
     def sets(self, *, folders: bool = False) -> Table:
-        """What the sets are; with their folders, if they are asked for."""
+        """Return a description of the data sets; with ``folders``, also their folders."""
         names = ("samples", "digest", "root")[: 3 if folders else 2]
         rows = tuple(
             (title, *(str(record.get(name, "?")) for name in names))
@@ -259,7 +259,7 @@ class Report:
 
 
 def _numbers(path: Path) -> list[dict[str, float]]:
-    """The rows of ``metrics.csv``, each with the columns that it has."""
+    """The rows of ``metrics.csv``, each with only the columns that have a value."""
     try:
         return [{name: float(text) for name, text in row.items() if text} for row in read_rows(path)]
     except ValueError as error:

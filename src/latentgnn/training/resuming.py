@@ -1,4 +1,4 @@
-"""Where a run goes on, and whether its data are still those that it was stopped with."""
+"""Finds the checkpoint that a run resumes from, and checks that its data have not changed."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ from latentgnn.training.task import TrainingTask
 
 
 def start_of(run: RunFolder, *, resume: bool) -> Checkpoint | None:
-    """The checkpoint that a run goes on from, or ``None`` where it begins with the first step.
+    """Return the checkpoint that a run resumes from, or ``None`` if it starts at the first step.
 
-    Damaged checkpoints that are passed over get another name, and a line says so.
+    Damaged checkpoints that are skipped are renamed, and a line says so.
 
     Raises:
-        UserError: all checkpoints are damaged, or there is one and the run is not to be resumed.
+        UserError: if all checkpoints are damaged, or there is one although the run is not to be resumed.
     """
     if not resume:
         if run.has_checkpoint:
@@ -31,18 +31,18 @@ def start_of(run: RunFolder, *, resume: bool) -> Checkpoint | None:
 
 
 def check_data(task: TrainingTask, run: RunFolder, start: Checkpoint | None, *, accept: bool) -> dict[str, Any]:
-    """The fingerprints of a task's sets for the run's checkpoints, after they are compared with those of its start.
+    """Return fingerprints of a task's sets for the run's checkpoints, after comparing them with the stored ones.
 
-    Only the process that writes looks at the data; elsewhere the result is empty.
+    Only the process that writes looks at the data; in the others the result is empty.
 
     Args:
-        task: gives the sets.
-        run: where messages go.
-        start: the checkpoint to go on from, if there is one.
-        accept: say what differs and go on, instead of refusing it.
+        task: provides the sets.
+        run: receives the messages.
+        start: the checkpoint to resume from, if there is one.
+        accept: print what differs and continue, instead of raising an error.
 
     Raises:
-        UserError: the data are others.
+        UserError: if the data differ.
     """
     if not run.writes:
         return {}

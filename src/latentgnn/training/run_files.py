@@ -1,4 +1,4 @@
-"""What a run wrote and reads again: bounded in size and depth, and of the shape that was written."""
+"""Files of a run that are read again, with checks of size, depth and structure."""
 
 import os
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 from latentgnn import reading
 from latentgnn.errors import UserError, system_error
 
-# Far beyond what a run writes: what is larger was not written by it, and would take memory and time without end.
+# Far larger than anything a run writes: a larger file is not from a run, and could use up memory and time.
 LARGEST = 64 * 2**20
 _DEEPEST = 32
 _MOST = 1_000_000
@@ -16,22 +16,22 @@ _INTEGERS = 2**63
 
 
 class Damaged(UserError):
-    """A file of a run that is not what was written; the message begins with its path."""
+    """A run's file that does not have the content that was written; the message begins with its path."""
 
 
 def read_json(path: Path, check: Callable[[Any], None]) -> Any:
-    """What a JSON file of a run holds.
+    """Return the content of a run's JSON file.
 
     Args:
         path: the file.
-        check: raises `ValueError` where the content is of another shape.
+        check: raises `ValueError` if the content has the wrong structure.
 
     Raises:
-        Damaged: it is no file, none of what `latentgnn.reading.read_json` takes, or of another shape.
-        OSError: it may not be read, which is no damage.
+        Damaged: if it is not a file, `latentgnn.reading.read_json` refuses it, or it has the wrong structure.
+        OSError: if the system cannot read it, which is not damage.
     """
     try:
-        # Figures may be infinite or not numbers.
+        # Figures may be infinite or NaN.
         value = reading.read_json(path, finite=False, most_bytes=LARGEST)
         check(value)
     except reading.UnreadableError as error:
@@ -44,12 +44,12 @@ def read_json(path: Path, check: Callable[[Any], None]) -> Any:
 
 
 def check_plain(value: Any) -> None:
-    """Refuse what is not plain data of a sensible size: texts, numbers, lists, and mappings from either.
+    """Refuse anything but plain data of limited size: strings, numbers, lists, and mappings with either as keys.
 
-    A value that occurs many times in memory counts each time: whoever walks over it meets it each time.
+    A value that is referenced several times counts each time, as code that walks over the data visits it each time.
 
     Raises:
-        ValueError: saying what is wrong.
+        ValueError: if it is something else; the message says what is wrong.
     """
     stack = [(value, 0)]
     seen = 0
@@ -74,7 +74,7 @@ def check_plain(value: Any) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Give a damaged file another name, so that it is neither read again nor takes a sound one's place."""
+    """Rename a damaged file, so that it is not read again and does not take the place of an intact one."""
     aside = path.with_name(f"{path.name}.damaged")
     os.replace(path, aside)
     return aside
@@ -86,7 +86,7 @@ def is_step(value: Any) -> bool:
 
 
 def check_mapping(value: Any) -> None:
-    """The shape of ``environment.json``."""
+    """Check the structure of ``environment.json``."""
     if not isinstance(value, dict):
         raise ValueError(f"expected a mapping, got {type(value).__name__}")
     if not isinstance(value.get("earlier", []), list):
@@ -94,13 +94,13 @@ def check_mapping(value: Any) -> None:
 
 
 def check_metrics(value: Any) -> None:
-    """The shape of ``metrics.json``."""
+    """Check the structure of ``metrics.json``."""
     if not isinstance(value, dict) or not is_step(value.get("step")) or not _are_metrics(value.get("metrics")):
         raise ValueError("expected 'step' and 'metrics'")
 
 
 def check_validations(value: Any) -> None:
-    """The shape of ``validations.json``."""
+    """Check the structure of ``validations.json``."""
     if not isinstance(value, list):
         raise ValueError(f"expected a list of validations, got {type(value).__name__}")
     for record in value:
@@ -118,7 +118,7 @@ def check_validations(value: Any) -> None:
 
 
 def check_start(value: Any) -> None:
-    """The shape of ``start.json``."""
+    """Check the structure of ``start.json``."""
     names = value.get("trained") if isinstance(value, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("expected a list of names as 'trained'")

@@ -25,24 +25,24 @@ from latentgnn.training.run_files import (
     set_aside,
 )
 
-# Processes that Lightning starts for further devices run the same command, and find the first one's folder by it.
+# Processes that Lightning starts for other devices run the same command, and find the first one's folder by this.
 _INHERITED = "LATENTGNN_RUN"
-# What a run has in its folder before its first step: a folder with nothing else has nothing to lose.
+# Files that a run writes before its first step: a folder with only these has nothing to lose.
 _STARTED = frozenset({"config.yaml", "environment.json", "data.json", "data", "start.json", "split.json"})
 
 
 class RunFolder:
-    """One folder a run.
+    """The folder of one run.
 
-    ``config.yaml`` (resolved), ``environment.json``, ``data.json`` (what the sets are), ``start.json`` (what was taken
-    over from trained weights), ``log.txt``, ``metrics.csv`` (the course), ``validations.json``, ``analysis.json`` (the
-    last validation in detail), ``metrics.json`` (the end), ``report.html``, ``tensorboard/``, ``checkpoints/`` and
-    ``pictures/``; ``data/`` where a task makes its data for the run, ``split.json`` where it draws what to validate on.
-    Made by ``create`` or ``open``; whoever trains into it does so inside ``held``.
-    Only the first process of a run writes into it; elsewhere the ``write_`` methods do nothing.
+    ``config.yaml`` (resolved), ``environment.json``, ``data.json`` (what the sets are), ``start.json`` (what was loaded
+    from trained weights), ``log.txt``, ``metrics.csv`` (figures over time), ``validations.json``, ``analysis.json``
+    (the last validation in detail), ``metrics.json`` (final figures), ``report.html``, ``tensorboard/``,
+    ``checkpoints/`` and ``pictures/``; ``data/`` if a task generates data for the run, ``split.json`` if it draws a
+    validation split. Created by ``create`` or ``open``; training into it happens inside ``held``. Only the first
+    process of a run writes into it; in the others the ``write_`` methods do nothing.
 
-    A file that is damaged does not stop a run that can do without it: it gets another name, a line says so, and the run
-    goes on as if it had never been.
+    A damaged file does not stop a run that can do without it: it is renamed, a line says so, and the run continues as
+    if the file had never existed.
 
     Args:
         path: the folder.
@@ -57,15 +57,15 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path | str | None = None, *, task: str) -> "RunFolder":
-        """A new run.
+        """Create the folder of a new run.
 
         Args:
-            path: the folder, new or empty, or of a run that ended before its first step; ``None`` makes
+            path: the folder: new, empty, or of a run that ended before its first step; ``None`` creates
                 ``runs/<task>-<date>-<time>``.
             task: the first part of the folder's name.
 
         Raises:
-            UserError: the folder holds something already.
+            UserError: if the folder already contains something else.
         """
         if not is_first_process():
             shared = os.environ.get(_INHERITED) if path is None else path
@@ -84,10 +84,10 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path | str) -> "RunFolder":
-        """The run in an existing folder; a checkpoint has its configuration too, if the file is damaged or gone.
+        """Open the run in a folder; if its configuration file is damaged or missing, take that of a checkpoint.
 
         Raises:
-            UserError: there is none.
+            UserError: if there is none.
         """
         path = Path(path)
         if not path.is_dir():
@@ -96,13 +96,13 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes out, see `latentgnn.training.locks.sole_use`, and clear away what killed ones left.
+        """Lock out other processes, see `latentgnn.training.locks.sole_use`, and remove what killed ones left behind.
 
         Raises:
-            UserError: another process trains into the folder, or has done so since it was made for this run.
+            UserError: if another process trains into the folder, or has done so since it was created for this run.
         """
         if not self.writes:
-            # The first process of the run holds it for all.
+            # The first process of the run holds the lock for all.
             yield
             return
         with sole_use(self.path):
@@ -116,7 +116,7 @@ class RunFolder:
             yield
 
     def checkpoint(self, name: Literal["last", "previous", "best"]) -> Path:
-        """The file of the last checkpoint, the one before it, or the best, there or not."""
+        """Return the path of the last checkpoint, the one before it, or the best one, whether it exists or not."""
         return self.checkpoints / f"{name}.ckpt"
 
     @property
@@ -126,7 +126,7 @@ class RunFolder:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether there is any, sound or not."""
+        """Whether there is any checkpoint, intact or not."""
         return self.checkpoints.is_dir() and any(self.checkpoints.glob("*.ckpt"))
 
     @property
@@ -136,17 +136,17 @@ class RunFolder:
 
     @property
     def log(self) -> Path:
-        """The file that takes the lines that a person sees."""
+        """The file that stores the lines shown to the user."""
         return self.path / "log.txt"
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Keep the resolved configuration, here and in ``config.yaml``; dataclasses and tuples become plain data."""
+        """Store the resolved configuration here and in ``config.yaml``; dataclasses and tuples become plain data."""
         self.config = plain_data(config)
         if self.writes:
             write_text(self.path / "config.yaml", to_yaml(self.config))
 
     def write_environment(self) -> None:
-        """Write versions, hardware, commit and command; those of earlier starts of the same run stay in ``earlier``."""
+        """Write versions, hardware, commit and command; those of earlier starts are kept under ``earlier``."""
         if not self.writes:
             return
         record = environment()
@@ -156,22 +156,22 @@ class RunFolder:
         write_json(self.path / "environment.json", record)
 
     def write_start(self, lines: Sequence[str], trained: Collection[str]) -> None:
-        """Write ``start.json``: what the run began with.
+        """Write ``start.json``: what the run started from.
 
         Args:
-            lines: what was told of it.
-            trained: names of the parameters that began with trained weights.
+            lines: the lines that were printed about it.
+            trained: names of the parameters that started from trained weights.
         """
         if self.writes:
             write_json(self.path / "start.json", {"told": list(lines), "trained": sorted(trained)})
 
     def trained_at_start(self) -> frozenset[str] | None:
-        """The names that ``write_start`` kept, or ``None`` where it did not."""
+        """Return the names that ``write_start`` stored, or ``None`` if there is no such file."""
         content = self._read("start.json", check_start)
         return None if content is None else frozenset(content["trained"])
 
     def write_data(self, sets: Mapping[str, Any]) -> None:
-        """Write ``data.json``: what identifies each of the sets."""
+        """Write ``data.json``: what identifies each data set."""
         if self.writes:
             write_json(self.path / "data.json", sets)
 
@@ -181,14 +181,14 @@ class RunFolder:
             write_json(self.path / "metrics.json", content)
 
     def metrics(self) -> dict[str, Any] | None:
-        """What ``metrics.json`` holds, or ``None`` while the run is not finished."""
+        """Return the content of ``metrics.json``, or ``None`` while the run is not finished."""
         return self._read("metrics.json", check_metrics)
 
     def validations(self) -> list[dict[str, Any]]:
-        """The validations so far: step, metrics, and whether the best checkpoint was written there.
+        """Return the validations so far: step, metrics, and whether the best checkpoint was written then.
 
-        Where the file is damaged there are none, and the best checkpoint, of which nothing is known then, gets another
-        name too: the next validation's would take its place, better or not.
+        If the file is damaged there are none. The best checkpoint is then renamed too, as nothing is known of its
+        score, and the checkpoint of the next validation would replace it whether it is better or not.
         """
 
         def keep_best() -> None:
@@ -205,23 +205,23 @@ class RunFolder:
             write_json(self.path / "validations.json", validations)
 
     def say(self, line: str) -> None:
-        """A line for the person, and for ``log.txt``."""
+        """Print a line and append it to ``log.txt``."""
         if self.writes:
             self.keep_line(line)
             print(line, flush=True)
 
     def keep_line(self, line: str) -> None:
-        """A line for ``log.txt``, with the time."""
+        """Append a line with the time to ``log.txt``."""
         if self.writes:
             append_text(self.log, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
 
     def do_without(self, error: Damaged, path: Path) -> None:
-        """Give a damaged file another name, and say so; in processes that do not write, nothing."""
+        """Rename a damaged file and say so; does nothing in processes that do not write."""
         if self.writes:
             self.say(f"{error}; it is kept as {set_aside(path).name}, and the run goes on without it")
 
     def _read(self, name: str, check: Callable[[Any], None], *, if_damaged: Callable[[], None] = lambda: None) -> Any:
-        """The content of a file, or ``None`` where there is no such file or it is damaged, in all processes alike."""
+        """The content of a file, or ``None`` if it is missing or damaged; the same in all processes."""
         path = self.path / name
         if not os.path.lexists(path):
             return None
@@ -235,16 +235,16 @@ class RunFolder:
 
 
 def recorded_config(source: Path) -> Mapping[str, Any]:
-    """The configuration in a run's folder, a checkpoint or a saved model.
+    """Return the configuration in a run's folder, a checkpoint or a saved model.
 
     Raises:
-        UserError: there is none.
+        UserError: if there is none.
     """
     if source.is_dir() and not (source / CONFIG).is_file():
         return RunFolder.open(source).config
     if not source.exists():
         raise UserError(f"there is no run folder or checkpoint at {source}")
-    # These import torch, which the command line does not do before a command needs it.
+    # These import torch, which the command line delays until a command needs it.
     from latentgnn.saved import is_saved, read_record
     from latentgnn.training.checkpoints import read_checkpoint
     from latentgnn.training.saved_runs import config_of
@@ -255,13 +255,13 @@ def recorded_config(source: Path) -> Mapping[str, Any]:
 
 
 def run_of(source: Path) -> RunFolder | None:
-    """The run whose folder a source is, or in whose folder a checkpoint lies; ``None`` where there is none."""
+    """Return the run of a run folder or of a checkpoint in one; ``None`` if there is none."""
     folders = [source, *source.resolve().parents[:2]]
     return next((RunFolder.open(folder) for folder in folders if (folder / "config.yaml").is_file()), None)
 
 
 def is_first_process() -> bool:
-    """Whether this is the only or the first process of a run, by what launchers put into the environment."""
+    """Whether this is the only or first process of a run, according to the environment set by launchers."""
     # torchrun sets RANK, Slurm SLURM_PROCID, and Lightning's own launcher NODE_RANK and LOCAL_RANK.
     for name in ("RANK", "SLURM_PROCID"):
         if name in os.environ:
@@ -270,7 +270,7 @@ def is_first_process() -> bool:
 
 
 def _new_folder(task: str) -> Path:
-    """A folder that no other process has made: of two that start in the same second, each gets its own."""
+    """Create a folder; of two processes that start in the same second, each gets its own."""
     base = f"{task}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, number = Path("runs") / base, 2
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -283,7 +283,7 @@ def _new_folder(task: str) -> Path:
 
 
 def _refuse_used(path: Path) -> None:
-    """Refuse a folder in which a new run would mix its files with others."""
+    """Refuse a folder that already has files of something else."""
     if path.exists() and not path.is_dir():
         raise UserError(f"the run folder {path} is a file: name another")
     names = {file.name for file in path.iterdir() if not is_temporary(file)} - {LOCK} if path.is_dir() else set()
@@ -295,7 +295,7 @@ def _refuse_used(path: Path) -> None:
 
 
 def _configuration(run: Path) -> dict[str, Any]:
-    """What ``config.yaml`` of a run holds, or its newest sound checkpoint where that file is damaged or absent."""
+    """The content of a run's ``config.yaml``, or else the configuration in its newest intact checkpoint."""
     file = run / "config.yaml"
     try:
         if not file.is_file():
@@ -304,7 +304,7 @@ def _configuration(run: Path) -> dict[str, Any]:
     except UserError as error:
         if not any((run / "checkpoints").glob("*.ckpt")):
             raise
-        # Imports torch, which the command line does not do before a command needs it.
+        # Imports torch, which the command line delays until a command needs it.
         from latentgnn.training.checkpoints import newest_checkpoint
 
         checkpoint = newest_checkpoint(run / "checkpoints")

@@ -1,4 +1,4 @@
-"""The order of the training samples, as a pure function of the seed and the position."""
+"""The order of the training samples, as a pure function of seed and position."""
 
 from collections.abc import Iterator
 
@@ -8,30 +8,30 @@ from torch.utils.data import Sampler
 from latentgnn.errors import UserError
 from latentgnn.training.task import TrainingSet
 
-# Keeps the order's random stream apart from that of the training steps, which starts from the same seed.
+# Separates the order's random stream from that of the training steps, which has the same seed.
 _ORDER = 0x6F72646572
 
 
 class BatchStream(Sampler[list[tuple[int, int]]]):
-    """One process's micro-batches, as lists of (epoch, index), from one step to another of an endless stream.
+    """One process's micro-batches, as lists of (epoch, index), for a range of steps of an endless stream.
 
-    Each epoch is a permutation of all samples. Samples queue up by their group, and as soon as a group has enough for
-    a step they are its batch; what is left in the queues is carried into the next epoch, so that nothing is dropped or
-    repeated. A step's batch depends on its size alone; it is cut into ``parts`` x ``world`` micro-batches, of which a
-    process gets one after every ``world``. Starting at a step replays the integers before it and loads nothing.
+    Each epoch is a permutation of all samples. Samples queue up by group; as soon as a group has enough for a step,
+    they form its batch. Samples left in the queues are carried over into the next epoch, so that none is dropped or
+    repeated. A step's batch depends only on its size; it is cut into ``parts`` x ``world`` micro-batches, and each
+    process gets every ``world``-th of them. Starting at a later step replays only indices and loads nothing.
 
     Args:
-        training_set: gives the number of samples and their groups.
-        per_device: samples of a micro-batch.
+        training_set: provides the number of samples and their groups.
+        per_device: samples per micro-batch.
         world: number of processes.
-        rank: this process.
-        parts: micro-batches of a step that one process works off.
-        seed: of the order.
+        rank: rank of this process.
+        parts: micro-batches per step and process.
+        seed: seed of the order.
         start: first step.
-        stop: step to stop before.
+        stop: step at which to stop (exclusive).
 
     Raises:
-        UserError: there are no samples.
+        UserError: if there are no samples.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class BatchStream(Sampler[list[tuple[int, int]]]):
                     yield batch[first : first + self.per_device]
 
     def _steps(self) -> Iterator[list[tuple[int, int]]]:
-        """The batches of all processes together, without end."""
+        """Yield the batches of all processes together, endlessly."""
         size = self.per_device * self.world * self.parts
         queues: dict[int, list[tuple[int, int]]] = {group: [] for group in set(self.groups)}
         epoch = 0
@@ -86,16 +86,16 @@ class BatchStream(Sampler[list[tuple[int, int]]]):
 
 
 def place_in_step(part: int, *, world: int, rank: int) -> int:
-    """Which of a step's micro-batches one is that a process works off as its ``part``-th.
+    """Return the index within a step of the micro-batch that is a process's ``part``-th.
 
-    Two processes with one part each work off the same micro-batches as one process with two.
+    Two processes with one part each work on the same micro-batches as one process with two.
     """
     return part * world + rank
 
 
 def share(total: int, *, world: int, rank: int) -> range:
-    """The indices of a validation set that one process works off: a contiguous part, without padding.
+    """Return the indices of a validation set that one process works on: a contiguous range, without padding.
 
-    Put one after another, the parts are the whole set in its order, so scores do not depend on the number of processes.
+    Concatenated, the ranges are the whole set in order, so scores do not depend on the number of processes.
     """
     return range(total * rank // world, total * (rank + 1) // world)

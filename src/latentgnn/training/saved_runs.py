@@ -9,10 +9,10 @@ from latentgnn.training.run_files import check_plain, is_step
 
 
 def config_of(record: Mapping[str, Any], source: Path) -> dict[str, Any]:
-    """The run's configuration in the record of a saved model.
+    """Return the run's configuration from the record of a saved model.
 
     Raises:
-        UserError: it is a record of something else.
+        UserError: if the record is of something else.
     """
     config: dict[str, Any] = _with_numbers(record["config"])
     if config.get("task") != record["kind"] or not is_step(record.get("step", 0)):
@@ -25,9 +25,9 @@ def config_of(record: Mapping[str, Any], source: Path) -> dict[str, Any]:
 
 
 def _with_numbers(value: Any) -> Any:
-    """JSON has texts as keys alone; those of a run's configuration that look like whole numbers are numbers."""
+    """Convert keys that look like whole numbers back to integers, as JSON only has string keys."""
     if isinstance(value, dict):
-        # Longer ones are no class's id, and Python takes thousands of digits for no number at all.
+        # Longer ones are not class ids, and Python refuses to parse thousands of digits.
         return {
             int(key) if key.isdecimal() and len(key) < 19 else key: _with_numbers(item) for key, item in value.items()
         }

@@ -1,4 +1,4 @@
-"""The learning rate's course, as a pure function of the step."""
+"""The learning rate schedule, as a pure function of the step."""
 
 import math
 from bisect import bisect_right
@@ -7,15 +7,15 @@ from latentgnn.training.config import ScheduleConfig
 
 
 def rate_factor(config: ScheduleConfig, step: int, *, steps: int) -> float:
-    """The factor on the learning rate in an optimizer step.
+    """Return the factor on the learning rate in an optimizer step.
 
-    Warm-up is linear, from ``warmup_factor`` in step 0 to 1 in step ``warmup_steps``, as maskrcnn-benchmark's. The
-    cosine and the polynomial run from the end of the warm-up to zero at ``steps``.
+    Warm-up is linear, from ``warmup_factor`` in step 0 to 1 in step ``warmup_steps``, as in maskrcnn-benchmark. Cosine
+    and polynomial decay run from the end of the warm-up to zero at ``steps``.
 
     Args:
-        config: the course.
-        step: number of steps done before.
-        steps: steps in all.
+        config: the schedule.
+        step: number of steps done so far.
+        steps: total number of steps.
 
     Example:
         >>> round(rate_factor(ScheduleConfig(warmup_steps=500, warmup_factor=1 / 3), 250, steps=90_000), 4)

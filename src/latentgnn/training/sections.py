@@ -1,4 +1,4 @@
-"""What a task says in a run's report, as plain data: the report is written again from it without model or data."""
+"""A task's sections of a run's report, as plain data, so that it can be rewritten without model or data."""
 
 import math
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Texts in rows, the first of each row naming it.
+    """Rows of text; the first cell of each row is its name.
 
     Args:
-        title: above it.
-        columns: their titles.
-        rows: as many texts each as there are columns.
+        title: title above the table.
+        columns: titles of the columns.
+        rows: the rows, each with one string per column.
     """
 
     title: str
@@ -32,9 +32,9 @@ class Line:
     """A line of a chart.
 
     Args:
-        name: in the legend.
-        x: ascending.
-        y: as many; where one is not finite, the line has a gap.
+        name: name in the legend.
+        x: x values, ascending.
+        y: y values, as many; the line has a gap where one is not finite.
     """
 
     name: str
@@ -53,10 +53,10 @@ class Chart:
     """Lines over a common axis.
 
     Args:
-        title: above it.
-        x: what the horizontal axis shows.
-        lines: those without any points are left out.
-        limits: the lowest and highest of the vertical axis; empty takes them from the lines.
+        title: title above the chart.
+        x: label of the horizontal axis.
+        lines: the lines; those without points are omitted.
+        limits: lowest and highest value of the vertical axis; empty takes them from the lines.
     """
 
     title: str
@@ -72,13 +72,13 @@ class Chart:
 
 @dataclass(frozen=True, kw_only=True)
 class Matrix:
-    """Counts, coloured by their part of their row.
+    """A matrix of counts, coloured by each count's share of its row.
 
     Args:
-        title: above it.
+        title: title above the matrix.
         rows: names of the rows.
         columns: names of the columns.
-        counts: a row each.
+        counts: the counts, one row each.
     """
 
     title: str
@@ -96,8 +96,8 @@ class Picture:
     """A picture of the run.
 
     Args:
-        path: below the run's ``pictures/``.
-        caption: below it.
+        path: path below the run's ``pictures/``.
+        caption: text below the picture.
     """
 
     path: str
@@ -109,9 +109,10 @@ class Gallery:
     """Pictures side by side.
 
     Args:
-        title: above them.
-        pictures: in order.
-        wide: each as wide as the page; on a small screen at a width at which its text can be read, to be scrolled.
+        title: title above the pictures.
+        pictures: the pictures, in order.
+        wide: each picture is as wide as the page; on a small screen it stays wide enough for its text to be readable,
+            and scrolls.
     """
 
     title: str
@@ -121,11 +122,11 @@ class Gallery:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A section of a report; its parts stand in the order of the arguments.
+    """A section of a report; its parts are shown in the order of the arguments.
 
     Args:
         title: its heading.
-        text: what a reader must know to read it.
+        text: what a reader needs to know to understand it.
         charts: curves.
         tables: figures.
         matrices: counts.
@@ -141,10 +142,10 @@ class Section:
 
 
 def read_sections(value: Any) -> tuple[Section, ...]:
-    """The sections that `latentgnn.configuration.settings.plain_data` has made plain.
+    """Read sections from the plain form that `latentgnn.configuration.settings.plain_data` gave them.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: if it is something else.
     """
     return cast(tuple[Section, ...], _read(tuple[Section, ...], value))
 
@@ -152,7 +153,7 @@ def read_sections(value: Any) -> tuple[Section, ...]:
 def _read(hint: Any, value: Any) -> Any:
     if is_dataclass(hint):
         hints = get_type_hints(hint)
-        # Earlier versions did not write what has had a default since.
+        # Fields that have a default are newer, and earlier versions did not write them.
         needed = {field.name for field in fields(hint) if field.default is MISSING}
         if not isinstance(value, dict) or not needed <= set(value) <= set(hints):
             raise ValueError(f"expected {', '.join(hints)} of a {cast(type, hint).__name__.lower()}")
@@ -168,7 +169,7 @@ def _read(hint: Any, value: Any) -> Any:
 
 
 def thinned(line: Line, most: int = 400) -> Line:
-    """A line with as many points as can be told apart: of each stretch of a longer one, the means.
+    """Reduce a line to as many points as can be told apart, by averaging stretches of a longer one.
 
     Example:
         >>> thinned(Line(name="loss", x=(1, 2, 3, 4), y=(4.0, 2.0, 1.0, 1.0)), most=2)

@@ -1,4 +1,4 @@
-"""One optimizer step: seeds, batches, losses, backward, clipping; all that depends on the place in a run alone."""
+"""One optimizer step: seeds, batches, losses, backward, clipping; it depends only on the position in the run."""
 
 import math
 import time
@@ -25,21 +25,21 @@ Losses = dict[str, Tensor]
 
 
 class NonFiniteLoss(UserError):
-    """A loss is infinite or not a number; the step that it belongs to was not taken."""
+    """A loss is infinite or NaN; its step was not taken."""
 
 
 class OptimizerSteps:
-    """Takes a run's optimizer steps, from the first one or from those of a checkpoint on.
+    """Takes a run's optimizer steps, starting from the first one or from a checkpoint.
 
     Args:
-        fabric: launched.
+        fabric: a launched Fabric.
         task: the model, which is trained in place, and its losses.
-        config: the run.
-        checkpoint: what to go on from.
+        config: the run's configuration.
+        checkpoint: the checkpoint to resume from.
 
     Attributes:
-        done: optimizer steps done in all.
-        seconds: that the steps of this process took.
+        done: total number of optimizer steps done.
+        seconds: time that this process's steps took.
         rate: the learning rate of the last step, before any group's factor.
     """
 
@@ -55,14 +55,15 @@ class OptimizerSteps:
         self._blocks = blocks_of(task.model)
         task.model.train()
         if config.channels_last:
-            # Weights alone suffice: a convolution with channels-last weights takes its input so and gives it on so.
+            # Setting the weights is enough: a convolution with channels-last weights converts its input and output to
+            # it.
             task.model.to(memory_format=torch.channels_last)
         if checkpoint is not None:
             checkpoint.load_into(task.model)
         if config.activation_checkpointing:
             recompute(task.units())
         self._forward = fabric.setup_module(_Forward(task.model))
-        # After it: its parameters may be others then.
+        # After the set-up, which may replace the parameters.
         self._optimizer = cast(
             torch.optim.Optimizer,
             fabric.setup_optimizers(build_optimizer(task.model, config.optimizer, task.trained)),
@@ -77,11 +78,11 @@ class OptimizerSteps:
         """Take the next step.
 
         Args:
-            batches: give this process's next micro-batches.
+            batches: iterator over this process's micro-batches.
 
         Raises:
             NonFiniteLoss: in all processes, if one of them has such a loss.
-            UserError: a sample could not be loaded.
+            UserError: if a sample could not be loaded.
         """
         since = time.perf_counter()
         self._set_rate()
@@ -89,14 +90,14 @@ class OptimizerSteps:
         for part in range(self._config.accumulate):
             batch = self._fabric.to_device(next(batches))
             place = place_in_step(part, world=self._fabric.world_size, rank=self._fabric.global_rank)
-            # The last word is the rank that it was before two processes could go on with what one had begun.
+            # The last word, now always 0, was the rank before runs could be resumed with another number of processes.
             seed_generators(self._config.seed, self.done, place, 0)
             with self._fabric.no_backward_sync(self._forward, enabled=part < self._config.accumulate - 1):
                 losses: Losses = self._forward(partial(self._task.losses, batch))
                 self._check_and_note(losses, batch)
                 self._fabric.backward(torch.stack(list(losses.values())).sum() / self._config.accumulate)
         if self._config.clip_norm is not None:
-            # Scaled 16-bit gradients overflow now and then; the scaler leaves such a step out.
+            # Scaled 16-bit gradients overflow occasionally; the scaler skips such a step.
             self._fabric.clip_gradients(
                 self._forward, self._optimizer, max_norm=self._config.clip_norm, error_if_nonfinite=False
             )
@@ -105,20 +106,20 @@ class OptimizerSteps:
         self.seconds += time.perf_counter() - since
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of model and optimizer, whole, however processes share it; all must call it.
+        """Return what a checkpoint stores of model and optimizer, unsharded; all processes must call it.
 
         Raises:
-            UserError: weights or the optimizer's state are infinite or not numbers.
+            UserError: if weights or optimizer state are infinite or NaN.
         """
         state = gathered({"state_dict": self._task.model.state_dict(), "optimizer": self._optimizer.state_dict()})
-        # In every process, not in the one that writes alone: all end together.
+        # In every process, not only in the one that writes: so all of them end together.
         check_finite(state, step=self.done)
         if precision := self._fabric.strategy.precision.state_dict():
             state["precision"] = precision
         return state
 
     def take_losses(self) -> dict[str, float]:
-        """The mean of each loss since the last call, over all processes, with their sum as ``loss`` first."""
+        """Return the mean of each loss since the last call, over all processes, with their sum as ``loss`` first."""
         means = self._fabric.all_reduce(torch.stack(list(self._sums.values())) / self._count, reduce_op="mean")
         assert isinstance(means, Tensor)
         parts = dict(zip(self._sums, means.tolist(), strict=True))
@@ -127,7 +128,7 @@ class OptimizerSteps:
         return {"loss": sum(parts.values()), **{f"loss/{name}": value for name, value in parts.items()}}
 
     def gammas(self) -> dict[str, float]:
-        """The gamma of every block that has one, by the block's name."""
+        """Return the gamma of every block that has one, by block name."""
         return {
             f"gamma/{name}": float(gathered(block.gamma.detach()))
             for name, block in self._blocks.items()
@@ -135,7 +136,7 @@ class OptimizerSteps:
         }
 
     def _set_rate(self) -> None:
-        # Set, not stepped: the rate has no history that a checkpoint would have to hold.
+        # Set, not stepped: the rate has no history that a checkpoint would have to store.
         factor = rate_factor(self._config.schedule, self.done, steps=self._config.steps)
         self.rate = self._config.optimizer.learning_rate * factor
         for group in self._optimizer.param_groups:
@@ -149,7 +150,7 @@ class OptimizerSteps:
         self._count += 1
 
     def _check_finite(self, losses: Mapping[str, float], batch: Any) -> None:
-        """Stop all processes together, before the backward pass, if one of them has a loss that is not finite."""
+        """Raise an error in all processes, before the backward pass, if one of them has a loss that is not finite."""
         bad = [f"{name} = {value}" for name, value in losses.items() if not math.isfinite(value)]
         if not self._fabric.strategy.reduce_boolean_decision(bool(bad), all=False):
             return
@@ -166,9 +167,10 @@ class OptimizerSteps:
 
 
 class _Forward(nn.Module):
-    """Runs a function of the model as a forward pass, which is what mixed precision and several processes begin with.
+    """Runs a function of the model as a forward pass, as mixed precision and distributed training require.
 
-    The function holds its batch: Fabric would turn a batch that it sees, boxes and labels included, to 16 bits.
+    The function holds its batch, because Fabric would convert a batch that it sees, including boxes and labels, to 16
+    bits.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C and the signals that ask for an end stop a run after the current step, not in the middle of it."""
+"""Ctrl-C and termination signals stop a run after the current step, not in the middle of it."""
 
 import signal
 import threading
@@ -7,26 +7,26 @@ from typing import Any
 
 from latentgnn.errors import UserError
 
-# SIGINT: Ctrl-C. SIGTERM: `kill`, batch systems, shutdown. SIGHUP: the terminal is gone. SIGQUIT: Ctrl-\. SIGUSR1: what
-# batch systems send some time before the end, such as Slurm's `--signal=USR1@120`. Not every system has all of them.
+# SIGINT: Ctrl-C. SIGTERM: `kill`, batch systems, shutdown. SIGHUP: the terminal is gone. SIGQUIT: Ctrl-\. SIGUSR1: sent
+# by batch systems some time before the end, such as with Slurm's `--signal=USR1@120`. Not every system has all of them.
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1") if hasattr(signal, name)
 )
 
 
 class TrainingStopped(UserError):
-    """Training was asked to stop, and what it had done is kept."""
+    """Training was asked to stop; its work so far is saved."""
 
 
 class StopSignals:
-    """Notes `STOP_SIGNALS` instead of being interrupted by them; a second SIGINT interrupts at once.
+    """Records `STOP_SIGNALS` instead of being interrupted by them; a second SIGINT interrupts immediately.
 
-    A step in the middle of its accumulated parts has already changed batch norm's running statistics, so the weights
-    at that point are not those of an uninterrupted run after any step. Outside the main thread, where Python allows no
-    handlers, nothing is changed; and what is ignored on purpose, as `nohup` ignores SIGHUP, stays ignored.
+    In the middle of a step with accumulated parts, batch norm's running statistics have already changed, so the weights
+    at that point are not those of any step of an uninterrupted run. Outside the main thread, where Python allows no
+    handlers, nothing is changed. Signals that are ignored on purpose, as `nohup` ignores SIGHUP, stay ignored.
 
     Attributes:
-        name: the signal that came first; ``None`` before.
+        name: the first signal received; ``None`` before.
     """
 
     def __init__(self) -> None:
@@ -49,16 +49,16 @@ class StopSignals:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
-            # A handler that was not set from Python is None, and cannot be set back.
+            # A handler that was not installed from Python is None, and cannot be restored.
             if handler is not None:
                 signal.signal(number, handler)
 
 
 def ignore_stop_signals() -> None:
-    """In a data-loading process: leave stops to the process that it loads for.
+    """In a data-loading process: ignore stop signals, and leave them to the process that it loads for.
 
-    A terminal sends Ctrl-C, and a batch system its termination signal, to all processes of a run. A worker that ended
-    then would make the current step fail.
+    A terminal sends Ctrl-C, and a batch system its termination signal, to all processes of a run. If a worker ended
+    then, the current step would fail.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""What the training loop asks of a task; the loop knows nothing else of it."""
+"""The interface between a task and the training loop, which knows nothing else of the task."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
@@ -9,15 +9,15 @@ from latentgnn.training.fingerprint import Fingerprint
 
 
 class TrainingSet(Protocol):
-    """Samples whose content depends on the epoch and the index alone."""
+    """Samples whose content depends only on the epoch and the index."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, key: tuple[int, int], /) -> Any:
-        """The sample of ``(epoch, index)``."""
+        """Return the sample of ``(epoch, index)``."""
 
     def group_of(self, index: int) -> int:
-        """The group that a sample may share a batch with."""
+        """Return a sample's group; only samples of one group share a batch."""
 
 
 class ValidationSet(Protocol):
@@ -36,25 +36,25 @@ class TrainingTask(Protocol):
     validation_set: ValidationSet
     monitor: str
     trained: Collection[str]
-    """Names of the parameters that began with trained weights; the blocks are never among them."""
+    """Names of the parameters that started from trained weights; the blocks are never among them."""
 
     def units(self) -> list[nn.Module]:
-        """The modules that large models repeat, see `latentgnn.training.large_models`; each runs in every batch."""
+        """Return the model's repeated modules, see `latentgnn.training.large_models`; each must run in every batch."""
 
     def collate(self, samples: list[Any]) -> Any:
-        """A batch; tensors in it move to the device by themselves."""
+        """Make a batch of samples; the loop moves tensors in it to the device."""
 
     def sample_ids(self, batch: Any) -> list[Any]:
-        """What names the samples of a batch to a person."""
+        """Return the names of a batch's samples, for messages."""
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
-        """The scalar losses of a batch in training mode; their sum is what is minimised."""
+        """Return the scalar losses of a batch in training mode; their sum is minimised."""
 
     def predict(self, batch: Any) -> list[Any]:
-        """The plain-data results of a batch in evaluation mode, on the CPU."""
+        """Return the results of a batch in evaluation mode, as plain data on the CPU."""
 
     def score(self, results: Sequence[Any]) -> dict[str, float]:
-        """The metrics of all results of the validation set, gathered from all processes."""
+        """Return the metrics of all results of the validation set, gathered from all processes."""
 
     def fingerprints(self) -> Mapping[str, Fingerprint]:
-        """What the sets consist of, by names for people; asked once, by the process that writes."""
+        """Return fingerprints of the data sets, by name; called once, in the process that writes."""

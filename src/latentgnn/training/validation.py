@@ -17,7 +17,7 @@ from latentgnn.training.task import TrainingTask
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every module is back in the mode that it had."""
+    """Put a model in evaluation mode; afterwards every module is back in its previous mode."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -35,24 +35,24 @@ def validate(
     after_batch: Callable[[int], None],
     stopped: Callable[[], bool],
 ) -> dict[str, float] | None:
-    """The task's metrics of the model as it is; every process returns the same.
+    """Return the task's metrics for the current model; the same in every process.
 
     Args:
-        fabric: moves batches, sets precision and knows the processes.
+        fabric: moves batches, sets the precision and knows the processes.
         task: the model and its scores.
         loader: this process's share of the validation set.
         after_batch: called with the number of batches done.
-        stopped: asked after each batch whether to give up.
+        stopped: called after each batch; returns whether to abort.
 
     Returns:
-        The metrics, or ``None`` where ``stopped`` said so.
+        The metrics, or ``None`` if ``stopped`` returned true.
     """
     results: list[Any] = []
     if fabric.world_size > 1:
-        # Each process has seen other batches; a checkpoint has the first one's running statistics.
+        # Each process has seen other batches; a checkpoint stores the first one's running statistics.
         for buffer in task.model.buffers():
             torch.distributed.broadcast(buffer, src=0)
-    # The processes have unequal shares.
+    # Parameters are gathered because processes have unequal shares of the set.
     with evaluating(task.model), whole(task.model), torch.no_grad(), fabric.autocast(), batches(loader) as loaded:
         for number, batch in enumerate(loaded, start=1):
             results.extend(task.predict(fabric.to_device(batch)))
@@ -63,7 +63,7 @@ def validate(
         shares: list[list[Any]] = [[] for _ in range(fabric.world_size)]
         torch.distributed.all_gather_object(shares, results)
         results = [result for share in shares for result in share]
-    # One process scores, which saves work and memory; the others wait for its metrics.
+    # One process computes the scores, which saves work and memory; the others wait for the metrics.
     metrics: dict[str, float] = {}
     if fabric.is_global_zero:
         metrics = {name: float(value) for name, value in task.score(results).items()}

@@ -1,4 +1,4 @@
-"""What the report of a run says of its detections: where they fail, on which categories and on which images."""
+"""Report sections on detections: where they fail, on which categories and on which images."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,24 +21,24 @@ from latentgnn.tasks.inputs import result_names
 from latentgnn.training.sections import Chart, Gallery, Line, Picture, Section, Table
 
 SCORE = 0.5
-"""Detections that score less are no claims, in the confusion matrix and in pictures."""
+"""Detections that score less are ignored in the confusion matrix and in pictures."""
 IOU = 0.5
 
 _WORDS = {"bbox": "box", "segm": "mask"}
-# More lines than this cannot be told apart.
+# More lines than this are hard to tell apart.
 _MOST_CURVES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageScore:
-    """How an image went.
+    """The result for one image.
 
     Args:
-        image_id: its id.
-        right: objects found, under their own category.
-        confused: objects found under another category.
-        missed: objects not found.
-        invented: detections where nothing is.
+        image_id: id of the image.
+        right: number of objects found with the right category.
+        confused: number of objects found with another category.
+        missed: number of objects that were not found.
+        invented: number of detections without an object.
     """
 
     image_id: int
@@ -49,12 +49,12 @@ class ImageScore:
 
     @property
     def mistakes(self) -> int:
-        """All that went wrong."""
+        """Total number of mistakes."""
         return self.confused + self.missed + self.invented
 
     @property
     def f1(self) -> float:
-        """The harmonic mean of precision and recall; an object under another category is missed and invented.
+        """The harmonic mean of precision and recall; a wrong category counts as missed and as invented.
 
         Example:
             >>> ImageScore(image_id=1, right=2, confused=1, missed=0, invented=0).f1 == 2 / 3
@@ -63,14 +63,14 @@ class ImageScore:
         return 2 * self.right / max(2 * (self.right + self.confused) + self.missed + self.invented, 1)
 
     def caption(self, name: str) -> str:
-        """The counts that are not zero, in words."""
+        """Describe the counts that are not zero in words."""
         counts = {"right": self.right, "under another category": self.confused}
         counts |= {"missed": self.missed, "where nothing is": self.invented}
         return f"{name}: F1 {self.f1:.2f}; " + ", ".join(f"{count} {word}" for word, count in counts.items() if count)
 
 
 def image_scores(matches: Sequence[Match]) -> list[ImageScore]:
-    """How each image went on which there is an object or a detection, worst first."""
+    """Return the results of all images with an object or a detection, worst first."""
     counts: dict[int, Counter[str]] = {}
     for match in matches:
         counts.setdefault(match.image_id, Counter())[_outcome(match)] += 1
@@ -84,7 +84,7 @@ def image_scores(matches: Sequence[Match]) -> list[ImageScore]:
         )
         for image_id, count in counts.items()
     ]
-    # Of images with the same score, the one with more objects says more.
+    # Among images with the same score, those with more objects are more informative.
     return sorted(scores, key=lambda score: (score.f1, -score.mistakes if score.f1 < 1 else score.right))
 
 
@@ -97,14 +97,14 @@ def _outcome(match: Match) -> str:
 
 
 class Analysis:
-    """What a report says of results, and its pictures.
+    """Report sections and pictures for detection results.
 
     Args:
-        evaluator: of the validation set.
-        val_set: that set.
-        scores: of the results.
+        evaluator: evaluator of the validation set.
+        val_set: the validation set.
+        scores: scores of the results.
         results: COCO-results records.
-        pictures: so many at most, one half of them of the worst images, the other of the best.
+        pictures: maximum number of pictures, half of them of the worst images and half of the best.
     """
 
     def __init__(
@@ -131,12 +131,12 @@ class Analysis:
         ]
 
     def pictures(self) -> Iterator[tuple[Path, bytes]]:
-        """Names below ``pictures/``, and PNG files: ground truth beside predictions."""
+        """Yield names below ``pictures/``, and PNG files that show ground truth beside predictions."""
         for (_, _, image), name in zip(self._images, self._places(), strict=True):
             yield name, _beside(self._set, image, self._claims)
 
     def sections(self) -> list[Section]:
-        """The sections of the report."""
+        """Return the sections of the report."""
         word = _WORDS[self._kind]
         matching = f"Detections that score {SCORE} or more, matched with objects at a {word} IoU of {IOU} or more"
         return [
@@ -162,7 +162,7 @@ class Analysis:
         ]
 
     def _confusion(self) -> NDArray[np.int64]:
-        """Objects by row, what they were called by column; the last of both is nothing. int64, (K + 1, K + 1)."""
+        """Counts by true (row) and predicted (column) category, int64, (K + 1, K + 1); the last is nothing."""
         place: dict[int | None, int] = {id: index for index, id in enumerate(self._names)}
         place[None] = len(self._names)
         counts = np.zeros((len(place), len(place)), np.int64)
@@ -177,7 +177,7 @@ class Analysis:
         return Chart(title=f"Mean over categories, {_WORDS[kind]}", x="recall", lines=lines, limits=(0.0, 1.0))
 
     def _curves_of_categories(self) -> Chart:
-        """At an IoU of 0.5, of the categories with most objects."""
+        """Curves at an IoU of 0.5 for the categories with the most objects."""
         counts = Counter(match.truth for match in self._matches if match.truth is not None)
         common = {id for id, _ in counts.most_common(_MOST_CURVES)}
         places = {name: index for index, (id, name) in enumerate(self._names.items()) if id in common}
@@ -224,7 +224,7 @@ class Analysis:
         return Gallery(title=f"The {group} images", pictures=pictures)
 
     def _places(self) -> list[Path]:
-        """Where the pictures lie."""
+        """The paths of the pictures."""
         names = result_names([image.path for _, _, image in self._images])
         return [
             Path(group) / name.with_name(f"{name.name}.png")
@@ -233,12 +233,12 @@ class Analysis:
 
 
 def sample_pictures(val_set: CocoAnnotations, results: Sequence[Record], number: int) -> Iterator[tuple[Path, bytes]]:
-    """Names below ``pictures/`` and PNG files of images spread over a set: ground truth beside predictions.
+    """Yield names below ``pictures/`` and PNG files of images spread over a set: ground truth beside predictions.
 
     Args:
-        val_set: the set.
+        val_set: the validation set.
         results: COCO-results records.
-        number: so many images at most.
+        number: maximum number of images.
     """
     images = [val_set.images[place] for place in spread(len(val_set), number)]
     for image, name in zip(images, result_names([image.path for image in images]), strict=True):
@@ -257,7 +257,7 @@ def _beside(annotations: CocoAnnotations, image: ImageRecord, results: Sequence[
 
 
 def _line(title: str, precision_RK: NDArray[np.float64]) -> Line:
-    """The mean over the categories that are defined, which are the same at every recall."""
+    """The mean over the categories that are defined; these are the same at every recall."""
     defined = precision_RK[:, precision_RK[0] != UNDEFINED]
     recalls = np.linspace(0, 1, len(precision_RK))
     values = defined.mean(axis=1) if defined.size else np.full(len(recalls), np.nan)

@@ -1,4 +1,4 @@
-"""Backbones of detectors: a network of torchvision's or timm's and a feature pyramid on its maps."""
+"""Backbones of detectors: a torchvision or timm network with a feature pyramid on top."""
 
 import difflib
 from collections import OrderedDict
@@ -26,26 +26,26 @@ from latentgnn.tasks.detection.weights.fetching import timm_weights, torchvision
 
 _STRIDES = {"C2": 4, "C3": 8, "C4": 16, "C5": 32}
 _MOBILENET = "mobilenet_v3_large"
-# Where torchvision's MobileNetV3-Large ends its stages, and which two of its layers its detectors' pyramid takes.
+# The last layer of each stage of torchvision's MobileNetV3-Large, and the two layers that its detectors' pyramid uses.
 _MOBILENET_STAGES = {"C2": "3", "C3": "6", "C4": "12", "C5": "15"}
 _MOBILENET_MAPS = {"13": 160, "16": 960}
 
 
 def norm_of(config: ModelConfig) -> Callable[[int], nn.Module]:
-    """What makes a norm of so many channels."""
+    """Return a function that makes a norm for a number of channels."""
     if config.norm == "group_norm":
         return group_norm
     return partial(nn.BatchNorm2d if config.norm == "batch_norm" else FrozenBatchNorm2d, eps=config.norm_eps)
 
 
 class PyramidBackbone(nn.Module):
-    """A network and a feature pyramid on some of its feature maps; the network's blocks do not see the padding.
+    """A network with a feature pyramid on some of its feature maps; the network's blocks do not see the padding.
 
     Args:
-        body: gives its feature maps as a list, or as a dict in the same order.
+        body: returns its feature maps as a list, or as a dict in the same order.
         fpn: the pyramid.
-        positions: which of the feature maps the pyramid takes.
-        out_channels: width of the pyramid.
+        positions: indices of the feature maps that the pyramid uses.
+        out_channels: number of channels of the pyramid.
     """
 
     def __init__(self, body: nn.Module, fpn: nn.Module, positions: tuple[int, ...], out_channels: int) -> None:
@@ -58,7 +58,7 @@ class PyramidBackbone(nn.Module):
     # The mask reaches the blocks by hooks, which compiled code does not notice.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 4, H, W), the fourth channel a mask of the images' own pixels, to the levels of the pyramid."""
+        """Map (B, 4, H, W), whose fourth channel is a mask of the images' own pixels, to the levels of the pyramid."""
         weight = next(parameter for parameter in self.body.parameters() if parameter.ndim == 4)
         channels_last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
         images = x[:, :3].contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
@@ -73,13 +73,13 @@ class PyramidBackbone(nn.Module):
 
 @dataclass(frozen=True)
 class _Body:
-    """A network that gives feature maps.
+    """A network that returns feature maps.
 
     Args:
-        network: gives them as a list or a dict.
-        stages: of each stage, the module after which a block may stand.
-        maps: place and channels of the feature maps that a pyramid takes, in order; those of all stages, but for
-            a network with maps of its own.
+        network: returns them as a list or a dict.
+        stages: for each stage, the module that a block may follow.
+        maps: index and channels of the feature maps that a pyramid uses, in order; these are the maps of all stages,
+            except for a network with its own choice of maps.
     """
 
     network: nn.Module
@@ -88,10 +88,10 @@ class _Body:
 
 
 def build_backbone(config: ModelConfig) -> tuple[PyramidBackbone, dict[str, str]]:
-    """The backbone with its weights, frozen as asked, and the name of each stage in its body.
+    """Build the backbone with its weights, frozen as configured; also return the name of each stage in its body.
 
     Raises:
-        UserError: there is no such network, it does not fit, or its weights cannot be loaded.
+        UserError: if there is no such network, it does not fit, or its weights cannot be loaded.
     """
     body = _build_body(config)
     _freeze(body.network, list(body.stages.values()), config.trainable_stages)
@@ -141,7 +141,7 @@ def _stride_in_first(network: nn.Module, name: str) -> None:
 
 
 def _mobilenet_body(config: ModelConfig) -> _Body:
-    """The network of torchvision's MobileNet detectors: two maps, both of stride 32."""
+    """The network of torchvision's MobileNet detectors, with two maps, both of stride 32."""
     if config.detector == "retinanet":
         raise UserError(
             f"model.backbone: {_MOBILENET} has two feature maps for a pyramid, as torchvision's Faster R-CNN takes "
@@ -154,7 +154,7 @@ def _mobilenet_body(config: ModelConfig) -> _Body:
 
 
 def _load_published(body: nn.Module, config: ModelConfig) -> None:
-    """Load what ``model.weights_backbone`` names into a network of torchvision's."""
+    """Load the weights that ``model.weights_backbone`` names into a torchvision network."""
     if config.weights_backbone is None:
         return
     published = get_model_weights(config.backbone)
@@ -186,13 +186,13 @@ def _timm_body(config: ModelConfig) -> _Body:
             f"model.backbone: {config.backbone!r} gives no feature maps (B, C, H, W) at the strides 4, 8, 16 and 32 "
             f"(its strides: {reductions}); take a convolutional network such as timm/resnet50 or timm/convnext_tiny"
         )
-    # The last map of a stride is a stage's output; earlier ones come from inside.
+    # The last map of each stride is the output of a stage; earlier ones come from inside it.
     positions = {stage: len(reductions) - 1 - reductions[::-1].index(stride) for stage, stride in _STRIDES.items()}
     inside = dict(network.named_modules())
     stages = {}
     for stage, position in positions.items():
         module = modules[position]
-        # timm renames a.b to a_b where it takes a network apart.
+        # timm renames a.b to a_b when it splits a network.
         stages[stage] = module if module in inside else module.replace(".", "_")
     if config.norm == "frozen_batch_norm":
         network = freeze_batch_norm_2d(network)  # type: ignore[no-untyped-call]
@@ -218,7 +218,7 @@ def _batch_to_group_norm(module: nn.Module) -> None:
 
 @contextmanager
 def _refusing(name: str) -> Iterator[None]:
-    """Networks that timm cannot take apart say so in many ways."""
+    """Turn the various errors that timm raises for networks that it cannot split into `UserError`."""
     try:
         yield
     except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -226,8 +226,8 @@ def _refusing(name: str) -> Iterator[None]:
 
 
 def _freeze(body: nn.Module, stages: list[str], trainable: int) -> None:
-    """Freeze all but the last stages; 5 keeps all of them and the stem."""
-    level = 0  # of the stem; what comes between two stages belongs to the second
+    """Freeze all but the last stages; 5 freezes nothing, not even the stem."""
+    level = 0  # level of the stem; modules between two stages belong to the later one
     for name, parameter in body.named_parameters():
         inside = next((k for k, stage in enumerate(stages, 1) if name.startswith(f"{stage}.")), None)
         level = max(level, inside or 0)

@@ -1,18 +1,18 @@
-"""Whether the categories of two sets mean the same."""
+"""Compares the categories of two sets."""
 
 from collections.abc import Iterable
 
 Category = tuple[int, str]
-"""Id and name."""
+"""Id and name of a category."""
 
 
 def differing(known: Iterable[Category], others: Iterable[Category]) -> tuple[Category, Category] | None:
-    """The first category that is not the same in both: one id with two names, or one name with two ids.
+    """Return the first category on which two sets disagree: one id with two names, or one name with two ids.
 
-    A category that only one of them has is no difference.
+    A category that only one of them has is not a disagreement.
 
     Returns:
-        It, as it is in ``known`` and in ``others``; ``None`` where they agree.
+        The category as it is in ``known`` and in ``others``; ``None`` if they agree.
     """
     name_of = dict(known)
     id_of = {name: id for id, name in name_of.items()}

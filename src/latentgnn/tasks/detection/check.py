@@ -1,4 +1,4 @@
-"""The check of a set before anything is trained on it, whatever its format: every record, every image file."""
+"""The check of a detection set of any format before training: every record and every image file."""
 
 import itertools
 import os
@@ -23,27 +23,27 @@ from latentgnn.tasks.detection.record_faults import box_faults, field_text, imag
 from latentgnn.tasks.detection.segmentations import segmentation_fault
 from latentgnn.tasks.tars import is_folder
 
-# A training image's masks are decoded together, a byte a pixel and object.
+# The masks of a training image are decoded together, with one byte per pixel and object.
 _MOST_MASK_BYTES = 2 * 2**30
 
-# Threads decode side by side, but of images beyond this size, 64 MB of RGB, only so many.
+# Threads decode in parallel, but only a few images at a time that are larger than this (64 MB as RGB).
 _LARGE_PIXELS = 2**24
 _MOST_LARGE = 2
-# Images whose files are looked into before the next ones' records are read.
+# Number of images whose files are checked before the next records are read.
 _FILES_AT_A_TIME = 4096
 
 
 @dataclass(kw_only=True, slots=True)
 class Report:
-    """What a check has to say.
+    """The result of a check.
 
     Args:
-        file: the annotation file, or what stands for the set.
-        faults: all of them, in the order of the file, with ids that are given twice after the others of their kind, and
-            the image files' last.
+        file: the annotation file, or the path that stands for the set.
+        faults: all faults in the order of the file; ids that occur twice come after the other faults of their kind, and
+            faults of image files come last.
         bad_images: ids of images to leave out, with their annotations.
         bad_annotations: ids of annotations to leave out.
-        counts: records of each kind; empty where the file could not be parsed.
+        counts: number of records of each kind; empty if the file could not be parsed.
     """
 
     file: Path
@@ -53,14 +53,14 @@ class Report:
     counts: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return plain data."""
         return {"file": str(self.file), "counts": self.counts, "faults": [fault.to_json() for fault in self.faults]}
 
     def text(self, limit: int | None = None) -> str:
-        """A line a fault and one of counts.
+        """Return one line per fault and one with counts.
 
         Args:
-            limit: how many faults to list, the fatal ones first; ``None`` lists all.
+            limit: maximum number of faults to list, the fatal ones first; ``None`` lists all.
         """
         fatal_first = sorted(self.faults, key=lambda fault: not fault.fatal)
         lines = fault_lines(fatal_first, limit)
@@ -71,26 +71,27 @@ class Report:
 def check_split(annotation_path: Path | str, image_folder: Path | str, *, whole: bool = True) -> Report:
     """Check every annotation and every image file of a split.
 
-    Faults are: a file or folder that is missing; malformed JSON; lists, records or fields that are missing or of the
-    wrong type; an id used twice; an annotation of an unknown image or category; a box of no area, or more than a pixel
-    outside its image; a negative area; a mask that does not decode, has no pixel, or is missing while other annotations
-    have one; an image of more pixels or a longer side than is read, or with more masks than memory should hold; an
-    image file that is missing, damaged, cut short, or of another size than its record says (as stored and as its EXIF
-    orientation turns it).
+    Faults are: a missing file or folder; malformed JSON; lists, records or fields that are missing or have the wrong
+    type; an id used twice; an annotation of an unknown image or category; a box without area, or more than a pixel
+    outside its image; a negative area; a mask that cannot be decoded, has no pixel, or is missing while other
+    annotations have one; an image with more pixels or a longer side than is read, or with more masks than memory should
+    hold; an image file that is missing, damaged, truncated, or of another size than its record says (both as stored and
+    as its EXIF orientation turns it).
 
-    JPEG files are decoded only where their end is missing: their decoder makes a picture of whatever else is damaged,
-    so that decoding would find no more. All other files are decoded.
+    JPEG files are decoded only if their end is missing: the decoder makes a picture even of a damaged file, so that
+    decoding would not find more. All other files are decoded.
 
     Args:
         annotation_path: COCO JSON file.
-        image_folder: where its file names point.
-        whole: images are used whole, not in crops or tiles, and the masks of each must fit into memory together.
+        image_folder: folder that its file names are relative to.
+        whole: whether images are used whole, not in crops or tiles, so that all masks of one must fit into memory
+            together.
     """
     return check(read_coco(Path(annotation_path), Path(image_folder)), whole=whole)
 
 
 def check(reading: Reading, *, whole: bool = True) -> Report:
-    """Check what was read of a split, see `check_split`; the faults of reading it come first."""
+    """Check the records that were read for a split, see `check_split`; faults found while reading come first."""
     report = Report(file=reading.file, faults=list(reading.faults))
     if not is_folder(reading.image_folder):
         report.faults.append(Fault(file=reading.image_folder, record="", message="no such image folder", fatal=True))
@@ -102,11 +103,11 @@ def check(reading: Reading, *, whole: bool = True) -> Report:
 
 
 _File = tuple[str, int, Path, tuple[int, int]]
-"""What to look into: the record's name, its id, the path, and the (width, height) that it should have."""
+"""A file to check: the record's name, its id, the path, and the (width, height) that the image should have."""
 
 
 class _Checker:
-    """One pass over a parsed file; what it finds goes to the report."""
+    """One pass over a parsed file; faults go to the report."""
 
     def __init__(self, report: Report, reading: Reading, whole: bool) -> None:
         self.report = report
@@ -143,7 +144,7 @@ class _Checker:
             self.categories.add(id)
 
     def _images(self) -> Sequence[int]:
-        """The numbers of the records without faults, whose files are to be looked into."""
+        """Return the indices of the records without faults, whose files must be checked."""
         sound = array("q")
         sizes: dict[tuple[int, int], tuple[int, int]] = {}
         for index, record, image, id in self._records("images"):
@@ -153,7 +154,7 @@ class _Checker:
             if messages:
                 self.sizes[id] = None
                 continue
-            # Of a million images, many have the same size.
+            # Cached: of a million images, many have the same size.
             size = image["width"], image["height"]
             self.sizes[id] = sizes.setdefault(size, size)
             sound.append(index)
@@ -223,7 +224,7 @@ class _Checker:
                         self._fault("images", record, message, id, path)
 
     def _records(self, kind: Kind) -> Iterator[tuple[int, str, dict[str, Any], int]]:
-        """The records of a list that are objects with an integer id: (number, what to call it, record, id)."""
+        """Yield the records of a list that are objects with an integer id: (index, name in messages, record, id)."""
         indices, ids = array("q"), array("q")
         for index, record in enumerate(self.dataset[kind]):
             called = f"{kind}[{index}]"
@@ -243,7 +244,7 @@ class _Checker:
             self._fault(kind, called, f"duplicated id: {other} has it too", ids[again])
 
     def _fault(self, kind: Kind, record: str, message: str, id: int | None = None, file: Path | None = None) -> None:
-        # Every label depends on the categories, so that none can be left out.
+        # Every label depends on the categories, so none of them can be left out.
         fatal = kind == "categories"
         place = self.places.get(kind, {}).get(-1 if id is None else id)
         if place is not None and file is None:
@@ -260,7 +261,7 @@ def _called(kind: Kind, index: int, record: dict[str, Any]) -> str:
 
 
 def _repeated(ids: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """The places of ids that came before, each with the place where it came first."""
+    """Yield the places of ids that occurred before, each with the place of the first occurrence."""
     order = np.argsort(np.array(ids, np.int64), kind="stable")
     ordered = np.array(ids, np.int64)[order]
     is_first = np.ones(len(order), bool)

@@ -1,4 +1,4 @@
-"""COCO-format data: where it lies, what it says, and samples made of it."""
+"""COCO-format data: finding files, accessing annotations, and making samples of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,14 +26,14 @@ _YEARS = ("2017", "2014", "")
 
 
 def find_split(config: DataConfig, split: Split) -> tuple[Path, Path]:
-    """The annotation file and the image folder of a split: those given, or those found by COCO's names.
+    """Return the annotation file and the image folder of a split: those configured, or those found by COCO's names.
 
-    Looked for are ``annotations/instances_<split>.json`` with ``<split>/``, ``images/<split>/`` or ``<split>.tar``,
-    where ``<split>`` is for example ``train2017``, ``train2014`` or ``train``; a file and a folder of the same name go
-    first.
+    It looks for ``annotations/instances_<split>.json`` with ``<split>/``, ``images/<split>/`` or ``<split>.tar``, where
+    ``<split>`` is for example ``train2017``, ``train2014`` or ``train``; a file and a folder with the same name are
+    preferred.
 
     Raises:
-        UserError: something is missing; the message lists what was looked for.
+        UserError: if something is missing; the message lists the names that were tried.
     """
     if config.root is None:
         raise UserError("data.root is null, which means the embedded set; give the folder of a COCO-format set")
@@ -57,7 +57,7 @@ def find_split(config: DataConfig, split: Split) -> tuple[Path, Path]:
 
 
 def has_split(config: DataConfig, split: Split) -> bool:
-    """Whether the annotation file of a split is named, or is there under one of COCO's names."""
+    """Whether the annotation file of a split is configured, or exists under one of COCO's names."""
     if getattr(config, f"{split}_annotations") is not None:
         return True
     names, files, _ = _candidates(config, Path(config.root or ""), split)
@@ -67,7 +67,7 @@ def has_split(config: DataConfig, split: Split) -> bool:
 def _candidates(
     config: DataConfig, root: Path, split: Split
 ) -> tuple[list[str], dict[str, list[Path]], dict[str, list[Path]]]:
-    """COCO's names of a split, and where for each the annotation file and the image folder may be."""
+    """COCO's names for a split, and for each of them the possible paths of annotation file and image folder."""
     given_annotations: str | None = getattr(config, f"{split}_annotations")
     given_images: str | None = getattr(config, f"{split}_images")
     names = [f"{split}{year}" for year in _YEARS]
@@ -87,13 +87,13 @@ def _not_found(what: str, option: str, candidates: dict[str, list[Path]]) -> str
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRecord:
-    """An image of a set.
+    """An image in a set.
 
     Args:
-        id: in the annotation file.
-        file_name: in the annotation file.
-        width: in pixels, as annotated.
-        height: in pixels, as annotated.
+        id: id in the annotation file.
+        file_name: name in the annotation file.
+        width: annotated width in pixels.
+        height: annotated height in pixels.
         path: the image file.
     """
 
@@ -105,26 +105,26 @@ class ImageRecord:
 
 
 class CocoAnnotations:
-    """Annotations that are free of faults; `latentgnn.tasks.detection.sound_sets.load_split` makes sure of that.
+    """Annotations without faults, as `latentgnn.tasks.detection.sound_sets.load_split` provides them.
 
-    Records are not held as Python's objects, of which millions would take gigabytes in each process: they lie as text,
-    in the file that they were read from or in one buffer, and are decoded whenever they are asked for.
+    Records are not kept as Python objects, millions of which would take gigabytes in each process. They stay as text,
+    in the file that they were read from or in one buffer, and are decoded whenever they are requested.
 
     Args:
         dataset: the COCO dict; its lists may be `latentgnn.stored_lists.StoredList`.
-        image_folder: where the file names point.
-        skipped_images: how many images were left out for their faults.
-        skipped_annotations: how many annotations were, those of images that were left out among them.
-        skipped: what was left out and why, for people; empty if nothing was.
+        image_folder: folder that the file names are relative to.
+        skipped_images: number of images that were left out because of faults.
+        skipped_annotations: number of annotations that were left out, including those of such images.
+        skipped: message about what was left out and why; empty if nothing was.
 
     Attributes:
-        folder: where the file names point.
+        folder: folder that the file names are relative to.
         dataset: the COCO dict; annotations that lack ``iscrowd`` or ``area`` have them here.
         images: the images, in the file's order.
-        objects: how many annotations are no crowds.
-        categories: (id, name), by ascending id.
-        category_of_label: from a label, 1 to the number of categories, to the category's id; they ascend together.
-        has_masks: every annotation has a segmentation.
+        objects: number of annotations that are not crowds.
+        categories: (id, name) pairs, by ascending id.
+        category_of_label: maps each label, from 1 to the number of categories, to the category's id; both ascend.
+        has_masks: whether every annotation has a segmentation.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class CocoAnnotations:
             crowds += annotation.get("iscrowd", 0)
             self.has_masks &= bool(annotation.get("segmentation"))
         self.objects = len(annotations) - crowds
-        # The annotations by their images, and where each image's end.
+        # The annotations sorted by image, and the end of each image's range.
         images_of = self._by_id[np.searchsorted(self._ids, image_ids)]
         self._by_image = np.argsort(images_of, kind="stable").astype(np.int32)
         self._ends = np.cumsum(np.bincount(images_of, minlength=len(images)))
@@ -167,11 +167,11 @@ class CocoAnnotations:
         return len(self.images)
 
     def annotations_of(self, image_id: int) -> list[dict[str, Any]]:
-        """The annotation records of an image, crowds among them."""
+        """Return the annotation records of an image, including crowds."""
         return self.annotations_at(self._index_of(image_id))
 
     def annotations_at(self, index: int) -> list[dict[str, Any]]:
-        """The annotation records of the image of a number, crowds among them."""
+        """Return the annotation records of the image at an index, including crowds."""
         start = self._ends[index - 1] if index else 0
         return self._annotations.values(self._by_image[start : self._ends[index]])
 
@@ -205,17 +205,17 @@ def _area(annotation: dict[str, Any], height: int, width: int) -> float:
 
 
 class CocoTrainingSet:
-    """Augmented samples whose randomness depends on the seed, the epoch and the image's id alone.
+    """Augmented samples whose randomness depends only on the seed, the epoch and the image's id.
 
     A sample is ``(image, target)``: float32 (3, H, W) in 0..1, and a dict of ``boxes`` float32 (n, 4) xyxy, ``labels``
     int64 (n,), ``masks`` uint8 (n, H, W) where the set has masks, and ``image_id``. Crowds are left out of it.
 
     Args:
         annotations: the set.
-        augment: what may happen to an image.
-        seed: of the augmentation, and of the crops.
+        augment: the random changes of an image.
+        seed: seed of the augmentation and of the crops.
         crop: with a ``size``, samples are windows of the images.
-        group_by_aspect: whether `group_of` tells wide and tall images apart.
+        group_by_aspect: whether `group_of` separates wide and tall images.
     """
 
     def __init__(
@@ -237,7 +237,7 @@ class CocoTrainingSet:
         return len(self._is_tall)
 
     def group_of(self, index: int) -> int:
-        """0 for a wide or square image, 1 for a tall one."""
+        """Return 0 for a wide or square image, 1 for a tall one."""
         return int(self._is_tall[index])
 
     def __getitem__(self, key: tuple[int, int], /) -> tuple[Tensor, dict[str, Any]]:
@@ -250,12 +250,12 @@ class CocoTrainingSet:
         return image.as_subclass(Tensor), {**plain, "image_id": record.id}
 
     def _sample(self, record: ImageRecord, objects: Sequence[dict[str, Any]]) -> tuple[Tensor, dict[str, Any]]:
-        """An image or a random window of it, and the objects in it."""
+        """An image, or a random window of it, with its objects."""
         height, width = record.height, record.width
         image = read_image(record.path, size=(width, height))
         xywh = torch.tensor([object["bbox"] for object in objects], dtype=torch.float32).reshape(-1, 4)
         xyxy = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1)
-        # Clamped before the transforms: an annotation a fraction of a pixel outside is not an object cut off.
+        # Clamped before the transforms: an annotation a fraction of a pixel outside the image is not an object cut off.
         boxes = torch.minimum(xyxy.clamp(min=0), xyxy.new_tensor([width, height] * 2))
         label_of = self._annotations.label_of_category
         labels = torch.tensor([label_of[object["category_id"]] for object in objects], dtype=torch.int64)
@@ -274,14 +274,14 @@ class CocoTrainingSet:
 
 
 class CocoValidationSet:
-    """The images of a set in order, unchanged.
+    """The images of a set in order, without changes.
 
-    A sample is ``(image, {"image_id": id, "size": (H, W)})`` with a float32 image (3, H, W) in 0..1. Images that are to
-    be looked at by tiles are large, and not loaded ahead of their use: there, the image's path is in its place.
+    A sample is ``(image, {"image_id": id, "size": (H, W)})`` with a float32 image (3, H, W) in 0..1. Images that are
+    processed in tiles are large and not loaded ahead of their use: for them, the sample holds the image's path instead.
 
     Args:
         annotations: the set.
-        in_tiles: give paths.
+        in_tiles: whether samples hold paths.
     """
 
     def __init__(self, annotations: CocoAnnotations, *, in_tiles: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""What the commands do for detection alone; see `latentgnn.tasks.commands`."""
+"""Commands of detection; see `latentgnn.tasks.commands`."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -55,7 +55,7 @@ USAGE = """import latentgnn
 model = latentgnn.load_run(".")  # this folder; or its name on the hub, with from_hub=True
 found = model.predict("photo.jpg")  # boxes, labels, scores and, of a Mask R-CNN, masks
 names = [model.categories[label - 1][1] for label in found["labels"]]"""
-"""What a model card says of its use."""
+"""Usage example of a model card."""
 
 
 class DetectionCommands(Commands[DetectionConfig, Data, TrainedDetector]):
@@ -108,11 +108,11 @@ class DetectionCommands(Commands[DetectionConfig, Data, TrainedDetector]):
         return metrics
 
     def task(self, config: DetectionConfig, run: RunFolder, data: Data, *, goes_on: bool) -> DetectionTask:
-        """What is trained in a run; where it goes on, no weights are fetched that a checkpoint replaces."""
+        """Return the training task of a run; weights that a checkpoint replaces are not downloaded."""
         train_set, val_set = data
-        # The seed of the weights; the loop seeds each step by itself.
+        # Seeds the initial weights; the loop seeds each step itself.
         torch.manual_seed(config.training.seed)
-        # The weights of a whole detector stand in for those of its backbone, and a checkpoint for both.
+        # The weights of a whole detector replace those of its backbone, and a checkpoint replaces both.
         bare = goes_on or config.model.weights is not None
         model = build_detector(
             replace(config.model, weights_backbone=None) if bare else config.model, len(train_set.categories)
@@ -158,7 +158,7 @@ class DetectionCommands(Commands[DetectionConfig, Data, TrainedDetector]):
                     records = _kept(processes.in_order(detections, len(val_set)), found, len(val_set))
             scores = processes.from_first(lambda: evaluator.score(records))
             if processes.is_first:
-                # Before anything else is written that may fail.
+                # Printed before anything else is written, which may fail.
                 print(scores.table())
                 written.write_json("metrics.json", scores.to_json())
                 if results is None:
@@ -275,7 +275,7 @@ class DetectionCommands(Commands[DetectionConfig, Data, TrainedDetector]):
 def _detect(
     trained: TrainedDetector, val_set: CocoAnnotations, evaluator: CocoEvaluator, processes: Processes
 ) -> Iterator[list[Record]]:
-    """What a model finds in the images of a set that are this process's, one after the other."""
+    """Yield the detections of a model in this process's share of a set's images, one image at a time."""
     config, model = trained.config, trained.model
     device = next(model.parameters()).device
     category_of_label = {label: id for label, (id, _) in enumerate(trained.categories, 1)}
@@ -289,7 +289,7 @@ def _detect(
 
 
 def _kept(detections: Iterator[list[Record]], found: GrowingList, images: int) -> list[Record]:
-    """The detections in all images, kept in a file as they come."""
+    """Return the detections in all images, and store them in a file as they come."""
     records: list[Record] = []
     for new in counted(detections, "evaluate", total=images):
         found.add(new)

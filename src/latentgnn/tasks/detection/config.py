@@ -1,4 +1,4 @@
-"""What a detection run is made of, as plain data: model, data, training, evaluation."""
+"""The configuration of a detection run as plain data: model, data, training, evaluation."""
 
 import math
 import re
@@ -18,7 +18,7 @@ Format = Literal["coco", "voc", "voc_masks", "yolo", "labelme"]
 
 _MOST_DETECTIONS = 10_000
 _MOST_PROPOSALS = 1_000_000
-_MOST_PIXELS = 16_384  # of a side
+_MOST_PIXELS = 16_384  # maximum length of a side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,38 +29,39 @@ class ModelConfig:
         detector: the head, torchvision's.
         heads: torchvision's first generation of heads and pyramid, or its second (``v2``: with norms, and deeper).
         weights: trained weights of a whole detector to start from: the name of one of torchvision's to download, such
-            as ``MaskRCNN_ResNet50_FPN_Weights.COCO_V1``, a run's folder, a checkpoint, or a file that holds a state
-            dict; ``null`` for none. With it, ``weights_backbone`` is not read.
+            as ``MaskRCNN_ResNet50_FPN_Weights.COCO_V1``, a run's folder, a checkpoint, or a file with a state dict;
+            ``null`` for none. If set, ``weights_backbone`` is ignored.
         backbone: a torchvision ResNet or ResNeXt (``resnet50``), ``mobilenet_v3_large``, or ``timm/<name>`` for one of
             timm's.
         weights_backbone: ``null`` for none, the name of published weights to download (``IMAGENET1K_V1`` for
-            torchvision, ``pretrained`` for timm), or a file that holds a state dict.
+            torchvision, ``pretrained`` for timm), or a file with a state dict.
         norm: the norm inside the backbone, and in the second generation of R-CNN's heads.
-        norm_eps: what these norms add to the variance; torchvision's first trained ResNet-50 detectors need 0.
-        stride_in_1x1: a ResNet strides in the first convolution of a stage, as Caffe's and detectron2's do, and not in
-            the second.
-        trainable_stages: stages that learn, counted from the last (5 is all of them and the stem).
-        blocks: latents of the block after each named stage, for example ``{C4: 100}``; ``{}`` for none.
+        norm_eps: epsilon that these norms add to the variance; torchvision's first trained ResNet-50 detectors need 0.
+        stride_in_1x1: put a ResNet stage's stride into its first convolution, as Caffe and detectron2 do, instead of
+            its second.
+        trainable_stages: number of stages that are trained, counted from the last (5 is all of them and the stem).
+        blocks: number of latents of the block after each named stage, for example ``{C4: 100}``; ``{}`` for none.
         block: see `latentgnn.tasks.blocks.BlockConfig`.
-        fpn_channels: width of the feature pyramid.
-        min_size: shorter side that an image is resized to; of several, one is drawn for each image in training.
-        max_size: longest side allowed.
-        image_mean: per channel, of images in 0..1.
-        image_std: per channel, of images in 0..1.
+        fpn_channels: number of channels of the feature pyramid.
+        min_size: length to which an image's shorter side is resized; if there are several, one is drawn per training
+            image.
+        max_size: maximum length of the longer side.
+        image_mean: mean per channel, of images in 0..1.
+        image_std: standard deviation per channel, of images in 0..1.
         anchor_sizes: one anchor size a pyramid level, in pixels of the resized image; on ``mobilenet_v3_large``, all of
             them at each of its three levels.
-        anchor_ratios: height over width.
-        rpn_pre_nms: proposals a level kept before non-maximum suppression, in training and in evaluation.
-        rpn_post_nms: proposals kept after it, likewise.
+        anchor_ratios: ratios of height to width.
+        rpn_pre_nms: proposals per level kept before non-maximum suppression, in training and in evaluation.
+        rpn_post_nms: proposals kept after it, in training and in evaluation.
         rpn_score_threshold: proposals that score less are dropped.
-        rpn_batch_size: anchors an image sampled for the proposal loss.
-        box_batch_size: proposals an image sampled for the box and mask losses.
-        box_head_channels: width of the box head's two layers.
-        mask_head_layers: convolutions of the mask head.
-        mask_head_channels: their width.
-        score_threshold: detections below it are dropped.
-        nms_threshold: overlap above which the weaker of two detections of one category is dropped.
-        detections_per_image: detections kept.
+        rpn_batch_size: anchors sampled per image for the proposal loss.
+        box_batch_size: proposals sampled per image for the box and mask losses.
+        box_head_channels: number of channels of the box head's two layers.
+        mask_head_layers: number of convolutions of the mask head.
+        mask_head_channels: number of channels of these convolutions.
+        score_threshold: detections that score less are dropped.
+        nms_threshold: overlap above which the lower-scoring of two detections of one category is dropped.
+        detections_per_image: maximum number of detections kept.
     """
 
     detector: Detector = "mask_rcnn"
@@ -115,7 +116,7 @@ class ModelConfig:
                 ),
                 "fpn_channels": within("fpn_channels", 1, MOST_CHANNELS),
                 "min_size": within("min_size", 1, _MOST_PIXELS),
-                # Images may be 50 times as long as wide.
+                # Images may be up to 50 times as long as wide.
                 "max_size": within("max_size", 64, _MOST_PIXELS),
                 "image_mean": (all(map(math.isfinite, self.image_mean)), "finite numbers"),
                 "image_std": (all(0 < value < math.inf for value in self.image_std), "numbers above 0"),
@@ -144,20 +145,20 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Random changes of a training image; boxes and masks follow. Each probability is 0 for never.
+    """Random changes of a training image; boxes and masks follow. A probability of 0 means never.
 
     Args:
         horizontal_flip: probability.
         vertical_flip: probability.
         quarter_turns: rotate by a random multiple of 90 degrees.
-        crop: side in pixels of a random square crop, ``null`` for none; smaller images are left as they are.
+        crop: side in pixels of a random square crop, ``null`` for none; smaller images are not cropped.
         scale: range of a random zoom, ``null`` for none.
         brightness: largest relative change; likewise contrast and saturation.
         contrast: largest relative change.
         saturation: largest relative change.
         hue: largest change, as a fraction of the colour circle.
         grayscale: probability.
-        invert: probability of a negative.
+        invert: probability of inverting the colours.
     """
 
     horizontal_flip: float = 0.5
@@ -198,17 +199,18 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CropConfig:
-    """Training on crops of large images: each time an image is drawn, one window of it is read, at random.
+    """Training on crops of large images: each time an image is drawn, one random window of it is read.
 
-    Unlike ``augment.crop``, which cuts what was read whole, this never holds the masks and pixels of the whole image as
-    tensors.
+    Unlike ``augment.crop``, which crops an image that was read whole, this never holds the masks and pixels of the
+    whole image as tensors.
 
     Args:
-        size: side of the square window in pixels, ``null`` for whole images; an image shorter than it keeps its length.
-        visible: an object that the window's edge cuts is kept if at least this fraction of its mask, or of its box
-            where there are no masks, is in the window.
-        on_object: probability that the window is placed so that it holds a random object, whole if it fits; else it
-            lies anywhere.
+        size: side of the square window in pixels, ``null`` for whole images; an image that is shorter in a dimension is
+            not cropped in it.
+        visible: an object cut by the window's edge is kept if at least this fraction of its mask, or of its box if
+            there are no masks, is in the window.
+        on_object: probability that the window is placed to contain a random object, whole if it fits; otherwise it is
+            placed anywhere.
     """
 
     size: int | None = None
@@ -228,29 +230,29 @@ class CropConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where images and annotations are.
+    """The location of images and annotations.
 
     Args:
-        root: a folder with images and annotations; ``null`` takes the embedded set, made on the fly.
+        root: a folder with images and annotations; ``null`` takes the embedded set, which is generated.
         format: ``coco``, ``voc`` (Pascal VOC's XML files), ``voc_masks`` (its segmentation pictures), ``yolo`` or
-            ``labelme``; ``null`` finds out.
-        val_fraction: of a set without a val split, the part of the images that is drawn for validation.
-        val_seed: of that draw, apart from the training's own seed.
+            ``labelme``; ``null`` detects it.
+        val_fraction: fraction of the images that is drawn for validation, for a set without a val split.
+        val_seed: seed of that draw, independent of the training's seed.
         val_groups: a regular expression that finds the group in an image's file name, such as ``(.*)_[0-9]+`` for
-            frames with numbers at the end; images of one group all go to the same side.
+            frames with numbers at the end; images of one group are all in the same split.
         train_annotations: COCO JSON file, relative to ``root``; ``null`` finds ``annotations/instances_train*.json``.
         train_images: image folder or tar file, relative to ``root``; ``null`` finds ``train2017``, ``train2014`` or
             ``train``, or a tar file of such a name.
         val_annotations: likewise for validation.
         val_images: likewise for validation.
-        on_fault: ``stop`` at faulty records, or ``skip`` them and say how many.
+        on_fault: what to do about faulty records: ``stop``, or ``skip`` them and say how many.
         group_by_aspect: batches hold only wide or only tall images, which saves padding.
         crop: see `CropConfig`.
         augment: see `AugmentConfig`.
-        categories: id and name of every category; ``null`` takes those of the annotations, and a run's resolved
-            configuration names them.
-        embedded_train: images in the embedded training set; an even number, two for each scene.
-        embedded_val: images in the embedded validation set; likewise.
+        categories: id and name of every category; ``null`` takes those of the annotations; a run's resolved
+            configuration lists them.
+        embedded_train: images in the embedded training set; an even number, two per scene.
+        embedded_val: images in the embedded validation set; an even number, two per scene.
         embedded_size: height of an embedded image in pixels; it is twice as wide.
     """
 
@@ -274,7 +276,7 @@ class DataConfig:
 
     @property
     def is_whole(self) -> bool:
-        """Whether images are learnt from whole: of crops, an image's masks are never decoded together."""
+        """Whether training uses whole images; with crops, an image's masks are never decoded together."""
         return self.crop.size is None
 
     def __post_init__(self) -> None:
@@ -303,7 +305,7 @@ class DataConfig:
 
 
 def is_pattern(text: str | None) -> bool:
-    """Whether a text is a regular expression, or there is none."""
+    """Whether a string is a regular expression, or ``None``."""
     try:
         re.compile(text or "")
     except (re.error, OverflowError, RecursionError):
@@ -313,14 +315,14 @@ def is_pattern(text: str | None) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How images are looked at, in validations, ``evaluate`` and ``predict`` alike, and how detections are scored.
+    """How images are processed in validations, ``evaluate`` and ``predict``, and how detections are scored.
 
     Args:
-        tiles: side in pixels of the overlapping tiles that an image is looked at by, ``null`` for whole images.
-        tile_overlap: of neighbouring tiles, as a fraction of ``tiles``.
-        max_detections: the three limits of detections an image, ascending, of COCO's figures.
-        per_category: also give every category's AP.
-        sample_pictures: pictures with ground truth beside predictions that a run writes.
+        tiles: side in pixels of the overlapping tiles in which an image is processed, ``null`` for whole images.
+        tile_overlap: overlap of neighbouring tiles, as a fraction of ``tiles``.
+        max_detections: the three limits of detections per image for COCO's figures, ascending.
+        per_category: also report every category's AP.
+        sample_pictures: number of pictures with ground truth beside predictions that a run writes.
     """
 
     tiles: int | None = None
@@ -365,11 +367,12 @@ class DetectionConfig:
 
 
 def _kept_by_runs(trained: DetectionConfig, now: DetectionConfig) -> dict[str, str]:
-    """Settings of the data that stay a run's own when it is used, and why: its categories, and its split if drawn.
+    """Return settings of the data that must stay as in the run, and why: its categories, and its split if drawn.
 
     Args:
-        trained: as the run was trained.
-        now: as it is used: on another set with a val split of its own, where none is drawn, the run's has no part.
+        trained: the run's configuration.
+        now: the configuration in use; if it names another set that has its own val split, the run's split does not
+            matter.
     """
     kept = {"data.categories": "its weights know these categories"}
     if trained.data.val_fraction is not None and now.data.val_fraction is not None:

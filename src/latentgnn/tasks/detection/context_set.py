@@ -1,12 +1,12 @@
-"""The embedded set: objects whose category no local appearance tells, but only a key at the image's other end.
+"""The embedded set: an object's category cannot be told from its surroundings, only from a key at the other end.
 
 An image is twice as wide as high. At one end is the key, a tall banner in a white frame that is blue or orange. At the
-other end, more than the image's height away, are discs, squares, triangles and diamonds of other colours. They all are
-``cool`` where the key is blue, and ``warm`` where it is orange.
+other end, more than the image's height away, are discs, squares, triangles and diamonds of other colours. All of them
+are ``cool`` if the key is blue, and ``warm`` if it is orange.
 
 Every scene appears twice, once with a key of each colour. The two images are equal in every pixel outside the key, and
-every object that is ``cool`` in one of them is ``warm`` in the other: whatever a detector sees of an object and of what
-surrounds it, up to the key, comes with either category in exactly half of the cases.
+every object that is ``cool`` in one of them is ``warm`` in the other. So whatever a detector sees of an object and its
+surroundings, excluding the key, occurs with each category in exactly half of the cases.
 """
 
 import json
@@ -30,7 +30,7 @@ SHAPES = ("disc", "square", "triangle", "diamond")
 MANIFEST = "context_set.json"
 
 _SMALLEST = 64
-_SAMPLES = 4  # a pixel's, along each axis: how much of it a shape covers is counted in sixteenths
+_SAMPLES = 4  # samples per pixel along each axis: a shape's coverage of a pixel is counted in sixteenths
 _WHITE = np.array((238, 238, 232))
 
 _Pixels = NDArray[np.int64]
@@ -39,14 +39,14 @@ _Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a folder's set was made from.
+    """The parameters that a folder's set was generated from.
 
     Args:
-        train: images for training.
-        val: images for validation.
+        train: number of training images.
+        val: number of validation images.
         size: height of an image.
-        seed: of everything drawn.
-        version: of the drawing.
+        seed: seed of everything that is drawn.
+        version: version of the drawing code.
     """
 
     train: int
@@ -57,23 +57,23 @@ class Manifest:
 
 
 def write_context_set(root: Path | str, *, train: int, val: int, size: int, seed: int = 0) -> None:
-    """Write the set as a COCO-format folder, unless it is there already.
+    """Write the set as a COCO-format folder, unless it exists already.
 
-    The pixels and the annotations depend on the arguments alone: drawing is integer arithmetic. A set of more images
-    begins with those of a set of fewer. The folder appears whole or not at all.
+    Pixels and annotations depend only on the arguments, as drawing is integer arithmetic. A larger set begins with the
+    images of a smaller one. The folder appears complete or not at all.
 
     Every image record names its ``key`` (``colour`` and ``bbox``) and its ``scene``, every annotation has
     ``attributes`` (``shape``, ``colour``), and masks are uncompressed run-length encodings.
 
     Args:
-        root: the folder to make.
-        train: images for training; an even number, two for each scene.
-        val: images for validation; likewise.
+        root: the folder to create.
+        train: number of training images; an even number, two per scene.
+        val: number of validation images; an even number, two per scene.
         size: height of an image in pixels; it is twice as wide.
-        seed: of everything drawn.
+        seed: seed of everything that is drawn.
 
     Raises:
-        UserError: a count or the size is out of range, or the folder holds something else.
+        UserError: if a number or the size is out of range, or the folder contains something else.
     """
     for name, count in (("embedded_train", train), ("embedded_val", val)):
         if count < 2 or count % 2:
@@ -92,7 +92,7 @@ def write_context_set(root: Path | str, *, train: int, val: int, size: int, seed
         try:
             temporary.replace(root)
         except OSError:
-            # Another process of the same run may have been faster.
+            # Another process of the same run may have created it in the meantime.
             if not _holds(root, manifest):
                 raise
     finally:
@@ -100,7 +100,7 @@ def write_context_set(root: Path | str, *, train: int, val: int, size: int, seed
 
 
 def _holds(root: Path, manifest: Manifest) -> bool:
-    """Whether the folder holds the set; false where there is no folder, or an empty one."""
+    """Whether the folder contains the set; false if there is no folder or it is empty."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
@@ -161,7 +161,7 @@ def _write_split(root: Path, split: str, scenes: "list[_Scene]") -> None:
 
 @dataclass(frozen=True)
 class _Item:
-    """A shape at a place: its centre is a corner of pixels, and it reaches as far as its radius to all sides."""
+    """A shape at a position: its centre is a corner of pixels, and it extends by its radius to all sides."""
 
     shape: str
     colour: str
@@ -175,7 +175,7 @@ class _Item:
 
 
 class _Scene:
-    """Everything in an image but the colour of its key, and pixels with all but the key."""
+    """Everything in an image except the colour of its key, and pixels with everything except the key."""
 
     def __init__(self, size: int, entropy: tuple[int, ...]) -> None:
         self._rng = np.random.Generator(np.random.PCG64(entropy))
@@ -185,14 +185,14 @@ class _Scene:
         def item(shape: str, colour: str, x: int, y: int, radius: int) -> _Item:
             return _Item(shape, colour, width - x if mirrored else x, y, radius)
 
-        # Placed as if the key were at the left.
+        # Coordinates as if the key were at the left.
         key_width, key_left = size // 4, self._between(size // 64, size // 32)
         top, bottom = (self._between(size // 32, size // 10) for _ in range(2))
         self.key = [width - key_left - key_width if mirrored else key_left, top, key_width, height - top - bottom]
         nearest = key_left + key_width + size + size // 32
         self.items: list[_Item] = []
         for _ in range(self._between(3, 5)):
-            # Bounded: an object for which there is hardly room is left out.
+            # A limited number of tries: an object that hardly fits is left out.
             for _ in range(50):
                 radius = self._between(size // 16, size // 9)
                 candidate = item(
@@ -220,7 +220,7 @@ class _Scene:
         self._noise = self._rng.integers(-2, 3, (height, width, 1))
 
     def picture(self, key_colour: str) -> _Pixels:
-        """RGB of the scene with its key, (H, W, 3), in 0..255."""
+        """Return the scene with its key as RGB, (H, W, 3), in 0..255."""
         pixels = self.pixels.copy()
         left, top, width, height = self.key
         frame = self._frame
@@ -229,7 +229,7 @@ class _Scene:
         return np.clip(pixels + self._noise, 0, 255)
 
     def _background(self, height: int, width: int) -> _Pixels:
-        """A dim wall, brighter towards one side, with faint shapes on it."""
+        """A dim wall that gets brighter towards one side, with faint shapes on it."""
         base = self._shade((58, 62, 72), 14)
         slope = self._between(-16, 16)
         ramp = slope * np.arange(width) // width + self._between(-10, 10) * np.arange(height)[:, None] // height
@@ -256,7 +256,7 @@ def _window(item: _Item) -> tuple[slice, slice]:
 
 
 def _draw(pixels: _Pixels, item: _Item, radius: int, colour: _Pixels) -> _Pixels:
-    """Blend an item of a smaller or equal radius into the pixels; return the covered samples of its window's pixels."""
+    """Blend an item, at this radius, into the pixels; return how many samples of each pixel it covers."""
     # In units of half the distance between samples, from the centre.
     reach = 2 * _SAMPLES * radius
     u = np.arange(1 - 2 * _SAMPLES * item.radius, 2 * _SAMPLES * item.radius, 2)[None, :]
@@ -285,7 +285,7 @@ def _bounds(mask: _Mask) -> list[int]:
 
 
 def _run_lengths(mask: _Mask) -> dict[str, list[int]]:
-    """COCO's uncompressed encoding: lengths of runs down the columns, in turns outside and inside."""
+    """COCO's uncompressed encoding: lengths of runs down the columns, alternately outside and inside."""
     flat = mask.ravel(order="F")
     ends = np.flatnonzero(np.diff(flat)) + 1
     counts = np.diff(np.concatenate(([0], ends, [flat.size])))

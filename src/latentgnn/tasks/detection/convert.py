@@ -1,4 +1,4 @@
-"""``convert``: a set of any format as a COCO-format folder, which is whole without the set that it comes from."""
+"""``convert``: write a set of any format as a self-contained COCO-format folder."""
 
 import json
 from pathlib import Path
@@ -17,22 +17,22 @@ from latentgnn.tasks.tars import open_file
 def convert(config: DetectionConfig, *, out: Path, overwrite: bool, with_images: bool) -> None:
     """Write ``annotations/instances_train.json`` and the images in ``train/``, and the same for ``val``.
 
-    A set that is not split, of which no part is to be drawn for validation, is written as ``train``.
+    A set without splits, of which no validation part is to be drawn, is written as ``train``.
 
     Args:
-        config: says where the set is, how it is split, and what becomes of faults.
-        out: folder, new or empty.
+        config: the configuration, which says where the set is, how it is split, and what to do about faults.
+        out: output folder, new or empty.
         overwrite: replace the results of an earlier command in ``out``.
-        with_images: copy the images; else the file names point into the set's own folder.
+        with_images: copy the images; otherwise the file names point into the set's own folder.
 
     Raises:
-        UserError: the set has faults, see `latentgnn.tasks.detection.sound_sets.load`.
+        UserError: if the set has faults, see `latentgnn.tasks.detection.sound_sets.load`.
     """
     opened = DetectionSet(config.data)
     with Results(out, [_file(split) for split in SPLITS], overwrite=overwrite) as written:
         readings = {split: opened.reading(split) for split in SPLITS} if opened.is_split else {"train": opened.whole()}
         written.reads(reading.file for reading in readings.values())
-        # Nothing is decoded together here.
+        # Masks are not decoded together here.
         sets = {split: load(reading, config.data.on_fault, whole=False) for split, reading in readings.items()}
         for annotations in sets.values():
             written.reads(image.path for image in annotations.images)
@@ -56,7 +56,7 @@ def _file(split: str) -> Path:
 
 
 def _copy(annotations: CocoAnnotations, written: Results, folder: Path) -> dict[int, str]:
-    """Copy the images of a set; their new names, below the folder that they have in common."""
+    """Copy the images of a set; return their new names, relative to their common folder."""
     names: dict[int, str] = {}
     paths = [image.path for image in annotations.images]
     for image, name in zip(annotations.images, result_names(paths), strict=True):

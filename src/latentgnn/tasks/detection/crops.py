@@ -1,4 +1,4 @@
-"""Training on crops: which window of a large image is read, and which objects are in it."""
+"""Training on crops: choosing a window of a large image, and the objects in it."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ from latentgnn.tasks.detection.windows import Window, cut_mask
 
 
 def draw_window(config: CropConfig, boxes: Tensor, width: int, height: int) -> Window:
-    """A random window of an image, by torch's default CPU generator.
+    """Draw a random window of an image, with torch's default CPU generator.
 
     Args:
-        config: with a ``size``.
-        boxes: of the image's objects, (n, 4) xyxy.
-        width: of the image.
-        height: of the image.
+        config: crop settings with a ``size``.
+        boxes: boxes of the image's objects, (n, 4) xyxy.
+        width: width of the image.
+        height: height of the image.
     """
     assert config.size is not None
     across, down = min(config.size, width), min(config.size, height)
@@ -41,22 +41,22 @@ def cut_target(
     *,
     visible: float,
 ) -> dict[str, Any]:
-    """The objects that a window shows.
+    """Return the objects that a window shows.
 
-    Boxes are moved and not cut: the pipeline's last step does that
-    (`latentgnn.tasks.detection.transforms.FitBoxes`), for turning and zooming come between.
+    Boxes are moved but not cut: the pipeline's last step does that (`latentgnn.tasks.detection.transforms.FitBoxes`),
+    because rotation and zoom come before it.
 
     Args:
-        boxes: of the image, (n, 4) xyxy, within it.
+        boxes: boxes of the image's objects, (n, 4) xyxy, within the image.
         labels: (n,).
-        segmentations: of the objects, as in COCO's files; ``None`` where there are no masks.
+        segmentations: segmentations of the objects, as in COCO's files; ``None`` if there are no masks.
         window: the part of the image.
         size: (width, height) of the image.
-        visible: the least fraction of a mask, or a box where there are no masks, that must be in the window.
+        visible: minimum fraction of a mask, or of a box if there are no masks, that must be in the window.
 
     Returns:
-        ``boxes`` and ``labels`` of the objects that are kept and, where there are masks, ``masks`` uint8 (n, H, W) of
-        the window.
+        ``boxes`` and ``labels`` of the objects that are kept and, if there are masks, ``masks`` uint8 (n, H, W) of the
+        window.
     """
     left, top, right, bottom = window
     limits = boxes.new_tensor([left, top, right, bottom])
@@ -90,7 +90,7 @@ def cut_target(
 
 
 def _start_around(low: float, high: float, length: int, limit: int) -> int:
-    """A random start of a stretch that holds another whole or, where that is longer, lies within it."""
+    """A random start of an interval that contains another one or, if that is longer, lies within it."""
     bounds = sorted((int(high) + (high % 1 > 0) - length, int(low)))
     within = [min(max(bound, 0), limit - length) for bound in bounds]
     return _draw(*within)

@@ -1,4 +1,4 @@
-"""COCO's figures for boxes and masks, by faster-coco-eval. Training, ``evaluate`` and the tests score through here."""
+"""COCO's figures for boxes and masks, computed by faster-coco-eval; used by training, ``evaluate`` and the tests."""
 
 import itertools
 from collections import Counter
@@ -19,12 +19,12 @@ from latentgnn.tasks.figures import mean_of_defined
 
 
 class Match(NamedTuple):
-    """An object and the detection that found it; or an object that none found, or a detection that found none.
+    """An object and its detection; or an object without a detection, or a detection without an object.
 
     Args:
-        image_id: of the image.
-        truth: the object's category id.
-        found: the detection's category id.
+        image_id: id of the image.
+        truth: category id of the object.
+        found: category id of the detection.
     """
 
     image_id: int
@@ -35,20 +35,20 @@ class Match(NamedTuple):
 class CocoEvaluator:
     """Scores detections against a COCO-format ground truth.
 
-    AP and the figures by area are taken at the last of the limits, whatever it is.
+    AP and the figures by area use the last of the limits, whatever it is.
 
     Args:
-        dataset: the ground truth as read from a COCO JSON file; it is not changed.
+        dataset: the ground truth as read from a COCO JSON file; it is not modified.
         kinds: ``bbox`` for boxes, ``segm`` for masks.
-        max_detections: ascending limits of detections an image.
-        per_category: also give every category's AP and AP50.
+        max_detections: limits of detections per image, ascending.
+        per_category: also report every category's AP and AP50.
 
     Raises:
-        UserError: the ground truth has no objects, or its records lack what ``kinds`` needs.
-        ValueError: ``kinds`` is empty or holds another word, or the limits do not ascend.
+        UserError: if the ground truth has no objects, or its records lack what ``kinds`` needs.
+        ValueError: if ``kinds`` is empty or contains another word, or the limits do not ascend.
 
     Attributes:
-        category_names: by the categories' ids, ascending; names that several have are told apart by the id.
+        category_names: names by category id, ascending; names that occur several times are made unique by the id.
 
     Example:
         >>> evaluator = CocoEvaluator(json.loads(Path("instances_val2017.json").read_text()))  # doctest: +SKIP
@@ -85,9 +85,9 @@ class CocoEvaluator:
     def results_of(
         self, outputs: Sequence[Mapping[str, Tensor]], image_ids: Sequence[int], category_of_label: Mapping[int, int]
     ) -> list[Record]:
-        """A torchvision detector's outputs as COCO-results records (see `records_of`).
+        """Convert a torchvision detector's outputs to COCO-results records (see `records_of`).
 
-        Detections of categories that the ground truth does not have are left out: COCO's figures do not count them.
+        Detections of categories that the ground truth does not have are omitted: COCO's figures do not count them.
         """
         if len(outputs) != len(image_ids):
             raise ValueError(f"{len(outputs)} outputs came with {len(image_ids)} image ids; one id an output is needed")
@@ -97,13 +97,14 @@ class CocoEvaluator:
         return [record for record in records if record["category_id"] in known]
 
     def score(self, results: Sequence[Record]) -> Scores:
-        """The 12 COCO figures of each kind; none of the results is changed.
+        """Return the 12 COCO figures of each kind; the results are not modified.
 
         Args:
-            results: COCO-results records of any number of images, in any order; images without any count as empty.
+            results: COCO-results records of any images, in any order; images without records count as having no
+                detections.
 
         Raises:
-            UserError: a record is malformed, or lacks what is to be scored.
+            UserError: if a record is malformed, or lacks what is scored.
         """
         check_results(results, self.dataset, "results")
         metrics: dict[str, float] = {}
@@ -127,16 +128,16 @@ class CocoEvaluator:
         )
 
     def matches(self, kind: Kind, results: Sequence[Record], *, iou: float = 0.5) -> list[Match]:
-        """Which detection found which object; crowds, and detections within them, are left out.
+        """Match detections with objects; crowds, and detections within them, are omitted.
 
-        First as COCO's figures match, within each category and by score; then objects and detections that are left,
-        whatever their categories, in the same way: what stands there was found and called something else.
+        First, detections are matched as in COCO's figures, within each category and by score. Then the remaining
+        objects and detections are matched in the same way regardless of category; such a detection found an object but
+        gave it the wrong category.
 
         Args:
-            kind: how overlap is measured.
-            results: COCO-results records, known to be sound, as `score` takes them; all of them count, whatever their
-                scores.
-            iou: the least overlap.
+            kind: whether overlap is that of boxes or of masks.
+            results: valid COCO-results records, as `score` takes them; all of them count, whatever their scores.
+            iou: minimum overlap.
         """
         detections = {
             detection["id"]: detection
@@ -151,7 +152,7 @@ class CocoEvaluator:
             for found, truth in self._pairs(kind, objects, detections, iou, by_category=by_category):
                 detection, annotation = detections.pop(found), objects[truth]
                 if truth not in crowds:
-                    # A crowd may hold several.
+                    # A crowd may match several detections, so it stays.
                     del objects[truth]
                     matches.append(Match(annotation["image_id"], annotation["category_id"], detection["category_id"]))
         matches += [Match(annotation["image_id"], annotation["category_id"], None) for annotation in objects.values()]
@@ -167,7 +168,7 @@ class CocoEvaluator:
         *,
         by_category: bool,
     ) -> list[tuple[int, int]]:
-        """The ids of detections and of the objects that they are matched with."""
+        """Return pairs of a detection's id and the id of the object that it matches."""
         truth, found = (self._index([dict(record) for record in records.values()]) for records in (objects, detections))
         evaluation = COCOeval_faster(truth, found, kind, print_function=_silent)
         parameters = evaluation.params
@@ -211,7 +212,7 @@ class CocoEvaluator:
                 raise UserError(f"{where} has no 'segmentation'; score boxes only (kinds=('bbox',)), or write masks")
             rle = _compressed(record["segmentation"], self._images[record["image_id"]])
         if kind == "segm":
-            # The mask's own area decides between small, medium and large, also where the record has a box.
+            # The mask's own area decides between small, medium and large, even if the record has a box.
             return detection | {"id": index + 1, "segmentation": rle, "area": float(rle_codec.area(rle))}
         if rle is not None:
             return detection | {"id": index + 1, "bbox": _box_of(rle), "area": float(rle_codec.area(rle))}
@@ -237,7 +238,7 @@ class CocoEvaluator:
                 area = box[2] * box[3] if rle is None else float(rle_codec.area(rle))
             annotations.append(
                 {
-                    # Numbered anew: the evaluator takes id 0 for "not matched", and mixes up ids that come twice.
+                    # Renumbered: the evaluator takes id 0 for "not matched", and confuses duplicate ids.
                     "id": len(annotations) + 1,
                     "image_id": image_id,
                     "category_id": category_id,
@@ -262,7 +263,7 @@ class CocoEvaluator:
 
 
 def _compressed(segmentation: Any, image: Mapping[str, Any]) -> dict[str, Any]:
-    """Polygons and RLE of both sorts, known to be sound, as compressed RLE."""
+    """Convert a valid segmentation (polygons, or RLE of either form) to compressed RLE."""
     return plain_rle(to_rle(segmentation, int(image["height"]), int(image["width"])))
 
 
@@ -271,4 +272,4 @@ def _box_of(rle: Mapping[str, Any]) -> list[float]:
 
 
 def _silent(*_: object) -> None:
-    """The evaluator's printing, unwanted: figures are shown by `Scores.table`."""
+    """Replaces the evaluator's own printing; `Scores.table` shows the figures."""

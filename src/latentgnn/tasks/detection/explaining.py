@@ -1,4 +1,4 @@
-"""What the blocks of a detector do on an image."""
+"""Pictures of what a detector's blocks do on an image."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,17 +16,17 @@ from latentgnn.tasks.images import read_image
 def explain_image(
     trained: TrainedDetector, path: Path, *, blocks: Sequence[str], places: Sequence[Place]
 ) -> Iterator[Explained]:
-    """Pictures of what each block does on an image.
+    """Yield pictures of what each block does on an image.
 
     Args:
         trained: the detector.
-        path: the image's file.
-        blocks: names.
-        places: pixels whose nodes are shown; none chooses the middles of the surest detections, then others spread over
-            the image.
+        path: the image file.
+        blocks: names of the blocks.
+        places: pixels whose nodes are shown; if empty, the centres of the highest-scoring detections, then other pixels
+            spread over the image.
 
     Raises:
-        UserError: the file cannot be read, or a place is outside the image.
+        UserError: if the file cannot be read, or a place is outside the image.
     """
     image = read_image(path)
     refuse_outside(path, image, places)

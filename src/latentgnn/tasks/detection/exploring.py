@@ -1,4 +1,4 @@
-"""A detector's images for the page of ``latentgnn explore``."""
+"""A detector's images on the page of ``latentgnn explore``."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +21,8 @@ class DetectorExplorer(ImageExplorer):
 
     Args:
         trained: the detector.
-        title: of the page.
-        paths: of images.
+        title: title of the page.
+        paths: image files.
     """
 
     def __init__(self, trained: TrainedDetector, title: str, paths: Sequence[Path]) -> None:
@@ -31,7 +31,7 @@ class DetectorExplorer(ImageExplorer):
         super().__init__(trained.model, paths, {"task": "detection", "title": title, "categories": self._names})
 
     def find(self, sample: Image.Image, parts: Parts) -> dict[str, Any]:
-        """``found``: boxes with what they hold, the surest first."""
+        """Return ``found``: boxes with their categories, highest scores first."""
         found: dict[str, Tensor] = self.model([self._trained.transform(sample)])[0]
         rows = zip(finite(found["boxes"]), found["labels"].tolist(), finite(found["scores"]), strict=True)
         sure = [row for row in rows if row[2] >= _LEAST_SCORE][:_MOST_FOUND]
@@ -42,7 +42,7 @@ class DetectorExplorer(ImageExplorer):
         return {"found": listed}
 
     def frame(self, sample: Image.Image) -> Frame:
-        """As the detector resizes and pads images."""
+        """Return how the detector resizes and pads an image."""
         transform: Any = self.model.get_submodule("transform")
         batch, _ = transform([self._trained.transform(sample)])
         return Frame(sample.width, sample.height, batch.image_sizes[0], tuple(batch.tensors.shape[2:]))

@@ -1,4 +1,4 @@
-"""A detector that looks at images, whole or by tiles, and what it finds as COCO-results records."""
+"""A detector that processes images, whole or in tiles, and returns COCO-results records."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,15 +13,15 @@ from latentgnn.tasks.images import to_tensor
 
 
 class Finder:
-    """A detector, and how it looks at images.
+    """A detector, and how it processes images.
 
     Args:
-        model: with torchvision's interface; it is put on ``device`` and in evaluation mode.
-        categories: id and name of each category, in the order of the labels from 1 on.
-        score_threshold: detections below it are left out.
-        device: where to run.
-        tiling: look at images by overlapping tiles (see `latentgnn.tasks.detection.tiles.detect_in_tiles`).
-        nms_threshold: for what tiles have found.
+        model: a detector with torchvision's interface; it is moved to ``device`` and put in evaluation mode.
+        categories: id and name of each category, in the order of the labels, which start at 1.
+        score_threshold: detections that score less are omitted.
+        device: the device to run on.
+        tiling: process images in overlapping tiles (see `latentgnn.tasks.detection.tiles.detect_in_tiles`).
+        nms_threshold: threshold for merging the detections of tiles.
     """
 
     def __init__(
@@ -44,17 +44,17 @@ class Finder:
     def find(
         self, image: Image.Image, image_id: int, *, on_tile: Callable[[int, int], None] | None = None
     ) -> list[dict[str, Any]]:
-        """COCO-results records of what is found in an image.
+        """Return COCO-results records of the detections in an image.
 
         Args:
             image: RGB.
-            image_id: of the records.
-            on_tile: called after each tile with the number of tiles done and of all.
+            image_id: id for the records.
+            on_tile: called after each tile with the number of tiles done and the total.
         """
 
         def records(output: Mapping[str, Tensor]) -> list[dict[str, Any]]:
             strong = output["scores"] >= self._score_threshold
-            # Where all are, masks are not copied.
+            # If all are kept, masks are not copied.
             kept = output if bool(strong.all()) else {name: value[strong] for name, value in output.items()}
             return records_of(kept, image_id, self._category_of_label)
 

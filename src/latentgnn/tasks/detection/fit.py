@@ -1,4 +1,4 @@
-"""What of a set does not fit a recipe: told before training, with the setting to change."""
+"""Warnings before training about data that do not fit the recipe, each with the setting to change."""
 
 from collections.abc import Mapping
 
@@ -13,19 +13,19 @@ NEEDS_MASKS = (
     "--model.detector faster_rcnn or retinanet"
 )
 
-# A part of the objects that no recipe needs to be changed for.
+# Fraction of the objects that may not fit without a change of recipe.
 _FEW = 0.01
-# An anchor of half an object's elongation overlaps it by a half still.
+# An anchor with half an object's aspect ratio still overlaps it by half.
 _NEAR = 2.0
 _NAMED = 5
 
 
 def misfits(config: DetectionConfig, summaries: Mapping[str, Summary]) -> list[str]:
-    """What does not fit, a line each.
+    """Return one line for each mismatch.
 
     Args:
-        config: the recipe.
-        summaries: of each split, ``train`` and ``val`` where there are both.
+        config: the recipe's configuration.
+        summaries: summary of each existing split, ``train`` and ``val``.
     """
     lines = []
     if config.model.detector == "mask_rcnn" and not all(summary.has_masks for summary in summaries.values()):
@@ -65,7 +65,7 @@ def _of_split(config: DetectionConfig, summary: Summary) -> list[str]:
     most = int(summary.objects_of_image.max(initial=0))
     limits = {"evaluation.max_detections": config.evaluation.max_detections[-1]}
     if config.evaluation.tiles is None:
-        # By tiles, it is a limit for each tile.
+        # With tiles, this limit holds per tile.
         limits["model.detections_per_image"] = model.detections_per_image
     for name, limit in limits.items():
         if most > limit:

@@ -1,4 +1,4 @@
-"""A trained detector for use in a program: the model, its categories, and what turns an image into its input."""
+"""A trained detector for use in a program: the model, its categories, and the transform from images to its input."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,25 +22,25 @@ AnyImage = Path | str | Image.Image | NDArray[np.uint8]
 
 
 class ImageTransform:
-    """An image as a detector takes it; the detector itself normalises and resizes.
+    """Converts an image to a detector's input; the detector itself normalises and resizes.
 
     Args:
-        model: on whose device the tensors are put.
+        model: the detector; tensors are put on its device.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
 
     def __call__(self, image: AnyImage) -> Tensor:
-        """Float32 (3, H, W) in 0..1.
+        """Return the image as float32 (3, H, W) in 0..1.
 
         Args:
-            image: a file, an image of Pillow's, or an RGB array, uint8 (H, W, 3).
+            image: a file, a Pillow image, or an RGB array, uint8 (H, W, 3).
 
         Raises:
-            UserError: the file cannot be read.
-            TypeError: it is none of these.
-            ValueError: the array is of another shape or type.
+            UserError: if the file cannot be read.
+            TypeError: if it is none of these.
+            ValueError: if the array has another shape or dtype.
         """
         if isinstance(image, str | Path):
             image = read_image(image)
@@ -54,13 +54,14 @@ class ImageTransform:
 
 
 class TrainedDetector(NamedTuple):
-    """A detector as a run left it.
+    """A trained detector of a run.
 
     Args:
-        model: in evaluation mode, on the CPU; ``model([tensor, ...])`` gives a dict an image, as torchvision's.
-        categories: id and name of each category; the label 1 is the first.
-        transform: an image to the model's input.
-        config: the run's.
+        model: the detector in evaluation mode, on the CPU; ``model([tensor, ...])`` returns a dict per image, as in
+            torchvision.
+        categories: id and name of each category; label 1 is the first.
+        transform: converts an image to the model's input.
+        config: the run's configuration.
     """
 
     model: nn.Module
@@ -69,17 +70,17 @@ class TrainedDetector(NamedTuple):
     config: DetectionConfig
 
     def predict(self, image: AnyImage) -> dict[str, Tensor]:
-        """What the detector finds in an image.
+        """Return the detections in an image.
 
         Args:
             image: see `ImageTransform`.
 
         Returns:
-            ``boxes`` (n, 4) as x1, y1, x2, y2 in pixels of the image, ``labels`` (n,), ``scores`` (n,) and, of a Mask
+            ``boxes`` (n, 4) as x1, y1, x2, y2 in pixels of the image, ``labels`` (n,), ``scores`` (n,) and, for a Mask
             R-CNN, ``masks`` (n, 1, H, W) in 0..1; all on the CPU.
 
         Raises:
-            UserError: the file cannot be read, or the image is one that the run looks at by tiles.
+            UserError: if the file cannot be read, or the run processes images in tiles.
         """
         tensor, tiles = self.transform(image), self.config.evaluation.tiles
         if tiles and max(tensor.shape[1:]) > tiles:
@@ -93,34 +94,34 @@ class TrainedDetector(NamedTuple):
         return {name: value.cpu() for name, value in found.items()}
 
     def save_pretrained(self, folder: Path | str, *, overwrite: bool = False) -> None:
-        """Write ``config.json`` and ``model.safetensors`` into a folder, which `latentgnn.load_run` takes.
+        """Write ``config.json`` and ``model.safetensors`` into a folder that `latentgnn.load_run` accepts.
 
-        ``latentgnn export`` writes the same with a model card, from the run's own figures.
+        ``latentgnn export`` writes the same files and a model card with the run's own figures.
 
         Args:
-            folder: made if it is not there.
+            folder: the folder; created if it does not exist.
             overwrite: replace files of these names.
 
         Raises:
-            UserError: there are such files.
+            UserError: if such files exist already.
         """
         save_folder(folder, files_of(shared_record(self.config), self.model.state_dict()), overwrite=overwrite)
 
 
 def load_detector(config: DetectionConfig, checkpoint: Checkpoint) -> TrainedDetector:
-    """The detector of a checkpoint.
+    """Load the detector of a checkpoint.
 
     Args:
-        config: the configuration that the checkpoint holds.
+        config: the configuration stored in the checkpoint.
         checkpoint: see `latentgnn.training.commands.trained_weights`.
 
     Raises:
-        UserError: the configuration names no categories, or the weights do not fit it.
+        UserError: if the configuration has no categories, or the weights do not fit it.
     """
     categories = config.data.categories
     if categories is None:
         raise UserError(f"the configuration of {checkpoint.path} names no categories, as that of a trained model does")
-    # The checkpoint has all weights: those that training began with are not fetched again.
+    # The checkpoint has all weights: pretrained ones need not be downloaded again.
     model = build_detector(replace(config.model, weights_backbone=None), len(categories))
     checkpoint.load_into(model)
     model.eval()

@@ -1,4 +1,4 @@
-"""What a prediction by tiles will take of memory, said before it starts: counted, and measured on an empty tile."""
+"""An estimate of the memory that prediction in tiles needs: partly computed, partly measured on a tile of noise."""
 
 import sys
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ from latentgnn.tasks.detection.loading import TrainedDetector
 from latentgnn.tasks.detection.tiles import Tiling
 from latentgnn.tasks.images import MOST_PIXELS_IN_TILES, ORIENTATION_TAG, open_image
 
-# Bytes a pixel that Pillow holds of an image in a mode, and those of the conversion to RGB beside it.
+# Bytes per pixel that Pillow holds for an image of a mode, plus those of its RGB conversion.
 _DECODED = {"RGB": 4, "L": 1 + 4, "P": 1 + 4, "1": 1 + 4, "RGBA": 4 + 4, "LA": 4 + 4, "CMYK": 4 + 4, "YCbCr": 4 + 4}
-_SIXTEEN_BITS = 32  # the scaling of 16-bit gray to 8 bits counts in 64
-# Bytes a pixel that decoders hold beside it: progressive JPEGs' coefficients, frames of WebP and JPEG 2000.
+_SIXTEEN_BITS = 32  # 16-bit gray is scaled to 8 bits in 64-bit arithmetic
+# Bytes per pixel that decoders hold in addition: coefficients of progressive JPEGs, frames of WebP and JPEG 2000.
 _DECODER = {"JPEG": 6, "MPO": 6, "WEBP": 8, "JPEG2000": 16, "TIFF": 4}
 _TURNED = 4  # EXIF orientations copy the image
 
-# Torchvision pastes masks into the tile as float32, one by one, and stacks them: two of each, and one bit mask.
+# Torchvision pastes masks into the tile one by one as float32 and stacks them: two copies of each, and a boolean mask.
 _MASK = 4 + 4 + 1
-# A record with a mask of an object, as text and as Python's objects, at most.
+# Upper bound for a record with an object's mask, as text and as Python objects.
 _RECORD = 4096
-# Pictures are drawn at most so long, and a few copies of one are held.
+# Maximum side of a drawn picture; a few copies of one are held.
 _PICTURE_SIDE = 4096
 _PICTURE_COPIES = 5
 _MARGIN = 1.1
@@ -32,12 +32,12 @@ _MARGIN = 1.1
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes at most.
+    """Upper bounds of memory in bytes.
 
     Args:
-        host: of the process, with what it holds already; ``None`` where it cannot be measured.
-        image: of ``host``, the largest image.
-        device: of the accelerator, ``None`` without one.
+        host: memory of the process, including what it holds already; ``None`` if it cannot be measured.
+        image: the part of ``host`` for the largest image.
+        device: memory of the accelerator, ``None`` without one.
     """
 
     host: int | None
@@ -61,16 +61,16 @@ def memory_of_prediction(
     device: torch.device,
     pictures: bool,
 ) -> Memory:
-    """What `latentgnn.tasks.detection.prediction.predict_paths` will take at most.
+    """Estimate the maximum memory that `latentgnn.tasks.detection.prediction.predict_paths` will use.
 
-    The model runs once, on a tile of noise: what that takes is measured. Images, masks of as many objects a tile as the
-    detector may find, records and pictures are counted.
+    The model runs once, on a tile of noise, and its memory is measured. Memory for images, for the masks of as many
+    objects per tile as the detector may find, for records and for pictures is computed.
 
     Args:
         trained: a detector on ``device``.
-        paths: image files, of which the headers are read.
+        paths: image files; only their headers are read.
         tiling: how images are divided.
-        device: the model's.
+        device: the model's device.
         pictures: whether pictures are drawn.
     """
     images, tiles, tile = 0, 1, (1, 1)
@@ -78,7 +78,7 @@ def memory_of_prediction(
         try:
             image = open_image(path, most_pixels=MOST_PIXELS_IN_TILES)
         except UserError:
-            # It is told when its turn comes, and the others are done.
+            # The error is reported when this image's turn comes.
             continue
         with image:
             width, height = image.size
@@ -109,14 +109,14 @@ def memory_of_prediction(
 
 
 def _may_be_turned(image: Image.Image) -> bool:
-    # To look for an orientation behind the pixels, Pillow would decode all of a PNG.
+    # To find an orientation stored after the pixels, Pillow would decode the whole PNG.
     if image.format == "PNG":
         return "exif" in image.info
     return image.getexif().get(ORIENTATION_TAG, 1) != 1
 
 
 def _peak() -> int | None:
-    """The most memory that this process has held so far, in bytes."""
+    """The peak memory of this process so far, in bytes."""
     if sys.platform == "win32":
         return None
     import resource

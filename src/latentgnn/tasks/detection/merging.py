@@ -1,10 +1,10 @@
-"""What several tiles of an image found of one object, made into one.
+"""Merges detections of the same object from several tiles of an image.
 
-Two tiles that overlap have both seen the region that they share, so what they found of one object must look alike
-there. That is the test for being one object: the overlap (intersection over union) of the two detections' masks, or
-boxes, within the shared region. It holds for a whole object and its cut half, for two halves, and for the links of an
-object that spans many tiles; and it does not join a small object to a large one that lies around it, as comparing the
-intersection with the smaller of two detections does.
+Two overlapping tiles have both seen the region that they share, so their detections of one object must look alike
+there. That is the criterion: the overlap (intersection over union) of the two detections' masks, or boxes, within the
+shared region. It works for a whole object and its cut half, for two halves, and for the parts of an object that spans
+many tiles. It does not join a small object to a large one around it, unlike comparing the intersection with the smaller
+of two detections.
 """
 
 from collections.abc import Sequence
@@ -19,30 +19,30 @@ from latentgnn.tasks.detection.windows import Window, cut_mask, place_mask, unit
 
 Record = dict[str, Any]
 
-_ALIKE = 0.5  # overlap in the shared region from which two detections are one object
-_NEAR = 0.1  # overlap of boxes from which masks are compared
-# Boxes of objects that a tile's edge cuts end a little before it.
+_ALIKE = 0.5  # minimum overlap in the shared region for two detections to be one object
+_NEAR = 0.1  # minimum overlap of boxes for masks to be compared
+# Boxes of objects that a tile's edge cuts end slightly before it.
 _CUT_MARGIN = 0.01
 
 
 def merge_tiles(
     found: Sequence[tuple[Window, Sequence[Record]]], size: tuple[int, int], *, nms_threshold: float
 ) -> list[Record]:
-    """The records of an image from those of its tiles.
+    """Merge the records of an image's tiles into the records of the image.
 
-    Detections of one category in two tiles are one object where they overlap by half or more in the region that both
-    tiles show; of each tile at most one, those that agree best first. Of an object that some tile shows whole, that
-    tile's detection is kept as it is, the one of the highest score of several. An object that every tile cuts gets the
-    union of the boxes and of the masks, and the highest score. At the end goes non-maximum suppression as within the
-    detector, by boxes and category, for what is left of objects that one tile took for two.
+    Detections of one category in two tiles are one object if they overlap by half or more in the region that both tiles
+    show; at most one detection per tile, best overlaps first. If some tile shows the whole object, its detection is
+    kept unchanged; among several, the one with the highest score. An object that every tile cuts gets the union of the
+    boxes and of the masks, and the highest score. Finally, non-maximum suppression by boxes and category, as in the
+    detector, removes duplicates left where one tile took an object for two.
 
     Args:
         found: tiles, and the COCO-results records of each in its own coordinates.
         size: (width, height) of the image.
-        nms_threshold: overlap of boxes above which the weaker of two records of one category is dropped.
+        nms_threshold: overlap of boxes above which the lower-scoring of two records of one category is dropped.
 
     Returns:
-        Records in the image's coordinates, those of the highest score first; masks as RLE of the image's size.
+        Records in the image's coordinates, highest scores first; masks are RLE of the image's size.
     """
     pieces = [
         _Piece(window, record, _is_cut(window, record["bbox"], size)) for window, records in found for record in records
@@ -58,7 +58,7 @@ def merge_tiles(
 
 @dataclass(frozen=True)
 class _Piece:
-    """What one tile found of an object."""
+    """One tile's detection of an object."""
 
     window: Window
     record: Record
@@ -66,11 +66,11 @@ class _Piece:
 
 
 def _groups(pieces: Sequence[_Piece]) -> list[list[int]]:
-    """The pieces of each object, by their numbers."""
+    """Group the indices of pieces by object."""
     group_of = [[index] for index in range(len(pieces))]
     for _, first, second in sorted(_pairs(pieces)):
         a, b = group_of[first], group_of[second]
-        # A tile that shows two objects has said so.
+        # If a tile shows two detections, they are two objects.
         if a is not b and {pieces[i].window for i in a}.isdisjoint(pieces[i].window for i in b):
             a += b
             for index in b:
@@ -79,7 +79,7 @@ def _groups(pieces: Sequence[_Piece]) -> list[list[int]]:
 
 
 def _pairs(pieces: Sequence[_Piece]) -> list[tuple[float, int, int]]:
-    """Pairs of pieces that are one object: their overlap in the shared region, negative, and their numbers."""
+    """Pairs of pieces that are one object: their negated overlap in the shared region, and their indices."""
     by_tile: dict[Window, list[int]] = {}
     for index, piece in enumerate(pieces):
         by_tile.setdefault(piece.window, []).append(index)
@@ -103,7 +103,7 @@ def _pairs(pieces: Sequence[_Piece]) -> list[tuple[float, int, int]]:
 
 
 def _within(shared: Window, pieces: Sequence[_Piece]) -> Tensor:
-    """The parts of boxes that lie in a region, (n, 4) in the image's coordinates; without area where none does."""
+    """The parts of boxes in a region, (n, 4) in the image's coordinates; without area if there is no overlap."""
     boxes = _corners([piece.record["bbox"] for piece in pieces])
     boxes += boxes.new_tensor([piece.window[:2] * 2 for piece in pieces])
     left, top, right, bottom = shared
@@ -117,7 +117,7 @@ def _within(shared: Window, pieces: Sequence[_Piece]) -> Tensor:
 
 
 def _mask_overlap(a: _Piece, b: _Piece, shared: Window) -> float | None:
-    """Intersection over union of two masks in a region, or ``None`` where there are no masks."""
+    """Intersection over union of two masks in a region, or ``None`` if there are no masks."""
     if "segmentation" not in a.record or "segmentation" not in b.record:
         return None
     first, second = (
@@ -144,7 +144,7 @@ def _merged(pieces: Sequence[_Piece], size: tuple[int, int]) -> Record:
 
 
 def _is_cut(window: Window, box: Sequence[float], size: tuple[int, int]) -> bool:
-    """Whether a box in a tile's coordinates ends at an edge of the tile that is not one of the image."""
+    """Whether a box in a tile's coordinates ends at an edge of the tile that is not an edge of the image."""
     x, y, w, h = box
     across, down = (max(2.0, _CUT_MARGIN * side) for side in (window.width, window.height))
     return (

@@ -22,22 +22,22 @@ from latentgnn.tasks.detection.config import ModelConfig
 def build_detector(config: ModelConfig, num_classes: int) -> nn.Module:
     """Build a Mask R-CNN, Faster R-CNN or RetinaNet with LatentGNN blocks in its backbone.
 
-    The model is called as torchvision's: ``model(images, targets)`` gives a dict of losses in training mode, and
+    The model is called like torchvision's: ``model(images, targets)`` returns a dict of losses in training mode, and
     ``model(images)`` a list of dicts with ``boxes``, ``labels``, ``scores`` (and ``masks``) in evaluation mode. Images
-    are (3, H, W) in 0..1, of any sizes. Blocks are made last: with the same seed, everything else starts the same with
-    and without them.
+    are (3, H, W) in 0..1, of any sizes. Blocks are created last, so that with the same seed everything else is
+    initialised equally with and without them.
 
     A timm network without batch norm, such as a ConvNeXt, keeps its own norms whatever ``norm`` says.
 
-    RetinaNet uses the pyramid levels P3 to P7, three octave scales for each of ``anchor_sizes``, and
-    ``rpn_pre_nms[1]`` candidates a level before non-maximum suppression.
+    RetinaNet uses the pyramid levels P3 to P7, three octave scales for each of ``anchor_sizes``, and ``rpn_pre_nms[1]``
+    candidates per level before non-maximum suppression.
 
     Args:
         config: see `ModelConfig`. Its ``weights`` are not loaded here: `latentgnn.tasks.detection.weights.start` does.
         num_classes: number of categories, without the background.
 
     Raises:
-        UserError: a setting is out of range or does not fit the others, or the backbone's weights cannot be loaded.
+        UserError: if a setting is out of range or does not fit the others, or the backbone's weights cannot be loaded.
     """
     _check(config, num_classes)
     backbone, stages = build_backbone(config)
@@ -53,21 +53,21 @@ def build_detector(config: ModelConfig, num_classes: int) -> nn.Module:
 
 
 class PaddingAwareTransform(GeneralizedRCNNTransform):  # type: ignore[misc]
-    """Torchvision's transform, with a fourth channel: 1 on an image's own pixels and 0 on what the batch adds."""
+    """Torchvision's transform with a fourth channel: 1 on an image's own pixels and 0 on the padding of the batch."""
 
     def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
-        """Images (3, H, W) of several sizes as one tensor (B, 4, H, W)."""
+        """Combine images (3, H, W) of several sizes into one tensor (B, 4, H, W)."""
         marked = [torch.cat((image, image.new_ones(1, *image.shape[1:]))) for image in images]
         batch: Tensor = super().batch_images(marked, size_divisible)
         return batch
 
 
 class _EqualSizes(nn.Module):
-    """Evaluation of images of one size at a time.
+    """Evaluates images of one size at a time.
 
-    The blocks do not see the padding, but convolutions do: beyond an image's edge they find zeros where there is no
-    padding, and what earlier layers made of the padding where there is some. An image's result is independent of its
-    neighbours only if all have the same padding.
+    The blocks do not see the padding, but convolutions do. Beyond an image's edge they see zeros if there is no
+    padding, and otherwise what earlier layers made of the padding. So an image's result is independent of the other
+    images of the batch only if all have the same padding.
     """
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
@@ -96,7 +96,8 @@ class _RetinaNet(_EqualSizes, RetinaNet):  # type: ignore[misc]
 
 def _rcnn_options(config: ModelConfig, backbone: PyramidBackbone, num_classes: int) -> dict[str, Any]:
     levels = len(backbone.positions) + 1
-    # As many levels as sizes: one size each. Torchvision's MobileNet detector has fewer, and all sizes at each.
+    # If there are as many levels as sizes, each level has one. Torchvision's MobileNet has fewer levels, with all sizes
+    # each.
     one_each = levels == len(config.anchor_sizes)
     sizes = tuple((size,) for size in config.anchor_sizes) if one_each else (config.anchor_sizes,) * levels
     anchors = AnchorGenerator(sizes, (tuple(config.anchor_ratios),) * levels)
@@ -144,7 +145,7 @@ def _mask_rcnn(config: ModelConfig, backbone: PyramidBackbone, num_classes: int)
 def _retinanet(config: ModelConfig, backbone: PyramidBackbone, num_classes: int) -> nn.Module:
     sizes = tuple(tuple(int(size * 2 ** (octave / 3)) for octave in range(3)) for size in config.anchor_sizes)
     anchors = AnchorGenerator(sizes, (tuple(config.anchor_ratios),) * len(sizes))
-    # Torchvision counts the background here, for labels start at 1.
+    # Torchvision includes the background here, because labels start at 1.
     classes = num_classes + 1
     head = None
     if config.heads == "v2":
@@ -167,7 +168,7 @@ _HEADS = {"faster_rcnn": _faster_rcnn, "mask_rcnn": _mask_rcnn, "retinanet": _re
 
 
 def _check(config: ModelConfig, num_classes: int) -> None:
-    """Refuse what no library below would refuse in the user's own words."""
+    """Refuse settings for which no library would raise an error that a user understands."""
     if num_classes < 1:
         raise UserError(f"a detector needs at least one category, got {num_classes}")
     if config.norm == "group_norm" and config.weights_backbone in ("pretrained", "DEFAULT", "IMAGENET1K_V1"):

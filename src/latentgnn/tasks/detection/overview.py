@@ -1,4 +1,4 @@
-"""``check-data`` for detection: faults, then what the set holds, then what does not fit the recipe."""
+"""``check-data`` for detection: faults, then the content of the set, then what does not fit the recipe."""
 
 import textwrap
 from contextlib import ExitStack
@@ -21,7 +21,7 @@ from latentgnn.tasks.detection.summary import Summary, summarize
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """A split, or all of a set that has none."""
+    """A split, or a whole set without splits."""
 
     report: Report
     notes: list[str]
@@ -34,16 +34,16 @@ class _Part:
 
 
 def check_data(config: DetectionConfig, *, recipe: str, out: Path | None, overwrite: bool) -> dict[str, Any]:
-    """Check every record and image, and print what is wrong, what the set holds and what does not fit the recipe.
+    """Check every record and image; print faults, the set's content, and what does not fit the recipe.
 
     Args:
-        config: says where the set is, and what is to be trained on it.
-        recipe: that it comes from.
-        out: folder, new or empty, for pictures of samples and ``summary.json``; ``None`` writes nothing.
+        config: the configuration, which says where the set is and what is trained on it.
+        recipe: the recipe that the configuration comes from.
+        out: output folder, new or empty, for pictures of samples and ``summary.json``; ``None`` writes nothing.
         overwrite: replace the results of an earlier command in ``out``.
 
     Returns:
-        What it printed as plain data, with ``faultless``: whether nothing is wrong.
+        The printed result as plain data, with ``faultless``: true if there are no faults.
     """
     opened = DetectionSet(config.data)
     with ExitStack() as stack:
@@ -80,7 +80,7 @@ def _part(opened: DetectionSet, split: str, config: DetectionConfig) -> _Part:
 
 
 def _shared(parts: dict[str, _Part]) -> list[str]:
-    """A line where images are in both splits."""
+    """A line if some images are in both splits."""
     paths = [{image.path.resolve() for image in part.sound.images} for part in parts.values() if part.sound is not None]
     both = set.intersection(*paths) if len(paths) == 2 else set()
     return (

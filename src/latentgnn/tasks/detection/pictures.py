@@ -1,4 +1,4 @@
-"""Pictures of objects: masks, boxes, names and scores drawn over an image."""
+"""Pictures of detections: masks, boxes, names and scores drawn over an image."""
 
 import colorsys
 import io
@@ -20,13 +20,13 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 INK: Colour = (24, 26, 30)
 PAPER: Colour = (250, 250, 248)
 _MASK_OPACITY = 0.38
-# Above this many objects a label must not be much wider than its object: they would hide what they name.
+# With more objects than this, a label must not be much wider than its object, as labels would hide other objects.
 _FEW = 20
 
 
 def colour_of(index: int) -> Colour:
-    """A bright colour for each number from 0 on, the same for ever and far from those of the numbers near it."""
-    # Steps of the golden ratio never come close to a recent hue; saturation and value part the hues that do recur.
+    """Return a bright colour for an index from 0; fixed, and different from those of neighbouring indices."""
+    # Steps of the golden ratio never come close to a recent hue; saturation and value separate hues that do recur.
     hue = (0.56 + index * _GOLDEN) % 1
     saturation, value = ((0.80, 0.98), (0.60, 1.0), (0.90, 0.82))[index % 3]
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
@@ -42,31 +42,31 @@ def draw_detections(
     min_side: int = 800,
     max_side: int = 4096,
 ) -> Image.Image:
-    """Draw objects over an image: annotations and detections alike, in COCO form.
+    """Draw objects over an image: annotations or detections, in COCO form.
 
-    Colours tell categories apart, or objects where there is one category only. Where objects crowd, labels that would
-    hide each other or small objects are shortened to the score or left out, those of low score first.
+    Colours distinguish categories, or objects if there is only one category. Where objects are crowded, labels that
+    would hide each other or small objects are shortened to the score or omitted, lowest scores first.
 
     Args:
-        image: RGB; it is not changed.
-        detections: records with ``bbox`` (x, y, width, height), ``category_id`` and, where there are any, ``score``
-            and ``segmentation``.
-        names: id and name of every category, by which colours are given.
-        score_threshold: detections below it are left out.
-        min_side: an image whose longer side is below it is enlarged by a whole number, so that labels are legible.
-        max_side: an image whose longer side is above it is drawn smaller, with that as its longer side.
+        image: RGB; it is not modified.
+        detections: records with ``bbox`` (x, y, width, height), ``category_id`` and optionally ``score`` and
+            ``segmentation``.
+        names: id and name of every category; they also determine the colours.
+        score_threshold: detections that score less are omitted.
+        min_side: an image whose longer side is below it is enlarged by a whole factor, so that labels are legible.
+        max_side: an image whose longer side is above it is scaled down to it.
 
     Returns:
         The picture: of the image's size, a whole multiple of it, or smaller.
 
     Raises:
-        ValueError: a record's category is not among ``names``.
+        ValueError: if a record's category is not in ``names``.
     """
     index_of = {category_id: index for index, (category_id, _) in enumerate(names)}
     drawn = [d for d in detections if d.get("score", 1.0) >= score_threshold]
     if unknown := {d["category_id"] for d in drawn} - set(index_of):
         raise ValueError(f"categories {sorted(unknown)} are not among the names, which are of {sorted(index_of)}")
-    # By score, so that an object's colour does not hang on the records' order; stable where there are no scores.
+    # Sorted by score, so that an object's colour does not depend on the records' order; stable if there are no scores.
     drawn.sort(key=lambda d: -d.get("score", 1.0))
     one_category = len(names) == 1
     objects = [
@@ -82,10 +82,10 @@ def draw_detections(
     longer = max(image.size)
     factor = max_side / longer if longer > max_side else max(1, math.ceil(min_side / longer))
     size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
-    # Shrunk first: the copies that follow are then of the smaller picture.
+    # Scaled down first, so that the later copies are smaller.
     picture = image.resize(size, Image.Resampling.BICUBIC).convert("RGB")
     width = max(1, round(max(picture.size) / 600))
-    # Large ones first: what lies upon them stays visible.
+    # Large ones first, so that objects on top of them stay visible.
     for item in sorted(objects, key=lambda item: -item.box[2] * item.box[3]):
         if item.segmentation is not None:
             _draw_mask(picture, item, image.size, factor, width)
@@ -104,14 +104,14 @@ def side_by_side(
     *,
     score_threshold: float = 0.5,
 ) -> Image.Image:
-    """Ground truth and predictions next to each other, under captions with the number of objects.
+    """Draw ground truth and predictions side by side, under captions with the number of objects.
 
     Args:
         image: RGB.
         truth: COCO annotations of the image.
         predictions: COCO-results records of the image.
         names: id and name of every category.
-        score_threshold: predictions below it are left out.
+        score_threshold: predictions that score less are omitted.
     """
     shown = [d for d in predictions if d["score"] >= score_threshold]
     panels = [draw_detections(image, truth, names), draw_detections(image, shown, names)]
@@ -129,7 +129,7 @@ def side_by_side(
 
 
 def png_bytes(picture: Image.Image) -> bytes:
-    """A picture as a PNG file's content."""
+    """Return a picture as the content of a PNG file."""
     buffer = io.BytesIO()
     picture.save(buffer, "png")
     return buffer.getvalue()
@@ -144,7 +144,7 @@ class _Object:
 
 
 def _labels(name: str, detection: Mapping[str, Any]) -> tuple[str, ...]:
-    """What may stand at an object, the fuller the earlier."""
+    """Candidates for an object's label, most complete first."""
     if "score" in detection:
         return f"{name} {detection['score']:.2f}", f"{detection['score']:.2f}"
     return (f"{name} (crowd)" if detection.get("iscrowd") else name,)
@@ -155,7 +155,7 @@ def _draw_mask(picture: Image.Image, item: _Object, size: tuple[int, int], facto
     x, y, w, h = (int(value) for value in coco_mask.toBbox(rle))
     if not w or not h:
         return
-    # Work on the mask's surroundings alone; two pixels of margin leave room for its smoothed edge.
+    # Work only on the surroundings of the mask; two pixels of margin leave room for its smoothed edge.
     margin = math.ceil(2 / min(factor, 1))
     left, top, right, bottom = (
         max(x - margin, 0),
@@ -163,7 +163,7 @@ def _draw_mask(picture: Image.Image, item: _Object, size: tuple[int, int], facto
         min(x + w + margin, size[0]),
         min(y + h + margin, size[1]),
     )
-    # The pixels of the picture that lie within them, and where these are in the image: whole numbers if it is enlarged.
+    # The picture's pixels within them, and their position in the image: whole numbers if it is enlarged.
     place = (
         math.ceil(left * factor),
         math.ceil(top * factor),
@@ -177,10 +177,10 @@ def _draw_mask(picture: Image.Image, item: _Object, size: tuple[int, int], facto
     how = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BOX
     mask = part.resize((place[2] - place[0], place[3] - place[1]), how, box=source)
     if factor < 1:
-        # A pixel counts if an eighth of it does, or thin objects would go.
+        # A pixel is set if an eighth of it is covered; otherwise thin objects would disappear.
         mask = mask.point([0] * 32 + [255] * 224)
     if factor > 1:
-        # Rounds off the enlarged pixels' corners; a wider blur would lose objects of one pixel.
+        # Rounds the corners of the enlarged pixels; a wider blur would lose objects of one pixel.
         mask = mask.filter(ImageFilter.GaussianBlur(0.45 * factor)).point([0] * 128 + [255] * 128)
     inner = mask.filter(ImageFilter.MinFilter(2 * width + 1))
     opacity = inner.point([0] * 255 + [round(255 * _MASK_OPACITY)])
@@ -202,14 +202,14 @@ def _draw_labels(draw: ImageDraw.ImageDraw, objects: Sequence[_Object], factor: 
     pad = max(2, round(text_size / 5))
     height = round(1.2 * text_size) + pad
     boxes = [tuple(value * factor for value in item.box) for item in objects]
-    # A label hides neither another label nor an object as small as itself.
+    # A label may hide neither another label nor an object as small as itself.
     taken = [(round(x), round(y), round(x + w), round(y + h)) for x, y, w, h in boxes if max(w, h) < 3 * height]
     for item, (x, y, w, h) in zip(objects, boxes, strict=True):
         for label in item.labels:
             width = math.ceil(font.getlength(label)) + 2 * pad
             if len(objects) > _FEW and width > 1.2 * w:
                 continue
-            # Above the box, else within its upper edge, else below it.
+            # Above the box, otherwise inside its upper edge, otherwise below it.
             left = max(min(round(x), size[0] - width), 0)
             tops = [top for top in (round(y) - height, round(y), round(y + h)) if 0 <= top <= size[1] - height]
             places = [(left, top, left + width, top + height) for top in tops]
@@ -226,7 +226,7 @@ def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool
 
 
 def _ink_on(colour: Colour) -> Colour:
-    """Dark or light text, whichever stands out more."""
+    """Dark or light text colour, whichever has more contrast."""
     luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
     return INK if luminance > 120 else (255, 255, 255)
 

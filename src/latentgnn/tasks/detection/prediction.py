@@ -1,4 +1,4 @@
-"""A detector on image files: annotated pictures and COCO-results JSON."""
+"""Runs a detector on image files: annotated pictures and COCO-results JSON."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -21,11 +21,11 @@ from latentgnn.training.processes import Processes
 
 
 def expand_images(inputs: Sequence[str | Path], *, in_tiles: bool = False) -> list[Path]:
-    """The image files that files, folders and patterns name (see `latentgnn.tasks.inputs.expand_inputs`).
+    """Expand files, folders and patterns to image files (see `latentgnn.tasks.inputs.expand_inputs`).
 
     Args:
-        inputs: what was named.
-        in_tiles: images are looked at by tiles, and may be larger.
+        inputs: files, folders and patterns.
+        in_tiles: images are processed in tiles, and may be larger.
     """
 
     def check(path: Path) -> None:
@@ -48,27 +48,27 @@ def predict_paths(
     on_tile: Callable[[Path, int, int], None] | None = None,
     processes: Processes | None = None,
 ) -> int:
-    """Run a detector on image files, one after the other, and write what it finds.
+    """Run a detector on image files, one after the other, and write its detections.
 
-    Writes ``predictions.json``, a list of COCO-results records with a ``file_name`` each, whose ``image_id`` is its
-    place in ``paths``, and ``pictures/<name>.png`` under the names of `latentgnn.tasks.inputs.result_names`. An image
-    that cannot be read does not stop the others; the error comes after all of them. What ends the work early leaves all
-    that was found in ``predictions.json.partial``.
+    Writes ``predictions.json``, a list of COCO-results records with a ``file_name`` each, whose ``image_id`` is the
+    file's index in ``paths``, and ``pictures/<name>.png`` under the names of `latentgnn.tasks.inputs.result_names`. An
+    image that cannot be read does not stop the others; the error is raised after all of them. If the work ends early,
+    the records so far are in ``predictions.json.partial``.
 
     Args:
         finder: the detector.
         paths: image files (see `expand_images`).
-        out: folder to write to, new or empty.
+        out: output folder, new or empty.
         overwrite: replace the results of an earlier command in ``out``.
         pictures: write annotated pictures.
-        on_tile: called after each tile with the path and the number of the image's tiles done and of all.
-        processes: share the images; each writes the pictures of its own, the first one all records.
+        on_tile: called after each tile with the path, the number of the image's tiles done, and their total.
+        processes: processes that share the images; each writes its own pictures, and the first one all records.
 
     Returns:
-        The number of objects, in the first process; records are in the file alone, for there may be any number.
+        The number of objects, in the first process; the records are only in the file, as there may be very many.
 
     Raises:
-        UserError: images could not be read, and it lists them; or ``out`` is not for results (see
+        UserError: if images could not be read, which it lists; or ``out`` cannot be used for results (see
             `latentgnn.outputs.Results`).
     """
     targets = [Path("pictures") / f"{name}.png" for name in result_names(paths)]
@@ -84,7 +84,7 @@ def predict_paths(
                 image = read_image(path, most_pixels=_most_pixels(finder.tiling is not None))
                 detections = finder.find(image, index, on_tile=None if on_tile is None else partial(on_tile, path))
                 named = [{"file_name": str(path), **record} for record in detections]
-            # Kept before the picture, which may fail.
+            # Written before the picture is drawn, which may fail.
             yield named
             if pictures and not told:
                 with noted(told, path):

@@ -1,4 +1,4 @@
-"""What of a detector can be a program without Python: all but what depends on what was found."""
+"""The part of a detector that can be a program without Python: everything that does not depend on detections."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from torch.export import Dim
 from latentgnn.errors import UserError
 from latentgnn.tasks.exporting import Program
 
-# The pyramid's coarsest level must have two cells a side, and the body strides by 32.
+# The pyramid's coarsest level needs two cells per side, and the body has a stride of 32.
 _STRIDE = 32
-_LARGEST = 512  # times the stride
+_LARGEST = 512  # multiple of the stride
 _OUTPUTS = {
     "objectness": "of the proposal head, a logit an anchor, (B, A, h, w)",
     "deltas": "of the proposal head, four an anchor, (B, 4 A, h, w)",
@@ -19,10 +19,10 @@ _OUTPUTS = {
 
 
 class DenseDetector(nn.Module):
-    """A detector without what depends on what was found: normalisation, body with blocks, pyramid, dense heads.
+    """The part of a detector that does not depend on detections: normalisation, body with blocks, pyramid, dense heads.
 
     Args:
-        detector: of torchvision's kind, in evaluation mode.
+        detector: a torchvision-style detector in evaluation mode.
     """
 
     mean: Tensor
@@ -38,7 +38,7 @@ class DenseDetector(nn.Module):
             self.register_buffer(name, values[:, None, None], persistent=False)
 
     def forward(self, images: Tensor, mask: Tensor) -> tuple[list[Tensor], ...]:
-        """The maps of the pyramid, and what the dense heads make of them.
+        """Return the maps of the pyramid, and the outputs of the dense heads on them.
 
         Args:
             images: (B, 3, H, W) in 0..1, resized, H and W multiples of 32.
@@ -54,14 +54,14 @@ class DenseDetector(nn.Module):
 
 
 def detector_program(model: nn.Module, detector: str) -> Program:
-    """The dense part of a detector.
+    """Return the dense part of a detector.
 
     Args:
-        model: in evaluation mode, on the CPU.
-        detector: its kind, ``model.detector``.
+        model: the detector in evaluation mode, on the CPU.
+        detector: kind of detector, ``model.detector``.
 
     Raises:
-        UserError: its backbone does not take images of the size that is tried.
+        UserError: if its backbone does not accept images of the size that is tried.
     """
     network = DenseDetector(model).eval()
     generator = torch.Generator().manual_seed(0)
@@ -71,7 +71,7 @@ def detector_program(model: nn.Module, detector: str) -> Program:
         mask[..., :own] = True
         return {"images": torch.rand(batch, 3, height, width, generator=generator), "mask": mask}
 
-    # At the coarsest level, of stride 64 or 128, a single row or column is a size of its own to the exporter.
+    # At the coarsest level, of stride 64 or 128, the exporter would specialise on a single row or column.
     least = 5 if network.is_retinanet else 3
     samples = [sample(2, 256, 288, 270), sample(1, _STRIDE * least, 224, 224)]
     batch, height, width = Dim("batch", max=1024), *(Dim(name, min=least, max=_LARGEST) for name in ("rows", "columns"))

@@ -1,4 +1,4 @@
-"""Faults of single records, and of the files of images."""
+"""Faults of single records and of image files."""
 
 import os
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _TOLERANCE = 1.0
 
 
 def image_record_faults(image: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with the record of an image."""
+    """Yield the faults of an image record."""
     for side in ("width", "height"):
         if type(image.get(side)) is not int or image[side] < 1:
             yield f"expected a {side} of 1 or more, but it is {field_text(image, side)}"
@@ -27,7 +27,7 @@ def image_record_faults(image: dict[str, Any]) -> Iterator[str]:
 
 
 def box_faults(annotation: dict[str, Any], size: tuple[int, int] | None) -> Iterator[str]:
-    """What is wrong with the box of an annotation, in an image of a size where that is known."""
+    """Yield the faults of an annotation's box, in an image of the given size if that is known."""
     box = annotation.get("bbox")
     if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
         yield f"expected a bbox of four numbers, but it is {field_text(annotation, 'bbox')}"
@@ -43,7 +43,7 @@ def box_faults(annotation: dict[str, Any], size: tuple[int, int] | None) -> Iter
 
 
 def image_fault(path: Path, size: tuple[int, int]) -> str | None:
-    """What is wrong with the file of an image that should have a size."""
+    """Return the fault of an image file that should have the given size, or ``None``."""
     try:
         if not _is_whole_jpeg(path, size):
             read_image(path, size=size)
@@ -53,19 +53,19 @@ def image_fault(path: Path, size: tuple[int, int]) -> str | None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number of a size that coordinates and areas may have."""
+    """Whether a value is a number within the range of coordinates and areas."""
     return type(value) in (int, float) and -1e12 < value < 1e12
 
 
 def field_text(record: dict[str, Any], name: str) -> str:
-    """A field of a record, for a message."""
+    """Return a field of a record, for a message."""
     return shown(record[name]) if name in record else "missing"
 
 
 def _is_whole_jpeg(path: Path, size: tuple[int, int]) -> bool:
-    """Whether a file is a JPEG of a size, as stored or upright, that ends as one must.
+    """Whether a file is a JPEG of the given size, as stored or upright, with a proper end.
 
-    Coded pixels never hold the two bytes of the end mark, so a file that was cut short within them has none.
+    Encoded pixels never contain the two bytes of the end marker, so a file that was truncated within them has none.
     """
     try:
         with open_file(path) as file:
@@ -76,5 +76,5 @@ def _is_whole_jpeg(path: Path, size: tuple[int, int]) -> bool:
                 return False
         with open_image(path) as image:
             return size == image.size or (is_quarter_turned(image) and size == image.size[::-1])
-    except Exception:  # decoders raise errors of every kind
+    except Exception:  # decoders raise all kinds of errors
         return False  # the caller then reads the whole file, whose error says what is wrong

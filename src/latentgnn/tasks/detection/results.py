@@ -1,4 +1,4 @@
-"""Detections as COCO-results records: made of a detector's outputs, and read from files."""
+"""Detections as COCO-results records: converted from a detector's outputs, or read from files."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,12 @@ Record = dict[str, Any]
 
 
 def records_of(output: Mapping[str, Tensor], image_id: int, category_of_label: Mapping[int, int]) -> list[Record]:
-    """A torchvision detector's output on one image as COCO-results records.
+    """Convert a torchvision detector's output on one image to COCO-results records.
 
     Args:
         output: ``boxes`` (n, 4) as x1, y1, x2, y2, ``labels`` (n,), ``scores`` (n,) and, from a detector with masks,
-            ``masks`` (n, 1, height, width) in 0..1, cut at 0.5.
-        image_id: of the records.
+            ``masks`` (n, 1, height, width) in 0..1, thresholded at 0.5.
+        image_id: id for the records.
         category_of_label: the dataset's category id of each label.
 
     Returns:
@@ -45,8 +45,8 @@ def records_of(output: Mapping[str, Tensor], image_id: int, category_of_label: M
 
 
 def encode_masks(masks_NHW: Tensor) -> list[dict[str, Any]]:
-    """Bool masks (n, height, width) as compressed RLE, as JSON can hold it."""
-    # The codec wants height fastest in memory: one transposed copy here instead of one a mask there.
+    """Convert bool masks (n, height, width) to compressed RLE that JSON can store."""
+    # The codec needs height as the fastest axis: one transposed copy here instead of one per mask there.
     columns_NWH = masks_NHW.detach().to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
     return [plain_rle(rle) for rle in rle_codec.encode(columns_NWH.transpose(2, 1, 0))]
 
@@ -59,8 +59,8 @@ def load_results(path: Path | str, dataset: Mapping[str, Any]) -> list[Record]:
         dataset: the ground truth as read from a COCO JSON file.
 
     Raises:
-        UserError: the file is missing or malformed, a record lacks a key, its image or category is unknown, or its
-            segmentation does not decode.
+        UserError: if the file is missing or malformed, a record lacks a key, its image or category is unknown, or its
+            segmentation cannot be decoded.
     """
     results = read_json(path)
     if isinstance(results, dict):
@@ -73,17 +73,17 @@ def load_results(path: Path | str, dataset: Mapping[str, Any]) -> list[Record]:
 
 
 def kinds_of(results: Sequence[Record]) -> tuple[Kind, ...]:
-    """What a results file can be scored for: masks only where every record has one."""
+    """Return what a results file can be scored for: masks only if every record has one."""
     return ("bbox", "segm") if all("segmentation" in record for record in results) else ("bbox",)
 
 
 def check_results(results: Sequence[Any], dataset: Mapping[str, Any], source: str) -> None:
-    """Compare every record with the ground truth.
+    """Check every record against the ground truth.
 
     Args:
         results: the records.
         dataset: see `load_results`.
-        source: where they come from, for errors.
+        source: name of their source, for errors.
 
     Raises:
         UserError: see `load_results`.
@@ -96,7 +96,7 @@ def check_results(results: Sequence[Any], dataset: Mapping[str, Any], source: st
             raise UserError(f"{where} is {type(record).__name__}, not an object")
         if missing := [key for key in ("image_id", "category_id", "score") if key not in record]:
             raise UserError(f"{where} has no {' and no '.join(map(repr, missing))}; it has {', '.join(record)}")
-        # Lists cannot be looked up, and floats equal the ids that they hold.
+        # Lists cannot be looked up, and floats equal the integers of the same value.
         if not _is_id(record["image_id"]) or record["image_id"] not in images:
             raise UserError(f"{where} is for image {shown(record['image_id'])}, which the {len(images)} annotated lack")
         if not _is_id(record["category_id"]) or record["category_id"] not in categories:
@@ -115,8 +115,8 @@ def check_results(results: Sequence[Any], dataset: Mapping[str, Any], source: st
 
 
 def check_segmentation(segmentation: Any, image: Mapping[str, Any], where: str) -> None:
-    """Refuse a segmentation that does not decode to a mask of an image's size."""
-    # A detector may find an object and none of its pixels.
+    """Refuse a segmentation that does not decode to a mask of the image's size."""
+    # A detector may find an object without any mask pixel.
     fault = segmentation_fault(segmentation, int(image["width"]), int(image["height"]), may_be_empty=True)
     if fault is not None:
         raise UserError(f"{where} has a segmentation that cannot be used: {fault}")

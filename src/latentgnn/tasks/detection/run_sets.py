@@ -1,4 +1,4 @@
-"""The sets of a run and of a trained model: opened with the run's own split, and compared with its categories."""
+"""The data sets of a run and of a trained model, opened with the run's own split and checked for its categories."""
 
 import tempfile
 from collections.abc import Sequence
@@ -19,18 +19,18 @@ from latentgnn.tasks.detection.splits import SPLIT_FILE, keep_split, kept_split,
 from latentgnn.training.runs import is_first_process
 
 Data = tuple[CocoAnnotations, CocoAnnotations]
-"""What is learnt from, and what is scored on."""
+"""The training set and the validation set."""
 
-_NAMED = 20  # categories that an error lists
+_NAMED = 20  # number of categories that an error lists
 
 
 def load_sets(config: DataConfig, folder: Path, *, resume: bool) -> Data:
-    """The sets of a run, without faults.
+    """Load the sets of a run, without faults.
 
     Args:
-        config: where they are; the embedded ones are made in the folder.
-        folder: the run's, which keeps a split that is drawn.
-        resume: it may have one already.
+        config: where the sets are; embedded ones are generated in the folder.
+        folder: the run's folder, which stores a split that is drawn.
+        resume: whether the folder may have a split already.
     """
     if resume:
         refuse_another_split(folder, config)
@@ -42,15 +42,15 @@ def load_sets(config: DataConfig, folder: Path, *, resume: bool) -> Data:
 
 
 def validation_set(config: DetectionConfig, source: Path | None, stack: ExitStack) -> CocoAnnotations:
-    """What a trained model is scored or looked at on; without a model, what a file of results is scored on.
+    """Return the set on which a trained model, or without a model a file of results, is scored.
 
     Args:
-        config: the model's.
+        config: the model's configuration.
         source: its run's folder, checkpoint or saved model.
-        stack: as long as it is open, an embedded set is there that does not lie in the run.
+        stack: keeps an embedded set that is not in the run's folder until it is closed.
 
     Raises:
-        UserError: there is no such set, it is faulty, or its categories are not the model's.
+        UserError: if there is no such set, it has faults, or its categories are not the model's.
     """
     has_run = source is not None and source.is_dir() and not (source / CONFIG).is_file()
     made_in = source if has_run and source is not None else _temporary_folder(stack)
@@ -60,14 +60,14 @@ def validation_set(config: DetectionConfig, source: Path | None, stack: ExitStac
 
 
 def keep_drawn(config: DataConfig, folder: Path, data: Data) -> None:
-    """Write a split that was drawn into a run, which takes it again when it is resumed or evaluated."""
+    """Store a drawn split in a run's folder; it is used again when the run is resumed or evaluated."""
     if config.val_fraction is not None and kept_split(folder, config) is None:
         train, val = ([image.file_name for image in annotations.images] for annotations in data)
         keep_split(folder, config, train=train, val=val)
 
 
 def with_categories(config: DetectionConfig, data: Data) -> DetectionConfig:
-    """The configuration with its categories named, once they are known to be the same everywhere."""
+    """Return the configuration with its categories, after checking that they are the same everywhere."""
     train_set, val_set = data
     categories = tuple(train_set.categories)
     expected = config.data.categories
@@ -83,12 +83,12 @@ def with_categories(config: DetectionConfig, data: Data) -> DetectionConfig:
 
 
 def files_of(annotations: CocoAnnotations) -> list[Path]:
-    """What is read of a set after its annotations."""
+    """Return the files of a set that are read after its annotations."""
     return [image.path for image in annotations.images]
 
 
 def _open(config: DataConfig, folder: Path, run: Path | None) -> DetectionSet:
-    """The set that is meant, with the split of a run; the embedded set, if it is meant, is made in a folder."""
+    """Open the configured set with the split of a run; an embedded set is generated in a folder."""
     if config.root is None:
         root = folder / "data"
         write_context_set(root, train=config.embedded_train, val=config.embedded_val, size=config.embedded_size)
@@ -97,10 +97,10 @@ def _open(config: DataConfig, folder: Path, run: Path | None) -> DetectionSet:
 
 
 def _run_of(config: DataConfig, source: Path | None) -> Path | None:
-    """The folder of the run that a model comes from, whose split is taken again.
+    """The folder of the run that a model comes from, whose split is used again.
 
     Raises:
-        UserError: a split is to be drawn, and a checkpoint does not lie where its run kept that.
+        UserError: if a split is to be drawn, and the checkpoint is not in the folder of its run, which stores it.
     """
     if source is None or source.is_dir():
         return source
@@ -132,7 +132,7 @@ def _load_split(opened: DetectionSet, split: Split) -> CocoAnnotations:
 
 
 def _check_alike(config: DetectionConfig, val_set: CocoAnnotations) -> None:
-    """Refuse a set whose ids mean other categories than the model's, of which its figures would tell nothing."""
+    """Refuse a set whose ids mean other categories than the model's, as its figures would be meaningless."""
     known = config.data.categories
     if known is None:
         return

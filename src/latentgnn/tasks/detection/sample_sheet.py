@@ -1,4 +1,4 @@
-"""A picture of a set: some of its images with their annotations, in rows."""
+"""A picture of a set: some of its images with annotations, in rows."""
 
 import math
 
@@ -8,18 +8,18 @@ from latentgnn.tasks.detection.coco import CocoAnnotations, ImageRecord
 from latentgnn.tasks.detection.pictures import INK, PAPER, draw_detections
 from latentgnn.tasks.images import read_image
 
-_TILE = 480  # pixels of an image's longer side
+_TILE = 480  # length in pixels of an image's longer side
 _MARGIN = 12
 _STRIP = 26
 _COLUMNS = 4
 
 
 def sample_sheet(annotations: CocoAnnotations, number: int) -> Image.Image:
-    """Images spread over a set, those with objects first, under their names.
+    """Draw images spread over a set, those with objects first, with their names above.
 
     Args:
-        annotations: a set of one image or more.
-        number: of images at most.
+        annotations: a set of at least one image.
+        number: maximum number of images.
     """
     filled = [image for image in annotations.images if annotations.annotations_of(image.id)]
     images = filled or annotations.images
@@ -52,7 +52,7 @@ def _tile(annotations: CocoAnnotations, image: ImageRecord) -> Image.Image:
 
 
 def _shortened(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The end of a name, as much of it as a tile is wide."""
+    """The end of a name, cut to the width of a tile."""
     name = name.encode("ascii", "replace").decode()
     length = max(1, math.floor(len(name) * _TILE / max(1.0, font.getlength(name))))
     return name if len(name) <= length else f"...{name[-max(1, length - 3) :]}"

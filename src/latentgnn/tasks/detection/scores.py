@@ -1,4 +1,4 @@
-"""COCO's figures, as they are shown and written."""
+"""COCO's figures, and how they are shown and written."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from latentgnn.tasks.detection.results import Kind
 from latentgnn.tasks.figures import figure_text
 
 AREAS = ("small", "medium", "large")
-"""Sizes of objects that have figures of their own."""
+"""Object sizes with separate figures."""
 
 _ROW_NAMES = {"bbox": "box", "segm": "mask"}
 
@@ -22,13 +22,13 @@ class Scores:
 
     Args:
         metrics: ``bbox/AP``, ``bbox/AP50``, ``bbox/AP75``, ``bbox/AP_small``, ``bbox/AP_medium``, ``bbox/AP_large``,
-            ``bbox/AR_1``, ``bbox/AR_10``, ``bbox/AR_100`` (by the limits in use), ``bbox/AR_small``,
-            ``bbox/AR_medium``, ``bbox/AR_large``; likewise ``segm/...``. -1 where no ground truth defines the figure.
-        per_category: for each category's name its ``bbox/AP``, ``bbox/AP50`` and so on; empty unless asked for.
+            ``bbox/AR_1``, ``bbox/AR_10``, ``bbox/AR_100`` (named after the limits in use), ``bbox/AR_small``,
+            ``bbox/AR_medium``, ``bbox/AR_large``; likewise ``segm/...``. -1 if there is no ground truth for the figure.
+        per_category: ``bbox/AP``, ``bbox/AP50`` and so on of each category, by its name; empty unless requested.
         kinds: what was scored.
-        max_detections: limits of detections an image.
-        precision: of each kind, at T = 10 IoU thresholds from 0.5 to 0.95, R = 101 recalls from 0 to 1 and K categories
-            in the order of their ids, float64, shape (T, R, K); -1 where a category has no ground truth.
+        max_detections: limits of detections per image.
+        precision: precision of each kind, at T = 10 IoU thresholds from 0.5 to 0.95, R = 101 recalls from 0 to 1 and K
+            categories in the order of their ids, float64, shape (T, R, K); -1 for a category without ground truth.
     """
 
     metrics: dict[str, float]
@@ -38,7 +38,7 @@ class Scores:
     precision: Mapping[Kind, NDArray[np.float64]] = field(default_factory=dict, compare=False, repr=False)
 
     def table(self) -> str:
-        """The figures as a plain text table, ``APs`` for ``AP_small`` and so on; ``n/a`` for undefined ones."""
+        """Return the figures as a text table, with ``APs`` for ``AP_small`` and so on; undefined ones are ``n/a``."""
         names = [name.partition("/")[2] for name in self.metrics if name.startswith(f"{self.kinds[0]}/")]
         rows = [["", *map(_short, names)]]
         rows += [
@@ -53,7 +53,7 @@ class Scores:
         return text
 
     def to_json(self) -> dict[str, Any]:
-        """The figures as plain data for a JSON file; undefined ones stay -1."""
+        """Return the figures as plain data for a JSON file; undefined ones stay -1."""
         data: dict[str, Any] = {"max_detections": list(self.max_detections), "metrics": dict(self.metrics)}
         if self.per_category:
             data["per_category"] = {name: dict(values) for name, values in self.per_category.items()}
@@ -61,7 +61,7 @@ class Scores:
 
 
 def _short(name: str) -> str:
-    """``AP_small`` as ``APs``, ``AR_100`` as ``AR100``."""
+    """Shorten ``AP_small`` to ``APs`` and ``AR_100`` to ``AR100``."""
     head, _, tail = name.partition("_")
     return head + (tail[0] if tail in AREAS else tail)
 

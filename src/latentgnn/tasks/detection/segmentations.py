@@ -11,12 +11,12 @@ from latentgnn.plain_values import shown
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """A segmentation as COCO's compressed run-length encoding.
+    """Convert a segmentation to COCO's compressed run-length encoding.
 
     Args:
         segmentation: polygons, or a run-length encoding with ``counts`` as a list or compressed.
-        height: of the image.
-        width: of the image.
+        height: height of the image.
+        width: width of the image.
     """
     if isinstance(segmentation, dict):
         if not isinstance(segmentation["counts"], list):
@@ -26,13 +26,13 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
 
 
 def plain_rle(rle: Mapping[str, Any]) -> dict[str, Any]:
-    """A compressed run-length encoding as JSON can hold it."""
+    """Return a compressed run-length encoding in a form that JSON can store."""
     counts = rle["counts"]
     return {"size": list(rle["size"]), "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
 
 
 def decode_masks(segmentations: Sequence[Any], height: int, width: int) -> NDArray[np.uint8]:
-    """Segmentations, as `to_rle` takes them, as masks of 0 and 1, shape (n, height, width)."""
+    """Decode segmentations, as `to_rle` takes them, to masks of 0 and 1, shape (n, height, width)."""
     if not segmentations:
         return np.zeros((0, height, width), np.uint8)
     masks_HWN = coco_mask.decode([to_rle(segmentation, height, width) for segmentation in segmentations])
@@ -40,14 +40,14 @@ def decode_masks(segmentations: Sequence[Any], height: int, width: int) -> NDArr
 
 
 def decode_counts(counts: str) -> NDArray[np.int64]:
-    """The run lengths of a compressed COCO run-length encoding.
+    """Return the run lengths of a compressed COCO run-length encoding.
 
-    Each number is a little-endian string of 5-bit digits, the last one signed, shifted to printable characters with a
-    bit for "more follows"; from the fourth number on it is the difference to the number two before (``rleToString`` of
-    the COCO API). The native decoder does not check its input, so this one does.
+    Each number is a little-endian sequence of 5-bit digits, the last one signed, shifted to printable characters with a
+    bit that says whether more digits follow. From the fourth number on, it is the difference to the number two before
+    (``rleToString`` of the COCO API). The native decoder does not check its input, so this one does.
 
     Raises:
-        ValueError: the string is no such encoding.
+        ValueError: if the string is not such an encoding.
     """
     try:
         codes = np.frombuffer(counts.encode("latin-1"), np.uint8).astype(np.int64) - 48
@@ -74,9 +74,9 @@ def decode_counts(counts: str) -> NDArray[np.int64]:
 
 
 def segmentation_fault(segmentation: Any, width: int, height: int, *, may_be_empty: bool) -> str | None:
-    """What is wrong with a segmentation of an image of a size, or ``None``.
+    """Return what is wrong with a segmentation of an image of this size, or ``None``.
 
-    Only what has no fault may be given to `to_rle` and `decode_masks`: the native decoder believes what it is given.
+    Only segmentations without faults may be given to `to_rle` and `decode_masks`: the native decoder checks nothing.
     """
     if isinstance(segmentation, dict):
         fault = _rle_fault(segmentation, width, height, may_be_empty)
@@ -104,7 +104,7 @@ def _polygon_fault(polygon: Any, width: int, height: int) -> str | None:
         return f"is {shown(polygon)}, not a list of numbers"
     if len(polygon) < 6 or len(polygon) % 2:
         return f"has {len(polygon)} numbers; an even number of 6 or more is needed"
-    # A little outside is common and gets cut off; the native decoder walks all of an outline, however far it leads.
+    # Points slightly outside are common and are clipped; the native decoder follows an outline however far it goes.
     near_x = all(-width <= x <= 2 * width for x in polygon[::2])
     near_y = all(-height <= y <= 2 * height for y in polygon[1::2])
     return None if near_x and near_y else f"reaches far outside the image of {width} x {height}"
@@ -112,7 +112,7 @@ def _polygon_fault(polygon: Any, width: int, height: int) -> str | None:
 
 def _rle_fault(encoding: dict[str, Any], width: int, height: int, may_be_empty: bool) -> str | None:
     size, counts = encoding.get("size"), encoding.get("counts")
-    # A float equals the integer that it holds, but the native decoder does not take it.
+    # A float may equal an integer, but the native decoder does not accept it.
     if size != [height, width] or set(map(type, size)) != {int}:
         came = shown(size) if "size" in encoding else "missing"
         return f"its size (height, width) is {came}, but the image's is {[height, width]}"

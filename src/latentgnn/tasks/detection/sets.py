@@ -1,4 +1,4 @@
-"""The set that the settings mean: its format, found or named; its splits, found or drawn."""
+"""The set that the settings describe: its format, detected or named, and its splits, found or drawn."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -26,17 +26,17 @@ _COCO_ALONE = ("train_annotations", "train_images", "val_annotations", "val_imag
 
 
 class DetectionSet:
-    """A set in a folder. COCO's files are read when they are asked for; of other formats, all are read at once.
+    """A set in a folder. COCO files are read on request; for other formats, all files are read at once.
 
     Args:
-        config: where it is, and how it is split.
-        run: a run's folder, whose split is taken again if it has one.
+        config: where the set is, and how it is split.
+        run: a run's folder, whose split is used if it has one.
 
     Attributes:
-        format: of the files.
+        format: format of the files.
 
     Raises:
-        UserError: there is no such folder, or none of a known format, or of several.
+        UserError: if there is no such folder, its format is unknown, or it has several.
     """
 
     def __init__(self, config: DataConfig, run: Path | None = None) -> None:
@@ -57,18 +57,18 @@ class DetectionSet:
 
     @property
     def is_split(self) -> bool:
-        """Whether there is something to validate on: a split of its own, or one that is drawn."""
+        """Whether there is a validation split: its own, or one that is drawn."""
         return "val" in self._parts or self.config.val_fraction is not None
 
     def whole(self) -> Reading:
-        """All that is there, of a set that has no splits."""
+        """Return everything that was read of a set without splits."""
         return self._reading("all" if "all" in self._parts else "train")
 
     def reading(self, split: Split) -> Reading:
-        """What was read of a split.
+        """Return what was read of a split.
 
         Raises:
-            UserError: there is no such split and none is to be drawn, or there are both.
+            UserError: if there is no such split and none is to be drawn, or if there are both.
         """
         fraction = self.config.val_fraction
         if "val" in self._parts and fraction is not None:
@@ -87,7 +87,7 @@ class DetectionSet:
         return whole.part(self._val, inside=split == "val")
 
     def _readers(self) -> Mapping[str, Callable[[], Reading]]:
-        """For each part that is there, what reads it."""
+        """For each existing part, the function that reads it."""
         if self.format != "coco":
             known = self.config.categories
             readings = _READERS[self.format].read(self.root, Categories(known))
@@ -138,10 +138,10 @@ class DetectionSet:
 
 
 def _recognised(config: DataConfig, root: Path) -> Format:
-    """The format of a folder, by what lies in it.
+    """Detect the format of a folder by its files.
 
     Raises:
-        UserError: none, or several.
+        UserError: if no format is found, or several.
     """
     if any(getattr(config, name) is not None for name in _COCO_ALONE) or any(
         has_split(config, split) for split in SPLITS
@@ -151,7 +151,7 @@ def _recognised(config: DataConfig, root: Path) -> Format:
     if others := other_files(root):
         signs["coco"] = str(next(iter(others.values()))[0].relative_to(root))
     if "voc" in signs:
-        # VOC's own folder has both; the boxes are of more images.
+        # VOC's own folder has both; more images have boxes.
         signs.pop("voc_masks", None)
     if len(signs) > 1:
         listed = ", ".join(f"{_TITLES[name]}: {sign}" for name, sign in signs.items())

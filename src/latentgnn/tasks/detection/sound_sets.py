@@ -1,4 +1,4 @@
-"""Sets without faults: what was read of a split, refused or freed of its faulty records."""
+"""Sets without faults: a split with faulty records is refused, or the records are removed."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ def load_split(
     *,
     whole: bool = True,
 ) -> CocoAnnotations:
-    """`load` of a COCO JSON file and the folder where its file names point."""
+    """Call `load` for a COCO JSON file and the folder that its file names are relative to."""
     return load(read_coco(Path(annotation_path), Path(image_folder)), on_fault, whole=whole)
 
 
@@ -28,14 +28,14 @@ def load(reading: Reading, on_fault: Literal["stop", "skip"] = "stop", *, whole:
     """Check what was read of a split, and make a set of it.
 
     Args:
-        reading: of any format.
+        reading: what was read, in any format.
         on_fault: ``stop`` refuses a set with faults; ``skip`` leaves the faulty records out, and the result's
             ``skipped`` says which and how many.
         whole: see `latentgnn.tasks.detection.check.check_split`.
 
     Raises:
-        UserError: with the first faults; also where records cannot be left out: no JSON, no image folder, faulty
-            categories (every label depends on them), or no image that is left.
+        UserError: with the first faults; also if leaving out records does not help: no JSON, no image folder, faulty
+            categories (every label depends on them), or no image left.
     """
     report = check(reading, whole=whole)
     dataset = reading.dataset
@@ -52,7 +52,7 @@ def load(reading: Reading, on_fault: Literal["stop", "skip"] = "stop", *, whole:
 
 
 def sound_part(reading: Reading, report: Report) -> CocoAnnotations | None:
-    """What is left of a split without its faults; ``None`` where nothing is."""
+    """Return a split without its faulty records; ``None`` if nothing is left."""
     dataset, lost = reading.dataset, reading.lost
     if any(fault.fatal for fault in report.faults):
         return None

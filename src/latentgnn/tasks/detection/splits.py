@@ -1,4 +1,4 @@
-"""A validation split that is drawn: a part of the images, by groups where images belong together."""
+"""Draws a validation split: a part of the images, in groups if images belong together."""
 
 import hashlib
 import json
@@ -13,28 +13,28 @@ from latentgnn.reading import read_json
 from latentgnn.tasks.detection.config import DataConfig
 
 SPLIT_FILE = "split.json"
-"""The file of a run that holds its split."""
+"""The file in a run's folder that stores its split."""
 _SETTINGS = ("val_fraction", "val_seed", "val_groups")
 
 
 def draw_split(names: Iterable[str], *, fraction: float, seed: int, groups: str | None = None) -> frozenset[str]:
-    """Draw whole groups of images until the part for validation is as near to the fraction as the groups allow.
+    """Draw whole groups of images until the validation part is as close to the fraction as the groups allow.
 
-    The order in which groups are drawn depends on the seed and their names alone: a set that has grown keeps most of
-    its split.
+    The order in which groups are drawn depends only on the seed and their names: a set that has grown keeps most of its
+    split.
 
     Args:
         names: file names of all images.
-        fraction: of the images that are for validation.
-        seed: of the order.
-        groups: a regular expression that is looked for in each name; its first group in parentheses, or all that it
-            matches, is the name of the image's group. ``None`` makes each image its own.
+        fraction: fraction of the images for validation.
+        seed: seed of the order.
+        groups: a regular expression that is searched in each name; its first parenthesised group, or the whole match,
+            is the name of the image's group. ``None`` makes each image its own group.
 
     Returns:
-        The names of the images for validation.
+        The names of the validation images.
 
     Raises:
-        UserError: a name has no group, or all images are of one.
+        UserError: if a name has no group, or all images are in one.
     """
     members: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
@@ -47,7 +47,7 @@ def draw_split(names: Iterable[str], *, fraction: float, seed: int, groups: str 
     wanted = fraction * sum(map(len, members.values()))
     val: list[str] = []
     order = sorted(members, key=lambda group: hashlib.blake2b(f"{seed} {group}".encode()).digest())
-    # At least one group on either side.
+    # At least one group in each split.
     for group in order[:-1]:
         if val and len(val) + len(members[group]) / 2 > wanted:
             break
@@ -56,15 +56,15 @@ def draw_split(names: Iterable[str], *, fraction: float, seed: int, groups: str 
 
 
 def keep_split(folder: Path, config: DataConfig, *, train: Sequence[str], val: Sequence[str]) -> None:
-    """Write a split, with the settings that it was drawn by, into a run's folder."""
+    """Store a split, with the settings that it was drawn with, in a run's folder."""
     write_json(folder / SPLIT_FILE, {**_settings(config), "train": list(train), "val": list(val)})
 
 
 def kept_split(folder: Path, config: DataConfig) -> frozenset[str] | None:
-    """The names of the validation images that a run has kept; ``None`` where it has not, or by other settings.
+    """Return the names of the validation images stored in a run; ``None`` if there are none, or settings differ.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: if the file is damaged.
     """
     content = _content(folder)
     if content is None or _drawn_by(content) != _settings(config):
@@ -73,10 +73,10 @@ def kept_split(folder: Path, config: DataConfig) -> frozenset[str] | None:
 
 
 def refuse_another_split(folder: Path, config: DataConfig) -> None:
-    """Refuse settings by which a run that is resumed would draw another split than the one that it has kept.
+    """Refuse settings with which a resumed run would draw another split than the stored one.
 
     Raises:
-        UserError: they are such, or the file is damaged.
+        UserError: if the settings do so, or the file is damaged.
     """
     content = _content(folder)
     if content is None or _drawn_by(content) == _settings(config):

@@ -1,4 +1,4 @@
-"""What a set holds, in figures that help to choose a recipe: images, and objects as large as the detector sees them."""
+"""Figures of a set that help to choose a recipe: images, and object sizes as the detector sees them."""
 
 import math
 from array import array
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from latentgnn.tasks.detection.coco import CocoAnnotations
 from latentgnn.tasks.detection.config import ModelConfig
 
-# COCO's own bounds of small and large objects, sides of squares in pixels.
+# COCO's bounds for small and large objects, as sides of squares in pixels.
 SMALL, LARGE = 32, 96
 _LISTED_SIZES = 3
 _LISTED_CATEGORIES = 10
@@ -21,17 +21,17 @@ _PERCENTILES = (0, 5, 50, 95, 100)
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """The figures of a split. Crowds count as no objects.
+    """The figures of a split. Crowds are not counted as objects.
 
     Args:
-        images: how many.
-        sizes: (width, height) and how many images have it, the most frequent first.
-        has_masks: whether all objects have one.
-        crowds: how many.
-        objects_of_image: objects of each image, int64 (images,).
-        sides: of each object, the square root of its box's area in pixels of the resized image, float64 (objects,).
-        ratios: of each object, its box's height over its width, float64 (objects,).
-        categories: id, name, number of objects, and of images with any, the rarest first.
+        images: number of images.
+        sizes: (width, height), each with the number of images that have it, most frequent first.
+        has_masks: whether all objects have a mask.
+        crowds: number of crowds.
+        objects_of_image: number of objects of each image, int64 (images,).
+        sides: for each object, the square root of its box's area in pixels of the resized image, float64 (objects,).
+        ratios: for each object, height over width of its box, float64 (objects,).
+        categories: id, name, number of objects, and number of images with any, rarest first.
     """
 
     images: int
@@ -45,16 +45,16 @@ class Summary:
 
     @property
     def objects(self) -> int:
-        """How many there are."""
+        """Number of objects."""
         return len(self.sides)
 
     @property
     def without_objects(self) -> int:
-        """How many images have none."""
+        """Number of images without objects."""
         return int((self.objects_of_image == 0).sum())
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data; spreads are the smallest, the 5th, 50th and 95th percentile, and the largest."""
+        """Return plain data; distributions are given by minimum, 5th, 50th and 95th percentile, and maximum."""
         small, medium, large = _shares(self.sides)
         return {
             "images": self.images,
@@ -74,7 +74,7 @@ class Summary:
         }
 
     def text(self) -> str:
-        """The figures in lines for people."""
+        """Return the figures as text lines."""
         listed = ", ".join(f"{width} x {height} ({n})" for (width, height), n in self.sizes[:_LISTED_SIZES])
         if len(self.sizes) > _LISTED_SIZES:
             listed += f" and {len(self.sizes) - _LISTED_SIZES} other sizes"
@@ -104,12 +104,12 @@ class Summary:
 
 
 def summarize(annotations: CocoAnnotations, config: ModelConfig, *, window: int | None = None) -> Summary:
-    """The figures of a set.
+    """Compute the figures of a set.
 
     Args:
         annotations: the set.
         config: says how images are resized.
-        window: side in pixels of the crops or tiles that are resized in the place of whole images.
+        window: side in pixels of the crops or tiles that are resized instead of whole images.
     """
     of_category: Counter[int] = Counter()
     images_of_category: Counter[int] = Counter()
@@ -142,7 +142,7 @@ def summarize(annotations: CocoAnnotations, config: ModelConfig, *, window: int 
 
 
 def scale(width: int, height: int, config: ModelConfig) -> float:
-    """The factor by which torchvision's detectors resize an image in evaluation.
+    """Return the factor by which torchvision's detectors resize an image in evaluation.
 
     Example:
         >>> scale(640, 480, ModelConfig(min_size=(800,), max_size=1000))

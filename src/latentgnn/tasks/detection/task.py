@@ -1,4 +1,4 @@
-"""Detection as the training loop sees it: a detector, its sets and their scores."""
+"""Detection as a task of the training loop: a detector, its data sets and their scores."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ Batch = tuple[list[Tensor | Path], list[dict[str, Any]]]
 
 
 def kinds_of_detector(detector: str) -> tuple[Kind, ...]:
-    """What a detector's results are scored for: boxes, and masks where it makes some."""
+    """Return what a detector's results are scored for: boxes, and masks if it makes them."""
     return ("bbox", "segm") if detector == "mask_rcnn" else ("bbox",)
 
 
@@ -35,15 +35,15 @@ def found_in(
     evaluator: CocoEvaluator,
     category_of_label: Mapping[int, int],
 ) -> list[Record]:
-    """COCO-results records of what a model finds in samples of a `CocoValidationSet`.
+    """Return COCO-results records of a model's detections in samples of a `CocoValidationSet`.
 
     Args:
         model: a detector in evaluation mode.
-        images: on its device; or paths, which are looked at by tiles.
-        targets: the samples' other half.
-        config: says how images are looked at.
+        images: images on its device; or paths, which are processed in tiles.
+        targets: the targets of the samples.
+        config: says how images are processed.
         evaluator: makes the records.
-        category_of_label: of the model's training set.
+        category_of_label: mapping of the model's training set.
     """
     tiling = Tiling.of(config.evaluation)
     if tiling is None:
@@ -72,15 +72,15 @@ class DetectionTask:
     """A `latentgnn.training.task.TrainingTask` on COCO-format data.
 
     Args:
-        model: with torchvision's interface.
-        config: the run.
-        train: what it learns from.
-        val: what it is scored on; categories that ``train`` lacks are never found there.
-        trained: names of the parameters that began with trained weights.
+        model: a detector with torchvision's interface.
+        config: the run's configuration.
+        train: the training set.
+        val: the validation set; categories that ``train`` lacks are never found in it.
+        trained: names of the parameters that started from trained weights.
 
     Attributes:
-        scores: of the last validation in this process; ``None`` before it.
-        results: its COCO-results records.
+        scores: scores of the last validation in this process; ``None`` before it.
+        results: COCO-results records of that validation.
         evaluator: scores on ``val``.
     """
 
@@ -110,7 +110,7 @@ class DetectionTask:
         self.results: Sequence[Record] = ()
         self._category_of_label = train.category_of_label
         self._sets = {"training set": train, "validation set": val}
-        # The embedded set is the same wherever and whenever it is made.
+        # The embedded set is the same wherever and whenever it is generated.
         self._is_embedded = config.data.root is None
         self.evaluator = CocoEvaluator(
             val.dataset,
@@ -120,34 +120,34 @@ class DetectionTask:
         )
 
     def units(self) -> list[nn.Module]:
-        """The residual blocks of the backbone, or what it has of the kind."""
+        """Return the residual blocks of the backbone, or the corresponding modules."""
         return units(self.model.backbone.body)  # type: ignore[arg-type,union-attr]
 
     def collate(self, samples: list[Any]) -> Batch:
-        """Images of any sizes stay apart; the detector pads them."""
+        """Keep images as a list, as they differ in size; the detector pads them."""
         return [image for image, _ in samples], [target for _, target in samples]
 
     def sample_ids(self, batch: Batch) -> list[Any]:
-        """The ids of the images."""
+        """Return the ids of the images."""
         return [target["image_id"] for target in batch[1]]
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The detector's losses, under its names without ``loss_``."""
+        """Return the detector's losses, with their names without ``loss_``."""
         losses: dict[str, Tensor] = self.model(*batch)
         return {name.removeprefix("loss_"): loss for name, loss in losses.items()}
 
     def predict(self, batch: Batch) -> list[Record]:
-        """COCO-results records of the detections in all images."""
+        """Return COCO-results records of the detections in all images."""
         return found_in(self.model, *batch, self._config, self.evaluator, self._category_of_label)
 
     def score(self, results: Sequence[Record]) -> dict[str, float]:
-        """COCO's figures."""
+        """Return COCO's figures."""
         self.results = results
         self.scores = self.evaluator.score(results)
         return self.scores.metrics
 
     def fingerprints(self) -> dict[str, Fingerprint]:
-        """What is annotated on each image, and its file."""
+        """Return fingerprints of the annotations on each image, and of its file."""
         return {
             name: Fingerprint.of(annotations.folder, _sources(annotations), times=not self._is_embedded)
             for name, annotations in self._sets.items()

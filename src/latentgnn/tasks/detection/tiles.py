@@ -1,4 +1,4 @@
-"""Detection on large images by overlapping tiles."""
+"""Detection on large images in overlapping tiles."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ class Tiling:
     """How images are divided.
 
     Args:
-        size: side of a tile in pixels; an image that is shorter in a dimension has tiles as long as itself there.
-        overlap: of neighbouring tiles, as a fraction of ``size``, at least.
+        size: side of a tile in pixels; in a dimension in which the image is shorter, tiles are as long as the image.
+        overlap: minimum overlap of neighbouring tiles, as a fraction of ``size``.
     """
 
     size: int
@@ -30,11 +30,11 @@ class Tiling:
 
     @classmethod
     def of(cls, config: EvaluationConfig) -> "Tiling | None":
-        """As configured; ``None`` where images are looked at whole."""
+        """Return the configured tiling; ``None`` if images are processed whole."""
         return None if config.tiles is None else cls(size=config.tiles, overlap=config.tile_overlap)
 
     def windows(self, width: int, height: int) -> list[Window]:
-        """The tiles of an image, row by row, as evenly spread as whole pixels allow.
+        """Return the tiles of an image, row by row, as evenly spaced as whole pixels allow.
 
         Example:
             >>> [window[:2] for window in Tiling(size=100, overlap=0.2).windows(180, 100)]
@@ -63,26 +63,26 @@ def detect_in_tiles(
     nms_threshold: float,
     on_tile: Callable[[int, int], None] | None = None,
 ) -> list[Record]:
-    """What a detector finds in an image, tile by tile.
+    """Return a detector's records for an image that is processed tile by tile.
 
     Args:
         model: a detector with torchvision's interface, in evaluation mode.
         image: RGB.
-        tiling: how it is divided.
-        records_of: makes COCO-results records of the detector's output.
-        device: the model's.
+        tiling: how the image is divided.
+        records_of: converts the detector's output to COCO-results records.
+        device: the model's device.
         nms_threshold: see `latentgnn.tasks.detection.merging.merge_tiles`.
-        on_tile: called after each tile with the number of tiles done and of all.
+        on_tile: called after each tile with the number of tiles done and the total.
 
     Returns:
-        The records of the image, as ``merge_tiles`` gives them.
+        The records of the image, as ``merge_tiles`` returns them.
     """
     windows = tiling.windows(*image.size)
     found = []
     for number, window in enumerate(windows, 1):
         (output,) = model([to_tensor(image.crop(window)).to(device)])
         found.append((window, records_of(output)))
-        # Or it would be held while the next one is made.
+        # Otherwise it would be kept while the next one is computed.
         del output
         if on_tile is not None:
             on_tile(number, len(windows))

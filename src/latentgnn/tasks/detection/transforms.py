@@ -1,4 +1,4 @@
-"""Random changes of a training image, with its boxes and masks.
+"""Random changes of a training image with its boxes and masks.
 
 A sample is ``(image, target)``: a `tv_tensors.Image`, float (3, H, W) in 0..1, and a dict with ``boxes``
 (`tv_tensors.BoundingBoxes`, xyxy), ``labels`` and, in sets that have them, ``masks`` (`tv_tensors.Mask`, uint8
@@ -17,14 +17,14 @@ from torchvision.transforms.v2 import functional as F
 
 from latentgnn.tasks.detection.config import AugmentConfig
 
-_GRAY = 0.5  # what an image that a zoom shrank is laid on
+_GRAY = 0.5  # value around an image that a zoom has shrunk
 
-# Smaller differences between a box and its clamped self are rounding, not an object cut by the image's edge.
+# Smaller differences between a box and the clamped box are rounding errors, not an object cut by the image's edge.
 _ROUNDING = 1e-3
 
 
 def build_transform(config: AugmentConfig) -> v2.Compose:
-    """The pipeline that a configuration asks for; it ends with `FitBoxes` in any case.
+    """Return the pipeline for a configuration; it always ends with `FitBoxes`.
 
     Example:
         >>> build_transform(AugmentConfig(horizontal_flip=0.0)).transforms
@@ -56,7 +56,7 @@ def build_transform(config: AugmentConfig) -> v2.Compose:
 
 
 class QuarterTurn(v2.Transform):  # type: ignore[misc]  # torchvision has no types
-    """Turns a sample counter-clockwise by 0, 90, 180 or 270 degrees, each as likely, without resampling."""
+    """Turns a sample counter-clockwise by 0, 90, 180 or 270 degrees with equal probability, without resampling."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         return {"turns": int(torch.randint(4, ()))}
@@ -74,12 +74,12 @@ class QuarterTurn(v2.Transform):  # type: ignore[misc]  # torchvision has no typ
 
 
 class SquareCrop(v2.Transform):  # type: ignore[misc]  # torchvision has no types
-    """Cuts a random square window; an image shorter than it in a dimension keeps that dimension.
+    """Cuts a random square window; an image that is shorter in a dimension is not cut in it.
 
-    Boxes are moved and not cut: `FitBoxes` does that, which must know what they were.
+    Boxes are moved but not cut: `FitBoxes` does that, and needs the uncut boxes.
 
     Args:
-        side: of the window, in pixels.
+        side: side of the window, in pixels.
     """
 
     def __init__(self, side: int) -> None:
@@ -101,12 +101,12 @@ class SquareCrop(v2.Transform):  # type: ignore[misc]  # torchvision has no type
 class Zoom(v2.Transform):  # type: ignore[misc]  # torchvision has no types
     """Enlarges or shrinks the content by a random factor and keeps the image's size.
 
-    Of an enlarged image a random window stays; a shrunk one lies at a random place on gray. (Were the image's size to
-    change instead, the detector's own resizing would undo the zoom.)
+    A random window of an enlarged image is kept; a shrunk image is placed at random on gray. (If the image's size
+    changed instead, the detector's own resizing would undo the zoom.)
 
     Args:
-        lowest: factor.
-        highest: factor.
+        lowest: smallest factor.
+        highest: largest factor.
     """
 
     def __init__(self, lowest: float, highest: float) -> None:
@@ -151,10 +151,10 @@ class Zoom(v2.Transform):  # type: ignore[misc]  # torchvision has no types
 
 
 class FitBoxes(torch.nn.Module):
-    """Cuts boxes at the image's edge and drops the objects that are no longer in it.
+    """Cuts boxes at the image's edge and drops the objects that are outside.
 
-    A box that the edge cuts becomes the tight box of what is left of its mask; without masks it is clamped, and must
-    keep a pixel in both directions. Objects whose masks have no pixel left are dropped.
+    A box that the edge cuts becomes the tight box of the rest of its mask; without masks it is clamped, and must keep a
+    pixel in both directions. Objects whose masks have no pixel left are dropped.
     """
 
     def forward(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
@@ -169,7 +169,7 @@ class FitBoxes(torch.nn.Module):
             masks = target["masks"].as_subclass(Tensor)
             keep &= masks.flatten(1).any(dim=1).bool()
             refit = cut & keep
-            # `masks_to_boxes` gives the last pixel inside; a box ends behind it.
+            # `masks_to_boxes` returns the last pixel inside; a box ends one pixel after it.
             clamped[refit] = masks_to_boxes(masks[refit]).to(boxes) + boxes.new_tensor([0, 0, 1, 1])
         else:
             keep &= ~cut | (sides >= 1).all(dim=1)

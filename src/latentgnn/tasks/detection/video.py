@@ -1,4 +1,4 @@
-"""Video files as frames, and frames as a video file, by torchcodec with the FFmpeg that the system has."""
+"""Reading and writing video files with torchcodec and the system's FFmpeg."""
 
 import re
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ from latentgnn.files import replacing
 from latentgnn.reading import regular_file
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
-"""Suffixes, in lower case, by which videos are told from images."""
+"""Suffixes in lower case that distinguish videos from images."""
 
-# How such files begin. FFmpeg reads much more, playlists that name other files and addresses among it.
+# First bytes of such files. FFmpeg reads much more, including playlists that refer to other files and addresses.
 _BEGINNINGS = (
     *((4, kind) for kind in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")),
     (0, b"\x1a\x45\xdf\xa3"),  # Matroska, WebM
@@ -30,15 +30,15 @@ _BEGINNINGS = (
 
 
 def is_video(path: Path | str) -> bool:
-    """Whether a name is one of a video."""
+    """Whether a name has the suffix of a video."""
     return Path(path).suffix.lower() in VIDEO_SUFFIXES
 
 
 def check_video(path: Path) -> None:
-    """Look at a file's first bytes.
+    """Check a file's first bytes.
 
     Raises:
-        UserError: it is missing, no file, or not a video.
+        UserError: if it is missing, not a file, or not a video.
     """
     with regular_file(path, "video").open("rb") as file:
         beginning = file.read(32)
@@ -47,10 +47,10 @@ def check_video(path: Path) -> None:
 
 
 def require_video() -> ModuleType:
-    """The package that reads and writes videos.
+    """Import the package that reads and writes videos.
 
     Raises:
-        UserError: it is missing, or the FFmpeg that it works with is.
+        UserError: if it, or the FFmpeg that it needs, is missing.
     """
     torchcodec = require("torchcodec", extra="video")
     if torchcodec.ffmpeg_major_version is None:
@@ -63,11 +63,11 @@ def require_video() -> ModuleType:
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """A picture of a video.
+    """A frame of a video.
 
     Args:
-        index: its place, from 0.
-        time: when it is shown, in seconds.
+        index: its index, from 0.
+        time: time at which it is shown, in seconds.
         image: RGB, upright.
     """
 
@@ -83,10 +83,10 @@ class VideoReader:
         path: the file.
 
     Attributes:
-        frame_rate: frames a second; the mean where it varies.
+        frame_rate: frames per second; the mean if it varies.
 
     Raises:
-        UserError: it cannot be read, or what reads it is missing.
+        UserError: if it cannot be read, or the software for it is missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -96,7 +96,7 @@ class VideoReader:
         check_video(path)
         self.path = path
         with _told(path):
-            # The exact mode finds every frame beforehand, without decoding, whatever the file's header claims.
+            # Exact mode first finds every frame, without decoding, whatever the file's header claims.
             self._decoder: Any = VideoDecoder(path, seek_mode="exact", device="cpu")
             frame_rate = self._decoder.metadata.average_fps
         if frame_rate is None:
@@ -115,10 +115,10 @@ class VideoReader:
 
 
 class VideoWriter:
-    """An MP4 file that grows by pictures of one size; see `writing_video`.
+    """Writes frames of one size to an MP4 file; see `writing_video`.
 
     Args:
-        stream: torchcodec's.
+        stream: torchcodec's stream.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -127,22 +127,22 @@ class VideoWriter:
     def add(self, picture: Image.Image) -> None:
         """Append an RGB picture."""
         pixels = np.array(picture)
-        # The usual codecs store colours for 2 x 2 pixels: odd sides get one more.
+        # The usual codecs store colours for 2 x 2 pixels: odd sides are extended by one.
         pixels = np.pad(pixels, ((0, pixels.shape[0] % 2), (0, pixels.shape[1] % 2), (0, 0)), mode="edge")
         self._stream.add_frames(torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous())
 
 
 @contextmanager
 def writing_video(path: Path, size: tuple[int, int], frame_rate: float) -> Iterator[VideoWriter]:
-    """A new MP4 file that takes its name when the block ends without an error; else there is none.
+    """Create an MP4 file that gets its name when the block ends without an error; otherwise it is removed.
 
     Args:
         path: the name.
-        size: (width, height) of the pictures.
-        frame_rate: pictures a second.
+        size: (width, height) of the frames.
+        frame_rate: frames per second.
 
     Raises:
-        UserError: FFmpeg has no codec for it.
+        UserError: if FFmpeg has no codec for it.
     """
     require_video()
     from torchcodec.encoders import Encoder
@@ -161,12 +161,12 @@ def writing_video(path: Path, size: tuple[int, int], frame_rate: float) -> Itera
 
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
-    """Errors of the decoder in words."""
+    """Turn errors of the decoder into messages."""
     try:
         yield
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         if is_lack_of_memory(error):
             raise
-        # Torchcodec's own begin with a function and its place in the source, and FFmpeg's with the path.
+        # Torchcodec's own messages begin with a function and its place in the source, and FFmpeg's with the path.
         what = re.sub(r"^.*\.cpp:\d+, ", "", first_line(error)).replace(f"Could not open input file: {path} ", "")
         raise UserError(f"{path}: the video cannot be read ({what}): it may be damaged or cut short") from error

@@ -1,4 +1,4 @@
-"""A detector on video files: annotated videos and COCO-results JSON."""
+"""Runs a detector on video files: annotated videos and COCO-results JSON."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -13,10 +13,10 @@ from latentgnn.tasks.inputs import expand_inputs, noted, raise_faults, result_na
 
 
 def names_videos(inputs: Sequence[str | Path]) -> bool:
-    """Whether inputs are videos, by their names.
+    """Whether inputs are videos, according to their names.
 
     Raises:
-        UserError: some are, and others are not.
+        UserError: if only some of them are.
     """
     videos = [entry for entry in inputs if is_video(entry)]
     if videos and len(videos) < len(inputs):
@@ -26,7 +26,7 @@ def names_videos(inputs: Sequence[str | Path]) -> bool:
 
 
 def expand_videos(inputs: Sequence[str | Path]) -> list[Path]:
-    """The video files that files and patterns name (see `latentgnn.tasks.inputs.expand_inputs`)."""
+    """Expand files and patterns to video files (see `latentgnn.tasks.inputs.expand_inputs`)."""
     return expand_inputs(inputs, suffixes=VIDEO_SUFFIXES, kind="video", check=check_video)
 
 
@@ -39,27 +39,27 @@ def predict_videos(
     pictures: bool = True,
     on_frame: Callable[[Path, int, int], None] | None = None,
 ) -> tuple[int, int]:
-    """Run a detector on video files, frame after frame, and write what it finds.
+    """Run a detector on video files, frame by frame, and write its detections.
 
     Writes ``predictions.json``, a list of COCO-results records, and ``videos/<name>.mp4`` under the names of
-    `latentgnn.tasks.inputs.result_names`. A record has ``file_name``, ``frame`` (its number in the video, from 0),
-    ``time`` in seconds, and an ``image_id`` that counts the frames of all videos. Only one frame is held at a time, and
-    no records. A video that cannot be read to its end does not stop the others; it gets no annotated video, and
-    its records so far stay.
+    `latentgnn.tasks.inputs.result_names`. A record has ``file_name``, ``frame`` (its index in the video, from 0),
+    ``time`` in seconds, and an ``image_id`` that counts the frames of all videos. Only one frame is kept in memory at a
+    time, and no records. A video that cannot be read to its end does not stop the others; it gets no annotated video,
+    but its records so far are kept.
 
     Args:
         finder: the detector.
         paths: video files (see `expand_videos`).
-        out: folder to write to, new or empty.
+        out: output folder, new or empty.
         overwrite: replace the results of an earlier command in ``out``.
         pictures: write annotated videos.
-        on_frame: called after each frame with the video, the number of frames done and of all its frames.
+        on_frame: called after each frame with the video, the number of frames done, and their total.
 
     Returns:
         The numbers of objects and of frames.
 
     Raises:
-        UserError: videos could not be read, and it lists them; or ``out`` is not for results (see
+        UserError: if videos could not be read, which it lists; or ``out`` cannot be used for results (see
             `latentgnn.outputs.Results`).
     """
     targets = [Path("videos") / f"{name}.mp4" for name in result_names(paths)]
@@ -80,7 +80,7 @@ def predict_videos(
                     found.add([{**about, **record} for record in detections])
                     objects, frames = objects + len(detections), frames + 1
                     if pictures:
-                        # Not enlarged: a video keeps its size.
+                        # Not enlarged, so that the video keeps its size.
                         picture = draw_detections(frame.image, detections, finder.categories, min_side=1)
                         if writer is None:
                             writer = stack.enter_context(

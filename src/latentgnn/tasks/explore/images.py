@@ -1,4 +1,4 @@
-"""Images for the page of ``latentgnn explore``, whatever the network finds in them."""
+"""Images on the page of ``latentgnn explore``, for any task."""
 
 import io
 from abc import ABC, abstractmethod
@@ -18,17 +18,17 @@ from latentgnn.tasks.image_explaining import Frame
 from latentgnn.tasks.images import IMAGE_SUFFIXES, read_image
 
 LONGEST = 1600
-"""Pixels of the longer side of the picture that the page gets, at most."""
+"""Maximum length in pixels of the longer side of the picture that is sent to the page."""
 
 _MOST_PIXELS = 2**25  # of a file that is dropped on the page
 
 
 class ImageExplorer(ABC):
-    """See `latentgnn.tasks.explore.views.Explorer`; a task says what is found in an image, and how it lies in a batch.
+    """See `latentgnn.tasks.explore.views.Explorer`; a subclass says what is found in an image, and how a batch is made.
 
     Args:
-        model: in evaluation mode.
-        paths: of images.
+        model: the model in evaluation mode.
+        paths: image files.
         about: what the page needs to show results: ``task``, ``title``, ``categories``.
     """
 
@@ -41,27 +41,27 @@ class ImageExplorer(ABC):
 
     @abstractmethod
     def find(self, sample: Image.Image, parts: Parts) -> dict[str, Any]:
-        """Run the network on an image; what the page shows of the result.
+        """Run the network on an image, and return what the page shows of the result.
 
         Args:
             sample: the image.
-            parts: takes arrays.
+            parts: collects arrays.
         """
 
     @abstractmethod
     def frame(self, sample: Image.Image) -> Frame:
-        """How an image lies in the network's batch."""
+        """Return how an image is placed in the network's batch."""
 
     def input(self, number: int) -> Image.Image:
-        """One of the images."""
+        """Return one of the images."""
         return read_image(self.paths[number])
 
     def read(self, path: Path) -> Image.Image:
-        """A file that was dropped on the page."""
+        """Read a file that was dropped on the page."""
         return read_image(path, most_pixels=_MOST_PIXELS)
 
     def view(self, sample: Image.Image) -> bytes:
-        """The image, what is found in it, and every block that has run."""
+        """Return the image, the results on it, and every block that has run."""
         parts = Parts()
         with torch.no_grad(), capture(self.model) as seen:
             found = self.find(sample, parts)
@@ -76,7 +76,7 @@ class ImageExplorer(ABC):
         return parts.pack(header)
 
     def without(self, sample: Image.Image, block: str | None) -> bytes:
-        """What is found without a block."""
+        """Return the results without a block."""
         parts = Parts()
         with torch.no_grad(), ExitStack() as stack:
             for name, layer in blocks_of(self.model).items():
@@ -87,7 +87,7 @@ class ImageExplorer(ABC):
 
 
 def _block(seen: Seen, name: str, frame: Frame, parts: Parts) -> dict[str, Any]:
-    """A block, with how many nodes of its map the image covers: in whole nodes, and as a part of the map."""
+    """A block, with the part of its map that the image covers: in whole nodes, and as a fraction."""
     block = block_view(seen, name, parts)
     inside = frame.inside(tuple(block["shape"]))
     sides = zip(block["shape"], frame.resized, frame.padded, strict=True)

@@ -1,8 +1,8 @@
-"""The page over HTTP, and its rules: who may ask, how much may be sent, and what is told of bad files.
+"""The page over HTTP, with its rules: who may connect, how much may be sent, and what is said about bad files.
 
-No path comes from the page: inputs are asked for by number, and what is dropped on the page comes as bytes, which lie
-in a temporary file of our own naming while they are read. All that a view consists of is the browser's, so that those
-of several people do not mix.
+The page sends no paths: inputs are requested by index, and a file dropped on the page is sent as bytes, which are
+stored in a temporary file, under a name that we choose, while they are read. All state of a view is kept in the
+browser, so that several users do not interfere.
 """
 
 import hmac
@@ -32,7 +32,7 @@ from latentgnn.tasks.explore.views import Explorer
 from latentgnn.tasks.inputs import noted
 
 MOST_BYTES = 64 * 2**20
-"""Of a file that is dropped on the page."""
+"""Maximum size of a file that is dropped on the page."""
 
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _HEADERS = {
@@ -47,7 +47,7 @@ _AT_ONCE = 64  # connections
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host's name or address is that of this machine for itself alone.
+    """Whether a host name or address can only be reached from this machine.
 
     Example:
         >>> [is_loopback(host) for host in ("localhost", "127.0.0.1", "::1", "0.0.0.0", "example.org")]
@@ -59,14 +59,14 @@ def is_loopback(host: str) -> bool:
 
 
 def application(explorer: Explorer, *, token: str | None = None) -> Starlette:
-    """The page and what it asks for.
+    """Return the web application: the page and the requests that it makes.
 
     Args:
         explorer: the model and its inputs.
-        token: every question must bring it, as ``Authorization: Bearer TOKEN``. Without one, the page is answered under
-            the names of this machine alone, so that no other site can ask under a name of its own.
+        token: if given, every request must have it, as ``Authorization: Bearer TOKEN``. Without one, only requests that
+            use a name of this machine are answered, so that no other site can send requests under its own name.
     """
-    # One input at a time: the model is one, and so is the machine's memory.
+    # One input at a time: there is one model, and limited memory.
     lock = threading.Lock()
     page = {
         file.name: (file.read_bytes(), _TYPES[Path(file.name).suffix])
@@ -135,7 +135,7 @@ def application(explorer: Explorer, *, token: str | None = None) -> Starlette:
             else:
                 content = explorer.without(sample, request.query_params.get("block"))
         if faults:
-            # Where we have put an upload is no business of the page.
+            # The page need not know where we have stored an upload.
             return _fault(422, faults[0].replace(str(path), path.name))
         return Response(content, media_type="application/octet-stream")
 
@@ -152,7 +152,7 @@ def application(explorer: Explorer, *, token: str | None = None) -> Starlette:
 
 
 def _name(host: str) -> str:
-    """Of a host in a request, without its port; empty where it is none."""
+    """The name in a request's Host header, without port; empty if it is invalid."""
     with suppress(ValueError):
         return urlsplit(f"//{host}").hostname or ""
     return ""
@@ -170,16 +170,17 @@ def _fault(status: int, text: str) -> JSONResponse:
 
 
 def serve(explorer: Explorer, *, host: str, port: int, say: Callable[[str], None] = print) -> None:
-    """Answer until the process is interrupted.
+    """Serve the page until the process is interrupted.
 
     Args:
         explorer: the model and its inputs.
-        host: a name or address of this machine; any but a loopback one makes a token, which is part of the link.
-        port: 0 takes a free one.
-        say: is told the link.
+        host: a name or address of this machine; unless it is a loopback address, a token is created, which is part of
+            the link.
+        port: the port; 0 takes a free one.
+        say: called with the link.
 
     Raises:
-        UserError: the host or port cannot be had.
+        UserError: if the host or port cannot be used.
     """
     token = None if is_loopback(host) else secrets.token_urlsafe(24)
     try:
@@ -196,12 +197,12 @@ def serve(explorer: Explorer, *, host: str, port: int, say: Callable[[str], None
 
 
 def configured(app: Starlette) -> Config:
-    """How the server runs: quiet, with so many connections at once."""
+    """Return the server's configuration: quiet, with a limited number of connections."""
     return Config(app, log_level="warning", access_log=False, limit_concurrency=_AT_ONCE, timeout_graceful_shutdown=1)
 
 
 def link(address: tuple[str, int], host: str, token: str | None) -> str:
-    """Where the page is; the token stands behind ``#``, so that browsers tell it to nobody.
+    """Return the page's address; the token is after ``#``, so that browsers do not send it.
 
     Example:
         >>> link(("127.0.0.1", 8765), "127.0.0.1", None), link(("0.0.0.0", 80), "0.0.0.0", "abc")[-10:]

@@ -1,7 +1,7 @@
-"""What the page gets: a JSON header, and arrays that it refers to.
+"""The data sent to the page: a JSON header, and arrays that it refers to.
 
-The browser gets the factors of every block's affinity Q^T A P once, and computes the row of each node itself: D x N
-products, about a millisecond, so that nothing is asked over the connection while the pointer moves.
+The browser gets the factors of every block's affinity Q^T A P once, and computes each node's row itself: D x N
+products, about a millisecond. So nothing is requested while the pointer moves.
 """
 
 import json
@@ -25,35 +25,35 @@ class Explorer(Protocol):
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the page says of the model: ``task`` and whatever it needs to show results."""
+        """Return what the page says about the model: ``task`` and whatever it needs to show results."""
 
     @property
     def suffixes(self) -> Sequence[str]:
-        """Of files that may be dropped on the page, in lower case."""
+        """Suffixes, in lower case, of files that may be dropped on the page."""
 
     @property
     def names(self) -> Sequence[str]:
-        """Of the inputs."""
+        """Names of the inputs."""
 
     def input(self, number: int, /) -> Any:
-        """One of the inputs."""
+        """Return one of the inputs."""
 
     def read(self, path: Path, /) -> Any:
-        """A file that was dropped on the page.
+        """Read a file that was dropped on the page.
 
         Raises:
-            UserError: it cannot be read, or is too large.
+            UserError: if it cannot be read, or is too large.
         """
 
     def view(self, sample: Any, /) -> bytes:
-        """All that the page shows of an input: see `Parts.pack`."""
+        """Return everything that the page shows of an input: see `Parts.pack`."""
 
     def without(self, sample: Any, block: str | None, /) -> bytes:
-        """What the model finds in an input when a block is taken out, or with ``None`` all of them."""
+        """Return the model's results on an input without a block, or with ``None`` without all blocks."""
 
 
 class Parts:
-    """Arrays one after another, and where each of them lies.
+    """Arrays one after another, and the position of each.
 
     Example:
         >>> parts = Parts()
@@ -66,10 +66,10 @@ class Parts:
         self._size = 0
 
     def add(self, values: Tensor | NDArray[Any] | bytes, kind: str) -> dict[str, Any]:
-        """Append an array; what the header says of it comes back.
+        """Append an array, and return its description for the header.
 
         Args:
-            values: of any shape; rows lie one after another.
+            values: an array of any shape, stored row by row.
             kind: ``float32``, ``int32`` or ``uint8``.
         """
         if isinstance(values, bytes):
@@ -78,7 +78,7 @@ class Parts:
             values = values.detach().float().cpu().numpy()
         piece = np.ascontiguousarray(values, dtype=np.dtype(_TYPES[kind]).newbyteorder("<")).tobytes()
         place = {"at": self._size, "count": int(values.size), "type": kind}
-        # A browser lays an array of numbers over the bytes where these begin at a multiple of a number's size.
+        # A browser can view bytes as an array of numbers only if their offset is a multiple of a number's size.
         piece += b"\0" * (-len(piece) % _ALIGNED)
         self._pieces.append(piece)
         self._size += len(piece)
@@ -92,7 +92,7 @@ class Parts:
 
 
 def block_view(seen: Seen, name: str, parts: Parts) -> dict[str, Any]:
-    """A block on the first sample: figures, and of each kernel and group the factors of the affinity Q^T A P."""
+    """Return a block on the first sample: its figures, and the factors Q, A and P of each kernel and group."""
     statistics, sample = seen.statistics(name, sample=0), seen.sample(name)
     graphs = []
     for graph in statistics.graphs:
@@ -125,5 +125,5 @@ def block_view(seen: Seen, name: str, parts: Parts) -> dict[str, Any]:
 
 
 def finite(values: Tensor) -> list[Any]:
-    """Numbers for JSON, which has none that are not finite."""
+    """Convert numbers for JSON, in which all numbers are finite."""
     return torch.nan_to_num(values.float()).cpu().tolist()

@@ -1,4 +1,4 @@
-"""Random changes of a crop of points: coordinates, and the features that depend on them."""
+"""Random changes of a crop of points: of coordinates, and of the features that depend on them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from latentgnn.tasks.pointcloud.features import COLOR_COLUMNS, NORMAL_COLUMNS
 
 
 class Augmented(NamedTuple):
-    """A changed crop.
+    """A crop after random changes.
 
     Args:
         points: metres, float64, shape (n, 3).
@@ -31,14 +31,14 @@ def augment(
     config: AugmentConfig,
     rng: np.random.Generator,
 ) -> Augmented:
-    """A crop with random changes; the same for the same state of ``rng``.
+    """Return a crop with random changes, which depend only on the state of ``rng``.
 
     Args:
-        points: metres from a middle of their own, about which they turn, float64, shape (N, 3).
+        points: metres relative to the centre of rotation, float64, shape (N, 3).
         features: float32, shape (N, F).
-        names: of the columns of ``features``.
-        config: what may happen.
-        rng: is advanced.
+        names: names of the columns of ``features``.
+        config: the possible changes.
+        rng: random generator; its state is advanced.
     """
     number = len(points)
     kept = np.arange(number)

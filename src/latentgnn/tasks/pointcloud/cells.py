@@ -1,7 +1,7 @@
-"""The points of a scan sorted into square cells, in a file on disk, of which any rectangle is read at once.
+"""The points of a scan sorted into square cells in a file on disk, from which any rectangle is read quickly.
 
-A scan's file has its points in an order of its own, and can only be read from its beginning. So they are counted first,
-and then put where they belong. Axes: N points of the scan, n of a part of it, C cells that hold points.
+A scan's file has points in an arbitrary order, and can only be read from its beginning. So points are counted first,
+and then written to their place. Axes: N points of the scan, n of a part of it, C cells that contain points.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,19 +17,19 @@ from latentgnn.errors import UserError, concerning
 from latentgnn.tasks.pointcloud.scans import coordinate_fault
 from latentgnn.tasks.pointcloud.voxels import Bounds
 
-# A cell's key is its column times this and its row, from half of it below zero: points are within 10^8 m.
+# A cell's key is column * _ROWS + row, with rows offset by half of it; this suffices for points within 10^8 m.
 _ROWS = 2**32
 
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """Where the points of a scan are, cell by cell.
+    """The positions of a scan's points, cell by cell.
 
     Args:
-        edge: of a cell, metres.
-        bounds: of all points.
-        keys: of the cells that hold points, ascending, first by x and then by y, int64, shape (C,).
-        counts: points of each, int64, shape (C,).
+        edge: edge of a cell in metres.
+        bounds: bounds of all points.
+        keys: keys of the cells that contain points, ascending, by x and then by y, int64, shape (C,).
+        counts: number of points in each, int64, shape (C,).
     """
 
     edge: float
@@ -39,15 +39,15 @@ class Cells:
 
     @classmethod
     def count(cls, chunks: Iterable[NDArray[np.float64]], *, edge: float, path: Path) -> "Cells":
-        """Look at all points once.
+        """Count the points in each cell in one pass.
 
         Args:
-            chunks: of their coordinates, shape (n, 3) each.
-            edge: of a cell, metres, 0.1 at least.
-            path: of the scan, for errors.
+            chunks: the points' coordinates, shape (n, 3) each.
+            edge: edge of a cell in metres, at least 0.1.
+            path: path of the scan, for errors.
 
         Raises:
-            UserError: there are no points, or some that are not finite or too far away.
+            UserError: if there are no points, or some are not finite or too far away.
         """
         keys, counts = np.empty(0, np.int64), np.empty(0, np.int64)
         corners: list[NDArray[np.float64]] = []
@@ -64,27 +64,27 @@ class Cells:
 
     @property
     def number(self) -> int:
-        """N."""
+        """The number of points N."""
         return int(self._ends[-1])
 
     @cached_property
     def _ends(self) -> NDArray[np.int64]:
-        """How many points lie before each cell, and N."""
+        """The number of points before each cell, and N."""
         return np.concatenate(([0], np.cumsum(self.counts)))
 
     @cached_property
     def _columns(self) -> NDArray[np.int64]:
-        """The columns that hold points, ascending."""
+        """The columns that contain points, ascending."""
         return np.unique(self.keys // _ROWS)
 
     def squares(self, side: int) -> list[tuple[int, int]]:
-        """Column and row of all squares of ``side`` by ``side`` cells that hold points."""
+        """Return column and row of all squares of ``side`` by ``side`` cells that contain points."""
         columns, rows = np.divmod(self.keys, _ROWS)
         found = np.unique(np.stack((columns // side, (rows - _ROWS // 2) // side), axis=1), axis=0)
         return [(int(column), int(row)) for column, row in found]
 
     def runs(self, square: tuple[int, int], *, side: int, margin: int) -> list["Run"]:
-        """The places, in the order of the cells, of the points of a square with a margin of cells around it."""
+        """Return the ranges, in cell order, of the points of a square and of a margin of cells around it."""
         first, last = square[1] * side, (square[1] + 1) * side
         rows = np.array([first - margin, first, last, last + margin], np.int64).clip(-_ROWS // 2, _ROWS // 2 - 1)
         near = np.array([square[0] * side - margin, (square[0] + 1) * side + margin])
@@ -99,8 +99,8 @@ class Cells:
 
 
 class Run(NamedTuple):
-    """Points that lie one after another in the order of the cells: from ``begin`` to ``end``, of which those from
-    ``inner`` to ``outer`` belong to the square itself."""
+    """A range of points in cell order: from ``begin`` to ``end``, of which those from ``inner`` to ``outer`` are in
+    the square itself."""
 
     begin: int
     inner: int
@@ -109,12 +109,12 @@ class Run(NamedTuple):
 
 
 class SortedPoints:
-    """The file of a scan's points in the order of their cells.
+    """The file with a scan's points in cell order.
 
     Args:
-        path: of the file.
-        cells: of the scan.
-        kind: of a record, see `record_kind`.
+        path: path of the file.
+        cells: cells of the scan.
+        kind: dtype of a record, see `record_kind`.
     """
 
     def __init__(self, path: Path, cells: Cells, kind: np.dtype[Any]) -> None:
@@ -123,14 +123,14 @@ class SortedPoints:
         self._kind = kind
 
     def write(self, chunks: Iterable[tuple[NDArray[np.float64], Mapping[str, NDArray[Any]]]], *, source: Path) -> None:
-        """Put all points where they belong.
+        """Write all points to their places.
 
         Args:
-            chunks: coordinates (n, 3) and columns, in the order in which the cells were counted.
+            chunks: coordinates (n, 3) and columns, in the order in which the points were counted.
             source: the scan's file, for errors.
 
         Raises:
-            UserError: the points are others than those that were counted.
+            UserError: if the points differ from those that were counted.
         """
         ends = np.cumsum(self._cells.counts)
         places = ends - self._cells.counts
@@ -162,7 +162,7 @@ class SortedPoints:
             raise UserError(f"{source}: it has changed while it was read: start again")
 
     def read(self, runs: Iterable[Run]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """The records of the runs in the order of the scan's file, and which of them belong to the square itself."""
+        """Return the records of some runs in the order of the scan's file, and a mask of those in the square itself."""
         parts, wanted = [], []
         with concerning(self._path), self._path.open("rb", buffering=0) as file:
             for run in runs:
@@ -177,7 +177,7 @@ class SortedPoints:
 
 
 def record_kind(columns: Mapping[str, NDArray[Any]]) -> np.dtype[Any]:
-    """A point in the file: its place in the scan's own file, its coordinates and its columns."""
+    """Return the dtype of a point in the file: its index in the scan's own file, its coordinates and its columns."""
     further = [(name, values.dtype, values.shape[1:]) for name, values in columns.items()]
     return np.dtype([("index", np.int64), ("point", np.float64, (3,)), *further])
 

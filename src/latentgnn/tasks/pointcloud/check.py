@@ -1,4 +1,4 @@
-"""The check of a set of scans before anything is trained on it: every file, every point."""
+"""The check of a set of scans before training: every file, every point."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -22,16 +22,16 @@ from latentgnn.tasks.pointcloud.scans import coordinate_fault
 
 @dataclass(kw_only=True, slots=True)
 class Report:
-    """What a check has to say.
+    """The result of a check.
 
     Args:
         split: ``train`` or ``val``.
         class_names: in the order of the labels.
-        faults: all of them, in the order of the scans.
+        faults: all faults, in the order of the scans.
         sound: the scans without faults.
-        scans: number of scans.
-        points: in sound scans.
-        counts: points of each class in sound scans, int64, shape (K,).
+        scans: total number of scans.
+        points: number of points in sound scans.
+        counts: number of points of each class in sound scans, int64, shape (K,).
     """
 
     split: str
@@ -43,10 +43,10 @@ class Report:
     counts: NDArray[np.int64]
 
     def text(self, limit: int | None = None) -> str:
-        """A line a fault, and one of counts.
+        """Return one line per fault, and one with counts.
 
         Args:
-            limit: how many faults to list; ``None`` lists all.
+            limit: maximum number of faults to list; ``None`` lists all.
         """
         lines = fault_lines(self.faults, limit)
         classes = ", ".join(f"{name} {count}" for name, count in zip(self.class_names, self.counts, strict=True))
@@ -54,7 +54,7 @@ class Report:
         return "\n".join([*lines, f"{self.split}: {counts}"])
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return plain data."""
         classes = dict(zip(self.class_names, self.counts.tolist(), strict=True))
         counts = {"scans": self.scans, "points": self.points, "points_of_class": classes}
         return {"counts": counts, "faults": [fault.to_json() for fault in self.faults]}
@@ -63,16 +63,16 @@ class Report:
 def check_split(config: DataConfig, split: Split) -> Report:
     """Read every scan of a split and look for faults.
 
-    Faults are: a file that is missing, damaged or cut short; numbers of points and labels that disagree; no points;
+    Faults are: a file that is missing, damaged or truncated; different numbers of points and labels; no points;
     coordinates or features that are not finite, or coordinates beyond 10^8 m; a feature that a scan lacks; class ids
-    that are not named; no labelled point; a scan's name that occurs twice; a file that is in both splits.
+    without a name; no labelled point; a scan's name that occurs twice; a file that is in both splits.
 
     Args:
-        config: where the scans are.
+        config: the configuration, which says where the scans are.
         split: ``train`` or ``val``.
 
     Raises:
-        UserError: the scans cannot even be listed.
+        UserError: if the scans cannot even be listed.
     """
     config = resolve(config)
     sources = find_scans(config, split)
@@ -84,7 +84,7 @@ def check_split(config: DataConfig, split: Split) -> Report:
     )
     trained_on: set[Path] = set()
     if split == "val":
-        # A folder of validation scans alone is enough to score a model on.
+        # To score a model, a folder with only validation scans is enough.
         with suppress(UserError):
             trained_on = {source.path.resolve() for source in find_scans(config, "train")}
     first: dict[str, Path] = {}
@@ -107,14 +107,14 @@ def check_split(config: DataConfig, split: Split) -> Report:
 
 
 def load_set(config: DataConfig, split: Split) -> ScanSet:
-    """Check a split and give its scans.
+    """Check a split and return its scans.
 
     Args:
-        config: where they are; ``on_fault`` says what becomes of faulty scans.
+        config: says where the scans are; ``on_fault`` says what to do about faulty ones.
         split: ``train`` or ``val``.
 
     Raises:
-        UserError: with the first faults; also where no scan is left without them.
+        UserError: with the first faults; also if no scan is without faults.
     """
     config = resolve(config)
     report = check_split(config, split)
@@ -130,7 +130,7 @@ class _Content:
 
 
 def _look(source: Source, config: DataConfig) -> _Content:
-    """Read one scan; what it holds and what is wrong with it."""
+    """Read one scan; return its content and its faults."""
     nothing = np.zeros(len(class_names(config.classes)), np.int64)
     try:
         raw = source.read()

@@ -22,8 +22,8 @@ SCANNET_CLASSES = {
     36: "bathtub",
     39: "other furniture",
 }
-"""The 20 classes that ScanNet v2 evaluates: NYU40 id and name."""
+"""The 20 classes that ScanNet v2 evaluates: NYU40 ids and names."""
 
 _S3DIS = "ceiling floor wall beam column window door table chair sofa bookcase board clutter"
 S3DIS_CLASSES = dict(enumerate(_S3DIS.split(" ")))
-"""S3DIS's 13 classes, by the ids that its objects get here; all other objects, such as stairs, are clutter."""
+"""S3DIS's 13 classes, by the ids used for its objects here; all other objects, such as stairs, are clutter."""

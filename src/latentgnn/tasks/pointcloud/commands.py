@@ -1,4 +1,4 @@
-"""What the commands do for point clouds alone; see `latentgnn.tasks.class_commands`."""
+"""Commands of point cloud segmentation; see `latentgnn.tasks.class_commands`."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -43,7 +43,7 @@ USAGE = """import latentgnn
 
 model = latentgnn.load_run(".")  # this folder; or its name on the hub, with from_hub=True
 probabilities = model.predict("scan.laz")  # (points, classes), in the order of model.class_names"""
-"""What a model card says of its use."""
+"""Usage example of a model card."""
 
 
 class PointCloudCommands(ClassCommands[PointCloudConfig, ScanSet, TrainedSegmenter]):
@@ -71,7 +71,7 @@ class PointCloudCommands(ClassCommands[PointCloudConfig, ScanSet, TrainedSegment
         return f"{split}: {len(found)} scans, {points:,} labelled points"
 
     def refuse_others(self, trained: TrainedSegmenter, found: ScanSet) -> None:
-        # The folder's own dataset.yaml replaces the model's settings, so the two must agree; ids may be others.
+        # The folder's own dataset.yaml replaces the model's settings, so the two must agree; only ids may differ.
         data = trained.config.data
         pairs = {
             "classes": (class_names(data.classes), found.class_names),
@@ -87,7 +87,7 @@ class PointCloudCommands(ClassCommands[PointCloudConfig, ScanSet, TrainedSegment
     def task(
         self, config: PointCloudConfig, run: RunFolder, train: ScanSet, val: ScanSet, *, goes_on: bool
     ) -> PointCloudTask:
-        # The seed of the weights; the loop seeds each step by itself.
+        # Seeds the initial weights; the loop seeds each step itself.
         torch.manual_seed(config.training.seed)
         model = build_point_network(config.model, num_features=train.num_features, num_classes=train.num_classes)
         trained: frozenset[str] = frozenset()
@@ -180,7 +180,7 @@ class PointCloudCommands(ClassCommands[PointCloudConfig, ScanSet, TrainedSegment
 
 
 def _replaced(given: DataConfig, used: DataConfig) -> list[str]:
-    """The settings that the data folder's own replaced by others."""
+    """The settings that were replaced by those of the data folder."""
     return [
         f"data.{name}"
         for name in DATASET_SETTINGS

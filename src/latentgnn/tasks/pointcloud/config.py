@@ -1,4 +1,4 @@
-"""What a point-cloud run is made of, as plain data: model, data, training, evaluation."""
+"""The configuration of a point-cloud run as plain data: model, data, training, evaluation."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -23,15 +23,15 @@ class ModelConfig:
     """The point network.
 
     Args:
-        weights: a run's folder or a checkpoint, with other classes, features or blocks perhaps, whose weights the
-            network starts from; ``null`` for none.
-        widths: channels of each level, from the finest on.
-        depths: residual blocks of each level.
-        grids: edges in metres of the voxels of which the coarser levels keep one point each, one for each level but
+        weights: a run's folder or a checkpoint whose weights the network starts from; it may have other classes,
+            features or blocks; ``null`` for none.
+        widths: number of channels of each level, finest level first.
+        depths: number of residual blocks of each level.
+        grids: edges in metres of the voxels in which the coarser levels keep one point each, one for each level except
             the finest, ascending.
-        neighbors: neighbours that a point looks at.
-        dropout: probability before the last layer.
-        blocks: latents of the LatentGNN block at each named level, for example ``{L3: 64}``; ``{}`` for none.
+        neighbors: number of neighbours of a point.
+        dropout: dropout probability before the last layer.
+        blocks: number of latents of the LatentGNN block at each named level, for example ``{L3: 64}``; ``{}`` for none.
         block: see `latentgnn.tasks.blocks.BlockConfig`.
     """
 
@@ -79,13 +79,13 @@ class AugmentConfig:
     """Random changes of a training crop; coordinates, normals, heights and colours follow.
 
     Args:
-        rotate: turn about the vertical axis by a random angle.
-        flip: probability of a mirror image, in x and in y each.
+        rotate: rotate by a random angle about the vertical axis.
+        flip: probability of mirroring, in x and in y each.
         scale: range of a random factor of all coordinates, ``null`` for none.
-        jitter: standard deviation in metres of a shift of every point by itself, cut off at three times it.
-        drop: largest fraction of the points that is left out; the fraction is drawn for each crop.
+        jitter: standard deviation in metres of a shift of each point, truncated at three standard deviations.
+        drop: maximum fraction of the points that is dropped; the fraction is drawn for each crop.
         color_drop: probability that a crop has no colours (all zero).
-        color_jitter: standard deviation of a change of every point's colours, which are in 0..1.
+        color_jitter: standard deviation of a change of each point's colours, which are in 0..1.
     """
 
     rotate: bool = True
@@ -117,7 +117,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where scans are, what their classes are, and how they are cut into crops.
+    """The scans: where they are, what their classes are, and how they are cut into crops.
 
     A ``dataset.yaml`` in the data folder may set ``layout``, ``train``, ``val``, ``classes``, ``ignored`` and
     ``features``; see ``dataset_yaml``.
@@ -125,31 +125,32 @@ class DataConfig:
     Args:
         root: the data folder.
         layout: ``scans`` for LAS, LAZ, PLY, NPZ, CSV and XYZ files, ``scannet`` for ScanNet v2, ``s3dis`` for S3DIS's
-            text files, ``semantickitti`` for SemanticKITTI's sequences; ``null`` finds out.
-        dataset_yaml: whether what the folder's ``dataset.yaml`` says ``wins`` over what is said here, or ``fills`` only
-            what is ``null`` or empty here.
-        train: what the training set consists of, relative to ``root``; files, folders and globs for ``scans``
-            (``null``: the folder ``train``), split files for ``scannet`` (``scannetv2_train.txt``), areas for
-            ``s3dis`` (all that are not validated on), sequences for ``semantickitti`` (00 to 07, 09 and 10).
+            text files, ``semantickitti`` for SemanticKITTI's sequences; ``null`` detects it.
+        dataset_yaml: whether the folder's ``dataset.yaml`` ``wins`` over these settings, or only ``fills`` those that
+            are ``null`` or empty.
+        train: the training set, relative to ``root``: files, folders and globs for ``scans`` (``null``: the folder
+            ``train``), split files for ``scannet`` (``scannetv2_train.txt``), areas for ``s3dis`` (all that are not
+            used for validation), sequences for ``semantickitti`` (00 to 07, 09 and 10).
         val: likewise for validation (the folder ``val``; ``scannetv2_val.txt``; ``Area_5``; 08).
-        classes: the name of every class by its id in the files, such as ``{2: ground, 6: building}``; ids of the same
+        classes: the name of every class by its id in the files, such as ``{2: ground, 6: building}``; ids with the same
             name are one class. ``null`` takes the layout's.
-        ignored: further ids that files may hold, which are neither learnt nor scored.
-        features: what is known of a point besides its coordinates.
-        height_radius: ``height`` is that above the lowest point within this many metres.
-        voxel: edge in metres of the voxels of which each keeps one point; 0 keeps all points.
-        crop: what the network sees at once: all within half of ``crop_size`` of a point (``sphere``), a square of
-            that edge seen from above (``column``), or the whole ``scan``.
+        ignored: other ids that may occur in files, and are neither trained on nor scored.
+        features: inputs for each point besides its coordinates.
+        height_radius: radius in metres within which the feature ``height`` takes the lowest point as ground.
+        voxel: edge in metres of the voxels in which one point each is kept; 0 keeps all points.
+        crop: what the network sees at once: everything within half of ``crop_size`` of a point (``sphere``), a square
+            with that edge seen from above (``column``), or the whole ``scan``.
         crop_size: diameter or edge in metres.
-        overlap: part of its edge that a crop shares with the next in evaluation, from 0 to less than 1.
-        max_points: of a training crop, after voxel subsampling, those nearest to its centre; ``null`` for no limit.
-        crops_per_scan: training crops drawn from each scan in an epoch.
-        balance: part of the training crops whose centre is drawn from a random class instead of from all points, so
+        overlap: fraction of its edge that a crop shares with the next in evaluation, from 0 to less than 1.
+        max_points: maximum number of points of a training crop after voxel subsampling, nearest to its centre first;
+            ``null`` for no limit.
+        crops_per_scan: number of training crops drawn from each scan in an epoch.
+        balance: fraction of the training crops whose centre is drawn from a random class instead of from all points, so
             that rare classes are seen.
-        class_weighting: weight of a class in the cross entropy, as its frequency to the power of minus this; 0 weighs
-            all points alike, 1 all classes alike.
-        on_fault: ``stop`` at faulty scans, or ``skip`` them and say how many.
-        cached_points: points of read scans that each process keeps in memory.
+        class_weighting: a class's weight in the cross entropy is its frequency to the power of minus this; 0 weights
+            all points equally, 1 all classes equally.
+        on_fault: what to do about faulty scans: ``stop``, or ``skip`` them and say how many.
+        cached_points: number of points of loaded scans that each process keeps in memory.
         augment: see `AugmentConfig`.
     """
 
@@ -195,11 +196,12 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """What is minimised.
+    """The loss.
 
     Args:
-        label_smoothing: part of the cross entropy's target that goes to all classes alike.
-        lovasz: weight of the Lovasz-softmax loss, which follows the mean IoU, beside the cross entropy; 0 for none.
+        label_smoothing: fraction of the cross entropy's target that is spread over all classes.
+        lovasz: weight of the Lovasz-softmax loss, which approximates the mean IoU, beside the cross entropy; 0 for
+            none.
     """
 
     label_smoothing: float = 0.0
@@ -217,14 +219,14 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How predictions are made and shown.
+    """Settings of predictions and of pictures.
 
     Args:
-        votes: times that a scan is predicted, each time with other points kept of its voxels; the mean of the
-            probabilities decides.
-        tiles: side in metres of the tiles that ``latentgnn predict`` reads a scan by, for scans larger than memory;
-            ``null`` reads scans whole. Where ``data.crop`` is the whole ``scan``, columns of that side take its place.
-        sample_pictures: pictures with ground truth beside predictions that a run writes, one a scan.
+        votes: number of times that a scan is predicted, each time with other points kept in its voxels; the
+            probabilities are averaged.
+        tiles: side in metres of the tiles in which ``latentgnn predict`` reads a scan, for scans larger than memory;
+            ``null`` reads scans whole. If ``data.crop`` is the whole ``scan``, columns of that side are used instead.
+        sample_pictures: number of pictures with ground truth beside predictions that a run writes, one per scan.
     """
 
     votes: int = 1
@@ -264,7 +266,7 @@ class PointCloudConfig:
 
     @property
     def seen_by_crops(self) -> DataConfig:
-        """``data`` with the crops that predictions are made of: a scan that is read by tiles is never seen whole."""
+        """``data`` with the crops used for predictions: a scan that is read in tiles is never seen whole."""
         if self.evaluation.tiles is None or self.data.crop != "scan":
             return self.data
         return replace(self.data, crop="column", crop_size=self.evaluation.tiles)

@@ -1,4 +1,4 @@
-"""One crop of a scan, as the network sees it: what is shown of scans that are too large to be seen whole."""
+"""One crop of a scan as the network sees it, shown for scans that are too large to be seen whole."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,16 +15,16 @@ from latentgnn.tasks.pointcloud.voxels import crops, recentre, voxelize
 Place = tuple[float, float]
 """x and y in the coordinates of the file."""
 
-_MOST_CROPS = 2_000  # that are looked through for the one with most points
+_MOST_CROPS = 2_000  # maximum number of crops that are searched for the one with the most points
 
 
 class Crop(NamedTuple):
     """A part of a scan as the network sees it.
 
     Args:
-        points: of the finest level, in the file's coordinates, float64, shape (T, 3).
-        features: of these points, float32, shape (T, F).
-        hierarchy: of these points.
+        points: points of the finest level, in the file's coordinates, float64, shape (T, 3).
+        features: features of these points, float32, shape (T, F).
+        hierarchy: levels of these points.
     """
 
     points: NDArray[np.float64]
@@ -32,19 +32,19 @@ class Crop(NamedTuple):
     hierarchy: Hierarchy
 
     def inputs(self, device: torch.device | str = "cpu") -> tuple[Tensor, Hierarchy]:
-        """What the network takes."""
+        """Return the network's inputs."""
         hierarchy = tuple(Level(*(tensor.to(device) for tensor in level)) for level in self.hierarchy)
         return torch.from_numpy(self.features).to(device), hierarchy
 
     def at_level(self, level: int) -> NDArray[np.float64]:
-        """The points of a level."""
+        """Return the points of a level."""
         points = self.points
         for coarser in self.hierarchy[1 : level + 1]:
             points = points[coarser.kept.numpy()]
         return points
 
     def to_finest(self, values: NDArray[np.float32], level: int) -> NDArray[np.float32]:
-        """A number for each point of a level, as one for each point of the finest: that of the nearest."""
+        """Convert a value per point of a level to one per point of the finest level: that of the nearest point."""
         for coarser in reversed(self.hierarchy[1 : level + 1]):
             values = values[coarser.anchors[:, 0].numpy()]
         return values
@@ -53,7 +53,7 @@ class Crop(NamedTuple):
 def take_crop(
     trained: TrainedSegmenter, points: NDArray[np.float64], features: NDArray[np.float32], places: Sequence[Place]
 ) -> Crop:
-    """The crop, of those that a prediction cuts, nearest to a place, or with most points."""
+    """Return the crop nearest to a place, or with the most points, out of those that a prediction uses."""
     data = trained.config.data
     best, best_score = np.arange(len(points)), -np.inf
     found = crops(points, shape=data.crop, size=data.crop_size, overlap=data.overlap)

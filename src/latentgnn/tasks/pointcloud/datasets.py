@@ -17,22 +17,21 @@ from latentgnn.tasks.pointcloud.scans import RawScan, Scan, read_scan
 
 
 class ScanSet:
-    """Scans that are read when they are asked for.
+    """Scans that are read on access.
 
     Args:
         sources: the scans.
-        config: as `latentgnn.tasks.pointcloud.layouts.resolve` returns it.
-        counts: points of each class, where they are known.
-        unknown: whether class ids that the configuration does not name are ignored instead of refused.
+        config: configuration from `latentgnn.tasks.pointcloud.layouts.resolve`.
+        counts: number of points of each class, if known.
+        unknown: whether class ids that the configuration does not name are ignored or refused.
 
     Attributes:
-        names: of the scans.
-        class_names: in the order of the labels.
-        class_ids: the ids that files get for the classes, in the order of the labels; of several ids of a class, the
-            one named first.
-        feature_names: one a column of `Scan.features`.
-        counts: points of each class, int64, shape (K,); ``None`` where they are not known.
-        skipped: what was left out, in words.
+        names: names of the scans.
+        class_names: class names in the order of the labels.
+        class_ids: ids of the classes in files, in the order of the labels; if a class has several, the one named first.
+        feature_names: names of the columns of `Scan.features`.
+        counts: number of points of each class, int64, shape (K,); ``None`` if not known.
+        skipped: message about what was left out.
     """
 
     def __init__(
@@ -57,14 +56,14 @@ class ScanSet:
 
     @classmethod
     def of_files(cls, paths: Sequence[Path | str], config: DataConfig) -> "ScanSet":
-        """Scan files to predict on: labels are taken where they are known, and no fault otherwise.
+        """Return scan files to predict on: labels are used if present, and are not required.
 
         Args:
             paths: scan files.
-            config: with ``classes`` and ``features``; ``root`` is not looked at.
+            config: configuration with ``classes`` and ``features``; ``root`` is not used.
 
         Raises:
-            UserError: the classes have no names.
+            UserError: if the classes have no names.
         """
         check_classes(config)
         sources = [Source(name=Path(path).stem, path=Path(path), read=partial(read_scan, path)) for path in paths]
@@ -75,7 +74,7 @@ class ScanSet:
 
     @property
     def files(self) -> list[Path]:
-        """What is read again and again."""
+        """Return the files that are read repeatedly."""
         return [path for source in self.sources for path in source.files]
 
     @property
@@ -87,14 +86,14 @@ class ScanSet:
         return len(self.feature_names)
 
     def raw(self, index: int) -> RawScan:
-        """What the file of a scan holds, read anew."""
+        """Read the content of a scan's file, without caching."""
         return self.sources[index].read()
 
     def scan(self, index: int) -> Scan:
-        """A scan, read or from memory; the caller must not write to its arrays, which later calls share.
+        """Return a scan, read or cached; the caller must not modify its arrays, which later calls share.
 
         Raises:
-            UserError: it cannot be read, lacks a feature, or holds class ids that are not named.
+            UserError: if it cannot be read, lacks a feature, or contains class ids without a name.
         """
         if index in self._cache:
             self._cache.move_to_end(index)

@@ -1,4 +1,4 @@
-"""What the blocks of a point network do on a scan."""
+"""Pictures of what a point network's blocks do on a scan."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,25 +30,25 @@ from latentgnn.tasks.panels import (
 from latentgnn.tasks.pointcloud.crop import Crop, Place, take_crop
 from latentgnn.tasks.pointcloud.loading import TrainedSegmenter
 
-_BY_ITSELF = 3  # nodes that are chosen where none is named
+_BY_ITSELF = 3  # number of nodes that are chosen if none is given
 _COLUMNS = 6
-_MOST_POINTS = 40_000  # drawn in a panel
+_MOST_POINTS = 40_000  # maximum number of points drawn in a panel
 
 
 def explain_scan(
     trained: TrainedSegmenter, path: Path, *, blocks: Sequence[str], places: Sequence[Place]
 ) -> Iterator[Explained]:
-    """Pictures of what each block does on one crop of a scan, cut as for a prediction.
+    """Yield pictures of what each block does on one crop of a scan, cut as in a prediction.
 
     Args:
         trained: the network.
         path: the scan's file.
-        blocks: names.
-        places: x and y in the file's coordinates, whose nearest points are shown, and around the first of which the
-            crop is taken; none takes the crop with most points, and points spread over it.
+        blocks: names of the blocks.
+        places: x and y in the file's coordinates, whose nearest points are shown; the crop is taken around the first
+            one. If empty, the crop with the most points, and points spread over it.
 
     Raises:
-        UserError: the file cannot be read, or a place is outside the scan.
+        UserError: if the file cannot be read, or a place is outside the scan.
     """
     scan = trained.transform.scan(path)
     low, high = scan.points[:, :2].min(axis=0), scan.points[:, :2].max(axis=0)
@@ -81,7 +81,7 @@ def explain_scan(
 
 
 def choose_points(points: NDArray[np.float64], count: int) -> list[int]:
-    """Points far from one another, the first near the middle: each next one is the farthest from those before.
+    """Choose points far from one another: the first near the middle, each next one farthest from those before.
 
     Example:
         >>> line = np.array([[0.0, 0, 0], [1, 0, 0], [2, 0, 0], [3, 0, 0], [4, 0, 0]])
@@ -98,7 +98,7 @@ def choose_points(points: NDArray[np.float64], count: int) -> list[int]:
 
 
 def _nearest(points: NDArray[np.float64], places: Sequence[Place]) -> list[int]:
-    """The highest of the points that are about nearest to each place: what a picture from above shows there."""
+    """For each place, the highest of the points about nearest to it, which is what a picture from above shows there."""
     found = []
     for place in places:
         distance = np.hypot(*(points[:, :2] - place).T)
@@ -199,7 +199,7 @@ def _heat(values: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def _from_above(axes: Any, points: NDArray[np.float64], colours: NDArray[np.float64], title: str) -> None:
     points, colours = _some(points, colours)
-    # What is higher hides what is lower.
+    # Sorted by height, so that higher points are drawn over lower ones.
     order = np.argsort(points[:, 2], kind="stable")
     axes.scatter(points[order, 0], points[order, 1], s=_size(len(points)), c=colours[order], linewidths=0)
     axes.set_aspect("equal")
@@ -229,7 +229,7 @@ def _some(points: NDArray[np.float64], colours: NDArray[np.float64]) -> tuple[ND
 
 
 def _size(points: int) -> float:
-    """About one point's distance on paper, so that surfaces close."""
+    """Marker size of about the distance between points on paper, so that surfaces look closed."""
     return float(np.clip(40_000 / max(points, 1), 0.4, 26))
 
 

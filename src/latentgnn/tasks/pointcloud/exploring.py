@@ -1,4 +1,4 @@
-"""A point network's scans for the page of ``latentgnn explore``."""
+"""A point network's scans on the page of ``latentgnn explore``."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -18,13 +18,13 @@ from latentgnn.tasks.pointcloud.scans import SUFFIXES, Scan
 
 
 class ScanExplorer:
-    """See `latentgnn.tasks.explore.views.Explorer`: of each scan, the crop with most points.
+    """See `latentgnn.tasks.explore.views.Explorer`: shows the crop with the most points of each scan.
 
     Args:
         trained: the network.
-        title: of the page.
-        names: of the scans.
-        load: reads the scan of a number.
+        title: title of the page.
+        names: names of the scans.
+        load: reads the scan at an index.
     """
 
     def __init__(
@@ -37,15 +37,15 @@ class ScanExplorer:
         self.about: dict[str, Any] = {"task": "pointcloud", "title": title, "categories": list(trained.class_names)}
 
     def input(self, number: int) -> Crop:
-        """A crop of one of the scans."""
+        """Return a crop of one of the scans."""
         return self._crop(self._load(number))
 
     def read(self, path: Path) -> Crop:
-        """A crop of a file that was dropped on the page."""
+        """Return a crop of a file that was dropped on the page."""
         return self._crop(self._trained.transform.scan(path))
 
     def view(self, sample: Crop) -> bytes:
-        """The points, their classes, and every block."""
+        """Return the points, their classes, and every block."""
         with capture(self._trained.model) as seen:
             classes = self._classes(sample)
         low, high = sample.points.min(axis=0), sample.points.max(axis=0)
@@ -62,7 +62,7 @@ class ScanExplorer:
         return parts.pack(header)
 
     def without(self, sample: Crop, block: str | None) -> bytes:
-        """The classes without a block."""
+        """Return the classes without a block."""
         with ExitStack() as stack:
             for name, layer in blocks_of(self._trained.model).items():
                 if block in (None, name):
@@ -82,7 +82,7 @@ class ScanExplorer:
 
 
 def _block(seen: Seen, name: str, crop: Crop, middle: Any, parts: Parts) -> dict[str, Any]:
-    """A block, with the places of its nodes, and the node that stands for each of the finest points."""
+    """A block, with the positions of its nodes, and the node that represents each point of the finest level."""
     level = int(name.split(".")[1])
     positions = crop.at_level(level) - middle
     nearest = crop.to_finest(np.arange(len(positions), dtype=np.float32), level)

@@ -1,4 +1,4 @@
-"""What a network takes of a scan's points: features, and labels of their classes."""
+"""Inputs of a network for a scan's points: features, and labels of their classes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from latentgnn.tasks.pointcloud.voxels import height_above_ground
 COLOR_COLUMNS = ("red", "green", "blue")
 NORMAL_COLUMNS = ("normal_x", "normal_y", "normal_z")
 _COLUMNS_OF = {"color": COLOR_COLUMNS, "normal": NORMAL_COLUMNS}
-# The columns of a scan that a feature is made of, where they have other names.
+# The columns of a scan that a feature is computed from, if they have other names.
 _NEEDED: dict[str, tuple[str, ...]] = {
     "log_intensity": ("intensity",),
     "last_return": ("return_number", "number_of_returns"),
@@ -26,24 +26,24 @@ _NEEDED: dict[str, tuple[str, ...]] = {
 
 
 def feature_columns(features: Sequence[Feature]) -> tuple[str, ...]:
-    """What the columns of `Scan.features` are: ``color`` and ``normal`` take three, all others one."""
+    """Return names for the columns of `Scan.features`: ``color`` and ``normal`` have three each, all others one."""
     return tuple(column for feature in features for column in _COLUMNS_OF.get(feature, (feature,)))
 
 
 def to_scan(
     path: Path, raw: RawScan, config: DataConfig, *, name: str = "", unknown: Literal["ignore", "refuse"] = "refuse"
 ) -> Scan:
-    """A scan with the configured features and classes.
+    """Return a scan with the configured features and classes.
 
     Args:
-        path: its file, for errors, and for its name where it has no other.
-        raw: what the file holds.
-        config: with features and classes.
-        name: of the scan.
-        unknown: whether class ids that the configuration does not name are ignored instead of refused.
+        path: its file, for errors, and for its name if none is given.
+        raw: content of the file.
+        config: configuration with features and classes.
+        name: name of the scan.
+        unknown: whether class ids that the configuration does not name are ignored or refused.
 
     Raises:
-        UserError: it lacks a feature, or holds class ids that are not named.
+        UserError: if it lacks a feature, or contains class ids without a name.
     """
     labels = None
     if raw.classes is not None:
@@ -59,9 +59,9 @@ def to_scan(
 
 
 def to_labels(classes: NDArray[np.int64], config: DataConfig) -> tuple[NDArray[np.int64], dict[int, int]]:
-    """Labels of class ids, and the ids that are neither classes nor ignored, with how often they occur.
+    """Return labels of class ids, and the number of points of each id that is neither a class nor ignored.
 
-    ScanNet's files hold NYU40's classes and some slips beyond them; what is not evaluated is ignored there.
+    ScanNet's files contain NYU40's classes and some invalid ids; all that are not evaluated are ignored.
     """
     label_of_name = {name: label for label, name in enumerate(class_names(config.classes))}
     label_of = {id: label_of_name[name] for id, name in (config.classes or {}).items()}
@@ -76,7 +76,7 @@ def to_labels(classes: NDArray[np.int64], config: DataConfig) -> tuple[NDArray[n
 
 
 def unknown_ids(strange: Mapping[int, int]) -> str:
-    """A message about ids that `to_labels` did not know."""
+    """Return a message about ids that `to_labels` did not know."""
     told = ", ".join(f"{id} ({count} points)" for id, count in strange.items())
     return f"unknown class ids: {told}; name them in data.classes or leave them out with data.ignored"
 
@@ -84,16 +84,16 @@ def unknown_ids(strange: Mapping[int, int]) -> str:
 def features_of(
     path: Path, raw: RawScan, config: DataConfig, *, low: NDArray[np.float64] | None = None
 ) -> NDArray[np.float32]:
-    """What the network sees of points besides coordinates, shape (N, F).
+    """Return the network's inputs for points besides coordinates, shape (N, F).
 
     Args:
         path: the scan's file, for errors.
         raw: a scan, or a part of one.
-        config: with ``features`` and ``height_radius``.
-        low: the lowest corner of the whole scan, if this is a part of it.
+        config: configuration with ``features`` and ``height_radius``.
+        low: the lowest corner of the whole scan, if this is a part of one.
 
     Raises:
-        UserError: it lacks a feature.
+        UserError: if it lacks a feature.
     """
     columns = [_feature(path, raw, feature, config, low).astype(np.float32) for feature in config.features]
     number = len(raw.points)
@@ -101,10 +101,10 @@ def features_of(
 
 
 def needed_columns(path: Path, raw: RawScan, config: DataConfig) -> dict[str, NDArray[Any]]:
-    """The columns of a scan that its features are made of.
+    """Return the columns of a scan that its features are computed from.
 
     Raises:
-        UserError: it lacks one.
+        UserError: if it lacks one.
     """
     return {name: _column(path, raw, name) for feature in config.features for name in _NEEDED.get(feature, (feature,))}
 

@@ -37,31 +37,31 @@ CLASSES = {
     80: "pole",
     81: "traffic-sign",
 }
-"""The 19 classes of its single-scan task: what moves is what it is at rest, and lane markings are road."""
+"""The 19 classes of its single-scan task: moving objects count as their static class, and lane markings as road."""
 
 IGNORED = (0, 1, 52, 99)
-"""Unlabelled, outliers, other structures and other objects."""
+"""Unlabelled points, outliers, other structures and other objects."""
 
 _VALIDATED = "08"
 _FOLDERS = ("sequences", "dataset/sequences", "")
 
 
 def sequences_folder(root: Path) -> Path | None:
-    """The folder of the sequences ``NN/velodyne``, or ``None`` where there is none."""
+    """Return the folder of the sequences ``NN/velodyne``, or ``None`` if there is none."""
     return next((root / folder for folder in _FOLDERS if any((root / folder).glob("[0-9][0-9]/velodyne"))), None)
 
 
 def find_velodyne(root: Path, named: Sequence[str] | None, split: str) -> Iterator[tuple[str, Path]]:
-    """Names and files of the scans of a split, sequence by sequence.
+    """Yield names and files of the scans of a split, sequence by sequence.
 
     Args:
         root: the data folder.
-        named: sequences, such as ``08``; ``None`` takes the official ones: 08 validates, of the others up to 10 all
-            that are there train.
+        named: sequences, such as ``08``; ``None`` takes the official ones: 08 for validation, and all others up to 10
+            that exist for training.
         split: ``train`` or ``val``.
 
     Raises:
-        UserError: there is no such sequence.
+        UserError: if there is no such sequence.
     """
     folder = sequences_folder(root) or root
     present = sorted(path.parent.name for path in folder.glob("[0-9][0-9]/velodyne"))
@@ -77,23 +77,23 @@ def find_velodyne(root: Path, named: Sequence[str] | None, split: str) -> Iterat
 
 
 def labels_of(path: Path) -> Path | None:
-    """The file of a scan's labels, in ``labels`` beside its folder or beside itself, or ``None``."""
+    """Return the file with a scan's labels, in ``labels`` beside its folder or beside the scan, or ``None``."""
     places = (path.parent.parent / "labels" / f"{path.stem}.label", path.with_suffix(".label"))
     return next((place for place in places if place.is_file()), None)
 
 
 def read_velodyne(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.int64] | None]:
-    """Points in metres (N, 3), their remission (N,), and their classes (N,) where there are labels.
+    """Return points in metres (N, 3), their remission (N,), and their classes (N,) if there are labels.
 
     Raises:
-        UserError: a file is cut short, or they disagree in number.
+        UserError: if a file is truncated, or numbers of points and labels differ.
     """
     values = _values(path, "<f4", 4).reshape(-1, 4)
     points, remission = values[:, :3].astype(np.float64), values[:, 3].astype(np.float32)
     labels = labels_of(path)
     if labels is None:
         return points, remission, None
-    # The upper half of a label numbers the objects.
+    # The upper half of a label is an object id.
     classes = (_values(labels, "<u4", 1) & 0xFFFF).astype(np.int64)
     if len(classes) != len(points):
         raise UserError(f"{path} has {len(points)} points, but {labels} has labels for {len(classes)}")
@@ -101,7 +101,7 @@ def read_velodyne(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float32],
 
 
 def label_bytes(path: Path, classes: NDArray[np.int64]) -> bytes:
-    """The content of a file of labels, without numbers of objects, as the benchmark's server takes it."""
+    """Return the content of a label file, without object ids, as the benchmark's server expects it."""
     if classes.size and not 0 <= classes.min() <= classes.max() <= 0xFFFF:
         raise UserError(f"{path}: labels hold ids from 0 to 65535; got {classes.min()} to {classes.max()}")
     return classes.astype("<u4").tobytes()

@@ -1,4 +1,4 @@
-"""LAS and LAZ files, COPC's among them: whole or chunk by chunk, and written again with other classes."""
+"""LAS and LAZ files, including COPC: read whole or in chunks, and rewritten with other classes."""
 
 import io
 from collections.abc import Iterator
@@ -15,15 +15,15 @@ from latentgnn.files import replacing
 from latentgnn.tasks.pointcloud.raw import SCALARS, RawScan, readable
 
 CHUNK = 1_000_000
-"""Points that are in memory at once where a file is read or written in chunks."""
+"""Number of points held in memory when a file is read or written in chunks."""
 
 _COLOURS = ("red", "green", "blue")
-# Formats 0 to 5 hold classes up to 31; these hold the same and classes up to 255.
+# Formats 0 to 5 store classes up to 31; the formats here store the same fields and classes up to 255.
 _WIDER = {0: 6, 1: 6, 2: 7, 3: 7, 4: 9, 5: 10}
 
 
 def read_las(path: Path) -> RawScan:
-    """What a LAS or LAZ file holds."""
+    """Read a LAS or LAZ file."""
     with _opened(path) as reader:
         records = reader.read_points(-1)
         _check_number(path, len(records), reader)
@@ -33,20 +33,20 @@ def read_las(path: Path) -> RawScan:
 
 
 class LasChunks:
-    """A LAS or LAZ file in chunks, which are those of `read_las`'s result.
+    """A LAS or LAZ file read in chunks, which together equal the result of `read_las`.
 
-    What an empty column is, and of how many bits colours are, is known after all points only. So the points come first,
-    and everything else after them.
+    Whether a column is empty, and how many bits colours have, is known only after all points were seen. So coordinates
+    are read first, and everything else in a second pass.
 
     Args:
         path: the file.
-        size: points of a chunk.
+        size: number of points per chunk.
 
     Attributes:
-        number: of points, as the header says.
+        number: number of points according to the header.
 
     Raises:
-        UserError: the file is damaged or cut short.
+        UserError: if the file is damaged or truncated.
     """
 
     def __init__(self, path: Path, size: int) -> None:
@@ -57,7 +57,7 @@ class LasChunks:
             self.number: int = reader.header.point_count
 
     def points(self) -> Iterator[NDArray[np.float64]]:
-        """The coordinates, metres, shape (n, 3) each."""
+        """Yield the coordinates in metres, shape (n, 3) each."""
         seen = _Seen()
         for records in _chunks(self._path, self._size):
             seen.add(records)
@@ -65,14 +65,14 @@ class LasChunks:
         self._seen = seen
 
     def scans(self) -> Iterator[RawScan]:
-        """The chunks with all that they hold; `points` must have come to its end before."""
+        """Yield the chunks with all their values; `points` must have been exhausted before."""
         assert self._seen is not None
         for records in _chunks(self._path, self._size):
             yield self._seen.scan(records)
 
 
 def las_bytes(path: Path, scan: RawScan) -> bytes:
-    """The content of a file ``path``, LAS or LAZ by its suffix."""
+    """Return the content of a file ``path``, LAS or LAZ according to its suffix."""
     laspy = _laspy()
     if not np.isfinite(scan.points).all():
         raise UserError(f"{path}: LAS cannot hold coordinates that are not finite")
@@ -98,15 +98,15 @@ def las_bytes(path: Path, scan: RawScan) -> bytes:
 
 
 def rewrite_las(path: Path, classes: NDArray[np.integer[Any]], *, source: Path) -> None:
-    """Write a LAS or LAZ file again, chunk by chunk, with other classes and all else as it is.
+    """Rewrite a LAS or LAZ file chunk by chunk, with other classes and everything else unchanged.
 
     Args:
-        path: file to write, LAS or LAZ by its suffix.
-        classes: id of every point, shape (N,); a memory map will do.
+        path: file to write, LAS or LAZ according to its suffix.
+        classes: id of every point, shape (N,); may be a memory map.
         source: the file that the points come from.
 
     Raises:
-        UserError: another number of points, classes that LAS cannot hold, or a source that is damaged.
+        UserError: if the number of points differs, LAS cannot store the classes, or the source is damaged.
     """
     laspy = _laspy()
     _check_classes(path, classes)
@@ -115,7 +115,7 @@ def rewrite_las(path: Path, classes: NDArray[np.integer[Any]], *, source: Path) 
         if len(classes) != header.point_count:
             raise UserError(f"{source} has {header.point_count} points, but there are classes for {len(classes)}")
     wider = _WIDER.get(header.point_format.id) if classes.max(initial=0) > 31 else None
-    # The points lie otherwise in the new file than COPC's records say.
+    # The points are not stored in the new file as COPC's records describe.
     for records in filter(None, (header.vlrs, header.evlrs)):
         records[:] = [record for record in records if record.user_id != "copc"]
 
@@ -139,7 +139,7 @@ def rewrite_las(path: Path, classes: NDArray[np.integer[Any]], *, source: Path) 
 
 
 class _Seen:
-    """What is known of a file's columns after all of its points."""
+    """What is known of a file's columns after all points were read."""
 
     def __init__(self) -> None:
         self._scalars: set[str] = set()
@@ -147,14 +147,14 @@ class _Seen:
 
     def add(self, records: Any) -> None:
         present = set(records.point_format.dimension_names)
-        # A value that is zero for all points was never written.
+        # A value that is zero for all points was never set.
         self._scalars |= {name for name in present.intersection(SCALARS) if np.any(records[name])}
         if present.issuperset(_COLOURS):
             self._brightest = max(self._brightest, *(int(records[name].max(initial=0)) for name in _COLOURS))
 
     def scan(self, records: Any) -> RawScan:
         columns = {name: np.asarray(records[name]) for name in SCALARS if name in self._scalars}
-        # Many writers leave the colours' place empty, and some write 8 bits where 16 belong.
+        # Many writers leave the colour fields empty, and some write 8-bit values into the 16-bit fields.
         if self._brightest:
             color = np.stack([np.asarray(records[name]) for name in _COLOURS], axis=1)
             columns["color"] = color.astype(np.float32) / (255 if self._brightest < 256 else 65535)
@@ -179,10 +179,10 @@ def _chunks(path: Path, size: int) -> Iterator[Any]:
 def _opened(path: Path) -> Iterator[Any]:
     laspy = _laspy()
     _check_claims(path)
-    # The parallel backend's threads do not survive a fork: loading processes would wait for them for ever.
+    # The threads of the parallel backend do not survive a fork: loading processes would wait for them forever.
     with laspy.open(path, laz_backend=laspy.LazBackend.Lazrs) as reader:
         if path.stat().st_size < reader.header.offset_to_point_data:
-            # A header without its end counts no points.
+            # A truncated header claims no points.
             raise UserError(f"{path}: it is cut short within its header")
         yield reader
 
@@ -205,8 +205,8 @@ def _laspy() -> ModuleType:
 def _check_claims(path: Path) -> None:
     """Refuse a file that claims more records or chunks than it has bytes for.
 
-    laspy would read records for hours, and the decoder of chunks would end the process for want of memory. Where things
-    lie is said by the LAS specification (the header) and by LASzip's (the table of chunks).
+    laspy would read records for hours, and the chunk decoder would abort the process for lack of memory. The positions
+    are given by the LAS specification (header) and by LASzip's (chunk table).
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -224,7 +224,7 @@ def _check_claims(path: Path) -> None:
         file.seek(int.from_bytes(header[96:100], "little"))
         table = int.from_bytes(file.read(8), "little", signed=True)
         if table == -1 and size >= 8:
-            # Written in one pass: the place stands at the end.
+            # Written in one pass: the position is stored at the end.
             file.seek(size - 8)
             table = int.from_bytes(file.read(8), "little", signed=True)
         if not 0 <= table <= size - 8:

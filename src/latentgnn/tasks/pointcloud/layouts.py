@@ -1,4 +1,4 @@
-"""Where the scans of a set lie, and what their ids mean, by layout: folders, ScanNet, S3DIS, SemanticKITTI."""
+"""Locations of a set's scans and meaning of its ids, by layout: folders, ScanNet, S3DIS, SemanticKITTI."""
 
 import glob
 from collections.abc import Callable, Iterable, Sequence
@@ -25,10 +25,10 @@ DATASET_SETTINGS = ("layout", "train", "val", "classes", "ignored", "features")
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A scan that is not read yet.
+    """A scan that has not been read yet.
 
     Args:
-        name: what it is called.
+        name: name of the scan.
         path: its file or folder.
         read: reads it.
     """
@@ -39,7 +39,7 @@ class Source:
 
     @property
     def files(self) -> list[Path]:
-        """All that is read: its file, and ScanNet's or SemanticKITTI's labels beside it; or a folder's objects."""
+        """Return all files that are read: the scan's file and any labels beside it, or a folder's objects."""
         if self.path.is_dir():
             return _objects(self.path)
         labels = kitti.labels_of(self.path) if self.path.suffix == ".bin" else _labels_beside(self.path)
@@ -47,10 +47,10 @@ class Source:
 
 
 def resolve(config: DataConfig) -> DataConfig:
-    """The configuration with what the data folder says about itself: layout, classes, and its ``dataset.yaml``.
+    """Complete the configuration with what the data folder defines: layout, classes, and its ``dataset.yaml``.
 
     Raises:
-        UserError: no such folder, or a ``dataset.yaml`` that cannot be understood.
+        UserError: if there is no such folder, or its ``dataset.yaml`` is invalid.
     """
     root = _root(config)
     if (root / DATASET_FILE).is_file():
@@ -71,14 +71,14 @@ def resolve(config: DataConfig) -> DataConfig:
 
 
 def find_scans(config: DataConfig, split: Split) -> list[Source]:
-    """The scans of a split in the order of their names; a name may occur twice, which `check_split` tells.
+    """Return the scans of a split, sorted by name; a name may occur twice, which `check_split` reports.
 
     Args:
-        config: as `resolve` returns it.
+        config: configuration from `resolve`.
         split: ``train`` or ``val``.
 
     Raises:
-        UserError: there are none.
+        UserError: if there are none.
     """
     finders = {
         "scans": _find_files,
@@ -101,13 +101,13 @@ def _find_files(root: Path, named: Sequence[str] | None, split: Split, config: D
         if (root / pattern).is_file():
             files.append(root / pattern)
             continue
-        # The pattern alone is one: a folder may have brackets in its name.
+        # A folder may have brackets in its name, so first try the pattern as a folder.
         names = [pattern] if (root / pattern).is_dir() else sorted(glob.glob(pattern, root_dir=root, recursive=True))
         if not names:
             raise UserError(f"{root / pattern}: there is no such folder or scan; set data.{split}")
         places = [root / name for name in names]
         inside = [path for place in places for path in (sorted(place.rglob("*")) if place.is_dir() else [place])]
-        # A pattern such as **/* matches a folder and what is in it.
+        # A pattern such as **/* matches both a folder and its content.
         files += [path for path in dict.fromkeys(inside) if path.suffix.lower() in SUFFIXES and path.is_file()]
     return [Source(name=path.stem, path=path, read=partial(read_scan, path)) for path in files]
 
@@ -169,7 +169,7 @@ def _objects(room: Path) -> list[Path]:
 
 
 def _read_s3dis(room: Path) -> RawScan:
-    """A room from its objects, ``Annotations/<class>_<number>.txt`` with a line ``x y z r g b`` a point."""
+    """A room made of its objects, ``Annotations/<class>_<number>.txt`` with one line ``x y z r g b`` per point."""
     id_of = {name: id for id, name in S3DIS_CLASSES.items()}
     rows, ids = [], []
     files = _objects(room)
@@ -177,7 +177,7 @@ def _read_s3dis(room: Path) -> RawScan:
         raise UserError(f"{room / 'Annotations'}: there are no objects <class>_<number>.txt")
     for file in files:
         name = file.stem.rpartition("_")[0]
-        # S3DIS's own lists have no "stairs" and take them for clutter.
+        # S3DIS's own class list has no "stairs" and counts them as clutter.
         id = id_of.get(name, id_of["clutter"])
         rows.append(read_rows(file, width=6, what="six numbers, x y z r g b"))
         ids.append(np.full(len(rows[-1]), id, np.int64))
@@ -207,7 +207,7 @@ def _layout_of(root: Path) -> Layout:
 
 
 def _dataset_settings(path: Path) -> dict[str, Any]:
-    """The settings that a data folder makes itself."""
+    """The settings that a data folder defines itself."""
     values = read_yaml(path)
     if not set(values) <= set(DATASET_SETTINGS):
         raise UserError(f"{path}: expected a mapping of any of {_list(DATASET_SETTINGS)}; got {_list(values)}")
@@ -222,10 +222,10 @@ def _dataset_settings(path: Path) -> dict[str, Any]:
 
 
 def check_classes(config: DataConfig) -> None:
-    """Refuse classes without names, and ids that are both a class's and ignored.
+    """Refuse classes without names, and ids that are both a class and ignored.
 
     Raises:
-        UserError: they are such.
+        UserError: if there are any.
     """
     if not config.classes:
         raise UserError(

@@ -1,4 +1,4 @@
-"""A trained point network for use in a program: the network, its classes, and what turns a scan into its input."""
+"""A trained point network for use in a program: the network, its classes, and the transform from scans to its input."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -23,14 +23,14 @@ from latentgnn.training.checkpoints import Checkpoint
 
 
 class ScanInput(NamedTuple):
-    """What a point network takes, and how its output belongs to the points of the scan.
+    """The input of a point network, and the mapping of its output to the points of the scan.
 
     ``model(inputs.features, inputs.hierarchy)[inputs.voxel_of_point]`` has a row for every point of the scan.
 
     Args:
-        features: of the points that were kept, one a voxel, float32, shape (M, F).
-        hierarchy: of these points.
-        voxel_of_point: for each of all points, which of the kept ones stands for it, int64, shape (N,).
+        features: features of the points that were kept, one per voxel, float32, shape (M, F).
+        hierarchy: levels of these points.
+        voxel_of_point: for each point of the scan, index of the kept point that represents it, int64, shape (N,).
     """
 
     features: Tensor
@@ -39,12 +39,12 @@ class ScanInput(NamedTuple):
 
 
 class ScanTransform:
-    """A scan, all of it at once, as a point network takes it: features in order, one point a voxel, the levels.
+    """Converts a whole scan to a point network's input: ordered features, one point per voxel, and the levels.
 
-    Scans larger than those that the network learnt from are better cut into crops, as `TrainedSegmenter.predict` does.
+    For scans larger than those of the training, use `TrainedSegmenter.predict`, which cuts them into crops.
 
     Args:
-        model: whose levels are made, on whose device they lie.
+        model: the network, which determines the levels and the device.
         config: features, voxels and classes.
     """
 
@@ -53,13 +53,13 @@ class ScanTransform:
         self._config = config
 
     def __call__(self, scan: RawScan | Path | str) -> ScanInput:
-        """The input of the network.
+        """Return the network's input.
 
         Args:
-            scan: points with what is known of them, or a scan file.
+            scan: points with their values, or a scan file.
 
         Raises:
-            UserError: the file cannot be read, or the scan lacks a feature or has values that are not finite.
+            UserError: if the file cannot be read, or the scan lacks a feature or has values that are not finite.
         """
         sound = self.scan(scan)
         device = next(self._model.parameters()).device
@@ -74,7 +74,7 @@ class ScanTransform:
         )
 
     def scan(self, scan: RawScan | Path | str) -> Scan:
-        """A scan with the network's features, and with labels where classes are known."""
+        """Return a scan with the network's features, and with labels if classes are known."""
         path = Path("the scan") if isinstance(scan, RawScan) else Path(scan)
         raw = scan if isinstance(scan, RawScan) else read_scan(path)
         if (fault := coordinate_fault(raw.points)) is not None:
@@ -86,14 +86,14 @@ class ScanTransform:
 
 
 class TrainedSegmenter(NamedTuple):
-    """A point network as a run left it.
+    """A trained point network of a run.
 
     Args:
-        model: in evaluation mode, on the CPU.
-        class_names: in the order of the model's scores.
-        class_ids: the id that each of them gets in a file.
-        transform: a scan to the model's input.
-        config: the run's.
+        model: the network in evaluation mode, on the CPU.
+        class_names: class names in the order of the model's scores.
+        class_ids: the id of each class in files.
+        transform: converts a scan to the model's input.
+        config: the run's configuration.
     """
 
     model: PointNetwork
@@ -103,11 +103,11 @@ class TrainedSegmenter(NamedTuple):
     config: PointCloudConfig
 
     def predict(self, scan: RawScan | Path | str, *, votes: int = 1) -> NDArray[np.float32]:
-        """Probabilities of the classes for every point of a scan of any size, as ``latentgnn predict`` computes them.
+        """Return class probabilities for every point of a scan of any size, as ``latentgnn predict`` computes them.
 
         Args:
-            scan: points with what is known of them, or a scan file.
-            votes: times that it is predicted, each time with other points kept of its voxels.
+            scan: points with their values, or a scan file.
+            votes: number of times that it is predicted, each time with other points kept in its voxels.
 
         Returns:
             Float32, shape (N, K).
@@ -116,29 +116,29 @@ class TrainedSegmenter(NamedTuple):
         return predict_scan(self.model, sound.points, sound.features, self.config.seen_by_crops, votes=votes)
 
     def save_pretrained(self, folder: Path | str, *, overwrite: bool = False) -> None:
-        """Write ``config.json`` and ``model.safetensors`` into a folder, which `latentgnn.load_run` takes.
+        """Write ``config.json`` and ``model.safetensors`` into a folder that `latentgnn.load_run` accepts.
 
-        ``latentgnn export`` writes the same with a model card, from the run's own figures.
+        ``latentgnn export`` writes the same files and a model card with the run's own figures.
 
         Args:
-            folder: made if it is not there.
+            folder: the folder; created if it does not exist.
             overwrite: replace files of these names.
 
         Raises:
-            UserError: there are such files.
+            UserError: if such files exist already.
         """
         save_folder(folder, files_of(shared_record(self.config), self.model.state_dict()), overwrite=overwrite)
 
 
 def load_segmenter(config: PointCloudConfig, checkpoint: Checkpoint) -> TrainedSegmenter:
-    """The network of a checkpoint.
+    """Load the network of a checkpoint.
 
     Args:
-        config: the configuration that the checkpoint holds.
+        config: the configuration stored in the checkpoint.
         checkpoint: see `latentgnn.training.commands.trained_weights`.
 
     Raises:
-        UserError: the configuration names no classes, or the weights do not fit it.
+        UserError: if the configuration has no class names, or the weights do not fit it.
     """
     if config.data.classes is None:
         raise UserError(f"the configuration of {checkpoint.path} names no classes, as that of a trained model does")

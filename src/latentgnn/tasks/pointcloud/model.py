@@ -19,21 +19,21 @@ from latentgnn.tasks.pointcloud.neighbors import Hierarchy, Level, build_hierarc
 from latentgnn.tasks.pointcloud.voxels import recentre
 
 _NODES_AT_ONCE = 16_384
-"""Points whose neighbours are looked at together where nothing is kept for a backward pass."""
+"""Number of points whose neighbours are processed together if nothing is stored for a backward pass."""
 
 
 def build_point_network(config: ModelConfig, *, num_features: int, num_classes: int) -> "PointNetwork":
     """Build a point network with LatentGNN blocks at its levels.
 
-    Blocks are made last: with the same seed, everything else starts the same with and without them.
+    Blocks are created last, so that with the same seed everything else is initialised equally with and without them.
 
     Args:
         config: see `ModelConfig`.
-        num_features: what is known of a point besides its coordinates.
+        num_features: number of inputs per point besides its coordinates.
         num_classes: number of classes.
 
     Raises:
-        UserError: a setting is out of range or does not fit the others.
+        UserError: if a setting is out of range or does not fit the others.
     """
     if num_classes < 2:
         raise UserError(f"a segmenter needs two classes or more; got {num_classes}")
@@ -57,18 +57,18 @@ def build_point_network(config: ModelConfig, *, num_features: int, num_classes: 
 class PointNetwork(nn.Module):
     """Class scores for every point of packed crops.
 
-    The encoder halves the resolution from level to level, the decoder brings it back; stage l of the encoder,
-    ``encoder.l``, works at level l, and gives (T_l, widths[l]), which a LatentGNN block may follow. Coordinates enter
-    by differences between neighbours, and by the height above the lowest point of a crop.
+    The encoder halves the resolution from level to level, and the decoder restores it. Stage l of the encoder,
+    ``encoder.l``, works at level l and returns (T_l, widths[l]); a LatentGNN block may follow it. Coordinates are used
+    as differences between neighbours, and as height above the lowest point of a crop.
 
     Args:
-        num_features: what is known of a point besides its coordinates.
+        num_features: number of inputs per point besides its coordinates.
         num_classes: number of classes.
-        widths: channels of each level, from the finest on.
-        depths: residual blocks of each level.
-        grids: edges in metres of the voxels of all levels but the finest.
+        widths: number of channels of each level, finest level first.
+        depths: number of residual blocks of each level.
+        grids: edges in metres of the voxels of all levels except the finest.
         neighbors: K.
-        dropout: probability in the head.
+        dropout: dropout probability in the head.
 
     Example:
         >>> model = PointNetwork(2, 5, widths=(16, 32), depths=(1, 1), grids=(0.5,), neighbors=8).eval()
@@ -91,12 +91,12 @@ class PointNetwork(nn.Module):
         super().__init__()
         self.grids = grids
         self.neighbors = neighbors
-        # Features come in units of all kinds.
+        # Features have different units, so they are normalised.
         self.scale = nn.BatchNorm1d(num_features + 1)
         self.num_features = num_features
         self.num_classes = num_classes
         inputs = (num_features + 1, *widths[:-1])
-        # Neighbours at the finest level are about half a voxel of the next away, as they are at the others.
+        # At every level, neighbours are about half a voxel of the next level apart.
         edges = (grids[0] / 2, *grids)
         self.encoder = nn.ModuleList(
             Stage(inputs[level], widths[level], depths[level], edge=edges[level]) for level in range(len(widths))
@@ -114,12 +114,12 @@ class PointNetwork(nn.Module):
         return f"head.{len(self.head) - 1}"
 
     def hierarchy(self, coordinates: Tensor, offsets: Tensor | None = None) -> Hierarchy:
-        """The levels that `forward` takes, on the coordinates' device.
+        """Return the levels that `forward` takes, on the coordinates' device.
 
         Args:
-            coordinates: metres, (T, 3), of crops one after another; map coordinates of 10^6 m in float64. Each crop
-                gets an origin of its own.
-            offsets: (B + 1,), where each crop begins, and T at the end; one crop without it.
+            coordinates: metres, (T, 3), of consecutive crops; in float64 for map coordinates of 10^6 m. Each crop gets
+                its own origin.
+            offsets: (B + 1,), the start of each crop, and T at the end; without it, there is one crop.
         """
         points = coordinates.detach().cpu().numpy().astype(np.float64)
         ends = [0, len(points)] if offsets is None else offsets.tolist()
@@ -128,11 +128,11 @@ class PointNetwork(nn.Module):
         return tuple(Level(*(tensor.to(coordinates.device) for tensor in level)) for level in packed)
 
     def forward(self, features: Tensor, hierarchy: Hierarchy) -> Tensor:
-        """Class scores.
+        """Return class scores.
 
         Args:
             features: (T, F).
-            hierarchy: of the same T points, from `hierarchy` or `latentgnn.tasks.pointcloud.neighbors`.
+            hierarchy: levels of the same T points, from `hierarchy` or `latentgnn.tasks.pointcloud.neighbors`.
 
         Returns:
             Logits (T, num_classes).
@@ -141,7 +141,7 @@ class PointNetwork(nn.Module):
         outputs: list[Tensor] = []
         for number, stage in enumerate(self.encoder):
             level = hierarchy[number]
-            # A LatentGNN block after the stage learns from the keyword which points are one scene.
+            # The keyword tells a LatentGNN block after the stage which points are one scene.
             x = stage(x, level, hierarchy[max(number - 1, 0)], offsets=level.offsets)
             outputs.append(x)
         for number in reversed(range(len(self.decoder))):
@@ -150,7 +150,7 @@ class PointNetwork(nn.Module):
         return logits
 
     def example_input(self) -> tuple[Tensor, Hierarchy]:
-        """What `forward` takes, small, for `latentgnn.insert`."""
+        """Return a small input of `forward`, for `latentgnn.insert`."""
         points = torch.rand(64, 3)
         device = next(self.parameters()).device
         return torch.zeros(64, self.num_features, device=device), self.hierarchy(points.to(device))
@@ -160,10 +160,10 @@ class Stage(nn.Module):
     """One level of the encoder: set abstraction from the finer level, then residual blocks.
 
     Args:
-        in_channels: of the finer level.
-        out_channels: of this level.
-        depth: residual blocks.
-        edge: unit of length in metres, about the distance of neighbours.
+        in_channels: number of channels of the finer level.
+        out_channels: number of channels of this level.
+        depth: number of residual blocks.
+        edge: unit of length in metres, about the distance between neighbours.
     """
 
     def __init__(self, in_channels: int, out_channels: int, depth: int, *, edge: float) -> None:
@@ -172,7 +172,7 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(out_channels, edge=edge) for _ in range(depth))
 
     def forward(self, x: Tensor, level: Level, finer: Level, *, offsets: Tensor) -> Tensor:
-        """(T_finer, C_in) to (T, C_out); ``offsets`` are those of the output."""
+        """Map (T_finer, C_in) to (T, C_out); ``offsets`` are those of the output."""
         x = self.abstraction(x, level.coordinates, finer.coordinates, finer.neighbors[level.kept])
         for block in self.blocks:
             x = block(x, level)
@@ -180,7 +180,7 @@ class Stage(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Local aggregation and a pointwise network of two layers, added to the input."""
+    """Local aggregation and a two-layer pointwise network, added to the input."""
 
     def __init__(self, channels: int, *, edge: float) -> None:
         super().__init__()
@@ -190,16 +190,16 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, level: Level) -> Tensor:
-        """(T, C) to the same."""
+        """Map (T, C) to the same shape."""
         y = self.aggregation(x, level.coordinates, level.coordinates, level.neighbors)
         return F.relu(x + self.pointwise(y))
 
 
 class LocalAggregation(nn.Module):
-    """The largest response to any neighbour: max_j relu(norm(W x_j) + P (p_j - p_i) / edge), then a norm.
+    """The maximum response over all neighbours: max_j relu(norm(W x_j) + P (p_j - p_i) / edge), then a norm.
 
-    PointNet++ applies its matrix to every pair of a point and a neighbour; as the response is a sum, the features'
-    part is the same for all pairs with that neighbour, and is computed once.
+    PointNet++ applies its matrix to every pair of a point and a neighbour. As the response is a sum, the part of the
+    features is the same for all pairs with that neighbour, and is computed only once.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, edge: float) -> None:
@@ -211,13 +211,13 @@ class LocalAggregation(nn.Module):
         self.out_norm = nn.BatchNorm1d(out_channels)
 
     def forward(self, x: Tensor, centers: Tensor, coordinates: Tensor, neighbors: Tensor) -> Tensor:
-        """Features of the centres.
+        """Return features of the centres.
 
         Args:
             x: (T, C_in).
             centers: metres, (M, 3).
-            coordinates: of the points of ``x``, metres, (T, 3).
-            neighbors: of each centre, indices of points, (M, K).
+            coordinates: coordinates of the points of ``x`` in metres, (T, 3).
+            neighbors: indices of each centre's neighbours, (M, K).
 
         Returns:
             (M, C_out).
@@ -225,30 +225,31 @@ class LocalAggregation(nn.Module):
         x = self.norm(self.features(x))
         if torch.is_grad_enabled():
             return self.out_norm(self._largest(x, centers, coordinates, neighbors))
-        # Without a backward pass the pairs need not be in memory all at once.
+        # Without a backward pass the pairs need not all be in memory at once.
         parts = zip(centers.split(_NODES_AT_ONCE), neighbors.split(_NODES_AT_ONCE), strict=True)
         return self.out_norm(torch.cat([self._largest(x, some, coordinates, near) for some, near in parts]))
 
     def _largest(self, x: Tensor, centers: Tensor, coordinates: Tensor, neighbors: Tensor) -> Tensor:
         position = self.position((coordinates[neighbors] - centers[:, None]) / self.edge)
-        # An embedding's backward pass adds rows up many times faster than that of indexing on a CPU.
+        # On a CPU, the backward pass of an embedding adds up rows many times faster than that of indexing.
         pairs = F.embedding(neighbors, x) + position
         return F.relu(pairs.amax(dim=1))
 
 
 class FeaturePropagation(nn.Module):
-    """Features of a level from its own and those interpolated from the coarser level, by inverse squared distances."""
+    """Features of a level from its own and the coarser level's, interpolated by inverse squared distances."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.mix = nn.Sequential(*_linear(in_channels, out_channels), *_linear(out_channels, out_channels))
 
     def forward(self, x: Tensor, coarse: Tensor, level: Level, coarser: Level) -> Tensor:
-        """(T, C) and (T_coarser, C') to (T, C)."""
+        """Map (T, C) and (T_coarser, C') to (T, C)."""
         apart = coarser.coordinates[coarser.anchors] - level.coordinates[:, None]
-        # Distances are in metres; a point that is kept at the coarser level takes its own features there.
+        # Distances are in metres; a point that the coarser level keeps takes its own features from there.
         squared = apart.square().sum(dim=2)
-        # ONNX's optimizer takes 1e-8 for zero and leaves it out; in an export, the factor of 1e8 cancels below.
+        # ONNX's optimizer treats 1e-8 as zero and removes it; for an export, both terms are scaled by 1e8, which
+        # cancels below.
         weight = 1 / (1e8 * squared + 1) if torch.compiler.is_exporting() else 1 / (squared + 1e-8)
         weight = (weight / weight.sum(dim=1, keepdim=True)).to(coarse.dtype)
         raised = F.embedding_bag(coarser.anchors, coarse, per_sample_weights=weight, mode="sum")

@@ -1,6 +1,6 @@
-"""Who is whose neighbour: the levels of a point network, made once for a crop by KD-trees of scipy.
+"""Neighbours at every level of a point network, found once per crop with scipy's KD-trees.
 
-The network itself only indexes, so that it runs on any device; the loading processes prepare this. Axes: T points of
+The loading processes do this, so that the network itself only uses indices and runs on any device. Axes: T points of
 all crops of a batch at a level, B crops, K neighbours.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from latentgnn.tasks.pointcloud.voxels import voxelize
 
 _ANCHORS = 3
-"""Coarser points that a point is interpolated from, PointNet++'s three."""
+"""Number of coarser points that a point is interpolated from, PointNet++'s three."""
 
 
 class Level(NamedTuple):
@@ -24,10 +24,10 @@ class Level(NamedTuple):
 
     Args:
         coordinates: metres, float32, shape (T, 3).
-        offsets: where each crop begins, and T at the end, int64, shape (B + 1,).
-        neighbors: the nearest points of the same level and crop, the point itself first, int64, shape (T, K). Where a
-            crop has fewer than K points, the nearest stands for the missing ones.
-        kept: which points of the finer level these are, int64, shape (T,); at the finest level, of all.
+        offsets: start of each crop, and T at the end, int64, shape (B + 1,).
+        neighbors: the nearest points of the same level and crop, the point itself first, int64, shape (T, K). If a crop
+            has fewer than K points, missing ones are filled with the nearest.
+        kept: indices of these points in the finer level, int64, shape (T,); at the finest level, all indices.
         anchors: for each point of the finer level the nearest points of this one, int64, shape (T_finer, 3); at the
             finest level, the points themselves.
     """
@@ -46,15 +46,15 @@ Hierarchy = tuple[Level, ...]
 def build_hierarchy(
     coordinates: NDArray[np.float32], *, grids: Sequence[float], neighbors: int, workers: int = 1
 ) -> Hierarchy:
-    """The levels of one crop.
+    """Return the levels of one crop.
 
-    Each coarser level keeps one point of every voxel, the one nearest to its middle.
+    Each coarser level keeps one point in every voxel, the one nearest to its centre.
 
     Args:
         coordinates: metres, shape (N, 3), N at least 1.
-        grids: edges in metres of the voxels of the coarser levels, one a level, ascending.
+        grids: edges in metres of the voxels of the coarser levels, one per level, ascending.
         neighbors: K.
-        workers: threads of the search; -1 takes all cores.
+        workers: number of search threads; -1 uses all cores.
     """
     points = coordinates.astype(np.float64)
     kept = np.arange(len(points))
@@ -81,7 +81,7 @@ def build_hierarchy(
 
 
 def pack(hierarchies: Sequence[Hierarchy]) -> Hierarchy:
-    """The levels of several crops, one after another."""
+    """Concatenate the levels of several crops."""
     packed = []
     before = [0] * len(hierarchies)
     for parts in zip(*hierarchies, strict=True):
@@ -97,13 +97,13 @@ def pack(hierarchies: Sequence[Hierarchy]) -> Hierarchy:
             )
         )
         before = starts
-    # The finest level is kept of itself.
+    # The finest level has no finer one: it keeps all of its own points.
     packed[0] = packed[0]._replace(kept=torch.arange(len(packed[0].coordinates)))
     return tuple(packed)
 
 
 def _nearest(tree: cKDTree, points: NDArray[np.float64], number: int, workers: int) -> NDArray[np.int64]:
-    """Indices of the nearest points of a tree, nearest first, shape (N, number)."""
+    """Indices of the nearest points in a tree, nearest first, shape (N, number)."""
     index: NDArray[np.int64] = tree.query(points, k=np.arange(1, number + 1), workers=workers)[1].astype(np.int64)
-    # scipy marks what a small tree lacks by an index behind its last.
+    # scipy returns an index after the last one if a tree has too few points.
     return np.where(index == tree.n, index[:, :1], index)

@@ -1,4 +1,4 @@
-"""Pictures of scans: classes by colour, from above and in perspective, ground truth beside prediction."""
+"""Pictures of scans: classes as colours, from above and in perspective, ground truth beside prediction."""
 
 import io
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ _RIGHT = "#d9dde2"
 
 
 def drawn_points(number: int) -> NDArray[np.int64]:
-    """Which of a scan's points are drawn: 150,000 of more, evenly through the file, where neighbours often follow one
-    another."""
+    """Return indices of the points that are drawn: at most 150,000, evenly spread over the file, in which consecutive
+    points are often neighbours."""
     return np.linspace(0, number - 1, _MOST_POINTS).astype(np.int64) if number > _MOST_POINTS else np.arange(number)
 
 
@@ -28,19 +28,19 @@ def draw_scan(
     predicted: NDArray[np.int64],
     labels: NDArray[np.int64] | None = None,
 ) -> bytes:
-    """A scan from above and in perspective; with labels, the truth beside the prediction, and what differs.
+    """Draw a scan from above and in perspective; with labels, also the ground truth and the errors.
 
     Args:
-        points: metres, shape (N, 3); of more than 150,000, so many are drawn.
+        points: metres, shape (N, 3); at most 150,000 are drawn.
         class_names: K names.
-        predicted: classes, shape (N,).
+        predicted: predicted classes, shape (N,).
         labels: classes or `IGNORE`, shape (N,).
 
     Returns:
         A PNG file's content.
 
     Raises:
-        UserError: matplotlib is not installed.
+        UserError: if matplotlib is not installed.
     """
     require("matplotlib", extra="pointcloud")
     from matplotlib import colormaps
@@ -52,7 +52,7 @@ def draw_scan(
         points, predicted = points[some], predicted[some]
         labels = None if labels is None else labels[some]
     points = points - points.min(axis=0)
-    # What is higher hides what is lower.
+    # Sorted by height, so that higher points are drawn over lower ones.
     order = np.argsort(points[:, 2], kind="stable")
     points, predicted = points[order], predicted[order]
     names = colormaps["tab10" if len(class_names) <= 10 else "tab20"]
@@ -63,13 +63,13 @@ def draw_scan(
         labels = labels[order]
         wrong = (labels != predicted) & (labels != IGNORE)
         mixed = np.where(wrong[:, None], _rgb(_WRONG), _rgb(_RIGHT))
-        # IGNORE is -1, and so the palette's last.
+        # IGNORE is -1, which indexes the palette's last colour.
         part = wrong.sum() / max((labels != IGNORE).sum(), 1)
         panels = [("ground truth", palette[labels]), *panels, (f"wrong ({part:.1%})", mixed)]
 
     figure = Figure(figsize=(5 * len(panels), 9.4), layout="constrained")
     extent = points.max(axis=0)
-    # About one point's distance on paper, so that surfaces close.
+    # About the distance between points on paper, so that surfaces look closed.
     size = float(np.clip(250_000 / max(len(points), 1), 0.3, 30))
     for column, (title, colours) in enumerate(panels):
         above = figure.add_subplot(2, len(panels), column + 1, aspect="equal", title=title)

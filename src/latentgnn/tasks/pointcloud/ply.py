@@ -14,7 +14,7 @@ _LABELS = ("label", "class", "classification", "scalar_Label")
 
 
 def read_ply(path: Path) -> RawScan:
-    """What a PLY file holds; normals are those of its faces where it has no others."""
+    """Read a PLY file; if it has no normals, they are computed from its faces."""
     require("trimesh", extra="pointcloud")
     ply = require("trimesh.exchange.ply", extra="pointcloud")
     with path.open("rb") as file:
@@ -36,7 +36,7 @@ def read_ply(path: Path) -> RawScan:
 
 
 def _values_of(element: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """The single values of an element of a PLY file by name, each of shape (N,)."""
+    """The scalar values of an element of a PLY file by name, each of shape (N,)."""
     values = {}
     for name, kind in element["properties"].items():
         if "," not in kind:
@@ -48,13 +48,13 @@ def _values_of(element: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
 
 
 def _triangles(element: Mapping[str, Any] | None) -> NDArray[np.int64] | None:
-    """The corners of a mesh's faces, shape (F, 3), if it has faces and they are triangles."""
+    """The corners of a mesh's faces, shape (F, 3); ``None`` if it has no faces or they are not triangles."""
     if element is None or not element["length"]:
         return None
     for name in ("vertex_indices", "vertex_index"):
         if name in element["properties"]:
             data = element["data"][name]
-            # Binary files have the number of corners, the first field, beside the corners.
+            # In binary files, the number of corners is the first field, and the corners are the second.
             corners = np.asarray(data if data.dtype.names is None else data[data.dtype.names[1]])
             if len(corners) != element["length"]:
                 raise ValueError(f"{element['length']} faces are announced, {len(corners)} are there")
@@ -63,7 +63,7 @@ def _triangles(element: Mapping[str, Any] | None) -> NDArray[np.int64] | None:
 
 
 def _vertex_normals(points: NDArray[np.float64], corners: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Unit normals of a mesh's vertices, each the mean over its triangles weighted with their areas; zero without."""
+    """Unit normals of a mesh's vertices, the area-weighted means over their triangles; zero without triangles."""
     a, b, c = (points[corners[:, corner]] for corner in range(3))
     across = np.cross(b - a, c - a)
     summed = np.stack(
@@ -74,8 +74,8 @@ def _vertex_normals(points: NDArray[np.float64], corners: NDArray[np.int64]) -> 
 
 
 def ply_bytes(scan: RawScan) -> bytes:
-    """The content of a binary PLY file."""
-    # trimesh writes coordinates as float32, which at map coordinates of 10^6 m is 6 cm.
+    """Return the content of a binary PLY file."""
+    # trimesh would write coordinates as float32, with a resolution of only 6 cm at map coordinates of 10^6 m.
     values = table_of(scan)
     kinds = {"f8": "double", "f4": "float", "u1": "uchar", "i4": "int"}
     properties = [f"property {kinds[column.dtype.str[1:]]} {name}" for name, column in values.items()]

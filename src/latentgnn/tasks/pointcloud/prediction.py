@@ -1,4 +1,4 @@
-"""A point network on whole scans: overlapping crops vote, and every original point gets a class."""
+"""Runs a point network on whole scans: overlapping crops vote, and every original point gets a class."""
 
 import hashlib
 import shutil
@@ -29,21 +29,21 @@ from latentgnn.tasks.pointcloud.voting import predict_scan
 from latentgnn.training.locks import sole_use
 from latentgnn.training.processes import Processes
 
-# What is not written in the format that it was read in.
+# Formats that are not written as they were read.
 _WRITTEN_AS = {".las": ".laz", ".bin": ".label"}
 
-# Bytes a point of a scan that is read whole, with few features and classes (benchmarks/results/large-scans-*).
+# Bytes per point of a scan that is read whole, with few features and classes (benchmarks/results/large-scans-*).
 _BYTES_WHOLE = 150
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tiles:
-    """How scans that are larger than memory are predicted.
+    """How scans larger than memory are predicted.
 
     Args:
-        side: of a tile, metres.
-        on_points: is told the scan, what is done with it, the points done, and all points.
-        say: takes lines for the user.
+        side: side of a tile in metres.
+        on_points: called with the scan, the current operation, the points done, and the total number of points.
+        say: prints lines for the user.
     """
 
     side: float
@@ -52,7 +52,7 @@ class Tiles:
 
 
 def expand_scans(inputs: Sequence[str | Path]) -> list[Path]:
-    """The scan files that files, folders and patterns name (see `latentgnn.tasks.inputs.expand_inputs`)."""
+    """Expand files, folders and patterns to scan files (see `latentgnn.tasks.inputs.expand_inputs`)."""
     return expand_inputs(inputs, suffixes=SUFFIXES, kind="scan", check=_check_suffix)
 
 
@@ -69,31 +69,30 @@ def predict_files(
     on_scan: Callable[[Predicted], None] | None = None,
     processes: Processes | None = None,
 ) -> list[Predicted]:
-    """Predict scan files one after the other, and write each again with the predicted classes.
+    """Predict scan files one after the other, and rewrite each with the predicted classes.
 
-    LAS and LAZ become LAZ, with all else that they hold; SemanticKITTI's ``.bin`` a
-    ``.label``; others keep their format. Their names are those of
-    `latentgnn.tasks.inputs.result_names`. A file that cannot be read or written does not stop the others; the error
-    comes after all of them.
+    LAS and LAZ files are written as LAZ, with all their other values; SemanticKITTI's ``.bin`` as ``.label``; others
+    keep their format. File names are those of `latentgnn.tasks.inputs.result_names`. A file that cannot be read or
+    written does not stop the others; the error is raised after all of them.
 
     Args:
-        model: in evaluation mode.
+        model: the network in evaluation mode.
         paths: scan files.
-        config: with classes, features and crops.
-        out: folder, new or empty, for the scans and, with ``pictures``, ``pictures/``.
+        config: configuration with classes, features and crops.
+        out: output folder, new or empty, for the scans and, with ``pictures``, ``pictures/``.
         overwrite: replace the results of an earlier command in ``out``.
         votes: see `predict_scan`.
-        tiles: read scans by tiles (see `latentgnn.tasks.pointcloud.tiles.predict_in_tiles`). If that is ended early,
-            the same call goes on: with the tiles that remain of a scan, and the scans that remain.
+        tiles: read scans in tiles (see `latentgnn.tasks.pointcloud.tiles.predict_in_tiles`). If that is interrupted,
+            the same call continues with the remaining tiles and scans.
         pictures: draw each scan.
         on_scan: called after each scan, in the first process.
-        processes: share the scans, and each writes its own.
+        processes: processes that share the scans; each writes its own.
 
     Returns:
-        What was predicted, in the first process of all files.
+        The predictions; in the first process those of all files.
 
     Raises:
-        UserError: files could not be read or written, and it lists them; or ``out`` is not for results (see
+        UserError: if files could not be read or written, which it lists; or ``out`` cannot be used for results (see
             `latentgnn.outputs.Results`).
     """
     results_of = result_names(paths)
@@ -132,7 +131,7 @@ def predict_files(
                 if pictures and not results.has(drawn[index]):
                     labels = _labels(found.classes[found.drawn], ids)
                     results.write(drawn[index], draw_scan(found.points, scans.class_names, predicted=labels))
-                # Some systems do not remove a file that is mapped.
+                # Some systems cannot remove a file that is mapped.
                 del found
                 if tiles is not None:
                     shutil.rmtree(folder)
@@ -161,7 +160,7 @@ def predict_files(
 
 
 class _Found(NamedTuple):
-    """The class of every point as an id, points of each class, and which points may be drawn, and where they are."""
+    """The class id of every point, point counts per class, and indices and coordinates of points to draw."""
 
     classes: NDArray[np.integer[Any]]
     counts: NDArray[np.int64]
@@ -202,7 +201,7 @@ def _in_tiles(
 
 
 def _labels(classes: NDArray[np.integer[Any]], ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Labels of class ids that all have one."""
+    """Labels of class ids, all of which must be known."""
     order = np.argsort(ids)
     return order[np.searchsorted(ids, classes, sorter=order)]
 
@@ -210,7 +209,7 @@ def _labels(classes: NDArray[np.integer[Any]], ids: NDArray[np.int64]) -> NDArra
 def _task(
     model: PointNetwork, paths: Sequence[Path], config: DataConfig, tiles: Tiles, *, votes: int, pictures: bool
 ) -> dict[str, Any]:
-    """All that the results depend on."""
+    """Everything that the results depend on."""
     weights = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         weights.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
@@ -228,7 +227,7 @@ def _task(
 
 
 def _check_memory(path: Path) -> None:
-    """Refuse a scan that memory cannot hold: the system would end the process, and say nothing."""
+    """Refuse a scan that does not fit into memory: otherwise the system would kill the process without a message."""
     if path.suffix.lower() not in (".las", ".laz"):
         return
     number, there = scan_chunks(path, CHUNK).number, memory_bytes()

@@ -10,10 +10,10 @@ from latentgnn.tasks.pointcloud.neighbors import Level
 
 
 class FlatPointNetwork(nn.Module):
-    """A point network whose levels are lists of tensors, which exported programs know.
+    """A point network whose levels are lists of tensors, which exported programs support.
 
     Args:
-        network: in evaluation mode.
+        network: the network in evaluation mode.
     """
 
     def __init__(self, network: PointNetwork) -> None:
@@ -21,19 +21,19 @@ class FlatPointNetwork(nn.Module):
         self.network = network
 
     def forward(self, features: Tensor, levels: list[list[Tensor]]) -> Tensor:
-        """Logits (T, num_classes), see `PointNetwork.forward`; each level has the tensors of `Level`, in order."""
+        """Return logits (T, num_classes), see `PointNetwork.forward`; each level lists the tensors of `Level`."""
         logits: Tensor = self.network(features, tuple(Level(*level) for level in levels))
         return logits
 
 
 def point_program(model: PointNetwork) -> Program:
-    """The whole network, from features and levels to logits.
+    """Return the whole network, from features and levels to logits.
 
     Args:
-        model: in evaluation mode, on the CPU.
+        model: the network in evaluation mode, on the CPU.
     """
     generator = torch.Generator().manual_seed(0)
-    # So wide that every level has many points, in metres.
+    # In metres, and large enough that every level has many points.
     extent = 8 * max(model.grids)
 
     def sample(*sizes: int) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""What the network is trained on: random crops of scans, packed one after another."""
+"""Training samples: random crops of scans, packed one after another."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from latentgnn.tasks.pointcloud.config import DataConfig
 from latentgnn.tasks.pointcloud.datasets import ScanSet
 from latentgnn.tasks.pointcloud.voxels import crop, recentre, voxelize
 
-# Keeps the crops' random stream apart from the others that start from the same seed.
+# Separates the crops' random stream from others with the same seed.
 _CROPS = 0x626C6F636B73
 
 
@@ -22,8 +22,8 @@ class Sample(NamedTuple):
     """A crop.
 
     Args:
-        name: of the scan that it is from.
-        coordinates: metres, see `latentgnn.tasks.pointcloud.voxels.recentre`, float32, shape (n, 3).
+        name: name of the scan.
+        coordinates: metres, float32, shape (n, 3), see `latentgnn.tasks.pointcloud.voxels.recentre`.
         features: float32, shape (n, F).
         labels: classes or `IGNORE`, int64, shape (n,).
     """
@@ -35,10 +35,10 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Crops packed one after another; crop b has the points ``offsets[b]`` to ``offsets[b + 1]``.
+    """Crops packed one after another; crop b consists of the points ``offsets[b]`` to ``offsets[b + 1]``.
 
     Args:
-        names: of the scans, B.
+        names: names of the scans, B.
         coordinates: metres, float32, shape (T, 3).
         features: float32, shape (T, F).
         labels: classes or `IGNORE`, int64, shape (T,).
@@ -65,12 +65,12 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 class TrainingCrops:
-    """Augmented random crops whose content depends on the seed, the epoch and the index alone.
+    """Augmented random crops whose content depends only on the seed, the epoch and the index.
 
     Args:
-        scans: with labels.
+        scans: scans with labels.
         config: how crops are cut and changed.
-        seed: of all that is drawn.
+        seed: seed of everything that is drawn.
     """
 
     def __init__(self, scans: ScanSet, config: DataConfig, *, seed: int) -> None:
@@ -82,7 +82,7 @@ class TrainingCrops:
         return len(self._scans) * self._config.crops_per_scan
 
     def group_of(self, index: int) -> int:
-        """0: crops of any sizes share a batch."""
+        """Return 0: crops of any sizes can share a batch."""
         return 0
 
     def __getitem__(self, key: tuple[int, int], /) -> Sample:
@@ -98,7 +98,7 @@ class TrainingCrops:
         )
         chosen = voxelize(changed.points, config.voxel, rng).kept
         if config.max_points is not None and len(chosen) > config.max_points:
-            # Columns and scans keep their height.
+            # For columns and whole scans, the distance is horizontal.
             offset = changed.points[chosen] if config.crop == "sphere" else changed.points[chosen, :2]
             nearest = np.argpartition((offset**2).sum(axis=1), config.max_points)[: config.max_points]
             chosen = chosen[np.sort(nearest)]

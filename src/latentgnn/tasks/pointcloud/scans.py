@@ -1,4 +1,4 @@
-"""Scans in files: LAS, LAZ, PLY, NPZ and text, read and written.
+"""Scan files: LAS, LAZ, PLY, NPZ and text, read and written.
 
 N is a number of points. Coordinates are float64 metres everywhere: map coordinates of 10^6 m keep their millimetres.
 """
@@ -35,18 +35,18 @@ __all__ = [
 SUFFIXES = (".las", ".laz", ".ply", ".npz", ".csv", ".xyz", ".bin")
 
 _FARTHEST = 1e8
-"""Metres: the Earth's circumference is two fifths of it."""
+"""Metres; more than twice the Earth's circumference."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scan:
-    """A scan as a network and its scores take it.
+    """A scan with the inputs of a network and the labels for its scores.
 
     Args:
-        name: unique in its set.
+        name: name, unique in its set.
         points: metres as in the file, float64, shape (N, 3).
         features: float32, shape (N, F), in the order of `ScanSet.feature_names`.
-        labels: classes 0..K-1 or `IGNORE`, int64, shape (N,); ``None`` where the file has none.
+        labels: classes 0..K-1 or `IGNORE`, int64, shape (N,); ``None`` if the file has none.
     """
 
     name: str
@@ -59,11 +59,11 @@ def read_scan(path: Path | str) -> RawScan:
     """Read a LAS, LAZ, PLY, NPZ, CSV or XYZ file, or SemanticKITTI's ``.bin`` with the labels beside it.
 
     Classes are LAS's ``classification``, a PLY vertex property ``label``, ``class``, ``classification`` or
-    ``scalar_Label``, a text's column of such a name, and NPZ's ``labels``. An NPZ file holds ``points`` and, under the
-    names of `RawScan.columns`, what else is known. For text see `latentgnn.tasks.pointcloud.text.read_table`.
+    ``scalar_Label``, a text column with such a name, and NPZ's ``labels``. An NPZ file has ``points`` and other values
+    under the names of `RawScan.columns`. For text see `latentgnn.tasks.pointcloud.text.read_table`.
 
     Raises:
-        UserError: no such file, another format, or a file that is damaged or cut short.
+        UserError: if there is no such file, its format is unknown, or it is damaged or truncated.
     """
     path = Path(path)
     reader = _READERS.get(path.suffix.lower())
@@ -77,14 +77,14 @@ def read_scan(path: Path | str) -> RawScan:
 
 
 def scan_chunks(path: Path, size: int) -> ScanChunks:
-    """A scan file in chunks: LAS and LAZ are read so, the others whole.
+    """Open a scan file in chunks: LAS and LAZ are read in chunks, the others whole.
 
     Args:
         path: see `read_scan`.
-        size: points of a chunk.
+        size: number of points per chunk.
 
     Raises:
-        UserError: see `read_scan`; also while the chunks are read.
+        UserError: see `read_scan`; also raised while the chunks are read.
     """
     if path.suffix.lower() not in (".las", ".laz"):
         return _WholeInChunks(read_scan(path), size)
@@ -110,7 +110,7 @@ class _WholeInChunks:
 
 
 def coordinate_fault(points: NDArray[np.float64]) -> str | None:
-    """What is wrong with the points of a scan, shape (N, 3), or ``None``: they must be near enough for float64."""
+    """Return what is wrong with a scan's points, shape (N, 3), or ``None``: they must be near enough for float64."""
     if not len(points):
         return "it has no points"
     if number := int((~np.isfinite(points)).any(axis=1).sum()):
@@ -123,11 +123,11 @@ def coordinate_fault(points: NDArray[np.float64]) -> str | None:
 def write_scan(path: Path | str, scan: RawScan) -> None:
     """Write a LAS, LAZ, PLY, NPZ, CSV or XYZ file, or SemanticKITTI's ``.label``, by its suffix, in one step.
 
-    LAS and LAZ round coordinates to a tenth of a millimetre, or to what 31 bits can count in a scan that is larger than
-    214 km; text to twelve digits; PLY and NPZ keep float64.
+    LAS and LAZ round coordinates to a tenth of a millimetre or, for a scan larger than 214 km, to what 31 bits can
+    represent; text has twelve digits; PLY and NPZ keep float64.
 
     Raises:
-        UserError: another suffix, or classes that the format cannot hold.
+        UserError: if the suffix is unknown, or the format cannot store the classes.
     """
     path = Path(path)
     writer = _WRITERS.get(path.suffix.lower())
@@ -138,18 +138,18 @@ def write_scan(path: Path | str, scan: RawScan) -> None:
 
 
 def write_classes(path: Path | str, classes: NDArray[np.integer[Any]], *, source: Path | str) -> None:
-    """Write a scan again with other classes.
+    """Rewrite a scan with other classes.
 
-    From LAS or LAZ to LAS or LAZ, all else is kept as it is: every other value of the points, scales and offsets, and
+    From LAS or LAZ to LAS or LAZ, everything else is unchanged: all other values of the points, scales and offsets, and
     the coordinate system.
 
     Args:
-        path: file to write; its suffix gives the format.
-        classes: id of every point, shape (N,); from LAS to LAS a memory map will do, which is read in chunks.
+        path: file to write; its suffix determines the format.
+        classes: id of every point, shape (N,); from LAS to LAS it may be a memory map, which is read in chunks.
         source: the file that the points come from.
 
     Raises:
-        UserError: another number of points, or classes that the format cannot hold.
+        UserError: if the number of points differs, or the format cannot store the classes.
     """
     path, source = Path(path), Path(source)
     if {path.suffix.lower(), source.suffix.lower()} <= {".las", ".laz"}:
@@ -189,7 +189,7 @@ def _read_text(path: Path) -> RawScan:
     columns: dict[str, NDArray[Any]] = {name: values[name] for name in SCALARS if name in values}
     if {"red", "green", "blue"} <= set(values):
         color = stacked(values, ("red", "green", "blue"))
-        # Of 0 to 1, of 8 bits or of 16.
+        # The range is 0 to 1, 8 bits or 16 bits.
         largest = next((most for most in (1, 255) if color.max(initial=0) <= most), 65535)
         columns["color"] = (color / largest).astype(np.float32)
     if {"nx", "ny", "nz"} <= set(values):
@@ -203,7 +203,7 @@ def _write_text(path: Path, scan: RawScan) -> bytes:
 
 
 def _read_npz(path: Path) -> RawScan:
-    # np.load leaves a file open that it cannot read.
+    # np.load does not close a file that it cannot read.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         if "points" not in arrays:
             raise UserError(f"{path}: expected an array 'points'; it has {', '.join(arrays) or 'none'}")

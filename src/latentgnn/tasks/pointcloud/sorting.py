@@ -1,4 +1,4 @@
-"""A scan of any size, read chunk by chunk and sorted into a folder on disk."""
+"""Reads a scan of any size chunk by chunk and sorts it into a folder on disk."""
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +21,7 @@ from latentgnn.tasks.pointcloud.scans import scan_chunks
 from latentgnn.tasks.pointcloud.voxels import Bounds
 
 OnPoints = Callable[[str, int, int], None]
-"""Is told what is being done, the points done, and all points."""
+"""Called with the current operation, the number of points done, and the total."""
 
 _CELLS, _POINTS, _CLASSES = "cells.npz", "points.bin", "classes.npy"
 
@@ -29,13 +29,13 @@ _Chunk = tuple[NDArray[np.float64], Mapping[str, NDArray[Any]]]
 
 
 class SortedScan(NamedTuple):
-    """A scan in a folder.
+    """A scan sorted into a folder.
 
     Args:
-        path: its own file.
-        folder: where its points are, in the order of cells, and their classes.
-        cells: where the points of each cell are.
-        kind: of a record (see `latentgnn.tasks.pointcloud.cells.record_kind`).
+        path: the scan's own file.
+        folder: folder with its points in cell order, and their classes.
+        cells: positions of each cell's points.
+        kind: dtype of a record (see `latentgnn.tasks.pointcloud.cells.record_kind`).
         drawn: coordinates of the points that a picture shows (see `latentgnn.tasks.pointcloud.pictures.drawn_points`).
         classes: the id of every point in the order of its own file, shape (N,), a memory map.
     """
@@ -49,12 +49,12 @@ class SortedScan(NamedTuple):
 
     @property
     def points(self) -> SortedPoints:
-        """The file of the points."""
+        """Return the file of the points."""
         return SortedPoints(self.folder / _POINTS, self.cells, self.kind)
 
     @property
     def disk(self) -> int:
-        """Bytes that it takes in the folder."""
+        """Number of bytes in the folder."""
         return self.cells.number * (self.kind.itemsize + self.classes.dtype.itemsize)
 
 
@@ -68,19 +68,19 @@ def sort_scan(
     chunk: int,
     on_points: OnPoints,
 ) -> SortedScan:
-    """Read a scan twice, and sort its points into a folder; or find it there as it was left.
+    """Read a scan twice and sort its points into a folder; or reuse what an earlier call left there.
 
     Args:
         path: a scan file.
-        config: with features, which say what is kept of a point.
-        edge: of a cell, metres.
+        config: configuration with features, which determine the stored values of a point.
+        edge: edge of a cell in metres.
         ids: class ids that points may get, shape (K,).
-        folder: new, or as an earlier call with the same arguments has left it.
-        chunk: points that are read at once.
+        folder: new, or as left by an earlier call with the same arguments.
+        chunk: number of points that are read at once.
         on_points: called after each chunk.
 
     Raises:
-        UserError: the scan cannot be read, lacks a feature, or is too large for the disk.
+        UserError: if the scan cannot be read, lacks a feature, or is too large for the disk.
     """
     if not (folder / _CELLS).is_file():
         shutil.rmtree(folder, ignore_errors=True)
@@ -107,7 +107,7 @@ def _sort(
     kind = record_kind(first[1])
     class_kind = np.dtype(np.int64) if ids.min() < 0 else np.min_scalar_type(int(ids.max()))
     _check_space(path, cells.number * (kind.itemsize + class_kind.itemsize), folder)
-    # All of it is written: to fill a hole in a file on a full disk would end the process.
+    # Written completely: filling a hole in a mapped file on a full disk would kill the process.
     with concerning(folder / _CLASSES), (folder / _CLASSES).open("wb") as file:
         np.lib.format.write_array(file, np.zeros(cells.number, class_kind))
     drawn = drawn_points(cells.number)
@@ -123,7 +123,7 @@ def _sort(
             on_points("sorting", done, cells.number)
 
     SortedPoints(folder / _POINTS, cells, kind).write(sorting(), source=path)
-    # It comes last: where it is, all is.
+    # Written last: if it exists, everything else does.
     with replacing(folder / _CELLS) as target:
         np.savez(
             target,

@@ -1,4 +1,4 @@
-"""A point network starts from the weights of another run: what fits is taken over, the rest starts anew."""
+"""Initialises a point network from another run's weights: loads what fits and keeps the fresh rest."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,22 +12,22 @@ from latentgnn.tasks.starting import SETTING, Start, own_weights, taken_paramete
 from latentgnn.tasks.weights import Rows, fit_lines, fit_weights
 from latentgnn.training.optimization import blocks_of
 
-# With another value of these, weights fit and see something else.
+# If these settings differ, the weights fit but see different data.
 _SILENT = ("model.grids", "model.neighbors", "data.voxel", "data.height_radius")
 
 
 def start_from(model: PointNetwork, config: PointCloudConfig) -> Start:
     """Load ``config.model.weights`` into a freshly built network.
 
-    The classifier takes over the rows of classes of the same name, and the first layer the columns of features of the
-    same name. A block is taken over whole or starts anew.
+    The classifier loads the rows of classes with the same name, and the first layer the columns of features with the
+    same name. A block is loaded whole or not at all.
 
     Args:
         model: from `latentgnn.tasks.pointcloud.model.build_point_network`.
-        config: its run, with the classes and features that the data have.
+        config: its run's configuration, with the classes and features of the data.
 
     Raises:
-        UserError: there is no such run or checkpoint, or its network has other widths.
+        UserError: if there is no such run or checkpoint, or its network has other widths.
     """
     path = Path(str(config.model.weights)).expanduser()
     checkpoint, there = own_weights(path, config.task, PointCloudConfig, "a point network")
@@ -37,7 +37,7 @@ def start_from(model: PointNetwork, config: PointCloudConfig) -> Start:
             f"{list(config.model.widths)}; take --model.widths '{list(there.model.widths)}'"
         )
     old_classes, classes = class_names(there.data.classes), class_names(config.data.classes)
-    # The last column is the height above the lowest point of a crop, which every network has.
+    # The last column is the height above a crop's lowest point, which every network has.
     old_columns, columns = ((*feature_columns(data.features), "") for data in (there.data, config.data))
     rows = {f"{model.classifier}.{part}": _same(old_classes, classes) for part in ("weight", "bias")}
     rows |= {f"scale.{part}": _same(old_columns, columns) for part in ("weight", "bias", "running_mean", "running_var")}
@@ -61,7 +61,7 @@ def _same(there: Sequence[str], here: Sequence[str], *, dim: int = 0) -> Rows:
 
 
 def _compared(what: str, there: Sequence[str], here: Sequence[str]) -> list[str]:
-    """A line on names that are not the same in both."""
+    """A line about names that are not the same in both."""
     if set(there) == set(here):
         return []
     groups = {
@@ -73,7 +73,7 @@ def _compared(what: str, there: Sequence[str], here: Sequence[str]) -> list[str]
 
 
 def _differences(there: PointCloudConfig, here: PointCloudConfig) -> list[str]:
-    """A line on settings without which the weights see something else."""
+    """A line about settings whose difference makes the weights see different data."""
     found = []
     for setting in _SILENT:
         group, name = setting.split(".")

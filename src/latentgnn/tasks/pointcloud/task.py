@@ -1,4 +1,4 @@
-"""Semantic segmentation as the training loop sees it: a point network, its scans and their scores."""
+"""Point cloud segmentation as a task of the training loop: a point network, its scans and their scores."""
 
 import os
 from collections.abc import Collection, Sequence
@@ -23,10 +23,10 @@ from latentgnn.training.task import TrainingSet, ValidationSet
 
 
 class WholeScan(NamedTuple):
-    """A labelled scan to be scored on, as arrays that stay on the CPU.
+    """A labelled scan to score on, as arrays that stay on the CPU.
 
     Args:
-        number: its place in its set.
+        number: its index in its set.
         points: metres, float64, shape (N, 3).
         features: float32, shape (N, F).
         labels: classes or `IGNORE`, int64, shape (N,).
@@ -39,7 +39,7 @@ class WholeScan(NamedTuple):
 
 
 class CropsWithNeighbors:
-    """Training crops, and the levels of the network on them; see `TrainingCrops`."""
+    """Training crops with the network's levels on them; see `TrainingCrops`."""
 
     def __init__(self, crops: TrainingCrops, model: PointNetwork) -> None:
         self._crops = crops
@@ -50,7 +50,7 @@ class CropsWithNeighbors:
         return len(self._crops)
 
     def group_of(self, index: int) -> int:
-        """0: crops of any sizes share a batch."""
+        """Return 0: crops of any sizes can share a batch."""
         return self._crops.group_of(index)
 
     def __getitem__(self, key: tuple[int, int], /) -> tuple[Sample, Hierarchy]:
@@ -59,7 +59,7 @@ class CropsWithNeighbors:
 
 
 class WholeScans:
-    """The scans of a set, to be scored on."""
+    """The scans of a set to score on."""
 
     def __init__(self, scans: ScanSet) -> None:
         self._scans = scans
@@ -78,15 +78,15 @@ class PointCloudTask:
 
     Args:
         model: the network.
-        config: the run.
-        train: what it learns from.
-        val: what it is scored on.
-        trained: names of the parameters that began with trained weights.
+        config: the run's configuration.
+        train: the training set.
+        val: the validation set.
+        trained: names of the parameters that started from trained weights.
 
     Attributes:
-        scores: of the last validation in this process; ``None`` before it.
-        predicted: classes of all points of the scans that pictures are made of, by the scan's index.
-        confusions: the confusion matrix of each scan, by its index.
+        scores: scores of the last validation in this process; ``None`` before it.
+        predicted: predicted classes of all points of the scans that pictures are made of, by scan index.
+        confusions: the confusion matrix of each scan, by scan index.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class PointCloudTask:
         val: ScanSet,
         trained: Collection[str] = (),
     ) -> None:
-        # The task's interface knows it as a module, and prediction by its own kind.
+        # The task's interface declares it as a module; prediction needs its own type.
         self._network = model
         self.model: nn.Module = model
         self.monitor = "mIoU"
@@ -119,24 +119,24 @@ class PointCloudTask:
             self._weights = class_weights(train.counts, config.data.class_weighting)
 
     def units(self) -> list[nn.Module]:
-        """The residual blocks of the encoder, and the levels of the decoder."""
+        """Return the residual blocks of the encoder, and the levels of the decoder."""
         return units(self.model)
 
     def collate(self, samples: list[Any]) -> Any:
-        """Training crops packed one after another, with their levels; whole scans as they are."""
+        """Pack training crops and their levels; return whole scans unchanged."""
         if isinstance(samples[0], WholeScan):
             return samples
         if len(samples) == 1 and len(samples[0][1][-1].coordinates) == 1:
-            # Batch norm refuses a single row; the same crop twice has the same statistics.
+            # Batch norm refuses a single row; two copies of the same crop have the same statistics.
             samples = samples * 2
         return collate([sample for sample, _ in samples]), pack([hierarchy for _, hierarchy in samples])
 
     def sample_ids(self, batch: tuple[Batch, Hierarchy]) -> list[Any]:
-        """The names of the scans."""
+        """Return the names of the scans."""
         return list(batch[0].names)
 
     def losses(self, batch: tuple[Batch, Hierarchy]) -> dict[str, Tensor]:
-        """The cross entropy and, where it is asked for, the Lovasz loss."""
+        """Return the cross entropy and, if configured, the Lovasz loss."""
         crops, hierarchy = batch
         logits = self.model(crops.features, hierarchy).float()
         loss = self._config.loss
@@ -147,11 +147,11 @@ class PointCloudTask:
         return losses
 
     def predict(self, batch: Sequence[WholeScan]) -> list[Result]:
-        """Confusion matrices of whole scans."""
+        """Return confusion matrices of whole scans."""
         return [score_scan(self._network, scan, self._config, keep=scan.number in self._shown) for scan in batch]
 
     def score(self, results: Sequence[Result]) -> dict[str, float]:
-        """The figures over all points of all scans."""
+        """Return the figures over all points of all scans."""
         self.predicted = {result.number: result.predicted for result in results if result.predicted is not None}
         self.confusions = {result.number: result.confusion for result in results}
         confusion = np.sum(list(self.confusions.values()), axis=0)
@@ -159,7 +159,7 @@ class PointCloudTask:
         return self.scores.metrics
 
     def fingerprints(self) -> dict[str, Fingerprint]:
-        """The scans' files, and how many points of each class they hold together."""
+        """Return fingerprints of the scans' files, with the total number of points of each class."""
         return {name: _fingerprint(scans) for name, scans in self._sets.items()}
 
 
@@ -179,10 +179,10 @@ def score_scan(model: PointNetwork, scan: WholeScan, config: PointCloudConfig, *
     """Predict a scan and compare with its labels.
 
     Args:
-        model: in evaluation mode.
-        scan: with labels.
+        model: the network in evaluation mode.
+        scan: the scan with labels.
         config: how scans are cut, and how often they are predicted.
-        keep: whether the result says what was predicted.
+        keep: whether the result includes the predictions.
     """
     probabilities = predict_scan(model, scan.points, scan.features, config.seen_by_crops, votes=config.evaluation.votes)
     predicted = probabilities.argmax(axis=1)

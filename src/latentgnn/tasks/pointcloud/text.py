@@ -1,4 +1,4 @@
-"""Scans as text: one line per point, after one that names the columns, as CloudCompare, PDAL and spreadsheets write it.
+"""Scans as text: one line per point after a line of column names, as written by CloudCompare, PDAL and spreadsheets.
 
 N is a number of points.
 """
@@ -19,7 +19,7 @@ from latentgnn.reading import regular_file
 _LONGEST_HEADER = 2**16
 _NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf)"
 
-# Other programs' names of a column, without what is neither letter nor digit, and without CloudCompare's "Scalar ".
+# Names of columns in other programs, without characters other than letters and digits, and CloudCompare's "Scalar ".
 _COLUMNS = {
     "x": "x",
     "y": "y",
@@ -44,13 +44,14 @@ class _Header(NamedTuple):
 
 
 def read_table(path: Path) -> dict[str, NDArray[np.float64]]:
-    """The columns of a text file that are known, by the names that PLY files have for them, each of shape (N,).
+    """Return the known columns of a text file by their names in PLY files, each of shape (N,).
 
-    The first line names the columns, after ``//`` or ``#`` perhaps, separated by commas, semicolons, tabs or spaces as
-    the others are. It may be missing where there are coordinates alone.
+    The first line names the columns, optionally after ``//`` or ``#``, separated by commas, semicolons, tabs or spaces
+    like the other lines. It may be missing if there are only coordinates.
 
     Raises:
-        UserError: there are no names, none of coordinates, one twice, or a line that does not fit them.
+        UserError: if names are missing, coordinates are not among them, a name occurs twice, or a line does not fit
+            them.
     """
     header = _header(path)
     known = [_COLUMNS.get(_plain(name), "") for name in header.names]
@@ -72,7 +73,7 @@ def read_table(path: Path) -> dict[str, NDArray[np.float64]]:
 
 
 def table_bytes(columns: Mapping[str, NDArray[Any]], *, delimiter: str) -> bytes:
-    """The content of a text file; numbers have twelve digits, of a map coordinate a micrometre."""
+    """Return the content of a text file; numbers have twelve digits, which is a micrometre at map coordinates."""
     formats = ["%d" if column.dtype.kind in "iub" else "%.12g" for column in columns.values()]
     buffer = io.BytesIO()
     values = np.stack([column.astype(np.float64) for column in columns.values()], axis=1)
@@ -89,15 +90,15 @@ def read_rows(
     delimiter: str | None = None,
     skip: int = 0,
 ) -> NDArray[np.float64]:
-    """Numbers, some or all of the columns of a text file; an error names the line.
+    """Read some or all columns of a text file as numbers; an error names the line.
 
     Args:
-        file: without a header, or with one that is left out.
-        width: values in a line.
-        what: these, in words.
-        use: places of the columns that are read; ``None`` reads all.
-        delimiter: between values; ``None`` is any white space.
-        skip: lines before the first row.
+        file: the text file.
+        width: number of values per line.
+        what: description of the values.
+        use: indices of the columns to read; ``None`` reads all.
+        delimiter: separator of values; ``None`` is any white space.
+        skip: number of lines before the first row.
 
     Returns:
         Shape (N, columns).
@@ -107,7 +108,7 @@ def read_rows(
         if not regular_file(file).stat().st_size:
             return np.zeros((0, number))
         with warnings.catch_warnings():
-            # A file without rows is no fault of its own; whoever needs points says so.
+            # A file without rows is not an error here; callers that need points report it.
             warnings.simplefilter("ignore", UserWarning)
             rows = np.loadtxt(
                 file,
@@ -139,7 +140,7 @@ def read_rows(
 
 
 def _first_width(file: Path, delimiter: str | None, skip: int) -> int:
-    """How many values the first row has: numpy looks at the columns alone that it is asked for."""
+    """The number of values in the first row: numpy only looks at the columns that it is asked for."""
     with file.open(encoding="latin-1") as lines:
         rows = (line.strip() for number, line in enumerate(lines) if number >= skip)
         return len(next(row for row in rows if row).split(delimiter))
@@ -160,7 +161,7 @@ def _header(path: Path) -> _Header:
             f"{path}: its first line is {lines[0][:100]!r}: expected the names of the columns, such as "
             "'x y z intensity label'; put such a line in front"
         )
-    # CloudCompare can write the number of points after the names.
+    # CloudCompare can write the number of points in a line after the names.
     return _Header(names, delimiter, 2 if re.fullmatch(r"\d+", lines[1]) else 1)
 
 

@@ -1,7 +1,7 @@
-"""A scan that is larger than memory, segmented tile by tile.
+"""Segments a scan that is larger than memory, tile by tile.
 
-A tile is read with all points of the crops that reach into it, so that each of its points gets the votes of the same
-crops as in a scan that is read whole.
+A tile is read with all points of the crops that overlap it, so that its points get the votes of the same crops as in a
+scan that is read whole.
 """
 
 import math
@@ -24,24 +24,24 @@ from latentgnn.tasks.pointcloud.sorting import OnPoints, SortedScan, sort_scan
 from latentgnn.tasks.pointcloud.voting import Part, predict_scan
 
 _SIDE = 8
-"""Cells along a tile: what is read around a tile is a whole number of cells."""
+"""Number of cells along a tile: the margin around a tile is a whole number of cells."""
 
 _DONE = "done.txt"
 
-# Rounding must not leave out a point at the edge of a crop, as a part of the crop's size.
+# Margin, relative to the crop's size, so that rounding does not omit a point at the edge of a crop.
 _SLACK = 1e-6
 _FARTHEST = 1e9
-"""Metres: more than any two points are apart."""
+"""Metres; larger than the distance between any two points."""
 
 
 class Need(NamedTuple):
-    """What a scan takes, said before its tiles are segmented.
+    """What a scan needs, reported before its tiles are segmented.
 
     Args:
-        tiles: their number.
-        points: of the one that has most with its surroundings.
-        memory: bytes at most, besides what the process held before and what the network takes for a crop.
-        disk: bytes until the scan is done.
+        tiles: number of tiles.
+        points: number of points of the largest tile with its surroundings.
+        memory: upper bound in bytes, in addition to what the process held before and what the network needs for a crop.
+        disk: bytes that are used until the scan is done.
     """
 
     tiles: int
@@ -69,22 +69,22 @@ def predict_in_tiles(
     on_points: OnPoints = lambda doing, done, total: None,
     on_need: Callable[[Need], None] = lambda need: None,
 ) -> SortedScan:
-    """Classes for every point of a scan of any size, those that `latentgnn.tasks.pointcloud.voting.predict_scan` gives.
+    """Predict classes for every point of a scan of any size, as `latentgnn.tasks.pointcloud.voting.predict_scan` does.
 
     Args:
-        model: in evaluation mode; it runs where it is.
+        model: the network in evaluation mode; it runs on its own device.
         path: a scan file. LAS and LAZ are read chunk by chunk, others whole.
-        config: with features and crops; of whole scans as crops, a tile would not hold one.
-        side: of a tile, metres.
+        config: configuration with features and crops; whole scans as crops do not work, as a tile does not contain one.
+        side: side of a tile in metres.
         ids: the id in files of each of the model's classes, shape (K,).
         votes: see ``predict_scan``.
-        folder: new; or as it was left when the same call ended early, which then goes on with the tiles that remain.
-        chunk: points that are read at once.
+        folder: new; or as left by the same call that was interrupted, which then continues with the remaining tiles.
+        chunk: number of points that are read at once.
         on_points: called after each chunk, and after each crop and each tile.
         on_need: called before the first tile.
 
     Raises:
-        UserError: the scan cannot be read, lacks a feature, or is too large for the disk.
+        UserError: if the scan cannot be read, lacks a feature, or is too large for the disk.
     """
     assert config.crop != "scan"
     scan = sort_scan(path, config, edge=side / _SIDE, ids=ids, folder=folder, chunk=chunk, on_points=on_points)
@@ -102,7 +102,7 @@ def predict_in_tiles(
             records, wanted = scan.points.read(runs)
             labels = _labels(model, scan, config, votes, records, wanted, on_share)
             scan.classes[records["index"][wanted]] = ids[labels]
-            # The classes are on the disk before it is said that they are.
+            # The classes are on disk before the tile is recorded as done.
             if isinstance(scan.classes, np.memmap):
                 scan.classes.flush()
             append_text(folder / _DONE, f"{tile[0]} {tile[1]}\n")
@@ -131,8 +131,9 @@ def _labels(
 
 
 def _reach(config: DataConfig) -> float:
-    """Metres from a point within which all lie that have a part in its class."""
-    # Of a crop that holds the point, the farthest one may be a crop's size away; for its height, what is around it.
+    """Distance in metres from a point within which all points are that influence its class."""
+    # The farthest point of a crop that contains the point may be a crop's size away; its height depends on its
+    # surroundings.
     return config.crop_size + (1.25 * config.height_radius if "height" in config.features else 0)
 
 
@@ -140,13 +141,13 @@ def _done(folder: Path) -> set[tuple[int, int]]:
     if not (folder / _DONE).exists():
         return set()
     lines = (folder / _DONE).read_text(encoding="utf-8").splitlines(keepends=True)
-    # Of a process that was ended, the last line may be cut short.
+    # The last line of an interrupted process may be truncated.
     return {(int(line.split()[0]), int(line.split()[1])) for line in lines if line.endswith("\n")}
 
 
 def _need(tiles: list[list[Run]], scan: SortedScan, model: PointNetwork, config: DataConfig) -> Need:
     points = max(sum(run.end - run.begin for run in runs) for runs in tiles)
-    # Records are put in order, which takes them twice; then there are coordinates and features, in crops again, places
-    # along two axes and their orders, and a sum for every class.
+    # Sorting the records takes twice their size. Add coordinates and features, again in crops, indices along two axes
+    # and their order, and a sum for every class.
     each = 2 * scan.kind.itemsize + 24 + 4 * (2 * model.num_features + model.num_classes) + 100
     return Need(len(tiles), points, points * each, scan.disk)

@@ -1,4 +1,4 @@
-"""A point network on a scan, or on a part of one: overlapping crops vote on the class of every original point."""
+"""Runs a point network on a scan or a part of one: overlapping crops vote on the class of every original point."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,17 +15,17 @@ from latentgnn.tasks.pointcloud.voxels import Bounds, numbered_crops, recentre, 
 
 T = TypeVar("T")
 
-# Keeps the votes' random stream apart from that of the training crops.
+# Separates the votes' random stream from that of the training crops.
 _VOTES = 0x766F746573
 
 
 class Part(NamedTuple):
-    """Which part of a scan points are.
+    """Describes which part of a scan some points are.
 
     Args:
-        bounds: of the whole scan.
-        wanted: the points whose classes are asked for, bool, shape (N,); of each crop that holds one of them, all
-            points must be there.
+        bounds: bounds of the whole scan.
+        wanted: mask of the points whose classes are requested, bool, shape (N,); all points of every crop that contains
+            one of them must be included.
     """
 
     bounds: Bounds
@@ -42,23 +42,23 @@ def predict_scan(
     part: Part | None = None,
     on_crop: Callable[[float], None] | None = None,
 ) -> NDArray[np.float32]:
-    """Probabilities of the classes for every point of a scan.
+    """Return class probabilities for every point of a scan.
 
-    The scan is cut into overlapping crops, each crop thinned out by voxels; a point takes the probabilities of the
-    point that was kept of its voxel, and their mean over the crops that hold it.
+    The scan is cut into overlapping crops, and each crop is subsampled by voxels. A point takes the probabilities of
+    the point that was kept in its voxel, averaged over the crops that contain it.
 
     Args:
-        model: in evaluation mode; it runs where it is.
+        model: the network in evaluation mode; it runs on its own device.
         points: metres, float64, shape (N, 3).
         features: shape (N, F).
-        config: ``crop``, ``crop_size``, ``overlap`` and ``voxel``.
-        votes: times that all crops are predicted, each time with other points kept.
-        part: if the points are a part of a scan.
-        on_crop: called after each crop with the share of the work that is done, from 0 to 1.
+        config: configuration with ``crop``, ``crop_size``, ``overlap`` and ``voxel``.
+        votes: number of times that all crops are predicted, each time with other points kept.
+        part: given if the points are a part of a scan.
+        on_crop: called after each crop with the fraction of the work that is done, from 0 to 1.
 
     Returns:
-        Float32, shape (N, K); of a part, the rows of the wanted points. They are those of the whole scan to the last
-        bit, if the points have the same order and the network repeats itself.
+        Float32, shape (N, K); for a part, the rows of the wanted points. They equal those of the whole scan bit for bit
+        if the points have the same order and the network is deterministic.
     """
     device = next(model.parameters()).device
     total = np.zeros((len(points), model.num_classes), np.float32)
@@ -102,7 +102,7 @@ def _prepared(
             if not wanted[inside].any():
                 continue
             waiting[inside] = False
-            # The first vote takes the points nearest to the middles of their voxels.
+            # The first vote takes the points nearest to the centres of their voxels.
             rng = np.random.default_rng(np.random.SeedSequence([_VOTES, vote, *number])) if vote else None
             voxels = voxelize(points[inside], config.voxel, rng)
             chosen = inside[voxels.kept]
@@ -118,7 +118,7 @@ def _prepared(
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each next one made while the one before is in use."""
+    """Yield the same items, preparing each next one while the previous one is in use."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, items, None)
         while (item := coming.result()) is not None:

@@ -1,4 +1,4 @@
-"""Points thinned out by voxels and cut into overlapping crops."""
+"""Subsampling points by voxels and cutting them into overlapping crops."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Voxels:
-    """One point kept of every occupied voxel.
+    """One point kept in every occupied voxel.
 
     Args:
         kept: indices of the kept points, ascending, shape (M,).
-        voxel_of_point: for each of all points, which of the kept ones shares its voxel, shape (N,).
+        voxel_of_point: for each point, index of the kept point in the same voxel, shape (N,).
     """
 
     kept: Indices
@@ -28,13 +28,14 @@ class Voxels:
 
 
 def voxelize(points: Floats, size: float, rng: np.random.Generator | None = None) -> Voxels:
-    """Keep one point of every voxel.
+    """Keep one point in every voxel.
 
     Args:
-        points: metres, shape (N, 3); float64, so that map coordinates lose nothing.
+        points: metres, shape (N, 3); float64, to keep the precision of map coordinates.
         size: edge of a voxel in metres; 0 keeps all points.
-        rng: draws the kept point of a voxel and where the grid begins; without it the kept point is the one nearest to
-            the voxel's middle (of several, the first), and the grid begins at the lowest corner of the points.
+        rng: draws the kept point of each voxel and the origin of the grid; without it, the kept point is the one
+            nearest to the voxel's centre (the first of several), and the grid begins at the lowest corner of the
+            points.
     """
     if size == 0 or len(points) == 0:
         indices = np.arange(len(points))
@@ -62,9 +63,9 @@ def voxelize(points: Floats, size: float, rng: np.random.Generator | None = None
 
 
 def recentre(points: Floats) -> NDArray[np.float32]:
-    """Coordinates as the network takes them: x and y from the middle of their range, z from the lowest point.
+    """Return coordinates in the network's form: x and y from the centre of their range, z from the lowest point.
 
-    The difference is taken in float64: of a map coordinate of 10^6 m, float32 knows only 6 cm.
+    The difference is computed in float64: float32 has a resolution of only 6 cm at map coordinates of 10^6 m.
     """
     if len(points) == 0:
         return points.astype(np.float32)
@@ -74,7 +75,7 @@ def recentre(points: Floats) -> NDArray[np.float32]:
 
 
 def crop(points: Floats, centre: Floats, *, shape: CropShape, size: float) -> Indices:
-    """Indices, ascending, of the points in the crop around a centre (see `DataConfig.crop`)."""
+    """Return the ascending indices of the points in the crop around a centre (see `DataConfig.crop`)."""
     if shape == "scan":
         return np.arange(len(points))
     offset = np.abs(points - centre)
@@ -84,14 +85,14 @@ def crop(points: Floats, centre: Floats, *, shape: CropShape, size: float) -> In
 
 
 class Bounds(NamedTuple):
-    """The lowest and the highest corner of a scan, metres, shape (3,) each."""
+    """The lowest and highest corners of a scan, metres, shape (3,) each."""
 
     low: Floats
     high: Floats
 
     @classmethod
     def of(cls, points: Floats) -> "Bounds":
-        """Those of points of shape (N, 3)."""
+        """Return the bounds of points of shape (N, 3)."""
         return cls(points.min(axis=0), points.max(axis=0))
 
 
@@ -99,8 +100,8 @@ class Crop(NamedTuple):
     """A crop of a scan.
 
     Args:
-        number: its place among the scan's crops, by which it is known whatever part of the scan is looked at.
-        inside: indices, ascending, of its points.
+        number: its index among the scan's crops, which does not depend on the part of the scan that is processed.
+        inside: ascending indices of its points.
     """
 
     number: tuple[int, ...]
@@ -108,27 +109,27 @@ class Crop(NamedTuple):
 
 
 def crops(points: Floats, *, shape: CropShape, size: float, overlap: float) -> Iterator[Indices]:
-    """Indices, ascending, of the points of overlapping crops that together hold every point; none is empty."""
+    """Yield ascending indices of the points of overlapping crops that cover all points; none is empty."""
     for crop in numbered_crops(points, Bounds.of(points), shape=shape, size=size, overlap=overlap):
         yield crop.inside
 
 
 def numbered_crops(points: Floats, bounds: Bounds, *, shape: CropShape, size: float, overlap: float) -> Iterator[Crop]:
-    """Overlapping crops that together hold every point; none is empty.
+    """Yield overlapping crops that cover all points; none is empty.
 
-    Given a part of a scan, with the bounds of the whole, they are the scan's crops that hold any of these points, in
-    the same order, and of each crop those points that are given.
+    Given a part of a scan, with the bounds of the whole, they are the scan's crops that contain any of these points, in
+    the same order, each with those of its points that are given.
 
-    Columns stand on a regular grid that begins and ends with the points, with steps of at most (1 - overlap) * size.
-    Spheres stand on the middles of the occupied cells of a cubic grid; cells of edge (1 - overlap) * size / sqrt(3) lie
-    wholly inside their spheres.
+    Columns are on a regular grid that begins and ends with the points, with steps of at most (1 - overlap) * size.
+    Spheres are at the centres of the occupied cells of a cubic grid; cells of edge (1 - overlap) * size / sqrt(3) lie
+    completely inside their spheres.
 
     Args:
         points: metres, shape (N, 3), at least one.
-        bounds: of the whole scan.
+        bounds: bounds of the whole scan.
         shape: see `DataConfig.crop`.
         size: diameter or edge in metres.
-        overlap: part of its edge that a crop shares with the next, from 0 to less than 1.
+        overlap: fraction of its edge that a crop shares with the next, from 0 to less than 1.
     """
     step = (1 - overlap) * size
     if shape == "scan":
@@ -140,15 +141,15 @@ def numbered_crops(points: Floats, bounds: Bounds, *, shape: CropShape, size: fl
 
 
 def height_above_ground(points: Floats, radius: float, *, low: Floats | None = None) -> NDArray[np.float32]:
-    """Metres above the lowest point within a horizontal radius, shape (N,).
+    """Return the height in metres above the lowest point within a horizontal radius, shape (N,).
 
-    Neighbourhoods are those of cells a quarter of the radius wide: a cell counts where its middle is near enough. So
-    what is farther than five quarters of the radius from a point has no part in its height.
+    Neighbourhoods consist of cells a quarter of the radius wide: a cell counts if its centre is near enough. So points
+    farther than five quarters of the radius from a point do not affect its height.
 
     Args:
         points: metres, shape (N, 3).
         radius: metres.
-        low: the lowest corner of the whole scan, shape (3,), if this is a part of it.
+        low: the lowest corner of the whole scan, shape (3,), if this is a part of one.
     """
     edge = radius / 4
     corner = (points.min(axis=0) if low is None else low)[:2]
@@ -164,7 +165,7 @@ def height_above_ground(points: Floats, radius: float, *, low: Floats | None = N
     return (points[:, 2] - ground[inverse]).astype(np.float32)
 
 
-# Rounding must not leave a point between two crops, as a part of a crop's size.
+# Margin, relative to a crop's size, so that rounding does not leave a point between two crops.
 _SLACK = 1e-9
 
 
@@ -178,7 +179,7 @@ def _columns(points: Floats, bounds: Bounds, size: float, step: float) -> Iterat
 
 
 def _windows(values: Floats, along: tuple[Indices, Floats], size: float) -> Iterator[tuple[int, Indices]]:
-    """Numbers of starts, and indices of the values from each to ``size`` after it, where there are any."""
+    """Numbers of windows, and indices of the values in each window from its start to ``size`` after it, if any."""
     numbers, starts = along
     order = np.argsort(values, kind="stable")
     begins = np.searchsorted(values[order], starts - _SLACK * size, "left")
@@ -188,9 +189,9 @@ def _windows(values: Floats, along: tuple[Indices, Floats], size: float) -> Iter
 
 
 def _starts(values: Floats, extent: float, size: float, step: float) -> tuple[Indices, Floats]:
-    """Numbers of crops, and where they begin along an axis from 0 to ``extent``, at which the last ends.
+    """Numbers of crops and their starts along an axis from 0 to ``extent``, where the last one ends.
 
-    Of crops that hold none of the values some are left out: a far outlier must not make millions of them.
+    Some crops without values are omitted: a distant outlier must not cause millions of them.
     """
     if extent <= size:
         return np.array([0]), np.array([(extent - size) / 2])
@@ -214,14 +215,14 @@ def _spheres(points: Floats, low: Floats, size: float, edge: float) -> Iterator[
 
 
 def _keys(cell: Indices) -> Indices:
-    """One integer for each row, equal where rows are equal."""
+    """One integer per row, equal for equal rows."""
     cell = cell - cell.min(axis=0)
     spans = [int(span) + 1 for span in cell.max(axis=0)]
     key: Indices = cell[:, 0]
     total = spans[0]
     for axis in range(1, cell.shape[1]):
         if total * spans[axis] >= 2**62:
-            # A far outlier makes the grid huge, but no more keys are in use than there are points.
+            # A distant outlier makes the grid huge, but there are no more keys than points.
             key = np.unique(key, return_inverse=True)[1].reshape(-1)
             total = len(key)
         key = key * spans[axis] + cell[:, axis]

@@ -1,4 +1,4 @@
-"""The check of a set of labelled images before anything is trained on it: every file, every pixel."""
+"""The check of a set of labelled images before training: every file, every pixel."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -22,14 +22,14 @@ from latentgnn.tasks.segmentation.layouts import Source, find_sources, resolve
 
 @dataclass(kw_only=True, slots=True)
 class Report:
-    """What a check has to say.
+    """The result of a check.
 
     Args:
         split: ``train`` or ``val``.
         class_names: in the order of the labels.
-        counts: pixels of each class in sound images, int64, shape (K,).
-        images: how many there are.
-        faults: all of them, in the order of the images.
+        counts: number of pixels of each class in sound images, int64, shape (K,).
+        images: number of images.
+        faults: all faults, in the order of the images.
         sound: the images without faults.
     """
 
@@ -41,10 +41,10 @@ class Report:
     sound: list[Source] = field(default_factory=list)
 
     def text(self, limit: int | None = None) -> str:
-        """A line a fault, and one of counts.
+        """Return one line per fault, and one with counts.
 
         Args:
-            limit: how many faults to list; ``None`` lists all.
+            limit: maximum number of faults to list; ``None`` lists all.
         """
         total = max(int(self.counts.sum()), 1)
         shares = zip(self.class_names, self.counts / total, strict=True)
@@ -53,7 +53,7 @@ class Report:
         return "\n".join([*fault_lines(self.faults, limit), f"{self.split}: {counts}"])
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return plain data."""
         classes = dict(zip(self.class_names, self.counts.tolist(), strict=True))
         counts = {"images": self.images, "pixels": int(self.counts.sum()), "pixels_of_class": classes}
         return {"counts": counts, "faults": [fault.to_json() for fault in self.faults]}
@@ -62,15 +62,15 @@ class Report:
 def check_split(config: DataConfig, split: Split) -> Report:
     """Read every image and every label picture of a split and look for faults.
 
-    Faults are: an image without a label picture and the other way round; a file that is damaged; sizes that differ; ids
-    that are neither classes nor ignored, and colours without an id; no labelled pixel; an image that is in both splits.
+    Faults are: an image without a label picture and vice versa; a file that is damaged; sizes that differ; ids that are
+    neither classes nor ignored, and colours without an id; no labelled pixel; an image that is in both splits.
 
     Args:
-        config: where they are.
+        config: the configuration, which says where the files are.
         split: ``train`` or ``val``.
 
     Raises:
-        UserError: they cannot even be listed.
+        UserError: if the files cannot even be listed.
     """
     config = resolve(config)
     sources = find_sources(config, split)
@@ -78,7 +78,7 @@ def check_split(config: DataConfig, split: Split) -> Report:
     report = Report(split=split, class_names=names, counts=np.zeros(len(names), np.int64), images=len(sources))
     learnt: set[Path] = set()
     if split == "val":
-        # A folder of validation images alone is enough to score a model on.
+        # To score a model, a folder with only validation images is enough.
         with suppress(UserError):
             learnt = {source.image.resolve() for source in find_sources(config, "train") if source.image is not None}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -93,14 +93,14 @@ def check_split(config: DataConfig, split: Split) -> Report:
 
 
 def load_set(config: DataConfig, split: Split) -> LabelledImages:
-    """Check a split and give its images.
+    """Check a split and return its images.
 
     Args:
-        config: where they are; ``on_fault`` says what becomes of faulty ones.
+        config: says where the images are; ``on_fault`` says what to do about faulty ones.
         split: ``train`` or ``val``.
 
     Raises:
-        UserError: with the first faults; also where no image is left without them.
+        UserError: with the first faults; also if no image is without faults.
     """
     config = resolve(config)
     report = check_split(config, split)
@@ -109,7 +109,7 @@ def load_set(config: DataConfig, split: Split) -> LabelledImages:
 
 
 def _look(source: Source, config: DataConfig) -> tuple[list[Fault], NDArray[np.int64]]:
-    """What is wrong with an image, and its pixels of each class."""
+    """The faults of an image, and its number of pixels of each class."""
     nothing = np.zeros(len(class_names(config.classes)), np.int64)
     name, image, label = source
 

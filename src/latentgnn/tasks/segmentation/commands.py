@@ -1,4 +1,4 @@
-"""What the commands do for segmentation of images alone; see `latentgnn.tasks.class_commands`."""
+"""Commands of image segmentation; see `latentgnn.tasks.class_commands`."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -43,7 +43,7 @@ USAGE = """import latentgnn
 
 model = latentgnn.load_run(".")  # this folder; or its name on the hub, with from_hub=True
 labels = model.predict("photo.jpg")  # (height, width): places in model.class_names"""
-"""What a model card says of its use."""
+"""Usage example of a model card."""
 
 
 class SegmentationCommands(ClassCommands[SegmentationConfig, LabelledImages, TrainedSegmenter]):
@@ -75,7 +75,7 @@ class SegmentationCommands(ClassCommands[SegmentationConfig, LabelledImages, Tra
     def task(
         self, config: SegmentationConfig, run: RunFolder, train: LabelledImages, val: LabelledImages, *, goes_on: bool
     ) -> SegmentationTask:
-        # The seed of the weights; the loop seeds each step by itself.
+        # Seeds the initial weights; the loop seeds each step itself.
         torch.manual_seed(config.training.seed)
         model = build_segmenter(
             config.model,

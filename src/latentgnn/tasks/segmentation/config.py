@@ -1,4 +1,4 @@
-"""What a segmentation run is made of, as plain data: model, data, training, evaluation."""
+"""The configuration of a segmentation run as plain data: model, data, training, evaluation."""
 
 import math
 from dataclasses import dataclass, field
@@ -13,27 +13,27 @@ Layout = Literal["folders", "cityscapes", "voc", "ade20k"]
 Color = tuple[int, int, int]
 
 LARGEST_ID = 65_535
-"""That a label picture can hold: 16 bits."""
+"""Largest id that a label picture can store: 16 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The network: a backbone, and a head of torchvision's.
+    """The network: a backbone and one of torchvision's heads.
 
     Args:
         architecture: ``fcn``, ``deeplabv3`` or ``lraspp``.
         backbone: ``resnet50``, ``resnet101`` (``fcn``, ``deeplabv3``) and ``mobilenet_v3_large`` (``deeplabv3``,
             ``lraspp``) are torchvision's own models; any other is a network of timm's, by its name there, under
             ``fcn`` or ``deeplabv3``.
-        output_stride: pixels of the input for one of the last map, of timm's backbones; torchvision's have 8, and 16
-            with ``mobilenet_v3_large``.
-        weights: a run's folder or a checkpoint of this task, with other classes or blocks perhaps, whose weights the
-            network starts from; ``null`` for none.
+        output_stride: stride of the last map, for timm backbones; torchvision's backbones have 8, and
+            ``mobilenet_v3_large`` has 16.
+        weights: a run's folder or a checkpoint of this task whose weights the network starts from; it may have other
+            classes or blocks; ``null`` for none.
         weights_backbone: ``null`` for none, or the name of published weights to download: ``IMAGENET1K_V1`` for
             torchvision's backbones, ``pretrained`` for timm's.
-        image_mean: of the pixels, in 0..1, that are taken off before the network.
-        image_std: by which they are then divided.
-        blocks: latents of the LatentGNN block after each submodule, by its name in the network, for example
+        image_mean: mean that is subtracted from the pixels, in 0..1.
+        image_std: standard deviation by which they are then divided.
+        blocks: number of latents of the LatentGNN block after each submodule, by its name in the network, for example
             ``{backbone.layer3: 64}``, or ``{classifier.2: 64}`` for one in the head; ``{}`` for none.
         block: see `latentgnn.tasks.blocks.BlockConfig`.
     """
@@ -71,10 +71,9 @@ class AugmentConfig:
     """Random changes of a training image; its labels follow.
 
     Args:
-        scale: range of a random factor of the size, beside ``data.scale``; ``null`` for none.
-        crop: height and width of the part that is cut out, after scaling; what is smaller is padded. ``null`` takes
-            whole images.
-        flip: probability of a mirror image.
+        scale: range of a random factor of the size, in addition to ``data.scale``; ``null`` for none.
+        crop: height and width of a random crop after scaling; smaller images are padded. ``null`` takes whole images.
+        flip: probability of mirroring.
         color: probability of each of torchvision's changes of brightness, contrast, saturation and hue
             (``RandomPhotometricDistort``).
     """
@@ -102,28 +101,28 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where images and their label pictures are, and what the ids in these mean.
+    """The location of images and label pictures, and the meaning of the ids in them.
 
-    A label picture is as large as its image, and has the id of a class in each pixel: gray of 8 or 16 bits, the place
-    in a palette, or a colour of ``colors``.
+    A label picture has the size of its image, and the id of a class in each pixel: gray of 8 or 16 bits, the index in a
+    palette, or a colour of ``colors``.
 
     Args:
         root: the data folder.
         layout: ``folders`` (``images/SPLIT`` and ``labels/SPLIT``, where partners have the same name), ``cityscapes``,
-            ``voc`` (Pascal VOC's ``SegmentationClass``) or ``ade20k``; ``null`` finds out.
-        train: the split that is learnt from; ``null`` takes the layout's, such as ``train``.
-        val: that to validate on.
-        classes: the name of every class by its id in the label pictures, such as ``{0: sky, 3: road}``; ids of the same
-            name are one class. ``null`` takes the layout's.
-        ignored: further ids that label pictures may hold, which are neither learnt nor scored; ``null`` takes the
+            ``voc`` (Pascal VOC's ``SegmentationClass``) or ``ade20k``; ``null`` detects it.
+        train: the split to train on; ``null`` takes the layout's, such as ``train``.
+        val: the split to validate on; ``null`` takes the layout's.
+        classes: the name of every class by its id in the label pictures, such as ``{0: sky, 3: road}``; ids with the
+            same name are one class. ``null`` takes the layout's.
+        ignored: other ids that may occur in label pictures, and are neither trained on nor scored; ``null`` takes the
             layout's.
-        colors: red, green and blue, 0 to 255, of ids: what they mean in label pictures of colours, and how classes are
-            drawn.
-        scale: factor of the size at which the network sees images; predictions are made, and scored, at their own.
+        colors: red, green and blue, 0 to 255, of ids: their meaning in coloured label pictures, and the colours of
+            classes in drawings.
+        scale: factor on the size of images for the network; predictions are made and scored at the original size.
         class_weighting: weight of a class in the cross entropy: its frequency in the training set's labels to the power
             of minus this number (0 weighs all pixels alike, 1 all classes alike), or a list with the weight of each
             class, in their order.
-        on_fault: ``stop`` at faulty images, or ``skip`` them and say how many.
+        on_fault: what to do about faulty images: ``stop``, or ``skip`` them and say how many.
         augment: see `AugmentConfig`.
     """
 
@@ -168,12 +167,12 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """What is minimised.
+    """The loss.
 
     Args:
-        label_smoothing: part of the cross entropy's target that goes to all classes alike.
-        auxiliary: weight of the cross entropy of a second head, of torchvision's ``FCNHead``, on the map before the
-            last; 0 for no such head. ``lraspp`` has none.
+        label_smoothing: fraction of the cross entropy's target that is spread over all classes.
+        auxiliary: weight of the cross entropy of a second head, torchvision's ``FCNHead``, on the second-last map; 0
+            for no such head. ``lraspp`` has none.
     """
 
     label_smoothing: float = 0.0
@@ -191,13 +190,13 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How predictions are made and shown.
+    """Settings of predictions and of pictures.
 
     Args:
-        tiles: side in pixels, after ``data.scale``, of overlapping windows that large images are looked at by, and
-            whose scores are averaged; ``null`` looks at images whole.
-        tile_overlap: part of its side that a window shares with the next.
-        sample_pictures: pictures with ground truth beside predictions that a run writes.
+        tiles: side in pixels, after ``data.scale``, of overlapping windows in which large images are processed, with
+            averaged scores; ``null`` processes images whole.
+        tile_overlap: fraction of its side that a window shares with the next.
+        sample_pictures: number of pictures with ground truth beside predictions that a run writes.
     """
 
     tiles: int | None = None

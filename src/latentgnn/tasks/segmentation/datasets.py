@@ -1,4 +1,4 @@
-"""Images with labels: as they are, and changed at random for training."""
+"""Labelled images, unchanged or with random changes for training."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -23,8 +23,8 @@ class Sample(NamedTuple):
     """An image and its labels.
 
     Args:
-        number: its place in its set.
-        name: what a person calls it.
+        number: its index in its set.
+        name: name shown to the user.
         image: float32 (3, height, width) in 0..1.
         labels: classes or `IGNORE`, int64 (height, width).
     """
@@ -36,10 +36,10 @@ class Sample(NamedTuple):
 
 
 class Changed(NamedTuple):
-    """A training image as the network sees it.
+    """A training image after random changes.
 
     Args:
-        name: what a person calls it.
+        name: name shown to the user.
         image: float32 (3, height, width) in 0..1.
         labels: classes or `IGNORE`, int64 (height, width).
     """
@@ -50,13 +50,13 @@ class Changed(NamedTuple):
 
 
 class LabelledImages:
-    """The images of a split, sound and in order.
+    """The sound images of a split, in order.
 
     Args:
-        sources: their files.
-        config: as `latentgnn.tasks.segmentation.layouts.resolve` gives it.
-        counts: pixels of each class, int64 (K,).
-        skipped: what is to be said of images that were left out; empty if none was.
+        sources: the files.
+        config: configuration from `latentgnn.tasks.segmentation.layouts.resolve`.
+        counts: number of pixels of each class, int64 (K,).
+        skipped: message about images that were left out; empty if none was.
     """
 
     def __init__(self, sources: list[Source], config: DataConfig, *, counts: NDArray[np.int64], skipped: str = ""):
@@ -83,21 +83,21 @@ class LabelledImages:
 
     @property
     def images(self) -> list[Path]:
-        """The images' files, in order."""
+        """Return the image files, in order."""
         return [source.image for source in self.sources if source.image is not None]
 
     @property
     def files(self) -> list[Path]:
-        """What is read again and again."""
+        """Return the files that are read repeatedly."""
         return [path for source in self.sources for path in source[1:] if path is not None]
 
 
 class TrainingImages:
-    """Changed images whose randomness depends on the seed, the epoch and the index alone.
+    """Images with random changes that depend only on the seed, the epoch and the index.
 
     Args:
-        images: what they are made of.
-        seed: of all that is drawn.
+        images: the original images.
+        seed: seed of everything that is drawn.
     """
 
     def __init__(self, images: LabelledImages, *, seed: int) -> None:
@@ -109,7 +109,7 @@ class TrainingImages:
         return len(self._images)
 
     def group_of(self, index: int) -> int:
-        """0: what differs in size is padded in a batch."""
+        """Return 0: images of different sizes can share a batch, with padding."""
         return 0
 
     def __getitem__(self, key: tuple[int, int], /) -> Changed:
@@ -121,13 +121,13 @@ class TrainingImages:
 
 
 class Augment:
-    """torchvision's transforms of an image and its labels, in the order of the literature: size, crop, mirror, colour.
+    """torchvision's transforms of an image and its labels, in the usual order: size, crop, mirroring, colour.
 
     All randomness comes from torch's default CPU generator.
 
     Args:
-        config: what is done.
-        scale: factor of the size, beside the random one.
+        config: the changes.
+        scale: factor on the size, in addition to the random one.
     """
 
     def __init__(self, config: AugmentConfig, *, scale: float) -> None:
@@ -141,7 +141,7 @@ class Augment:
         self._steps = v2.Compose(steps)
 
     def __call__(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """A changed image in 0..1, and its labels."""
+        """Return a changed image in 0..1, and its labels."""
         factor = self._scale
         if self._range is not None:
             factor *= float(torch.empty(()).uniform_(*self._range))
@@ -154,7 +154,7 @@ class Augment:
 
 
 def scaled(size: tuple[int, ...] | torch.Size, factor: float) -> list[int]:
-    """Height and width at a factor of the size.
+    """Return height and width scaled by a factor.
 
     Example:
         >>> scaled((360, 481), 0.5)
@@ -164,7 +164,7 @@ def scaled(size: tuple[int, ...] | torch.Size, factor: float) -> list[int]:
 
 
 def padded(samples: list[Changed]) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, H, W) and labels (B, H, W) of samples of any sizes: black and `IGNORE` below and to the right."""
+    """Pad and stack samples of any sizes to images (B, 3, H, W) and labels (B, H, W); padding is black and `IGNORE`."""
     height, width = (max(sample.labels.shape[side] for sample in samples) for side in (0, 1))
     images = torch.zeros(len(samples), 3, height, width)
     labels = torch.full((len(samples), height, width), IGNORE, dtype=torch.int64)

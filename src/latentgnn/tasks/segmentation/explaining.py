@@ -1,4 +1,4 @@
-"""What the blocks of a segmenter do on an image."""
+"""Pictures of what a segmenter's blocks do on an image."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,16 +15,16 @@ from latentgnn.tasks.segmentation.loading import TrainedSegmenter
 def explain_image(
     trained: TrainedSegmenter, path: Path, *, blocks: Sequence[str], places: Sequence[Place]
 ) -> Iterator[Explained]:
-    """Pictures of what each block does on an image, which the network sees whole.
+    """Yield pictures of what each block does on an image, which the network sees whole.
 
     Args:
         trained: the segmenter.
-        path: the image's file.
-        blocks: names.
-        places: pixels whose nodes are shown; none chooses places spread over the image.
+        path: the image file.
+        blocks: names of the blocks.
+        places: pixels whose nodes are shown; if empty, places spread over the image.
 
     Raises:
-        UserError: the file cannot be read, or a place is outside the image.
+        UserError: if the file cannot be read, or a place is outside the image.
     """
     image = read_image(path)
     refuse_outside(path, image, places)

@@ -1,4 +1,4 @@
-"""A segmenter's images for the page of ``latentgnn explore``."""
+"""A segmenter's images on the page of ``latentgnn explore``."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,12 +17,12 @@ from latentgnn.tasks.segmentation.loading import TrainedSegmenter
 
 
 class SegmenterExplorer(ImageExplorer):
-    """Images with the classes of their pixels. The network sees them whole, as a block's affinity is of one map.
+    """Images with the classes of their pixels. The network sees them whole, because an affinity belongs to one map.
 
     Args:
         trained: the segmenter.
-        title: of the page.
-        paths: of images.
+        title: title of the page.
+        paths: image files.
     """
 
     def __init__(self, trained: TrainedSegmenter, title: str, paths: Sequence[Path]) -> None:
@@ -37,15 +37,15 @@ class SegmenterExplorer(ImageExplorer):
         super().__init__(trained.model, paths, about)
 
     def find(self, sample: Image.Image, parts: Parts) -> dict[str, Any]:
-        """``classes``: of all pixels, row by row, and ``size``, height and width; no larger than the page's picture."""
+        """Return ``classes`` of pixels, row by row, and ``size``, (height, width), at most the page's picture's."""
         labels = self._trained.predict(sample).numpy().astype(np.int32)
         picture = Image.fromarray(labels)
-        # Classes have no mean: of several pixels, one is kept.
+        # Classes cannot be averaged, so one of several pixels is kept.
         picture.thumbnail((LONGEST, LONGEST), Image.Resampling.NEAREST, reducing_gap=None)
         kept = np.asarray(picture)
         return {"classes": parts.add(kept, "int32"), "size": list(kept.shape)}
 
     def frame(self, sample: Image.Image) -> Frame:
-        """The network's batch is the image, resized and without padding."""
+        """Return the frame: the network's batch is the resized image without padding."""
         height, width = scaled((sample.height, sample.width), self._trained.config.data.scale)
         return Frame(sample.width, sample.height, (height, width), (height, width))

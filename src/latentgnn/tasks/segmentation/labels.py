@@ -1,4 +1,4 @@
-"""Label pictures: the ids in them, and the labels that a network learns."""
+"""Label pictures: the ids in them, and the labels that a network is trained on."""
 
 from pathlib import Path
 
@@ -11,16 +11,16 @@ from latentgnn.tasks.images import open_image
 from latentgnn.tasks.segmentation.config import LARGEST_ID, DataConfig
 
 _UNKNOWN = -2
-_SHOWN = 5  # ids or colours that a message lists
+_SHOWN = 5  # number of ids or colours that a message lists
 
 
 def read_ids(path: Path, config: DataConfig) -> NDArray[np.int64]:
-    """The ids in a label picture, shape (height, width).
+    """Return the ids in a label picture, shape (height, width).
 
-    Gray values, places in a palette, or colours, which ``config.colors`` gives ids.
+    Ids are gray values, palette indices, or colours, for which ``config.colors`` gives ids.
 
     Raises:
-        UserError: the file cannot be read, or has colours that are not named.
+        UserError: if the file cannot be read, or has colours without an id.
     """
     with open_image(path) as picture:
         try:
@@ -50,7 +50,7 @@ def read_ids(path: Path, config: DataConfig) -> NDArray[np.int64]:
 
 
 def to_labels(ids: NDArray[np.int64], config: DataConfig) -> tuple[NDArray[np.int64], dict[int, int]]:
-    """Labels, 0..K-1 or `IGNORE`, of ids; and how many pixels have each id that is neither a class nor ignored.
+    """Return labels, 0..K-1 or `IGNORE`, of ids, and the pixel count of each id that is neither a class nor ignored.
 
     Example:
         >>> config = DataConfig(classes={3: "road", 7: "sky", 8: "sky"}, ignored=(255,))
@@ -70,6 +70,6 @@ def to_labels(ids: NDArray[np.int64], config: DataConfig) -> tuple[NDArray[np.in
 
 
 def unknown_ids(strange: dict[int, int]) -> str:
-    """A message on ids that are not named."""
+    """Return a message about ids without a name."""
     listed = ", ".join(f"{id} ({count:,} pixels)" for id, count in list(strange.items())[:_SHOWN])
     return f"ids that are neither in data.classes nor in data.ignored: {listed}"

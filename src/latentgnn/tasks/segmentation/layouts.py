@@ -1,4 +1,4 @@
-"""Where the images and label pictures of a set lie, and what its ids mean, by the set's layout."""
+"""Locations of a set's images and label pictures, and the meaning of its ids, by layout."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ class Source(NamedTuple):
     """An image and its label picture; ``None`` where one of them has no partner.
 
     Args:
-        name: what a person calls it: its path below the split's folder, without suffix.
+        name: name shown to the user: its path below the split's folder, without suffix.
         image: its file.
         label: its label picture.
     """
@@ -28,10 +28,10 @@ class Source(NamedTuple):
 
 
 def resolve(config: DataConfig) -> DataConfig:
-    """The settings with what the layout says in place of ``null``.
+    """Replace ``null`` settings by what the layout defines.
 
     Raises:
-        UserError: there is no such folder, its layout is not known, or its classes are not.
+        UserError: if there is no such folder, or its layout or classes are unknown.
     """
     if config.root is None:
         raise UserError("data.root is not given: name the folder of images, as in --data.root /data/camvid")
@@ -48,21 +48,21 @@ def resolve(config: DataConfig) -> DataConfig:
         train=config.train or layout.splits[0],
         val=config.val or layout.splits[1],
         classes=classes,
-        # What is a class for this run is not ignored, even if the layout does so.
+        # An id that is a class in this run is not ignored, even if the layout ignores it.
         ignored=tuple(id for id in ignored if id not in classes),
         colors=config.colors if config.colors is not None else layout.colors,
     )
 
 
 def find_sources(config: DataConfig, split: Split) -> list[Source]:
-    """The images of a split and their label pictures, sorted by name.
+    """Return the images of a split and their label pictures, sorted by name.
 
     Args:
         config: see `resolve`.
         split: ``train`` or ``val``.
 
     Raises:
-        UserError: a folder of the layout is not there, or has no images.
+        UserError: if a folder of the layout is missing, or has no images.
     """
     assert config.root is not None
     assert config.layout is not None
@@ -83,7 +83,7 @@ def _found(root: Path) -> Layout:
 
 
 def _paired(images: Path, labels: Path, *, image: str = "", label: str = "") -> list[Source]:
-    """The partners below two folders, by their names without suffix and without the given ends."""
+    """Pair the files below two folders, by their names without suffix and without the given endings."""
     found = [_named(folder, end) for folder, end in ((images, image), (labels, label))]
     names = sorted({*found[0], *found[1]})
     return [Source(name, found[0].get(name), found[1].get(name)) for name in names]
@@ -119,12 +119,12 @@ def _voc(root: Path, split: str) -> list[Source]:
 
 
 def _present(path: Path) -> Path | None:
-    # Not that of Path, which raises where a list has a name that no file could have.
+    # os.path.exists, as Path.exists raises if a list contains a name that is not a valid file name.
     return path if os.path.exists(path) else None
 
 
 def _ade20k_classes(root: Path) -> dict[int, str]:
-    """Of ``objectInfo150.txt``, which the set comes with: the first column is the id and the last the name."""
+    """The classes in ``objectInfo150.txt``, which is part of the set: the first column is the id, the last the name."""
     path = root / "objectInfo150.txt"
     if not path.is_file():
         raise UserError(f"{path} is not there, which says what the ids mean: take the set whole, or give data.classes")
@@ -145,7 +145,7 @@ def _unnamed(root: Path) -> dict[int, str]:
 
 
 def _voc_colors(ids: Iterable[int]) -> dict[int, Color]:
-    """Pascal VOC's colours: bits of the id from the lowest on go by turns to red, green and blue."""
+    """Pascal VOC's colours: bits of the id, lowest first, go to red, green and blue in turn."""
     colors = {}
     for id in ids:
         parts = [sum((id >> (3 * bit + part) & 1) << (7 - bit) for bit in range(6)) for part in range(3)]
@@ -155,7 +155,7 @@ def _voc_colors(ids: Iterable[int]) -> dict[int, Color]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """A layout: the folders that it is known by, its splits, where files are, and what is in them."""
+    """A layout: the folders that identify it, its splits, the location of files, and their content."""
 
     marks: tuple[str, ...]
     splits: tuple[str, str]
@@ -186,7 +186,7 @@ _CITYSCAPES: dict[int, tuple[str, Color]] = {
     32: ("motorcycle", (0, 0, 230)),
     33: ("bicycle", (119, 11, 32)),
 }
-"""The 19 classes that Cityscapes evaluates, by the ids in its ``labelIds`` pictures."""
+"""The 19 classes that Cityscapes evaluates, by their ids in its ``labelIds`` pictures."""
 
 _VOC = (
     "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
@@ -199,7 +199,7 @@ _LAYOUTS: dict[Layout, _Layout] = {
         splits=("train", "val"),
         find=_cityscapes,
         classes=lambda root: {id: name for id, (name, _) in _CITYSCAPES.items()},
-        # The ids of all that is not evaluated; 255 is -1, that of licence plates, in 8 bits.
+        # The ids that are not evaluated; 255 is -1 in 8 bits, the id of licence plates.
         ignored=(*(id for id in range(34) if id not in _CITYSCAPES), 255),
         colors={id: color for id, (_, color) in _CITYSCAPES.items()},
     ),
@@ -228,9 +228,9 @@ _LAYOUTS: dict[Layout, _Layout] = {
 
 
 def colors_of(config: DataConfig, ids: Iterable[int]) -> list[Color]:
-    """How classes are drawn: in the data's own colours, and in Pascal VOC's where there are none."""
+    """Return the colours for drawing classes: the data's own, or Pascal VOC's if there are none."""
     listed = list(ids)
     own = config.colors or {}
-    # Number 0 is black in Pascal VOC, and hard to see.
+    # Colour 0 of Pascal VOC is black, which is hard to see.
     others = _voc_colors(range(1, len(listed) + 1))
     return [own.get(id, others[place]) for place, id in enumerate(listed, 1)]

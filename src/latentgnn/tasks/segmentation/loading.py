@@ -1,4 +1,4 @@
-"""A trained segmenter for use in a program: the network, its classes, and what turns an image into its input."""
+"""A trained segmenter for use in a program: the network, its classes, and the transform from images to its input."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,14 +19,14 @@ from latentgnn.training.checkpoints import Checkpoint
 
 
 class TrainedSegmenter(NamedTuple):
-    """A segmenter as a run left it.
+    """A trained segmenter of a run.
 
     Args:
-        model: in evaluation mode, on the CPU; gives ``{"out": logits}``.
-        class_names: in the order of the model's scores.
-        class_ids: the id that each of them gets in a label picture.
-        transform: an image to the model's input, (1, 3, h, w).
-        config: the run's.
+        model: the network in evaluation mode, on the CPU; returns ``{"out": logits}``.
+        class_names: class names in the order of the model's scores.
+        class_ids: the id of each class in label pictures.
+        transform: converts an image to the model's input, (1, 3, h, w).
+        config: the run's configuration.
     """
 
     model: nn.Module
@@ -36,38 +36,38 @@ class TrainedSegmenter(NamedTuple):
     config: SegmentationConfig
 
     def predict(self, image: Image.Image | Path | str) -> Tensor:
-        """The class of every pixel of an image, as its place in ``class_names``; int64 (height, width).
+        """Return the class of every pixel of an image, as an index into ``class_names``; int64 (height, width).
 
         Args:
-            image: an image, or its file.
+            image: an image or an image file.
 
         Raises:
-            UserError: the file cannot be read.
+            UserError: if the file cannot be read.
         """
         return predict_image(self.model, _pixels(image), self.config)
 
     def save_pretrained(self, folder: Path | str, *, overwrite: bool = False) -> None:
-        """Write ``config.json`` and ``model.safetensors`` into a folder, which `latentgnn.load_run` takes.
+        """Write ``config.json`` and ``model.safetensors`` into a folder that `latentgnn.load_run` accepts.
 
         Args:
-            folder: made if it is not there.
+            folder: the folder; created if it does not exist.
             overwrite: replace files of these names.
 
         Raises:
-            UserError: there are such files.
+            UserError: if such files exist already.
         """
         save_folder(folder, files_of(shared_record(self.config), self.model.state_dict()), overwrite=overwrite)
 
 
 def load_segmenter(config: SegmentationConfig, checkpoint: Checkpoint) -> TrainedSegmenter:
-    """The network of a checkpoint.
+    """Load the network of a checkpoint.
 
     Args:
-        config: the configuration that the checkpoint holds.
+        config: the configuration stored in the checkpoint.
         checkpoint: see `latentgnn.training.commands.trained_weights`.
 
     Raises:
-        UserError: the configuration names no classes, or the weights do not fit it.
+        UserError: if the configuration has no class names, or the weights do not fit it.
     """
     if config.data.classes is None:
         raise UserError(f"the configuration of {checkpoint.path} names no classes, as that of a trained model does")

@@ -1,4 +1,4 @@
-"""torchvision's networks for dense prediction, on its own backbones and on timm's, with LatentGNN blocks."""
+"""torchvision's networks for dense prediction, with its own or timm's backbones, and LatentGNN blocks."""
 
 from collections import OrderedDict
 from typing import Any
@@ -15,11 +15,11 @@ from latentgnn.tasks.blocks import insert_blocks
 from latentgnn.tasks.segmentation.config import ModelConfig
 
 _HEADS = {"fcn": FCNHead, "deeplabv3": DeepLabHead}
-_ALONE = 65  # the side of the image that blocks are placed with: maps of more than one node at any stride
+_ALONE = 65  # side of the image for placing blocks: large enough for maps of more than one node at any stride
 
 
 class TimmBody(nn.Module):
-    """The last two feature maps of a network of timm's.
+    """The last two feature maps of a timm network.
 
     Args:
         network: made with ``features_only=True``.
@@ -30,22 +30,22 @@ class TimmBody(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """``out``, the last map, and ``aux``, the one before."""
+        """Return ``out``, the last map, and ``aux``, the one before it."""
         maps = self.network(x)
         return OrderedDict(out=maps[-1], aux=maps[-2])
 
 
 def build_segmenter(config: ModelConfig, *, num_classes: int, auxiliary: bool, download: bool = True) -> nn.Module:
-    """A network that gives ``{"out": logits}`` for normalised images, and ``"aux"`` with an auxiliary head.
+    """Build a network that returns ``{"out": logits}`` for normalised images, and ``"aux"`` with an auxiliary head.
 
     Args:
-        config: which.
+        config: see `ModelConfig`.
         num_classes: K; logits are (B, K, H, W).
-        auxiliary: whether it has that head.
-        download: whether ``config.weights_backbone`` is fetched; not where other weights follow.
+        auxiliary: whether to add an auxiliary head.
+        download: whether to download ``config.weights_backbone``; not needed if other weights are loaded afterwards.
 
     Raises:
-        UserError: there is no such network, its weights cannot be fetched, or a block does not fit.
+        UserError: if there is no such network, its weights cannot be downloaded, or a block does not fit.
     """
     weights = config.weights_backbone if download else None
     if auxiliary and config.architecture == "lraspp":
@@ -54,7 +54,7 @@ def build_segmenter(config: ModelConfig, *, num_classes: int, auxiliary: bool, d
         model = _network(config, num_classes, auxiliary, weights)
     except UserError:
         raise
-    except Exception as error:  # of the libraries' many kinds, on names, strides and downloads
+    except Exception as error:  # the libraries raise many kinds of errors for names, strides and downloads
         if (fault := system_error(error)) is not None and weights is None:
             raise fault from error
         what = f"{config.architecture} on {config.backbone}" + (f" with {weights}" if weights else "")
@@ -92,7 +92,7 @@ def _network(config: ModelConfig, num_classes: int, auxiliary: bool, weights: st
 
 
 def last_layers(model: nn.Module) -> list[str]:
-    """The names of the layers that have a row for each class."""
+    """Return the names of the layers that have one row per class."""
     names = ("classifier.4", "aux_classifier.4", "classifier.low_classifier", "classifier.high_classifier")
     present = dict(model.named_modules())
     return [name for name in names if isinstance(present.get(name), nn.Conv2d)]

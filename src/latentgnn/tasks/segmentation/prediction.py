@@ -1,4 +1,4 @@
-"""A segmenter on images of any size: whole, or by overlapping windows, with a class for every original pixel."""
+"""Runs a segmenter on images of any size, whole or in overlapping windows; every original pixel gets a class."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,13 +20,13 @@ from latentgnn.training.processes import Processes
 
 
 def normalise(images: Tensor, config: ModelConfig) -> Tensor:
-    """Images in 0..1, (..., 3, H, W), as the network takes them."""
+    """Normalise images in 0..1, (..., 3, H, W), for the network."""
     mean, std = (images.new_tensor(values)[:, None, None] for values in (config.image_mean, config.image_std))
     return (images - mean) / std
 
 
 def network_input(image: Tensor, config: SegmentationConfig) -> Tensor:
-    """An image, (3, H, W) in 0..1, at the size at which the network sees it, normalised; (1, 3, h, w)."""
+    """Resize an image, (3, H, W) in 0..1, for the network, and normalise it; (1, 3, h, w)."""
     size = scaled(image.shape[-2:], config.data.scale)
     batch = normalise(image[None], config.model)
     if size == list(image.shape[-2:]):
@@ -35,12 +35,12 @@ def network_input(image: Tensor, config: SegmentationConfig) -> Tensor:
 
 
 def predict_image(model: nn.Module, image: Tensor, config: SegmentationConfig) -> Tensor:
-    """The class of every pixel of an image.
+    """Return the class of every pixel of an image.
 
     Args:
-        model: in evaluation mode.
+        model: the network in evaluation mode.
         image: (3, H, W) in 0..1, on any device.
-        config: the size at which the network sees images, and by which windows.
+        config: the size at which the network sees images, and the windows.
 
     Returns:
         int64 (H, W), on the CPU.
@@ -57,7 +57,7 @@ def predict_image(model: nn.Module, image: Tensor, config: SegmentationConfig) -
 
 
 def _by_windows(model: nn.Module, batch: Tensor, side: int, overlap: float) -> Tensor:
-    """Scores of an image as means over the windows that show a pixel, as in mmsegmentation's ``slide`` mode."""
+    """Scores of an image, averaged over the windows that contain a pixel, as in mmsegmentation's ``slide`` mode."""
     height, width = batch.shape[-2:]
     total: Tensor | None = None
     times = batch.new_zeros(height, width)
@@ -74,7 +74,7 @@ def _by_windows(model: nn.Module, batch: Tensor, side: int, overlap: float) -> T
 
 
 def starts(length: int, side: int, overlap: float) -> list[int]:
-    """Where windows of a side begin, the last one at the end.
+    """Return the starts of windows along one axis; the last window ends at the end.
 
     Example:
         >>> starts(100, 40, 0.25), starts(30, 40, 0.25)
@@ -87,7 +87,7 @@ def starts(length: int, side: int, overlap: float) -> list[int]:
 
 
 def expand_images(inputs: Sequence[str | Path]) -> list[Path]:
-    """The image files that files, folders and patterns name (see `latentgnn.tasks.inputs.expand_inputs`)."""
+    """Expand files, folders and patterns to image files (see `latentgnn.tasks.inputs.expand_inputs`)."""
     return expand_inputs(inputs, suffixes=IMAGE_SUFFIXES, kind="image", check=_check_image)
 
 
@@ -104,28 +104,28 @@ def predict_files(
     on_image: Callable[[Predicted], None] | None = None,
     processes: Processes | None = None,
 ) -> list[Predicted]:
-    """Predict image files one after the other, and write a label picture for each, with the data set's own ids.
+    """Predict image files one after the other, and write a label picture with the data set's own ids for each.
 
-    Label pictures are gray PNG of 8 bits, or of 16 where an id is above 255. A file that cannot be read does not stop
-    the others; the error comes after all of them.
+    Label pictures are gray PNG files of 8 bits, or of 16 bits if an id is above 255. A file that cannot be read does
+    not stop the others; the error is raised after all of them.
 
     Args:
-        model: in evaluation mode.
+        model: the network in evaluation mode.
         paths: image files.
         config: see `predict_image`.
         class_ids: the id of each class.
-        colors: of each class, in the pictures.
-        out: folder, new or empty, for ``labels/`` and, with ``pictures``, ``pictures/``.
+        colors: colour of each class, in the pictures.
+        out: output folder, new or empty, for ``labels/`` and, with ``pictures``, ``pictures/``.
         overwrite: replace the results of an earlier command in ``out``.
         pictures: draw the classes over each image.
         on_image: called after each image, in the first process.
-        processes: share the images, and each writes its own.
+        processes: processes that share the images; each writes its own.
 
     Returns:
-        What was predicted, in the first process of all files.
+        The predictions; in the first process those of all files.
 
     Raises:
-        UserError: files could not be read, and it lists them; or ``out`` is not for results (see
+        UserError: if files could not be read, which it lists; or ``out`` cannot be used for results (see
             `latentgnn.outputs.Results`).
     """
     names = result_names(paths)

@@ -10,11 +10,11 @@ from latentgnn.tasks.segmentation.prediction import normalise
 
 
 class Logits(nn.Module):
-    """A segmenter that takes pixels in 0..1 and gives a tensor.
+    """A segmenter that takes pixels in 0..1 and returns a tensor.
 
     Args:
-        network: in evaluation mode.
-        config: the run's.
+        network: the network in evaluation mode.
+        config: the run's configuration.
     """
 
     def __init__(self, network: nn.Module, config: SegmentationConfig) -> None:
@@ -23,17 +23,17 @@ class Logits(nn.Module):
         self._model = config.model
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, K, H, W) of images (B, 3, H, W)."""
+        """Return logits (B, K, H, W) of images (B, 3, H, W)."""
         logits: Tensor = self.network(normalise(images, self._model))["out"]
         return logits
 
 
 def segmenter_program(model: nn.Module, config: SegmentationConfig) -> Program:
-    """The network, from pixels to logits, with the normalisation inside.
+    """Return the network, from pixels to logits, including normalisation.
 
     Args:
-        model: in evaluation mode, on the CPU.
-        config: the run's.
+        model: the network in evaluation mode, on the CPU.
+        config: the run's configuration.
     """
     generator = torch.Generator().manual_seed(0)
     samples = [

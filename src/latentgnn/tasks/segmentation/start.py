@@ -1,4 +1,4 @@
-"""A segmenter starts from the weights of another run: what fits is taken over, the rest starts anew."""
+"""Initialises a segmenter from another run's weights: loads what fits and keeps the fresh rest."""
 
 from pathlib import Path
 
@@ -15,14 +15,14 @@ from latentgnn.training.optimization import blocks_of
 def start_from(model: nn.Module, config: SegmentationConfig) -> Start:
     """Load ``config.model.weights`` into a freshly built network.
 
-    The last layers take over the rows of classes of the same name. A block is taken over whole or starts anew.
+    The last layers load the rows of classes with the same name. A block is loaded whole or not at all.
 
     Args:
         model: from `latentgnn.tasks.segmentation.model.build_segmenter`.
-        config: its run, with the classes that the data have.
+        config: its run's configuration, with the classes of the data.
 
     Raises:
-        UserError: there is no such run or checkpoint, or nothing of it fits.
+        UserError: if there is no such run or checkpoint, or none of its weights fit.
     """
     path = Path(str(config.model.weights)).expanduser()
     checkpoint, there = own_weights(path, config.task, SegmentationConfig, "a segmenter of images")

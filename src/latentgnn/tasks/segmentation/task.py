@@ -1,4 +1,4 @@
-"""Semantic segmentation of images as the training loop sees it: a network, its images and their scores."""
+"""Image segmentation as a task of the training loop: a network, its images and their scores."""
 
 import os
 from collections.abc import Collection, Sequence
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     """Training images of one size.
 
     Args:
-        names: of the images.
+        names: names of the images.
         images: float32 (B, 3, H, W) in 0..1.
         labels: classes or `latentgnn.tasks.classes.IGNORE`, int64 (B, H, W).
     """
@@ -43,15 +43,15 @@ class SegmentationTask:
 
     Args:
         model: from `latentgnn.tasks.segmentation.model.build_segmenter`.
-        config: the run.
-        train: what it learns from.
-        val: what it is scored on.
-        trained: names of the parameters that began with trained weights.
+        config: the run's configuration.
+        train: the training set.
+        val: the validation set.
+        trained: names of the parameters that started from trained weights.
 
     Attributes:
-        scores: of the last validation in this process; ``None`` before it.
-        predicted: classes of all pixels of the images that pictures are made of, by the image's index.
-        confusions: the confusion matrix of each image, by its index.
+        scores: scores of the last validation in this process; ``None`` before it.
+        predicted: predicted classes of all pixels of the images that pictures are made of, by image index.
+        confusions: the confusion matrix of each image, by image index.
     """
 
     def __init__(
@@ -76,28 +76,28 @@ class SegmentationTask:
         self._class_names = val.class_names
         self._weights = _class_weights(train)
         self._shown = {*spread(len(val), config.evaluation.sample_pictures)}
-        # Its pooled branch has one value a channel and image, which batch norm refuses of a single image.
+        # Its pooled branch has one value per channel and image, for which batch norm refuses a single image.
         self._needs_two = config.model.architecture == "deeplabv3"
 
     def units(self) -> list[nn.Module]:
-        """The modules that the backbone repeats."""
+        """Return the modules that the backbone repeats."""
         return units(self.model.get_submodule("backbone"))
 
     def collate(self, samples: list[Any]) -> Any:
-        """Training images as one batch, padded to one size; images to be scored as they are."""
+        """Pad training images to one size and stack them; return images to score on unchanged."""
         if isinstance(samples[0], Sample):
             return samples
         if len(samples) == 1 and self._needs_two:
-            # The same image twice has the same statistics.
+            # Two copies of the same image have the same statistics.
             samples = samples * 2
         return Batch([sample.name for sample in samples], *padded(samples))
 
     def sample_ids(self, batch: Batch) -> list[Any]:
-        """The names of the images."""
+        """Return the names of the images."""
         return list(batch.names)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The cross entropy, and that of the auxiliary head."""
+        """Return the cross entropy, and that of the auxiliary head."""
         outputs = self.model(normalise(batch.images, self._config.model))
         loss = self._config.loss
         weights = None if self._weights is None else self._weights.to(batch.labels.device)
@@ -111,12 +111,12 @@ class SegmentationTask:
         return losses
 
     def predict(self, batch: Sequence[Sample]) -> list[Result]:
-        """Confusion matrices of images."""
+        """Return confusion matrices of images."""
         count = len(self._class_names)
         return [score_image(self.model, one, self._config, count, keep=one.number in self._shown) for one in batch]
 
     def score(self, results: Sequence[Result]) -> dict[str, float]:
-        """The figures over all pixels of all images."""
+        """Return the figures over all pixels of all images."""
         self.predicted = {result.number: result.predicted for result in results if result.predicted is not None}
         self.confusions = {result.number: result.confusion for result in results}
         confusion = np.sum(list(self.confusions.values()), axis=0)
@@ -124,12 +124,12 @@ class SegmentationTask:
         return self.scores.metrics
 
     def fingerprints(self) -> dict[str, Fingerprint]:
-        """The images' files and their label pictures', and how many pixels of each class they hold together."""
+        """Return fingerprints of images and label pictures, with the total number of pixels of each class."""
         return {name: _fingerprint(images) for name, images in self._sets.items()}
 
 
 def _class_weights(train: LabelledImages) -> Tensor | None:
-    """Weights (K,) of the classes in the cross entropy; ``None`` where all pixels have the same."""
+    """Weights (K,) of the classes in the cross entropy; ``None`` if all pixels have the same weight."""
     given = train.config.class_weighting
     if not isinstance(given, tuple):
         return class_weights(train.counts, given) if given else None
@@ -153,14 +153,14 @@ def _fingerprint(images: LabelledImages) -> Fingerprint:
 def score_image(
     model: nn.Module, sample: Sample, config: SegmentationConfig, num_classes: int, *, keep: bool
 ) -> Result:
-    """Predict an image and compare with its labels, at its own size.
+    """Predict an image and compare with its labels, at its original size.
 
     Args:
-        model: in evaluation mode.
-        sample: with labels.
-        config: how images are looked at.
+        model: the network in evaluation mode.
+        sample: the image with its labels.
+        config: how images are processed.
         num_classes: K.
-        keep: whether the result says what was predicted.
+        keep: whether the result includes the predictions.
     """
     predicted = predict_image(model, sample.image, config)
     labels = sample.labels.cpu().numpy().ravel()

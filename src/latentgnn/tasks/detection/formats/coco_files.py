@@ -1,4 +1,4 @@
-"""COCO's own format: a JSON file a split."""
+"""COCO's own format: one JSON file per split."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from latentgnn.stored_lists import StoredList
 from latentgnn.tasks.detection.formats.folders import SPLIT_NAMES
 from latentgnn.tasks.detection.formats.records import Reading
 
-# Roboflow puts a file of this name into the folder of each split's images.
+# Roboflow puts a file of this name into each split's image folder.
 _IN_FOLDERS = "_annotations.coco.json"
 _WHOLE = (
     *("annotations/instances_default.json", "annotations/instances.json", "annotations/annotations.json"),
@@ -19,11 +19,11 @@ _IMAGE_FOLDERS = ("images/default", "images", "")
 
 
 def other_files(root: Path) -> dict[str, tuple[Path, Path]]:
-    """The annotation file and the image folder of each split, where these have not COCO's own names.
+    """Find the annotation file and the image folder of each split that do not have COCO's own names.
 
     Returns:
-        ``train`` and ``val`` of folders with an ``_annotations.coco.json``; or ``all``, of one file for all images;
-        or nothing.
+        ``train`` and ``val`` if folders have an ``_annotations.coco.json``; ``all`` if one file is for all images; or
+        an empty dict.
     """
     files: dict[str, tuple[Path, Path]] = {}
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
@@ -39,9 +39,9 @@ def other_files(root: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def read_coco(path: Path, image_folder: Path) -> Reading:
-    """The JSON object of a file with the three lists in it; all else is a fatal fault.
+    """Read the JSON object of a file with its three lists; anything else is a fatal fault.
 
-    Images and annotations stay in the file, and are read from it whenever they are looked at.
+    Images and annotations stay in the file, and are read from it on each access.
     """
     reading = Reading(file=path, image_folder=image_folder, format="coco")
     try:

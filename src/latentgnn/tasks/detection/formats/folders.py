@@ -1,4 +1,4 @@
-"""What the names of files and folders say: which split a file is of, and which image a file of annotations is for."""
+"""Split and image of an annotation file, derived from the names of files and folders."""
 
 import os
 from collections import defaultdict
@@ -14,11 +14,11 @@ SPLIT_NAMES: dict[str, Split | Literal["test"]] = {
     **dict.fromkeys(("val", "valid", "validation", "val2017", "val2014"), "val"),
     **dict.fromkeys(("test", "testing", "test2017"), "test"),
 }
-"""What folders are called, in lower case, and the split that their files are of."""
+"""Folder names in lower case, and the split of the files in them."""
 
 
 def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    """The files of some suffixes in a folder and in those within it, sorted; hidden files and folders are passed over.
+    """Return the files with some suffixes in a folder and below it, sorted, without hidden files and folders.
 
     Links to folders are followed, each folder once.
     """
@@ -39,7 +39,7 @@ def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
 
 
 def split_of(path: Path, root: Path) -> Split | Literal["all", "test"]:
-    """The split whose name a folder above a file has; ``all`` where none has."""
+    """Return the split named by a folder above a file; ``all`` if none is."""
     for part in path.relative_to(root).parts[:-1]:
         if part.lower() in SPLIT_NAMES:
             return SPLIT_NAMES[part.lower()]
@@ -47,9 +47,9 @@ def split_of(path: Path, root: Path) -> Split | Literal["all", "test"]:
 
 
 def by_split(files: Iterable[Path], root: Path) -> tuple[dict[str, list[Path]], list[str]]:
-    """Files by their split, ``train`` and ``val``, or ``all`` where there are no splits; and what a person should know.
+    """Group files by split: ``train`` and ``val``, or ``all`` if there are no splits; also return notes for the user.
 
-    Where some files lie in folders of splits, the others take no part, and a note says so.
+    If some files are in folders of splits, the others are ignored, and a note says so.
     """
     files_of: dict[str, list[Path]] = defaultdict(list)
     for path in files:
@@ -70,10 +70,10 @@ class Images:
 
     Args:
         root: the folder.
-        without: names of folders whose pictures are no images of the set.
+        without: names of folders whose pictures are not images of the set.
 
     Attributes:
-        left_out: how many pictures those are.
+        left_out: number of such pictures.
     """
 
     def __init__(self, root: Path, *, without: Iterable[str] = ()) -> None:
@@ -89,16 +89,16 @@ class Images:
                 self.left_out += 1
 
     def belonging_to(self, annotation: Path, named: str | None) -> tuple[Path | None, str]:
-        """The image of a file of annotations, or ``None`` and why.
+        """Return the image of an annotation file, or ``None`` and the reason.
 
-        It is the image with the file's name: what is written inside is often out of date. Of several, it is the
-        nearest, and then the one that is named inside. Where there is none, it is the one that is named inside.
+        It is the image with the same name as the file, because the name inside is often out of date. If several have
+        it, it is the nearest one, then the one that is named inside. If none has it, it is the one named inside.
 
         Args:
-            annotation: the file.
-            named: the image's name inside it, if there is any.
+            annotation: the annotation file.
+            named: the image's name inside it, if there is one.
         """
-        # Some tools write paths, and some of them Windows' own.
+        # Some tools write paths, sometimes Windows paths.
         name = Path((named or "").replace("\\", "/")).name
         candidates = self._of.get(annotation.stem) or [path for path in self._of[Path(name).stem] if path.name == name]
         nearest = sorted(candidates, key=lambda path: self._distance(path, annotation))
@@ -115,7 +115,7 @@ class Images:
         return None, f"there is no image {looked_for} in {self._root}"
 
     def unused(self) -> Iterator[Path]:
-        """The images to which no file belongs."""
+        """Yield the images without an annotation file."""
         yield from sorted(self._unused)
 
     def _distance(self, image: Path, annotation: Path) -> tuple[bool, int]:

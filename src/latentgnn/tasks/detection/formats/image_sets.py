@@ -1,4 +1,4 @@
-"""VOC's lists of images, ``ImageSets/<kind>/train.txt`` and ``val.txt``: a name without suffix a line."""
+"""VOC's lists of images, ``ImageSets/<kind>/train.txt`` and ``val.txt``: one name without suffix per line."""
 
 import os
 from pathlib import Path
@@ -10,16 +10,16 @@ _SPLITS = ("train", "val")
 
 
 def named_in_sets(root: Path, kind: str, folder: str, suffix: str) -> tuple[dict[str, list[Path]], list[str]]:
-    """The files that the lists name, by split, and what a person should know; nothing where there are no lists.
+    """Return the listed files by split, and notes for the user; both are empty if there are no lists.
 
     Args:
-        root: which has ``ImageSets``, or folders that have it, such as ``VOC2012`` or ``VOCdevkit/VOC2012``.
-        kind: of the lists: ``Main`` or ``Segmentation``.
-        folder: beside ``ImageSets``, where the named files lie.
-        suffix: of these files.
+        root: a folder with ``ImageSets``, or with a folder that has it, such as ``VOC2012`` or ``VOCdevkit/VOC2012``.
+        kind: kind of lists: ``Main`` or ``Segmentation``.
+        folder: folder beside ``ImageSets`` with the listed files.
+        suffix: suffix of these files.
 
     Raises:
-        UserError: a list cannot be read, or names what is no name.
+        UserError: if a list cannot be read, or contains something that is not a name.
     """
     files_of: dict[str, list[Path]] = {}
     notes = []

@@ -1,4 +1,4 @@
-"""The classes of a VOC set, where they are not VOC's own: ``labelmap.txt``, ``name:red,green,blue:...`` a line."""
+"""The classes of a VOC set with its own classes: ``labelmap.txt``, one ``name:red,green,blue:...`` per line."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,8 @@ class Labelmap:
     """Classes and their colours.
 
     Args:
-        categories: id and name of each, from 1 on in the file's order, without the background.
-        name_of_colour: the class of a colour, ``red << 16 | green << 8 | blue``; the background's is black.
+        categories: id and name of each class, numbered from 1 in the file's order, without the background.
+        name_of_colour: class name by colour, ``red << 16 | green << 8 | blue``; the background is black.
     """
 
     categories: tuple[tuple[int, str], ...]
@@ -27,10 +27,10 @@ class Labelmap:
 
 
 def read_labelmap(root: Path) -> Labelmap | None:
-    """What ``labelmap.txt`` in a set's folder says, or ``None`` where there is none.
+    """Read ``labelmap.txt`` in a set's folder; return ``None`` if there is none.
 
     Raises:
-        UserError: it cannot be read, or a line is of another form.
+        UserError: if it cannot be read, or a line is malformed.
     """
     path = root / "labelmap.txt"
     if not path.is_file():

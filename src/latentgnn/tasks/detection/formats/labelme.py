@@ -1,8 +1,8 @@
-"""LabelMe: one JSON file per image, with the shapes that were drawn on it.
+"""LabelMe: one JSON file per image, with the shapes drawn on it.
 
-Polygons, rectangles, circles and masks are objects; shapes of one label and one ``group_id`` are parts of one object.
-A rectangle is an outline like any other where the set has other outlines, as in LabelMe's own converter to COCO. A set
-of rectangles alone has boxes and no masks.
+Polygons, rectangles, circles and masks are objects; shapes with the same label and ``group_id`` are parts of one
+object. If the set has other outlines, a rectangle is an outline too, as in LabelMe's own converter to COCO. A set with
+only rectangles has boxes and no masks.
 """
 
 import base64
@@ -26,13 +26,13 @@ from latentgnn.tasks.detection.formats.sheets import Item, Sheet, assemble
 from latentgnn.tasks.images import size_fault
 
 _KEYS = (b'"shapes"', b'"imagePath"', b'"imageData"')
-_OPENING = 4096  # bytes that hold one of the keys, whatever their order
+_OPENING = 4096  # number of bytes at the beginning that contain one of the keys, whatever their order
 _NOT_CLASSES = ("__ignore__", "_background_")
 _SHAPES = ("polygon", "rectangle", "circle", "mask")
 
 
 def sign(root: Path) -> str | None:
-    """The file by which a folder is known to be a set of this format, relative to it."""
+    """Return the file that identifies a folder as this format, relative to the folder."""
     for path in files_below(root, {".json"}):
         if path.is_file():
             with path.open("rb") as file:
@@ -43,7 +43,7 @@ def sign(root: Path) -> str | None:
 
 
 def read(root: Path, categories: Categories) -> dict[str, Reading]:
-    """The readings of the splits: ``train`` and ``val``, or ``all`` where there are no splits."""
+    """Read the splits: ``train`` and ``val``, or ``all`` if there are no splits."""
     if not categories.are_known and (root / "labels.txt").is_file():
         lines = [line.strip() for line in read_lines(root / "labels.txt", "list of classes")]
         names = [line for line in dict.fromkeys(lines) if line and line not in _NOT_CLASSES]
@@ -66,7 +66,7 @@ def read(root: Path, categories: Categories) -> dict[str, Reading]:
 
 
 def _sheet(file: Path) -> tuple[Sheet, bool]:
-    """What a file says, and whether it has outlines other than rectangles."""
+    """The content of a file, and whether it has outlines other than rectangles."""
     sheet = Sheet(file=file)
     try:
         content = read_json(file, "annotation file")
@@ -134,7 +134,7 @@ def _is_point(point: Any) -> bool:
 
 
 def _circle(centre: list[float], edge: list[float]) -> list[tuple[float, float]]:
-    """Points around a circle, as many as LabelMe's converter takes: none is more than a pixel off."""
+    """Points on a circle, as many as LabelMe's converter uses: the error is at most a pixel."""
     radius = math.dist(centre, edge)
     number = max(12, int(math.pi / math.acos(1 - 1 / radius))) if radius > 1 else 12
     if number > 100_000:
@@ -144,7 +144,7 @@ def _circle(centre: list[float], edge: list[float]) -> list[tuple[float, float]]
 
 
 def _mask(shape: dict[str, Any], size: tuple[Any, Any] | None, record: str) -> Item:
-    """A mask in its own box, from the first to the last pixel, as a PNG file in base64."""
+    """A mask given as a base64 PNG of its bounding box, from the first to the last pixel."""
     if size is None or not all(type(side) is int and side >= 1 for side in size) or size_fault(*size) is not None:
         raise ValueError("a mask needs the image's size: imageWidth and imageHeight")
     (left, top), (right, bottom) = [[round(value) for value in point] for point in shape["points"]]
@@ -158,7 +158,7 @@ def _mask(shape: dict[str, Any], size: tuple[Any, Any] | None, record: str) -> I
             pixels = np.asarray(picture.convert("L")) > 0
     except (binascii.Error, TypeError) as error:
         raise ValueError(f"the mask is not in base64 ({error})") from None
-    except Exception as error:  # decoders raise errors of every kind
+    except Exception as error:  # decoders raise all kinds of errors
         raise ValueError(f"the mask cannot be read ({error})") from None
     rows, columns = np.nonzero(pixels)
     box, segmentation = encoded((columns + left) * size[1] + rows + top, width=size[0], height=size[1])
@@ -166,7 +166,7 @@ def _mask(shape: dict[str, Any], size: tuple[Any, Any] | None, record: str) -> I
 
 
 def _joined(first: Item, second: Item) -> Item:
-    """Two parts of one object."""
+    """Join two parts of one object."""
     if not isinstance(first.segmentation, list) or not isinstance(second.segmentation, list):
         raise ValueError("a mask cannot be one of several parts of an object; give it a group_id of its own, or none")
     (x, y, w, h), (left, top, width, height) = first.box, second.box

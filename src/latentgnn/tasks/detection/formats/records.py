@@ -1,4 +1,4 @@
-"""What the readers of all formats make of a set: records as COCO has them, and for each where it was read."""
+"""The common result of all format readers: COCO records, and the place where each was read."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -10,18 +10,18 @@ from latentgnn.stored_lists import part_of
 
 Kind = Literal["images", "annotations", "categories"]
 
-_NAMED = 20  # categories that an error lists
+_NAMED = 20  # number of categories that an error lists
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fault:
-    """Something wrong in a set.
+    """An error in a set.
 
     Args:
-        file: where it is: a file of annotations, or an image.
+        file: file with the error: an annotation file or an image.
         record: which record, for example ``annotations[12], id 345``.
         message: what is wrong.
-        fatal: whether leaving out records cannot mend it.
+        fatal: whether it cannot be fixed by leaving out records.
     """
 
     file: Path
@@ -33,17 +33,17 @@ class Fault:
         return f"{self.file}: {self.record}: {self.message}" if self.record else f"{self.file}: {self.message}"
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return plain data."""
         return {"file": str(self.file), "record": self.record, "message": self.message, "fatal": self.fatal}
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a record was read.
+    """The place where a record was read.
 
     Args:
         file: the file.
-        record: where in it.
+        record: the place in the file.
     """
 
     file: Path
@@ -52,17 +52,17 @@ class Place:
 
 @dataclass(kw_only=True, slots=True)
 class Reading:
-    """A set, or one split of it, as it was read and before it is checked.
+    """A set, or one split of it, as read and before it is checked.
 
     Args:
-        file: what stands for all of it in messages: a file of annotations, or a folder.
-        image_folder: where the file names of its images point.
-        format: the format's name.
+        file: path that stands for the set in messages: an annotation file or a folder.
+        image_folder: folder that the images' file names are relative to.
+        format: name of the format.
         dataset: the COCO dict; images and annotations may be lists that stay in a file.
-        faults: of records that could not be made.
-        places: of each kind, from a record's id to its place, where that is not ``file``.
-        lost: how many images and annotations could not be made.
-        notes: what a person should know and is no fault.
+        faults: faults of records that could not be made.
+        places: for each kind, maps a record's id to its place, if that is not ``file``.
+        lost: number of images and of annotations that could not be made.
+        notes: notes for the user that are not faults.
     """
 
     file: Path
@@ -75,21 +75,21 @@ class Reading:
     notes: list[str] = field(default_factory=list)
 
     def fatal(self, message: str, *, record: str = "", file: Path | None = None) -> None:
-        """A fault that leaving out records cannot mend."""
+        """Add a fault that cannot be fixed by leaving out records."""
         self.faults.append(Fault(file=file or self.file, record=record, message=message, fatal=True))
 
     def lose(self, kind: Kind, place: Place, message: str) -> None:
-        """A record that cannot be made, and why."""
+        """Add a fault for a record that cannot be made."""
         self.faults.append(Fault(file=place.file, record=place.record, message=message))
         self.lost[kind] += 1
 
     def part(self, names: Collection[str], *, inside: bool) -> "Reading":
-        """The images whose file names are among ``names``, or all others, with what belongs to them.
+        """Return the images whose file names are in ``names``, or all others, with everything that belongs to them.
 
-        Faults of records that could not be made, and records that belong to no image, go with the others.
+        Faults of records that could not be made, and records without an image, go with all others.
         """
         images = self.dataset["images"]
-        # Numbers of records and not the records, which may be too many to be held.
+        # Indices instead of records, which may be too many to hold in memory.
         chosen = [index for index, image in enumerate(images) if (_file_name(image) in names) == inside]
         ids = {_id(image) for image in images if _file_name(image) in names}
         annotations = self.dataset["annotations"]
@@ -107,10 +107,10 @@ class Reading:
 
 
 class Builder:
-    """Adds records to a `Reading`: ids are given in the order of the calls.
+    """Adds records to a `Reading`; ids are numbered in the order of the calls.
 
     Args:
-        reading: to add to.
+        reading: the reading to add to.
     """
 
     def __init__(self, reading: Reading) -> None:
@@ -118,7 +118,7 @@ class Builder:
         self._annotations = 0
 
     def image(self, path: Path, size: tuple[Any, Any], place: Place) -> int:
-        """Add an image of a (width, height); its id."""
+        """Add an image with its (width, height); return its id."""
         id = len(self.reading.dataset["images"]) + 1
         self.reading.dataset["images"].append(
             {"id": id, "file_name": relative(path, self.reading.image_folder), "width": size[0], "height": size[1]}
@@ -152,10 +152,10 @@ class Builder:
 
 
 class Categories:
-    """Names of classes and their ids: those given, and no others; or those met, by name.
+    """Category names and their ids: only those given, or any that occur in the set.
 
     Args:
-        known: id and name of every category; ``None`` takes what comes.
+        known: id and name of every category; ``None`` accepts any name.
     """
 
     def __init__(self, known: Iterable[tuple[int, str]] | None = None) -> None:
@@ -163,36 +163,36 @@ class Categories:
 
     @property
     def are_known(self) -> bool:
-        """Whether they were given."""
+        """Whether the categories were given."""
         return self._ids is not None
 
     def meet(self, names: Iterable[str]) -> None:
-        """Give ids from 1 on to the names in a set, in the order of the alphabet, unless they were given."""
+        """Number the names in a set from 1, in alphabetical order, unless categories were given."""
         if self._ids is None:
             self._ids = {name: id for id, name in enumerate(sorted(set(names)), 1)}
 
     def id_of(self, name: str) -> int | None:
-        """The id of a name, or ``None`` where there is no such category."""
+        """Return the id of a name, or ``None`` if there is no such category."""
         return (self._ids or {}).get(name)
 
     def unknown(self, name: str) -> str:
-        """What to say about a name that is not among them."""
+        """Return the message for a name that is not a category."""
         names = list(self._ids or ())
         others = f" and {len(names) - _NAMED} others" if len(names) > _NAMED else ""
         return f"unknown category {name!r}; expected one of {', '.join(names[:_NAMED])}{others}"
 
     def records(self) -> list[dict[str, Any]]:
-        """As COCO has them."""
+        """Return the categories in COCO's form."""
         return [{"id": id, "name": name} for name, id in sorted((self._ids or {}).items(), key=lambda item: item[1])]
 
 
 def relative(path: Path, folder: Path) -> str:
-    """A path as it is named from a folder, or as it is where it lies elsewhere."""
+    """Return a path relative to a folder, or unchanged if it is elsewhere."""
     return (path.relative_to(folder) if path.is_relative_to(folder) else path.absolute()).as_posix()
 
 
 def box_of(xs: Sequence[float], ys: Sequence[float]) -> list[float]:
-    """The smallest box (x, y, width, height) around points."""
+    """Return the smallest box (x, y, width, height) around points."""
     return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
 
 

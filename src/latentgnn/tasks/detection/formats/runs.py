@@ -1,4 +1,4 @@
-"""Masks as run-length encodings, from the pixels that they have."""
+"""Run-length encodings of masks that are given as pixel indices."""
 
 from typing import Any
 
@@ -7,12 +7,13 @@ from numpy.typing import NDArray
 
 
 def encoded(pixels: NDArray[Any], *, width: int, height: int) -> tuple[list[float], dict[str, Any]]:
-    """The box (x, y, width, height) of a mask, and its uncompressed COCO encoding.
+    """Return the box (x, y, width, height) of a mask, and its uncompressed COCO encoding.
 
     Args:
-        pixels: of the mask, counted down the columns: ``x * height + y``; in any order, each once.
-        width: of the image.
-        height: of the image.
+        pixels: indices of the mask's pixels, counted down the columns: ``x * height + y``; in any order, without
+            repetitions.
+        width: width of the image.
+        height: height of the image.
 
     Example:
         >>> encoded(np.array([4, 5, 7]), width=3, height=3)

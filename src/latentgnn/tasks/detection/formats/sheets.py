@@ -1,4 +1,4 @@
-"""Records of a set from files of annotations, one an image: what Pascal VOC, YOLO and LabelMe have in common."""
+"""Code common to formats with one annotation file per image: Pascal VOC, YOLO and LabelMe."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,14 +13,14 @@ from latentgnn.tasks.images import upright_size
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Item:
-    """An object on an image.
+    """An object in an image.
 
     Args:
-        name: of its category.
-        record: where it stands in its file.
-        box: x, y, width and height in pixels; checked later.
-        segmentation: COCO's, if there is any.
-        crowd: learnt from by nobody, and neither right nor wrong to find.
+        name: name of its category.
+        record: its place in its file.
+        box: x, y, width and height in pixels; validated later.
+        segmentation: COCO segmentation, if there is one.
+        crowd: neither trained on nor counted in scores.
     """
 
     name: str
@@ -32,15 +32,15 @@ class Item:
 
 @dataclass(kw_only=True, slots=True)
 class Sheet:
-    """What a file says of its image.
+    """The content of one annotation file.
 
     Args:
-        file: of annotations.
-        image: its image, where that is known; else it is looked for.
-        named: the image's name in the file.
-        size: (width, height) of the image in the file; ``None`` where the image itself says it.
+        file: the annotation file.
+        image: its image, if known; otherwise it is searched for.
+        named: the image's name according to the file.
+        size: (width, height) of the image according to the file; ``None`` to take it from the image.
         items: the objects.
-        faults: of objects or all of it: the kind that is lost, where, and what is wrong.
+        faults: faults of single objects or of the whole file: the kind that is lost, the place, and the message.
     """
 
     file: Path
@@ -51,12 +51,12 @@ class Sheet:
     faults: list[tuple[Kind, str, str]] = field(default_factory=list)
 
     def lose(self, record: str, message: str, kind: Kind = "annotations") -> None:
-        """An object that cannot be read, or with ``images`` all of the file."""
+        """Add a fault for an object that cannot be read or, with ``images``, for the whole file."""
         self.faults.append((kind, record, message))
 
     @property
     def is_lost(self) -> bool:
-        """Whether nothing of the file can be read."""
+        """Whether nothing in the file can be read."""
         return any(kind == "images" for kind, _, _ in self.faults)
 
 
@@ -70,16 +70,16 @@ def assemble(
     images: Images | None = None,
     notes: Iterable[str] = (),
 ) -> dict[str, Reading]:
-    """The readings of all splits, with the same categories.
+    """Build the readings of all splits, with the same categories.
 
     Args:
-        sheets: of each split.
-        categories: where they are not given, they become those of all sheets.
-        file: what stands for the set in messages.
-        root: its folder, from which images are named.
-        format: the format's name.
-        images: where the images of the sheets are looked for; ``None`` where each sheet knows its own.
-        notes: what a person should know.
+        sheets: sheets of each split.
+        categories: the categories; if they were not given, the names in all sheets are added.
+        file: path that stands for the set in messages.
+        root: its folder, to which image names are relative.
+        format: name of the format.
+        images: where the sheets' images are searched for; ``None`` if each sheet knows its own.
+        notes: notes for the user.
     """
     of_split = {split: list(some) for split, some in sheets.items()}
     categories.meet(item.name for some in of_split.values() for sheet in some for item in sheet.items)
@@ -148,7 +148,7 @@ def _lose_image(reading: Reading, sheet: Sheet, place: Place, message: str) -> N
 
 
 def _alike(names: Iterable[str]) -> list[str]:
-    """A note for each category whose name is another's but for capitals and spaces."""
+    """A note for each category name that differs from another only in case or spaces."""
     first: dict[str, str] = {}
     notes = []
     for name in names:

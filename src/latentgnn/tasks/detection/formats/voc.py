@@ -1,8 +1,8 @@
-"""Pascal VOC: one XML file per image, with boxes; ``ImageSets/Main`` or folders say which split it is of.
+"""Pascal VOC: one XML file per image, with boxes; the split is given by ``ImageSets/Main`` or by folders.
 
-Pixels count from 1, and a box includes its last ones, as in VOC's own development kit: (xmin, ymin, xmax, ymax) covers
-xmin - 1 to xmax. Objects that are ``difficult`` become crowds: nothing learns from them, and to find them is neither
-right nor wrong. A ``polygon`` beside the box, which some tools write, is the object's mask.
+Pixels are counted from 1, and a box includes its last pixels, as in VOC's own development kit: (xmin, ymin, xmax, ymax)
+covers xmin - 1 to xmax. ``difficult`` objects become crowds: they are not trained on, and finding them is neither right
+nor wrong. A ``polygon`` beside the box, which some tools write, is the object's mask.
 """
 
 import math
@@ -18,11 +18,11 @@ from latentgnn.tasks.detection.formats.xml_files import Element, read_xml
 
 PICTURES = ("SegmentationClass", "SegmentationObject")
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
-_OPENING = 4096  # bytes that hold an annotation's first tag, after all comments
+_OPENING = 4096  # number of bytes that contain an annotation's first tag, including comments before it
 
 
 def sign(root: Path) -> str | None:
-    """The file by which a folder is known to be a set of this format, relative to it."""
+    """Return the file that identifies a folder as this format, relative to the folder."""
     for path in files_below(root, {".xml"}):
         if path.is_file():
             with path.open("rb") as file:
@@ -32,7 +32,7 @@ def sign(root: Path) -> str | None:
 
 
 def read(root: Path, categories: Categories) -> dict[str, Reading]:
-    """The readings of the splits: ``train`` and ``val``, or ``all`` where there are no splits."""
+    """Read the splits: ``train`` and ``val``, or ``all`` if there are no splits."""
     files_of, notes = named_in_sets(root, "Main", "Annotations", ".xml")
     if not files_of:
         files_of, notes = by_split(files_below(root, {".xml"}), root)
@@ -90,7 +90,7 @@ def _item(element: Element, record: str) -> Item:
 
 
 def _polygon(element: Element) -> list[list[float]] | None:
-    """Points x1, y1, x2, y2, ... inside ``polygon``."""
+    """The points x1, y1, x2, y2, ... of ``polygon``."""
     polygon = element.first("polygon")
     if polygon is None:
         return None
@@ -111,5 +111,5 @@ def _number(element: Element, name: str) -> float:
 
 
 def _whole(text: str | None) -> int | str | None:
-    """A whole number, or the text, of which the check of the records says what is wrong."""
+    """A whole number, or the text unchanged; the check of the records says what is wrong with it."""
     return int(text) if text is not None and text.isdecimal() and len(text) < 10 else text

@@ -1,7 +1,7 @@
-"""Pascal VOC's segmentation pictures: a colour an object in ``SegmentationObject``, a class in ``SegmentationClass``.
+"""Pascal VOC's segmentation pictures: ``SegmentationObject`` colours objects, ``SegmentationClass`` colours classes.
 
-Pictures have a palette, or gray values, or colours. 0 and black are the background; 255 and VOC's own light gray, the
-edge around objects, belong to nothing. Classes are those of ``labelmap.txt``, or VOC's 20.
+Pictures have a palette, gray values or colours. 0 and black are the background; 255 and VOC's own light gray, the edge
+around objects, belong to nothing. Classes are those of ``labelmap.txt``, or VOC's 20.
 """
 
 from pathlib import Path
@@ -21,18 +21,18 @@ from latentgnn.tasks.images import open_image
 
 OBJECTS, CLASSES = "SegmentationObject", "SegmentationClass"
 _EDGE, _EDGE_COLOUR = 255, 224 << 16 | 224 << 8 | 192
-# More are no objects, but shades of a photograph.
+# More values than this are not objects but shades of a photograph.
 _MOST_OBJECTS = 5000
 
 
 def sign(root: Path) -> str | None:
-    """The folder by which a folder is known to be a set of this format, relative to it."""
+    """Return the folder that identifies a folder as this format, relative to it."""
     found = next((path for path in _pictures(root)), None)
     return f"{found.parent.relative_to(root)}/" if found is not None else None
 
 
 def read(root: Path, categories: Categories) -> dict[str, Reading]:
-    """The readings of the splits: ``train`` and ``val``, or ``all`` where there are no splits."""
+    """Read the splits: ``train`` and ``val``, or ``all`` if there are no splits."""
     files_of, notes = named_in_sets(root, "Segmentation", OBJECTS, ".png")
     if not files_of:
         files_of, notes = by_split(_pictures(root), root)
@@ -63,7 +63,7 @@ def _sheet(file: Path, labels: Labelmap | None) -> Sheet:
         other = f"{classes_HW.shape[1]} x {classes_HW.shape[0]}"
         sheet.lose("", f"it is {width} x {height} pixels, but {Path(*parts)} is {other}", "images")
         return sheet
-    # Down the columns, as COCO's encoding goes.
+    # In column order, as in COCO's encoding.
     objects, classes = objects_HW.ravel(order="F"), classes_HW.ravel(order="F")
     order = np.argsort(objects, kind="stable")
     values, starts = np.unique(objects[order], return_index=True)
@@ -85,7 +85,7 @@ def _sheet(file: Path, labels: Labelmap | None) -> Sheet:
 
 
 def _values(path: Path, *, coloured: bool = False) -> tuple[NDArray[np.int64], bool]:
-    """A picture as numbers (H, W), and whether these are colours ``red << 16 | green << 8 | blue``."""
+    """Pixel values (H, W) of a picture, and whether they are colours ``red << 16 | green << 8 | blue``."""
     regular_file(path, "picture")
     with open_image(path) as picture:
         try:
@@ -93,13 +93,13 @@ def _values(path: Path, *, coloured: bool = False) -> tuple[NDArray[np.int64], b
             if picture.mode in ("P", "L", "1", "I", "I;16") and not (coloured and picture.mode == "P"):
                 return np.asarray(picture).astype(np.int64), False
             colours_HWC = np.asarray(picture.convert("RGB")).astype(np.int64)
-        except Exception as error:  # decoders raise errors of every kind
+        except Exception as error:  # decoders raise all kinds of errors
             raise UserError(f"{path}: the picture cannot be read ({error})") from error
     return colours_HWC @ np.array([1 << 16, 1 << 8, 1]), True
 
 
 def _class_of(values: NDArray[np.int64], labels: Labelmap | None, is_coloured: bool) -> str:
-    """The class of an object from the values of its pixels."""
+    """The class of an object, from the values of its pixels."""
     found, counts = np.unique(values, return_counts=True)
     pixels: dict[str, int] = {}
     for value, count in zip(found.tolist(), counts.tolist(), strict=True):
@@ -126,7 +126,7 @@ def _name(value: int, labels: Labelmap | None, is_coloured: bool) -> str:
 
 
 def _voc_colour(index: int) -> int:
-    """VOC's colour of a class: its bits, from the lowest on, go to red, green and blue in turns, highest first."""
+    """VOC's colour of a class: bits of the index, lowest first, fill red, green and blue in turn from the top."""
     colour = 0
     for place in range(8):
         for channel, shift in enumerate((16, 8, 0)):

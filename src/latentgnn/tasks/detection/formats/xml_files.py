@@ -1,4 +1,4 @@
-"""XML files within limits, as a tree that knows its lines: no document types, so that no entity can expand."""
+"""XML files read within limits into a tree with line numbers; document types are refused, so no entity can expand."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from latentgnn.errors import reason
 from latentgnn.plain_values import MOST_DEPTH
 from latentgnn.reading import UnreadableError, regular_file
 
-# An object takes some 300 bytes.
+# An object takes about 300 bytes.
 _MOST_BYTES = 64 * 2**20
 
 
@@ -19,9 +19,9 @@ class Element:
 
     Args:
         name: its tag.
-        line: where it begins, from 1 on.
-        text: directly inside it, without the space around it.
-        children: the elements directly inside it.
+        line: the line where it begins, from 1.
+        text: text directly inside it, without surrounding white space.
+        children: elements directly inside it.
     """
 
     name: str
@@ -30,15 +30,15 @@ class Element:
     children: list["Element"] = field(default_factory=list)
 
     def all(self, name: str) -> Iterator["Element"]:
-        """The children of a name."""
+        """Yield the children with a name."""
         return (child for child in self.children if child.name == name)
 
     def first(self, name: str) -> "Element | None":
-        """The first child of a name."""
+        """Return the first child with a name."""
         return next(self.all(name), None)
 
     def text_of(self, *names: str) -> str | None:
-        """The text of a child, of a child's child, and so on; ``None`` where there is none."""
+        """Return the text of a child, of a child's child, and so on; ``None`` if there is none."""
         element: Element | None = self
         for name in names:
             element = element.first(name) if element is not None else None
@@ -46,14 +46,14 @@ class Element:
 
 
 def read_xml(path: Path, what: str = "annotation file") -> Element:
-    """The outermost element of an XML file.
+    """Return the root element of an XML file.
 
     Args:
-        path: of at most 64 MiB.
-        what: what it is called in errors.
+        path: a file of at most 64 MiB.
+        what: name of the file in errors.
 
     Raises:
-        UnreadableError: it cannot be read, is not XML, has a document type, or elements deeper than `MOST_DEPTH`.
+        UnreadableError: if it cannot be read, is not XML, has a document type, or is nested deeper than `MOST_DEPTH`.
     """
     regular_file(path, what)
     try:
@@ -84,7 +84,7 @@ class _Tree:
             message = f"malformed XML: {expat.ErrorString(error.code)}"
             raise UnreadableError(self.path, f"line {error.lineno}, column {error.offset + 1}", message) from None
         except (LookupError, ValueError) as error:
-            # An encoding that is none, or that expat cannot take.
+            # An unknown encoding, or one that expat does not support.
             raise UnreadableError(self.path, "line 1", f"malformed XML: {error}") from None
         return self.open[0].children[0]
 

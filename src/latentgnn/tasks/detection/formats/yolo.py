@@ -1,4 +1,4 @@
-"""YOLO: a text file an image, a line an object, in fractions of the image's size; ``data.yaml`` says the rest.
+"""YOLO: one text file per image, one object per line, in fractions of the image's size; ``data.yaml`` has the rest.
 
 A line is a class and its box (centre x, centre y, width, height), or a class and an outline (x1, y1, x2, y2, ...).
 """
@@ -22,7 +22,7 @@ _SPLITS = ("train", "val")
 
 
 def sign(root: Path) -> str | None:
-    """The file or folder by which a folder is known to be a set of this format, relative to it."""
+    """Return the file or folder that identifies a folder as this format, relative to it."""
     if (found := _yaml(root)) is not None:
         return found.name
     for folder in (root, *(path for path in sorted(root.iterdir()) if path.is_dir())):
@@ -32,7 +32,7 @@ def sign(root: Path) -> str | None:
 
 
 def read(root: Path, categories: Categories) -> dict[str, Reading]:
-    """The readings of the splits: ``train`` and ``val``, or ``all`` where there are no splits."""
+    """Read the splits: ``train`` and ``val``, or ``all`` if there are no splits."""
     yaml = _yaml(root)
     settings = read_yaml(yaml, "file of classes and splits") if yaml is not None else {}
     file = yaml or root
@@ -89,7 +89,7 @@ def _yaml(root: Path) -> Path | None:
 
 
 def _names(root: Path, settings: Mapping[str, Any], faults: list[str]) -> list[str] | None:
-    """The names of the classes, by number; ``None`` where nothing names them."""
+    """The names of the classes, by number; ``None`` if they are not given."""
     if "names" not in settings:
         path = next((root / name for name in _LISTS_OF_NAMES if (root / name).is_file()), None)
         if path is None:
@@ -105,7 +105,7 @@ def _names(root: Path, settings: Mapping[str, Any], faults: list[str]) -> list[s
     if not isinstance(names, list) or not names:
         faults.append(f"names: expected a list of classes; got {shown(names)}")
         return []
-    # A class may be called 1, or yes.
+    # A class may be called 1 or yes, which YAML does not read as strings.
     names = [str(name) for name in names]
     if len(set(names)) != len(names) or "" in names:
         faults.append(f"names: expected each class once; got {shown(names)}")
@@ -115,10 +115,10 @@ def _names(root: Path, settings: Mapping[str, Any], faults: list[str]) -> list[s
 
 
 def _listed(split: str, settings: Mapping[str, Any], yaml: Path, faults: list[str]) -> list[Path]:
-    """The images of a split: of folders, or of lists of images."""
+    """The images of a split, from folders or from lists of images."""
     entries = settings[split] if isinstance(settings[split], list) else [settings[split]]
     images: list[Path] = []
-    # Written for the machine where the set was made; the set may have moved since.
+    # The path is from the machine where the set was made; the set may have been moved since.
     top = settings.get("path")
     bases = [*([yaml.parent / top] if isinstance(top, str) else []), yaml.parent]
     for entry in entries:
@@ -144,7 +144,7 @@ def _first_present(paths: Sequence[Path]) -> Path:
 
 
 def _labels_of(image: Path) -> Path:
-    """Where the labels of an image are: in ``labels`` instead of ``images``, or beside it."""
+    """The path of an image's labels: in ``labels`` instead of ``images``, or beside it."""
     parts = list(image.parts)
     for position in range(len(parts) - 2, -1, -1):
         if parts[position] == "images":
@@ -216,7 +216,7 @@ def _span(numbers: Iterable[int]) -> str:
 
 
 def _lose_orphans(readings: Mapping[str, Reading], files_of: Mapping[str, Sequence[Path]]) -> None:
-    """Tell of files of labels whose image is missing."""
+    """Add a fault for each label file without an image."""
     folders: dict[Path, tuple[Path, Reading]] = {}
     for split, images in files_of.items():
         for image in images:

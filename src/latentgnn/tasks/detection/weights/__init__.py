@@ -1,1 +1,1 @@
-"""Trained weights: where they come from, what their names mean, and what of them a detector takes over."""
+"""Trained weights: their sources, the meaning of their names, and which of them a detector loads."""

@@ -1,4 +1,4 @@
-"""Weights of a classifier, for the body of a detector's backbone."""
+"""Weights of a classifier for the body of a detector's backbone."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,15 +13,15 @@ OTHERWISE = "give a file of weights, or start without: --model.weights_backbone 
 
 
 def read_classifier(name: str, backbone: str, published: str) -> Mapping[str, Tensor]:
-    """The state dict in the file that ``model.weights_backbone`` names.
+    """Return the state dict in the file that ``model.weights_backbone`` names.
 
     Args:
-        name: the setting.
-        backbone: the backbone's, for the error.
-        published: likewise, the names of its published weights.
+        name: value of the setting.
+        backbone: name of the backbone, for the error.
+        published: names of its published weights, for the error.
 
     Raises:
-        UserError: there is no such file, or it holds no state dict, or a whole detector's.
+        UserError: if there is no such file, or it does not contain a state dict, or that of a whole detector.
     """
     path = Path(name).expanduser()
     if not path.is_file():
@@ -38,31 +38,31 @@ def read_classifier(name: str, backbone: str, published: str) -> Mapping[str, Te
 
 
 def load_body(body: nn.Module, weights: Mapping[str, Tensor], *, name: str, backbone: str, norm: str) -> None:
-    """Load a whole network's weights into its body; what belongs to the classifier is left out.
+    """Load the weights of a classifier into its body; those of its last layers are omitted.
 
     Args:
-        body: the network without its end.
-        weights: of the whole network.
-        name: of the weights, for the error.
-        backbone: likewise.
-        norm: likewise.
+        body: the network without its last layers.
+        weights: weights of the whole network.
+        name: name of the weights, for the error.
+        backbone: name of the backbone, for the error.
+        norm: name of the norm, for the error.
 
     Raises:
-        UserError: they do not fit.
+        UserError: if they do not fit.
     """
     children = {child for child, _ in body.named_children()}
     own = {}
     for key, value in weights.items():
-        # Torchvision's MobileNet keeps its stages in `features`, of which a detector's body is made.
+        # Torchvision's MobileNet keeps its stages in `features`, which a detector's body is made of.
         key = key.removeprefix("features.")
         first, _, rest = key.partition(".")
         second, _, tail = rest.partition(".")
         if first in ("fc", "head", "classifier"):
             continue
-        # timm renames a.b to a_b where it takes a network apart.
+        # timm renames a.b to a_b when it splits a network.
         own[f"{first}_{second}.{tail}" if f"{first}_{second}" in children else key] = value
     expected = body.state_dict()
-    # Frozen norms have no such counter and published ones from before 2018 neither.
+    # Frozen norms have no such counter, nor do weights published before 2018.
     counters = {key for key in (*expected, *own) if key.endswith("num_batches_tracked")}
     faults = [f"{key} is missing" for key in expected if key not in own and key not in counters]
     faults += [f"{key} is unexpected" for key in own if key not in expected and key not in counters]

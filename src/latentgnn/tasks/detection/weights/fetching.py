@@ -1,4 +1,4 @@
-"""Published weights: out of the cache, or downloaded, and without a network an error within seconds."""
+"""Published weights from the cache or by download; without a network, an error within seconds."""
 
 import socket
 from collections.abc import Iterator, Mapping
@@ -21,19 +21,20 @@ _CONNECT_SECONDS = 5.0
 
 
 def torchvision_state(weights: WeightsEnum, what: str, *, setting: str, otherwise: str) -> Mapping[str, Tensor]:
-    """The state dict of weights that torchvision has published.
+    """Return the state dict of weights that torchvision has published.
 
-    Torchvision's own loader knows no mode without a network and waits for one as long as the system does. So the cache
-    is looked at first, and then whether the server answers. ``HF_HUB_OFFLINE``, which timm's weights obey, counts too.
+    Torchvision's own loader has no offline mode and waits for a network as long as the system does. So this first looks
+    at the cache, and then checks whether the server answers. ``HF_HUB_OFFLINE``, which timm's weights obey, is
+    respected too.
 
     Args:
-        weights: which.
+        weights: the weights.
         what: their name, for the error.
-        setting: the setting's name, for the error.
-        otherwise: for the error, what the user can do.
+        setting: name of the setting, for the error.
+        otherwise: what the user can do instead, for the error.
 
     Raises:
-        UserError: the weights are not in the cache, and cannot be had.
+        UserError: if the weights are not in the cache and cannot be downloaded.
     """
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(weights.url).path).name
     if not cached.is_file():
@@ -45,26 +46,26 @@ def torchvision_state(weights: WeightsEnum, what: str, *, setting: str, otherwis
     with _impatient():
         try:
             state: Mapping[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-        except Exception as error:  # of the client, the file system, or the reader: they have no base class in common
+        except Exception as error:  # from client, file system or reader, which have no common base class
             raise _failure(setting, what, f"{type(error).__name__}: {error}", otherwise) from error
     return state
 
 
 @contextmanager
 def timm_weights(what: str, *, setting: str, otherwise: str) -> Iterator[None]:
-    """Around timm's fetching of weights: what its many clients raise is one error, and soon.
+    """Wrap timm's download of weights: turn the errors of its clients into one error, and fail quickly.
 
     Raises:
-        UserError: as `torchvision_state`.
+        UserError: as in `torchvision_state`.
     """
     offline = huggingface_hub.constants.HF_HUB_OFFLINE
     try:
         if not offline and not _reachable(huggingface_hub.constants.ENDPOINT):
-            # Offline, the hub's client takes what it has in its cache and does not try again and again.
+            # Offline, the hub's client uses its cache and does not retry.
             huggingface_hub.constants.HF_HUB_OFFLINE = True
         with _impatient():
             yield
-    except Exception as error:  # each client has errors of its own, and no base class in common
+    except Exception as error:  # each client has its own errors, without a common base class
         raise _failure(setting, what, f"{type(error).__name__}: {error}", otherwise) from error
     finally:
         huggingface_hub.constants.HF_HUB_OFFLINE = offline
@@ -86,7 +87,7 @@ def _impatient() -> Iterator[None]:
 
 
 def _reachable(url: str) -> bool:
-    """Whether a server answers in time. The system's look-up of its name knows no limit, so another thread waits."""
+    """Whether a server answers in time. Name resolution has no timeout, so another thread waits for it."""
     answers: list[bool] = []
 
     def ask() -> None:

@@ -10,25 +10,25 @@ from torch import Tensor
 
 from latentgnn.errors import UserError, system_error
 
-_WRAPPERS = ("module.", "model.")  # what DistributedDataParallel and Lightning put before every name
+_WRAPPERS = ("module.", "model.")  # prefixes that DistributedDataParallel and Lightning add to every name
 
-_KEYS = ("state_dict", "model")  # under which others save a state dict
+_KEYS = ("state_dict", "model")  # keys under which other programs save a state dict
 
 
 def read_file(path: Path, setting: str) -> Any:
-    """What a safetensors file holds, or one that ``torch.load(weights_only=True)`` reads.
+    """Read a safetensors file, or one that ``torch.load(weights_only=True)`` accepts.
 
     Raises:
-        UserError: it is neither.
+        UserError: if it is neither.
     """
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         with warnings.catch_warnings():
-            # PyTorch warns of kinds of tensors that are refused below.
+            # PyTorch warns about some kinds of tensors, which are refused below.
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the readers raise on bytes that are no such file
+    except Exception as error:  # whatever the readers raise for other content
         if system_error(error) is not None:
             raise
         raise UserError(
@@ -38,10 +38,10 @@ def read_file(path: Path, setting: str) -> Any:
 
 
 def state_of(content: Any, path: Path, setting: str) -> dict[str, Tensor]:
-    """The state dict in what `read_file` gave, under the names that its network knows.
+    """Return the state dict in the result of `read_file`, with the network's own names.
 
     Raises:
-        UserError: there is none.
+        UserError: if there is none.
     """
     if isinstance(content, dict):
         content = next((content[key] for key in _KEYS if isinstance(content.get(key), dict)), content)
@@ -64,7 +64,7 @@ def _is_state(content: Any) -> bool:
 
 
 def _held(content: Any) -> str:
-    """What there is in place of a state dict, and what to do."""
+    """Describe what the file has instead of a state dict, and what to do."""
     if not isinstance(content, dict):
         return f"it holds a {type(content).__name__}; save the network's state_dict() with torch.save"
     if not content:

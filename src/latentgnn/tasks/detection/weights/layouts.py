@@ -1,8 +1,8 @@
-"""Whole detectors' state dicts under the names and in the order of rows that torchvision's have today.
+"""Converts state dicts of whole detectors to torchvision's current names and row order.
 
-Known are torchvision's earlier names, and the Mask R-CNN and Faster R-CNN with a ResNet and a feature pyramid of
-maskrcnn-benchmark, of its fork that was published with LatentGNN, and of detectron2. The last three take their images
-as BGR in 0..255; their first convolution is turned so that it takes RGB as it is normalised here.
+Supported are torchvision's earlier names, and the Mask R-CNN and Faster R-CNN with ResNet and feature pyramid of
+maskrcnn-benchmark, of its fork that was published with LatentGNN, and of detectron2. The last three take images as BGR
+in 0..255; their first convolution is converted to take RGB, normalised as here.
 """
 
 import re
@@ -25,16 +25,16 @@ _SINCE_PADDING_OF_NAMES = [
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Weights of a whole detector in today's layout.
+    """Weights of a whole detector in the current layout.
 
     Args:
-        name: of the layout that they came in.
+        name: name of the original layout.
         state: the state dict.
-        renamed: how many of its tensors had other names.
-        blocks: published LatentGNN blocks by stage, ``C3`` to ``C5``, each under the published names.
-        categories: names of the rows of the last layers, the background first, guessed from their number; ``None``
-            where unknown.
-        settings: of `ModelConfig`, what the weights were trained with, as far as the layout tells it.
+        renamed: number of tensors that had other names.
+        blocks: published LatentGNN blocks by stage, ``C3`` to ``C5``, each with the published names.
+        categories: names of the rows of the last layers, background first, guessed from their number; ``None`` if
+            unknown.
+        settings: fields of `ModelConfig` that the weights were trained with, as far as the layout implies them.
     """
 
     name: str
@@ -46,11 +46,11 @@ class Layout:
 
 
 def recognised(state: Mapping[str, Tensor], *, image_std: Sequence[float]) -> Layout | None:
-    """A state dict in today's layout, or ``None`` where it is no detector's.
+    """Convert a state dict to the current layout; return ``None`` if it is not a detector's.
 
     Args:
-        state: with torchvision's, maskrcnn-benchmark's or detectron2's names.
-        image_std: that the detector will divide its images by, in RGB.
+        state: state dict with the names of torchvision, maskrcnn-benchmark or detectron2.
+        image_std: standard deviations, in RGB, by which the detector will divide its images.
     """
     if any(name.startswith("backbone.bottom_up.") for name in state):
         return _detectron2(state, image_std)
@@ -67,7 +67,7 @@ def _torchvision(state: Mapping[str, Tensor]) -> Layout:
         (r"^roi_heads\.mask_head\.mask_fcn(\d+)\.", lambda match: f"roi_heads.mask_head.{int(match[1]) - 1}.0."),
         (
             r"^(head\.\w+_head\.conv)\.(\d+)\.(weight|bias)$",
-            # A convolution and its ReLU were two modules in a row, and became one.
+            # A convolution and its ReLU were two consecutive modules, and are now one.
             lambda match: f"{match[1]}.{int(match[2]) // 2}.0.{match[3]}",
         ),
     ]
@@ -80,7 +80,7 @@ def _benchmark(state: Mapping[str, Tensor], image_std: Sequence[float]) -> Layou
     rest: dict[str, Tensor] = {}
     for name, value in state.items():
         if match := _BLOCK.fullmatch(name):
-            # The fork counts stages as ResNet's layers, of which the first is C2.
+            # The fork numbers stages like ResNet's layers, of which the first is C2.
             blocks.setdefault(f"C{int(match[1]) + 1}", {})[match[2]] = value
         elif ".anchor_generator." not in name:
             rest[name] = value
@@ -102,7 +102,7 @@ def _benchmark(state: Mapping[str, Tensor], image_std: Sequence[float]) -> Layou
         renamed=len(new.keys() - state.keys()),
         blocks=blocks,
         categories=_coco(new),
-        # Its frozen norms add nothing to the variance, and its ResNets are Caffe's.
+        # Its frozen norms add no epsilon to the variance, and its ResNets are Caffe's.
         settings={"norm_eps": 0.0, "stride_in_1x1": True, "image_mean": _rgb((102.9801, 115.9465, 122.7717))},
     )
 
@@ -133,7 +133,7 @@ def _detectron2(state: Mapping[str, Tensor], image_std: Sequence[float]) -> Layo
     for name, value in new.items():
         if not value.ndim:
             continue
-        # The background is the last row there, and boxes and masks have none for it.
+        # There, the background is the last row, and box and mask layers have no row for it.
         layer = name.rpartition(".")[0]
         if layer == _CLASS:
             new[name] = value.roll(1, 0)
@@ -146,7 +146,7 @@ def _detectron2(state: Mapping[str, Tensor], image_std: Sequence[float]) -> Layo
         state=new,
         renamed=len(new.keys() - state.keys()),
         categories=_coco(new),
-        # Of its ResNet-50 and -101, which are Caffe's. Its ResNeXt strides in the second convolution.
+        # For its ResNet-50 and -101, which are Caffe's. Its ResNeXt has the stride in the second convolution.
         settings={
             "stride_in_1x1": True,
             "image_mean": _rgb((103.53, 116.28, 123.675) if mean is None else mean.flatten().tolist()),
@@ -159,7 +159,7 @@ def _mask_layer(match: re.Match[str]) -> str:
 
 
 def _renamed(state: Mapping[str, Tensor], renames: Sequence[tuple[str, Any]]) -> dict[str, Tensor]:
-    """All names after each pattern in turn is replaced in them."""
+    """Apply each pattern and its replacement in turn to all names."""
     new = {}
     for name, value in state.items():
         for pattern, replacement in renames:
@@ -173,7 +173,7 @@ def _rgb(bgr: Sequence[float]) -> tuple[float, ...]:
 
 
 def _take_rgb(state: dict[str, Tensor], image_std: Sequence[float], std: Sequence[float] | None = None) -> None:
-    """Make the first convolution take RGB in 0..1 divided by ``image_std`` in place of BGR in 0..255 divided by std."""
+    """Convert the first convolution from BGR in 0..255, divided by std, to RGB in 0..1, divided by ``image_std``."""
     name = "backbone.body.conv1.weight"
     if name in state and state[name].ndim == 4 and state[name].shape[1] == 3:
         there = torch.tensor(std if std is not None and len(std) == 3 else (1.0, 1.0, 1.0)).flip(0)
@@ -182,7 +182,7 @@ def _take_rgb(state: dict[str, Tensor], image_std: Sequence[float], std: Sequenc
 
 
 def _coco(state: Mapping[str, Tensor]) -> list[str] | None:
-    """COCO's names for as many rows as detectors on COCO have: 91, its ids, or 81, its 80 categories."""
+    """COCO's names for the numbers of rows of detectors trained on COCO: 91 ids, or 81 for its 80 categories."""
     names = list(MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"])
     used = [name for name in names if name != "N/A"]
     rows = number_of_rows(state)
@@ -190,7 +190,7 @@ def _coco(state: Mapping[str, Tensor]) -> list[str] | None:
 
 
 def number_of_rows(state: Mapping[str, Tensor]) -> int | None:
-    """Categories of a detector's last layers, the background counted; ``None`` where it has none."""
+    """Return the number of rows of a detector's last layers, including the background; ``None`` if it has none."""
     names = (f"{_CLASS}.bias", "head.classification_head.cls_logits.bias", "head.regression_head.bbox_reg.bias")
     classes, logits, boxes = (
         value.shape[0] if (value := state.get(name)) is not None and value.ndim == 1 else 0 for name in names

@@ -12,7 +12,7 @@ from latentgnn.tasks.detection.config import ModelConfig
 _MOBILENET = {"detector": "faster_rcnn", "backbone": "mobilenet_v3_large", "rpn_score_threshold": 0.05}
 _RETINANET = {"detector": "retinanet", "detections_per_image": 300}
 
-# What differs from `ModelConfig`'s defaults, which are those of torchvision's first Mask R-CNN.
+# Differences to `ModelConfig`'s defaults, which are those of torchvision's first Mask R-CNN.
 _SETTINGS: dict[str, dict[str, Any]] = {
     "maskrcnn_resnet50_fpn": {"detector": "mask_rcnn", "norm_eps": 0.0},
     "maskrcnn_resnet50_fpn_v2": {"detector": "mask_rcnn", "heads": "v2", "norm": "batch_norm"},
@@ -50,17 +50,17 @@ class PublishedDetector:
 
     @property
     def categories(self) -> list[str]:
-        """The names of the rows of its last layers, the background first; ids that COCO does not use are ``N/A``."""
+        """The names of the rows of its last layers, background first; ids that COCO does not use are ``N/A``."""
         return list(self.weights.meta["categories"])
 
 
 def published_detector(name: str) -> PublishedDetector | None:
-    """A detector by the name of its weights, ``FasterRCNN_ResNet50_FPN_Weights.COCO_V1``, or of its builder."""
+    """Return a detector by the name of its weights, ``FasterRCNN_ResNet50_FPN_Weights.COCO_V1``, or of its builder."""
     return _published().get(name)
 
 
 def unknown(name: str) -> UserError:
-    """The error for what is neither a file nor the name of a trained detector."""
+    """Return the error for a name that is neither a file nor a trained detector."""
     known = _published()
     full = [other for other in known if other.endswith("COCO_V1")]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or full

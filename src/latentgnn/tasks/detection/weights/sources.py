@@ -1,4 +1,4 @@
-"""What ``model.weights`` names: one of torchvision's trained detectors, a run, a checkpoint, or a file."""
+"""Resolves ``model.weights``: one of torchvision's trained detectors, a run, a checkpoint, or a file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -16,7 +16,7 @@ from latentgnn.tasks.detection.weights.layouts import Layout, recognised
 from latentgnn.tasks.detection.weights.published import PublishedDetector, published_detector, unknown
 from latentgnn.tasks.starting import SETTING, own_weights
 
-# What weights of any shape depend on: with another value they fit, and the detector computes something else.
+# Settings that do not change the weights' shapes: with another value the weights fit, but the result is wrong.
 _SILENT = (
     *("norm_eps", "stride_in_1x1", "image_mean", "image_std", "anchor_sizes", "anchor_ratios"),
     *(setting.name for setting in fields(ModelConfig) if f"model.{setting.name}" in SETTINGS.free_when_trained),
@@ -25,14 +25,14 @@ _SILENT = (
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Trained weights of a detector, under the names that detectors have here.
+    """Trained weights of a detector, with the names used here.
 
     Args:
-        name: for a person.
+        name: name for messages.
         state: the state dict.
-        categories: names of the rows of the last layers, the background first; ``None`` where unknown.
+        categories: names of the rows of the last layers, background first; ``None`` if unknown.
         blocks: see `latentgnn.tasks.detection.weights.layouts.Layout`.
-        notes: lines to tell.
+        notes: lines to print.
     """
 
     name: str
@@ -43,10 +43,10 @@ class Source:
 
 
 def find_source(config: ModelConfig) -> Source:
-    """Read, or download, what ``config.weights`` names.
+    """Read or download the weights that ``config.weights`` names.
 
     Raises:
-        UserError: there is nothing of this name, it cannot be had, or it is something else.
+        UserError: if there is nothing of this name, it cannot be downloaded, or it is something else.
     """
     name = str(config.weights)
     path = Path(name).expanduser()
@@ -82,7 +82,7 @@ def _published(detector: PublishedDetector, config: ModelConfig) -> Source:
 def _refuse_other_detector(detector: PublishedDetector, config: ModelConfig) -> None:
     theirs = detector.config
     wrong = [name for name in ("backbone", "heads") if getattr(theirs, name) != getattr(config, name)]
-    # A Faster R-CNN is a Mask R-CNN without its masks, but a RetinaNet is another thing.
+    # Faster R-CNN is Mask R-CNN without masks, but RetinaNet is different.
     if "retinanet" in (theirs.detector, config.detector) and theirs.detector != config.detector:
         wrong.insert(0, "detector")
     if wrong:
@@ -93,7 +93,7 @@ def _refuse_other_detector(detector: PublishedDetector, config: ModelConfig) -> 
 
 
 def _own(path: Path, config: ModelConfig) -> Source:
-    """The weights of a run or a checkpoint of ours."""
+    """The weights of one of our runs or checkpoints."""
     checkpoint, there = own_weights(path, "detection", DetectionConfig, "a detector")
     categories = there.data.categories
     return Source(
@@ -141,8 +141,8 @@ def _guessed(layout: Layout) -> tuple[str, ...]:
 
 
 def _differences(trained_with: Mapping[str, Any], config: ModelConfig, who: str) -> tuple[str, ...]:
-    """A line on the settings without which the detector computes something else."""
-    # A RetinaNet makes no proposals.
+    """A line about settings that differ and without which the detector computes something else."""
+    # RetinaNet has no proposals.
     proposals = "retinanet" not in (trained_with.get("detector"), config.detector)
     other = [
         f"model.{name} {_shown(trained_with[name])} (here {_shown(getattr(config, name))})"

@@ -1,4 +1,4 @@
-"""A detector starts from trained weights: what fits is taken over, the rest starts anew, and a few lines say which."""
+"""Initialises a detector from trained weights: loads what fits, keeps the fresh rest, and reports both."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from latentgnn.tasks.starting import SETTING, Start, taken_parameters
 from latentgnn.tasks.weights import Fit, Rows, fit_lines, fit_weights
 from latentgnn.training.optimization import blocks_of
 
-# Taken over whole or not at all: parts of them compute nothing that was learnt.
+# Loaded whole or not at all, as parts of them are useless.
 _PARTS = (
     "backbone.fpn",
     "rpn.head.conv",
@@ -34,28 +34,28 @@ _PARTS = (
 _BODY, _COUNTER = "backbone.body.", "num_batches_tracked"
 _STATISTICS = ("running_mean", "running_var")
 _IN_BLOCK = f".{CHILD}."
-_UNUSED = "N/A"  # torchvision's name for COCO's ids without a category
+_UNUSED = "N/A"  # torchvision's name for COCO ids without a category
 
 
 def start_from(model: nn.Module, config: ModelConfig, categories: Sequence[tuple[int, str]]) -> Start:
     """Load ``config.weights`` into a freshly built detector.
 
-    The last layers take over the rows of categories of the same name. Where no name is the same they start anew; where
-    the weights do not say what their rows are, they are taken in their order if there are as many.
+    The last layers load the rows of categories with the same name. If no name is the same, they keep their fresh
+    weights. If the names of the weights' rows are unknown, rows are taken in order if their number is the same.
 
     Args:
         model: from `latentgnn.tasks.detection.model.build_detector`.
         config: its settings.
-        categories: id and name of each category, in the order of the labels from 1 on.
+        categories: id and name of each category, in the order of the labels, which start at 1.
 
     Raises:
-        UserError: the weights cannot be had, or their backbone is another.
+        UserError: if the weights cannot be loaded, or are for another backbone.
     """
     source = find_source(config)
     fresh = model.state_dict()
     weights = dict(source.state)
     for name in [name for name in {**weights, **fresh} if name.endswith(_COUNTER)]:
-        # Nothing is learnt in these: they may be missing, left over, or halved with all else.
+        # Nothing is learnt in these buffers, so they may be missing, superfluous, or in half precision like the rest.
         if name not in fresh:
             del weights[name]
         elif name in weights:
@@ -81,14 +81,14 @@ def start_from(model: nn.Module, config: ModelConfig, categories: Sequence[tuple
 
 
 def body_parameters(model: nn.Module) -> frozenset[str]:
-    """The parameters that ``model.weights_backbone`` loads: those of the backbone's network without its blocks."""
+    """Return the parameters that ``model.weights_backbone`` loads: those of the backbone without its blocks."""
     in_blocks = tuple(f"{name}." for name in blocks_of(model))
     names = (name for name, _ in model.named_parameters() if name.startswith(_BODY))
     return frozenset(name for name in names if not name.startswith(in_blocks))
 
 
 def _pairs(there: list[str] | None, here: list[str], rows: int | None) -> tuple[list[tuple[int, int]], tuple[str, ...]]:
-    """Which row of the last layers is which in the weights, and a line that tells it."""
+    """Match rows of the last layers with rows of the weights; also return lines that describe it."""
     if there is None:
         if rows == len(here):
             line = f"categories: the weights name none; their {rows - 1} are taken in their order"
@@ -135,13 +135,13 @@ def _rows(
                 for row, source in pairs
             ]
     each = {name: fresh[name].shape[0] // here for name in found if name in fresh}
-    # Of another number of anchors, or of another number of rows than there are categories, no row means the same.
+    # If the number of anchors or of rows differs, rows do not correspond.
     same = {name for name in each if name in weights and list(weights[name].shape[:1]) == [each[name] * there]}
     return {name: Rows(pairs=places if name in same else []) for name, places in found.items()}
 
 
 def _published_blocks(blocks: Mapping[str, LatentGNN], source: Source) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Published blocks under our names, for the model's blocks at the same stages, and what did not fit."""
+    """Published blocks with our names, for the model's blocks at the same stages, and notes on what did not fit."""
     state: dict[str, Tensor] = {}
     faults = []
     places = {f"C{index + 1}": f"{_BODY}layer{index}.latentgnn" for index in range(1, 5)}
@@ -161,7 +161,7 @@ def _published_blocks(blocks: Mapping[str, LatentGNN], source: Source) -> tuple[
 
 
 def _refuse_other_body(fit: Fit, source: Source, config: ModelConfig, blocks: Mapping[str, LatentGNN]) -> None:
-    """With another network in the backbone, what was trained would compute something else."""
+    """Refuse weights of another backbone, as the other trained layers would compute something else with it."""
     in_blocks = tuple(f"{name}." for name in blocks)
     wrong = [
         name
