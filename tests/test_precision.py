@@ -9,6 +9,7 @@ from sweep import make_layer, relative_error
 from torch import Tensor, nn
 
 from latentgnn import LatentGNN, PackedLatentGNN, reference
+from latentgnn.functional import scatter
 
 # Half a unit in the last place of every product and sum adds up over the layer's six products.
 TOLERANCE = {torch.bfloat16: 4e-2, torch.float16: 6e-3}
@@ -162,3 +163,12 @@ def test_gradients_called_for_inside_autocast_are_those_of_the_forward_pass() ->
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = torch.autograd.grad(loss, [x, *layer.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+def test_gradients_of_scatter_over_many_nodes_stay_in_range() -> None:
+    """Sums over more than 65,504 nodes, the largest number in float16."""
+    latent = torch.ones(1, 2, 3, requires_grad=True)
+    assign = torch.ones(1, 70_000, 2, dtype=torch.float16)
+    scatter(latent, assign).backward(torch.ones(1, 70_000, 3, dtype=torch.float16))
+    assert latent.grad is not None
+    torch.testing.assert_close(latent.grad, torch.full((1, 2, 3), 70_000.0), rtol=1e-3, atol=0)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from latentgnn import launches
-from latentgnn.modes import is_eager_on_gpu, is_exporting
+from latentgnn.modes import is_eager, is_eager_on_gpu, is_exporting
 from latentgnn.numerics import inverse_length, l2, length, product, reciprocal, to_dtype, wide
 
 NodeScale = Literal["published", "mean"]
@@ -48,11 +48,15 @@ def gather(value_BNR: Tensor, assign_BND: Tensor, scale_BD1: Tensor | None = Non
 
 
 def _is_long_sum(assign_BND: Tensor, columns: int) -> bool:
-    """Whether to sum over nodes by `launches`: on a GPU, if cutting the sum is faster or float16 could overflow."""
-    if not is_eager_on_gpu(assign_BND) or assign_BND.dim() != 3 or assign_BND.dtype == torch.bfloat16:
+    """Whether a sum over nodes may leave float16's range in one of the passes, or is faster in parts, on a GPU."""
+    if assign_BND.dim() != 3:
+        return False
+    if assign_BND.dtype == torch.float16:
+        return is_eager(assign_BND)
+    if assign_BND.dtype == torch.bfloat16 or not is_eager_on_gpu(assign_BND):
         return False
     samples, nodes, latents = assign_BND.shape
-    return assign_BND.dtype == torch.float16 or launches.parts_of_sum(samples, latents, columns, nodes) > 1
+    return launches.parts_of_sum(samples, latents, columns, nodes) > 1
 
 
 def node_weight(assign_BND: Tensor, *, node_scale: NodeScale) -> Tensor:

@@ -48,11 +48,16 @@ def is_seen() -> bool:
     return is_traced() or torch._C._is_tracing() or is_in_torch_dispatch_mode()
 
 
-def is_eager_on_gpu(x: Tensor) -> bool:
-    """Whether a tensor is on a GPU and its operations run eagerly, with no compiler, export, transform or subclass."""
-    if not is_on_gpu(x) or torch.compiler.is_compiling():
+def is_eager(x: Tensor) -> bool:
+    """Whether a tensor's operations run eagerly, with no compiler, export, transform or subclass."""
+    if torch.compiler.is_compiling():
         return False
     return not (is_exporting() or is_transformed() or is_traceable_wrapper_subclass(cast(object, x)))
+
+
+def is_eager_on_gpu(x: Tensor) -> bool:
+    """Whether a tensor is on a GPU and its operations run eagerly."""
+    return is_on_gpu(x) and is_eager(x)
 
 
 def is_known(condition: bool) -> bool:

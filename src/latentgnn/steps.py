@@ -54,9 +54,8 @@ class Steps(NamedTuple):
 
 # Copying a matrix of up to this many elements costs no more than the call that it saves.
 SMALL_MATRIX = 1 << 16
-# On a CPU, multiply-adds below which a batched product is faster than a convolution; and, where nothing is recorded,
-# than a product by oneDNN of a single sample. Measured: docs/results.md.
-_SMALL_PRODUCT, _SMALL_SINGLE = 1 << 23, 1 << 22
+# On a CPU, a batched product is faster than a convolution below this many multiply-adds (docs/results.md).
+_SMALL_PRODUCT = 1 << 23
 # From this many elements on, it pays to check whether a tensor's memory can be reused.
 _MUCH_MEMORY = 1 << 16
 # Channels last: from this many rows and multiply-adds on, a convolution is faster than a matrix product.
@@ -103,7 +102,7 @@ def apply_whole(x_BNC: Tensor, weight_OC: Tensor, shift_O: Tensor | None = None)
     if onednn and not _records(x_BNC, weight_OC, shift_O):
         if x_BNC.is_contiguous():
             return outer(x_BNC.flatten(0, 1), weight_OC, shift_O).view(*x_BNC.shape[:2], -1)
-        if x_BNC.stride(-1) != 1 and len(x_BNC) == 1 and weight_OC.shape[0] * x_BNC.numel() >= _SMALL_SINGLE:
+        if x_BNC.stride(-1) != 1 and len(x_BNC) == 1:
             y_ON = outer(weight_OC, x_BNC[0])
             return (y_ON if shift_O is None else y_ON.add_(shift_O.unsqueeze(1))).mT.unsqueeze(0)
     if x_BNC.stride(-1) == 1:
