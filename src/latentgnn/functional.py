@@ -14,7 +14,7 @@ from torch import Tensor
 
 from latentgnn import launches
 from latentgnn.modes import is_eager, is_eager_on_gpu, is_exporting
-from latentgnn.numerics import inverse_length, l2, length, product, reciprocal, to_dtype, wide
+from latentgnn.numerics import inverse_length, l2, length, product, reciprocal, sum_in_range, to_dtype, wide
 
 NodeScale = Literal["published", "mean"]
 
@@ -39,9 +39,7 @@ def gather(value_BNR: Tensor, assign_BND: Tensor, scale_BD1: Tensor | None = Non
     if value_BNR.dtype == assign_BND.dtype and _is_long_sum(assign_BND, value_BNR.shape[-1]):
         sums_BDR = launches.sum_over_nodes(value_BNR, assign_BND)
     elif assign_BND.dtype == torch.float16:
-        # The sum over many nodes would overflow before it is divided; the factor 1 / sqrt(N) keeps it in range.
-        nodes = max(assign_BND.shape[-2], 1)
-        sums_BDR = product(assign_BND.mT, value_BNR * nodes**-0.5).float() * nodes**0.5
+        sums_BDR = sum_in_range(assign_BND, value_BNR)
     else:
         sums_BDR = product(assign_BND.mT, value_BNR)
     return to_dtype(sums_BDR, wide(value_BNR.dtype)) if scale_BD1 is None else sums_BDR * scale_BD1

@@ -1,6 +1,7 @@
 """Types, lengths and products that every path computes in the same way."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -77,3 +78,25 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     """left right: a matrix product of each graph, (..., P, K) with (..., K, Q)."""
     # A call of `matmul` takes twice as long as one of `bmm`.
     return torch.bmm(left, right) if left.dim() == 3 else torch.matmul(left, right)
+
+
+def sum_in_range(left: Tensor, right: Tensor) -> Tensor:
+    """left^T right of float16 tensors, a sum over nodes, in float32.
+
+    The sum over many nodes could overflow float16; the factor 1 / sqrt(nodes) keeps it in range.
+
+    Args:
+        left: (..., N, P).
+        right: (..., N, Q).
+    """
+    root = max(left.shape[-2], 1) ** 0.5
+    return product(left.mT, right * (1 / root)).float() * root
+
+
+def row_bound(matrices: Sequence[Tensor]) -> Tensor:
+    """The length of the longest row of several matrices, at least 1.
+
+    If they are divided by it, sums over channels do not overflow float16.
+    """
+    lengths = [torch.linalg.vector_norm(matrix.detach().float(), dim=1).amax() for matrix in matrices]
+    return torch.stack(lengths).amax().clamp_min(1)

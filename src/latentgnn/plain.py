@@ -20,7 +20,7 @@ from latentgnn.functional import NodeScale, gather, inverse_node_weight, mix, no
 from latentgnn.modes import is_exporting, is_traced
 from latentgnn.normalizing import count_batch
 from latentgnn.norms import is_repeatable
-from latentgnn.numerics import EPS, to_dtype, wide
+from latentgnn.numerics import EPS, row_bound, to_dtype, wide
 from latentgnn.projections import Arrangement
 from latentgnn.ranks import added
 from latentgnn.samples import Nodes, outside_unchanged
@@ -155,13 +155,11 @@ def values_of(
         return [value for step in reduces for value in values_of(config, [step], x_BNC, nodes, compute)]
     groups = config.num_groups
     weight_RC = cat([step.weight for step in reduces])
-    scale = None
     if compute == torch.float16:
-        # With rows longer than 1, a sum over channels could overflow float16.
-        scale = torch.linalg.vector_norm(weight_RC.detach().float(), dim=1).amax().clamp_min(1)
-        weight_RC = (weight_RC / scale).to(compute)
-    raw = apply(to_dtype(x_BNC, compute), weight_RC)
-    raw = raw if scale is None else raw.float() * scale
+        bound = row_bound([weight_RC])
+        raw = apply(to_dtype(x_BNC, compute), (weight_RC / bound).to(compute)).float() * bound
+    else:
+        raw = apply(to_dtype(x_BNC, compute), weight_RC)
     return [
         to_dtype(to_unit_length_(_grouped(normalized(step, value, nodes), groups)), compute)
         for step, value in zip(reduces, raw.chunk(len(reduces), -1), strict=True)

@@ -25,7 +25,7 @@ from latentgnn.core.plan import Plan
 from latentgnn.core.products import contract, project_all, sum_of_nodes
 from latentgnn.core.records import Gradients, Record, add_pair
 from latentgnn.core.scaling import scaled_
-from latentgnn.numerics import inverse_length, to_dtype, wide
+from latentgnn.numerics import inverse_length, row_bound, to_dtype, wide
 
 
 def values(
@@ -36,9 +36,8 @@ def values(
     if u_sTR is None:
         weights: Sequence[Tensor] = matrices.reduces
         if plan.compute == torch.float16:
-            # With rows longer than 1, a sum over channels could overflow float16; unit length removes the factor again.
-            lengths = [torch.linalg.vector_norm(weight_RC, dim=1).amax() for weight_RC in weights]
-            down = torch.stack(lengths).amax().clamp_min(1).reciprocal()
+            # Unit length removes the factor again.
+            down = row_bound(weights).reciprocal()
             weights = [weight_RC * down for weight_RC in weights]
             shift_R = None if shift_R is None else shift_R * down
         weights = [to_dtype(weight_RC, plan.compute) for weight_RC in weights]

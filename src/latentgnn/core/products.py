@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latentgnn.core.layouts import columns, from_columns, lie_together, nodes_innermost, sample_parts
 from latentgnn.core.routines import outer, takes_onednn
-from latentgnn.numerics import to_dtype, wide
+from latentgnn.numerics import sum_in_range, to_dtype, wide
 
 
 def _by_samples(x_sTC: Tensor) -> bool:
@@ -81,9 +81,7 @@ def project_each(x_ETK: Tensor, matrix_EOK: Tensor) -> Tensor:
 def contract(left_ETF: Tensor, right_ETK: Tensor) -> Tensor:
     """left^T right, the sum over the nodes of each graph, (E, F, K), in the wide dtype."""
     if left_ETF.dtype == torch.float16:
-        # A sum over many nodes could overflow float16; the factor 1 / sqrt(T) keeps it in range.
-        root = max(left_ETF.shape[1], 1) ** 0.5
-        return torch.bmm(left_ETF.mT, right_ETK * (1 / root)).float() * root
+        return sum_in_range(left_ETF, right_ETK)
     if left_ETF.shape[0] == 1:
         return contract_all(left_ETF, right_ETK).unsqueeze(0)
     return to_dtype(torch.bmm(left_ETF.mT, right_ETK), wide(left_ETF.dtype))

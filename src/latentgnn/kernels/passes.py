@@ -23,7 +23,7 @@ from latentgnn.kernels.rows import Rows
 from latentgnn.kernels.scatter import scatter, scatter_backward
 from latentgnn.kernels.way import Way
 from latentgnn.kernels.weights import Projected
-from latentgnn.numerics import to_dtype
+from latentgnn.numerics import row_bound, to_dtype
 from latentgnn.projections import NormedMatrix, split_parts
 
 
@@ -68,7 +68,7 @@ class _Layer:
             rows=Rows.of(x_BNC, mask_BN, offsets),
             x_BNC=masked(to_dtype(x_BNC, plan.compute), mask_BN),
             reduce=torch.cat([part.matrix for part in projected[:2]]),
-            up=_up([part.matrix for part in normed[:2]]) if plan.compute == torch.float16 else None,
+            up=row_bound([part.matrix for part in normed[:2]]).unsqueeze(0) if plan.compute == torch.float16 else None,
             reduces=projected[:2],
             assigns=projected[2:4],
             conv=projected[4] if plan.graph_conv else None,
@@ -272,9 +272,3 @@ def backward(
 def _in_memory(x_BNC: Tensor) -> Tensor:
     """Resolve PyTorch's lazy negation, which the imaginary part of a conjugate has and the kernels would not see."""
     return x_BNC.resolve_neg()
-
-
-def _up(matrices: Sequence[Tensor | None]) -> Tensor:
-    """The length of the longest row, at least 1; divided by it, sums over channels do not overflow float16."""
-    lengths = [torch.linalg.vector_norm(matrix.float(), dim=1).amax() for matrix in matrices if matrix is not None]
-    return torch.stack(lengths).amax().clamp_min(1).unsqueeze(0)
