@@ -158,8 +158,8 @@ class Unmixed(LatentGNN):
         gathers, scatters = (
             torch.relu(_projected(assign, value.mT)).mT for (_, assign), value in zip(way, values, strict=True)
         )
-        weight = functional.node_weight(gathers, node_scale=self.config.node_scale)
-        latents = functional.gather(values[0], gathers) * numerics.reciprocal(weight)
+        scale = functional.latent_scale(gathers, node_scale=self.config.node_scale)
+        latents = functional.gather(values[0], gathers, scale)
         context = functional.scatter(latents, numerics.l2(scatters, -1))
         return x + self.gamma * _projected(self.expand, context.mT).view_as(x)
 

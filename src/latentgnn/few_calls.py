@@ -20,7 +20,7 @@ from latentgnn.modes import is_eager_on_gpu, is_traced, is_transformed
 from latentgnn.norm_calls import are_single, norm_calls
 from latentgnn.norms import are_alike, joined_affine
 from latentgnn.numerics import l2, to_dtype, wide
-from latentgnn.plain import latent_scale
+from latentgnn.plain import scale_of_sums
 from latentgnn.projections import Arrangement
 from latentgnn.samples import outside_unchanged
 from latentgnn.steps import (
@@ -99,7 +99,7 @@ def _contexts(
         back_BND = to_unit_length_(kernel[-1])
         assign_BND = back_BND if config.symmetric else kernel[0]
         assign_BND = assign_BND if mask_BN1 is None else assign_BND * mask_BN1
-        latent_BDR = gather(value_BNR, assign_BND, latent_scale(config, assign_BND))
+        latent_BDR = gather(value_BNR, assign_BND, scale_of_sums(config, assign_BND))
         contexts.append(scatter(mix(latent_BDR), back_BND))
     if config.graph_conv:
         contexts = [projections.convolved(context) for context in contexts]

@@ -7,6 +7,7 @@ Source: Zhang, Yan, He: "LatentGNN: Learning Efficient Non-local Relations for V
 arXiv 1905.11634, section 3.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from latentgnn import launches
 from latentgnn.modes import is_eager, is_eager_on_gpu, is_exporting
-from latentgnn.numerics import inverse_length, l2, length, product, reciprocal, sum_in_range, to_dtype, wide
+from latentgnn.numerics import EPS, inverse_length, l2, product, reciprocal, sum_in_range, to_dtype, wide
 
 NodeScale = Literal["published", "mean"]
 
@@ -58,17 +59,26 @@ def _is_long_sum(assign_BND: Tensor, columns: int) -> bool:
 
 
 def node_weight(assign_BND: Tensor, *, node_scale: NodeScale) -> Tensor:
-    """The divisor of `gather`'s sums, (B, D, 1): the assignment's length over nodes, or its sum for ``mean``."""
+    """The sum of each latent's squared assignments, or for ``mean`` of its assignments, (B, D, 1), in the wide dtype.
+
+    Like `gather`'s sums, it adds up over any partition of the nodes.
+    """
+    wide_BND = to_dtype(assign_BND, wide(assign_BND.dtype))
+    return (wide_BND if node_scale == "mean" else wide_BND.square()).sum(-2).unsqueeze(-1)
+
+
+def scale_of_weight(weight: Tensor, *, node_scale: NodeScale) -> Tensor:
+    """The factor of `gather`'s sums, from a `node_weight`: 1 / its root, or for ``mean`` 1 / it; 0 where it is 0."""
     if node_scale == "mean":
-        return assign_BND.sum(-2, dtype=wide(assign_BND.dtype)).unsqueeze(-1)
-    return length(assign_BND, -2).mT
+        return reciprocal(weight)
+    return torch.threshold(weight, EPS**2, math.inf).rsqrt()
 
 
-def inverse_node_weight(assign_BND: Tensor, *, node_scale: NodeScale) -> Tensor:
-    """1 / `node_weight`, 0 where that is 0."""
-    if node_scale == "published" and is_eager_on_gpu(assign_BND):
-        return inverse_length(assign_BND, -2).mT
-    return reciprocal(node_weight(assign_BND, node_scale=node_scale))
+def latent_scale(assign_BND: Tensor, *, node_scale: NodeScale) -> Tensor:
+    """`scale_of_weight` of the `node_weight` of assignments, (B, D, 1), in fewer calls."""
+    if node_scale == "mean":
+        return reciprocal(node_weight(assign_BND, node_scale=node_scale))
+    return inverse_length(assign_BND, -2).mT
 
 
 def affinity(latent_BDR: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ Axes: B batch, N nodes, C channels, R reduced channels, G groups, r = R / G, D l
 the scenes of packed points). Tensors over nodes are (B, N, channels) whatever their strides.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -16,11 +15,11 @@ from torch.utils.checkpoint import checkpoint
 
 from latentgnn.config import LatentGNNConfig
 from latentgnn.core.layouts import cat, laid_out_like
-from latentgnn.functional import NodeScale, gather, inverse_node_weight, mix, node_weight, scatter
+from latentgnn.functional import gather, latent_scale, mix, node_weight, scale_of_weight, scatter
 from latentgnn.modes import is_exporting, is_traced
 from latentgnn.normalizing import count_batch
 from latentgnn.norms import is_repeatable
-from latentgnn.numerics import EPS, row_bound, to_dtype, wide
+from latentgnn.numerics import row_bound, to_dtype
 from latentgnn.projections import Arrangement
 from latentgnn.ranks import added
 from latentgnn.samples import Nodes, outside_unchanged
@@ -118,7 +117,10 @@ def gathered(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dty
     for step in steps.assigns[0]:
         assigns = nodes.split(_masked(_assigned(config, step, 0, value, nodes, compute), nodes))
         parts = [
-            (_of_groups(gather(graph, _graphs(assign)), config), _weights(assign, config.node_scale))
+            (
+                _of_groups(gather(graph, _graphs(assign)), config),
+                node_weight(assign.transpose(1, 2), node_scale=config.node_scale).squeeze(-1),
+            )
             for graph, assign in zip(graphs, assigns, strict=True)
         ]
         kernels.append([torch.cat(column) for column in zip(*parts, strict=True)])
@@ -190,16 +192,11 @@ def _masked(assign_BNGD: Tensor, nodes: Nodes) -> Tensor:
     return assign_BNGD if nodes.mask_BN is None else assign_BNGD * nodes.mask_BN[..., None, None]
 
 
-def _weights(assign_BNGD: Tensor, node_scale: NodeScale) -> Tensor:
-    dtype = wide(assign_BNGD.dtype)
-    return assign_BNGD.sum(1, dtype=dtype) if node_scale == "mean" else assign_BNGD.to(dtype).square().sum(1)
-
-
-def latent_scale(config: LatentGNNConfig, assign_BGND: Tensor) -> Tensor | None:
+def scale_of_sums(config: LatentGNNConfig, assign_BGND: Tensor) -> Tensor | None:
     """The factor of a kernel's sums, P's scale over nodes, (B, G, D_k, 1); ``None`` if it is 1."""
     if config.symmetric and config.node_scale == "published":
         return None
-    return inverse_node_weight(assign_BGND, node_scale=config.node_scale)
+    return latent_scale(assign_BGND, node_scale=config.node_scale)
 
 
 def _latents(
@@ -212,7 +209,7 @@ def _latents(
     if nodes.group:
         latents = _latents_of_all(config, latents, assigns, nodes.group)
     else:
-        scales = [latent_scale(config, assign) for assign in assigns]
+        scales = [scale_of_sums(config, assign) for assign in assigns]
         pairs = zip(latents, scales, strict=True)
         latents = [latent if scale is None else latent * scale for latent, scale in pairs]
     return (latents[first : first + len(values)] for first in range(0, len(latents), len(values)))
@@ -224,12 +221,10 @@ def _latents_of_all(
     """Z over the nodes of all processes, from the sums over this process's nodes."""
     if config.symmetric and config.node_scale == "published":
         return added(latents, group)
-    # Lengths do not add up over processes, their squares do.
-    power = 1 if config.node_scale == "mean" else 2
-    weights = [node_weight(assign, node_scale=config.node_scale) ** power for assign in assigns]
+    weights = [node_weight(assign, node_scale=config.node_scale) for assign in assigns]
     totals = added([*latents, *weights], group)
-    inverses = [torch.threshold(each, EPS**power, math.inf) ** (-1 / power) for each in totals[len(latents) :]]
-    return [latent * inverse for latent, inverse in zip(totals, inverses, strict=False)]
+    pairs = zip(totals[: len(latents)], totals[len(latents) :], strict=True)
+    return [latent * scale_of_weight(weight, node_scale=config.node_scale) for latent, weight in pairs]
 
 
 def _context(mixed: Sequence[Tensor], assign_BNGD: Tensor, nodes: Nodes) -> Tensor:

@@ -214,7 +214,7 @@ def _over_nodes(
 
 def _kernel(layer: LatentGNN, value_GRN: Tensor, gather_GDN: Tensor, scatter_GDN: Tensor) -> SeenKernel:
     assign_GND = gather_GDN.mT
-    latent_GDR, scale_GD1 = functional.gather(value_GRN.mT, assign_GND), plain.latent_scale(layer.config, assign_GND)
+    latent_GDR, scale_GD1 = functional.gather(value_GRN.mT, assign_GND), plain.scale_of_sums(layer.config, assign_GND)
     scale_GD1 = latent_GDR.new_ones(*gather_GDN.shape[:2], 1) if scale_GD1 is None else scale_GD1
     latent_GDR = latent_GDR * scale_GD1
     return SeenKernel(
