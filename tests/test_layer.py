@@ -337,3 +337,12 @@ def test_a_mask_needs_a_norm_that_can_leave_nodes_out() -> None:
     layer = make_layer("asymmetric", "instance")
     with pytest.raises(ValueError, match="InstanceNorm1d"):
         layer(make_input(2, 32, 6), torch.ones(2, 6, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("options", [{"num_groups": 2}, {"num_latents": 1}])
+@pytest.mark.parametrize("masked", [False, True])
+def test_outputs_of_rms_norm_keep_the_strides_of_maps(options: dict[str, int], masked: bool) -> None:
+    """Its rows may have a single channel, whose nodes are then innermost too."""
+    layer = LatentGNN(8, **{"num_latents": 8, "reduction": 4, "norm": nn.RMSNorm, **options})
+    x, mask = torch.randn(2, 8, 12, 12), torch.rand(2, 12, 12) > 0.3 if masked else None
+    assert layer(x, mask).stride() == x.stride()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentgnn.by_size import moments_pay
 from latentgnn.core.accumulate import NUMBERS_AT_ONCE, add_projection
-from latentgnn.core.layouts import cat, empty_like_layout, laid_out_like, not_a_view
+from latentgnn.core.layouts import cat, empty_like_layout, laid_out_like, lie_together, nodes_innermost, not_a_view
 from latentgnn.core.moments import Moments, expansion, moments
 from latentgnn.core.nodes import Block
 from latentgnn.core.parameters import Matrices, Vectors
@@ -60,6 +60,9 @@ def expand(
             record.expanded_statistics.append(statistics)
             if plan.holds:
                 record.expanded.append(expanded_sTc)
+            if out_sTC is None and len(y_sTc) > 1 and nodes_innermost(y_sTc) and lie_together(y_sTc):
+                # The samples of an output lie one after the other.
+                out_sTC = empty_like_layout(x_sTC, x_sTC.shape[2])
             if out_sTC is None:
                 assert base_sTC is not None
                 out_sTC = not_a_view(y_sTc.add_(base_sTC))
