@@ -184,9 +184,9 @@ class Arrangement:
             NormedMatrix(cast(Tensor, own_tensor(projection, "weight")), *norm_tensors(norm))
             for projection, norm in zip(self.projections, self.norms, strict=True)
         ]
-        columns: list[list[Any]] = [list(column) for column in zip(*self.parts, strict=True)]
-        self.matrices: list[Tensor] = columns[0]
-        self.norm_columns: list[list[Tensor | None]] = columns[1:]
+        columns: list[Any] = list(zip(*self.parts, strict=True))
+        self.matrices: Sequence[Tensor] = columns[0]
+        self.norm_columns: Sequence[Sequence[Tensor | None]] = columns[1:]
         self.norm_kind: NormKind | None = kind_of(self.norms)
         self.eps = [getattr(norm, "eps", 0.0) for norm in self.norms]
 
