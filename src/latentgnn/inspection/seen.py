@@ -334,8 +334,8 @@ def capture(model: nn.Module) -> Iterator[Seen]:
         ranks = layer.arrangement().ranks
         if ranks is not None and ranks.count > 1:
             raise ValueError(
-                f"the block {name!r} shares its nodes with other processes, and only those of this one could be seen: "
-                "call shard_nodes(model, None), and give it inputs that are whole"
+                f"the block {name!r} shares its nodes with other processes, and only those of this process can be "
+                "recorded: call shard_nodes(model, None); give it whole inputs"
             )
     seen = Seen(list(layers))
     handles = [

@@ -34,14 +34,13 @@ class Start:
     trained: frozenset[str]
 
 
-def own_weights(path: Path, task: str, config_class: type[Config], what: str) -> tuple[Checkpoint, Config]:
+def own_weights(path: Path, task: str, config_class: type[Config]) -> tuple[Checkpoint, Config]:
     """Return the weights of another run of a task, and its configuration.
 
     Args:
         path: its folder, a checkpoint or a saved model.
         task: name of the task.
         config_class: class of its configuration.
-        what: name of the model to start, for the error.
 
     Raises:
         UserError: if there is none, or it is of another task.
@@ -54,7 +53,7 @@ def own_weights(path: Path, task: str, config_class: type[Config], what: str) ->
         raise UserError(f"{SETTING}: {error}") from error
     theirs = task_of(checkpoint.config, checkpoint.path)
     if theirs != task:
-        raise UserError(f"{SETTING}: {checkpoint.path} is of the task {theirs!r}, and this is {what}")
+        raise UserError(f"{SETTING}: {checkpoint.path} is of task {theirs!r}, but this run is of task {task!r}")
     try:
         return checkpoint, parse_config(config_class, checkpoint.config, recorded=True)
     except UserError as error:

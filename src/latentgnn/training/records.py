@@ -136,8 +136,8 @@ class Records:
             return
         if self._monitor not in metrics:
             raise UserError(
-                f"the metric to choose the best checkpoint by, {self._monitor!r}, is none of the task's: "
-                f"{', '.join(metrics)}. The run can be resumed with another `monitor`"
+                f"monitor: the task has no metric {self._monitor!r}; it has {', '.join(metrics)}. "
+                "Resume with another `monitor`"
             )
         best = self._best()
         is_best = best is None or _order(metrics, self._monitor) > _order(best["metrics"], self._monitor)

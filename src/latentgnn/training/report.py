@@ -191,9 +191,7 @@ class Report:
         if best is not None and best is not last:
             shown = {f"step {best['step']:,} (best)": best["metrics"], **shown}
         tables = tuple(self.table(title, metrics) for title, metrics in shown.items())
-        yield Section(
-            title="Figures", text="On the validation set. n/a: nothing there defines the figure.", tables=tables
-        )
+        yield Section(title="Figures", text="On the validation set. n/a: undefined on this set.", tables=tables)
 
     def table(self, title: str, metrics: Mapping[str, float]) -> Table:
         """Return figures one below the other; several kinds, such as ``bbox/AP`` and ``segm/AP``, are side by side."""

@@ -84,9 +84,7 @@ def _shared(parts: dict[str, _Part]) -> list[str]:
     paths = [{image.path.resolve() for image in part.sound.images} for part in parts.values() if part.sound is not None]
     both = set.intersection(*paths) if len(paths) == 2 else set()
     return (
-        [f"{len(both)} images are in both splits, such as {min(both)}: they are scored as learnt by heart"]
-        if both
-        else []
+        [f"{len(both)} images are in both splits, such as {min(both)}: their scores will be too good"] if both else []
     )
 
 

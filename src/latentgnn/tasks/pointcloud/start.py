@@ -30,7 +30,7 @@ def start_from(model: PointNetwork, config: PointCloudConfig) -> Start:
         UserError: if there is no such run or checkpoint, or its network has other widths.
     """
     path = Path(str(config.model.weights)).expanduser()
-    checkpoint, there = own_weights(path, config.task, PointCloudConfig, "a point network")
+    checkpoint, there = own_weights(path, config.task, PointCloudConfig)
     if there.model.widths != config.model.widths:
         raise UserError(
             f"{SETTING}: the network in {checkpoint.path} has the widths {list(there.model.widths)}, this one "

@@ -79,7 +79,7 @@ def _found(root: Path) -> Layout:
         if all((root / folder).is_dir() for folder in layout.marks):
             return name
     known = "; ".join(f"{name}: {', '.join(layout.marks)}" for name, layout in _LAYOUTS.items())
-    raise UserError(f"data.root: {root} has the folders of no layout that is known ({known}); give its own folder")
+    raise UserError(f"data.root: {root} does not have the folders of any known layout ({known}); give its own folder")
 
 
 def _paired(images: Path, labels: Path, *, image: str = "", label: str = "") -> list[Source]:

@@ -70,7 +70,7 @@ def _published(detector: PublishedDetector, config: ModelConfig) -> Source:
         otherwise="give the file as --model.weights PATH, or start without: --model.weights null",
     )
     layout = recognised(state, image_std=config.image_std)
-    assert layout is not None, "torchvision's detectors have the names that are known"
+    assert layout is not None, "supported names are those of torchvision's detectors"
     return Source(
         name=title,
         state=layout.state,
@@ -94,7 +94,7 @@ def _refuse_other_detector(detector: PublishedDetector, config: ModelConfig) -> 
 
 def _own(path: Path, config: ModelConfig) -> Source:
     """The weights of one of our runs or checkpoints."""
-    checkpoint, there = own_weights(path, "detection", DetectionConfig, "a detector")
+    checkpoint, there = own_weights(path, "detection", DetectionConfig)
     categories = there.data.categories
     return Source(
         name=str(checkpoint.path),
