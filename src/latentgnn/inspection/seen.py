@@ -20,7 +20,7 @@ from latentgnn.inspection import lines
 from latentgnn.inspection.arrays import arrays_of
 from latentgnn.inspection.lines import Node
 from latentgnn.inspection.recording import SeenBlock, SeenSample, record
-from latentgnn.inspection.running import blocks_of
+from latentgnn.inspection.running import inspected_blocks
 from latentgnn.inspection.statistics import BlockStatistics, RunningStatistics
 from latentgnn.layer import LatentGNN
 
@@ -329,7 +329,7 @@ def capture(model: nn.Module) -> Iterator[Seen]:
         >>> seen["1"].samples[0].kernels[0].gather.shape  # (groups, latents, nodes)
         torch.Size([1, 4, 120])
     """
-    layers = blocks_of(model)
+    layers = inspected_blocks(model)
     for name, layer in layers.items():
         ranks = layer.arrangement().ranks
         if ranks is not None and ranks.count > 1:

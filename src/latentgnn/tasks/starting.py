@@ -7,13 +7,13 @@ from typing import TypeVar
 
 from torch import nn
 
+from latentgnn.blocks import blocks_of
 from latentgnn.configuration.settings import parse_config
 from latentgnn.errors import UserError
 from latentgnn.tasks.settings import task_of
 from latentgnn.tasks.weights import Fit
 from latentgnn.training.checkpoints import Checkpoint
 from latentgnn.training.commands import trained_weights
-from latentgnn.training.optimization import blocks_of
 from latentgnn.training.runs import RunFolder
 
 SETTING = "model.weights"
@@ -58,6 +58,11 @@ def own_weights(path: Path, task: str, config_class: type[Config]) -> tuple[Chec
         return checkpoint, parse_config(config_class, checkpoint.config, recorded=True)
     except UserError as error:
         raise UserError(f"{SETTING}: {checkpoint.path}: {error}") from error
+
+
+def shown_setting(value: object) -> str:
+    """Return the value of a setting as text, with a list as in YAML."""
+    return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
 def taken_parameters(model: nn.Module, fit: Fit) -> frozenset[str]:

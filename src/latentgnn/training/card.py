@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from latentgnn.configuration.recipes import to_yaml
-from latentgnn.training.page import UNDEFINED
+from latentgnn.training.figures import UNDEFINED
 from latentgnn.training.records import Titles
 from latentgnn.training.report import Report
 from latentgnn.training.runs import RunFolder

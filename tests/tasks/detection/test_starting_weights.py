@@ -9,6 +9,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from latentgnn.blocks import blocks_of
 from latentgnn.checkpoints import published_state_dict
 from latentgnn.errors import UserError
 from latentgnn.tasks.detection.config import BlockConfig, ModelConfig
@@ -16,7 +17,6 @@ from latentgnn.tasks.detection.model import build_detector
 from latentgnn.tasks.detection.weights.start import body_parameters, start_from
 from latentgnn.tasks.starting import Start
 from latentgnn.training.checkpoints import write_checkpoint
-from latentgnn.training.optimization import blocks_of
 
 SMALL = ModelConfig(
     backbone="resnet18",

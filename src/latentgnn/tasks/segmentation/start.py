@@ -4,12 +4,12 @@ from pathlib import Path
 
 from torch import nn
 
+from latentgnn.blocks import blocks_of
 from latentgnn.tasks.classes import class_names
 from latentgnn.tasks.segmentation.config import SegmentationConfig
 from latentgnn.tasks.segmentation.model import last_layers
 from latentgnn.tasks.starting import SETTING, Start, own_weights, taken_parameters
 from latentgnn.tasks.weights import Rows, fit_lines, fit_weights
-from latentgnn.training.optimization import blocks_of
 
 
 def start_from(model: nn.Module, config: SegmentationConfig) -> Start:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from latentgnn.attachment import CHILD
+from latentgnn.blocks import blocks_of
 from latentgnn.checkpoints import load_published
 from latentgnn.errors import UserError
 from latentgnn.layer import LatentGNN
@@ -14,7 +15,6 @@ from latentgnn.tasks.detection.weights.layouts import number_of_rows
 from latentgnn.tasks.detection.weights.sources import Source, find_source
 from latentgnn.tasks.starting import SETTING, Start, taken_parameters
 from latentgnn.tasks.weights import Fit, Rows, fit_lines, fit_weights
-from latentgnn.training.optimization import blocks_of
 
 # Loaded whole or not at all, as parts of them are useless.
 _PARTS = (
