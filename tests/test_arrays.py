@@ -125,7 +125,9 @@ def test_a_source_that_was_written_to_since_is_refused(layer: PackedLatentGNN, s
     target = tmp_path / "out.npy"
     stopped(layer, source, target, ("gather", 400))
     np.save(source, np.load(source) + 1)
-    with pytest.raises(UserError, match=r"or has changed since \(changed\): remove .*\.out\.npy\.work to begin anew"):
+    with pytest.raises(
+        UserError, match=r"or the file has changed since \(changed\): remove .*\.out\.npy\.work to begin anew"
+    ):
         apply_to_file(layer, source, target)
 
 
@@ -145,7 +147,7 @@ def test_a_source_that_changes_under_way_is_told(layer: PackedLatentGNN, source:
 def test_other_weights_or_another_type_are_refused(layer: PackedLatentGNN, source: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.npy"
     stopped(layer, source, target, ("gather", 400))
-    with pytest.raises(UserError, match="begun with output in float16, not float32"):
+    with pytest.raises(UserError, match="started with output in float16, not float32"):
         apply_to_file(layer, source, target, dtype="float32")
     with torch.no_grad():
         layer.gamma += 1
@@ -224,7 +226,7 @@ def test_the_command_goes_on(
         assert main(command) == 1
     assert "is in use by" in capsys.readouterr().err
     assert main([*command, "--dtype", "float64"]) == 1
-    assert "begun with output in float16, not float64" in capsys.readouterr().err
+    assert "started with output in float16, not float64" in capsys.readouterr().err
     assert main(command) == 0
     assert "gather" not in capsys.readouterr().out
     assert close(target, expected(layer, source))
@@ -234,7 +236,7 @@ def test_the_command_goes_on(
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (["--chunk", "0"], 2, "--chunk: expected a number from 1 on; got 0"),
+        (["--chunk", "0"], 2, "--chunk: expected a number of at least 1; got 0"),
         (["--device", "abacus"], 1, "--device abacus: "),
         ([], 1, "points.npy"),
     ],

@@ -124,7 +124,7 @@ def test_version(capsys):
         (["train", "--config", ""], r"no recipe is named ''"),
         (["train", "--config", "context", "--config=nuclei_small"], r"--config is given twice"),
         (["train", "--training.steps", "3", "--training.steps=3"], r"--training\.steps is given twice"),
-        (["train", "--model.blocks", "[&a [*a]]"], r"--model\.blocks: .*an alias stands within"),
+        (["train", "--model.blocks", "[&a [*a]]"], r"--model\.blocks: .*an alias refers to a value"),
         (["train", "--out"], r"--out: expected one argument"),
         (["train", "--resume", "x", "--config", "nuclei_small"], r"leave out --config and --out"),
         (["train", "--resume", "x", "--out", "y"], r"leave out --config and --out"),

@@ -96,7 +96,7 @@ def test_what_is_no_saved_layer_is_told(tmp_path: Path) -> None:
     make().save_pretrained(folder)
     with pytest.raises(UserError, match=r"no PackedLatentGNN: load it with LatentGNN\.from_pretrained"):
         PackedLatentGNN.from_pretrained(folder)
-    with pytest.raises(UserError, match=r"revision 'main' means something with from_hub=True alone"):
+    with pytest.raises(UserError, match=r"revision 'main' only applies with from_hub=True"):
         LatentGNN.from_pretrained(folder, revision="main")
     config = (folder / "config.json").read_text()
     for text, message in (

@@ -138,11 +138,11 @@ def _begun(work: Path, asked: _State) -> _State:
     if found.source != asked.source:
         changed = sorted(name for name, value in asked.source.items() if found.source.get(name) != value)
         raise UserError(
-            f"{asked.source['path']} is not what {work} was begun with, or has changed since ({', '.join(changed)}): "
-            f"{anew}"
+            f"{work} was started with another file than {asked.source['path']}, or the file has changed since "
+            f"({', '.join(changed)}): {anew}"
         )
     if found.dtype != asked.dtype:
-        raise UserError(f"{work} was begun with output in {found.dtype}, not {asked.dtype}: say the same, or {anew}")
+        raise UserError(f"{work} was started with output in {found.dtype}, not {asked.dtype}: use the same, or {anew}")
     return found
 
 
@@ -181,7 +181,9 @@ class _Job:
                 try:
                     sums = part if sums is None else sums + part
                 except UserError as error:
-                    raise UserError(f"{self._work} was begun with another layer: {first_line(error)}; {anew}") from None
+                    raise UserError(
+                        f"{self._work} was started with another layer: {first_line(error)}; {anew}"
+                    ) from None
                 if time.monotonic() - noted >= self._every or sums.nodes == self._source.nodes:
                     sums.save(path)
                     noted = time.monotonic()

@@ -59,7 +59,7 @@ def by_parts(
     from torch.distributed.tensor import DTensor
 
     if any(placement.is_partial() for placement in x.placements):
-        raise ValueError(f"a layer takes no DTensor with sums that are still to be made, got {tuple(x.placements)}")
+        raise ValueError(f"a layer does not accept DTensors with partial sums, got {tuple(x.placements)}")
     mesh = x.device_mesh
     with _parts_of_layer(layer, x, Ranks(mesh.get_group(dimension).group_name, mesh.size(dimension), agreed=True)):
         out = call(x.to_local(), lambda other, lacks: _part_like(x, other, lacks))

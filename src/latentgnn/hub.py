@@ -18,7 +18,7 @@ def find(source: Path | str, *, from_hub: bool = False, revision: str | None = N
     if from_hub:
         return download(str(source), revision=revision)
     if revision is not None:
-        raise UserError(f"revision {revision!r} means something with from_hub=True alone; {source} is a path")
+        raise UserError(f"revision {revision!r} only applies with from_hub=True; {source} is a path")
     return Path(source)
 
 

@@ -1,4 +1,10 @@
-"""Access to tensors and children of modules without `getattr`, which is slower there than an op on a small tensor."""
+"""Access to tensors and children of modules without `getattr`, which is slower there than an op on a small tensor.
+
+Also `evaluating`, which sets the mode of a model for a while.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
@@ -19,3 +25,15 @@ def child(module: nn.Module, name: str) -> nn.Module:
     found = module._modules[name]
     assert found is not None
     return found
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode; afterwards every module is back in its previous mode."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

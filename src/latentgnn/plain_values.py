@@ -82,7 +82,7 @@ def _first_fault(container: Any, depth: int, trail: _Trail, finite: bool) -> tup
     is_mapping = isinstance(container, dict)
     for key, value in container.items() if is_mapping else enumerate(container):
         if is_mapping and isinstance(key, str) and _is_torn(key):
-            return trail, f"the key {shown(key)} has half of a surrogate pair; no text has"
+            return trail, f"the key {shown(key)} contains a lone surrogate"
         kind = type(value)
         if kind is float:
             # For infinity and NaN, x - x is not zero.
@@ -93,7 +93,7 @@ def _first_fault(container: Any, depth: int, trail: _Trail, finite: bool) -> tup
                 return (trail, key), "expected a number of at most 64 bits"
         elif kind is str:
             if _is_torn(value):
-                return (trail, key), f"{shown(value)} has half of a surrogate pair; no text has"
+                return (trail, key), f"{shown(value)} contains a lone surrogate"
         elif kind is dict or kind is list:
             if depth == MOST_DEPTH:
                 return (trail, key), too_deep()

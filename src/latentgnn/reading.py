@@ -69,7 +69,9 @@ def regular_file(path: Path | str, what: str = "file") -> Path:
         raise UnreadableError(path, "", reason(error)) from error
     except ValueError:
         # A NUL character, or a lone surrogate.
-        raise UnreadableError(path, "", f"there is no such {what}: no file's name has such characters") from None
+        raise UnreadableError(
+            path, "", f"there is no such {what}: the name contains characters that no file name can have"
+        ) from None
     if not stat.S_ISREG(mode):
         present = next((name for fits, name in _KINDS if fits(mode)), "something else")
         raise UnreadableError(path, "", f"expected a file; this is {present}")

@@ -139,7 +139,7 @@ def scatter_chunk(layer: LatentGNN, chunk: Chunk | Array, sums: LatentSums, *, c
     _check_sums(own, nodes, sums)
     if check and (nodes.count, _checksum(chunk)) not in sums.seen:
         if not len(sums.checksums):
-            raise UserError("the sums were gathered with check=False, so that no chunk can be checked: say it here too")
+            raise UserError("the sums were gathered with check=False: pass check=False here too")
         raise UserError(
             f"this chunk of {nodes.count} nodes is none of the {len(sums.counts)} that the sums were gathered from, or "
             "has changed since: gather again; or, if the same nodes are in other chunks now, say check=False"

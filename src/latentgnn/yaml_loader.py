@@ -47,7 +47,7 @@ def loader() -> Any:
             self.depth -= 1
             if id(node) not in self.extents:
                 if is_alias:
-                    raise refuse(None, None, "an alias stands within what it stands for", mark)
+                    raise refuse(None, None, "an alias refers to a value that contains it", mark)
                 self.extents[id(node)] = self.extent(node)
             values, depth = self.extents[id(node)]
             if values > _MOST_VALUES:

@@ -246,7 +246,7 @@ def test_torchrun_on_two_machines_one_of_which_is_lost(task: str, gone: int, tmp
                 process.terminate()
     assert process.returncode == 1
     shown = "".join(lines)
-    assert "going on with 1 process x 2 parts of the batch, after 2 x 1" in shown
+    assert "resuming with the batch split 1 process x 2 parts instead of 2 x 1" in shown
     assert "stopped by SIGTERM" in shown
 
 

@@ -42,7 +42,7 @@ def test_best_checkpoint_is_the_best_validations(tmp_path: Path) -> None:
 
 def test_unknown_monitor(tmp_path: Path) -> None:
     run = new_run(tmp_path)
-    with pytest.raises(UserError, match="'other', is none of the task's: score, count"):
+    with pytest.raises(UserError, match="monitor: the task has no metric 'other'; it has score, count"):
         fit(ToyTask(), config(monitor="other"), run)
     assert read_checkpoint(run.checkpoint("last")).step == 4
     fit(ToyTask(), config(monitor="count"), run, resume=True)
@@ -75,7 +75,7 @@ def test_errors_name_the_file_and_the_fault(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"damaged.ckpt is damaged \(its end is not a checkpoint's: it was cut short"):
         read_checkpoint(damaged)
     torch.save({"weights": torch.zeros(2)}, tmp_path / "other.ckpt")
-    with pytest.raises(UserError, match="no sound checkpoint of a latentgnn training run"):
+    with pytest.raises(UserError, match="not an intact checkpoint of a latentgnn run"):
         read_checkpoint(tmp_path / "other.ckpt")
     torch.save(nn.Linear(2, 2), tmp_path / "code.ckpt")
     with pytest.raises(UserError, match=r"code.ckpt cannot be read"):

@@ -111,8 +111,11 @@ def doubled(times: int) -> Any:
         (content(latentgnn={"config": {"a": 2**70}}), "more than 64 bits"),
         (content(latentgnn={"course": nested(50)}), "nested too deeply"),
         (content(latentgnn={"course": {"a": doubled(25)}}), "more than 1,000,000 values"),
-        (content(latentgnn={"data": [1]}), "fingerprints of the data are of another shape"),
-        (content(latentgnn={"data": {"training set": {"names": "[]"}}}), "fingerprint of the data is of another shape"),
+        (content(latentgnn={"data": [1]}), "the data fingerprint has an unexpected structure"),
+        (
+            content(latentgnn={"data": {"training set": {"names": "[]"}}}),
+            "the data fingerprint has an unexpected structure",
+        ),
         (content(precision=3), "its precision is int"),
         (content(state_dict={"weight": 3.0}), "its weight 'weight' is float, expected a tensor"),
         (content(state_dict={"weight": torch.zeros(1).expand(10**12)}), "no memory for its 1000000000000 values"),
@@ -150,7 +153,7 @@ def old_format(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (packed, "it is packed, which no checkpoint is"),
+        (packed, "it is compressed, and checkpoints never are"),
         (old_format, "cut short, or is something else"),
         (lambda path: path.write_text("text"), "cut short, or is something else"),
         (

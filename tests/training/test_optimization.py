@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+from latentgnn.blocks import blocks_of
 from latentgnn.layer import LatentGNN
 from latentgnn.training.config import OptimizerConfig
-from latentgnn.training.optimization import blocks_of, build_optimizer, parameter_groups
+from latentgnn.training.optimization import build_optimizer, parameter_groups
 
 
 @pytest.fixture

@@ -172,7 +172,7 @@ def test_another_course_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="already"):
         fit(ToyTask(), config(), run)
     run.write_config({"model": {"width": 9}, "data": {"root": "there"}})
-    with pytest.raises(UserError, match=r"another course: model.width was 8, is 9\. "):
+    with pytest.raises(UserError, match=r"other settings: model.width was 8, is 9\. "):
         fit(ToyTask(), config(), run, resume=True, may_change=["data"])
 
 

@@ -132,7 +132,7 @@ def test_other_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert run.config == {"a": 1}
     assert not run.path.exists()
     monkeypatch.delenv("LATENTGNN_RUN")
-    with pytest.raises(UserError, match="needs a run folder that is named"):
+    with pytest.raises(UserError, match="needs a named run folder: give --out"):
         RunFolder.create(task="toy")
 
 

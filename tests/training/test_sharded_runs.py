@@ -106,7 +106,9 @@ def test_a_run_of_one_process_goes_on_on_two_and_the_other_way_round(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(root / "to-be-one", resume=True, accumulate=2)
-    told = "going on with 1 process x 2 parts of the batch, after 2 x 1: the order of the samples stays, and weights"
+    told = (
+        "resuming with the batch split 1 process x 2 parts instead of 2 x 1: the order of samples does not change, and"
+    )
     assert told in capsys.readouterr().out
     compare(root / "to-be-one", root / "one", statistics=False)
     compare(root / "from-one", root / "one", statistics=False)
@@ -114,8 +116,8 @@ def test_a_run_of_one_process_goes_on_on_two_and_the_other_way_round(
 
 def test_another_batch_is_refused_and_other_parts_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tmp_path, stop_after=2, accumulate=2)
-    with pytest.raises(UserError, match=r"training.batch_size was 4, is 2.*--training.accumulate cuts it into more"):
+    with pytest.raises(UserError, match=r"training.batch_size was 4, is 2.*--training.accumulate splits it into more"):
         train(tmp_path, resume=True, batch_size=2)
     train(tmp_path, resume=True)
-    told = "random draws, batch norm and losses that are means over a part are others; --training.accumulate 2 cuts it"
+    told = "random numbers, batch norm and losses averaged within a part differ; --training.accumulate 2 splits it"
     assert told in capsys.readouterr().out

@@ -18,16 +18,14 @@ def apply_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("layer", type=Path, metavar="LAYER", help="the folder or file that save_pretrained wrote")
     parser.add_argument("source", type=Path, metavar="ARRAY", help="a .npy file, (N, C): the nodes of one scene")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new .npy file, (N, C)")
-    parser.add_argument(
-        "--dtype", choices=("float16", "float32", "float64"), help="of the numbers in --out (those of ARRAY)"
-    )
+    parser.add_argument("--dtype", choices=("float16", "float32", "float64"), help="dtype of --out (that of ARRAY)")
     parser.add_argument("--device", default="cpu", help="where the layer runs, such as cuda (cpu)")
     parser.add_argument("--chunk", type=int, metavar="N", help="nodes that are in memory at a time (chosen)")
 
 
 def apply(arguments: argparse.Namespace, overrides: Overrides) -> int:
     if arguments.chunk is not None and arguments.chunk < 1:
-        raise UsageError(f"--chunk: expected a number from 1 on; got {arguments.chunk}")
+        raise UsageError(f"--chunk: expected a number of at least 1; got {arguments.chunk}")
     from latentgnn.arrays import apply_to_file, work_folder
     from latentgnn.npy_files import NpyFile
     from latentgnn.training.locks import LOCK, sole_use

@@ -50,7 +50,9 @@ def _tile_arguments(parser: argparse.ArgumentParser) -> None:
         help="look at large images, or scans, by tiles of this side, in pixels or metres (--evaluation.tiles)",
     )
     parser.add_argument(
-        "--overlap", metavar="FRACTION", help="of neighbouring tiles (--evaluation.tile_overlap; 0.2; not of scans)"
+        "--overlap",
+        metavar="FRACTION",
+        help="overlap of neighbouring tiles (--evaluation.tile_overlap; 0.2; not for scans)",
     )
 
 
@@ -95,8 +97,8 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         choices=FORMATS,
         required=True,
-        help="safetensors: the whole model, for latentgnn.load_run; torch (.pt2) and onnx: a program, of a detector "
-        "its dense part",
+        help="safetensors: the whole model, for latentgnn.load_run; torch (.pt2) and onnx: a program (of a "
+        "detector, only its dense part)",
     )
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="a new or empty folder (export/FORMAT inside the run)"

@@ -200,8 +200,8 @@ def configuration_in_use(source: Path, overrides: Overrides) -> tuple[Task, Any]
         was, now = (_value(of, name) for of in (trained, config))
         if was != now and shapes:
             raise UsageError(
-                f"--{name} {text}: the model in {source} is trained with {_shown(was)}, and its weights mean "
-                f"nothing with another value; leave it out, or train anew from these weights: latentgnn train "
+                f"--{name} {text}: the model in {source} is trained with {_shown(was)}, and its weights are "
+                f"meaningless with another value; leave it out, or train anew from these weights: latentgnn train "
                 f"--config RECIPE --model.weights {source} --{name} {text}"
             )
         if was != now:

@@ -172,7 +172,8 @@ def describe(hint: Any) -> str:
     """Describe a type hint in words."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
-        return " or ".join(str(value) for value in arguments) if len(arguments) < 3 else f"one of {_list(arguments)}"
+        names = [str(value) for value in arguments]
+        return " or ".join(names) if len(names) < 3 else f"one of {', '.join(names)}"
     if origin in _UNIONS:
         return " or ".join(describe(argument) for argument in arguments)
     if origin is tuple:
@@ -189,10 +190,6 @@ def describe(hint: Any) -> str:
 _UNIONS = (Union, types.UnionType)
 _SINGULARS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 _PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
-
-
-def _list(values: Iterable[Any]) -> str:
-    return ", ".join(str(value) for value in values)
 
 
 def _default(field: Field[Any]) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from latentgnn.inspection.comparison import difference
-from latentgnn.inspection.running import blocks_of, evaluating, run, without
+from latentgnn.inspection.running import inspected_blocks, inspecting, run, without
 from latentgnn.inspection.seen import capture
 from latentgnn.inspection.statistics import BlockStatistics, RunningStatistics
 from latentgnn.inspection.words import Finding, findings
@@ -141,8 +141,8 @@ def report(model: nn.Module, batch: Any) -> Report:
         >>> print(found)  # doctest: +ELLIPSIS
         block  gamma  changes input  changes output  rows differ ...
     """
-    layers = blocks_of(model)
-    with evaluating(model):
+    layers = inspected_blocks(model)
+    with inspecting(model):
         with capture(model) as seen:
             output = run(model, batch)
         if not seen:

@@ -8,16 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from latentgnn.blocks import blocks_of
 from latentgnn.layer import LatentGNN
+from latentgnn.modules import evaluating
 
 
-def blocks_of(model: nn.Module) -> dict[str, LatentGNN]:
-    """Return every `LatentGNN` and `PackedLatentGNN` of a network, by its name in ``model.named_modules()``.
+def inspected_blocks(model: nn.Module) -> dict[str, LatentGNN]:
+    """Return the blocks of a network, see `latentgnn.blocks.blocks_of`.
 
     Raises:
         ValueError: if there is none.
     """
-    found = {name: module for name, module in model.named_modules() if isinstance(module, LatentGNN)}
+    found = blocks_of(model)
     if not found:
         raise ValueError(
             f"{type(model).__name__} has no LatentGNN or PackedLatentGNN to look into; put one in, as with "
@@ -27,17 +29,11 @@ def blocks_of(model: nn.Module) -> dict[str, LatentGNN]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def inspecting(model: nn.Module) -> Iterator[None]:
     """Put a network in evaluation mode without gradients, uncompiled; every module's mode is restored afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        # Compiled code does not see new hooks.
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    # Compiled code does not see new hooks.
+    with evaluating(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def run(model: nn.Module, inputs: Any) -> Any:

@@ -20,7 +20,7 @@ from latentgnn.inspection import lines
 from latentgnn.inspection.arrays import arrays_of
 from latentgnn.inspection.lines import Node
 from latentgnn.inspection.recording import SeenBlock, SeenSample, record
-from latentgnn.inspection.running import blocks_of
+from latentgnn.inspection.running import inspected_blocks
 from latentgnn.inspection.statistics import BlockStatistics, RunningStatistics
 from latentgnn.layer import LatentGNN
 
@@ -329,13 +329,13 @@ def capture(model: nn.Module) -> Iterator[Seen]:
         >>> seen["1"].samples[0].kernels[0].gather.shape  # (groups, latents, nodes)
         torch.Size([1, 4, 120])
     """
-    layers = blocks_of(model)
+    layers = inspected_blocks(model)
     for name, layer in layers.items():
         ranks = layer.arrangement().ranks
         if ranks is not None and ranks.count > 1:
             raise ValueError(
-                f"the block {name!r} shares its nodes with other processes, and only those of this one could be seen: "
-                "call shard_nodes(model, None), and give it inputs that are whole"
+                f"the block {name!r} shares its nodes with other processes, and only those of this process can be "
+                "recorded: call shard_nodes(model, None); give it whole inputs"
             )
     seen = Seen(list(layers))
     handles = [

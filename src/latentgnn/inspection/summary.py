@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from latentgnn.inspection.running import blocks_of, evaluating, run
+from latentgnn.inspection.running import inspected_blocks, inspecting, run
 from latentgnn.inspection.seen import capture
 from latentgnn.inspection.statistics import BlockStatistics, RunningStatistics
 from latentgnn.progress import counted
@@ -44,9 +44,9 @@ def summarize(
         >>> summarize(net, batches)["1"].samples
         6
     """
-    running = {name: RunningStatistics(name) for name in blocks_of(model)}
+    running = {name: RunningStatistics(name) for name in inspected_blocks(model)}
     take = _first if inputs is None else inputs
-    with evaluating(model):
+    with inspecting(model):
         for batch in counted(loader, "looking") if progress else loader:
             with capture(model) as seen:
                 run(model, take(batch))

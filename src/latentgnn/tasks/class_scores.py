@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgnn.tasks.classes import IGNORE
-from latentgnn.tasks.figures import UNDEFINED, figure_text, mean_of_defined
+from latentgnn.training.figures import UNDEFINED, figure_text, mean_of_defined
 
 
 def confusion_matrix(labels: NDArray[np.int64], predictions: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from latentgnn.tasks.class_scores import Scores
 from latentgnn.tasks.confusion import confusion_section
-from latentgnn.tasks.figures import figure_text
+from latentgnn.training.figures import figure_text
 from latentgnn.training.sections import Gallery, Picture, Section, Table
 
 # Enough to see where the model fails; listing all of a large set would hide it.

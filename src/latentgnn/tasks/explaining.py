@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from latentgnn.blocks import blocks_of
 from latentgnn.errors import UserError
 from latentgnn.inspection import BlockStatistics, Report, findings, report, summarize
-from latentgnn.layer import LatentGNN
 from latentgnn.outputs import Results
 from latentgnn.progress import counted
 from latentgnn.tasks.inputs import noted, raise_faults, result_names
@@ -70,7 +70,7 @@ def chosen_blocks(model: nn.Module, wanted: str | None, source: Path) -> list[st
     Raises:
         UserError: if there is no such block.
     """
-    names = [name for name, module in model.named_modules() if isinstance(module, LatentGNN)]
+    names = list(blocks_of(model))
     if not names:
         raise UserError(
             f"the model in {source} has no LatentGNN blocks (model.blocks is empty): name a run that has some, such as "

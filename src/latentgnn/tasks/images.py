@@ -1,5 +1,6 @@
 """Image files as networks see them: RGB, 8 bits, upright. Training and prediction both read images through here."""
 
+import io
 import threading
 from pathlib import Path
 
@@ -84,6 +85,13 @@ def open_image(path: Path | str, *, most_pixels: int = MOST_PIXELS) -> Image.Ima
         image.close()
         raise UserError(f"{path}: {fault}")
     return image
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """Return a picture as the content of a PNG file."""
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG")
+    return stream.getvalue()
 
 
 def upright_size(path: Path | str) -> tuple[int, int]:

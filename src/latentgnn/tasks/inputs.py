@@ -124,7 +124,7 @@ def _expand(entry: str | Path, suffixes: Collection[str], kind: str, check: Call
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if fits(file))
         if not files:
-            raise UserError(f"{entry}: the folder has no {kind}s ({listed}); for those of its folders: '{path}/**/*'")
+            raise UserError(f"{entry}: the folder contains no {kind}s ({listed}); to include subfolders: '{path}/**/*'")
         return files
     # An existing file is a file, even if its name contains a bracket.
     if path.exists():

@@ -7,13 +7,13 @@ from typing import TypeVar
 
 from torch import nn
 
+from latentgnn.blocks import blocks_of
 from latentgnn.configuration.settings import parse_config
 from latentgnn.errors import UserError
 from latentgnn.tasks.settings import task_of
 from latentgnn.tasks.weights import Fit
 from latentgnn.training.checkpoints import Checkpoint
 from latentgnn.training.commands import trained_weights
-from latentgnn.training.optimization import blocks_of
 from latentgnn.training.runs import RunFolder
 
 SETTING = "model.weights"
@@ -34,14 +34,13 @@ class Start:
     trained: frozenset[str]
 
 
-def own_weights(path: Path, task: str, config_class: type[Config], what: str) -> tuple[Checkpoint, Config]:
+def own_weights(path: Path, task: str, config_class: type[Config]) -> tuple[Checkpoint, Config]:
     """Return the weights of another run of a task, and its configuration.
 
     Args:
         path: its folder, a checkpoint or a saved model.
         task: name of the task.
         config_class: class of its configuration.
-        what: name of the model to start, for the error.
 
     Raises:
         UserError: if there is none, or it is of another task.
@@ -54,11 +53,16 @@ def own_weights(path: Path, task: str, config_class: type[Config], what: str) ->
         raise UserError(f"{SETTING}: {error}") from error
     theirs = task_of(checkpoint.config, checkpoint.path)
     if theirs != task:
-        raise UserError(f"{SETTING}: {checkpoint.path} is of the task {theirs!r}, and this is {what}")
+        raise UserError(f"{SETTING}: {checkpoint.path} is of task {theirs!r}, but this run is of task {task!r}")
     try:
         return checkpoint, parse_config(config_class, checkpoint.config, recorded=True)
     except UserError as error:
         raise UserError(f"{SETTING}: {checkpoint.path}: {error}") from error
+
+
+def shown_setting(value: object) -> str:
+    """Return the value of a setting as text, with a list as in YAML."""
+    return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
 def taken_parameters(model: nn.Module, fit: Fit) -> frozenset[str]:

@@ -131,7 +131,7 @@ def _unfit(there: Tensor, fresh: Tensor | None, rows: Rows | None) -> str:
     shapes = [list(there.shape), list(fresh.shape)]
     if rows is not None and there.ndim == fresh.ndim:
         if not rows.pairs:
-            return "it has no row of the same meaning"
+            return "no row has the same meaning"
         for shape in shapes:
             del shape[rows.dim]
     return "" if shapes[0] == shapes[1] else f"{tuple(there.shape)} instead of {tuple(fresh.shape)}"

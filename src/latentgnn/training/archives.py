@@ -73,6 +73,6 @@ def _check_records(archive: ZipFile, size: int, *, sealed: bool) -> None:
     # An archive that unpacks to more bytes than the file has was made to fill the memory.
     records = archive.infolist()
     if any(record.compress_type != ZIP_STORED for record in records) or sum(r.file_size for r in records) > size:
-        raise ValueError("it is packed, which no checkpoint is")
+        raise ValueError("it is compressed, and checkpoints never are")
     if not sealed and (bad := archive.testzip()) is not None:
         raise ValueError(f"the checksum of {bad} in it differs from its content's")

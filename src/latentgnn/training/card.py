@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from latentgnn.configuration.recipes import to_yaml
-from latentgnn.training.page import UNDEFINED
+from latentgnn.training.figures import UNDEFINED
 from latentgnn.training.records import Titles
 from latentgnn.training.report import Report
 from latentgnn.training.runs import RunFolder
@@ -112,7 +112,7 @@ def _figures(report: Report | None, metrics: Mapping[str, float], step: int) -> 
     elif not metrics:
         yield f"Not known: these weights, of step {step:,}, were not validated."
     else:
-        yield f"Of these weights, of step {step:,}, on the validation set. n/a: nothing there defines the figure."
+        yield f"Of these weights, of step {step:,}, on the validation set. n/a: undefined on this set."
         yield _table(report.table("", metrics))
 
 

@@ -246,7 +246,7 @@ def _read(path: Path) -> Checkpoint:
     try:
         return _checked(path, content)
     except ValueError as error:
-        raise Damaged(f"{path} is no sound checkpoint of a latentgnn training run ({error})") from None
+        raise Damaged(f"{path} is not an intact checkpoint of a latentgnn run ({error})") from None
 
 
 def _from_saved(path: Path) -> Checkpoint:
@@ -298,7 +298,7 @@ def _checked(path: Path, content: Any) -> Checkpoint:
         raise ValueError(f"infinite or not numbers: {', '.join(bad[:5])}")
     sets = record.get("data", {})
     if not isinstance(sets, dict) or not all(isinstance(name, str) for name in sets):
-        raise ValueError("its fingerprints of the data are of another shape")
+        raise ValueError("the data fingerprint has an unexpected structure")
     return Checkpoint(
         path=path,
         step=step,

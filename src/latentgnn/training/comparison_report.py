@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from latentgnn.files import write_text
-from latentgnn.training.page import REPORT, UNDEFINED, figure, render
+from latentgnn.training.figures import UNDEFINED, figure_text
+from latentgnn.training.page import REPORT, render
 from latentgnn.training.records import Titles
 from latentgnn.training.report import Report
 from latentgnn.training.runs import RunFolder
@@ -58,7 +59,7 @@ def _table(reports: Mapping[str, Report]) -> Table:
     for name, title in titles.items():
         values = [metrics.get(name, UNDEFINED) for metrics in last]
         defined = UNDEFINED not in values and len(values) == 2
-        rows.append((title, *map(figure, values), f"{values[0] - values[1]:+.3f}" if defined else "n/a"))
+        rows.append((title, *map(figure_text, values), f"{values[0] - values[1]:+.3f}" if defined else "n/a"))
     return Table(title="After the last validation", columns=("", *reports, "difference"), rows=tuple(rows))
 
 

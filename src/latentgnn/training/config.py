@@ -181,7 +181,9 @@ class TrainingConfig:
             },
         )
         if self.strategy == "fsdp" and self.channels_last:
-            raise UserError("strategy fsdp keeps no weights channels-last: take channels_last false, or strategy ddp")
+            raise UserError(
+                "strategy fsdp cannot keep weights channels-last: set channels_last to false, or strategy to ddp"
+            )
         if self.strategy == "fsdp" and self.precision == "16-mixed":
             raise UserError(
                 "strategy fsdp does not scale losses, as 16-mixed needs it: take precision bf16-mixed, or strategy ddp"

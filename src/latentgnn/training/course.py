@@ -71,12 +71,12 @@ def check_resumable(
     if differences:
         batch = course.get("training.batch_size") != was.get("training.batch_size")
         hint = (
-            "; on other numbers of processes the batch of all of them stays, and --training.accumulate cuts it into "
-            "more or fewer parts"
+            "; with another number of processes the total batch stays the same, and --training.accumulate splits it "
+            "into more or fewer parts"
         )
         raise UserError(
-            f"the run in {run.path} cannot be resumed with another course: {'; '.join(differences)}. "
-            f"Resume it as it was, or start a new run{hint if batch else ''}"
+            f"the run in {run.path} cannot be resumed with other settings: {'; '.join(differences)}. "
+            f"Resume with the old settings, or start a new run{hint if batch else ''}"
         )
     check_weights(checkpoint.weights, task.model, str(checkpoint.path))
 
@@ -107,14 +107,14 @@ def changed_parts(checkpoint: Checkpoint, course: Mapping[str, Any]) -> str | No
     if (before, parts_before) == (processes, parts) or not (isinstance(before, int) and isinstance(parts_before, int)):
         return None
     told = (
-        f"going on with {_counted(processes, 'process', 'processes')} x {_counted(parts, 'part', 'parts')} of the "
-        f"batch, after {before} x {parts_before}: the order of the samples stays"
+        f"resuming with the batch split {_counted(processes, 'process', 'processes')} x "
+        f"{_counted(parts, 'part', 'parts')} instead of {before} x {parts_before}: the order of samples does not change"
     )
     cut = before * parts_before
     if cut == processes * parts:
         return f"{told}, and weights differ by rounding alone; running statistics of batch norm are the first process's"
-    same = f"; --training.accumulate {cut // processes} cuts it as before" if cut % processes == 0 else ""
-    return f"{told}; random draws, batch norm and losses that are means over a part are others{same}"
+    same = f"; --training.accumulate {cut // processes} splits it as before" if cut % processes == 0 else ""
+    return f"{told}; random numbers, batch norm and losses averaged within a part differ{same}"
 
 
 def _counted(number: int, one: str, many: str) -> str:

@@ -141,7 +141,7 @@ class Fingerprint:
         except (KeyError, TypeError, AttributeError, RuntimeError, RecursionError):
             sound = False
         if not sound:
-            raise ValueError("its fingerprint of the data is of another shape")
+            raise ValueError("the data fingerprint has an unexpected structure")
         return cls(root=root, names=names, totals=totals, **arrays)
 
 

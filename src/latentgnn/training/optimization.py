@@ -6,13 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from latentgnn.layer import LatentGNN
+from latentgnn.blocks import blocks_of
 from latentgnn.training.config import OptimizerConfig
-
-
-def blocks_of(model: nn.Module) -> dict[str, LatentGNN]:
-    """Return the LatentGNN blocks in a model by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LatentGNN)}
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig, trained: Collection[str] = ()) -> list[dict[str, Any]]:

@@ -14,9 +14,6 @@ from latentgnn.training.sections import Chart, Section, Table
 REPORT = "report.html"
 """The name of the page in a run's folder, and of the template beside this file."""
 
-UNDEFINED = -1.0
-"""Value that marks an undefined figure."""
-
 # Wide enough for two panels side by side; a page with a dozen of them stays below a few megabytes.
 _WIDEST_PICTURE = 1400
 
@@ -67,18 +64,6 @@ def render(
         facts=facts,
         config=to_yaml(run.config),
     )
-
-
-def figure(value: float | None) -> str:
-    """Return a figure as text.
-
-    Example:
-        >>> figure(0.5), figure(UNDEFINED)
-        ('0.500', 'n/a')
-    """
-    if value is None or value == UNDEFINED:
-        return "n/a"
-    return f"{value:.3f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _encoded(folder: Path, name: str) -> str | None:

@@ -13,6 +13,7 @@ from latentgnn.training.config import TrainingConfig
 from latentgnn.training.faults import faults_told
 from latentgnn.training.loggers import Pictures, log_pictures
 from latentgnn.training.progress import Progress
+from latentgnn.training.run_files import best_validation
 from latentgnn.training.runs import RunFolder
 from latentgnn.training.steps import OptimizerSteps
 from latentgnn.training.task import TrainingTask
@@ -136,10 +137,10 @@ class Records:
             return
         if self._monitor not in metrics:
             raise UserError(
-                f"the metric to choose the best checkpoint by, {self._monitor!r}, is none of the task's: "
-                f"{', '.join(metrics)}. The run can be resumed with another `monitor`"
+                f"monitor: the task has no metric {self._monitor!r}; it has {', '.join(metrics)}. "
+                "Resume with another `monitor`"
             )
-        best = self._best()
+        best = best_validation(self._validations)
         is_best = best is None or _order(metrics, self._monitor) > _order(best["metrics"], self._monitor)
         if is_best:
             self.save("best")
@@ -158,7 +159,7 @@ class Records:
         if self._run.writes:
             self._written.results()
         metrics: dict[str, float] = self._validations[-1]["metrics"] if self._validations else {}
-        best = self._best()
+        best = best_validation(self._validations)
         self._run.write_metrics(
             {
                 "step": self._steps.done,
@@ -167,10 +168,6 @@ class Records:
             }
         )
         return metrics
-
-    def _best(self) -> dict[str, Any] | None:
-        """The validation that wrote the best checkpoint."""
-        return next((record for record in reversed(self._validations) if record["best"]), None)
 
 
 def _order(metrics: Mapping[str, float], monitor: str) -> float:

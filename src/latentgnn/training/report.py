@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 
 from latentgnn.configuration.settings import plain_data
 from latentgnn.files import write_json, write_text
-from latentgnn.training.page import REPORT, UNDEFINED, figure, render
+from latentgnn.training.figures import UNDEFINED, figure_text
+from latentgnn.training.page import REPORT, render
 from latentgnn.training.progress import read_rows
 from latentgnn.training.records import Titles
 from latentgnn.training.run_files import (
     Damaged,
+    best_validation,
     check_mapping,
     check_metrics,
     check_validations,
@@ -135,18 +137,14 @@ class Report:
         return " · ".join(part for part in (str(task), state, begun) if part)
 
     def _tiles(self) -> list[tuple[str, str]]:
-        best = self._best()
+        best = best_validation(self._validations)
         if best is None:
             return []
-        return [(title, figure(best["metrics"].get(name))) for name, title in self.titles.items()]
+        return [(title, figure_text(best["metrics"].get(name))) for name, title in self.titles.items()]
 
     def _tiles_of(self) -> str:
-        best = self._best()
+        best = best_validation(self._validations)
         return f"The best checkpoint, of step {best['step']:,}, on the validation set" if best else ""
-
-    def _best(self) -> dict[str, Any] | None:
-        """The validation of the best checkpoint."""
-        return next((record for record in reversed(self._validations) if record["best"]), None)
 
     def _course(self) -> Iterator[Section]:
         columns: dict[str, None] = {}
@@ -184,25 +182,23 @@ class Report:
         return tuple(lines)
 
     def _figures(self) -> Iterator[Section]:
-        best, last = self._best(), self._validations[-1] if self._validations else None
+        best, last = best_validation(self._validations), self._validations[-1] if self._validations else None
         if last is None:
             return
         shown = {f"step {last['step']:,} (last)": last["metrics"]}
         if best is not None and best is not last:
             shown = {f"step {best['step']:,} (best)": best["metrics"], **shown}
         tables = tuple(self.table(title, metrics) for title, metrics in shown.items())
-        yield Section(
-            title="Figures", text="On the validation set. n/a: nothing there defines the figure.", tables=tables
-        )
+        yield Section(title="Figures", text="On the validation set. n/a: undefined on this set.", tables=tables)
 
     def table(self, title: str, metrics: Mapping[str, float]) -> Table:
         """Return figures one below the other; several kinds, such as ``bbox/AP`` and ``segm/AP``, are side by side."""
         parts = [name.partition("/") for name in metrics]
         kinds, names = dict.fromkeys(kind for kind, _, _ in parts), dict.fromkeys(name for _, _, name in parts)
         if len(kinds) > 1 and len(kinds) * len(names) == len(metrics) and all(name for _, _, name in parts):
-            rows = tuple((name, *(figure(metrics[f"{kind}/{name}"]) for kind in kinds)) for name in names)
+            rows = tuple((name, *(figure_text(metrics[f"{kind}/{name}"]) for kind in kinds)) for name in names)
             return Table(title=title, columns=("", *map(self._kind, kinds)), rows=rows)
-        rows = tuple((self.titles.get(name, name), figure(value)) for name, value in metrics.items())
+        rows = tuple((self.titles.get(name, name), figure_text(value)) for name, value in metrics.items())
         return Table(title=title, columns=("", ""), rows=rows)
 
     def _kind(self, kind: str) -> str:

@@ -1,7 +1,7 @@
 """Files of a run that are read again, with checks of size, depth and structure."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,11 @@ def check_validations(value: Any) -> None:
     steps = [record["step"] for record in value]
     if steps != sorted(set(steps)):
         raise ValueError("expected validations in the order of their steps")
+
+
+def best_validation(validations: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the validation that wrote the best checkpoint, if there is one."""
+    return next((record for record in reversed(validations) if record["best"]), None)
 
 
 def check_start(value: Any) -> None:

@@ -70,7 +70,7 @@ class RunFolder:
         if not is_first_process():
             shared = os.environ.get(_INHERITED) if path is None else path
             if shared is None:
-                raise UserError("a run of several separately started processes needs a run folder that is named")
+                raise UserError("a run of separately started processes needs a named run folder: give --out")
             return cls(Path(shared))
         if path is None:
             path = _new_folder(task)
@@ -195,7 +195,9 @@ class RunFolder:
             best, earlier = self.checkpoint("best"), self.checkpoints / "earlier-best.ckpt"
             if best.exists():
                 os.replace(best, earlier)
-                self.say(f"the best checkpoint until now is kept as {earlier}, and the best is chosen anew")
+                self.say(
+                    f"the best checkpoint so far is renamed to {earlier}, and the next validation chooses a new one"
+                )
 
         return self._read("validations.json", check_validations, if_damaged=keep_best) or []
 

@@ -16,7 +16,7 @@ def config_of(record: Mapping[str, Any], source: Path) -> dict[str, Any]:
     """
     config: dict[str, Any] = _with_numbers(record["config"])
     if config.get("task") != record["kind"] or not is_step(record.get("step", 0)):
-        raise UserError(f"{source} holds a model of the kind {record['kind']!r}, and no trained run's")
+        raise UserError(f"{source} contains a model of kind {record['kind']!r}, not the model of a training run")
     try:
         check_plain(config)
     except ValueError as error:

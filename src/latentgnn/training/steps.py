@@ -11,11 +11,12 @@ import torch.distributed
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
+from latentgnn.blocks import blocks_of
 from latentgnn.errors import UserError
 from latentgnn.training.checkpoints import Checkpoint, check_finite
 from latentgnn.training.config import TrainingConfig
 from latentgnn.training.large_models import gathered, recompute, share_out
-from latentgnn.training.optimization import blocks_of, build_optimizer
+from latentgnn.training.optimization import build_optimizer
 from latentgnn.training.randomness import seed_generators
 from latentgnn.training.sampling import place_in_step
 from latentgnn.training.schedule import rate_factor

@@ -1,30 +1,17 @@
 """Validation between training steps, on all processes."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed
 from lightning.fabric import Fabric
-from torch import nn
 from torch.utils.data import DataLoader
 
+from latentgnn.modules import evaluating
 from latentgnn.training.large_models import whole
 from latentgnn.training.loading import batches
 from latentgnn.training.task import TrainingTask
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode; afterwards every module is back in its previous mode."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def validate(

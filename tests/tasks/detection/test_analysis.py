@@ -15,7 +15,7 @@ from latentgnn.tasks.detection.analysis import Analysis, ImageScore, image_score
 from latentgnn.tasks.detection.coco import CocoAnnotations
 from latentgnn.tasks.detection.evaluation import CocoEvaluator, Match
 from latentgnn.tasks.detection.results import load_results
-from latentgnn.tasks.figures import UNDEFINED
+from latentgnn.training.figures import UNDEFINED
 
 CAT, DOG = 3, 7
 

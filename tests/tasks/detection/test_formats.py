@@ -110,7 +110,7 @@ def check_all(root, format):
 
 def test_what_only_coco_has_is_refused_elsewhere(tmp_path):
     write_voc(tmp_path)
-    with pytest.raises(UserError, match=r"data\.val_annotations names what a COCO-format set has; .* is read as voc"):
+    with pytest.raises(UserError, match=r"data\.val_annotations only applies to COCO-format sets; .* is read as voc"):
         whole(tmp_path, format="voc", val_annotations="val.json")
 
 

@@ -16,11 +16,11 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
+from latentgnn.blocks import blocks_of
 from latentgnn.errors import UserError
 from latentgnn.layer import LatentGNN
 from latentgnn.tasks.detection.config import BlockConfig, ModelConfig
 from latentgnn.tasks.detection.model import build_detector
-from latentgnn.training.optimization import blocks_of
 
 CLASSES = 3
 SMALL = ModelConfig(

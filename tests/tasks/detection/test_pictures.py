@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latentgnn.tasks.detection.pictures import colour_of, draw_detections, png_bytes, side_by_side
-from latentgnn.tasks.images import read_image
+from latentgnn.tasks.detection.pictures import colour_of, draw_detections, side_by_side
+from latentgnn.tasks.images import png_bytes, read_image
 
 NAMES = [(3, "cat"), (8, "dog")]
 GRAY = (90, 90, 90)

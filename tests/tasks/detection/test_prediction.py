@@ -83,7 +83,7 @@ def test_a_file_may_have_a_pattern_for_a_name_or_no_suffix(tmp_path):
         ("*.gif", "the pattern matches no image"),
         ("*.txt", "it matches 1 other"),
         ("notes.txt", "not an image"),
-        ("empty", "the folder has no images"),
+        ("empty", "the folder contains no images"),
     ],
 )
 def test_inputs_without_images_are_named(tmp_path, entry, message):

@@ -9,6 +9,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from latentgnn.blocks import blocks_of
 from latentgnn.checkpoints import published_state_dict
 from latentgnn.errors import UserError
 from latentgnn.tasks.detection.config import BlockConfig, ModelConfig
@@ -16,7 +17,6 @@ from latentgnn.tasks.detection.model import build_detector
 from latentgnn.tasks.detection.weights.start import body_parameters, start_from
 from latentgnn.tasks.starting import Start
 from latentgnn.training.checkpoints import write_checkpoint
-from latentgnn.training.optimization import blocks_of
 
 SMALL = ModelConfig(
     backbone="resnet18",
@@ -146,7 +146,7 @@ def test_a_file_that_names_no_categories(tmp_path):
     other = [(1, "a"), (2, "b"), (3, "c")]
     model, _, start = begin(tmp_path / "model.pth", other)
     assert same(model.state_dict(), there.state_dict(), "")
-    assert "  categories: the weights name none; their 3 are taken in their order" in start.lines
+    assert "  categories: the weights do not name them; their 3 are used in order" in start.lines
     model, before, _ = begin(tmp_path / "model.pth", other[:2])
     assert same(model.state_dict(), before, "roi_heads.box_predictor")
 
@@ -295,7 +295,7 @@ def test_refuses_what_is_no_detector_or_another(tmp_path):
         "optimizer": {},
     }
     write_checkpoint(points, content)
-    assert refusal(points).startswith(f"model.weights: {points} is of the task 'pointcloud'")
+    assert refusal(points).startswith(f"model.weights: {points} is of task 'pointcloud'")
 
 
 def test_weights_in_half_precision_counters_too(tmp_path):

@@ -175,5 +175,5 @@ def test_bad_uploads_are_told(port: int, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_port_that_is_taken(explorer: DetectorExplorer, port: int) -> None:
-    with pytest.raises(latentgnn.errors.UserError, match=f"--port {port}: cannot be listened on"):
+    with pytest.raises(latentgnn.errors.UserError, match=f"--port {port}: cannot listen there"):
         server.serve(explorer, host="127.0.0.1", port=port)

@@ -154,10 +154,10 @@ def test_what_cannot_be_started_from(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model.weights: there is no run folder or checkpoint .*nowhere"):
         started(config, str(tmp_path / "nowhere"))
     detector = kept(tmp_path / "b.ckpt", config, model, task="detection")
-    with pytest.raises(UserError, match=r"b.ckpt is of the task 'detection', and this is a point network"):
+    with pytest.raises(UserError, match=r"b.ckpt is of task 'detection', but this run is of task 'pointcloud'"):
         started(config, detector)
     torch.save(model.state_dict(), tmp_path / "c.pt")
-    with pytest.raises(UserError, match=r"model.weights: .*c.pt is no sound checkpoint"):
+    with pytest.raises(UserError, match=r"model.weights: .*c.pt is not an intact checkpoint"):
         started(config, str(tmp_path / "c.pt"))
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match=r"model.weights: .*run is not a run's folder"):

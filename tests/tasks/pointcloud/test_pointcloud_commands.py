@@ -147,7 +147,7 @@ def test_a_run_of_an_earlier_version_is_used_and_resumed(run, data, recipe, tmp_
     (folder / "config.yaml").write_text(to_yaml(settings))
     write_checkpoint(folder / "checkpoints/last.ckpt", content)
     assert main(["train", "--resume", str(folder), "--data.crop_size", "6"]) == 1
-    assert "another course: data.crop_size was 5.0, is 6.0. " in capsys.readouterr().err
+    assert "other settings: data.crop_size was 5.0, is 6.0. " in capsys.readouterr().err
     assert main(["evaluate", str(folder), "--out", str(tmp_path / "scores")]) == 0
     assert main(["evaluate", str(folder / "checkpoints/last.ckpt"), "--out", str(tmp_path / "alone")]) == 0
     assert main(["train", "--resume", str(folder)]) == 0

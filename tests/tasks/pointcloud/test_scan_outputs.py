@@ -184,7 +184,7 @@ def test_pipes_and_folders_are_no_scans(run, tmp_path, monkeypatch, capsys):
     os.mkfifo("only/pipe.npz")
     argv = ["predict", run, "--out", "out"]
     assert fails(capsys, [*argv, "pipe.laz"]) == "latentgnn: pipe.laz: expected a file; this is a pipe\n"
-    assert "the folder has no scans" in fails(capsys, [*argv, "only"])
+    assert "the folder contains no scans" in fails(capsys, [*argv, "only"])
     for area in ("Area_1", "Area_5"):
         room = tmp_path / area / "room" / "Annotations"
         room.mkdir(parents=True)

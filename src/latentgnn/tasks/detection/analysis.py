@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from latentgnn.tasks.confusion import confusion_section
 from latentgnn.tasks.detection.coco import CocoAnnotations, ImageRecord
 from latentgnn.tasks.detection.evaluation import CocoEvaluator, Match
-from latentgnn.tasks.detection.pictures import png_bytes, side_by_side
+from latentgnn.tasks.detection.pictures import side_by_side
 from latentgnn.tasks.detection.results import Kind, Record
 from latentgnn.tasks.detection.scores import Scores
 from latentgnn.tasks.explaining import spread
-from latentgnn.tasks.figures import UNDEFINED, figure_text, mean_of_defined
-from latentgnn.tasks.images import read_image
+from latentgnn.tasks.images import png_bytes, read_image
 from latentgnn.tasks.inputs import result_names
+from latentgnn.training.figures import UNDEFINED, figure_text, mean_of_defined
 from latentgnn.training.sections import Chart, Gallery, Line, Picture, Section, Table
 
 SCORE = 0.5

@@ -188,9 +188,7 @@ class DetectionCommands(Commands[DetectionConfig, Data, TrainedDetector]):
         device = commands.device_of(config.training.accelerator)
         with sharing(config.training) as processes, commands.precision_of(config.training, device):
             if are_videos and processes.world > 1:
-                raise UserError(
-                    "the frames of videos are counted on from one to the next: predict videos in one process"
-                )
+                raise UserError("frames are numbered across all videos: predict videos with one process")
             trained = self.trained(config, source)
             finder = Finder(
                 trained.model,

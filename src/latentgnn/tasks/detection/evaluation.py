@@ -15,7 +15,7 @@ from latentgnn.errors import UserError
 from latentgnn.tasks.detection.results import Kind, Record, check_results, check_segmentation, records_of
 from latentgnn.tasks.detection.scores import AREAS, Scores
 from latentgnn.tasks.detection.segmentations import plain_rle, to_rle
-from latentgnn.tasks.figures import mean_of_defined
+from latentgnn.training.figures import mean_of_defined
 
 
 class Match(NamedTuple):

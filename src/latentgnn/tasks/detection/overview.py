@@ -12,11 +12,11 @@ from latentgnn.tasks.detection.check import Report, check
 from latentgnn.tasks.detection.coco import CocoAnnotations
 from latentgnn.tasks.detection.config import DetectionConfig
 from latentgnn.tasks.detection.fit import misfits
-from latentgnn.tasks.detection.pictures import png_bytes
 from latentgnn.tasks.detection.sample_sheet import sample_sheet
 from latentgnn.tasks.detection.sets import DetectionSet
 from latentgnn.tasks.detection.sound_sets import sound_part
 from latentgnn.tasks.detection.summary import Summary, summarize
+from latentgnn.tasks.images import png_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +84,7 @@ def _shared(parts: dict[str, _Part]) -> list[str]:
     paths = [{image.path.resolve() for image in part.sound.images} for part in parts.values() if part.sound is not None]
     both = set.intersection(*paths) if len(paths) == 2 else set()
     return (
-        [f"{len(both)} images are in both splits, such as {min(both)}: they are scored as learnt by heart"]
-        if both
-        else []
+        [f"{len(both)} images are in both splits, such as {min(both)}: their scores will be too good"] if both else []
     )
 
 

@@ -1,7 +1,6 @@
 """Pictures of detections: masks, boxes, names and scores drawn over an image."""
 
 import colorsys
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -126,13 +125,6 @@ def side_by_side(
         sheet.paste(panel, (left, strip))
         draw.text((left, strip / 2), caption, fill=INK, font=ImageFont.load_default(1.15 * size), anchor="lm")
     return sheet
-
-
-def png_bytes(picture: Image.Image) -> bytes:
-    """Return a picture as the content of a PNG file."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "png")
-    return buffer.getvalue()
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from typing import Any
 from latentgnn.outputs import Results
 from latentgnn.reading import regular_file
 from latentgnn.tasks.detection.finder import Finder
-from latentgnn.tasks.detection.pictures import draw_detections, png_bytes
+from latentgnn.tasks.detection.pictures import draw_detections
 from latentgnn.tasks.images import (
     IMAGE_SUFFIXES,
     MOST_PIXELS,
     MOST_PIXELS_IN_TILES,
     open_image,
+    png_bytes,
     read_image,
 )
 from latentgnn.tasks.inputs import expand_inputs, in_their_order, noted, raise_faults, result_names

@@ -104,6 +104,6 @@ def detector_program(model: nn.Module, detector: str) -> Program:
         },
         outputs=outputs,
         part=f"the dense part of a {detector}: normalisation, backbone with its blocks, pyramid and dense heads",
-        left_out=f"{rest}, for their sizes depend on what is found, which torch.export does not take of torchvision's "
-        "detectors; for the whole detector, take --to safetensors and latentgnn.load_run",
+        left_out=f"{rest}, because their sizes depend on the detections, which torch.export does not support for "
+        "torchvision's detectors; for the whole detector, take --to safetensors and latentgnn.load_run",
     )

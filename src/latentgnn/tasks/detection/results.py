@@ -98,7 +98,10 @@ def check_results(results: Sequence[Any], dataset: Mapping[str, Any], source: st
             raise UserError(f"{where} has no {' and no '.join(map(repr, missing))}; it has {', '.join(record)}")
         # Lists cannot be looked up, and floats equal the integers of the same value.
         if not _is_id(record["image_id"]) or record["image_id"] not in images:
-            raise UserError(f"{where} is for image {shown(record['image_id'])}, which the {len(images)} annotated lack")
+            raise UserError(
+                f"{where} is for image {shown(record['image_id'])}, which is not among the {len(images)} "
+                "annotated images"
+            )
         if not _is_id(record["category_id"]) or record["category_id"] not in categories:
             known = ", ".join(map(str, sorted(categories)[:10])) + (", ..." if len(categories) > 10 else "")
             raise UserError(f"{where} has category {shown(record['category_id'])}; the annotations have {known}")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgnn.tasks.detection.results import Kind
-from latentgnn.tasks.figures import figure_text
+from latentgnn.training.figures import figure_text
 
 AREAS = ("small", "medium", "large")
 """Object sizes with separate figures."""

@@ -50,7 +50,7 @@ class DetectionSet:
         self._val: frozenset[str] | None = None
         named = [name for name in _COCO_ALONE if getattr(config, name) is not None]
         if self.format != "coco" and named:
-            raise UserError(f"data.{named[0]} names what a COCO-format set has; {self.root} is read as {self.format}")
+            raise UserError(f"data.{named[0]} only applies to COCO-format sets; {self.root} is read as {self.format}")
         self._run = run
         self._parts = self._readers()
         self._read: dict[str, Reading] = {}

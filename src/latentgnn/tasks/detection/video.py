@@ -100,7 +100,7 @@ class VideoReader:
             self._decoder: Any = VideoDecoder(path, seek_mode="exact", device="cpu")
             frame_rate = self._decoder.metadata.average_fps
         if frame_rate is None:
-            raise UserError(f"{path}: the video tells neither its length nor its frames a second")
+            raise UserError(f"{path}: the video gives neither its length nor its frame rate")
         self.frame_rate = float(frame_rate)
 
     def __len__(self) -> int:

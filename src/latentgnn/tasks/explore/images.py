@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from latentgnn.inspection import Seen, capture
-from latentgnn.inspection.running import blocks_of, without
+from latentgnn.inspection.running import inspected_blocks, without
 from latentgnn.tasks.explore.views import Parts, block_view
 from latentgnn.tasks.image_explaining import Frame
 from latentgnn.tasks.images import IMAGE_SUFFIXES, read_image
@@ -79,7 +79,7 @@ class ImageExplorer(ABC):
         """Return the results without a block."""
         parts = Parts()
         with torch.no_grad(), ExitStack() as stack:
-            for name, layer in blocks_of(self.model).items():
+            for name, layer in inspected_blocks(self.model).items():
                 if block in (None, name):
                     stack.enter_context(without(layer))
             found = self.find(sample, parts)

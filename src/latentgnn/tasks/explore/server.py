@@ -77,9 +77,9 @@ def application(explorer: Explorer, *, token: str | None = None) -> Starlette:
         host = request.headers.get("host", "")
         origin = request.headers.get("origin")
         if token is None and not is_loopback(_name(host)):
-            return 403, f"asked under the name {host[:80]!r}; without --host, use localhost or 127.0.0.1"
+            return 403, f"the request uses the host name {host[:80]!r}; without --host, use localhost or 127.0.0.1"
         if origin is not None and origin != f"http://{host}":
-            return 403, "asked by a page of another site"
+            return 403, "the request comes from another site"
         if token is not None and request.url.path.startswith("/api/"):
             given = request.headers.get("authorization", "")
             if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
@@ -188,7 +188,7 @@ def serve(explorer: Explorer, *, host: str, port: int, say: Callable[[str], None
         listening = socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
         raise UserError(
-            f"--host {host} --port {port}: cannot be listened on ({error}); name another port, or 0 for a free one"
+            f"--host {host} --port {port}: cannot listen there ({error}); name another port, or 0 for a free one"
         ) from None
     with listening:
         say(link(listening.getsockname()[:2], host, token))

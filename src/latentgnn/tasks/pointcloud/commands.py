@@ -81,7 +81,7 @@ class PointCloudCommands(ClassCommands[PointCloudConfig, ScanSet, TrainedSegment
             if known != present:
                 raise UserError(
                     f"the model was trained for the {name} {', '.join(known)}, but the scans in {data.root} have "
-                    f"{', '.join(present)}; what a dataset.yaml says there is not used with --data.dataset_yaml fills"
+                    f"{', '.join(present)}; settings in a dataset.yaml there are ignored with --data.dataset_yaml fills"
                 )
 
     def task(

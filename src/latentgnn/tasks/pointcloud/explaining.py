@@ -29,6 +29,7 @@ from latentgnn.tasks.panels import (
 )
 from latentgnn.tasks.pointcloud.crop import Crop, Place, take_crop
 from latentgnn.tasks.pointcloud.loading import TrainedSegmenter
+from latentgnn.tasks.pointcloud.pictures import by_height, marker_size
 
 _BY_ITSELF = 3  # number of nodes that are chosen if none is given
 _COLUMNS = 6
@@ -199,8 +200,7 @@ def _heat(values: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def _from_above(axes: Any, points: NDArray[np.float64], colours: NDArray[np.float64], title: str) -> None:
     points, colours = _some(points, colours)
-    # Sorted by height, so that higher points are drawn over lower ones.
-    order = np.argsort(points[:, 2], kind="stable")
+    order = by_height(points)
     axes.scatter(points[order, 0], points[order, 1], s=_size(len(points)), c=colours[order], linewidths=0)
     axes.set_aspect("equal")
     axes.set_title(title, fontsize=9, color=QUIET)
@@ -229,8 +229,7 @@ def _some(points: NDArray[np.float64], colours: NDArray[np.float64]) -> tuple[ND
 
 
 def _size(points: int) -> float:
-    """Marker size of about the distance between points on paper, so that surfaces look closed."""
-    return float(np.clip(40_000 / max(points, 1), 0.4, 26))
+    return marker_size(points, area=40_000, most=26)
 
 
 def _mark(axes: Any, point: NDArray[np.float64], colour: str, text: str) -> None:

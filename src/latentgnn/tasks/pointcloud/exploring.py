@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latentgnn.inspection import Seen, capture
-from latentgnn.inspection.running import blocks_of, without
+from latentgnn.inspection.running import inspected_blocks, without
 from latentgnn.tasks.explore.views import Parts, block_view
 from latentgnn.tasks.pointcloud.crop import Crop, take_crop
 from latentgnn.tasks.pointcloud.loading import TrainedSegmenter
@@ -64,7 +64,7 @@ class ScanExplorer:
     def without(self, sample: Crop, block: str | None) -> bytes:
         """Return the classes without a block."""
         with ExitStack() as stack:
-            for name, layer in blocks_of(self._trained.model).items():
+            for name, layer in inspected_blocks(self._trained.model).items():
                 if block in (None, name):
                     stack.enter_context(without(layer))
             classes = self._classes(sample)

@@ -21,6 +21,22 @@ def drawn_points(number: int) -> NDArray[np.int64]:
     return np.linspace(0, number - 1, _MOST_POINTS).astype(np.int64) if number > _MOST_POINTS else np.arange(number)
 
 
+def marker_size(points: int, *, area: float, most: float) -> float:
+    """Return a marker size of about the distance between points on paper, so that surfaces look closed.
+
+    Args:
+        points: number of points in a panel.
+        area: area of the panel's points, in the unit of the size.
+        most: maximum, for few points.
+    """
+    return min(area / max(points, 1), most)
+
+
+def by_height(points: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the order of points by height, in which higher points are drawn over lower ones."""
+    return np.argsort(points[:, 2], kind="stable")
+
+
 def draw_scan(
     points: NDArray[np.float64],
     class_names: Sequence[str],
@@ -52,8 +68,7 @@ def draw_scan(
         points, predicted = points[some], predicted[some]
         labels = None if labels is None else labels[some]
     points = points - points.min(axis=0)
-    # Sorted by height, so that higher points are drawn over lower ones.
-    order = np.argsort(points[:, 2], kind="stable")
+    order = by_height(points)
     points, predicted = points[order], predicted[order]
     names = colormaps["tab10" if len(class_names) <= 10 else "tab20"]
     palette = np.array([names(number % names.N)[:3] for number in range(len(class_names))] + [_IGNORED_COLOUR])
@@ -69,8 +84,7 @@ def draw_scan(
 
     figure = Figure(figsize=(5 * len(panels), 9.4), layout="constrained")
     extent = points.max(axis=0)
-    # About the distance between points on paper, so that surfaces look closed.
-    size = float(np.clip(250_000 / max(len(points), 1), 0.3, 30))
+    size = marker_size(len(points), area=250_000, most=30)
     for column, (title, colours) in enumerate(panels):
         above = figure.add_subplot(2, len(panels), column + 1, aspect="equal", title=title)
         above.scatter(points[:, 0], points[:, 1], s=size, c=colours, linewidths=0)

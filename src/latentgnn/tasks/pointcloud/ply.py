@@ -42,7 +42,7 @@ def _values_of(element: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         if "," not in kind:
             column = np.asarray(element["data"][name]).reshape(-1)
             if len(column) != element["length"]:
-                raise ValueError(f"{element['length']} times {name!r} are announced, {len(column)} are there")
+                raise ValueError(f"the header announces {element['length']} {name!r}, the file has {len(column)}")
             values[name] = column.astype(column.dtype.newbyteorder("="))
     return values
 
@@ -57,7 +57,7 @@ def _triangles(element: Mapping[str, Any] | None) -> NDArray[np.int64] | None:
             # In binary files, the number of corners is the first field, and the corners are the second.
             corners = np.asarray(data if data.dtype.names is None else data[data.dtype.names[1]])
             if len(corners) != element["length"]:
-                raise ValueError(f"{element['length']} faces are announced, {len(corners)} are there")
+                raise ValueError(f"the header announces {element['length']} faces, the file has {len(corners)}")
             return corners.astype(np.int64) if corners.shape == (len(corners), 3) else None
     return None
 

@@ -104,7 +104,7 @@ def predict_files(
     scans = ScanSet.of_files(paths, config)
     processes = processes or Processes()
     if tiles is not None and processes.world > 1:
-        raise UserError("one process reads a scan by tiles, and goes on with it: predict with --tiles in one process")
+        raise UserError("--tiles works with one process only")
     ids = np.array(scans.class_ids, np.int64)
     task = None if tiles is None else _task(model, paths, config, tiles, votes=votes, pictures=pictures)
     done: list[Predicted] = []

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from latentgnn.blocks import blocks_of
 from latentgnn.errors import UserError
 from latentgnn.tasks.classes import class_names
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
 from latentgnn.tasks.pointcloud.features import feature_columns
 from latentgnn.tasks.pointcloud.model import PointNetwork
-from latentgnn.tasks.starting import SETTING, Start, own_weights, taken_parameters
+from latentgnn.tasks.starting import SETTING, Start, own_weights, shown_setting, taken_parameters
 from latentgnn.tasks.weights import Rows, fit_lines, fit_weights
-from latentgnn.training.optimization import blocks_of
 
 # If these settings differ, the weights fit but see different data.
 _SILENT = ("model.grids", "model.neighbors", "data.voxel", "data.height_radius")
@@ -30,7 +30,7 @@ def start_from(model: PointNetwork, config: PointCloudConfig) -> Start:
         UserError: if there is no such run or checkpoint, or its network has other widths.
     """
     path = Path(str(config.model.weights)).expanduser()
-    checkpoint, there = own_weights(path, config.task, PointCloudConfig, "a point network")
+    checkpoint, there = own_weights(path, config.task, PointCloudConfig)
     if there.model.widths != config.model.widths:
         raise UserError(
             f"{SETTING}: the network in {checkpoint.path} has the widths {list(there.model.widths)}, this one "
@@ -79,9 +79,5 @@ def _differences(there: PointCloudConfig, here: PointCloudConfig) -> list[str]:
         group, name = setting.split(".")
         old, new = (getattr(getattr(config, group), name) for config in (there, here))
         if old != new and (name != "height_radius" or "height" in there.data.features):
-            found.append(f"{setting} {_shown(old)} (here {_shown(new)})")
+            found.append(f"{setting} {shown_setting(old)} (here {shown_setting(new)})")
     return [f"  note: trained with {', '.join(found)}"] if found else []
-
-
-def _shown(value: object) -> str:
-    return str(list(value)) if isinstance(value, tuple) else str(value)

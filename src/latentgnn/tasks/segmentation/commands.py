@@ -18,7 +18,7 @@ from latentgnn.tasks.classes import class_names
 from latentgnn.tasks.commands import Shared
 from latentgnn.tasks.explaining import Explained, spread
 from latentgnn.tasks.image_explaining import Place
-from latentgnn.tasks.images import read_image, to_tensor
+from latentgnn.tasks.images import png_bytes, read_image, to_tensor
 from latentgnn.tasks.looking import Inputs
 from latentgnn.tasks.segmentation.check import Report, check_split, load_set
 from latentgnn.tasks.segmentation.config import SegmentationConfig
@@ -28,7 +28,7 @@ from latentgnn.tasks.segmentation.exploring import SegmenterExplorer
 from latentgnn.tasks.segmentation.layouts import colors_of
 from latentgnn.tasks.segmentation.loading import TrainedSegmenter, load_segmenter
 from latentgnn.tasks.segmentation.model import build_segmenter
-from latentgnn.tasks.segmentation.pictures import beside, png
+from latentgnn.tasks.segmentation.pictures import beside
 from latentgnn.tasks.segmentation.prediction import expand_images, network_input, predict_files
 from latentgnn.tasks.segmentation.programs import segmenter_program
 from latentgnn.tasks.segmentation.start import start_from
@@ -93,7 +93,7 @@ class SegmentationCommands(ClassCommands[SegmentationConfig, LabelledImages, Tra
 
     def picture(self, found: LabelledImages, index: int, classes: NDArray[np.int64]) -> bytes:
         sample, colors = found[index], colors_of(found.config, found.class_ids)
-        return png(beside(to_pil_image(sample.image), sample.labels.numpy(), classes, colors))
+        return png_bytes(beside(to_pil_image(sample.image), sample.labels.numpy(), classes, colors))
 
     def predict_files(
         self,

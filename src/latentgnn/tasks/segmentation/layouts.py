@@ -11,6 +11,7 @@ from latentgnn.reading import read_lines
 from latentgnn.tasks.checks import Split
 from latentgnn.tasks.images import IMAGE_SUFFIXES
 from latentgnn.tasks.segmentation.config import LARGEST_ID, Color, DataConfig, Layout
+from latentgnn.tasks.voc import VOC_CLASSES, voc_color
 
 
 class Source(NamedTuple):
@@ -79,7 +80,7 @@ def _found(root: Path) -> Layout:
         if all((root / folder).is_dir() for folder in layout.marks):
             return name
     known = "; ".join(f"{name}: {', '.join(layout.marks)}" for name, layout in _LAYOUTS.items())
-    raise UserError(f"data.root: {root} has the folders of no layout that is known ({known}); give its own folder")
+    raise UserError(f"data.root: {root} does not have the folders of any known layout ({known}); give its own folder")
 
 
 def _paired(images: Path, labels: Path, *, image: str = "", label: str = "") -> list[Source]:
@@ -144,15 +145,6 @@ def _unnamed(root: Path) -> dict[int, str]:
     raise UserError("data.classes is not given: say what the ids in the label pictures mean, such as {0: sky, 1: road}")
 
 
-def _voc_colors(ids: Iterable[int]) -> dict[int, Color]:
-    """Pascal VOC's colours: bits of the id, lowest first, go to red, green and blue in turn."""
-    colors = {}
-    for id in ids:
-        parts = [sum((id >> (3 * bit + part) & 1) << (7 - bit) for bit in range(6)) for part in range(3)]
-        colors[id] = (parts[0], parts[1], parts[2])
-    return colors
-
-
 @dataclass(frozen=True)
 class _Layout:
     """A layout: the folders that identify it, its splits, the location of files, and their content."""
@@ -188,11 +180,6 @@ _CITYSCAPES: dict[int, tuple[str, Color]] = {
 }
 """The 19 classes that Cityscapes evaluates, by their ids in its ``labelIds`` pictures."""
 
-_VOC = (
-    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
-    "pottedplant sheep sofa train tvmonitor"
-)
-
 _LAYOUTS: dict[Layout, _Layout] = {
     "cityscapes": _Layout(
         marks=("leftImg8bit", "gtFine"),
@@ -207,9 +194,9 @@ _LAYOUTS: dict[Layout, _Layout] = {
         marks=("JPEGImages", "SegmentationClass"),
         splits=("train", "val"),
         find=_voc,
-        classes=lambda root: dict(enumerate(_VOC.split())),
+        classes=lambda root: dict(enumerate(("background", *VOC_CLASSES))),
         ignored=(255,),
-        colors=_voc_colors([*range(21), 255]),
+        colors={id: voc_color(id) for id in (*range(21), 255)},
     ),
     "ade20k": _Layout(
         marks=("images", "annotations"),
@@ -229,8 +216,6 @@ _LAYOUTS: dict[Layout, _Layout] = {
 
 def colors_of(config: DataConfig, ids: Iterable[int]) -> list[Color]:
     """Return the colours for drawing classes: the data's own, or Pascal VOC's if there are none."""
-    listed = list(ids)
     own = config.colors or {}
     # Colour 0 of Pascal VOC is black, which is hard to see.
-    others = _voc_colors(range(1, len(listed) + 1))
-    return [own.get(id, others[place]) for place, id in enumerate(listed, 1)]
+    return [own.get(id, voc_color(place)) for place, id in enumerate(ids, 1)]

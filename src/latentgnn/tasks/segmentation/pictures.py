@@ -1,6 +1,5 @@
 """Pictures of classes: over an image, and beside the ground truth."""
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,10 +39,3 @@ def beside(
     # Labels must not be interpolated, which would produce colours of other classes.
     picture.thumbnail((_LONGEST, _LONGEST), Image.Resampling.NEAREST)
     return picture
-
-
-def png(picture: Image.Image) -> bytes:
-    """Return a picture as the content of a PNG file."""
-    stream = io.BytesIO()
-    picture.save(stream, format="PNG")
-    return stream.getvalue()

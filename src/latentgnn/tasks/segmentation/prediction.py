@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from latentgnn.outputs import Results
 from latentgnn.tasks.class_scores import Predicted
-from latentgnn.tasks.images import IMAGE_SUFFIXES, open_image, read_image, to_tensor
+from latentgnn.tasks.images import IMAGE_SUFFIXES, open_image, png_bytes, read_image, to_tensor
 from latentgnn.tasks.inputs import expand_inputs, in_their_order, noted, raise_faults, result_names
 from latentgnn.tasks.segmentation.config import Color, ModelConfig, SegmentationConfig
 from latentgnn.tasks.segmentation.datasets import scaled
-from latentgnn.tasks.segmentation.pictures import overlay, png
+from latentgnn.tasks.segmentation.pictures import overlay
 from latentgnn.training.processes import Processes
 
 
@@ -142,9 +142,9 @@ def predict_files(
             with noted(faults.setdefault(index, []), paths[index]):
                 image = read_image(paths[index])
                 labels = predict_image(model, to_tensor(image), config).numpy()
-                results.write(targets[index], png(Image.fromarray(ids[labels])))
+                results.write(targets[index], png_bytes(Image.fromarray(ids[labels])))
                 if pictures:
-                    results.write(drawn[index], png(overlay(image, labels, colors)))
+                    results.write(drawn[index], png_bytes(overlay(image, labels, colors)))
                 counts = np.bincount(labels.ravel(), minlength=len(ids))
                 predicted = Predicted(paths[index], out / targets[index], counts)
             yield predicted

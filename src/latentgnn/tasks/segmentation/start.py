@@ -4,12 +4,12 @@ from pathlib import Path
 
 from torch import nn
 
+from latentgnn.blocks import blocks_of
 from latentgnn.tasks.classes import class_names
 from latentgnn.tasks.segmentation.config import SegmentationConfig
 from latentgnn.tasks.segmentation.model import last_layers
 from latentgnn.tasks.starting import SETTING, Start, own_weights, taken_parameters
 from latentgnn.tasks.weights import Rows, fit_lines, fit_weights
-from latentgnn.training.optimization import blocks_of
 
 
 def start_from(model: nn.Module, config: SegmentationConfig) -> Start:
@@ -25,7 +25,7 @@ def start_from(model: nn.Module, config: SegmentationConfig) -> Start:
         UserError: if there is no such run or checkpoint, or none of its weights fit.
     """
     path = Path(str(config.model.weights)).expanduser()
-    checkpoint, there = own_weights(path, config.task, SegmentationConfig, "a segmenter of images")
+    checkpoint, there = own_weights(path, config.task, SegmentationConfig)
     old, new = class_names(there.data.classes), class_names(config.data.classes)
     rows = Rows(pairs=[(place, old.index(name)) for place, name in enumerate(new) if name in old])
     source = str(checkpoint.path)

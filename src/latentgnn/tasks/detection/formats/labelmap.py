@@ -7,10 +7,6 @@ from latentgnn.errors import UserError
 from latentgnn.reading import read_lines
 
 BACKGROUND = "background"
-VOC_CLASSES = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)

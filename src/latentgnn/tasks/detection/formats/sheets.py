@@ -154,5 +154,5 @@ def _alike(names: Iterable[str]) -> list[str]:
     for name in names:
         other = first.setdefault("".join(name.casefold().split()), name)
         if other != name:
-            notes.append(f"the categories {other!r} and {name!r} are two, and may be meant as one")
+            notes.append(f"categories {other!r} and {name!r} differ only in case or spaces; are they the same?")
     return notes

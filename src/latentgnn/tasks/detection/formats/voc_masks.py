@@ -13,11 +13,12 @@ from latentgnn.errors import UserError
 from latentgnn.reading import regular_file
 from latentgnn.tasks.detection.formats.folders import Images, by_split, files_below
 from latentgnn.tasks.detection.formats.image_sets import named_in_sets
-from latentgnn.tasks.detection.formats.labelmap import BACKGROUND, VOC_CLASSES, Labelmap, read_labelmap
+from latentgnn.tasks.detection.formats.labelmap import BACKGROUND, Labelmap, read_labelmap
 from latentgnn.tasks.detection.formats.records import Categories, Reading
 from latentgnn.tasks.detection.formats.runs import encoded
 from latentgnn.tasks.detection.formats.sheets import Item, Sheet, assemble
 from latentgnn.tasks.images import open_image
+from latentgnn.tasks.voc import VOC_CLASSES, voc_color
 
 OBJECTS, CLASSES = "SegmentationObject", "SegmentationClass"
 _EDGE, _EDGE_COLOUR = 255, 224 << 16 | 224 << 8 | 192
@@ -125,13 +126,8 @@ def _name(value: int, labels: Labelmap | None, is_coloured: bool) -> str:
     return names[value]
 
 
-def _voc_colour(index: int) -> int:
-    """VOC's colour of a class: bits of the index, lowest first, fill red, green and blue in turn from the top."""
-    colour = 0
-    for place in range(8):
-        for channel, shift in enumerate((16, 8, 0)):
-            colour |= (index >> (3 * place + channel) & 1) << (7 - place) << shift
-    return colour
+def _packed(red: int, green: int, blue: int) -> int:
+    return red << 16 | green << 8 | blue
 
 
-_VOC_COLOURS = {_voc_colour(index): name for index, name in enumerate(VOC_CLASSES, 1)}
+_VOC_COLOURS = {_packed(*voc_color(id)): name for id, name in enumerate(VOC_CLASSES, 1)}

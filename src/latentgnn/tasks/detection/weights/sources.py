@@ -14,7 +14,7 @@ from latentgnn.tasks.detection.weights.fetching import torchvision_state
 from latentgnn.tasks.detection.weights.files import read_file, state_of
 from latentgnn.tasks.detection.weights.layouts import Layout, recognised
 from latentgnn.tasks.detection.weights.published import PublishedDetector, published_detector, unknown
-from latentgnn.tasks.starting import SETTING, own_weights
+from latentgnn.tasks.starting import SETTING, own_weights, shown_setting
 
 # Settings that do not change the weights' shapes: with another value the weights fit, but the result is wrong.
 _SILENT = (
@@ -70,7 +70,7 @@ def _published(detector: PublishedDetector, config: ModelConfig) -> Source:
         otherwise="give the file as --model.weights PATH, or start without: --model.weights null",
     )
     layout = recognised(state, image_std=config.image_std)
-    assert layout is not None, "torchvision's detectors have the names that are known"
+    assert layout is not None, "supported names are those of torchvision's detectors"
     return Source(
         name=title,
         state=layout.state,
@@ -94,7 +94,7 @@ def _refuse_other_detector(detector: PublishedDetector, config: ModelConfig) -> 
 
 def _own(path: Path, config: ModelConfig) -> Source:
     """The weights of one of our runs or checkpoints."""
-    checkpoint, there = own_weights(path, "detection", DetectionConfig, "a detector")
+    checkpoint, there = own_weights(path, "detection", DetectionConfig)
     categories = there.data.categories
     return Source(
         name=str(checkpoint.path),
@@ -145,14 +145,10 @@ def _differences(trained_with: Mapping[str, Any], config: ModelConfig, who: str)
     # RetinaNet has no proposals.
     proposals = "retinanet" not in (trained_with.get("detector"), config.detector)
     other = [
-        f"model.{name} {_shown(trained_with[name])} (here {_shown(getattr(config, name))})"
+        f"model.{name} {shown_setting(trained_with[name])} (here {shown_setting(getattr(config, name))})"
         for name in _SILENT
         if name in trained_with
         and trained_with[name] != getattr(config, name)
         and (proposals or not name.startswith("rpn_"))
     ]
     return (f"note: {who}trained with {', '.join(other)}",) if other else ()
-
-
-def _shown(value: Any) -> str:
-    return str(list(value)) if isinstance(value, tuple) else str(value)

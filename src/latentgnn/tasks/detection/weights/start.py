@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from latentgnn.attachment import CHILD
+from latentgnn.blocks import blocks_of
 from latentgnn.checkpoints import load_published
 from latentgnn.errors import UserError
 from latentgnn.layer import LatentGNN
@@ -14,7 +15,6 @@ from latentgnn.tasks.detection.weights.layouts import number_of_rows
 from latentgnn.tasks.detection.weights.sources import Source, find_source
 from latentgnn.tasks.starting import SETTING, Start, taken_parameters
 from latentgnn.tasks.weights import Fit, Rows, fit_lines, fit_weights
-from latentgnn.training.optimization import blocks_of
 
 # Loaded whole or not at all, as parts of them are useless.
 _PARTS = (
@@ -91,7 +91,7 @@ def _pairs(there: list[str] | None, here: list[str], rows: int | None) -> tuple[
     """Match rows of the last layers with rows of the weights; also return lines that describe it."""
     if there is None:
         if rows == len(here):
-            line = f"categories: the weights name none; their {rows - 1} are taken in their order"
+            line = f"categories: the weights do not name them; their {rows - 1} are used in order"
             return [(row, row) for row in range(len(here))], (line,)
         return [], ()
     if _plain(there) == _plain(here):
@@ -189,7 +189,7 @@ def _refuse_other_body(fit: Fit, source: Source, config: ModelConfig, blocks: Ma
     kinds = {fit.left_out.get(name, "") for name in wrong}
     if all(kind.startswith("torch.") for kind in kinds):
         raise UserError(
-            f"{SETTING}: {source.name} has other kinds of numbers than a detector of norm {config.norm!r} "
+            f"{SETTING}: {source.name} has other dtypes than a detector with norm {config.norm!r} "
             f"({len(wrong)} tensors do not fit: {'; '.join(faults)}); save them as floating point numbers"
         )
     raise UserError(

@@ -18,11 +18,13 @@ def mean_of_defined(figures: NDArray[np.float64]) -> float:
     return float(defined.mean()) if defined.size else UNDEFINED
 
 
-def figure_text(figure: float) -> str:
-    """Return a figure with three digits, or ``n/a``.
+def figure_text(figure: float | None) -> str:
+    """Return a figure with three decimals, or without any from 1000 on; ``n/a`` if it is undefined or missing.
 
     Example:
-        >>> figure_text(0.5), figure_text(UNDEFINED)
-        ('0.500', 'n/a')
+        >>> figure_text(0.5), figure_text(UNDEFINED), figure_text(12345.6)
+        ('0.500', 'n/a', '12,346')
     """
-    return "n/a" if figure == UNDEFINED else f"{figure:.3f}"
+    if figure is None or figure == UNDEFINED:
+        return "n/a"
+    return f"{figure:.3f}" if abs(figure) < 1000 else f"{figure:,.0f}"
