@@ -6,7 +6,7 @@ computes the gradients.
 Axes: B batch, N nodes, C channels, R reduced channels, D latents of one kernel, F features, O rows of matrices.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 import torch
@@ -16,7 +16,7 @@ from latentgnn import modes
 from latentgnn.config import LatentGNNConfig
 from latentgnn.core.layouts import cat, cat_nodes, laid_out_like
 from latentgnn.functional import gather, mix, scatter
-from latentgnn.modes import is_eager_on_gpu, is_traced, is_transformed
+from latentgnn.modes import is_eager_on_gpu, is_transformed
 from latentgnn.norm_calls import are_single, norm_calls
 from latentgnn.norms import are_alike, joined_affine
 from latentgnn.numerics import l2, to_dtype, wide
@@ -27,9 +27,7 @@ from latentgnn.steps import (
     SMALL_MATRIX,
     add_,
     apply,
-    apply_each,
     apply_whole,
-    is_small_product,
     matrices_round_alike,
     rectified_,
     to_unit_length_,
@@ -93,16 +91,17 @@ def _contexts(
     config: LatentGNNConfig, projections: "_Folded | _Normed", inside_BNC: Tensor, mask_BN1: Tensor | None
 ) -> Sequence[Tensor]:
     """O of each kernel, (B, N, R), or relu(norm(G O)); what else was computed is free then, as in the plain path."""
-    value_BNR, assigns = projections.assigned(inside_BNC, config.latents)
+    values = projections.values(inside_BNC)
+    assigns = [projections.rectified(value, config.latents) for value in values]
     contexts: list[Tensor] = []
     for kernel in zip(*assigns, strict=True):
         back_BND = to_unit_length_(kernel[-1])
         assign_BND = back_BND if config.symmetric else kernel[0]
         assign_BND = assign_BND if mask_BN1 is None else assign_BND * mask_BN1
-        latent_BDR = gather(value_BNR, assign_BND, scale_of_sums(config, assign_BND))
+        latent_BDR = gather(values[0], assign_BND, scale_of_sums(config, assign_BND))
         contexts.append(scatter(mix(latent_BDR), back_BND))
     if config.graph_conv:
-        contexts = [projections.convolved(context) for context in contexts]
+        contexts = [projections.rectified(context, [config.reduced_channels])[0] for context in contexts]
     return contexts
 
 
@@ -112,17 +111,13 @@ class _Folded:
     def __init__(self, layer: Arrangement) -> None:
         self.ways, self.residual, self.products = len(layer.reduces), layer.gamma is not None, _products(layer)
 
-    def assigned(self, x_BNC: Tensor, latents: Sequence[int]) -> tuple[Tensor, Sequence[Sequence[Tensor]]]:
-        """V, (B, N, R), and of each way P or Q of each kernel, (B, N, D_k), without their scales."""
-        y_BNO = apply_whole(x_BNC, *next(self.products))
-        # Ways before nodes: a sum over channels takes five times as long where its results lie in another order.
-        values_BWNR = to_unit_length_(y_BNO.unflatten(-1, (self.ways, -1)).movedim(2, 1))
-        assigns = _rectified(values_BWNR, *next(self.products))
-        return values_BWNR[:, 0], [_split(assign_BNO, latents) for assign_BNO in assigns]
+    def values(self, x_BNC: Tensor) -> Sequence[Tensor]:
+        """l2(norm(W x)) of each reduction."""
+        return to_unit_length_(apply_whole(x_BNC, *next(self.products)).unflatten(-1, (self.ways, -1))).unbind(2)
 
-    def convolved(self, context_BNR: Tensor) -> Tensor:
-        """relu(norm(G O))."""
-        return rectified_(apply_whole(context_BNR, *next(self.products)))
+    def rectified(self, x_BNR: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+        """relu(norm(W x)) of several joined matrices with these numbers of rows."""
+        return _split(rectified_(apply_whole(x_BNR, *next(self.products))), sizes)
 
     def added(self, x_BNC: Tensor, context_BNF: Tensor) -> Tensor:
         """x + gamma norm(U f); without a residual connection, norm(U f)."""
@@ -146,22 +141,17 @@ class _Normed:
 
     def __init__(self, layer: Arrangement, compute: torch.dtype) -> None:
         self.gamma, self.compute = layer.gamma, compute
-        self.weights, self.norms = _joined_matrices(layer, map(len, layer.assigns)), iter(norm_calls(layer))
+        self.weights, self.norms = _joined_matrices(layer), iter(norm_calls(layer))
         self.ways = len(layer.reduces)
 
-    def assigned(self, x_BNC: Tensor, latents: Sequence[int]) -> tuple[Tensor, Sequence[Sequence[Tensor]]]:
-        """As `_Folded.assigned`."""
+    def values(self, x_BNC: Tensor) -> Sequence[Tensor]:
+        """As `_Folded.values`."""
         y, dim = self._product(to_dtype(x_BNC, self.compute))
         parts = [y] if self.ways == 1 else y.chunk(self.ways, dim)
-        values = [l2(next(self.norms)(part, dim), -1) for part in parts]
-        return values[0], [self._rectified(value, latents) for value in values]
+        return [l2(next(self.norms)(part, dim), -1) for part in parts]
 
-    def convolved(self, context_BNR: Tensor) -> Tensor:
-        """As `_Folded.convolved`."""
-        return self._rectified(context_BNR, [context_BNR.shape[-1]])[0]
-
-    def _rectified(self, x_BNR: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
-        """relu(norm(W x)) of each of several matrices with so many rows, which are joined."""
+    def rectified(self, x_BNR: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+        """As `_Folded.rectified`."""
         y, dim = self._product(x_BNR)
         return [torch.relu(next(self.norms)(part, dim)) for part in _split(y, sizes, dim)]
 
@@ -180,34 +170,21 @@ class _Normed:
         return torch.conv1d(x_BNC.mT, weight_OC.unsqueeze(-1)), 1
 
 
-def _rectified(values_BWNR: Tensor, weight_OR: Tensor, shift_O: Tensor | None) -> Sequence[Tensor]:
-    """relu(W v + shift) of each way, (B, N, D), by its own rows of the matrix; small ones of a sample in one call."""
-    samples, ways = values_BWNR.shape[:2]
-    shifts = [None] * ways if shift_O is None else shift_O.chunk(ways)
-    of_one_call = not is_traced() and values_BWNR.is_cpu and samples == 1 < ways
-    if not (of_one_call and is_small_product(values_BWNR, weight_OR)):
-        parts = zip(values_BWNR.unbind(1), weight_OR.chunk(ways), shifts, strict=True)
-        return [rectified_(apply_whole(value_BNR, weight_DR, shift_D)) for value_BNR, weight_DR, shift_D in parts]
-    shift_WD = None if shift_O is None else shift_O.view(ways, -1)
-    assign_WND = rectified_(apply_each(values_BWNR[0], weight_OR.view(ways, -1, weight_OR.shape[1]), shift_WD))
-    return assign_WND.unsqueeze(1).unbind()
-
-
 def _split(y: Tensor, sizes: Sequence[int], dim: int = -1) -> Sequence[Tensor]:
     return [y] if len(sizes) == 1 else y.split_with_sizes(list(sizes), dim)
 
 
-def _joined_matrices(layer: Arrangement, assigns: Iterable[int]) -> Iterator[Tensor]:
-    """The matrices in the order of the equations: all reductions joined, so many assignments, the others alone."""
-    joined = [len(layer.reduces), *assigns, *[1] * (len(layer.convs) + 1)]
+def _joined_matrices(layer: Arrangement) -> Iterator[Tensor]:
+    """The matrices in the order of the equations; those that are applied to the same tensor are joined."""
+    joined = [len(layer.reduces), *map(len, layer.assigns), *[1] * (len(layer.convs) + 1)]
     ends = list(accumulate(joined))
     parts = [layer.matrices[end - count : end] for end, count in zip(ends, joined, strict=True)]
     return iter(cat(part) for part in parts)
 
 
 def _products(layer: Arrangement) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Matrices and shifts, norms and gamma in them, as `_joined_matrices` has them; the assignments of all ways."""
-    weights = list(_joined_matrices(layer, [sum(map(len, layer.assigns))]))
+    """Matrices and shifts, norms and gamma in them, as `_joined_matrices` has them."""
+    weights = list(_joined_matrices(layer))
     if layer.norm_columns[0][0] is None:
         if layer.gamma is not None:
             weights[-1] = weights[-1] * layer.gamma

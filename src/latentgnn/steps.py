@@ -54,7 +54,8 @@ class Steps(NamedTuple):
 
 # Copying a matrix of up to this many elements costs no more than the call that it saves.
 SMALL_MATRIX = 1 << 16
-# On a CPU, a batched product is faster than a convolution below this many multiply-adds (docs/results.md).
+# On a CPU, a batched product is faster than a convolution below this many multiply-adds; and if nothing is recorded,
+# than a product by oneDNN of a single sample (docs/results.md).
 _SMALL_PRODUCT = 1 << 23
 # From this many elements on, it pays to check whether a tensor's memory can be reused.
 _MUCH_MEMORY = 1 << 16
@@ -102,7 +103,7 @@ def apply_whole(x_BNC: Tensor, weight_OC: Tensor, shift_O: Tensor | None = None)
     if onednn and not _records(x_BNC, weight_OC, shift_O):
         if x_BNC.is_contiguous():
             return outer(x_BNC.flatten(0, 1), weight_OC, shift_O).view(*x_BNC.shape[:2], -1)
-        if x_BNC.stride(-1) != 1 and len(x_BNC) == 1:
+        if x_BNC.stride(-1) != 1 and len(x_BNC) == 1 and not _is_small_product(x_BNC, weight_OC):
             y_ON = outer(weight_OC, x_BNC[0])
             return (y_ON if shift_O is None else y_ON.add_(shift_O.unsqueeze(1))).mT.unsqueeze(0)
     if x_BNC.stride(-1) == 1:
@@ -117,23 +118,16 @@ def apply_whole(x_BNC: Tensor, weight_OC: Tensor, shift_O: Tensor | None = None)
         # PyTorch 2.11's compiler rejects a slice of a vector as a convolution's bias; it fuses the sum anyway.
         y_BON = torch.conv1d(x_BCN, weight_OC.unsqueeze(-1))
         return (y_BON if shift_O is None else y_BON + shift_O.unsqueeze(1)).mT
-    if on_gpu or not is_small_product(x_BNC, weight_OC):
+    if on_gpu or not _is_small_product(x_BNC, weight_OC):
         return torch.conv1d(x_BCN, weight_OC.unsqueeze(-1), shift_O).mT
-    return apply_each(x_BNC, weight_OC.expand(len(x_BNC), -1, -1), None if shift_O is None else shift_O.unsqueeze(0))
+    weight_BOC = weight_OC.expand(x_BCN.shape[0], -1, -1)
+    if shift_O is None:
+        return torch.bmm(weight_BOC, x_BCN).mT
+    return torch.baddbmm(shift_O.unsqueeze(1), weight_BOC, x_BCN).mT
 
 
-def apply_each(x_BNC: Tensor, weight_BOC: Tensor, shift_BO: Tensor | None) -> Tensor:
-    """x W^T + shift, each sample by a matrix and a shift of its own, as a batched product; one shift may do for all."""
-    if x_BNC.stride(-1) == 1:
-        left, right, shift = x_BNC, weight_BOC.mT, None if shift_BO is None else shift_BO.unsqueeze(1)
-    else:
-        left, right, shift = weight_BOC, x_BNC.mT, None if shift_BO is None else shift_BO.unsqueeze(2)
-    y = torch.bmm(left, right) if shift is None else torch.baddbmm(shift, left, right)
-    return y if x_BNC.stride(-1) == 1 else y.mT
-
-
-def is_small_product(x: Tensor, weight_OC: Tensor) -> bool:
-    """Whether a product of a matrix and so many numbers is faster in a batch than as a convolution, on a CPU."""
+def _is_small_product(x: Tensor, weight_OC: Tensor) -> bool:
+    """Whether a product with a matrix is faster as a batched product than by a convolution, on a CPU."""
     return weight_OC.shape[0] * x.numel() < _SMALL_PRODUCT
 
 
