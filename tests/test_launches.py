@@ -348,7 +348,7 @@ def test_scenes_stay_apart_in_half_precision(norm: NormFactory) -> None:
     x, offsets = torch.randn(70, 16, dtype=torch.bfloat16), torch.tensor([0, 20, 70])
     # The core's scenes are compared with the reference in test_points.py.
     expected = deepcopy(layer).double()(x.double(), offsets) - x.double()
-    assert relative_error(layer(x, offsets).double() - x.double(), expected) < 0.03
+    assert relative_error(layer(x, offsets).double() - x.double(), expected) < 0.05
 
 
 def test_a_cpu_takes_nothing_of_it() -> None:
