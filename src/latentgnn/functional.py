@@ -71,14 +71,15 @@ def scale_of_weight(weight: Tensor, *, node_scale: NodeScale) -> Tensor:
     """The factor of `gather`'s sums, from a `node_weight`: 1 / its root, or for ``mean`` 1 / it; 0 where it is 0."""
     if node_scale == "mean":
         return reciprocal(weight)
-    return torch.threshold(weight, EPS**2, math.inf).rsqrt()
+    # Not `rsqrt`: parts of the gradient nearly cancel, and its rounding doubles the error that they leave.
+    return torch.threshold(weight, EPS**2, math.inf).sqrt().reciprocal()
 
 
 def latent_scale(assign_BND: Tensor, *, node_scale: NodeScale) -> Tensor:
-    """`scale_of_weight` of the `node_weight` of assignments, (B, D, 1), in fewer calls."""
-    if node_scale == "mean":
-        return reciprocal(node_weight(assign_BND, node_scale=node_scale))
-    return inverse_length(assign_BND, -2).mT
+    """`scale_of_weight` of the `node_weight` of assignments, (B, D, 1); fewer calls without gradients or on a GPU."""
+    if node_scale == "published" and (is_eager_on_gpu(assign_BND) or not assign_BND.requires_grad):
+        return inverse_length(assign_BND, -2).mT
+    return scale_of_weight(node_weight(assign_BND, node_scale=node_scale), node_scale=node_scale)
 
 
 def affinity(latent_BDR: Tensor) -> Tensor:
