@@ -3,7 +3,7 @@
 Axes: B batch, N nodes, C channels.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, cast
 
@@ -136,16 +136,18 @@ def joined_affine(
 
     They are computed together because a call costs more than its arithmetic. Arguments as in `affines`.
     """
-    # Statistics stay apart from weights and biases: joined to them, they would be part of their gradients.
-    weight, bias = _joined(columns[:2], dtype)
-    mean, var = _joined(columns[2:], dtype)
+    if torch.is_grad_enabled():
+        # Statistics stay apart from weights and biases: joined to them, they would be part of their gradients.
+        (weight, bias), (mean, var) = _joined(columns[:2], dtype), _joined(columns[2:], dtype)
+    else:
+        weight, bias, mean, var = _joined(columns, dtype)
     return affine_of_statistics(mean, var, weight, bias, eps[0])
 
 
-def _joined(columns: Sequence[Sequence[Tensor | None]], dtype: torch.dtype) -> Iterator[Tensor]:
+def _joined(columns: Sequence[Sequence[Tensor | None]], dtype: torch.dtype) -> Sequence[Tensor]:
     """Each column's tensors, concatenated."""
     together = torch.cat([tensor for column in columns for tensor in cast(list[Tensor], column)])
-    return iter(to_dtype(together, dtype).chunk(len(columns)))
+    return to_dtype(together, dtype).chunk(len(columns))
 
 
 def is_frozen(norm: nn.Module) -> bool:
@@ -187,6 +189,7 @@ def kind_of(norms: Sequence[nn.Module]) -> NormKind | None:
         if first_takes:
             return None
     kinds: tuple[tuple[type[nn.Module], NormKind], ...] = (
+        (FrozenBatchNorm, "affine"),
         (nn.GroupNorm, "group"),
         (nn.LayerNorm, "layer"),
         (nn.RMSNorm, "rms"),

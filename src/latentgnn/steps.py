@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from latentgnn import modes
@@ -58,7 +59,7 @@ SMALL_MATRIX = 1 << 16
 # than a product by oneDNN of a single sample (docs/results.md).
 _SMALL_PRODUCT = 1 << 23
 # From this many elements on, it pays to check whether a tensor's memory can be reused.
-_MUCH_MEMORY = 1 << 16
+_MUCH_MEMORY = 1 << 12
 # Channels last: from this many rows and multiply-adds on, a convolution is faster than a matrix product.
 _MANY_ROWS, _LARGE_PRODUCT = 128, 1 << 22
 
@@ -97,33 +98,45 @@ def apply(x_BNC: Tensor, weight_OC: Tensor, groups: int = 1) -> Tensor:
 
 def apply_whole(x_BNC: Tensor, weight_OC: Tensor, shift_O: Tensor | None = None) -> Tensor:
     """x W^T + shift, of a float32 or float64 tensor, by the routine that suits its size and its device."""
-    on_gpu, traced = modes.is_on_gpu(x_BNC), is_traced()
-    large = not on_gpu and not traced and takes_onednn(weight_OC, x_BNC.shape[0] * x_BNC.shape[1])
-    onednn = large and is_plain(x_BNC) and not is_seen()
-    if onednn and not _records(x_BNC, weight_OC, shift_O):
-        if x_BNC.is_contiguous():
-            return outer(x_BNC.flatten(0, 1), weight_OC, shift_O).view(*x_BNC.shape[:2], -1)
-        if x_BNC.stride(-1) != 1 and len(x_BNC) == 1 and not _is_small_product(x_BNC, weight_OC):
+    if x_BNC.stride(-1) == 1:
+        return _applied_to_rows(x_BNC, weight_OC, shift_O)
+    if is_compiling():
+        # PyTorch 2.11's compiler rejects a slice of a vector as a convolution's bias; it fuses the sum anyway.
+        y_BON = torch.conv1d(x_BNC.mT, weight_OC.unsqueeze(-1))
+        return (y_BON if shift_O is None else y_BON + shift_O.unsqueeze(1)).mT
+    if not modes.is_on_gpu(x_BNC):
+        if _is_small_product(x_BNC, weight_OC):
+            weight_BOC = weight_OC.expand(len(x_BNC), -1, -1)
+            if shift_O is None:
+                return torch.bmm(weight_BOC, x_BNC.mT).mT
+            return torch.baddbmm(shift_O.unsqueeze(1), weight_BOC, x_BNC.mT).mT
+        if len(x_BNC) == 1 and _by_onednn(x_BNC, weight_OC) and not _records(x_BNC, weight_OC, shift_O):
             y_ON = outer(weight_OC, x_BNC[0])
             return (y_ON if shift_O is None else y_ON.add_(shift_O.unsqueeze(1))).mT.unsqueeze(0)
-    if x_BNC.stride(-1) == 1:
-        convolves = not matrices_round_alike(x_BNC) if on_gpu else onednn and _is_worth_a_layout(x_BNC, weight_OC)
-        if traced or not convolves:
-            return F.linear(x_BNC, weight_OC, shift_O)
-        # Nodes as the width of channels-last images.
-        y_BO1N = torch.conv2d(x_BNC.mT.unsqueeze(2), weight_OC[:, :, None, None], shift_O)
-        return y_BO1N.squeeze(2).mT
-    x_BCN = x_BNC.mT
-    if torch.compiler.is_compiling():
-        # PyTorch 2.11's compiler rejects a slice of a vector as a convolution's bias; it fuses the sum anyway.
-        y_BON = torch.conv1d(x_BCN, weight_OC.unsqueeze(-1))
-        return (y_BON if shift_O is None else y_BON + shift_O.unsqueeze(1)).mT
-    if on_gpu or not _is_small_product(x_BNC, weight_OC):
-        return torch.conv1d(x_BCN, weight_OC.unsqueeze(-1), shift_O).mT
-    weight_BOC = weight_OC.expand(x_BCN.shape[0], -1, -1)
-    if shift_O is None:
-        return torch.bmm(weight_BOC, x_BCN).mT
-    return torch.baddbmm(shift_O.unsqueeze(1), weight_BOC, x_BCN).mT
+    return torch.conv1d(x_BNC.mT, weight_OC.unsqueeze(-1), shift_O).mT
+
+
+def _applied_to_rows(x_BNC: Tensor, weight_OC: Tensor, shift_O: Tensor | None) -> Tensor:
+    """`apply_whole` where channels lie innermost."""
+    if is_traced():
+        return F.linear(x_BNC, weight_OC, shift_O)
+    if modes.is_on_gpu(x_BNC):
+        convolves = not matrices_round_alike(x_BNC)
+    else:
+        onednn = x_BNC.is_contiguous() and _by_onednn(x_BNC, weight_OC)
+        if onednn and not _records(x_BNC, weight_OC, shift_O):
+            return outer(x_BNC.flatten(0, 1), weight_OC, shift_O).view(*x_BNC.shape[:2], -1)
+        convolves = onednn and _is_worth_a_layout(x_BNC, weight_OC)
+    if not convolves:
+        return F.linear(x_BNC, weight_OC, shift_O)
+    # Nodes as the width of channels-last images.
+    y_BO1N = torch.conv2d(x_BNC.mT.unsqueeze(2), weight_OC[:, :, None, None], shift_O)
+    return y_BO1N.squeeze(2).mT
+
+
+def _by_onednn(x_BNC: Tensor, weight_OC: Tensor) -> bool:
+    """Whether oneDNN multiplies a tensor on a CPU: only where nothing observes the operations."""
+    return is_plain(x_BNC) and takes_onednn(weight_OC, x_BNC.shape[0] * x_BNC.shape[1]) and not is_seen()
 
 
 def _is_small_product(x: Tensor, weight_OC: Tensor) -> bool:
@@ -134,7 +147,7 @@ def _is_small_product(x: Tensor, weight_OC: Tensor) -> bool:
 def _is_worth_a_layout(x_BNC: Tensor, weight_OC: Tensor) -> bool:
     """Whether a convolution multiplies rows faster, although it must reorder its matrix."""
     nodes = x_BNC.shape[0] * x_BNC.shape[1]
-    return x_BNC.is_contiguous() and nodes >= _MANY_ROWS and weight_OC.numel() * nodes >= _LARGE_PRODUCT
+    return nodes >= _MANY_ROWS and weight_OC.numel() * nodes >= _LARGE_PRODUCT
 
 
 def _records(*tensors: Tensor | None) -> bool:
@@ -146,11 +159,11 @@ def rectified_(new: Tensor) -> Tensor:
     return torch.relu_(new) if _may_be_changed(new) else torch.relu(new)
 
 
-def to_unit_length_(new: Tensor) -> Tensor:
-    """`l2` along the last dimension of a tensor that nothing else reads, in place where allowed."""
+def to_unit_length_(new: Tensor, dim: int = -1) -> Tensor:
+    """`l2` of a tensor that nothing else reads, in place where allowed."""
     if _may_be_changed(new) and new.dtype == wide(new.dtype):
-        return new.mul_(inverse_length(new, -1))
-    return l2(new, -1)
+        return new.mul_(inverse_length(new, dim))
+    return l2(new, dim)
 
 
 def add_(new: Tensor, x: Tensor) -> Tensor:
@@ -160,7 +173,7 @@ def add_(new: Tensor, x: Tensor) -> Tensor:
 
 def _may_be_changed(new: Tensor) -> bool:
     """Whether a tensor may be changed in place; only on a CPU, where new memory often costs more than arithmetic."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or new.numel() < _MUCH_MEMORY:
+    if torch.is_grad_enabled() or is_compiling() or new.numel() < _MUCH_MEMORY:
         return False
     return new.is_cpu and is_plain(new) and not is_seen()
 
