@@ -113,12 +113,7 @@ class _Folded:
 
     def values(self, x_BNC: Tensor) -> Sequence[Tensor]:
         """l2(norm(W x)) of each reduction."""
-        joined_BNR = apply_whole(x_BNC, *next(self.products))
-        if joined_BNR.stride(-1) == 1:
-            return to_unit_length_(joined_BNR.unflatten(-1, (self.ways, -1)), -1).unbind(2)
-        # Sums over a dimension that is not innermost take several times as long where the order of strides is mixed.
-        parts_BWRN = to_unit_length_(joined_BNR.mT.unflatten(1, (self.ways, -1)), 2)
-        return [part_BRN.mT for part_BRN in parts_BWRN.unbind(1)]
+        return to_unit_length_(apply_whole(x_BNC, *next(self.products)).unflatten(-1, (self.ways, -1))).unbind(2)
 
     def rectified(self, x_BNR: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
         """relu(norm(W x)) of several joined matrices with these numbers of rows."""

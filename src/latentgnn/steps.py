@@ -159,8 +159,15 @@ def rectified_(new: Tensor) -> Tensor:
     return torch.relu_(new) if _may_be_changed(new) else torch.relu(new)
 
 
-def to_unit_length_(new: Tensor, dim: int = -1) -> Tensor:
-    """`l2` of a tensor that nothing else reads, in place where allowed."""
+def to_unit_length_(new: Tensor) -> Tensor:
+    """`l2` along the last dimension of a tensor that nothing else reads, in place where allowed."""
+    if new.dim() == 4 and new.stride(1) == 1 and not (modes.is_on_gpu(new) or is_traced()):
+        # (B, N, G, r) with nodes innermost: PyTorch sums several times as fast with the strides in order.
+        return _to_unit_length_(new.permute(0, 2, 3, 1), 2).permute(0, 3, 1, 2)
+    return _to_unit_length_(new, -1)
+
+
+def _to_unit_length_(new: Tensor, dim: int) -> Tensor:
     if _may_be_changed(new) and new.dtype == wide(new.dtype):
         return new.mul_(inverse_length(new, dim))
     return l2(new, dim)
