@@ -26,7 +26,7 @@ from latentgnn.cli import main as latentgnn_main
 from latentgnn.configuration.recipes import load_recipe, merge, to_yaml
 from latentgnn.configuration.settings import parse_config, plain_data
 from latentgnn.errors import UserError
-from latentgnn.files import write_json, write_text
+from latentgnn.files.writing import write_json, write_text
 from latentgnn.tasks.detection.coco import find_split
 from latentgnn.tasks.detection.config import DetectionConfig
 

@@ -32,7 +32,7 @@ from benchmarks.prepare import job_name
 from benchmarks.report import SlowPeer
 from benchmarks.shapes import MODES, SHAPES, Case, cases
 from latentgnn.errors import UserError
-from latentgnn.reading import read_json
+from latentgnn.files.reading import read_json
 
 LAYERS = ("latentgnn", "compiled latentgnn")
 

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.shapes import MODES, SHAPES, SQUARES
 from latentgnn.errors import UserError
-from latentgnn.files import write_json, write_text
+from latentgnn.files.writing import write_json, write_text
 from latentgnn.machine import processor_name
 
 RESULTS = Path(__file__).parent / "results"

@@ -18,7 +18,7 @@ from benchmarks.options import add_names_option, minutes, positive, program, req
 from benchmarks.pair import run_once
 from benchmarks.shapes import MODES, SHAPES, Case, cases
 from latentgnn.errors import UserError
-from latentgnn.files import write_json
+from latentgnn.files.writing import write_json
 
 DTYPES = ("float32", "bfloat16", "float16")
 # For rows of the eager layer, the first is enough.

@@ -26,7 +26,7 @@ from benchmarks.scaling_tables import (
     streaming_table,
 )
 from latentgnn.errors import UserError
-from latentgnn.files import write_bytes, write_text
+from latentgnn.files.writing import write_bytes, write_text
 
 PAGE = ROOT / "docs" / "scaling.md"
 PROGRAMS = ("annotations", "streaming", "sharding", "large-scans")

@@ -19,7 +19,7 @@ from benchmarks.report import header_block, markdown_table, png
 from benchmarks.scaling_plots import draw_streaming
 from benchmarks.streaming_case import CHANNELS, LATENTS, MODES, REDUCTION
 from latentgnn.errors import require
-from latentgnn.files import write_bytes
+from latentgnn.files.writing import write_bytes
 
 COUNTS = (100_000, 1_000_000, 10_000_000, 100_000_000)
 MOST_IN_MEMORY = 10_000_000

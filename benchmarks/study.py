@@ -34,8 +34,8 @@ from benchmarks.study_costs import costs, take_times
 from benchmarks.study_file import Study, check_names, find, read_study
 from benchmarks.study_rates import FACTORS, parameter_groups
 from latentgnn.errors import UserError
-from latentgnn.files import write_json
-from latentgnn.reading import read_json
+from latentgnn.files.reading import read_json
+from latentgnn.files.writing import write_json
 
 # Packages that blocks and networks of the studies here come from.
 PEERS = ("timm", "neuraloperator")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latentgnn.errors import UserError
-from latentgnn.reading import read_yaml
+from latentgnn.files.reading import read_yaml
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.report import header_block, markdown_table
 from latentgnn.errors import require
-from latentgnn.files import replacing
+from latentgnn.files.writing import replacing
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 

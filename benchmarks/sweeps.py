@@ -23,7 +23,7 @@ from benchmarks.points import CHANNELS, COUNTS, LATENTS, SCENES
 from benchmarks.report import header_block, input_mebibytes, markdown_table, png, spread
 from benchmarks.shapes import SQUARES, Case
 from latentgnn.errors import require
-from latentgnn.files import write_bytes
+from latentgnn.files.writing import write_bytes
 
 PARTS = ("nodes", "packed", "per-node")
 PEERS = ("published", "attention", "latent queries")

@@ -18,8 +18,8 @@ ROWS = (
     ("layer", "points"),
     ("running", "halves"),
     ("paths",),
-    ("plain", "few_calls", "steps", "norm_calls", "core", "kernels"),
-    ("normalizing", "batch_statistics"),
+    ("plain", "core", "kernels"),
+    ("batch_statistics",),
     ("functional",),
     ("norms", "numerics", "launches"),
 )

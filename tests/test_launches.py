@@ -14,15 +14,14 @@ from latentgnn import (
     LatentGNNConfig,
     PackedLatentGNN,
     by_size,
-    few_calls,
     launches,
     modes,
     paths,
-    plain,
     reference,
 )
 from latentgnn.counts import plain_numbers
 from latentgnn.norms import NormFactory, group_norm
+from latentgnn.plain import equations, few_calls
 from latentgnn.ranks import Ranks
 
 
@@ -302,12 +301,12 @@ def test_nodes_of_several_processes_take_no_path_that_sums_over_one(norm: NormFa
 
 def _taken(layer: LatentGNN, x: Tensor, patch: pytest.MonkeyPatch, *others: Tensor) -> str:
     taken: list[str] = []
-    for module in (few_calls, plain):
+    for path, module in (("few_calls", few_calls), ("plain", equations)):
 
         def record(
-            *given: Tensor, _run: Callable[..., Tensor] = module.latent_gnn, _name: str = module.__name__, **named: bool
+            *given: Tensor, _run: Callable[..., Tensor] = module.latent_gnn, _path: str = path, **named: bool
         ) -> Tensor:
-            taken.append(_name.rpartition(".")[2])
+            taken.append(_path)
             return _run(*given, **named)
 
         patch.setattr(module, "latent_gnn", record)

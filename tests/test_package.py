@@ -12,7 +12,7 @@ import pytest
 
 import latentgnn
 from latentgnn.errors import UserError, require
-from latentgnn.files import write_bytes, write_json
+from latentgnn.files.writing import write_bytes, write_json
 
 
 def test_the_public_names() -> None:

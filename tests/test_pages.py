@@ -221,13 +221,14 @@ def test_examples_run(example: Path, capsys: pytest.CaptureFixture[str], monkeyp
 
 
 def test_contributing_names_every_module() -> None:
-    """Each once: modules and folders of the package, and modules of the core and of the kernels."""
+    """Each once: modules and folders of the package, and modules of the folders that have a table of their own."""
     tables = (ROOT / "CONTRIBUTING.md").read_text().split("| in `")[1:]
-    assert tables[0].startswith("src/latentgnn/`")
-    assert tables[1].startswith("core/`")
-    assert tables[2].startswith("kernels/`")
     package = ROOT / "src" / "latentgnn"
-    for table, folder in zip(tables, (package, package / "core", package / "kernels"), strict=True):
+    folders = {"src/latentgnn/": package} | {
+        f"{name}/": package / name for name in ("plain", "core", "kernels", "files")
+    }
+    assert [table.split("`")[0] for table in tables] == list(folders)
+    for table, folder in zip(tables, folders.values(), strict=True):
         rows = [line.split("|")[1] for line in table.split("\n\n")[0].splitlines()[2:]]
         named = [name.rstrip("/") for row in rows for name in re.findall(r"`([^`]+)`", row)]
         there = [

@@ -6,9 +6,10 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from latentgnn import FrozenBatchNorm, LatentGNN, LatentGNNConfig, PackedLatentGNN, by_size, few_calls, reference
+from latentgnn import FrozenBatchNorm, LatentGNN, LatentGNNConfig, PackedLatentGNN, by_size, reference
 from latentgnn.norms import NormFactory, NormKind, group_norm, no_norm
 from latentgnn.paths import memory, why_not_core
+from latentgnn.plain import few_calls
 
 pytestmark = pytest.mark.small_inputs
 

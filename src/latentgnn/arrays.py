@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentgnn.errors import UserError, concerning, first_line
-from latentgnn.files import write_json
+from latentgnn.files.npy_files import NpyFile, RowWriter
+from latentgnn.files.writing import write_json
 from latentgnn.halves import why_not_halves
-from latentgnn.npy_files import NpyFile, RowWriter
 from latentgnn.points import PackedLatentGNN
 from latentgnn.streaming import gather_chunk, scatter_chunk
 from latentgnn.sums import LatentSums

@@ -9,7 +9,7 @@ from typing import Any, cast, get_args
 
 from torch import nn
 
-from latentgnn.files import write_json
+from latentgnn.files.writing import write_json
 from latentgnn.functional import NodeScale
 from latentgnn.norms import NORMS, NormFactory
 

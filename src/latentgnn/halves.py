@@ -10,14 +10,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from latentgnn import paths, plain, running
+from latentgnn import paths, running
 from latentgnn.core import halves as core
 from latentgnn.core.mix import mixed
 from latentgnn.core.plan import Plan
 from latentgnn.norms import is_per_node, uses_batch_statistics
 from latentgnn.numerics import to_dtype, wide
+from latentgnn.plain import equations
+from latentgnn.plain.samples import Nodes
 from latentgnn.projections import Arrangement
-from latentgnn.samples import Nodes
 
 
 def why_not_halves(layer: Arrangement) -> str | None:
@@ -51,7 +52,7 @@ def gather(
     compute, without_autocast = running.products_in(x_BNC)
     with without_autocast:
         if (plan := _plan(layer, x_BNC, mask_BN, offsets, compute)) is None:
-            return plain.gathered(layer, x_BNC, Nodes(mask_BN, offsets), compute)
+            return equations.gathered(layer, x_BNC, Nodes(mask_BN, offsets), compute)
         return core.gather(x_BNC, mask_BN, offsets, layer.flat(), plan)
 
 
@@ -79,7 +80,7 @@ def scatter(
         if (plan := _plan(layer, x_BNC, mask_BN, offsets, compute, sums_SGDr, weights_SGD)) is not None:
             return core.scatter(x_BNC, mask_BN, offsets, sums_SGDr, weights_SGD, layer.flat(), plan)
         latents = mixed(sums_SGDr, weights_SGD, running.plan_of(layer, "affine", compute, holds=False))
-        return plain.scattered(layer, x_BNC, Nodes(mask_BN, offsets), compute, latents)
+        return equations.scattered(layer, x_BNC, Nodes(mask_BN, offsets), compute, latents)
 
 
 def _plan(

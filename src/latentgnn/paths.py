@@ -1,8 +1,8 @@
 """Which path a layer takes for an input, and why it does not take the core.
 
 The core (`latentgnn.core`) has a hand-written backward pass, for affine norms, batch norm in training, and group, layer
-and RMS norm. The plain path (`latentgnn.plain`) runs the equations as PyTorch operations, for everything
-else. `latentgnn.few_calls` is a shorter version of the plain path for common layers.
+and RMS norm. The plain path (`latentgnn.plain.equations`) runs the equations as PyTorch operations, for everything
+else. `latentgnn.plain.few_calls` is a shorter version of the plain path for common layers.
 """
 
 from collections.abc import Iterator, Sequence, Sized
@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode, is_traceable_wrapper_subclass
 
-from latentgnn import by_size, few_calls, kernels, modes
+from latentgnn import by_size, kernels, modes
 from latentgnn.batch_statistics import synchronizes
 from latentgnn.config import LatentGNNConfig
 from latentgnn.core.layouts import is_plain, nodes_innermost
 from latentgnn.modes import has_values, is_exporting, is_transformed
 from latentgnn.norms import NormKind
 from latentgnn.numerics import wide
+from latentgnn.plain import few_calls
 from latentgnn.projections import Arrangement
 
 Memory = Literal["auto", "hold", "recompute"]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from latentgnn import few_calls, modes, paths, plain
+from latentgnn import modes, paths
 from latentgnn.batch_statistics import tracks, update_running
 from latentgnn.core import autograd
 from latentgnn.core.parameters import joined, split_latent_vector
@@ -17,9 +17,10 @@ from latentgnn.core.plan import Plan
 from latentgnn.core.statistics import Statistics
 from latentgnn.modes import has_values, is_exporting, is_transformed
 from latentgnn.norms import NormKind, is_per_node
+from latentgnn.plain import equations, few_calls
+from latentgnn.plain.samples import Nodes, members
 from latentgnn.projections import Arrangement
 from latentgnn.ranks import Ranks, agree
-from latentgnn.samples import Nodes, members
 
 
 def run(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None) -> Tensor:
@@ -68,7 +69,7 @@ def _by_path(
     if path == "few_calls":
         return few_calls.latent_gnn(layer, x_BNC, mask_BN, compute)
     nodes = nodes_of(x_BNC, mask_BN, offsets, layer.ranks)
-    return plain.latent_gnn(layer, x_BNC, nodes, compute, recompute=not holds)
+    return equations.latent_gnn(layer, x_BNC, nodes, compute, recompute=not holds)
 
 
 def nodes_of(x_BNC: Tensor, mask_BN: Tensor | None, offsets: Tensor | None, ranks: Ranks | None = None) -> Nodes:

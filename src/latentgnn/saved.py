@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from latentgnn.config import LatentGNNConfig
 from latentgnn.errors import UserError, first_line, system_error
-from latentgnn.files import write_bytes
+from latentgnn.files.reading import parse_json, read_json, regular_file
+from latentgnn.files.writing import write_bytes
 from latentgnn.hub import CONFIG, WEIGHTS, find
-from latentgnn.reading import parse_json, read_json, regular_file
 
 CARD = "README.md"
 """The description of a saved model, which the hub shows."""

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from latentgnn.errors import UserError, first_line, system_error
-from latentgnn.files import write_bytes
-from latentgnn.reading import regular_file
+from latentgnn.files.reading import regular_file
+from latentgnn.files.writing import write_bytes
 
 _FORMAT = "latentgnn sums 1"
 _TENSORS = ("sums", "weights", "counts", "checksums")

@@ -4,7 +4,7 @@ import pytest
 
 from latentgnn.configuration.recipes import list_recipes, load_recipe, merge, read_recipe, to_yaml
 from latentgnn.errors import UserError
-from latentgnn.reading import read_yaml
+from latentgnn.files.reading import read_yaml
 
 
 def write(folder: Path, name: str, text: str) -> Path:

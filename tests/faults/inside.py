@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from latentgnn import files
+from latentgnn.files import writing
 from latentgnn.tasks.detection.task import DetectionTask
 from latentgnn.tasks.pointcloud.task import PointCloudTask
 from tests.training.killing import kill_in
@@ -126,11 +126,11 @@ def _before_losses(task: Any, number: int, event: Callable[[Any], Any]) -> None:
 
 
 def _record(names: Path) -> None:
-    create = files._create
+    create = writing._create
 
     def recording(path: Path) -> Any:
         with names.open("a") as file:
             file.write(f"{path.name.removeprefix('.').rsplit('.', 2)[0]}\n")
         return create(path)
 
-    files._create = recording
+    writing._create = recording

@@ -12,7 +12,7 @@ from PIL import Image
 
 import latentgnn
 from latentgnn.cli import main
-from latentgnn.outputs import LIST
+from latentgnn.files.outputs import LIST
 from latentgnn.tasks.image_explaining import Frame
 from latentgnn.tasks.pointcloud.crop import take_crop
 from latentgnn.training.checkpoints import read_checkpoint, write_checkpoint

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import latentgnn
 from latentgnn.cli import main
 from latentgnn.errors import UserError
-from latentgnn.outputs import LIST
+from latentgnn.files.outputs import LIST
 from latentgnn.tasks.exporting import Exporting, Program, export
 from tests.tasks.made_runs import DETECTOR, write_detector, write_network, write_segmenter
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from latentgnn import files
+from latentgnn.files import writing
 
 PLACES = ("created", "half", "complete", "renamed")
 """Where in the writing of any file; for ``last.ckpt`` there are ``linked`` and ``previous`` also."""
@@ -25,7 +25,7 @@ def kill_in(name: str, number: int, place: str) -> None:
 
         return wrapped
 
-    create, complete = files._create, files._complete
+    create, complete = writing._create, writing._complete
 
     def counting_create(path: Path) -> Any:
         nonlocal seen, here
@@ -40,8 +40,8 @@ def kill_in(name: str, number: int, place: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         complete(file)
 
-    files._create = after(counting_create, "created")
-    files._complete = after(half_complete, "complete")
-    files._rename = after(files._rename, "renamed")
+    writing._create = after(counting_create, "created")
+    writing._complete = after(half_complete, "complete")
+    writing._rename = after(writing._rename, "renamed")
     os.link = after(os.link, "linked")
     os.replace = after(os.replace, "previous", lambda source, target: Path(target).name == "previous.ckpt")

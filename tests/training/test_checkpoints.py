@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from training_toy import ToyTask, config, new_run
 
-import latentgnn.files
+import latentgnn.files.writing
 from latentgnn.errors import UserError
 from latentgnn.training.checkpoints import read_checkpoint, write_checkpoint
 from latentgnn.training.loop import fit
@@ -59,7 +59,7 @@ def test_crash_in_the_write_keeps_the_file_before(tmp_path: Path, monkeypatch: p
     def fail(number: int) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(latentgnn.files.os, "fsync", fail)
+    monkeypatch.setattr(latentgnn.files.writing.os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         write_checkpoint(path, content(2))
     assert torch.load(path, weights_only=True) == content(1)

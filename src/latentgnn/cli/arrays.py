@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from latentgnn.cli.parsing import Overrides, UsageError
 from latentgnn.errors import UserError
-from latentgnn.outputs import quoted, say_end
+from latentgnn.files.outputs import quoted, say_end
 from latentgnn.progress import parts_done
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def apply(arguments: argparse.Namespace, overrides: Overrides) -> int:
     if arguments.chunk is not None and arguments.chunk < 1:
         raise UsageError(f"--chunk: expected a number of at least 1; got {arguments.chunk}")
     from latentgnn.arrays import apply_to_file, work_folder
-    from latentgnn.npy_files import NpyFile
+    from latentgnn.files.npy_files import NpyFile
     from latentgnn.training.locks import LOCK, sole_use
 
     layer, nodes = _layer(arguments.layer, arguments.device), NpyFile.open(arguments.source).nodes

@@ -7,7 +7,7 @@ from latentgnn.cli.parsing import Overrides, UsageError, json_argument
 from latentgnn.cli.settings import DEFAULT_RECIPE, configuration
 from latentgnn.configuration.recipes import list_recipes, read_recipe, to_yaml
 from latentgnn.configuration.settings import plain_data
-from latentgnn.outputs import say_next
+from latentgnn.files.outputs import say_next
 
 
 def recipes_arguments(parser: argparse.ArgumentParser) -> None:

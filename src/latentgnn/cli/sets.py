@@ -9,7 +9,7 @@ from typing import Any
 from latentgnn.cli.parsing import Overrides, json_argument, output, overwrite_argument
 from latentgnn.cli.settings import DEFAULT_RECIPE, TASKS, configuration, with_settings
 from latentgnn.errors import require
-from latentgnn.outputs import say_next
+from latentgnn.files.outputs import say_next
 
 
 def check_data_arguments(parser: argparse.ArgumentParser) -> None:

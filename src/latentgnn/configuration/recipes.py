@@ -8,8 +8,8 @@ from typing import Any
 
 from latentgnn.configuration.settings import nearest
 from latentgnn.errors import UserError, require
-from latentgnn.reading import read_yaml
-from latentgnn.yaml_loader import SCIENTIFIC
+from latentgnn.files.reading import read_yaml
+from latentgnn.files.yaml_loader import SCIENTIFIC
 
 # Mappings that are replaced, not merged: a recipe that lists blocks or classes means exactly these.
 REPLACED = frozenset({"model.blocks", "data.classes"})
@@ -72,7 +72,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], prefix: str = "") ->
 
 
 def to_yaml(values: Mapping[str, Any], *, description: str = "") -> str:
-    """Return YAML that `latentgnn.reading.read_yaml` can read."""
+    """Return YAML that `latentgnn.files.reading.read_yaml` can read."""
     yaml = require("yaml", extra="train")
     head = {"description": description} if description else {}
     text: str = yaml.dump(

@@ -11,7 +11,7 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from latentgnn.errors import UserError
-from latentgnn.reading import UnreadableError, parse_yaml
+from latentgnn.files.reading import UnreadableError, parse_yaml
 
 C = TypeVar("C")
 

@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn.utils.stateless import _reparametrize_module
 
-from latentgnn import functional, plain, running
+from latentgnn import functional, running
 from latentgnn.core.nodes import blocks, nodes_per_block
 from latentgnn.dtensors import whole_parameters
 from latentgnn.layer import LatentGNN
 from latentgnn.modes import has_values
 from latentgnn.norms import is_per_node
 from latentgnn.numerics import wide
+from latentgnn.plain import equations
+from latentgnn.plain.steps import steps_of
 from latentgnn.points import PackedLatentGNN, checked_offsets, scenes
-from latentgnn.steps import steps_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,10 +202,10 @@ def _over_nodes(
         mask = None if mask_BN is None else block.of(mask_BN)
         x = block.of(x_BNC) if mask is None else block.of(x_BNC).masked_fill(~mask[..., None], 0)
         here = running.nodes_of(x, mask, None if by_node else offsets)
-        found = plain.values_of(config, steps.reduces, x, here, compute)
+        found = equations.values_of(config, steps.reduces, x, here, compute)
         values[block.rows, ..., block.nodes] = found[0].permute(0, 2, 3, 1)
         for index, (p, q) in enumerate(assigns):
-            gather, scatter = plain.assignments(config, steps, index, found, here, compute)
+            gather, scatter = equations.assignments(config, steps, index, found, here, compute)
             p[block.rows, ..., block.nodes] = gather.permute(0, 2, 3, 1)
             if not config.symmetric:
                 back = scatter if mask is None else scatter * mask[..., None, None]
@@ -214,7 +215,10 @@ def _over_nodes(
 
 def _kernel(layer: LatentGNN, value_GRN: Tensor, gather_GDN: Tensor, scatter_GDN: Tensor) -> SeenKernel:
     assign_GND = gather_GDN.mT
-    latent_GDR, scale_GD1 = functional.gather(value_GRN.mT, assign_GND), plain.scale_of_sums(layer.config, assign_GND)
+    latent_GDR, scale_GD1 = (
+        functional.gather(value_GRN.mT, assign_GND),
+        equations.scale_of_sums(layer.config, assign_GND),
+    )
     scale_GD1 = latent_GDR.new_ones(*gather_GDN.shape[:2], 1) if scale_GD1 is None else scale_GD1
     latent_GDR = latent_GDR * scale_GD1
     return SeenKernel(

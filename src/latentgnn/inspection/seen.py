@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from latentgnn.attachment import CHILD
-from latentgnn.files import replacing
+from latentgnn.files.writing import replacing
 from latentgnn.inspection import lines
 from latentgnn.inspection.arrays import arrays_of
 from latentgnn.inspection.lines import Node

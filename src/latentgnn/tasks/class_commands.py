@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgnn.errors import UserError
-from latentgnn.outputs import Results, quoted, say_end
+from latentgnn.files.outputs import Results, quoted, say_end
 from latentgnn.progress import counted
 from latentgnn.tasks.checks import Report, Split, check_splits
 from latentgnn.tasks.class_results import say_class_results, write_class_results

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from latentgnn.files import write_json
+from latentgnn.files.writing import write_json
 from latentgnn.tasks.class_scores import Scores
 from latentgnn.tasks.class_sections import sections
 from latentgnn.training import commands

@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from latentgnn.outputs import say_end
+from latentgnn.files.outputs import say_end
 from latentgnn.tasks.exporting import Exporting, Format, Program
 from latentgnn.tasks.exporting import export as exported
 from latentgnn.tasks.looking import Config, LookingCommands, Model

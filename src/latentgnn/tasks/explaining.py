@@ -10,8 +10,8 @@ from torch import nn
 
 from latentgnn.blocks import blocks_of
 from latentgnn.errors import UserError
+from latentgnn.files.outputs import Results
 from latentgnn.inspection import BlockStatistics, Report, findings, report, summarize
-from latentgnn.outputs import Results
 from latentgnn.progress import counted
 from latentgnn.tasks.inputs import noted, raise_faults, result_names
 from latentgnn.tasks.panels import figures_table, in_words

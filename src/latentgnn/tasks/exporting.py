@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from latentgnn.errors import UserError, first_line, require, system_error
-from latentgnn.files import replacing
+from latentgnn.files.outputs import Results
+from latentgnn.files.writing import replacing
 from latentgnn.hub import CONFIG, WEIGHTS
-from latentgnn.outputs import Results
 from latentgnn.saved import CARD, files_of, read_saved
 
 Format = Literal["onnx", "safetensors", "torch"]

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from latentgnn.errors import UserError, system_error, told
-from latentgnn.reading import regular_file
+from latentgnn.files.reading import regular_file
 from latentgnn.tasks.tars import file_of, open_file
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})

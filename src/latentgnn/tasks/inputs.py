@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from latentgnn.errors import UserError, first_line, is_lack_of_memory, is_lasting, told
-from latentgnn.reading import regular_file
+from latentgnn.files.reading import regular_file
 
 
 def expand_inputs(

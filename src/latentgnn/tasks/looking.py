@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
+from latentgnn.files.outputs import say_end
 from latentgnn.inspection import Report
-from latentgnn.outputs import say_end
 from latentgnn.tasks.explaining import PAGE, Explained, chosen_blocks
 from latentgnn.tasks.explaining import diagnose as diagnose_blocks
 from latentgnn.tasks.explaining import explain as explain_inputs

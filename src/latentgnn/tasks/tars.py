@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgnn.errors import UserError, concerning
-from latentgnn.reading import UnreadableError, regular_file
+from latentgnn.files.reading import UnreadableError, regular_file
 
 _SUFFIX = ".tar"
 _DIGEST = 16

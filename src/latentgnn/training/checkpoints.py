@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from latentgnn.errors import UserError, concerning, system_error
-from latentgnn.files import replacing, temporary_name
+from latentgnn.files.writing import replacing, temporary_name
 from latentgnn.saved import read_saved
 from latentgnn.training.archives import check_archive, seal
 from latentgnn.training.fingerprint import Fingerprint

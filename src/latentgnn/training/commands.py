@@ -10,9 +10,9 @@ import torch
 
 from latentgnn.configuration.settings import parse_config, plain_data
 from latentgnn.errors import UserError, system_error, told
-from latentgnn.files import write_bytes, write_json
+from latentgnn.files.outputs import quoted, refuse_to_replace, say_end, try_folder
+from latentgnn.files.writing import write_bytes, write_json
 from latentgnn.hub import CONFIG
-from latentgnn.outputs import quoted, refuse_to_replace, say_end, try_folder
 from latentgnn.training.checkpoints import Checkpoint, newest_checkpoint, read_checkpoint
 from latentgnn.training.comparison_report import write_comparison
 from latentgnn.training.config import TrainingConfig

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from latentgnn.files import write_text
+from latentgnn.files.writing import write_text
 from latentgnn.training.figures import UNDEFINED, figure_text
 from latentgnn.training.page import REPORT, render
 from latentgnn.training.records import Titles

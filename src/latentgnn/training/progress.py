@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from latentgnn.files import append_text, write_text
+from latentgnn.files.writing import append_text, write_text
 from latentgnn.training.run_files import Damaged
 from latentgnn.training.runs import RunFolder
 

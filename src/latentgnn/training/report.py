@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from latentgnn.configuration.settings import plain_data
-from latentgnn.files import write_json, write_text
+from latentgnn.files.writing import write_json, write_text
 from latentgnn.training.figures import UNDEFINED, figure_text
 from latentgnn.training.page import REPORT, render
 from latentgnn.training.progress import read_rows

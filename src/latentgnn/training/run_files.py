@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from latentgnn import reading
 from latentgnn.errors import UserError, system_error
+from latentgnn.files import reading
 
 # Far larger than anything a run writes: a larger file is not from a run, and could use up memory and time.
 LARGEST = 64 * 2**20
@@ -27,7 +27,7 @@ def read_json(path: Path, check: Callable[[Any], None]) -> Any:
         check: raises `ValueError` if the content has the wrong structure.
 
     Raises:
-        Damaged: if it is not a file, `latentgnn.reading.read_json` refuses it, or it has the wrong structure.
+        Damaged: if it is not a file, `latentgnn.files.reading.read_json` refuses it, or it has the wrong structure.
         OSError: if the system cannot read it, which is not damage.
     """
     try:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from latentgnn.configuration.recipes import load_recipe, to_yaml
 from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
-from latentgnn.files import append_text, is_temporary, leftovers, write_json, write_text
+from latentgnn.files.writing import append_text, is_temporary, leftovers, write_json, write_text
 from latentgnn.hub import CONFIG
 from latentgnn.training.environment import environment
 from latentgnn.training.locks import LOCK, sole_use

@@ -17,7 +17,7 @@ from latentgnn.cli import main
 from latentgnn.configuration.recipes import load_recipe
 from latentgnn.configuration.settings import parse_config
 from latentgnn.errors import UserError
-from latentgnn.outputs import LIST
+from latentgnn.files.outputs import LIST
 from latentgnn.tasks.detection.commands import COMMANDS
 from latentgnn.tasks.detection.config import DetectionConfig
 from latentgnn.tasks.detection.task import DetectionTask

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 
 from latentgnn.errors import UserError
-from latentgnn.outputs import LIST
+from latentgnn.files.outputs import LIST
 from latentgnn.tasks.detection.evaluation import CocoEvaluator
 from latentgnn.tasks.detection.finder import Finder
 from latentgnn.tasks.detection.pictures import colour_of

@@ -18,18 +18,18 @@ from tests.tasks.tiny_runs import DETECTION, stop, weights_of, write_recipe, wri
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import latentgnn.files as files
+from latentgnn.files import writing
 from latentgnn.cli import main
 
 name, *argv = sys.argv[1:]
-rename = files._rename
+rename = writing._rename
 
 def killed(temporary, path):
     if Path(path).name == name:
         os.kill(os.getpid(), signal.SIGKILL)
     rename(temporary, path)
 
-files._rename = killed
+writing._rename = killed
 main(argv)
 """
 EMBEDDED = ["--data.embedded_train", "4", "--data.embedded_val", "2", "--data.embedded_size", "64"]

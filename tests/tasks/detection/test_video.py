@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from latentgnn.errors import UserError
-from latentgnn.outputs import LIST
+from latentgnn.files.outputs import LIST
 from latentgnn.tasks.detection.finder import Finder
 from latentgnn.tasks.detection.pictures import colour_of
 from latentgnn.tasks.detection.video import VideoReader, check_video, require_video, writing_video

@@ -13,7 +13,7 @@ from latentgnn.cli import main
 from latentgnn.configuration.recipes import list_recipes, load_recipe, to_yaml
 from latentgnn.configuration.settings import parse_config, plain_data
 from latentgnn.errors import UserError
-from latentgnn.outputs import LIST
+from latentgnn.files.outputs import LIST
 from latentgnn.tasks.pointcloud.commands import COMMANDS
 from latentgnn.tasks.pointcloud.config import PointCloudConfig
 from latentgnn.tasks.pointcloud.layouts import Source

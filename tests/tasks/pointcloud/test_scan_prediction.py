@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from latentgnn.errors import UserError
-from latentgnn.outputs import LIST
+from latentgnn.files.outputs import LIST
 from latentgnn.tasks.pointcloud.config import DataConfig
 from latentgnn.tasks.pointcloud.model import PointNetwork
 from latentgnn.tasks.pointcloud.pictures import draw_scan

@@ -15,6 +15,7 @@ import torch
 
 import latentgnn
 from latentgnn.errors import UserError
+from latentgnn.files.unfinished import WORK
 from latentgnn.tasks.pointcloud.cells import Cells, SortedPoints, record_kind
 from latentgnn.tasks.pointcloud.config import DataConfig
 from latentgnn.tasks.pointcloud.features import features_of
@@ -24,7 +25,6 @@ from latentgnn.tasks.pointcloud.scans import RawScan, read_scan, scan_chunks, wr
 from latentgnn.tasks.pointcloud.tiles import predict_in_tiles
 from latentgnn.tasks.pointcloud.voting import Part, predict_scan
 from latentgnn.tasks.pointcloud.voxels import Bounds
-from latentgnn.unfinished import WORK
 
 CLASSES = {2: "ground", 5: "tree", 6: "roof"}
 IDS = np.array([2, 5, 6])

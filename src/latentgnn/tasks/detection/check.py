@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from latentgnn.plain_values import shown
-from latentgnn.stored_lists import part_of
+from latentgnn.files.plain_values import shown
+from latentgnn.files.stored_lists import part_of
 from latentgnn.tasks.checks import fault_lines
 from latentgnn.tasks.detection.formats.coco_files import read_coco
 from latentgnn.tasks.detection.formats.records import Fault, Kind, Reading

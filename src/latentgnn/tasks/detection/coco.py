@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from latentgnn.errors import UserError
-from latentgnn.stored_lists import StoredList
+from latentgnn.files.stored_lists import StoredList
 from latentgnn.tasks.checks import Split
 from latentgnn.tasks.detection.config import AugmentConfig, CropConfig, DataConfig
 from latentgnn.tasks.detection.crops import cut_target, draw_window
@@ -111,7 +111,7 @@ class CocoAnnotations:
     in the file that they were read from or in one buffer, and are decoded whenever they are requested.
 
     Args:
-        dataset: the COCO dict; its lists may be `latentgnn.stored_lists.StoredList`.
+        dataset: the COCO dict; its lists may be `latentgnn.files.stored_lists.StoredList`.
         image_folder: folder that the file names are relative to.
         skipped_images: number of images that were left out because of faults.
         skipped_annotations: number of annotations that were left out, including those of such images.

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from latentgnn.errors import UserError
-from latentgnn.growing_lists import GrowingList
-from latentgnn.outputs import Results, quoted, say_end
+from latentgnn.files.growing_lists import GrowingList
+from latentgnn.files.outputs import Results, quoted, say_end
 from latentgnn.progress import counted, parts_done
 from latentgnn.tasks.commands import Commands, Shared
 from latentgnn.tasks.detection import overview

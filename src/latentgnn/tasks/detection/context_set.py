@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from latentgnn.errors import UserError
-from latentgnn.files import temporary_name, write_json, write_text
-from latentgnn.reading import UnreadableError, read_json
+from latentgnn.files.reading import UnreadableError, read_json
+from latentgnn.files.writing import temporary_name, write_json, write_text
 
 CATEGORIES = ("cool", "warm")
 KEY_COLOURS = {"blue": (62, 132, 222), "orange": (232, 138, 44)}

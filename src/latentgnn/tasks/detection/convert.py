@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from latentgnn.outputs import Results, quoted, say_end
+from latentgnn.files.outputs import Results, quoted, say_end
 from latentgnn.tasks.checks import SPLITS
 from latentgnn.tasks.detection.coco import CocoAnnotations
 from latentgnn.tasks.detection.config import DetectionConfig

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentgnn.outputs import Results, say_end
+from latentgnn.files.outputs import Results, say_end
 from latentgnn.tasks.checks import SPLITS, is_faultless
 from latentgnn.tasks.detection.check import Report, check
 from latentgnn.tasks.detection.coco import CocoAnnotations

@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from latentgnn.outputs import Results
-from latentgnn.reading import regular_file
+from latentgnn.files.outputs import Results
+from latentgnn.files.reading import regular_file
 from latentgnn.tasks.detection.finder import Finder
 from latentgnn.tasks.detection.pictures import draw_detections
 from latentgnn.tasks.images import (
@@ -70,7 +70,7 @@ def predict_paths(
 
     Raises:
         UserError: if images could not be read, which it lists; or ``out`` cannot be used for results (see
-            `latentgnn.outputs.Results`).
+            `latentgnn.files.outputs.Results`).
     """
     targets = [Path("pictures") / f"{name}.png" for name in result_names(paths)]
     names = ["predictions.json", *(targets if pictures else ())]

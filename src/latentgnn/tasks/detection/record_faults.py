@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from latentgnn.errors import UserError
-from latentgnn.plain_values import shown
+from latentgnn.files.plain_values import shown
 from latentgnn.tasks.images import is_quarter_turned, open_image, read_image, size_fault
 from latentgnn.tasks.tars import open_file
 

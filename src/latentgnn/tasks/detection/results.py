@@ -10,8 +10,8 @@ from faster_coco_eval.core import mask as rle_codec
 from torch import Tensor
 
 from latentgnn.errors import UserError
-from latentgnn.plain_values import shown
-from latentgnn.reading import read_json
+from latentgnn.files.plain_values import shown
+from latentgnn.files.reading import read_json
 from latentgnn.tasks.detection.segmentations import plain_rle, segmentation_fault
 
 Kind = Literal["bbox", "segm"]

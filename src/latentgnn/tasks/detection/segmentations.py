@@ -7,7 +7,7 @@ import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import NDArray
 
-from latentgnn.plain_values import shown
+from latentgnn.files.plain_values import shown
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:

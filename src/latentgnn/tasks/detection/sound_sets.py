@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from latentgnn.errors import UserError
-from latentgnn.stored_lists import part_of
+from latentgnn.files.stored_lists import part_of
 from latentgnn.tasks.checks import SHOWN
 from latentgnn.tasks.detection.check import Report, check
 from latentgnn.tasks.detection.coco import CocoAnnotations

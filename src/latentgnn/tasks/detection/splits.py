@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from latentgnn.errors import UserError
-from latentgnn.files import write_json
-from latentgnn.reading import read_json
+from latentgnn.files.reading import read_json
+from latentgnn.files.writing import write_json
 from latentgnn.tasks.detection.config import DataConfig
 
 SPLIT_FILE = "split.json"

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from latentgnn.errors import UserError, first_line, is_lack_of_memory, require
-from latentgnn.files import replacing
-from latentgnn.reading import regular_file
+from latentgnn.files.reading import regular_file
+from latentgnn.files.writing import replacing
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 """Suffixes in lower case that distinguish videos from images."""

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from latentgnn.errors import UserError
-from latentgnn.outputs import Results
+from latentgnn.files.outputs import Results
 from latentgnn.tasks.detection.finder import Finder
 from latentgnn.tasks.detection.pictures import draw_detections
 from latentgnn.tasks.detection.video import VIDEO_SUFFIXES, VideoReader, check_video, is_video, writing_video
@@ -60,7 +60,7 @@ def predict_videos(
 
     Raises:
         UserError: if videos could not be read, which it lists; or ``out`` cannot be used for results (see
-            `latentgnn.outputs.Results`).
+            `latentgnn.files.outputs.Results`).
     """
     targets = [Path("videos") / f"{name}.mp4" for name in result_names(paths)]
     names = ["predictions.json", *(targets if pictures else ())]

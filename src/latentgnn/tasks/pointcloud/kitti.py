@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgnn.errors import UserError
-from latentgnn.reading import regular_file
+from latentgnn.files.reading import regular_file
 
 CLASSES = {
     10: "car",

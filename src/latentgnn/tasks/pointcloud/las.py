@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgnn.errors import UserError, require
-from latentgnn.files import replacing
+from latentgnn.files.writing import replacing
 from latentgnn.tasks.pointcloud.raw import SCALARS, RawScan, readable
 
 CHUNK = 1_000_000

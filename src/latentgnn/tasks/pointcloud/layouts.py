@@ -11,7 +11,7 @@ import numpy as np
 
 from latentgnn.configuration.settings import parse_config
 from latentgnn.errors import UserError
-from latentgnn.reading import read_yaml
+from latentgnn.files.reading import read_yaml
 from latentgnn.tasks.checks import Split
 from latentgnn.tasks.pointcloud import kitti
 from latentgnn.tasks.pointcloud.classes import S3DIS_CLASSES, SCANNET_CLASSES

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from latentgnn.configuration.settings import plain_data
 from latentgnn.errors import UserError
+from latentgnn.files.outputs import Results
 from latentgnn.machine import memory_bytes
-from latentgnn.outputs import Results
 from latentgnn.tasks.class_scores import Predicted
 from latentgnn.tasks.inputs import expand_inputs, in_their_order, noted, raise_faults, result_names
 from latentgnn.tasks.pointcloud.config import DataConfig
@@ -93,7 +93,7 @@ def predict_files(
 
     Raises:
         UserError: if files could not be read or written, which it lists; or ``out`` cannot be used for results (see
-            `latentgnn.outputs.Results`).
+            `latentgnn.files.outputs.Results`).
     """
     results_of = result_names(paths)
     targets = [

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgnn.errors import UserError
-from latentgnn.files import write_bytes
-from latentgnn.reading import regular_file
+from latentgnn.files.reading import regular_file
+from latentgnn.files.writing import write_bytes
 from latentgnn.tasks.pointcloud.kitti import label_bytes, read_velodyne
 from latentgnn.tasks.pointcloud.las import LasChunks, las_bytes, read_las, rewrite_las
 from latentgnn.tasks.pointcloud.ply import ply_bytes, read_ply

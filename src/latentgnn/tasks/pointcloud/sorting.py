@@ -11,7 +11,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from latentgnn.errors import UserError, concerning
-from latentgnn.files import replacing
+from latentgnn.files.writing import replacing
 from latentgnn.tasks.pointcloud.cells import Cells, SortedPoints, record_kind
 from latentgnn.tasks.pointcloud.config import DataConfig
 from latentgnn.tasks.pointcloud.features import needed_columns

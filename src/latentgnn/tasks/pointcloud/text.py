@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgnn.errors import UserError, told
-from latentgnn.reading import regular_file
+from latentgnn.files.reading import regular_file
 
 _LONGEST_HEADER = 2**16
 _NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf)"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgnn.errors import UserError
-from latentgnn.files import append_text
+from latentgnn.files.writing import append_text
 from latentgnn.tasks.pointcloud.cells import Run
 from latentgnn.tasks.pointcloud.config import DataConfig
 from latentgnn.tasks.pointcloud.features import features_of

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from latentgnn.errors import UserError
-from latentgnn.reading import read_lines
+from latentgnn.files.reading import read_lines
 from latentgnn.tasks.checks import Split
 from latentgnn.tasks.images import IMAGE_SUFFIXES
 from latentgnn.tasks.segmentation.config import LARGEST_ID, Color, DataConfig, Layout

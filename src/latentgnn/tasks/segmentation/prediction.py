@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from latentgnn.outputs import Results
+from latentgnn.files.outputs import Results
 from latentgnn.tasks.class_scores import Predicted
 from latentgnn.tasks.images import IMAGE_SUFFIXES, open_image, png_bytes, read_image, to_tensor
 from latentgnn.tasks.inputs import expand_inputs, in_their_order, noted, raise_faults, result_names
@@ -126,7 +126,7 @@ def predict_files(
 
     Raises:
         UserError: if files could not be read, which it lists; or ``out`` cannot be used for results (see
-            `latentgnn.outputs.Results`).
+            `latentgnn.files.outputs.Results`).
     """
     names = result_names(paths)
     targets = [Path("labels") / f"{name}.png" for name in names]

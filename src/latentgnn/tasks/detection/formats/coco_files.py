@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from latentgnn.json_lists import read_json_lists
-from latentgnn.plain_values import shown
-from latentgnn.reading import UnreadableError
-from latentgnn.stored_lists import StoredList
+from latentgnn.files.json_lists import read_json_lists
+from latentgnn.files.plain_values import shown
+from latentgnn.files.reading import UnreadableError
+from latentgnn.files.stored_lists import StoredList
 from latentgnn.tasks.detection.formats.folders import SPLIT_NAMES
 from latentgnn.tasks.detection.formats.records import Reading
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentgnn.errors import UserError
-from latentgnn.reading import read_lines
+from latentgnn.files.reading import read_lines
 
 BACKGROUND = "background"
 

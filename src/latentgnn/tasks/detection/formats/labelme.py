@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from latentgnn.errors import UserError
-from latentgnn.plain_values import shown
-from latentgnn.reading import UnreadableError, read_json, read_lines
+from latentgnn.files.plain_values import shown
+from latentgnn.files.reading import UnreadableError, read_json, read_lines
 from latentgnn.tasks.detection.formats.folders import Images, by_split, files_below
 from latentgnn.tasks.detection.formats.records import Categories, Reading, box_of
 from latentgnn.tasks.detection.formats.runs import encoded

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from latentgnn.stored_lists import part_of
+from latentgnn.files.stored_lists import part_of
 
 Kind = Literal["images", "annotations", "categories"]
 

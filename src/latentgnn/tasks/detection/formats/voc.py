@@ -8,7 +8,7 @@ nor wrong. A ``polygon`` beside the box, which some tools write, is the object's
 import math
 from pathlib import Path
 
-from latentgnn.reading import UnreadableError
+from latentgnn.files.reading import UnreadableError
 from latentgnn.tasks.detection.formats.folders import Images, by_split, files_below
 from latentgnn.tasks.detection.formats.image_sets import named_in_sets
 from latentgnn.tasks.detection.formats.labelmap import read_labelmap

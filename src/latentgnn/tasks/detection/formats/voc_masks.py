@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgnn.errors import UserError
-from latentgnn.reading import regular_file
+from latentgnn.files.reading import regular_file
 from latentgnn.tasks.detection.formats.folders import Images, by_split, files_below
 from latentgnn.tasks.detection.formats.image_sets import named_in_sets
 from latentgnn.tasks.detection.formats.labelmap import BACKGROUND, Labelmap, read_labelmap

@@ -6,8 +6,8 @@ from pathlib import Path
 from xml.parsers import expat
 
 from latentgnn.errors import reason
-from latentgnn.plain_values import MOST_DEPTH
-from latentgnn.reading import UnreadableError, regular_file
+from latentgnn.files.plain_values import MOST_DEPTH
+from latentgnn.files.reading import UnreadableError, regular_file
 
 # An object takes about 300 bytes.
 _MOST_BYTES = 64 * 2**20

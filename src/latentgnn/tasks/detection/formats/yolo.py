@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from latentgnn.errors import UserError
-from latentgnn.plain_values import shown
-from latentgnn.reading import UnreadableError, read_lines, read_yaml, regular_file
+from latentgnn.files.plain_values import shown
+from latentgnn.files.reading import UnreadableError, read_lines, read_yaml, regular_file
 from latentgnn.tasks.detection.formats.folders import by_split, files_below
 from latentgnn.tasks.detection.formats.records import Categories, Fault, Place, Reading, box_of
 from latentgnn.tasks.detection.formats.sheets import Item, Sheet, assemble

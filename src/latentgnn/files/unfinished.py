@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latentgnn.errors import UserError
-from latentgnn.files import is_temporary, write_json
+from latentgnn.files.writing import is_temporary, write_json
 
 WORK = ".latentgnn-unfinished"
 """The folder for unfinished work in a folder of results."""

@@ -17,13 +17,11 @@ from latentgnn.config import LatentGNNConfig
 from latentgnn.core.layouts import cat, laid_out_like
 from latentgnn.functional import gather, latent_scale, mix, node_weight, scale_of_weight, scatter
 from latentgnn.modes import is_exporting, is_traced
-from latentgnn.normalizing import count_batch
 from latentgnn.norms import is_repeatable
 from latentgnn.numerics import row_bound, to_dtype
-from latentgnn.projections import Arrangement
-from latentgnn.ranks import added
-from latentgnn.samples import Nodes, outside_unchanged
-from latentgnn.steps import (
+from latentgnn.plain.normalizing import count_batch
+from latentgnn.plain.samples import Nodes, outside_unchanged
+from latentgnn.plain.steps import (
     Step,
     Steps,
     add_,
@@ -35,6 +33,8 @@ from latentgnn.steps import (
     steps_of,
     to_unit_length_,
 )
+from latentgnn.projections import Arrangement
+from latentgnn.ranks import added
 
 
 def latent_gnn(layer: Arrangement, x_BNC: Tensor, nodes: Nodes, compute: torch.dtype, *, recompute: bool) -> Tensor:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from latentgnn.errors import reason
-from latentgnn.plain_values import json_decoder, too_deep
-from latentgnn.reading import LONG_NUMBER, TOO_MANY_DIGITS, UnreadableError, check_values, regular_file
-from latentgnn.stored_lists import Source, StoredFile, StoredList, version_of
+from latentgnn.files.plain_values import json_decoder, too_deep
+from latentgnn.files.reading import LONG_NUMBER, TOO_MANY_DIGITS, UnreadableError, check_values, regular_file
+from latentgnn.files.stored_lists import Source, StoredFile, StoredList, version_of
 
 MOST_BYTES = 2**38
 """Maximum size of a file: a hundred million images."""
@@ -34,10 +34,10 @@ _EXPONENT = 3
 def read_json_lists(
     path: Path | str, names: Collection[str], what: str = "file", *, most_bytes: int = MOST_BYTES
 ) -> Any:
-    """Read a UTF-8 JSON file, with some lists of its top-level object as `latentgnn.stored_lists.StoredList`.
+    """Read a UTF-8 JSON file, with some lists of its top-level object as `latentgnn.files.stored_lists.StoredList`.
 
-    The whole file is checked once, as strictly as by `latentgnn.reading.read_json`, with only one chunk in memory at a
-    time.
+    The whole file is checked once, as strictly as by `latentgnn.files.reading.read_json`, with only one chunk in memory
+    at a time.
 
     Args:
         path: the file.
@@ -46,7 +46,7 @@ def read_json_lists(
         most_bytes: maximum size of a file that is read.
 
     Raises:
-        UnreadableError: as in `latentgnn.reading.read_json`; also if an element is longer than
+        UnreadableError: as in `latentgnn.files.reading.read_json`; also if an element is longer than
             `MOST_ELEMENT_CHARACTERS`.
     """
     path = regular_file(path, what)

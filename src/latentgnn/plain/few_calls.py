@@ -17,13 +17,12 @@ from latentgnn.config import LatentGNNConfig
 from latentgnn.core.layouts import cat, cat_nodes, laid_out_like
 from latentgnn.functional import gather, mix, scatter
 from latentgnn.modes import is_eager_on_gpu, is_transformed
-from latentgnn.norm_calls import are_single, norm_calls
 from latentgnn.norms import are_alike, joined_affine
 from latentgnn.numerics import l2, to_dtype, wide
-from latentgnn.plain import scale_of_sums
-from latentgnn.projections import Arrangement
-from latentgnn.samples import outside_unchanged
-from latentgnn.steps import (
+from latentgnn.plain.equations import scale_of_sums
+from latentgnn.plain.norm_calls import are_single, norm_calls
+from latentgnn.plain.samples import outside_unchanged
+from latentgnn.plain.steps import (
     SMALL_MATRIX,
     add_,
     apply,
@@ -32,6 +31,7 @@ from latentgnn.steps import (
     rectified_,
     to_unit_length_,
 )
+from latentgnn.projections import Arrangement
 
 
 def fits(layer: Arrangement, x_BNC: Tensor, mask_BN: Tensor | None, compute: torch.dtype) -> bool:

@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any, ClassVar
 
 from latentgnn.errors import require
-from latentgnn.plain_values import MOST_DEPTH, too_deep
+from latentgnn.files.plain_values import MOST_DEPTH, too_deep
 
 _MOST_VALUES = 100_000
 _MOST_DIGITS = 100

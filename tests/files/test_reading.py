@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from latentgnn.errors import UserError
-from latentgnn.plain_values import MOST_DEPTH
-from latentgnn.reading import parse_yaml, read_json, read_yaml, regular_file
+from latentgnn.files.plain_values import MOST_DEPTH
+from latentgnn.files.reading import parse_yaml, read_json, read_yaml, regular_file
 
 
 def bomb(levels: int) -> str:

@@ -1,4 +1,4 @@
-"""Lists that stay in their JSON file, beside `json` and `latentgnn.reading.read_json`, which hold all of it."""
+"""Lists that stay in their JSON file, beside `json` and `latentgnn.files.reading.read_json`, which hold all of it."""
 
 import json
 import pickle
@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentgnn import json_lists
 from latentgnn.errors import UserError
-from latentgnn.json_lists import read_json_lists
-from latentgnn.reading import UnreadableError, read_json
-from latentgnn.stored_lists import StoredList, part_of
+from latentgnn.files import json_lists
+from latentgnn.files.json_lists import read_json_lists
+from latentgnn.files.reading import UnreadableError, read_json
+from latentgnn.files.stored_lists import StoredList, part_of
 
 ELEMENTS = [{"id": 1, "name": "Käfer ☃ 𝄞", "box": [0.1, -2, 3e5]}, "text", None, [], 17, -0.5, {"a": {"b": [True]}}]
 VALUE = {"info": {"é": "ü"}, "images": ELEMENTS, "annotations": [], "other": [1, 2], "last": 3.25}

@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from latentgnn.errors import UserError, concerning, system_error, told
-from latentgnn.files import write_bytes
-from latentgnn.growing_lists import GrowingList
-from latentgnn.unfinished import Unfinished
+from latentgnn.files.growing_lists import GrowingList
+from latentgnn.files.unfinished import Unfinished
+from latentgnn.files.writing import write_bytes
 
 LIST = ".latentgnn-results"
 """The file in a folder of results that lists them, one JSON string per line; a name is added before its file."""
@@ -82,8 +82,8 @@ class Results:
         overwrite: remove the results of an earlier command; they are kept until the first new one is written.
         first: whether this is the first or only process of the command. It checks the folder, removes what is replaced
             and lists all results (`announce`) before the others write theirs; only it has lists that grow.
-        task: given by a command that continues where it was interrupted, see `latentgnn.unfinished.Unfinished`. Then
-            its finished results are kept (`has`), and `unfinished` is the same folder as before.
+        task: given by a command that continues where it was interrupted, see `latentgnn.files.unfinished.Unfinished`.
+            Then its finished results are kept (`has`), and `unfinished` is the same folder as before.
 
     Raises:
         UserError: if the folder is a file, contains something else, or contains results that may not be replaced.

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from latentgnn.errors import UserError, reason, require
-from latentgnn.plain_values import first_fault, json_decoder, too_deep
-from latentgnn.yaml_loader import loader
+from latentgnn.files.plain_values import first_fault, json_decoder, too_deep
+from latentgnn.files.yaml_loader import loader
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -191,7 +191,7 @@ def _line_and_column(text: str, position: int) -> str:
 
 
 def check_values(value: Any, path: Path | None, *, within: Sequence[str | int] = (), finite: bool = True) -> None:
-    """Refuse values that a parser accepts but we do not, see `latentgnn.plain_values.first_fault`.
+    """Refuse values that a parser accepts but we do not, see `latentgnn.files.plain_values.first_fault`.
 
     Raises:
         UnreadableError: for the first such value, with its place.

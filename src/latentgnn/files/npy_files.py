@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgnn.errors import UserError, concerning, first_line
-from latentgnn.reading import regular_file
+from latentgnn.files.reading import regular_file
 
 # Bytes that are written to disk at once while the layer computes, so that not everything is left for the end.
 _SYNCED = 1 << 26

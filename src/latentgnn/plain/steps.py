@@ -16,11 +16,11 @@ from latentgnn import modes
 from latentgnn.core.layouts import is_plain
 from latentgnn.core.routines import outer, takes_onednn
 from latentgnn.modes import is_eager_on_gpu, is_exporting, is_known, is_seen, is_traced
-from latentgnn.normalizing import normalize
 from latentgnn.norms import is_per_node
 from latentgnn.numerics import inverse_length, l2, to_dtype, wide
+from latentgnn.plain.normalizing import normalize
+from latentgnn.plain.samples import Nodes
 from latentgnn.projections import Arrangement
-from latentgnn.samples import Nodes
 
 
 class Step(NamedTuple):

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentgnn.errors import UserError, reason
-from latentgnn.reading import UnreadableError
+from latentgnn.files.reading import UnreadableError
 
 _BLOCK = 256  # number of elements that are read at a time when iterating
 # Elements that are close together are read at once, including what is between them.

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from latentgnn.errors import UserError, concerning, is_lasting, system_error, told
-from latentgnn.files import write_bytes
-from latentgnn.outputs import LIST, Results, refuse_to_replace
+from latentgnn.files.outputs import LIST, Results, refuse_to_replace
+from latentgnn.files.writing import write_bytes
 
 
 def content(folder):
