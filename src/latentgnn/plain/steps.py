@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.compiler import is_compiling
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from latentgnn import modes
@@ -100,7 +99,7 @@ def apply_whole(x_BNC: Tensor, weight_OC: Tensor, shift_O: Tensor | None = None)
     """x W^T + shift, of a float32 or float64 tensor, by the routine that suits its size and its device."""
     if x_BNC.stride(-1) == 1:
         return _applied_to_rows(x_BNC, weight_OC, shift_O)
-    if is_compiling():
+    if torch.compiler.is_compiling():
         # PyTorch 2.11's compiler rejects a slice of a vector as a convolution's bias; it fuses the sum anyway.
         y_BON = torch.conv1d(x_BNC.mT, weight_OC.unsqueeze(-1))
         return (y_BON if shift_O is None else y_BON + shift_O.unsqueeze(1)).mT
@@ -180,7 +179,7 @@ def add_(new: Tensor, x: Tensor) -> Tensor:
 
 def _may_be_changed(new: Tensor) -> bool:
     """Whether a tensor may be changed in place; only on a CPU, where new memory often costs more than arithmetic."""
-    if torch.is_grad_enabled() or is_compiling() or new.numel() < _MUCH_MEMORY:
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or new.numel() < _MUCH_MEMORY:
         return False
     return new.is_cpu and is_plain(new) and not is_seen()
 
