@@ -13,7 +13,7 @@ from sweep import make_input, make_layer, relative_error
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from latentgnn import FrozenBatchNorm, LatentGNN
+from latentgnn import FrozenBatchNorm, LatentGNN, reference
 from latentgnn.batch_statistics import update_running
 from latentgnn.norms import NORMS, group_norm
 
@@ -96,6 +96,17 @@ def _synchronised_process(rank: int, port: int, folder: str) -> None:
     }
     torch.save(result, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("frozen", [0, -1])
+def test_frozen_and_evaluated_batch_norms_are_affine_together(frozen: int) -> None:
+    layer, x = make_layer("graph_conv", "batch").eval(), make_input(2, 32, 9, 11)
+    projection = layer.projections[frozen]
+    norm = FrozenBatchNorm(projection.norm.num_features).double()
+    norm.load_state_dict(projection.norm.state_dict(), strict=False)
+    projection.norm = norm
+    assert layer.arrangement().norm_kind == "affine"
+    assert relative_error(layer(x), reference.forward(layer, x)) < 1e-12
 
 
 def test_synchronised_batch_norm_is_one_batch_over_processes(tmp_path: Path) -> None:

@@ -188,8 +188,10 @@ def kind_of(norms: Sequence[nn.Module]) -> NormKind | None:
             return "batch" if first_takes else "affine"
         if first_takes:
             return None
+    if all(type(norm) is FrozenBatchNorm for norm in norms):
+        # The check below would look at every tensor of every norm, at every call.
+        return "affine"
     kinds: tuple[tuple[type[nn.Module], NormKind], ...] = (
-        (FrozenBatchNorm, "affine"),
         (nn.GroupNorm, "group"),
         (nn.LayerNorm, "layer"),
         (nn.RMSNorm, "rms"),
