@@ -1,9 +1,13 @@
 import copy
+import re
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from latentgnn import FrozenBatchNorm, LatentGNN, LatentGNNConfig, PackedLatentGNN, by_size, reference
@@ -98,6 +102,23 @@ def test_small_inputs_of_affine_norms_go_through_few_calls(monkeypatch: pytest.M
     monkeypatch.setattr(few_calls, "latent_gnn", lambda *given: taken.append(given) or run(*given))
     layer(torch.randn(2, 16, 3, 4, dtype=torch.float64))
     assert len(taken) == 1
+
+
+@pytest.mark.small_inputs
+def test_operator_calls_of_a_small_input_are_those_of_the_page() -> None:
+    layer, x = LatentGNN(256, num_latents=64, norm=FrozenBatchNorm), torch.randn(1, 256, 16, 16)
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU]) as profiled:
+        layer(x)
+    outer = [event.name.removeprefix("aten::") for event in profiled.events() if event.cpu_parent is None]
+    page = (Path(__file__).parents[1] / "docs" / "results.md").read_text()
+    table = page.split("| what for | PyTorch's operators |")[1].split("\n\n")[0]
+    named = Counter[str]()
+    for count, name in re.findall(r"(\d+ )?`(\w+)`", table):
+        named[name] += int(count or 1)
+    views = {"flatten", "mT", "chunk", "unsqueeze", "split_with_sizes", "expand", "unflatten", "permute", "unbind"}
+    views |= {"_unsafe_view", "numpy_T", "split", "transpose"}
+    assert Counter(name for name in outer if name not in views) == named
+    assert f"these are its {named.total()} calls that compute" in page
 
 
 def test_second_derivatives_of_a_small_input() -> None:

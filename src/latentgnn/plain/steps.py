@@ -160,7 +160,7 @@ def rectified_(new: Tensor) -> Tensor:
 
 def to_unit_length_(new: Tensor) -> Tensor:
     """`l2` along the last dimension of a tensor that nothing else reads, in place where allowed."""
-    if new.dim() == 4 and new.stride(1) == 1 and not (modes.is_on_gpu(new) or is_traced()):
+    if new.dim() == 4 and not (modes.is_on_gpu(new) or is_traced()) and new.stride(1) == 1:
         # (B, N, G, r) with nodes innermost: PyTorch sums several times as fast with the strides in order.
         return _to_unit_length_(new.permute(0, 2, 3, 1), 2).permute(0, 3, 1, 2)
     return _to_unit_length_(new, -1)
